@@ -1,0 +1,144 @@
+"""Files that appear whole or not at all, and the hashes that say what is in them.
+
+Everything medsyn leaves on a shared file system is written by these few functions: a temporary sibling, fsync,
+one rename, fsync of the directory. A reader never sees half a file, and kill -9 leaves at most a `*.tmp-*` sibling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FILE_MODE = 0o640  # private to the user and the group: the inputs are medical
+DIRECTORY_MODE = 0o750
+
+
+def make_directory(path: Path) -> Path:
+    """Create `path` and its parents, readable by user and group only; return it."""
+    path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+    return path
+
+
+def temporary_sibling(path: Path) -> Path:
+    """A name beside `path` that no other process uses: the host and the process id are in it."""
+    return path.with_name(f".{path.name}.tmp-{os.uname().nodename}-{os.getpid()}")
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in the directory `path` survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fsync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write `content` to `path` so that `path` holds the old or the new content whole, whatever happens."""
+    make_directory(path.parent)
+    temporary = temporary_sibling(path)
+    data = content.encode() if isinstance(content, str) else content
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomic` of `value` as indented JSON."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def append_jsonl(path: Path, record: dict[str, Any]) -> None:
+    """Append one record as one line, in one write; a torn line that a kill left before it is closed off first."""
+    make_directory(path.parent)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, FILE_MODE)
+    try:
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        line = json.dumps(record, ensure_ascii=False) + "\n"
+        os.write(descriptor, ("\n" + line if torn else line).encode())
+    finally:
+        os.close(descriptor)
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a JSONL file; a torn last line (a kill in the middle of a write) is left out."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as stream:
+        for line in stream:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """A temporary directory that becomes `path` when the block ends without an error.
+
+    Every file in it is fsynced first, so the one rename publishes complete content. If `path` exists by then
+    (another process was faster, or this is a second run) the temporary one is dropped and `path` stays as it is.
+    """
+    make_directory(path.parent)
+    temporary = temporary_sibling(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(mode=DIRECTORY_MODE)
+    try:
+        yield temporary
+        for file in sorted(temporary.rglob("*")):
+            if file.is_file():
+                _fsync_file(file)
+            else:
+                fsync_directory(file)
+        fsync_directory(temporary)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    fsync_directory(path.parent)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def fingerprint(value: Any, encode: Callable[[Any], Any] = str) -> str:
+    """Hex SHA-256 of a JSON-ready value in canonical form: same value, same fingerprint, on every machine."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=encode)
+    return hashlib.sha256(text.encode()).hexdigest()

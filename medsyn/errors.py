@@ -1,0 +1,63 @@
+"""What a user did wrong, said once and in full; and the exit codes every task and command ends with.
+
+A user's mistake is never a traceback: code that meets one raises `InputError` (one file, one reason) or collects
+`Problem`s and raises `InputProblems` with all of them at once. `medsyn.__main__` and `launch.py` print them and
+leave with `EXIT_BAD_INPUT`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+EXIT_DONE = 0
+EXIT_FAILED = 1  # a bug, or out of memory: whoever reads the log decides
+EXIT_BAD_INPUT = 65  # EX_DATAERR: running again without a change would fail again
+EXIT_NO_PROGRESS = 70  # EX_SOFTWARE: failed twice at the same place
+EXIT_SAVED = 75  # EX_TEMPFAIL: progress is on disk, run me again
+EXIT_BAD_NODE = 78  # EX_CONFIG: this machine is unfit (no GPU visible, disk full)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with one input: where it is, what is wrong, what would be right."""
+
+    source: str  # the file, or the configuration, as the user named it
+    reason: str  # what is wrong, and what would be right
+    row: int | None = None  # 1-based line number in a table; the header is line 1
+    key: str | None = None  # column of a table, or dotted key of the configuration
+    severity: str = "error"  # "error" stops; "warning" is told and counted
+
+    def __str__(self) -> str:
+        place = self.source
+        if self.row is not None:
+            place += f", line {self.row}"
+        if self.key is not None:
+            place += f", {self.key}"
+        return f"{place}: {self.reason}"
+
+    def as_dict(self) -> dict[str, str | int | None]:
+        """The problem as a JSON-ready mapping."""
+        return asdict(self)
+
+
+class InputError(ValueError):
+    """One bad input: the file (or key) and the reason. The only exception a reader raises for a user's mistake."""
+
+    def __init__(self, source: str | Path, reason: str, row: int | None = None, key: str | None = None) -> None:
+        self.problem = Problem(str(source), reason, row, key)
+        super().__init__(str(self.problem))
+
+    @property
+    def problems(self) -> list[Problem]:
+        """The one problem, as a list, so that both error types are read alike."""
+        return [self.problem]
+
+
+class InputProblems(ValueError):
+    """Everything wrong with an input, found in one pass."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))

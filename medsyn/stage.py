@@ -1,0 +1,146 @@
+"""What a stage is: one function `run(config, task, directory, control)`, and the three things it is handed.
+
+`Task` says which part of the work, `CampaignDirectory` where everything about the campaign is, `Control` how to tell
+the world about progress and to learn that it is time to leave. This module knows no stage and imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medsyn import disk
+
+STAGES = ("finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate")
+
+
+def slug(name: str) -> str:
+    """A modality's name as a file name: `X-Ray` -> `x-ray`."""
+    return name.lower().replace(" ", "-")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One index of a stage's job array.
+
+    `blocks` is the half-open range of blocks of the modality's prompt list that a generate task owns.
+    """
+
+    stage: str
+    index: int
+    name: str
+    modality: str | None = None
+    blocks: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class CampaignDirectory:
+    """Where everything about one campaign is. `tasks/` is bookkeeping, `work/` holds what the stages made."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration that every task reads."""
+        return self.root / "config.yaml"
+
+    @property
+    def ledger(self) -> Path:
+        """What was submitted, started and ended; append-only."""
+        return self.root / "ledger.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """The campaign's result for people."""
+        return self.root / "report.html"
+
+    def done(self, stage: str, name: str) -> Path:
+        """The task's done marker, written last."""
+        return self.root / "tasks" / stage / "done" / f"{name}.json"
+
+    def failed(self, stage: str, name: str) -> Path:
+        """Why the task's newest attempt failed."""
+        return self.root / "tasks" / stage / "failed" / f"{name}.json"
+
+    def beat(self, stage: str, name: str) -> Path:
+        """How far the running task is."""
+        return self.root / "tasks" / stage / "beat" / f"{name}.json"
+
+    def attempts(self, stage: str, name: str) -> Path:
+        """One line for every time the task was started and ended."""
+        return self.root / "tasks" / stage / "attempts" / f"{name}.jsonl"
+
+    def log(self, stage: str, name: str) -> Path:
+        """What the task printed, all attempts in one file."""
+        return self.root / "tasks" / stage / "log" / f"{name}.log"
+
+    def work(self, stage: str, name: str) -> Path:
+        """What the task makes."""
+        return self.root / "work" / stage / name
+
+    def finetuned_unet(self, modality: str) -> Path:
+        """Directory with the fine-tuned `unet/` of a modality (the specification's `--model_used`)."""
+        return self.work("finetune", slug(modality)) / "model"
+
+    def selector(self) -> Path:
+        """The trained Selector."""
+        return self.work("rlhf-stage1", "all") / "selector"
+
+    def policy(self, modality: str | None = None) -> Path:
+        """The trained Policy: of stage 2 for a modality, of stage 1 without one."""
+        if modality is None:
+            return self.work("rlhf-stage1", "all") / "policy"
+        return self.work("rlhf-stage2", slug(modality)) / "policy"
+
+    def block(self, mode: str, modality: str, number: int) -> Path:
+        """One block of generated images, whole or absent; independent of the shard that made it."""
+        return self.work("generate", mode) / slug(modality) / f"block-{number:06d}"
+
+
+class Saved(Exception):
+    """The task was asked to leave and its progress is on disk: exit code 75, run me again."""
+
+
+class NoProgress(Exception):
+    """The task cannot get further: exit code 70."""
+
+
+class BadNode(Exception):
+    """This machine is unfit for the task: exit code 78."""
+
+
+class Control:
+    """A running task's line to the world: heartbeats out, the wish to stop in.
+
+    Signal handlers call `request_stop`, which only sets a flag. Loops call `leave_if_asked` where everything made
+    so far is on disk.
+    """
+
+    def __init__(self, beat: Path | None = None, beat_seconds: float = 1.0) -> None:
+        self._beat = beat
+        self._beat_seconds = beat_seconds
+        self._last_beat = 0.0
+        self.stop_requested = False
+
+    def request_stop(self) -> None:
+        """Ask the task to save and leave; safe in a signal handler."""
+        self.stop_requested = True
+
+    def leave_if_asked(self) -> None:
+        """Raise `Saved` if a stop was requested. Call only at a point where progress is on disk."""
+        if self.stop_requested:
+            raise Saved
+
+    def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
+        """Publish progress, at most once per `beat_seconds`, and always at the end."""
+        now = time.monotonic()
+        if self._beat is None or (step < total and now - self._last_beat < self._beat_seconds):
+            return
+        self._last_beat = now
+        disk.write_json(
+            self._beat,
+            {"step": step, "total": total, "unit": unit, "time": time.time(), "host": os.uname().nodename, **numbers},
+        )

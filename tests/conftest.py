@@ -1,0 +1,30 @@
+"""Every test runs on one thread: two torch threads on a small shared machine can be 20 times slower than one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+from medsyn.config import ENVIRONMENT
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    yield
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real, openly licensed images for development; they are not part of the project."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the development images (../shared/data) are not here")
+    return SHARED_DATA

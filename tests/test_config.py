@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medsyn import config
+from medsyn.config import Config
+from medsyn.errors import InputError, InputProblems
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "campaign.yaml"
+    path.write_text(text)
+    return path
+
+
+def problems_of(path: Path, *overrides: str) -> dict[str | None, str]:
+    with pytest.raises(InputProblems) as caught:
+        config.load(path, overrides, environment={})
+    return {problem.key: problem.reason for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations_are_valid(path: Path) -> None:
+    assert config.load(path, environment={}).campaign.name == path.stem
+
+
+def test_the_tiny_file_explains_every_key_there_is() -> None:
+    tree = config.yaml.safe_load((Path(__file__).parents[1] / "configs" / "tiny.yaml").read_text())
+    assert {key for key, _ in config.flatten(tree)} == {key for key, _ in config.flatten(Config().model_dump())}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_saved_configuration_reads_back_equal(path: Path, tmp_path: Path) -> None:
+    original = config.load(path, environment={})
+    assert config.load(write(tmp_path, config.save(original)), environment={}) == original
+
+
+def test_all_problems_of_a_file_at_once_each_with_its_key(tmp_path: Path) -> None:
+    path = write(tmp_path, "data: {tabel: x, resolution: 100}\nfinetune: {learning_rate: fast}\ngeneraton: {}\n")
+    found = problems_of(path)
+    assert set(found) == {"data.tabel", "data.resolution", "finetune.learning_rate", "generaton"}
+    assert "did you mean data.table?" in found["data.tabel"]
+    assert "multiple of 8" in found["data.resolution"]
+
+
+def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
+    loaded = config.load(
+        write(tmp_path, "finetune: {learning_rate: 1e-5}\n"), ["training.stage1.learning_rate=2e-4"], {}
+    )
+    assert loaded.finetune.learning_rate == 1e-5
+    assert loaded.training.stage1.learning_rate == 2e-4
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("generation.batch_sze=3", "generation.batch_sze"),
+        ("generation.batch_size=0", "generation.batch_size"),
+        ("generation.batch_size=three", "generation.batch_size"),
+        ("generation.batch_size=true", "generation.batch_size"),
+        ("generation.quality_threshold=1.5", "generation.quality_threshold"),
+        ("generation=3", "generation"),
+        ("campaign.name=../escape", "campaign.name"),
+        ("generation.num_candidates=99", "generation"),
+        ("data.modalities=[OCT, OCT]", "data"),
+        ("data.modalities=[Ultrasound]", "data.modalities.0"),
+        ("selector.patch_size=7", "selector"),
+        ("nonsense", None),
+    ],
+)
+def test_bad_overrides_name_their_key(tmp_path: Path, override: str, key: str | None) -> None:
+    assert key in problems_of(write(tmp_path, "campaign: {name: a}\n"), override)
+
+
+def test_several_bad_overrides_are_told_together(tmp_path: Path) -> None:
+    assert set(problems_of(write(tmp_path, ""), "a.b=1", "c.d=2")) == {"a.b", "c.d"}
+
+
+def test_later_wins_file_environment_command_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "data: {resolution: 64}\ngeneration: {img_num: 2}\n")
+    environment = {"RESOLUTION": "128", "NUM_IMAGES": "4", "USE_8BIT_ADAM": "1"}
+    loaded = config.load(path, ["generation.img_num=5"], environment)
+    assert (loaded.data.resolution, loaded.generation.img_num, loaded.finetune.use_8bit_adam) == (128, 5, True)
+
+
+def test_environment_text_stays_text(tmp_path: Path) -> None:
+    loaded = config.load(
+        write(tmp_path, ""), [], {"BASE_PROMPT": "Chest X-ray: normal lung fields", "E2E_OUTPUT_DIR": "12"}
+    )
+    assert loaded.data.base_prompt == "Chest X-ray: normal lung fields"
+    assert loaded.campaign.dir == "12"
+
+
+def test_a_bad_environment_value_is_an_error_not_a_default(tmp_path: Path) -> None:
+    with pytest.raises(InputProblems, match="resolution"):
+        config.load(write(tmp_path, ""), [], {"RESOLUTION": "large"})
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just text\n", "a: [1\n", "a: &x [*x]\n"])
+def test_what_is_not_a_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises((InputError, InputProblems), match=r"campaign\.yaml"):
+        config.load(write(tmp_path, text), environment={})
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent\.yaml.*no such configuration"):
+        config.load(tmp_path / "absent.yaml", environment={})
+
+
+def test_yaml_cannot_run_code(tmp_path: Path) -> None:
+    path = write(tmp_path, f"data: {{table: !!python/object/apply:os.system ['touch {tmp_path}/ran']}}\n")
+    with pytest.raises(InputError):
+        config.load(path, environment={})
+    assert not (tmp_path / "ran").exists()
+
+
+def test_section_fingerprints_see_their_sections_only() -> None:
+    base = Config()
+    moved = config.validate({"cluster": {"max_parallel": 7}}, "test")
+    trained = config.validate({"finetune": {"max_train_steps": 7}}, "test")
+    keys = ("campaign.seed", "data", "finetune")
+    assert base.section_fingerprint(*keys) == moved.section_fingerprint(*keys)
+    assert base.section_fingerprint(*keys) != trained.section_fingerprint(*keys)
+    assert config.differences(base, trained) == ["finetune.max_train_steps"]

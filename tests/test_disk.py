@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from medsyn import disk
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    disk.write_atomic(path, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        disk.write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_files_and_directories_are_private(tmp_path: Path) -> None:
+    disk.write_json(tmp_path / "a" / "b.json", {"x": 1})
+    disk.append_jsonl(tmp_path / "a" / "c.jsonl", {"x": 1})
+    for path in (tmp_path / "a" / "b.json", tmp_path / "a" / "c.jsonl", tmp_path / "a"):
+        assert not path.stat().st_mode & stat.S_IRWXO
+
+
+def test_killed_writers_never_show_half_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    code = (
+        "import sys; from pathlib import Path; from medsyn import disk\n"
+        "for n in range(10**9): disk.write_atomic(Path(sys.argv[1]), str(n % 10) * 100_000)"
+    )
+    for delay in (0.15, 0.25, 0.4):
+        writer = subprocess.Popen([sys.executable, "-c", code, str(path)])
+        deadline = time.monotonic() + 30
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(delay)
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        content = path.read_text()
+        assert len(content) == 100_000
+        assert len(set(content)) == 1
+
+
+def test_a_torn_last_line_is_left_out_and_closed_off(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    disk.append_jsonl(path, {"n": 1})
+    with path.open("a") as stream:
+        stream.write('{"n": 2, "torn')
+    assert list(disk.read_jsonl(path)) == [{"n": 1}]
+    disk.append_jsonl(path, {"n": 3})
+    assert list(disk.read_jsonl(path)) == [{"n": 1}, {"n": 3}]
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "block"
+    with pytest.raises(RuntimeError), disk.atomic_directory(target) as temporary:
+        (temporary / "half").write_text("x")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    with disk.atomic_directory(target) as temporary:
+        (temporary / "whole").write_text("x")
+        assert not target.exists()
+    assert (target / "whole").read_text() == "x"
+
+
+def test_a_second_directory_does_not_replace_the_first(tmp_path: Path) -> None:
+    target = tmp_path / "block"
+    for content in ("first", "second"):
+        with disk.atomic_directory(target) as temporary:
+            (temporary / "file").write_text(content)
+    assert (target / "file").read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["block"]
+
+
+def test_json_with_nan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        disk.write_json(tmp_path / "x.json", {"loss": float("nan")})
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_fingerprints_ignore_order_and_see_values() -> None:
+    assert disk.fingerprint({"a": 1, "b": 2}) == disk.fingerprint({"b": 2, "a": 1})
+    assert disk.fingerprint({"a": 1}) != disk.fingerprint({"a": "1"})
