@@ -1,0 +1,1 @@
+"""What goes in: tables, images, phantoms."""

@@ -1,0 +1,150 @@
+"""What is computed once and read often: latents of images and text features of captions.
+
+A cache is a directory of safetensors shards. An entry's key is a hash of everything it was computed from (the file's
+bytes, the resolution, the reader, the weights), so a changed image or model never meets a stale entry. A shard's name
+is the hash of its own bytes, so a torn or altered one is noticed, dropped and computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from medsyn import disk
+from medsyn.errors import InputError
+from medsyn.stage import Control
+
+READER_VERSION = 1  # raise it when `read_image` or `fit_square` give other pixels for the same file
+_SHARD_ENTRIES = 256  # how many computed entries a kill can cost
+_SUFFIX = ".safetensors"
+
+Source = TypeVar("Source")
+logger = logging.getLogger(__name__)
+
+
+def image_key(file_sha256: str, modality: str, resolution: int, weights: str, allow_synthetic: bool) -> str:
+    """The key of one image's latents. `allow_synthetic` is part of it because it decides what a reader lets pass."""
+    return disk.fingerprint(["image", READER_VERSION, file_sha256, modality, resolution, weights, allow_synthetic])
+
+
+def caption_key(caption: str, weights: str) -> str:
+    """The key of one caption's text features."""
+    return disk.fingerprint(["caption", caption, weights])
+
+
+class TensorCache:
+    """Named float16 tensors under content keys; read on demand from mapped files, so it may be larger than memory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = disk.make_directory(directory)
+        self._shard_of: dict[str, Any] = {}  # entry's key -> open shard
+        for path in sorted(directory.glob(f"*{_SUFFIX}")):
+            if disk.sha256_file(path) == path.stem:
+                self._open(path)
+            else:
+                logger.warning("cache file %s is damaged; what it held is computed again", path)
+                path.unlink(missing_ok=True)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._shard_of
+
+    def read(self, key: str, name: str) -> Tensor:
+        """Tensor `name` of entry `key`, float16 on the CPU; a view into a file, not to be written to."""
+        tensor: Tensor = self._shard_of[key].get_tensor(f"{key}.{name}")
+        return tensor
+
+    def add(self, entries: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Store {key: {name: tensor}} in one new shard, whole or not at all."""
+        if not entries:
+            return
+        content = save(
+            {
+                f"{key}.{name}": tensor.detach().to("cpu", torch.float16).contiguous()
+                for key, tensors in entries.items()
+                for name, tensor in tensors.items()
+            }
+        )
+        path = self._directory / f"{hashlib.sha256(content).hexdigest()}{_SUFFIX}"
+        disk.write_atomic(path, content)
+        self._open(path)
+
+    def fill(
+        self,
+        wanted: Mapping[str, Source],
+        compute: Callable[[Source], Mapping[str, Tensor]],
+        control: Control,
+        unit: str,
+    ) -> tuple[int, dict[str, InputError]]:
+        """Compute the entries of `wanted` that are not here yet.
+
+        Args:
+            wanted: {key: what `compute` makes the entry's tensors from}.
+            compute: may raise `InputError` for a source that cannot be used; the others go on.
+            control: progress goes there; on a stop request what has been computed is stored and `Saved` raised.
+            unit: what is counted, for the progress.
+
+        Returns:
+            How many entries were computed, and the error of every one that could not be.
+        """
+        fresh: dict[str, Mapping[str, Tensor]] = {}
+        computed, failures = 0, {}
+        for number, (key, source) in enumerate(wanted.items()):
+            if key in self:
+                continue
+            try:
+                fresh[key] = compute(source)
+                computed += 1
+            except InputError as error:
+                failures[key] = error
+            if len(fresh) >= _SHARD_ENTRIES or control.stop_requested:
+                self.add(fresh)
+                fresh = {}
+                control.leave_if_asked()
+            control.beat(number + 1, len(wanted), unit)
+        self.add(fresh)
+        return computed, failures
+
+    def _open(self, path: Path) -> None:
+        shard = safe_open(path, framework="pt", device="cpu")
+        for name in shard.keys():  # noqa: SIM118 (a shard is no mapping)
+            self._shard_of[name.rpartition(".")[0]] = shard
+
+
+def hash_files(paths: Iterable[Path], memo: Path) -> dict[Path, str]:
+    """SHA-256 of every file; '' for one that cannot be read.
+
+    A file whose size and times are those in `memo` is not read again: on resume a large data set would take longer to
+    hash than to train on. The memo names files by hash, because their names may hold more than the eye should see.
+
+    Args:
+        paths: files; repeated ones are hashed once.
+        memo: JSON file, read if it is there and written anew.
+    """
+    try:
+        known = dict(disk.read_json(memo))
+    except (OSError, ValueError, TypeError):
+        known = {}
+    facts, hashes = {}, {}
+    for path in dict.fromkeys(paths):
+        name = disk.fingerprint(str(path))
+        try:
+            status = path.stat()
+            # the change time too: a program can set back the modification time, not this one
+            times = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+            seen = known.get(name)
+            hashes[path] = seen[3] if seen and seen[:3] == times else disk.sha256_file(path)
+        except OSError:
+            hashes[path] = ""
+            continue
+        facts[name] = [*times, hashes[path]]
+    if facts != known:
+        disk.write_json(memo, facts)
+    return hashes

@@ -1,0 +1,106 @@
+"""Everything that is wrong with tables and the images they name, before hours of a cluster are spent on them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from medsyn.data.images import read_image
+from medsyn.data.tables import ImageRow, RatingRow, read_dataset, read_prompts, read_ratings
+from medsyn.errors import InputError, InputProblems, Problem
+
+_SYNTHETIC = "is marked as synthetic; generated images are not trained on unless data.allow_synthetic is set"
+
+
+def check_tables(
+    paths: list[Path],
+    root: Path | None = None,
+    modality_column: str = "modality",
+    allow_synthetic: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Problem]:
+    """Read the tables and every image that they name, one at a time, each once.
+
+    Args:
+        paths: data set, ratings and prompt tables; the header tells which one a table is.
+        root: the folder that their files are in; each table's own unless given.
+        modality_column: the data set's modality column.
+        allow_synthetic: do not report images that carry the mark of a generated one.
+        progress: called with (images read, images in all).
+
+    Returns:
+        Every problem, with the table, its line and, where it is the image's, the image as the table names it.
+    """
+    tables: list[tuple[list[Problem], list[ImageRow | RatingRow]]] = []
+    for path in paths:
+        try:
+            tables.append(_read_table(path, root, modality_column))
+        except (InputError, InputProblems) as error:
+            tables.append((list(error.problems), []))
+    found: dict[tuple[Path, str], list[Problem]] = {}
+    total = len({(row.path, row.modality) for _, rows in tables for row in rows})
+    problems: list[Problem] = []
+    for path, (of_table, rows) in zip(paths, tables, strict=True):
+        problems += of_table
+        told: set[tuple[Path, str]] = set()
+        for row in rows:
+            image = (row.path, row.modality)
+            if image in told:
+                continue
+            told.add(image)
+            if image not in found:
+                found[image] = _check_image(*image, allow_synthetic)
+                if progress is not None:
+                    progress(len(found), total)
+            key = "path" if isinstance(row, ImageRow) else "image_path"
+            problems += (
+                replace(problem, source=str(path), reason=f"{row.file!r} {problem.reason}", row=row.row, key=key)
+                for problem in found[image]
+            )
+    return problems
+
+
+def _read_table(
+    path: Path, root: Path | None, modality_column: str
+) -> tuple[list[Problem], list[ImageRow | RatingRow]]:
+    """A table's own problems, and its rows that name an image."""
+    kind = table_kind(path)
+    if kind == "prompts":
+        return read_prompts(path).problems, []
+    if kind == "ratings":
+        ratings = read_ratings(path, root)
+        return ratings.problems, [*ratings.rows]
+    dataset = read_dataset(path, root, modality_column)
+    return dataset.problems, [*dataset.rows]
+
+
+def table_kind(path: Path) -> str:
+    """`dataset`, `ratings` or `prompts`, by the columns in the first line; a `.txt` file is a prompt list.
+
+    What is none of them is called a data set, whose reader says what is missing.
+    """
+    if path.suffix.lower() == ".txt":
+        return "prompts"
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+            line = next((line for line in iter(lambda: stream.readline(1 << 16), "") if line.strip()), "")
+        columns = {name.strip().casefold() for fields in csv.reader([line]) for name in fields}
+    except (OSError, csv.Error):
+        return "dataset"
+    if columns & {"rating", "image_path"}:
+        return "ratings"
+    return "prompts" if "prompt" in columns and "path" not in columns else "dataset"
+
+
+def _check_image(path: Path, modality: str, allow_synthetic: bool) -> list[Problem]:
+    """What is wrong with one image file."""
+    try:
+        image = read_image(path, modality)
+    except InputError as error:
+        return error.problems
+    problems = [Problem(str(path), f"was read, but {warning}", severity="warning") for warning in image.warnings]
+    if image.synthetic and not allow_synthetic:
+        problems.append(Problem(str(path), _SYNTHETIC))
+    return problems

@@ -1,0 +1,92 @@
+"""The five modalities, their spellings, and the texts (captions and prompts) that name them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from functools import lru_cache
+
+MODALITIES: tuple[str, ...] = ("OCT", "CT", "X-Ray", "MRI", "Fundus")
+CLIP_TOKENS = 75  # CLIP reads 77, two of which mark begin and end
+
+# Every spelling counts in any case, and with spaces, hyphens and underscores left out: `X-ray`, `x_ray`, `XRAY`.
+# The short ones without a vowel, `opt` and `op` are DICOM's modality codes.
+_SPELLINGS: dict[str, str] = {
+    "OCT": "oct octscan octbscan sdoct ssoct opt opticalcoherencetomography",
+    "CT": "ct ctscan cta ctangiography hrct ldct ncct cect computedtomography",
+    "X-Ray": "xray xrays xr cxr cr dx xrayimage radiograph radiography plainradiograph",
+    "MRI": "mri mr mriscan mrscan magneticresonance magneticresonanceimaging",
+    "Fundus": "fundus op cfp fundusphoto fundusphotograph fundusphotography fundusimage",
+}
+# What may stand before or after a modality: `Chest X-ray`, `BrainMRI`, `CT abdomen`, `left fundus`.
+_QUALIFIERS = (
+    "head|brain|cerebral|skull|neck|orbit|eye|retina|retinal|macula|macular|chest|thorax|thoracic|lung|pulmonary|heart|"
+    "cardiac|breast|abdomen|abdominal|liver|kidney|renal|pelvis|pelvic|prostate|spine|spinal|cervical|lumbar|shoulder|"
+    "elbow|wrist|hand|hip|knee|ankle|foot|left|right|axial|coronal|sagittal|frontal|lateral|contrast|color|colour"
+)
+_SPELLING = re.compile(
+    f"(?:{_QUALIFIERS})*"
+    + "(?:" + "|".join("(" + spellings.replace(" ", "|") + ")" for spellings in _SPELLINGS.values()) + ")"
+    + f"(?:{_QUALIFIERS})*"
+)  # fmt: skip
+_PREFIX = re.compile(r"\s*([^:：]{1,60})[:：]\s*")
+_NOTHING = {"", "nan", "na", "n/a", "#n/a", "<na>", "none", "null"}
+_TOKEN = re.compile(r"\d|[^\W\d_]{1,7}|[^\w\s]+|_")
+
+
+def _squeeze(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.casefold())
+
+
+@lru_cache(maxsize=1024)
+def canonical_modality(name: str) -> str | None:
+    """The one name of a modality that is spelled in any usual way, or None.
+
+    Case, spaces, hyphens and underscores do not count, and a body part, side or plane before or after the modality is
+    understood: `CXR`, `Chest X-ray`, `BrainMRI`, `CT abdomen`, `fundus photography`.
+    """
+    match = _SPELLING.fullmatch(_squeeze(name))
+    return MODALITIES[match.lastindex - 1] if match and match.lastindex else None
+
+
+def not_a_modality(name: str) -> str:
+    """What to tell a user whose `name` is none of the five: the five, and the closest one if there is one."""
+    spellings = {spelling: modality for modality, known in _SPELLINGS.items() for spelling in known.split()}
+    close = difflib.get_close_matches(_squeeze(name), spellings, n=1, cutoff=0.7)
+    hint = f"; did you mean {spellings[close[0]]}?" if close else ""
+    return f"is not one of the five modalities {', '.join(MODALITIES)}{hint}"
+
+
+def split_prefix(text: str) -> tuple[str | None, str]:
+    """The modality that a text starts with, and the rest of the text.
+
+    `Chest X-ray: clear lungs` -> (`X-Ray`, `clear lungs`). Only a modality and a colon make a prefix:
+    `Findings: none` and `CT of the chest` -> (None, the whole text).
+    """
+    match = _PREFIX.match(text)
+    modality = canonical_modality(match[1]) if match else None
+    return (modality, text[match.end() :]) if match and modality else (None, text)
+
+
+def clean_text(text: str) -> str:
+    """The text in one line, in Unicode's composed form, without invisible control characters."""
+    text = " ".join(text.split())
+    if text.isascii() and text.isprintable():
+        return text
+    visible = "".join(c for c in unicodedata.normalize("NFC", text) if unicodedata.category(c) not in ("Cc", "Cf"))
+    return " ".join(visible.split())
+
+
+def says_nothing(text: str) -> bool:
+    """Whether a text is empty, a spreadsheet's word for empty (`nan`, `N/A`, …), or holds no letter and no digit."""
+    return text.strip().casefold() in _NOTHING or not any(map(str.isalnum, text))
+
+
+def is_over_long(text: str) -> bool:
+    """Whether the CLIP text encoder is likely to cut the text's end off.
+
+    An estimate that needs no vocabulary: the tokenizer's own pieces (words, single digits, runs of marks), a word
+    counted as one token per seven letters.
+    """
+    return len(text) > CLIP_TOKENS and len(_TOKEN.findall(text)) > CLIP_TOKENS
