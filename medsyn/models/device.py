@@ -1,0 +1,53 @@
+"""Which processor, in which precision: the capability of the hardware decides, never a guess."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from medsyn.config import DeviceSection
+from medsyn.errors import InputError
+
+_TENSOR_CORES = (7, 0)  # below sm_70 half precision is stored as such but computed in fp32: no faster, only smaller
+_BFLOAT16 = (8, 0)
+
+
+@dataclass(frozen=True)
+class Device:
+    """A chosen device and dtype, and why they were chosen."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reasons: tuple[str, ...]
+
+
+def choose_device(section: DeviceSection) -> Device:
+    """The device and the precision for inference; trained weights are always float32, whatever this says.
+
+    Raises:
+        InputError: a precision was asked for that the device does not have.
+    """
+    torch.set_num_threads(section.cpu_threads)
+    if not (section.use_cuda and torch.cuda.is_available()):
+        why = "device.use_cuda is false" if not section.use_cuda else "no CUDA device is visible"
+        if section.precision in {"float16", "bfloat16"}:
+            raise InputError(
+                "configuration",
+                f"{section.precision} needs a GPU and {why}; use auto or float32",
+                key="device.precision",
+            )
+        return Device(torch.device("cpu"), torch.float32, (f"CPU: {why}", "float32: CPUs compute in float32"))
+    capability = torch.cuda.get_device_capability(0)
+    name = f"sm_{capability[0]}{capability[1]}"
+    reasons = [f"CUDA: {torch.cuda.get_device_name(0)} ({name})"]
+    if section.precision == "bfloat16" and capability < _BFLOAT16:
+        raise InputError("configuration", f"bfloat16 needs sm_80 or newer, this is {name}", key="device.precision")
+    if section.precision != "auto":
+        reasons.append(f"{section.precision}: asked for")
+        return Device(torch.device("cuda"), getattr(torch, section.precision), tuple(reasons))
+    if capability < _TENSOR_CORES:
+        reasons.append("float32: below sm_70 there are no tensor cores and fp32 is the fastest exact choice")
+        return Device(torch.device("cuda"), torch.float32, tuple(reasons))
+    reasons.append("float16: tensor cores; the VAE stays in float32")
+    return Device(torch.device("cuda"), torch.float16, tuple(reasons))

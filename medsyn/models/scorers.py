@@ -1,0 +1,88 @@
+"""The two scorers as files: `config.json` says what to build, `model.safetensors` holds its weights and statistics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from medsyn import disk
+from medsyn.config import ScorerSection
+from medsyn.errors import InputError
+from medsyn.models.policy import Policy
+from medsyn.models.quality import FEATURES
+from medsyn.models.selector import Selector
+
+CONFIG, WEIGHTS, FACTS = "config.json", "model.safetensors", "facts.json"
+
+
+def save_scorer(model: Selector | Policy, directory: Path, facts: dict[str, Any] | None = None) -> None:
+    """Save a scorer as `directory`, which appears whole; one that is there already stays.
+
+    Args:
+        model: what to save.
+        directory: its name.
+        facts: what the weights were made from, kept beside them as `facts.json`.
+    """
+    described: dict[str, Any] = {
+        "kind": type(model).__name__,
+        "section": model.section.model_dump(),
+        "metrics": list(FEATURES),
+    }
+    if isinstance(model, Policy):
+        described["text_dim"] = model.text_dim
+    with disk.atomic_directory(directory) as temporary:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(tensors, temporary / WEIGHTS)
+        (temporary / WEIGHTS).chmod(disk.FILE_MODE)
+        disk.write_json(temporary / CONFIG, described)
+        if facts is not None:
+            disk.write_json(temporary / FACTS, facts)
+
+
+def load_selector(directory: Path, device: torch.device) -> Selector:
+    """The Selector saved in `directory`, ready to score on `device`.
+
+    Raises:
+        InputError: it is not there, is something else, or is damaged.
+    """
+    described = _read_config(directory, Selector)
+    selector = Selector(ScorerSection(**described["section"]))
+    _load_weights(selector, directory)
+    return selector.to(device).eval()
+
+
+def load_policy(directory: Path, device: torch.device) -> Policy:
+    """The Policy saved in `directory`, ready to score on `device`.
+
+    Raises:
+        InputError: it is not there, is something else, or is damaged.
+    """
+    described = _read_config(directory, Policy)
+    policy = Policy(ScorerSection(**described["section"]), described["text_dim"])
+    _load_weights(policy, directory)
+    return policy.to(device).eval()
+
+
+def _read_config(directory: Path, wanted: type[nn.Module]) -> dict[str, Any]:
+    try:
+        described: dict[str, Any] = disk.read_json(directory / CONFIG)
+    except (OSError, ValueError) as error:
+        raise InputError(directory, f"holds no saved {wanted.__name__}: {error}") from None
+    if described.get("kind") != wanted.__name__:
+        raise InputError(directory, f"holds a {described.get('kind')}, not a {wanted.__name__}")
+    if described.get("metrics") != list(FEATURES):
+        raise InputError(directory, "was trained with other quality metrics than this version computes; train it again")
+    return described
+
+
+def _load_weights(model: nn.Module, directory: Path) -> None:
+    try:
+        model.load_state_dict(load_file(directory / WEIGHTS))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(directory / WEIGHTS, f"is damaged or does not fit its {CONFIG}: {reason}") from None

@@ -1,0 +1,142 @@
+"""The synthetic system: a Stable Diffusion generator loaded from a diffusers directory.
+
+The tiny embedded default and SD v1.5 come through the same lines: `from_pretrained` on the four parts, safetensors
+only, never from the network (compute nodes have none).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from medsyn.disk import fingerprint, sha256_file
+from medsyn.errors import InputProblems
+from medsyn.models import weights
+
+
+@dataclass
+class SyntheticSystem:
+    """The parts of a latent diffusion model, ready on one device. The VAE always computes in float32."""
+
+    tokenizer: Any
+    text_encoder: Any
+    vae: Any
+    unet: Any  # None where only the VAE and the text encoder are needed
+    scheduler_config: dict[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+    fingerprint: str  # of the weights in use, the fine-tuned UNet included
+    _embedded: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def prediction_type(self) -> str:
+        """What the UNet predicts: `epsilon` (SD v1.5) or `v_prediction`."""
+        return str(self.scheduler_config.get("prediction_type", "epsilon"))
+
+    @property
+    def text_encoder_calls(self) -> int:
+        """How many times the text encoder has run: once per unique prompt."""
+        return len(self._embedded)
+
+    @torch.no_grad()
+    def embed(self, prompt: str) -> tuple[Tensor, Tensor]:
+        """Text features of one prompt: hidden states [77, D] and the pooled vector [D].
+
+        Encoded alone (a batch would change bits) and once per unique prompt.
+        """
+        if prompt not in self._embedded:
+            tokens = self.tokenizer(
+                prompt,
+                padding="max_length",
+                truncation=True,
+                max_length=self.tokenizer.model_max_length,
+                return_tensors="pt",
+            )
+            output = self.text_encoder(tokens.input_ids.to(self.device))
+            self._embedded[prompt] = (output.last_hidden_state[0], output.pooler_output[0])
+        return self._embedded[prompt]
+
+    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+        """(channels, height, width) of the latents of a square image of `resolution` pixels."""
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.vae.config.latent_channels, resolution // factor, resolution // factor
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent mean and standard deviation, each [N, c, h, w] in the UNet's scale, of pixels [N, 3, H, W] in 0..1."""
+        posterior = self.vae.encode(pixels.to(self.device, torch.float32) * 2 - 1).latent_dist
+        factor = self.vae.config.scaling_factor
+        return posterior.mean * factor, posterior.std * factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels [N, 3, H, W], float32 in 0..1, of latents [N, c, h, w] in the UNet's scale."""
+        images = self.vae.decode(latents.to(torch.float32) / self.vae.config.scaling_factor).sample
+        return (images / 2 + 0.5).clamp(0, 1)
+
+
+def _unet_directory(base: Path, unet_from: Path | None) -> Path:
+    return (unet_from or base) / "unet"
+
+
+def _fingerprint(source: str, unet_from: Path | None) -> str:
+    base = weights.weights_fingerprint(source)
+    if unet_from is None:
+        return base
+    return fingerprint([base, sha256_file(unet_from / "unet" / "diffusion_pytorch_model.safetensors")])
+
+
+def load_unet(
+    source: str, device: torch.device, dtype: torch.dtype, unet_from: Path | None = None
+) -> UNet2DConditionModel:
+    """The UNet of `source`, or the fine-tuned one under `unet_from`/unet, in eval mode without gradients."""
+    base = weights.locate(source)
+    assert base is not None, "weights.missing is asked first"
+    unet = UNet2DConditionModel.from_pretrained(
+        str(_unet_directory(base, unet_from)), torch_dtype=dtype, use_safetensors=True, local_files_only=True
+    )
+    return unet.to(device).eval().requires_grad_(False)
+
+
+def load_synthetic(
+    source: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    unet_from: Path | None = None,
+    with_unet: bool = True,
+) -> SyntheticSystem:
+    """Load a generator.
+
+    Args:
+        source: `embedded`, a diffusers directory, or a hub id in the local cache.
+        device: where it runs.
+        dtype: of the UNet and the text encoder; the VAE is float32 (SD's overflows in half precision).
+        unet_from: directory holding a fine-tuned `unet/`.
+        with_unet: False loads only what encodes images and prompts.
+
+    Raises:
+        InputProblems: everything that is missing from the weights.
+    """
+    if problems := weights.missing(source):
+        raise InputProblems(problems)
+    base = weights.locate(source)
+    assert base is not None
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    text_encoder = CLIPTextModel.from_pretrained(str(base / "text_encoder"), torch_dtype=dtype, **options)
+    vae = AutoencoderKL.from_pretrained(str(base / "vae"), torch_dtype=torch.float32, **options)
+    return SyntheticSystem(
+        tokenizer=CLIPTokenizer.from_pretrained(str(base / "tokenizer"), local_files_only=True),
+        text_encoder=text_encoder.to(device).eval().requires_grad_(False),
+        vae=vae.to(device).eval().requires_grad_(False),
+        unet=load_unet(source, device, dtype, unet_from) if with_unet else None,
+        scheduler_config=dict(weights.scheduler_config(source)),
+        device=device,
+        dtype=dtype,
+        fingerprint=_fingerprint(source, unet_from),
+    )

@@ -1,0 +1,158 @@
+"""The embedded default: SD v1.5's classes, small enough for a laptop's CPU.
+
+UNet2DConditionModel, AutoencoderKL, CLIPTextModel and CLIPTokenizer with a few million parameters, saved as an
+ordinary diffusers directory, so that every line that loads, trains or samples SD v1.5 is exercised by it. The
+pre-trained weights in `medsyn/models/embedded` were made by `medsyn.training.pretrain`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from medsyn.models.tiny_vocabulary import corpus
+
+TEXT_WIDTH = 64
+LATENT_CHANNELS = 4
+VOCABULARY_SIZE = 2048
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def save_tokenizer(directory: Path) -> tuple[int, int]:
+    """Write CLIP's byte-pair files (vocab.json, merges.txt) learnt from the embedded corpus.
+
+    Returns:
+        The vocabulary's size and the id of the end token.
+    """
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = pre_tokenizers.Whitespace()
+    # CLIP's tokenizer reads any UTF-8 text as bytes written with 256 printable letters, alone or ending a word
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE, end_of_word_suffix="</w>", initial_alphabet=sorted(letters), show_progress=False
+    )
+    learner.train_from_iterator([line.lower() for line in corpus()], trainer)
+    learnt = json.loads(learner.to_str())["model"]
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in learnt["merges"]]
+    tokens = sorted(letters) + [letter + "</w>" for letter in sorted(letters)]
+    tokens += ["".join(merge.split(" ")) for merge in merges] + [START, END]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    (directory / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    (directory / "special_tokens_map.json").write_text(
+        json.dumps({"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END})
+    )
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "CLIPTokenizer",
+                "model_max_length": 77,
+                "bos_token": START,
+                "eos_token": END,
+                "unk_token": END,
+                "pad_token": END,
+            }
+        )
+    )
+    return len(vocabulary), vocabulary[END]
+
+
+def make_text_encoder(vocabulary_size: int, end_token: int) -> CLIPTextModel:
+    """A two-layer CLIP text model."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocabulary_size,
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=2 * TEXT_WIDTH,
+            projection_dim=TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=77,
+            bos_token_id=end_token - 1,
+            eos_token_id=end_token,
+            pad_token_id=end_token,
+        )
+    )
+
+
+def make_vae() -> AutoencoderKL:
+    """An autoencoder that turns 64 x 64 pixels into 4 x 16 x 16 latents."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=LATENT_CHANNELS,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        sample_size=64,
+    )
+
+
+def make_unet() -> UNet2DConditionModel:
+    """A UNet with text attention at 8 x 8 and 4 x 4 latents."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(48, 80, 96),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def make_scheduler(prediction_type: str = "v_prediction") -> DDIMScheduler:
+    """SD's scaled-linear schedule; v-prediction learns faster at this size (92 against 83 % of 12 classes)."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+
+
+def write_index(directory: Path) -> None:
+    """The `model_index.json` that makes `StableDiffusionPipeline.from_pretrained` read the directory."""
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.27.2",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (directory / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def build_random(directory: Path, seed: int = 0, prediction_type: str = "v_prediction") -> Path:
+    """Save an untrained tiny model as a diffusers directory; same seed, same weights. Returns `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    vocabulary_size, end_token = save_tokenizer(directory / "tokenizer")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        make_text_encoder(vocabulary_size, end_token).save_pretrained(directory / "text_encoder")
+        make_vae().save_pretrained(directory / "vae")
+        make_unet().save_pretrained(directory / "unet")
+    make_scheduler(prediction_type).save_pretrained(directory / "scheduler")
+    write_index(directory)
+    return directory

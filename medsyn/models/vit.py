@@ -1,0 +1,108 @@
+"""The image half of both scorers: a small vision transformer beside the quality metrics of `medsyn.models.quality`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medsyn.config import ScorerSection
+from medsyn.models.quality import FEATURES, grey, quality_features
+
+MAX_DEVIATIONS = 5.0  # a metric further than this from the training images' mean counts as this far
+
+
+class Standardise(nn.Module):
+    """(x - mean) / deviation with statistics learnt once from the training rows and saved with the weights."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("deviation", torch.ones(size))
+
+    @torch.no_grad()
+    def fit(self, rows: Tensor) -> None:
+        """Learn the statistics of rows [N, size]; a column that never varies is left at zero."""
+        self.mean.copy_(rows.mean(dim=0))
+        deviation = rows.std(dim=0, unbiased=False)
+        self.deviation.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows [N, size] in deviations from the mean, clamped to +-MAX_DEVIATIONS."""
+        return ((rows - self.mean) / self.deviation).clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS)
+
+
+class VisionTransformer(nn.Module):
+    """ViT (Dosovitskiy et al., ICLR 2021) on one grey channel, pre-norm, mean of the patch tokens as output.
+
+    No dropout: it would draw from the global generator, and a resumed training run must repeat bit for bit.
+    """
+
+    def __init__(self, section: ScorerSection) -> None:
+        super().__init__()
+        patches = (section.image_size // section.patch_size) ** 2
+        self.patch_embedding = nn.Conv2d(1, section.hidden_dim, section.patch_size, stride=section.patch_size)
+        self.position = nn.Parameter(torch.zeros(1, patches, section.hidden_dim))
+        nn.init.trunc_normal_(self.position, std=0.02)
+        layer = nn.TransformerEncoderLayer(
+            section.hidden_dim,
+            section.num_heads,
+            section.mlp_dim,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        # the nested-tensor path is for padded sequences; asking for it with norm_first only draws a warning
+        self.layers = nn.TransformerEncoder(layer, section.num_layers, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(section.hidden_dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image [N, 1, S, S] with S = section.image_size, values about -1..1, to [N, hidden_dim]."""
+        tokens = self.patch_embedding(image).flatten(2).transpose(1, 2) + self.position
+        return self.norm(self.layers(tokens)).mean(dim=1)
+
+
+class ImageEncoder(nn.Module):
+    """Pixels to one vector: what the transformer sees and what the quality metrics measure, side by side."""
+
+    def __init__(self, section: ScorerSection) -> None:
+        super().__init__()
+        self.image_size = section.image_size
+        self.width = 2 * section.hidden_dim
+        self.transformer = VisionTransformer(section)
+        self.standardise = Standardise(len(FEATURES))
+        self.metrics = nn.Sequential(
+            nn.Linear(len(FEATURES), section.hidden_dim), nn.GELU(), nn.LayerNorm(section.hidden_dim)
+        )
+
+    def resize(self, pixels: Tensor) -> Tensor:
+        """pixels [N, 3, H, W] of any size to [N, 3, S, S], antialiased; unchanged if they fit already."""
+        if pixels.shape[-2:] == (self.image_size, self.image_size):
+            return pixels
+        size = (self.image_size, self.image_size)
+        return functional.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+
+    @torch.no_grad()
+    def measure(self, pixels: Tensor) -> Tensor:
+        """Quality metrics [N, len(FEATURES)] of pixels [N, 3, H, W] as this encoder sees them."""
+        return quality_features(self.resize(pixels))
+
+    def forward(self, pixels: Tensor, metrics: Tensor | None = None) -> Tensor:
+        """One vector per image.
+
+        Args:
+            pixels: [N, 3, H, W], values 0..1.
+            metrics: what `measure` gives, where it is known already: training measures every image once and shows the
+                transformer augmented copies.
+
+        Returns:
+            [N, width].
+        """
+        pixels = self.resize(pixels)
+        metrics = self.measure(pixels) if metrics is None else metrics
+        seen = self.transformer((grey(pixels) - 0.5) / 0.25)
+        return torch.cat([seen, self.metrics(self.standardise(metrics))], dim=1)

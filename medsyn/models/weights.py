@@ -1,0 +1,110 @@
+"""Where pretrained weights are, what is missing of them, and their fingerprint; without importing torch.
+
+A source is `embedded` (the tiny model inside the package), a diffusers directory, or a hub id that has been downloaded
+into the local cache. Compute nodes have no internet, so `plan` and `submit` look here before anything is queued.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+
+from medsyn.config import EMBEDDED
+from medsyn.disk import fingerprint, sha256_file
+from medsyn.errors import Problem
+
+_WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+_PARTS: dict[str, tuple[str, ...]] = {
+    "tokenizer": ("vocab.json", "merges.txt"),
+    "text_encoder": ("config.json", "model.safetensors"),
+    "vae": ("config.json", "diffusion_pytorch_model.safetensors"),
+    "unet": ("config.json", "diffusion_pytorch_model.safetensors"),
+    "scheduler": ("scheduler_config.json",),
+}
+KEY = "model_paths.stable_diffusion"
+
+
+def embedded_directory() -> Path:
+    """The diffusers directory of the tiny model that ships with medsyn."""
+    return Path(__file__).parent / "embedded"
+
+
+def _hub_cache() -> Path:
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    return Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+
+
+def _cached_snapshot(hub_id: str) -> Path | None:
+    repository = _hub_cache() / f"models--{hub_id.replace('/', '--')}"
+    reference = repository / "refs" / "main"
+    if not reference.is_file():
+        return None
+    snapshot = repository / "snapshots" / reference.read_text().strip()
+    return snapshot if snapshot.is_dir() else None
+
+
+def locate(source: str) -> Path | None:
+    """The directory that `source` stands for, or None when it is not on this machine."""
+    if source == EMBEDDED:
+        return embedded_directory()
+    directory = Path(source).expanduser()
+    if directory.is_dir():
+        return directory
+    return _cached_snapshot(source)
+
+
+def missing(source: str) -> list[Problem]:
+    """Everything that keeps `source` from being loaded offline, named file by file."""
+    directory = locate(source)
+    if directory is None:
+        return [
+            Problem(
+                source,
+                "these weights are not on this machine: give a diffusers directory, or download the hub id once where "
+                "there is internet (huggingface-cli download) and share HF_HOME with the compute nodes",
+                key=KEY,
+            )
+        ]
+    problems = []
+    for part, names in _PARTS.items():
+        for name in names:
+            if (directory / part / name).is_file():
+                continue
+            pickled = (directory / part / name).with_suffix(".bin").is_file()
+            reason = f"{part}/{name} is missing"
+            if pickled:
+                reason += "; only a .bin is there, and pickles are not read: convert it to safetensors"
+            problems.append(Problem(str(directory), reason, key=KEY))
+    return problems
+
+
+@functools.lru_cache(maxsize=8)
+def _file_fact(path: str, size: int, modified_ns: int) -> str:
+    """SHA-256 of a small file, size and time of a large one: hashing gigabytes on a login node takes minutes."""
+    return sha256_file(Path(path)) if size < 64 << 20 else f"{size}:{modified_ns}"
+
+
+def weights_fingerprint(source: str) -> str:
+    """A fingerprint that changes when the weights or the configuration behind `source` change."""
+    directory = locate(source)
+    if directory is None:
+        return fingerprint({"absent": source})
+    facts = {}
+    for part, names in _PARTS.items():
+        for name in names:
+            path = directory / part / name
+            if path.is_file():
+                status = path.stat()
+                facts[f"{part}/{name}"] = _file_fact(str(path.resolve()), status.st_size, status.st_mtime_ns)
+    return fingerprint(facts)
+
+
+def scheduler_config(source: str) -> dict[str, object]:
+    """The noise schedule a model was trained with."""
+    directory = locate(source)
+    if directory is None:
+        raise FileNotFoundError(source)
+    loaded: dict[str, object] = json.loads((directory / "scheduler" / "scheduler_config.json").read_text())
+    return loaded
