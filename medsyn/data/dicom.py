@@ -18,6 +18,7 @@ import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
+from pydicom.multival import MultiValue
 from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
 from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import (
@@ -260,6 +261,6 @@ def _spacing(header: Dataset) -> tuple[float, float]:
     """Distance between rows and between columns, in any common unit; equal where the header is silent."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
         value = header.get(keyword)
-        if value is not None and len(value) == 2:
+        if isinstance(value, MultiValue) and len(value) == 2:
             return float(value[0]), float(value[1])
     return 1.0, 1.0

@@ -56,16 +56,17 @@ def grey_levels(record: Record, header: Dataset, stored: np.ndarray, is_ct: bool
         InputError: nothing but one value, or a rescale slope of 0.
     """
     values, in_units = _modality_values(record, header, stored)
-    counted = ~_is_padding(header, stored)
+    padding = _padding(header, stored)
     if not np.isfinite(values).all():
         finite = np.isfinite(values)
         record.warnings.append(f"{int((~finite).sum())} pixels are not finite; they are shown as the lowest value")
         values = np.where(finite, values, values[finite].min() if finite.any() else 0.0)
     shown = _shown_values(record, header, values, in_units, is_ct)
-    if shown is None or float(shown.max()) == float(shown.min()):
-        if shown is not None:
-            record.warnings.append("the window leaves a blank picture; it is ignored")
-        shown = stretch_percentiles(record, values, counted)
+    if shown is not None and not shown.max() > shown.min():
+        record.warnings.append(f"{record.steps.pop()} leaves a blank picture; it is ignored")
+        shown = None
+    if shown is None:
+        shown = stretch_percentiles(record, values, None if padding is None else ~padding)
     if header.PhotometricInterpretation == "MONOCHROME1":
         record.steps.append("invert: MONOCHROME1")
         shown = 1 - shown
@@ -92,23 +93,22 @@ def _shown_values(
     record: Record, header: Dataset, values: np.ndarray, in_units: bool, is_ct: bool
 ) -> np.ndarray | None:
     """`values` through the window that applies, float32 in 0..1; None if the percentiles must decide."""
+    centre, width = number(header, "WindowCenter"), number(header, "WindowWidth")
     if is_ct and not in_units:
         record.warnings.append("CT without rescale slope and intercept: not in Hounsfield units, so no window applies")
-        return None
-    if header.get("VOILUTSequence"):
+    elif header.get("VOILUTSequence"):
         record.steps.append("window: the file's VOI LUT")
         levels, bits = _look_up(header.VOILUTSequence[0], np.rint(values))
         return stretch(levels, 0, 2**bits - 1)
-    centre, width = number(header, "WindowCenter"), number(header, "WindowWidth")
-    if centre is not None and width is not None:
-        if width > 0:
-            function = str(header.get("VOILUTFunction") or "LINEAR")
-            record.steps.append(f"window: {centre:g}/{width:g}, the file's")
-            return _window(values, centre, width, function)
-        record.warnings.append(f"the file's window has the width {width:g}; it is ignored")
-    if is_ct:
-        record.steps.append(f"window: {CT_WINDOW[0]:g}/{CT_WINDOW[1]:g}, soft tissue, the default for CT")
-        return _window(values, *CT_WINDOW, "LINEAR")
+    elif centre is not None and width is not None and width > 0:
+        record.steps.append(f"window: {centre:g}/{width:g}, the file's")
+        return _window(values, centre, width, str(header.get("VOILUTFunction") or "LINEAR"))
+    else:
+        if width is not None:
+            record.warnings.append(f"the file's window of width {width:g} is ignored")
+        if is_ct:
+            record.steps.append(f"window: {CT_WINDOW[0]:g}/{CT_WINDOW[1]:g}, soft tissue, the default for CT")
+            return _window(values, *CT_WINDOW, "LINEAR")
     bits = int(header.get("BitsStored") or 32)
     if bits <= 8 and values.min() >= 0 and values.max() < 2**bits:
         record.steps.append(f"scale: {bits} bits as they are")
@@ -131,6 +131,8 @@ def _look_up(table: Dataset, values: np.ndarray) -> tuple[np.ndarray, int]:
     Not pydicom's functions: they count in the type of the table, so a table of 8 bits wraps around at input 256.
     """
     entries, first, bits = (int(part) for part in table.LUTDescriptor)
+    if not 1 <= bits <= 16:
+        raise ValueError("LUTDescriptor")
     data = table.LUTData
     if isinstance(data, bytes):
         big_endian = table.original_encoding[1] is False
@@ -139,11 +141,11 @@ def _look_up(table: Dataset, values: np.ndarray) -> tuple[np.ndarray, int]:
     return levels[np.clip(values - first, 0, len(levels) - 1).astype(np.intp)], bits
 
 
-def _is_padding(header: Dataset, stored: np.ndarray) -> np.ndarray:
-    """bool [rows, columns]: pixels that fill the frame around the picture (PS3.3 C.7.5.1.1.2)."""
+def _padding(header: Dataset, stored: np.ndarray) -> np.ndarray | None:
+    """bool [rows, columns]: pixels that fill the frame around the picture (PS3.3 C.7.5.1.1.2), None without any."""
     value = number(header, "PixelPaddingValue")
     if value is None:
-        return np.zeros(stored.shape, dtype=bool)
+        return None
     limit = number(header, "PixelPaddingRangeLimit")
     low, high = sorted((value, value if limit is None else limit))
     return (stored >= low) & (stored <= high)

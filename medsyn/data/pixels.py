@@ -69,7 +69,7 @@ def nearest_first(count: int) -> Iterator[int]:
 
 def stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """`values` as float32, low..high mapped to 0..1 and clipped there."""
-    scaled = values - low  # the one copy: pictures of MAX_PIXELS are large
+    scaled = np.subtract(values, low, dtype=np.result_type(values, np.float32))  # the one copy: pictures may be large
     scaled /= high - low
     return np.clip(scaled, 0.0, 1.0, out=scaled).astype(np.float32, copy=False)
 
@@ -133,6 +133,6 @@ def square_pixels(record: Record, pixels: np.ndarray, row_spacing: float, column
 def finish(record: Record, pixels: np.ndarray, synthetic: bool) -> Image:
     """The picture; raises `InputError` if it is blank (less than two of 255 grey levels between its extremes)."""
     pixels = np.ascontiguousarray(pixels[..., None] if pixels.ndim == 2 else pixels, dtype=np.float32)
-    if float(pixels.max()) - float(pixels.min()) < 2 / 255:
+    if not float(pixels.max()) - float(pixels.min()) >= 2 / 255:
         raise record.refuse("is blank: all pixels have the same value")
     return Image(pixels, tuple(record.steps), tuple(record.warnings), synthetic)

@@ -49,10 +49,11 @@ def _read(record: Record, opened: PillowImage.Image) -> Image:
     record.steps.append(f"decode: {opened.format}, mode {opened.mode}, {opened.width} x {opened.height}")
     if opened.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         record.steps.append("rotate: EXIF orientation applied")
-    picture = ImageOps.exif_transpose(opened)
-    if picture.mode.startswith(("I", "F")):
-        return finish(record, _own_range(record, np.asarray(picture)), synthetic)
-    values = np.asarray(_eight_bit(record, picture), dtype=np.float32) / 255
+    ImageOps.exif_transpose(opened, in_place=True)
+    if opened.mode.startswith(("I", "F")):
+        return finish(record, _own_range(record, np.asarray(opened)), synthetic)
+    values = np.asarray(_eight_bit(record, opened), dtype=np.float32)
+    values /= 255
     if opened.format == "PNG" and _png_bit_depth(record.path) == 16:
         record.warnings.append("16-bit colour or alpha is read at 8 bits a channel")
         values = _own_range(record, values)
@@ -61,12 +62,12 @@ def _read(record: Record, opened: PillowImage.Image) -> Image:
 
 def _eight_bit(record: Record, picture: PillowImage.Image) -> PillowImage.Image:
     """The picture in mode L or RGB, without alpha."""
-    grey = picture.mode in ("1", "L", "LA", "La")
+    mode = "L" if picture.mode in ("1", "L", "LA", "La") else "RGB"
     if picture.has_transparency_data:
         record.steps.append("alpha: composited on black")
         solid = PillowImage.new("RGBA", picture.size, (0, 0, 0, 255))
         picture = PillowImage.alpha_composite(solid, picture.convert("RGBA"))
-    return picture.convert("L" if grey else "RGB")
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _png_bit_depth(path: Path) -> int:

@@ -1,0 +1,129 @@
+"""`check_tables`: every problem of tables and images, each told once, with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PillowImage
+from PIL import PngImagePlugin
+
+import medsyn.data.check as check
+from medsyn.data.check import check_tables, table_kind
+from medsyn.data.images import SYNTHETIC_KEY, Image
+from medsyn.errors import Problem
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two good images, a truncated one, a blank one and a generated one."""
+    values = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    for name in ("a.png", "b.jpg"):
+        PillowImage.fromarray(values).save(tmp_path / name)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:500])
+    PillowImage.fromarray(values * 0).save(tmp_path / "blank.png")
+    text = PngImagePlugin.PngInfo()
+    text.add_text(SYNTHETIC_KEY, "YES")
+    PillowImage.fromarray(values).save(tmp_path / "made.png", pnginfo=text)
+    return tmp_path
+
+
+def dataset(folder: Path, *files: str, modality: str = "modality") -> Path:
+    rows = [f"{file},CT: text {number},CT" for number, file in enumerate(files)]
+    (folder / "data.csv").write_text("\n".join([f"path,Text,{modality}", *rows]) + "\n")
+    return folder / "data.csv"
+
+
+def ratings(folder: Path, *files: str) -> Path:
+    rows = [f"{file},{1 + number % 3},CT,3,CT: text" for number, file in enumerate(files)]
+    (folder / "ratings.csv").write_text("\n".join(["image_path,rating,modality,expert_level,prompt", *rows]) + "\n")
+    return folder / "ratings.csv"
+
+
+def errors(problems: list[Problem]) -> list[tuple[str, int | None, str]]:
+    return [(problem.source, problem.row, problem.reason) for problem in problems if problem.severity == "error"]
+
+
+def test_good_tables_have_no_problems(folder: Path) -> None:
+    (folder / "prompts.txt").write_text("CT: a prompt\n")
+    tables = [dataset(folder, "a.png", "b.jpg"), ratings(folder, "a.png", "b.jpg"), folder / "prompts.txt"]
+    assert check_tables(tables) == []
+
+
+def test_every_bad_image_is_told_with_its_table_and_line(folder: Path) -> None:
+    table = dataset(folder, "a.png", "cut.png", "absent.png", "blank.png")
+    found = errors(check_tables([table]))
+    assert {(source, row) for source, row, _ in found} == {(str(table), 3), (str(table), 4), (str(table), 5)}
+    reasons = {row: reason for _, row, reason in found}
+    assert "cut.png" in reasons[3] and "damaged" in reasons[3]
+    assert "absent.png" in reasons[4]
+    assert "blank.png" in reasons[5] and "blank" in reasons[5]
+
+
+def test_images_of_ratings_are_read_too(folder: Path) -> None:
+    table = ratings(folder, "a.png", "cut.png", "b.jpg")
+    problem = next(problem for problem in check_tables([table]) if problem.severity == "error")
+    assert (problem.source, problem.row, problem.key) == (str(table), 3, "image_path")
+
+
+def test_generated_images_are_errors_unless_they_are_allowed(folder: Path) -> None:
+    table = dataset(folder, "a.png", "made.png")
+    [(_, row, reason)] = errors(check_tables([table]))
+    assert row == 3 and "made.png" in reason and "synthetic" in reason
+    assert check_tables([table], allow_synthetic=True) == []
+
+
+def test_an_image_is_read_once_and_told_once_per_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    real = check.read_image
+
+    def counting(path: Path, modality: str) -> Image:
+        read.append(path.name)
+        return real(path, modality)
+
+    monkeypatch.setattr(check, "read_image", counting)
+    tables = [dataset(folder, "a.png", "cut.png", "cut.png"), ratings(folder, "cut.png", "a.png", "cut.png")]
+    seen: list[tuple[int, int]] = []
+    found = errors(check_tables(tables, progress=lambda done, total: seen.append((done, total))))
+    assert sorted(read) == ["a.png", "cut.png"]
+    assert [(Path(source).name, row) for source, row, _ in found] == [("data.csv", 3), ("ratings.csv", 2)]
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_warnings_of_the_reader_are_warnings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image(np.zeros((16, 16, 1), np.float32), (), ("one thing is odd",), False)
+    monkeypatch.setattr(check, "read_image", lambda path, modality: image)
+    [problem] = check_tables([dataset(folder, "a.png")])
+    assert problem.severity == "warning" and "a.png" in problem.reason and "one thing is odd" in problem.reason
+
+
+def test_a_table_that_cannot_be_used_does_not_hide_the_others(folder: Path) -> None:
+    (folder / "empty.csv").write_text("")
+    found = errors(check_tables([folder / "absent.csv", folder / "empty.csv", dataset(folder, "cut.png")]))
+    assert [Path(source).name for source, _, _ in found] == ["absent.csv", "empty.csv", "data.csv"]
+
+
+def test_another_root_and_another_column(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    table = dataset(folder, "a.png", modality="modal").rename(elsewhere / "data.csv")
+    assert check_tables([table], root=folder, modality_column="modal") == []
+    assert errors(check_tables([table], root=folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.csv", "path,Text,modality\n", "dataset"),
+        ("a.csv", "\n\nText, path ,modal,prompt\n", "dataset"),
+        ("a.csv", "image_path,rating,modality,expert_level,prompt\n", "ratings"),
+        ("a.csv", "rating,prompt\n", "ratings"),
+        ("a.csv", '\ufeff"Prompt",modality\n', "prompts"),
+        ("a.TXT", "path,Text,modality\n", "prompts"),
+        ("a.csv", "", "dataset"),
+        ("a.csv", "\0\0", "dataset"),
+    ],
+)
+def test_the_header_tells_what_a_table_is(tmp_path: Path, name: str, content: str, kind: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert table_kind(tmp_path / name) == kind
