@@ -114,9 +114,12 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in sorted(temporary.rglob("*")):
+            # libraries choose modes of their own (safetensors shuts the group out)
             if file.is_file():
+                file.chmod(FILE_MODE)
                 _fsync_file(file)
             else:
+                file.chmod(DIRECTORY_MODE)
                 fsync_directory(file)
         fsync_directory(temporary)
         try:

@@ -93,3 +93,12 @@ def test_json_with_nan_is_refused(tmp_path: Path) -> None:
 def test_fingerprints_ignore_order_and_see_values() -> None:
     assert disk.fingerprint({"a": 1, "b": 2}) == disk.fingerprint({"b": 2, "a": 1})
     assert disk.fingerprint({"a": 1}) != disk.fingerprint({"a": "1"})
+
+
+def test_what_libraries_write_into_a_directory_gets_its_modes(tmp_path: Path) -> None:
+    with disk.atomic_directory(tmp_path / "model") as temporary:
+        (temporary / "unet").mkdir(mode=0o777)
+        (temporary / "unet" / "weights").write_text("x")
+        (temporary / "unet" / "weights").chmod(0o600)
+    assert stat.S_IMODE((tmp_path / "model" / "unet").stat().st_mode) == disk.DIRECTORY_MODE
+    assert stat.S_IMODE((tmp_path / "model" / "unet" / "weights").stat().st_mode) == disk.FILE_MODE

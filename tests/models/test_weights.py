@@ -59,3 +59,16 @@ def test_the_fingerprint_sees_content_and_not_place(tmp_path: Path) -> None:
     assert weights.weights_fingerprint(str(first)) == weights.weights_fingerprint(str(second))
     (second / "unet" / "config.json").write_text('{"changed": 1}')
     assert weights.weights_fingerprint(str(first)) != weights.weights_fingerprint(str(second))
+
+
+def test_large_files_are_told_apart_by_content_and_not_by_time(tmp_path: Path) -> None:
+    size = weights._HASHED_WHOLE + 1
+    facts = []
+    for name, content in (("a", b"\0"), ("copy", b"\0"), ("b", b"\1")):
+        path = tmp_path / name
+        with path.open("wb") as stream:
+            stream.truncate(size)
+            stream.seek(0)
+            stream.write(content)
+        facts.append(weights._file_fact(path, size, path.stat().st_mtime_ns))
+    assert facts[0] == facts[1] != facts[2]

@@ -1,0 +1,177 @@
+"""Checkpoints: directories that appear whole, prove that they are intact and remember what they assumed.
+
+    step-000000200/state.safetensors   every tensor of the run: weights, optimizer, averages
+    step-000000200/manifest.json       step, size and SHA-256 of the tensors, and the facts the run depended on
+
+A directory is written beside its final name and renamed once it is on disk; older ones are removed only after that.
+Reading takes the newest that is intact. A run never starts over silently: where checkpoints exist and none can be
+read, it stops. Only safetensors and JSON are read, so a checkpoint cannot run code.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from medsyn import disk
+from medsyn.config import flatten
+from medsyn.errors import InputError
+from medsyn.stage import NoProgress
+
+STATE = "state.safetensors"
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d{9,})")
+_ABANDONED_SECONDS = 3600.0  # a temporary of another host this old belongs to nobody: no write takes an hour
+
+logger = logging.getLogger(__name__)
+
+
+def save_checkpoint(directory: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], keep: int) -> None:
+    """Save the state after `step` steps as `directory`/step-…, then remove all but the newest `keep`.
+
+    Args:
+        directory: holds the checkpoints of one run.
+        step: number of steps done.
+        tensors: everything the run needs to go on; on any device.
+        facts: JSON-ready mapping of what the state depends on (settings, data, weights).
+        keep: how many checkpoints stay, this one included.
+
+    Raises:
+        OSError: it could not be written (disk full, …); what was there before is untouched.
+    """
+    path = directory / f"step-{step:09d}"
+    with disk.atomic_directory(path) as temporary:
+        _write_tensors(temporary / STATE, tensors)
+        body = {
+            "step": step,
+            "size": (temporary / STATE).stat().st_size,
+            "sha256": disk.sha256_file(temporary / STATE),
+            "facts": facts,
+        }
+        disk.write_json(temporary / MANIFEST, {**body, "fingerprint": disk.fingerprint(body)})
+        if path.exists():  # only one that `load_newest` had to skip: a run does not save a step twice
+            _discard(path)
+    found = _found(directory)
+    later = [other for number, other in found if number > step]  # torn: this run went on from an older one
+    for other in later + [other for number, other in found if number <= step][keep:]:
+        _discard(other)
+
+
+def load_newest(directory: Path, facts: dict[str, Any]) -> tuple[int, dict[str, Tensor]] | None:
+    """The step and the tensors (on the CPU) of the newest intact checkpoint; None only if there is none at all.
+
+    A torn or corrupt one is skipped with a warning. The tensors are views into the file: copy what is kept.
+
+    Raises:
+        InputError: it was made with other facts; the message names those that differ.
+        NoProgress: there are checkpoints and none is intact.
+    """
+    found = _found(directory)
+    for step, path in found:
+        try:
+            manifest = _read_manifest(path, step)
+        except (OSError, ValueError) as error:
+            logger.warning("checkpoint %s is skipped: %s", path, error)
+            continue
+        refuse_mismatch(path, manifest["facts"], facts)
+        try:
+            return step, _read_tensors(path / STATE, manifest)
+        except (OSError, ValueError, SafetensorError) as error:
+            logger.warning("checkpoint %s is skipped: %s", path, error)
+    if found:
+        raise NoProgress(f"none of the {len(found)} checkpoints in {directory} is intact; remove them to start over")
+    return None
+
+
+def refuse_mismatch(source: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise `InputError` naming every fact that differs between what `source` was made with and what holds now."""
+    before, after = dict(flatten(then)), dict(flatten(json.loads(json.dumps(now))))
+    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    if keys:
+        changes = "; ".join(f"{key} was {before.get(key)!r} and is {after.get(key)!r}" for key in keys)
+        reason = f"was made under other conditions: {changes}. Restore them, or start a campaign of another name"
+        raise InputError(source, reason, key=", ".join(keys))
+
+
+def sweep_temporaries(directory: Path) -> None:
+    """Remove the `*.tmp-<host>-<process>` leftovers of killed processes in `directory`. Call before writing there."""
+    for path in directory.glob(".*.tmp-*"):
+        host, _, process = path.name.rpartition(".tmp-")[2].rpartition("-")
+        if host == os.uname().nodename and process.isdigit():
+            abandoned = int(process) == os.getpid() or not _is_running(int(process))
+        else:
+            abandoned = time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
+        if abandoned:
+            _remove(path)
+
+
+def _found(directory: Path) -> list[tuple[int, Path]]:
+    """(step, path) of everything that is named like a checkpoint, newest first."""
+    names: Iterable[Path] = directory.iterdir() if directory.is_dir() else ()
+    matches = [(match, path) for path in names if (match := _NAME.fullmatch(path.name))]
+    return sorted(((int(match[1]), path) for match, path in matches), reverse=True)
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        # callers tell a full disk by its errno, which safetensors only prints
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+    path.chmod(disk.FILE_MODE)
+
+
+def _read_manifest(path: Path, step: int) -> dict[str, Any]:
+    manifest = disk.read_json(path / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("step") != step:
+        raise ValueError("its manifest is of another step")
+    if manifest.pop("fingerprint", None) != disk.fingerprint(manifest):
+        raise ValueError("its manifest was altered")
+    return manifest
+
+
+def _read_tensors(path: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
+    if path.stat().st_size != manifest["size"]:
+        raise ValueError(f"{path.name} has {path.stat().st_size} bytes, {manifest['size']} were written")
+    if disk.sha256_file(path) != manifest["sha256"]:
+        raise ValueError(f"{path.name} is not what was written")
+    return load_file(path, device="cpu")
+
+
+def _discard(path: Path) -> None:
+    """Remove a checkpoint so that a kill in the middle leaves no half of it under a checkpoint's name."""
+    aside = disk.temporary_sibling(path.with_name(f"{path.name}.old"))
+    _remove(aside)
+    path.rename(aside)
+    _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -1,0 +1,279 @@
+"""Fine-tune the UNet of one modality on its real images: the loop, to be read from top to bottom in `_train`.
+
+Only the step, the weights and the optimizer's state are ever saved; everything else is a function of the step. So a run
+that was interrupted ends in the same bits as one that was not (on a CPU; a GPU's sums are not that exact).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from medsyn import disk
+from medsyn.config import Config, DeviceSection, FinetuneSection, flatten
+from medsyn.data.cache import TensorCache, hash_files
+from medsyn.data.tables import ImageRow
+from medsyn.errors import InputError
+from medsyn.models.device import choose_device
+from medsyn.models.synthetic import load_synthetic
+from medsyn.models.weights import weights_fingerprint
+from medsyn.stage import CampaignDirectory, Control, NoProgress, Task
+from medsyn.training.checkpoint import load_newest, refuse_mismatch, save_checkpoint, sweep_temporaries
+from medsyn.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
+from medsyn.training.samples import Samples, prepare_samples, training_rows
+from medsyn.training.schedule import draws, learning_rate
+
+FACTS = "facts.json"  # beside unet/: the conditions the model was made under
+_METRICS_LINES = 100  # about as many are enough for a curve; each one waits for the GPU
+_WITHOUT_EFFECT = {"checkpointing_steps", "checkpoints_total_limit", "gradient_checkpointing"}  # on the weights
+
+
+def run(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
+    """Fine-tune the UNet of `task.modality`; writes model/unet, metrics.jsonl and summary.json.
+
+    Raises:
+        InputProblems: rows or images that cannot be used (`data.strict`).
+        InputError: no image to train on, an option this machine does not have, or a model or checkpoint that was made
+            under other conditions.
+        NoProgress: the loss is no longer finite, or no checkpoint can be read.
+        Saved: a stop was requested and everything made so far is on disk.
+    """
+    assert task.modality is not None
+    work, cache = directory.work(task.stage, task.name), directory.root / "cache" / task.name
+    model, checkpoints = directory.finetuned_unet(task.modality), work / "checkpoints"
+    for place in (work, checkpoints, cache):
+        sweep_temporaries(place)
+    rows, held_out = training_rows(config, task.modality)
+    hashes = hash_files((row.path for row in rows), cache / "files.json")
+    facts = _facts(config, rows, hashes)
+    if model.is_dir():
+        then = disk.read_json(model / FACTS) if (model / FACTS).is_file() else {}
+        refuse_mismatch(model, then, facts)
+    else:
+        system = load_synthetic(config.model_paths.stable_diffusion, choose_device(config.device).device)
+        if system.prediction_type not in ("epsilon", "v_prediction"):
+            reason = f"it predicts '{system.prediction_type}'; only epsilon and v_prediction can be fine-tuned"
+            raise InputError(config.model_paths.stable_diffusion, reason, key="model_paths.stable_diffusion")
+        scheduler = DDPMScheduler.from_config(system.scheduler_config)
+        state = _first_state(system.unet, config.finetune)
+        start = state.resume(checkpoints, facts)  # what cannot go on is refused before hours of encoding
+        samples = prepare_samples(config, rows, hashes, system, TensorCache(cache), control)
+        samples.counts["held_out"] = held_out
+        del system  # the VAE and the text encoder have done their work: their memory is the training's
+        _train(config, task, state, start, scheduler, samples, facts, directory, control)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _facts(config: Config, rows: list[ImageRow], hashes: dict[Path, str]) -> dict[str, Any]:
+    """What the weights depend on, under the configuration's key names; a resumed run must agree in all of it."""
+    section = {name: value for name, value in config.finetune.model_dump().items() if name not in _WITHOUT_EFFECT}
+    return {
+        "campaign.seed": config.campaign.seed,
+        "data.allow_synthetic": config.data.allow_synthetic,
+        "data.resolution": config.data.resolution,
+        "data.table": disk.fingerprint([[row.file, row.text, hashes[row.path]] for row in rows]),
+        "model_paths.stable_diffusion": weights_fingerprint(config.model_paths.stable_diffusion),
+        "world_size": 1,
+        **dict(flatten(section, "finetune.")),
+    }
+
+
+def min_snr_weights(alphas_cumprod: Tensor, gamma: float | None, prediction_type: str) -> Tensor:
+    """Loss weight of every timestep [T]: min-SNR-gamma (Hang et al. 2023), or 1 without a gamma.
+
+    The method weights the error of x0 with min(SNR, gamma). The error of epsilon is SNR times that of x0, the error of
+    v is SNR + 1 times.
+    """
+    if gamma is None:
+        return torch.ones_like(alphas_cumprod)
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    if prediction_type == "v_prediction":
+        return snr.clamp(max=gamma) / (snr + 1)
+    return (gamma / snr).clamp(max=1)  # min(snr, gamma) / snr, and 1 where snr is 0
+
+
+def denoising_loss(
+    unet: nn.Module,
+    scheduler: Any,
+    weights: Tensor,
+    latents: Tensor,
+    hidden: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+) -> Tensor:
+    """The weighted mean squared error of a batch, a scalar.
+
+    Args:
+        unet: a diffusers UNet that predicts what the scheduler's `prediction_type` says.
+        scheduler: a DDPMScheduler with the model's own noise schedule.
+        weights: per timestep [T].
+        latents: [N, c, h, w].
+        hidden: text features [N, 77, D].
+        noise: [N, c, h, w].
+        timesteps: int64 [N].
+    """
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    is_velocity = scheduler.config.prediction_type == "v_prediction"
+    target = scheduler.get_velocity(latents, noise, timesteps) if is_velocity else noise
+    predicted = unet(noisy, timesteps, hidden).sample.float()
+    return ((predicted - target).square().mean(dim=(1, 2, 3)) * weights[timesteps]).mean()
+
+
+@dataclass
+class _State:
+    """Everything that changes from step to step."""
+
+    unet: nn.Module
+    parameters: dict[str, Tensor]  # the UNet's, by name
+    optimizer: torch.optim.Optimizer
+    loss_sum: Tensor  # of the steps since the last line of the metrics, on the device: reading it would wait for it
+    average: dict[str, Tensor] = field(default_factory=dict)  # on the CPU: a second UNet does not fit on 12 GB
+
+    def tensors(self) -> dict[str, Tensor]:
+        flat = {f"unet.{name}": value for name, value in self.parameters.items()}
+        flat |= {f"average.{name}": value for name, value in self.average.items()}
+        return {**flat, **optimizer_tensors(self.optimizer, list(self.parameters)), "loss_sum": self.loss_sum}
+
+    @torch.no_grad()
+    def resume(self, checkpoints: Path, facts: dict[str, Any]) -> int:
+        """Take over the newest checkpoint, if there is any; the number of steps done."""
+        found = load_newest(checkpoints, facts)
+        if found is None:
+            return 0
+        step, tensors = found
+        for name, value in self.parameters.items():
+            value.copy_(tensors[f"unet.{name}"])
+        for name, value in self.average.items():
+            value.copy_(tensors[f"average.{name}"])
+        restore_optimizer(self.optimizer, list(self.parameters), tensors)
+        self.loss_sum.copy_(tensors["loss_sum"])
+        return step
+
+    @torch.no_grad()
+    def update_average(self, step: int, decay: float) -> None:
+        """Exponential moving average; the decay rises over the first steps so that the start is forgotten."""
+        decay = min(decay, (1 + step) / (10 + step))
+        for name, value in self.average.items():
+            value.lerp_(self.parameters[name].detach().cpu(), 1 - decay)
+
+    def refuse_non_finite(self, step: int) -> None:
+        if not all(bool(torch.isfinite(value).all()) for value in self.parameters.values()):
+            raise NoProgress(f"the weights are not finite after step {step}: lower finetune.learning_rate")
+
+
+def _first_state(unet: nn.Module, section: FinetuneSection) -> _State:
+    """Make the UNet ready for training, as the configuration wants it."""
+    if section.enable_xformers:
+        if importlib.util.find_spec("xformers") is None:
+            reason = "xformers is not installed; false uses PyTorch's own memory-efficient attention"
+            raise InputError("configuration", reason, key="finetune.enable_xformers")
+        unet.enable_xformers_memory_efficient_attention()
+    if section.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    unet.train().requires_grad_(True)
+    parameters: dict[str, Tensor] = dict(unet.named_parameters())
+    optimizer = make_optimizer(parameters, section, unet.device)
+    state = _State(unet, parameters, optimizer, torch.zeros((), device=unet.device))
+    if section.use_ema:
+        state.average = {name: value.detach().to("cpu", copy=True) for name, value in parameters.items()}
+    return state
+
+
+def _autocast(section: DeviceSection, device: torch.device) -> torch.autocast:
+    """bfloat16 where the GPU computes in it (sm_80), else float32: float16 would need a loss scale, one more state."""
+    capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.autocast(device.type, torch.bfloat16, enabled=capable and section.precision != "float32")
+
+
+def _train(
+    config: Config,
+    task: Task,
+    state: _State,
+    start: int,
+    scheduler: Any,
+    samples: Samples,
+    facts: dict[str, Any],
+    directory: CampaignDirectory,
+    control: Control,
+) -> None:
+    section, unet, device = config.finetune, state.unet, state.unet.device
+    work, key = directory.work(task.stage, task.name), (config.campaign.seed, task.stage, task.name)
+    prediction_type, num_timesteps = scheduler.config.prediction_type, scheduler.config.num_train_timesteps
+    weights = min_snr_weights(scheduler.alphas_cumprod, section.snr_gamma, prediction_type).to(device)
+    total, batch = section.max_train_steps, section.train_batch_size * section.gradient_accumulation_steps
+    log_every = max(1, min(50, total // _METRICS_LINES))
+    loss = _truncate_metrics(work / "metrics.jsonl", start)
+    control.leave_if_asked()
+
+    clock, clock_step = time.monotonic(), start
+    for step in range(start, total):
+        rate = learning_rate(step, section)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        chosen = draws(key, step, batch, len(samples), samples.latent_shape, num_timesteps, section.caption_dropout)
+        inputs = (*samples.batch(chosen), torch.from_numpy(chosen.noise), torch.from_numpy(chosen.timesteps))
+        for micro in zip(*(tensor.split(section.train_batch_size) for tensor in inputs), strict=True):
+            with _autocast(config.device, device):
+                part = denoising_loss(unet, scheduler, weights, *(tensor.to(device) for tensor in micro))
+            part = part / section.gradient_accumulation_steps
+            part.backward()
+            state.loss_sum += part.detach()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), section.max_grad_norm)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.update_average(step, section.ema_decay)
+
+        done = step + 1
+        if done % log_every == 0 or done == total:
+            loss = _read_loss(state.loss_sum, done, log_every)
+            speed = (done - clock_step) * batch / max(time.monotonic() - clock, 1e-9)
+            clock, clock_step = time.monotonic(), done
+            line = {"step": done, "loss": loss, "learning_rate": rate, "samples_per_second": round(speed, 3)}
+            disk.append_jsonl(work / "metrics.jsonl", line)
+        control.beat(done, total, "step", loss=loss)
+        leaving = control.stop_requested  # read once: a signal may come while the checkpoint is written
+        if leaving or done % section.checkpointing_steps == 0 or done == total:
+            state.refuse_non_finite(done)
+            save_checkpoint(work / "checkpoints", done, state.tensors(), facts, section.checkpoints_total_limit)
+        if leaving:
+            control.leave_if_asked()
+
+    disk.write_json(work / "summary.json", {"steps": total, "loss": loss, **samples.counts})
+    _publish(state, facts, directory.finetuned_unet(str(task.modality)))
+
+
+def _read_loss(loss_sum: Tensor, step: int, log_every: int) -> float:
+    """The mean loss of the interval that ends with `step`, and a new sum. The last interval may be short."""
+    loss = float(loss_sum) / (step % log_every or log_every)
+    if not math.isfinite(loss):
+        raise NoProgress(f"the loss is {loss} at step {step}: lower finetune.learning_rate or raise lr_warmup_steps")
+    loss_sum.zero_()
+    return loss
+
+
+def _truncate_metrics(path: Path, step: int) -> float | None:
+    """Drop the lines after `step`, which the run does again; the last loss that is left."""
+    if not path.exists():
+        return None
+    kept = [line for line in disk.read_jsonl(path) if line["step"] <= step]
+    disk.write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+    return kept[-1]["loss"] if kept else None
+
+
+def _publish(state: _State, facts: dict[str, Any], model: Path) -> None:
+    """Write `model`/unet as an ordinary diffusers directory, with the averaged weights if there are any."""
+    if state.average:
+        state.unet.load_state_dict(state.average)
+    with disk.atomic_directory(model) as temporary:
+        state.unet.save_pretrained(temporary / "unet", safe_serialization=True)
+        disk.write_json(temporary / FACTS, facts)

@@ -1,0 +1,252 @@
+"""RLHF: the Selector and the Policy learn from expert ratings.
+
+Stage 1 trains both on all ratings. Stage 2 goes on with the Policy, once per modality, on the rated images that the
+Selector lets pass, which are like those that generation will ask it about; if that makes it no better on held-out
+ratings, stage 1's weights stay.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from medsyn import disk
+from medsyn.config import Config, flatten
+from medsyn.data.cache import TensorCache, hash_files
+from medsyn.data.tables import RatingRow
+from medsyn.errors import InputError
+from medsyn.models.device import choose_device
+from medsyn.models.policy import Policy
+from medsyn.models.scorers import FACTS, WEIGHTS, load_policy, load_selector, save_scorer
+from medsyn.models.selector import Selector
+from medsyn.models.weights import weights_fingerprint
+from medsyn.seeds import seed
+from medsyn.stage import CampaignDirectory, Control, Task
+from medsyn.training.checkpoint import refuse_mismatch, sweep_temporaries
+from medsyn.training.fit import Run, finite, fit, standing
+from medsyn.training.held_out import NOTE, describe_scorer, suggest_thresholds
+from medsyn.training.ratings import RatedSet, load_rated, rated_rows
+from medsyn.training.rewards import TOGETHER, Learner
+
+if TYPE_CHECKING:
+    from medsyn.models.synthetic import SyntheticSystem
+
+FEWEST_ROWS = 8  # of a modality, for stage 2 to learn anything from
+
+
+def run_stage1(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
+    """Train the Selector and the Policy on all ratings; writes selector/, policy/, metrics.jsonl and summary.json.
+
+    Raises:
+        InputProblems: rows or images that cannot be used (`data.strict`).
+        InputError: too few ratings, or a model or checkpoint that was made under other conditions.
+        NoProgress: a loss is no longer finite, or no checkpoint can be read.
+        Saved: a stop was requested and everything made so far is on disk.
+    """
+    section = config.training.stage1
+    if not section.train_selector and "filtered" in config.generation.modes:
+        reason = "false leaves no Selector, and generation.modes has 'filtered', which needs one"
+        raise InputError("configuration", reason, key="training.stage1.train_selector")
+    rows = rated_rows(config)
+    ratings = _Ratings(config, task, directory, rows)
+    facts = {**ratings.facts, **dict(flatten(section.model_dump(), "training.stage1."))}
+    run = _run(config, task, directory, facts, section.learning_rate)
+    if not _is_published(directory.policy(), facts):
+        rated = ratings.load(rows, control)
+        train, held_out = np.flatnonzero(~rated.held_out), np.flatnonzero(rated.held_out)
+        if len(np.unique(rated.good[train])) < 2:
+            reason = f"of {len(rows)} ratings {len(train)} are left to train on, and these are not both good and poor"
+            raise InputError(str(config.data.ratings_file), reason, key="data.held_out_fraction")
+        scorers = _new_scorers(config, rated.pooled.shape[1], ratings.device)
+        learners = {
+            name: Learner(scorer, rated, run.key, config.raters.mismatch_negatives) for name, scorer in scorers.items()
+        }
+        for learner in learners.values():
+            learner.learn_statistics(train)
+        state = fit(learners, train, held_out, run, {}, control)
+
+        summary = {**rated.counts, "held_out": _held_out_facts(rated, held_out)}
+        for name, learner in learners.items():
+            summary[name] = describe_scorer(state.best[name], state.last[name], learner.judge_held_out(held_out), rated)
+        if "selector" in learners:
+            summary["thresholds"] = suggest_thresholds(learners["selector"].judge_held_out(held_out), rated)
+        disk.write_json(run.metrics.with_name("summary.json"), summary)
+        if "selector" in scorers:
+            save_scorer(scorers["selector"], directory.selector(), facts)
+        save_scorer(scorers["policy"], directory.policy(), facts)  # last: where it is, everything is
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+
+
+def run_stage2(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
+    """Go on training the Policy of `task.modality`; writes policy/, metrics.jsonl and summary.json.
+
+    Trained on are the images that the Selector lets pass (`training.stage2.selector_threshold`), and of those it
+    rejects the ones that experts found poor as well: without them a Policy forgets what poor is. What the Selector
+    rejects against the experts is left out, since generation never shows it to a Policy.
+
+    Raises:
+        InputProblems: rows or images that cannot be used (`data.strict`).
+        InputError: stage 1 has not run, or a model or checkpoint was made under other conditions.
+        NoProgress: a loss is no longer finite, or no checkpoint can be read.
+        Saved: a stop was requested and everything made so far is on disk.
+    """
+    assert task.modality is not None
+    section, first = config.training.stage2, directory.policy()
+    if not first.is_dir():
+        raise InputError(first, "is missing: the task 'rlhf-stage1 all' makes it")
+    everything = rated_rows(config)
+    rows = [row for row in everything if row.modality == task.modality]
+    ratings = _Ratings(config, task, directory, rows)
+    facts = {
+        **ratings.facts,
+        **dict(flatten(section.model_dump(), "training.stage2.")),
+        "prompts": disk.fingerprint([row.prompt for row in everything]),
+        "rlhf-stage1": [disk.sha256_file(at / WEIGHTS) for at in (directory.selector(), first) if at.is_dir()],
+    }
+    run = _run(config, task, directory, facts, section.learning_rate)
+    if not _is_published(directory.policy(task.modality), facts):
+        policy = load_policy(first, ratings.device)
+        summary: dict[str, Any] = {"ratings": len(rows), "kept": "stage 1", "reason": "too few ratings"}
+        if len(rows) >= FEWEST_ROWS:
+            rated = ratings.load(rows, control, everything)
+            selector = load_selector(directory.selector(), ratings.device) if directory.selector().is_dir() else None
+            passed = _passed(selector, section.selector_threshold, rated)
+            learner = Learner(policy, rated, run.key, config.raters.mismatch_negatives)
+            summary = {**rated.counts, **_continue(learner, passed, run, control)}
+        disk.write_json(run.metrics.with_name("summary.json"), summary)
+        save_scorer(policy, directory.policy(task.modality), facts)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+
+
+def _continue(learner: Learner, passed: np.ndarray, run: Run, control: Control) -> dict[str, Any]:
+    """Stage 2's training: leaves the learner's Policy with the better weights and returns the summary."""
+    rated = learner.rated
+    train = np.flatnonzero(~rated.held_out & (passed | ~rated.good))
+    held_out = np.flatnonzero(rated.held_out)
+    before = standing(0, learner.judge_held_out(held_out))
+    summary: dict[str, Any] = {
+        "pass_rate": float(passed.mean()),
+        "trained_on": {"passed": int(passed[train].sum()), "rejected_poor": int((~passed[train]).sum())},
+        "left_out": int((~rated.held_out & ~passed & rated.good).sum()),
+        "held_out": _held_out_facts(rated, held_out),
+        "auroc_before": finite(before.auroc),
+        "kept": "stage 1",
+    }
+    if len(train) < FEWEST_ROWS:
+        return {**summary, "reason": "too few ratings passed the Selector"}
+    if math.isnan(before.auroc):
+        return {**summary, "reason": "too few ratings are held out to show an improvement"}
+    state = fit(
+        {"policy": learner},
+        train,
+        held_out,
+        replace(run, extra={"pass_rate": summary["pass_rate"]}),
+        {"policy": before},
+        control,
+    )
+    best, last = state.best["policy"], state.last["policy"]
+    if best.epoch:
+        summary |= {"kept": "stage 2", "reason": "better on the held-out ratings"}
+    else:
+        summary["reason"] = "no epoch was better on the held-out ratings"
+    return {**summary, "policy": describe_scorer(best, last, learner.judge_held_out(held_out), rated)}
+
+
+def _passed(selector: Selector | None, threshold: float, rated: RatedSet) -> np.ndarray:
+    """bool [N]: the Selector lets the row's image pass; everything does where none was trained."""
+    if selector is None:
+        return np.ones(len(rated.rating), dtype=bool)
+    device = next(selector.parameters()).device
+    scores = torch.cat([selector.score(batch.to(device).float() / 255) for batch in rated.pixels.split(TOGETHER)])
+    return (scores.cpu().numpy() >= threshold)[rated.image]
+
+
+class _Ratings:
+    """The rated images of one task: hashed at once, since everything depends on them; read when they are needed."""
+
+    def __init__(self, config: Config, task: Task, directory: CampaignDirectory, rows: Sequence[RatingRow]) -> None:
+        self._config = config
+        self._cache = directory.root / "cache" / "ratings"  # stage 2 finds here what stage 1 has made
+        sweep_temporaries(self._cache)
+        self._hashes = hash_files((row.path for row in rows), self._cache / f"files-{task.stage}-{task.name}.json")
+        self.device = choose_device(config.device).device
+        training = config.training
+        self.facts: dict[str, Any] = {
+            "campaign.seed": config.campaign.seed,
+            "data.held_out_fraction": config.data.held_out_fraction,
+            "data.ratings_file": disk.fingerprint(
+                [
+                    [row.file, row.rating, row.modality, row.expert_level, row.prompt, self._hashes[row.path]]
+                    for row in rows
+                ]
+            ),
+            "data.resolution": config.data.resolution,
+            "model_paths.stable_diffusion": weights_fingerprint(config.model_paths.stable_diffusion),
+            "training.batch_size": training.batch_size,
+            "training.max_epochs": training.max_epochs,
+            **dict(flatten(config.raters.model_dump(), "raters.")),
+            **dict(flatten(config.selector.model_dump(), "selector.")),
+            **dict(flatten(config.policy_model.model_dump(), "policy_model.")),
+        }
+
+    def load(
+        self, rows: Sequence[RatingRow], control: Control, prompts_of: Sequence[RatingRow] | None = None
+    ) -> RatedSet:
+        """`rows` as tensors; wrong prompts come from `prompts_of`, from `rows` unless given."""
+        source = self._config.model_paths.stable_diffusion
+
+        @functools.cache
+        def load_system() -> SyntheticSystem:
+            from medsyn.models.synthetic import load_synthetic  # 7 s to import, for nothing once all is cached
+
+            return load_synthetic(source, self.device, with_unet=False)
+
+        cache = TensorCache(self._cache)
+        return load_rated(self._config, rows, self._hashes, prompts_of or rows, load_system, cache, control)
+
+
+def _new_scorers(config: Config, text_dim: int, device: torch.device) -> dict[str, Selector | Policy]:
+    """Untrained scorers; the same ones for the same campaign seed."""
+    scorers: dict[str, Selector | Policy] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed(config.campaign.seed, "scorers"))
+        if config.training.stage1.train_selector:
+            scorers["selector"] = Selector(config.selector)
+        scorers["policy"] = Policy(config.policy_model, text_dim)
+    return {name: scorer.to(device) for name, scorer in scorers.items()}
+
+
+def _run(config: Config, task: Task, directory: CampaignDirectory, facts: dict[str, Any], learning_rate: float) -> Run:
+    training, work = config.training, directory.work(task.stage, task.name)
+    checkpoints = work / training.checkpoints.save_dir
+    for place in (work, checkpoints):
+        sweep_temporaries(place)
+    return Run(
+        key=(config.campaign.seed, task.stage, task.name),
+        epochs=training.max_epochs,
+        batch_size=training.batch_size,
+        learning_rate=learning_rate,
+        save_frequency=training.checkpoints.save_frequency,
+        checkpoints=checkpoints,
+        metrics=work / "metrics.jsonl",
+        facts=facts,
+    )
+
+
+def _is_published(scorer: Path, facts: dict[str, Any]) -> bool:
+    """Whether the scorer is there, made from the same things; from other ones is an `InputError`."""
+    if scorer.is_dir():
+        refuse_mismatch(scorer, disk.read_json(scorer / FACTS), facts)
+    return scorer.is_dir()
+
+
+def _held_out_facts(rated: RatedSet, rows: np.ndarray) -> dict[str, Any]:
+    return {"ratings": len(rows), "images": len(np.unique(rated.image[rows])), "note": NOTE}

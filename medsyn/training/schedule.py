@@ -1,0 +1,86 @@
+"""What step `n` of a training run does, as pure functions of `n`: nothing here has a state that could be lost.
+
+Learning rate, sample order, timesteps, noise and caption dropout all follow from (seed, step), so a run that is killed
+and started again at step `n` does exactly what it would have done. No torch: numpy's generators give the same numbers
+on every machine and for every split of a batch into micro-batches.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from medsyn.config import FinetuneSection
+from medsyn.seeds import seed
+
+Key = tuple[str | int, ...]  # what a run's randomness depends on: campaign seed, stage, task
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Every random choice of one optimizer step, in the order of its batch of B samples."""
+
+    samples: np.ndarray  # int64 [B], which images
+    timesteps: np.ndarray  # int64 [B], how far they are noised
+    unconditional: np.ndarray  # bool [B], whose caption is dropped
+    posterior: np.ndarray  # float32 [B, c, h, w], which sample of the VAE's posterior
+    noise: np.ndarray  # float32 [B, c, h, w]
+
+
+def learning_rate(step: int, section: FinetuneSection) -> float:
+    """The learning rate of one step: linear warm-up, then constant or half a cosine down to zero."""
+    peak, warmup = section.learning_rate, section.lr_warmup_steps
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if section.lr_scheduler == "constant":
+        return peak
+    progress = (step - warmup) / max(1, section.max_train_steps - warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+@functools.lru_cache(maxsize=2)  # a batch touches at most the end of one epoch and the start of the next, mostly
+def epoch_order(key: Key, epoch: int, count: int) -> np.ndarray:
+    """The order in which an epoch visits `count` samples: every one of them once."""
+    order = np.random.default_rng(seed(*key, "order", epoch)).permutation(count)
+    order.flags.writeable = False
+    return order
+
+
+def samples_of_step(key: Key, step: int, batch: int, count: int) -> np.ndarray:
+    """The samples of one step, int64 [batch]. Epochs follow each other without a gap: no sample is ever left out."""
+    positions = range(step * batch, (step + 1) * batch)
+    return np.array([epoch_order(key, position // count, count)[position % count] for position in positions])
+
+
+def draws(
+    key: Key,
+    step: int,
+    batch: int,
+    count: int,
+    latent_shape: tuple[int, ...],
+    num_timesteps: int,
+    caption_dropout: float,
+) -> Draws:
+    """Every random choice of one step.
+
+    Args:
+        key: what the run's randomness depends on.
+        step: optimizer step, 0-based.
+        batch: samples per optimizer step, all micro-batches together.
+        count: number of training samples.
+        latent_shape: (c, h, w).
+        num_timesteps: length of the noise schedule.
+        caption_dropout: share of samples trained without their caption, for classifier-free guidance (Ho and
+            Salimans 2022).
+    """
+    rng = np.random.default_rng(seed(*key, "draws", step))
+    return Draws(
+        samples=samples_of_step(key, step, batch, count),
+        timesteps=rng.integers(0, num_timesteps, batch),
+        unconditional=rng.random(batch) < caption_dropout,
+        posterior=rng.standard_normal((batch, *latent_shape), dtype=np.float32),
+        noise=rng.standard_normal((batch, *latent_shape), dtype=np.float32),
+    )

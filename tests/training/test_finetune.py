@@ -1,0 +1,689 @@
+"""Fine-tuning, mean things first: killed, torn, full and altered runs must end in the bits of an undisturbed one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import load_file, save_file
+
+from medsyn import disk
+from medsyn.config import Config, validate
+from medsyn.data.images import SYNTHETIC_KEY
+from medsyn.data.split import is_held_out
+from medsyn.errors import InputError, InputProblems
+from medsyn.models import tiny
+from medsyn.models.synthetic import SyntheticSystem
+from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
+from medsyn.training import checkpoint, finetune, samples
+
+TASK = Task("finetune", 0, "ct", "CT")
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Stable Diffusion with an even smaller UNet than the tiny one: these tests train it many times."""
+    directory = tiny.build_random(tmp_path_factory.mktemp("weights"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=tiny.TEXT_WIDTH,
+            attention_head_dim=4,
+            norm_num_groups=4,
+        ).save_pretrained(directory / "unet")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten CT images of eight patients with four captions, and two MRI images."""
+    directory = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    lines = ["path,Text,modality,patient_id"]
+    for number in range(12):
+        Image.fromarray(rng.integers(0, 255, (40, 32), dtype=np.uint8)).save(directory / f"{number}.png")
+        modality = "CT" if number < 10 else "MRI"
+        lines.append(f"{number}.png,{modality}: finding {number % 4},{modality},secret{number % 8}")
+    (directory / "table.csv").write_text("\n".join(lines) + "\n")
+    return directory / "table.csv"
+
+
+def training(weights: Path, table: Path, data: dict[str, Any] | None = None, **section: Any) -> Config:
+    """A run with everything on that has a state: accumulation, warm-up, cosine, caption dropout, averaging."""
+    base = {
+        "max_train_steps": STEPS,
+        "train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-3,
+        "lr_scheduler": "cosine",
+        "lr_warmup_steps": 2,
+        "caption_dropout": 0.3,
+        "use_ema": True,
+        "checkpointing_steps": 2,
+        "checkpoints_total_limit": 2,
+    }
+    return validate(
+        {
+            "data": {"table": str(table), "resolution": 32, **(data or {})},
+            "model_paths": {"stable_diffusion": str(weights)},
+            "finetune": {**base, **section},
+        },
+        "test",
+    )
+
+
+class StopAt(Control):
+    """Asks the task to leave once it has done `step` steps, as a signal that arrives just then would."""
+
+    def __init__(self, step: int, unit: str = "step") -> None:
+        super().__init__()
+        self.step, self.unit, self.beats = step, unit, 0
+
+    def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
+        if unit == self.unit:
+            self.beats += 1
+            if step >= self.step:
+                self.request_stop()
+
+
+def run(config: Config, root: Path, control: Control | None = None) -> None:
+    finetune.run(config, TASK, CampaignDirectory(root), control or Control())
+
+
+def unet_bytes(root: Path) -> bytes:
+    return (root / "work/finetune/ct/model/unet/diffusion_pytorch_model.safetensors").read_bytes()
+
+
+def metrics(root: Path) -> list[dict[str, Any]]:
+    lines = (root / "work/finetune/ct/metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "samples_per_second"} for line in lines]
+
+
+def checkpoints(root: Path) -> list[Path]:
+    return sorted((root / "work/finetune/ct/checkpoints").glob("step-*"))
+
+
+def summary(root: Path) -> dict[str, Any]:
+    return disk.read_json(root / "work/finetune/ct/summary.json")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(weights: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every disturbed run must end in."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    run(training(weights, table), root)
+    return root
+
+
+def assert_same_end(root: Path, undisturbed: Path) -> None:
+    assert unet_bytes(root) == unet_bytes(undisturbed)
+    assert metrics(root) == metrics(undisturbed)
+    work = root / "work/finetune/ct"
+    assert sorted(path.name for path in work.iterdir()) == ["metrics.jsonl", "model", "summary.json"]
+
+
+# --- interrupted == uninterrupted, bit for bit ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stops", [[0], [3], [STEPS], [1, 2, 4, 5]])
+def test_stopping_and_going_on_ends_in_the_same_bits(
+    stops: list[int], weights: Path, table: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    config = training(weights, table, checkpointing_steps=100)
+    for stop in stops:
+        control = StopAt(stop)
+        if stop == 0:
+            control.request_stop()
+        with pytest.raises(Saved):
+            run(config, tmp_path, control)
+        assert [path.name for path in checkpoints(tmp_path)][-1:] == [f"step-{stop:09d}"] * (stop > 0)
+    run(config, tmp_path)
+    assert_same_end(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("lines", [100, 1], ids=["a line per step", "stopped inside an interval of the metrics"])
+def test_the_same_holds_for_a_plain_run(
+    lines: int, weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "_METRICS_LINES", lines)
+    options = {"use_ema": False, "gradient_accumulation_steps": 1, "lr_scheduler": "constant", "snr_gamma": None}
+    config = training(weights, table, **options)
+    run(config, tmp_path / "straight")
+    assert len(metrics(tmp_path / "straight")) == (STEPS if lines == 100 else 1)
+    with pytest.raises(Saved):
+        run(config, tmp_path / "stopped", StopAt(3))
+    run(config, tmp_path / "stopped")
+    assert_same_end(tmp_path / "stopped", tmp_path / "straight")
+
+
+def kill_self(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_run(config: Config, root: Path, sabotage: Callable[[], None]) -> None:
+    """Run in a forked process that `sabotage` makes kill itself with SIGKILL somewhere."""
+    child = os.fork()
+    if child == 0:
+        try:
+            sabotage()
+            run(config, root)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def on_call(number: int, function: Callable, action: Callable) -> Callable:
+    """`function`, but its call `number` (from 1) runs `action` with its arguments instead."""
+    calls = {"count": 0}
+
+    def wrapped(*arguments: Any, **keywords: Any) -> Any:
+        calls["count"] += 1
+        return (action if calls["count"] == number else function)(*arguments, **keywords)
+
+    return wrapped
+
+
+def half_a_state(tensors: dict, path: Path) -> None:
+    save_file(tensors, path)
+    os.truncate(path, path.stat().st_size // 2)
+    kill_self()
+
+
+def half_a_line(path: Path, record: dict) -> None:
+    with path.open("a") as stream:
+        stream.write(json.dumps(record)[:20])
+    kill_self()
+
+
+KILLS: dict[str, tuple[Any, str, Callable[[Any], Callable]]] = {
+    "in the first save": (checkpoint, "save_file", lambda real: on_call(1, real, half_a_state)),
+    "in the second save": (checkpoint, "save_file", lambda real: on_call(2, real, half_a_state)),
+    "before the second is pruned": (checkpoint, "_discard", lambda real: on_call(1, real, kill_self)),
+    "in a line of the metrics": (disk, "append_jsonl", lambda real: on_call(3, real, half_a_line)),
+    "between two saves": (finetune, "draws", lambda real: on_call(4, real, kill_self)),
+    "while images are encoded": (samples, "read_image", lambda real: on_call(5, real, kill_self)),
+    "before the model is published": (finetune, "_publish", lambda real: kill_self),
+    "while the model is published": (UNet2DConditionModel, "save_pretrained", lambda real: kill_self),
+    "when the model is published": (finetune.shutil, "rmtree", lambda real: on_call(9, real, kill_self)),
+}
+
+
+@pytest.mark.parametrize("kill", KILLS)
+def test_kill_minus_nine_anywhere_ends_in_the_same_bits(
+    kill: str, weights: Path, table: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, name, make = KILLS[kill]
+    config = training(weights, table)
+    killed_run(config, tmp_path, lambda: monkeypatch.setattr(place, name, make(getattr(place, name))))
+    run(config, tmp_path)
+    assert_same_end(tmp_path, undisturbed)
+
+
+@pytest.fixture(scope="module")
+def stopped(weights: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("stopped")
+    stopped_at_four(training(weights, table), root)
+    return root
+
+
+def stopped_at_four(config: Config, root: Path) -> None:
+    with pytest.raises(Saved):
+        run(config, root, StopAt(4))
+    assert [path.name for path in checkpoints(root)] == ["step-000000002", "step-000000004"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "a bit flipped", "manifest gone"])
+def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(
+    damage: str, weights: Path, table: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    config = training(weights, table)
+    stopped_at_four(config, tmp_path)
+    newest = checkpoints(tmp_path)[-1]
+    state = newest / "state.safetensors"
+    if damage == "cut":
+        os.truncate(state, 1000)
+    elif damage == "a bit flipped":
+        content = bytearray(state.read_bytes())
+        content[-7] ^= 4
+        state.write_bytes(bytes(content))
+    else:
+        (newest / "manifest.json").unlink()
+    run(config, tmp_path)
+    assert_same_end(tmp_path, undisturbed)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(
+    weights: Path, table: Path, tmp_path: Path
+) -> None:
+    config = training(weights, table)
+    stopped_at_four(config, tmp_path)
+    for path in checkpoints(tmp_path):
+        os.truncate(path / "state.safetensors", 1000)
+    lines = metrics(tmp_path)
+    with pytest.raises(NoProgress):
+        run(config, tmp_path)
+    assert metrics(tmp_path) == lines
+
+
+def test_a_full_disk_ends_the_run_and_room_on_it_lets_it_go_on(
+    weights: Path, table: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = training(weights, table)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", on_call(2, checkpoint.save_file, full))
+        with pytest.raises(OSError, match="No space left"):
+            run(config, tmp_path)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000002"]
+    run(config, tmp_path)
+    assert_same_end(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"learning_rate": 2e-3}, "finetune.learning_rate"),
+        ({"max_train_steps": 7}, "finetune.max_train_steps"),
+        ({"train_batch_size": 4, "gradient_accumulation_steps": 1}, "finetune.train_batch_size"),
+        ({"data": {"resolution": 64}}, "data.resolution"),
+        ({"data": {"held_out_fraction": 0.6}}, "data.table"),
+        ({"data": {"allow_synthetic": True}}, "data.allow_synthetic"),
+    ],
+)
+@pytest.mark.parametrize("finished", [False, True])
+def test_going_on_under_other_conditions_is_refused_by_name(
+    finished: bool, change: dict, key: str, weights: Path, table: Path, undisturbed: Path, stopped: Path
+) -> None:
+    with pytest.raises(InputError) as caught:
+        run(training(weights, table, **change), undisturbed if finished else stopped)
+    assert key in str(caught.value.problem.key)
+
+
+def test_changed_images_captions_or_weights_are_refused_by_name(weights: Path, table: Path, tmp_path: Path) -> None:
+    data, model = tmp_path / "data", tmp_path / "weights"
+    shutil.copytree(table.parent, data)
+    shutil.copytree(weights, model)
+    config = training(model, data / "table.csv")
+    stopped_at_four(config, tmp_path / "run")
+
+    used, _ = samples.training_rows(config, "CT")
+    content, text = used[0].path.read_bytes(), (data / "table.csv").read_text()
+    Image.fromarray(np.arange(1024, dtype=np.uint8).reshape(32, 32)).save(used[0].path)
+    with pytest.raises(InputError, match=r"data\.table"):
+        run(config, tmp_path / "run")
+    used[0].path.write_bytes(content)
+    (data / "table.csv").write_text(text.replace("finding 1", "finding one"))
+    with pytest.raises(InputError, match=r"data\.table"):
+        run(config, tmp_path / "run")
+    (data / "table.csv").write_text(text)
+    unet = model / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: value + 1 for name, value in load_file(unet).items()}, unet)
+    with pytest.raises(InputError, match=r"model_paths\.stable_diffusion"):
+        run(config, tmp_path / "run")
+
+
+def test_what_does_not_touch_the_weights_may_change_on_the_way(
+    weights: Path, table: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """More checkpoints, fewer kept, and gradient checkpointing after an out-of-memory."""
+    stopped_at_four(training(weights, table), tmp_path)
+    changed = training(weights, table, checkpointing_steps=1, checkpoints_total_limit=1, gradient_checkpointing=True)
+    run(changed, tmp_path)
+    assert_same_end(tmp_path, undisturbed)
+
+
+def test_a_model_of_unknown_origin_is_not_taken_for_ours(weights: Path, table: Path, tmp_path: Path) -> None:
+    (CampaignDirectory(tmp_path).finetuned_unet("CT") / "unet").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"finetune\.learning_rate was None"):
+        run(training(weights, table), tmp_path)
+
+
+def test_a_finished_run_loads_nothing(
+    weights: Path, table: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "load_synthetic", kill_self)
+    run(training(weights, table), undisturbed)
+
+
+def test_checkpoints_are_pruned_and_lines_are_not_doubled(weights: Path, table: Path, tmp_path: Path) -> None:
+    config = training(weights, table, checkpointing_steps=1, checkpoints_total_limit=2)
+    with pytest.raises(Saved):
+        run(config, tmp_path, StopAt(5))
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000004", "step-000000005"]
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+# --- every image once, every caption once, held out is held out -----------------------------------------------------
+
+
+def test_images_are_encoded_once_and_captions_embedded_once(
+    weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded, embedded, read = [], [], []
+    encode, embed, read_image = AutoencoderKL.encode, SyntheticSystem.embed, samples.read_image
+    monkeypatch.setattr(AutoencoderKL, "encode", lambda self, x: (encoded.append(len(x)), encode(self, x))[1])
+    monkeypatch.setattr(SyntheticSystem, "embed", lambda self, text: (embedded.append(text), embed(self, text))[1])
+    monkeypatch.setattr(samples, "read_image", lambda path, m: (read.append(path), read_image(path, m))[1])
+    config = training(weights, table)
+    run(config, tmp_path)  # 24 samples: three epochs
+
+    rows, held_out = samples.training_rows(config, "CT")
+    assert 0 < held_out == 10 - len(rows)
+    assert read == [row.path for row in rows]
+    assert sum(encoded) == len(encoded) == len(rows)
+    assert sorted(embedded) == sorted({"", *(row.text for row in rows)})
+    counted = summary(tmp_path)
+    assert counted["images"] == counted["vae_encodes"] == len(rows)
+    assert counted["text_encoder_calls"] == counted["captions"] + 1 == len(embedded)
+    assert counted["held_out"] == held_out
+    assert counted["skipped"] == 0
+
+
+def test_no_patient_is_on_both_sides(weights: Path, table: Path) -> None:
+    config = training(weights, table, data={"held_out_fraction": 0.4})
+    rows, held_out = samples.training_rows(config, "CT")
+    assert held_out
+    assert not any(is_held_out(str(row.patient_id), 0.4, 0) for row in rows)
+
+
+def test_a_resumed_run_encodes_and_embeds_nothing_again(weights: Path, table: Path, tmp_path: Path) -> None:
+    config = training(weights, table)
+    with pytest.raises(Saved):
+        run(config, tmp_path, StopAt(1))
+    run(config, tmp_path)
+    assert summary(tmp_path)["vae_encodes"] == summary(tmp_path)["text_encoder_calls"] == 0
+
+
+def test_a_stop_while_images_are_encoded_keeps_them(
+    weights: Path, table: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    config = training(weights, table)
+    control = StopAt(3, unit="image")
+    with pytest.raises(Saved):
+        run(config, tmp_path, control)
+    assert checkpoints(tmp_path) == []
+    run(config, tmp_path)
+    assert summary(tmp_path)["vae_encodes"] == summary(undisturbed)["images"] - control.beats - 1
+    assert_same_end(tmp_path, undisturbed)
+
+
+def test_a_torn_cache_file_is_made_again(weights: Path, table: Path, undisturbed: Path, tmp_path: Path) -> None:
+    config = training(weights, table)
+    with pytest.raises(Saved):
+        run(config, tmp_path, StopAt(3))
+    for shard in (tmp_path / "cache" / "ct").glob("*.safetensors"):
+        os.truncate(shard, shard.stat().st_size - 100)
+    run(config, tmp_path)
+    assert summary(tmp_path)["vae_encodes"] == summary(undisturbed)["images"]
+    assert_same_end(tmp_path, undisturbed)
+
+
+def test_nothing_that_is_written_names_a_patient(undisturbed: Path) -> None:
+    for path in undisturbed.rglob("*"):
+        assert "secret" not in path.name
+        assert not path.is_file() or b"secret" not in path.read_bytes()
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_table(table: Path, tmp_path: Path) -> Path:
+    shutil.copytree(table.parent, tmp_path / "data")
+    return tmp_path / "data" / "table.csv"
+
+
+def spoil(table: Path, weights: Path) -> list[str]:
+    """Make two training images unusable, one unreadable and one synthetic; their names."""
+    rows, _ = samples.training_rows(training(weights, table), "CT")
+    rows[1].path.write_bytes(rows[1].path.read_bytes()[:60])
+    mark = PngInfo()
+    mark.add_text(SYNTHETIC_KEY, "YES")
+    Image.fromarray(np.arange(1024, dtype=np.uint8).reshape(32, 32)).save(rows[3].path, pnginfo=mark)
+    return [rows[1].file, rows[3].file]
+
+
+def test_all_images_that_cannot_be_used_are_told_at_once(weights: Path, own_table: Path, tmp_path: Path) -> None:
+    names = spoil(own_table, weights)
+    with pytest.raises(InputProblems) as caught:
+        run(training(weights, own_table), tmp_path)
+    problems = caught.value.problems
+    assert [problem.reason.split(":")[0] for problem in problems] == names
+    assert [problem.row for problem in problems] == [int(name.removesuffix(".png")) + 2 for name in names]
+    assert "allow_synthetic" in problems[1].reason
+    assert not (tmp_path / "work").exists()
+
+
+def test_without_strictness_they_are_left_out_and_counted(weights: Path, own_table: Path, tmp_path: Path) -> None:
+    spoil(own_table, weights)
+    config = training(weights, own_table, data={"strict": False}, max_train_steps=1)
+    run(config, tmp_path)
+    rows, _ = samples.training_rows(config, "CT")
+    assert summary(tmp_path)["skipped"] == 2
+    assert summary(tmp_path)["samples"] == len(rows) - 2
+
+
+def test_allowing_synthetic_images_is_another_campaign_not_a_stale_cache(
+    weights: Path, own_table: Path, tmp_path: Path
+) -> None:
+    names = spoil(own_table, weights)
+    data = {"strict": False, "allow_synthetic": True}
+    run(training(weights, own_table, data=data, max_train_steps=1), tmp_path)
+    assert summary(tmp_path)["skipped"] == 1
+    shutil.rmtree(tmp_path / "work")
+    run(training(weights, own_table, data={"strict": False}, max_train_steps=1), tmp_path)
+    assert summary(tmp_path)["skipped"] == len(names)
+
+
+def test_a_modality_without_a_usable_image_is_an_error_even_without_strictness(
+    weights: Path, own_table: Path, tmp_path: Path
+) -> None:
+    for number in range(10):
+        (own_table.parent / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(InputProblems):
+        run(training(weights, own_table, data={"strict": False}), tmp_path)
+
+
+def test_a_modality_that_the_table_lacks_is_an_error(weights: Path, table: Path, tmp_path: Path) -> None:
+    task = Task("finetune", 0, "oct", "OCT")
+    with pytest.raises(InputError, match="no image of OCT"):
+        finetune.run(training(weights, table), task, CampaignDirectory(tmp_path), Control())
+
+
+def test_holding_out_everything_is_an_error(weights: Path, table: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="held out") as caught:
+        run(training(weights, table, data={"held_out_fraction": 0.9999}), tmp_path)
+    assert caught.value.problem.key == "data.held_out_fraction"
+
+
+def test_the_same_image_with_two_captions_is_two_samples_and_one_encode(
+    weights: Path, own_table: Path, tmp_path: Path
+) -> None:
+    rows, _ = samples.training_rows(training(weights, own_table), "CT")
+    with own_table.open("a") as stream:
+        stream.write(f"{rows[0].file},CT: seen again,CT,{rows[0].patient_id}\n")
+    run(training(weights, own_table, max_train_steps=1), tmp_path)
+    assert summary(tmp_path)["samples"] == summary(tmp_path)["images"] + 1
+    assert summary(tmp_path)["vae_encodes"] == summary(tmp_path)["images"]
+
+
+def test_an_option_this_machine_does_not_have_is_named(weights: Path, table: Path, tmp_path: Path) -> None:
+    for option in ("use_8bit_adam", "enable_xformers"):
+        with pytest.raises(InputError) as caught:
+            run(training(weights, table, **{option: True}), tmp_path)
+        assert caught.value.problem.key == f"finetune.{option}"
+
+
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_a_diverging_run_says_so_and_keeps_no_broken_weights(
+    use_ema: bool, weights: Path, table: Path, tmp_path: Path
+) -> None:
+    config = training(weights, table, learning_rate=1e25, lr_scheduler="constant", lr_warmup_steps=0, use_ema=use_ema)
+    with pytest.raises(NoProgress, match=r"finetune\.learning_rate"):
+        run(config, tmp_path)
+    assert checkpoints(tmp_path) == []
+    assert not (tmp_path / "work/finetune/ct/model").exists()
+
+
+# --- the model and the numbers --------------------------------------------------------------------------------------
+
+
+def test_the_result_is_an_ordinary_diffusers_directory_in_float32(weights: Path, undisturbed: Path) -> None:
+    model = CampaignDirectory(undisturbed).finetuned_unet("CT")
+    trained = UNet2DConditionModel.from_pretrained(model, subfolder="unet", use_safetensors=True).state_dict()
+    before = UNet2DConditionModel.from_pretrained(weights, subfolder="unet").state_dict()
+    assert trained.keys() == before.keys()
+    assert all(value.dtype == torch.float32 for value in trained.values())
+    assert all(torch.isfinite(value).all() for value in trained.values())
+    assert not any(torch.equal(trained[name], before[name]) for name in trained)
+    for file in (model / "unet").iterdir():
+        assert file.stat().st_mode & 0o777 == 0o640
+
+
+def test_weights_that_are_stored_in_half_precision_are_trained_in_float32(
+    weights: Path, table: Path, tmp_path: Path
+) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(weights, half)
+    path = half / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: value.half() for name, value in load_file(path).items()}, path)
+    run(training(half, table, max_train_steps=1, learning_rate=1e-7), tmp_path / "run")
+    trained = load_file(tmp_path / "run/work/finetune/ct/model/unet/diffusion_pytorch_model.safetensors")
+    assert all(value.dtype == torch.float32 for value in trained.values())
+    assert any(not torch.equal(value, value.half().float()) for value in trained.values())
+
+
+def test_the_metrics_have_a_line_per_interval(undisturbed: Path) -> None:
+    lines = [json.loads(line) for line in (undisturbed / "work/finetune/ct/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert all(set(line) == {"step", "loss", "learning_rate", "samples_per_second"} for line in lines)
+    assert all(line["loss"] > 0 and line["samples_per_second"] > 0 for line in lines)
+    assert lines[0]["learning_rate"] == pytest.approx(5e-4)
+    assert summary(undisturbed)["loss"] == lines[-1]["loss"]
+
+
+def test_a_line_holds_the_mean_of_its_interval_and_the_last_one_may_be_short(
+    weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "denoising_loss", lambda unet, *_: next(unet.parameters()).sum() * 0 + 2.5)
+    monkeypatch.setattr(finetune, "_METRICS_LINES", 2)
+    run(training(weights, table, max_train_steps=7), tmp_path)
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines] == [3, 6, 7]
+    assert all(line["loss"] == pytest.approx(2.5) for line in lines)
+
+
+def test_how_a_batch_is_split_into_micro_batches_does_not_matter(weights: Path, table: Path, tmp_path: Path) -> None:
+    ends = []
+    for size, accumulation in ((4, 1), (2, 2), (1, 4)):
+        root = tmp_path / str(size)
+        options = {"train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_train_steps": 3}
+        run(training(weights, table, **options), root)
+        ends.append([line["loss"] for line in metrics(root)])
+    assert ends[1] == pytest.approx(ends[0], rel=1e-4)
+    assert ends[2] == pytest.approx(ends[0], rel=1e-4)
+
+
+def test_training_lowers_the_loss(weights: Path, table: Path, tmp_path: Path) -> None:
+    options = {"max_train_steps": 40, "train_batch_size": 8, "gradient_accumulation_steps": 1, "learning_rate": 5e-3}
+    run(training(weights, table, checkpointing_steps=100, use_ema=False, **options), tmp_path)
+    losses = [line["loss"] for line in metrics(tmp_path)]
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+
+
+def test_the_average_lags_behind_the_weights(weights: Path, table: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run(training(weights, table, use_ema=False), tmp_path)
+    name = "conv_in.weight"
+    path = "work/finetune/ct/model/unet/diffusion_pytorch_model.safetensors"
+    start = load_file(weights / "unet" / "diffusion_pytorch_model.safetensors")[name]
+    last, average = load_file(tmp_path / path)[name], load_file(undisturbed / path)[name]
+    assert 0 < (average - start).norm() < (last - start).norm()
+    assert metrics(tmp_path) == metrics(undisturbed)  # averaging must not touch what is trained
+
+
+# --- the loss -------------------------------------------------------------------------------------------------------
+
+
+def scheduler(prediction_type: str, **options: Any) -> DDPMScheduler:
+    config = dict(tiny.make_scheduler(prediction_type).config)
+    return DDPMScheduler.from_config({**config, **options})
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_loss_of_a_perfect_prediction_is_zero_and_of_another_is_its_weighted_square(prediction_type: str) -> None:
+    noise_scheduler = scheduler(prediction_type)
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = (torch.randn(3, 4, 8, 8, generator=generator) for _ in range(2))
+    timesteps = torch.tensor([0, 500, 999])
+    alpha = noise_scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    target = noise if prediction_type == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+    weights = torch.zeros(1000)
+    weights[[0, 500, 999]] = torch.tensor([1.0, 2.0, 4.0])
+
+    class Answer:
+        def __init__(self, off: torch.Tensor) -> None:
+            self.off = off
+
+        def __call__(self, noisy: torch.Tensor, steps: torch.Tensor, hidden: torch.Tensor) -> Answer:
+            assert torch.allclose(noisy, alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, atol=1e-6)
+            self.sample = target + self.off
+            return self
+
+    def loss(off: torch.Tensor) -> float:
+        arguments = (noise_scheduler, weights, latents, torch.zeros(3, 77, 8), noise, timesteps)
+        return float(finetune.denoising_loss(Answer(off), *arguments))
+
+    assert loss(torch.zeros(3, 1, 1, 1)) == pytest.approx(0, abs=1e-9)
+    off = torch.tensor([1.0, 0.5, 3.0]).view(-1, 1, 1, 1)
+    assert loss(off) == pytest.approx((1 * 1 + 2 * 0.25 + 4 * 9) / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
+def test_min_snr_weights_the_error_of_the_clean_latents_alike_for_both_targets(gamma: float) -> None:
+    alphas = scheduler("epsilon").alphas_cumprod
+    snr = alphas / (1 - alphas)
+    expected = snr.clamp(max=gamma)
+    epsilon = finetune.min_snr_weights(alphas, gamma, "epsilon")
+    velocity = finetune.min_snr_weights(alphas, gamma, "v_prediction")
+    assert torch.allclose(epsilon * snr, expected, rtol=1e-5)
+    assert torch.allclose(velocity * (snr + 1), expected, rtol=1e-5)
+    assert epsilon.max() == 1
+
+
+def test_min_snr_knows_zero_terminal_snr_and_can_be_switched_off() -> None:
+    alphas = torch.tensor([0.99, 0.5, 0.0])
+    assert torch.equal(finetune.min_snr_weights(alphas, None, "epsilon"), torch.ones(3))
+    assert finetune.min_snr_weights(alphas, 5.0, "epsilon").tolist() == pytest.approx([5 / 99, 1, 1], rel=1e-4)
+    assert finetune.min_snr_weights(alphas, 5.0, "v_prediction").tolist() == pytest.approx([0.05, 0.5, 0], rel=1e-4)
+
+
+def test_both_prediction_types_train_and_others_are_refused(weights: Path, table: Path, tmp_path: Path) -> None:
+    for prediction_type in ("epsilon", "sample"):
+        model = tmp_path / prediction_type
+        shutil.copytree(weights, model)
+        tiny.make_scheduler(prediction_type).save_pretrained(model / "scheduler")
+    run(training(tmp_path / "epsilon", table, max_train_steps=2), tmp_path / "run")
+    assert len(metrics(tmp_path / "run")) == 2
+    with pytest.raises(InputError, match="only epsilon and v_prediction"):
+        run(training(tmp_path / "sample", table), tmp_path / "other")
