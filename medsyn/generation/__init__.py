@@ -1,0 +1,1 @@
+"""Images from prompts: sampling, filtering, committing, marking."""

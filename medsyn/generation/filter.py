@@ -1,0 +1,173 @@
+"""Which candidate becomes the image: a rule over one item's own attempts, in order. Pure; knows no tensor.
+
+An item is a prompt and a replicate. Its candidates are attempts 0, 1, 2, … The item is settled at the first attempt
+with `num_candidates` candidates that passed, or when `max_attempts` are spent; the passing candidate with the best
+Policy score wins. Nothing but the item's own attempts decides, so sharding and neighbours change no outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from medsyn.config import GenerationSection
+
+# why a candidate is not the image
+NON_FINITE = "non-finite"
+SELECTOR_LOW = "selector-below-threshold"
+POLICY_LOW = "policy-below-minimum"
+OUTRANKED = "outranked"  # passed, but the item's image is one with a better Policy score
+SURPLUS = "surplus"  # made to fill a batch after what settled the item: never looked at
+
+# what became of an item
+ACCEPTED = "accepted"
+UNFILTERED = "unfiltered"  # baseline: there is no filter to pass
+FAILED = "exhausted-failed"
+SKIPPED = "exhausted-skipped"
+KEPT_BEST = "exhausted-kept-best"
+
+_ON_EXHAUSTED = {"fail": FAILED, "skip": SKIPPED, "keep-best": KEPT_BEST}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What passes, how many must, and what happens to an item of which none does."""
+
+    num_candidates: int
+    max_attempts: int
+    quality_threshold: float | None  # None: no filter (baseline)
+    min_policy_score: float | None
+    on_exhausted: Literal["fail", "skip", "keep-best"]
+
+    @classmethod
+    def of(cls, section: GenerationSection, mode: str) -> Rule:
+        """The rule of a mode: `filtered` as configured, `baseline` takes attempt 0 as it is."""
+        if mode == "baseline":
+            return cls(1, 1, None, None, section.on_exhausted)
+        return cls(
+            section.num_candidates,
+            section.max_attempts,
+            section.quality_threshold,
+            section.min_policy_score,
+            section.on_exhausted,
+        )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One sampled image before the filter."""
+
+    attempt: int
+    seed: int
+    finite: bool = True  # every pixel and every score is a number
+    selector: float | None = None  # None without scorers
+    policy: float | None = None
+    precision: str = "float32"  # what the UNet computed in
+
+
+def refusal(candidate: Candidate, rule: Rule) -> str | None:
+    """Why `candidate` does not pass, or None when it does."""
+    if not candidate.finite:
+        return NON_FINITE
+    if rule.quality_threshold is None:
+        return None
+    if candidate.selector is None or candidate.selector < rule.quality_threshold:
+        return SELECTOR_LOW
+    if rule.min_policy_score is not None and (candidate.policy is None or candidate.policy < rule.min_policy_score):
+        return POLICY_LOW
+    return None
+
+
+def _rank(candidate: Candidate, rule: Rule) -> tuple[bool, bool, float, float]:
+    """Passing ones first, by Policy score; then what clears the Selector, likewise; then the best Selector score."""
+    reason = refusal(candidate, rule)
+    clears_selector = reason in {None, POLICY_LOW}
+    policy, selector = candidate.policy or 0.0, candidate.selector or 0.0
+    return reason is None, clears_selector, policy if clears_selector else selector, policy
+
+
+@dataclass
+class Trial:
+    """One item's way through the filter: candidates come in, in order, until it is settled."""
+
+    rule: Rule
+    candidates: list[Candidate] = field(default_factory=list)
+    considered: int = 0  # the first so many candidates count; those after are surplus
+    passed: int = 0
+    favourite: Candidate | None = None  # the winner if it ended now; ties go to the earlier attempt
+
+    @property
+    def settled(self) -> bool:
+        """Whether no further candidate can change the outcome."""
+        return self.passed >= self.rule.num_candidates or self.considered >= self.rule.max_attempts
+
+    @property
+    def next_attempts(self) -> range:
+        """The attempts that may still be made."""
+        return range(len(self.candidates), len(self.candidates) if self.settled else self.rule.max_attempts)
+
+    @property
+    def still_needed(self) -> int:
+        """How many of `next_attempts` must be made before the item can be settled, however they turn out."""
+        return min(self.rule.num_candidates - self.passed, len(self.next_attempts)) if not self.settled else 0
+
+    def add(self, candidate: Candidate) -> None:
+        """Take the next attempt into account; after the item is settled it is only put on record."""
+        assert candidate.attempt == len(self.candidates), "attempts come in order"
+        settled = self.settled
+        self.candidates.append(candidate)
+        if settled:
+            return
+        self.considered += 1
+        self.passed += refusal(candidate, self.rule) is None
+        if not candidate.finite:
+            return
+        if self.favourite is None or _rank(candidate, self.rule) > _rank(self.favourite, self.rule):
+            self.favourite = candidate
+
+    @property
+    def reason(self) -> str:
+        """What became of a settled item."""
+        if self.passed:
+            return UNFILTERED if self.rule.quality_threshold is None else ACCEPTED
+        if self.favourite is None and self.rule.on_exhausted == "keep-best":
+            return SKIPPED  # no attempt made a picture: there is no best to keep
+        return _ON_EXHAUSTED[self.rule.on_exhausted]
+
+    @property
+    def winner(self) -> Candidate | None:
+        """The candidate of a settled item that becomes its image, if there is one."""
+        return self.favourite if self.passed or self.rule.on_exhausted == "keep-best" else None
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every candidate of a settled item, and why it is not the image."""
+        return [
+            {
+                **asdict(candidate),
+                "passed": refusal(candidate, self.rule) is None,
+                "reason": self._why_not(candidate),
+                "chosen": candidate is self.winner,
+            }
+            for candidate in self.candidates
+        ]
+
+    def _why_not(self, candidate: Candidate) -> str | None:
+        if candidate.attempt >= self.considered:
+            return SURPLUS
+        if reason := refusal(candidate, self.rule):
+            return reason
+        return None if candidate is self.winner else OUTRANKED
+
+
+def next_batch(trials: Iterable[Trial], size: int) -> list[tuple[int, int]]:
+    """At most `size` (position of the trial, attempt) to make next; empty when all are settled.
+
+    Attempts that no outcome can make superfluous come first. Places left would be padding, so they go to the next
+    attempts of unsettled items, made early in the hope that they are needed; those that are not end as surplus.
+    """
+    wanted = []
+    for position, trial in enumerate(trials):
+        attempts = trial.next_attempts[:size]
+        wanted += [(ahead >= trial.still_needed, ahead, position, attempt) for ahead, attempt in enumerate(attempts)]
+    return [(position, attempt) for _, _, position, attempt in sorted(wanted)[:size]]

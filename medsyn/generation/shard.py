@@ -1,0 +1,141 @@
+"""Blocks: the atom of generation, a fixed group of items of one modality, on disk whole or not at all.
+
+Which items a block holds is a function of the prompt list, the replicates and the batch size. A shard is a range of
+blocks; how many shards there are, who makes them and in which order is a matter of queueing and shows in no file.
+No torch here: planners count blocks on login nodes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medsyn import disk
+from medsyn.data.tables import PromptRow
+from medsyn.errors import InputError
+
+MANIFEST, ATTEMPTS, TIMING = "manifest.jsonl", "attempts.jsonl", "timing.json"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image that was asked for."""
+
+    prompt_id: str
+    prompt: str
+    replicate: int  # 0-based
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The items of one modality, cut into blocks of `size`: prompts in table order, replicates of one side by side."""
+
+    prompts: Sequence[PromptRow]
+    replicates: int
+    size: int
+
+    @property
+    def item_count(self) -> int:
+        """How many images were asked for."""
+        return len(self.prompts) * self.replicates
+
+    @property
+    def count(self) -> int:
+        """How many blocks there are; the last may be short."""
+        return -(-self.item_count // self.size)
+
+    def items(self, number: int) -> list[Item]:
+        """The items of block `number`."""
+        indices = range(number * self.size, min((number + 1) * self.size, self.item_count))
+        rows = [(self.prompts[index // self.replicates], index % self.replicates) for index in indices]
+        return [Item(row.prompt_id, row.prompt, replicate) for row, replicate in rows]
+
+
+@dataclass(frozen=True)
+class BlockContent:
+    """What a block's directory holds."""
+
+    images: Mapping[str, bytes]  # file name -> PNG
+    manifest: Sequence[Mapping[str, Any]]  # one record per item; those with a `file` say its `bytes`
+    attempts: Sequence[Mapping[str, Any]]  # one record per candidate
+    timing: Mapping[str, Any]  # all that differs from run to run
+
+
+def plan_shards(block_count: int, blocks_per_shard: int) -> list[tuple[int, int]]:
+    """Half-open block ranges, one per shard, that cover `block_count` blocks once."""
+    starts = range(0, block_count, blocks_per_shard)
+    return [(start, min(start + blocks_per_shard, block_count)) for start in starts]
+
+
+def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records).encode()
+
+
+def commit_block(block: Path, content: BlockContent) -> None:
+    """Publish a block in one rename. An error on the way (a full disk, say) leaves nothing behind."""
+    with disk.atomic_directory(block) as temporary:
+        for name, image in content.images.items():
+            (temporary / name).write_bytes(image)
+        (temporary / ATTEMPTS).write_bytes(_lines(content.attempts))
+        (temporary / TIMING).write_text(json.dumps(content.timing, indent=2) + "\n")
+        (temporary / MANIFEST).write_bytes(_lines(content.manifest))
+
+
+def read_manifest(block: Path) -> list[dict[str, Any]] | None:
+    """The block's manifest if every file is there in the right size, else None. Contents are not hashed."""
+    try:
+        records = [json.loads(line) for line in (block / MANIFEST).read_bytes().splitlines()]
+        sizes = {block / record["file"]: record["bytes"] for record in records if record["file"] is not None}
+        whole = all(path.stat().st_size == size for path, size in sizes.items())
+        whole = whole and (block / ATTEMPTS).is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return records if whole else None
+
+
+def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, str]) -> list[dict[str, Any]] | None:
+    """The manifest of a block that need not be made again, or None.
+
+    A damaged block (a lost or cut file) is moved out of the way, with a warning, to be made again.
+
+    Args:
+        block: where it is.
+        items: what it should hold.
+        facts: what every record of its manifest should say: the model's and the configuration's fingerprint, …
+
+    Raises:
+        InputError: the block is whole but was made from other prompts, by another model or with other settings.
+    """
+    if not block.exists():
+        return None
+    records = read_manifest(block)
+    if records is None:
+        _log.warning("%s is damaged and will be made again", block)
+        discarded = disk.temporary_sibling(block)
+        shutil.rmtree(discarded, ignore_errors=True)
+        block.rename(discarded)
+        shutil.rmtree(discarded, ignore_errors=True)
+        return None
+    differing = {key for key, value in facts.items() for record in records if record.get(key) != value}
+    if [Item(record["id"], record["prompt"], record["replicate"]) for record in records] != list(items):
+        differing.add("prompts")
+    if differing:
+        names = ", ".join(sorted(differing))
+        raise InputError(block, f"was made with another {names}; choose another campaign.dir, or move the block away")
+    return records
+
+
+def sweep(block: Path) -> None:
+    """Remove what killed processes left of this block: temporaries that were never renamed.
+
+    Only the task that owns the block may call it: a running one writes its temporaries in the same place.
+    """
+    for path in block.parent.glob(f".{block.name}.tmp-*"):
+        shutil.rmtree(path, ignore_errors=True)

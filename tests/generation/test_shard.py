@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medsyn import disk
+from medsyn.data.tables import PromptRow
+from medsyn.errors import InputError
+from medsyn.generation import shard
+from medsyn.generation.shard import BlockContent, Blocks, Item, commit_block, finished_block, plan_shards, sweep
+
+FACTS = {"model_fingerprint": "m", "config_fingerprint": "c"}
+ITEMS = [Item("a", "Chest X-ray: normal", 0), Item("b", "a line\u2028separator", 1)]
+
+
+def prompts(count: int) -> list[PromptRow]:
+    return [PromptRow(row, f"p{row}", f"CT: finding {row}", "CT") for row in range(count)]
+
+
+def content(items: list[Item] = ITEMS) -> BlockContent:
+    names = [f"{item.prompt_id}_{item.replicate}.png" for item in items]
+    manifest = [
+        {"id": item.prompt_id, "prompt": item.prompt, "replicate": item.replicate, "file": name, "bytes": 5, **FACTS}
+        for item, name in zip(items, names, strict=True)
+    ]
+    return BlockContent(dict.fromkeys(names, b"image"), manifest, [{"id": "a", "attempt": 0}], {"seconds": 1.0})
+
+
+@pytest.mark.parametrize(("count", "replicates", "size"), [(1, 1, 1), (5, 3, 4), (4, 2, 8), (9, 1, 3), (0, 2, 4)])
+def test_every_item_is_in_one_block_whatever_the_shards(count: int, replicates: int, size: int) -> None:
+    blocks = Blocks(prompts(count), replicates, size)
+    expected = [(f"p{row}", replicate) for row in range(count) for replicate in range(replicates)]
+    for per_shard in (1, 2, 3, 100):
+        ranges = plan_shards(blocks.count, per_shard)
+        items = [item for first, last in ranges for number in range(first, last) for item in blocks.items(number)]
+        assert [(item.prompt_id, item.replicate) for item in items] == expected
+    assert all(len(blocks.items(number)) == size for number in range(blocks.count - 1)), "only the last may be short"
+
+
+def test_a_block_appears_whole(tmp_path: Path) -> None:
+    block = tmp_path / "ct" / "block-000000"
+    commit_block(block, content())
+    assert sorted(path.name for path in block.iterdir()) == [
+        "a_0.png",
+        "attempts.jsonl",
+        "b_1.png",
+        "manifest.jsonl",
+        "timing.json",
+    ]
+    assert finished_block(block, ITEMS, FACTS) == content().manifest
+
+
+@pytest.mark.parametrize("victim", ["a_0.png", "attempts.jsonl", "manifest.jsonl", "timing.json"])
+def test_a_full_disk_leaves_no_half_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str) -> None:
+    real = Path.open
+
+    def full(self: Path, *args: object, **kwargs: object) -> object:
+        if self.name == victim:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, *args, **kwargs)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OSError, match="No space"):
+        commit_block(tmp_path / "ct" / "block-000000", content())
+    assert list((tmp_path / "ct").iterdir()) == []
+
+
+def test_a_disk_that_is_full_at_fsync_leaves_no_half_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS tells of a full disk when data is flushed, not when it is written."""
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk, "_fsync_file", full)
+    with pytest.raises(OSError, match="No space"):
+        commit_block(tmp_path / "ct" / "block-000000", content())
+    assert list((tmp_path / "ct").iterdir()) == []
+
+
+def test_a_process_that_was_faster_keeps_its_block(tmp_path: Path) -> None:
+    block = tmp_path / "block-000000"
+    commit_block(block, content())
+    (block / "mark").touch()
+    commit_block(block, content())
+    assert (block / "mark").exists()
+    assert list(tmp_path.iterdir()) == [block]
+
+
+def damage_cut(block: Path) -> None:
+    (block / "a_0.png").write_bytes(b"ima")
+
+
+def damage_lost(block: Path) -> None:
+    (block / "b_1.png").unlink()
+
+
+def damage_manifest(block: Path) -> None:
+    text = (block / "manifest.jsonl").read_text(encoding="utf-8")
+    (block / "manifest.jsonl").write_text(text[:-20], encoding="utf-8")
+
+
+def damage_manifest_lost(block: Path) -> None:
+    (block / "manifest.jsonl").unlink()
+
+
+def damage_manifest_binary(block: Path) -> None:
+    (block / "manifest.jsonl").write_bytes(b"\xff\xfe\x00")
+
+
+def damage_attempts(block: Path) -> None:
+    (block / "attempts.jsonl").unlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_cut, damage_lost, damage_manifest, damage_manifest_lost, damage_manifest_binary, damage_attempts],
+)
+def test_a_damaged_block_is_moved_away_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage) -> None:  # type: ignore[no-untyped-def]
+    block = tmp_path / "block-000003"
+    commit_block(block, content())
+    damage(block)
+    assert finished_block(block, ITEMS, FACTS) is None
+    assert list(tmp_path.iterdir()) == []
+    assert "block-000003" in caplog.text
+    commit_block(block, content())
+    assert finished_block(block, ITEMS, FACTS) is not None
+
+
+def test_a_block_that_is_not_there_is_to_be_made(tmp_path: Path) -> None:
+    assert finished_block(tmp_path / "block-000000", ITEMS, FACTS) is None
+
+
+@pytest.mark.parametrize(
+    ("items", "facts", "named"),
+    [
+        ([Item("a", "Chest X-ray: pneumonia", 0), ITEMS[1]], FACTS, "prompts"),
+        (ITEMS[:1], FACTS, "prompts"),
+        (ITEMS, FACTS | {"model_fingerprint": "other"}, "model_fingerprint"),
+        (ITEMS, FACTS | {"config_fingerprint": "other"}, "config_fingerprint"),
+    ],
+)
+def test_a_whole_block_of_something_else_is_refused_by_name_and_kept(
+    tmp_path: Path, items: list[Item], facts: dict[str, str], named: str
+) -> None:
+    block = tmp_path / "block-000000"
+    commit_block(block, content())
+    with pytest.raises(InputError, match=named):
+        finished_block(block, items, facts)
+    assert (block / "a_0.png").exists()
+
+
+def test_sweeping_takes_only_what_was_left_of_the_block_itself(tmp_path: Path) -> None:
+    mine = tmp_path / ".block-000001.tmp-node7-4242"
+    others = [tmp_path / ".block-000010.tmp-node7-4242", tmp_path / "block-000001", tmp_path / ".block-00000.tmp-x-1"]
+    for directory in (mine, *others):
+        directory.mkdir()
+        (directory / "a_0.png").touch()
+    sweep(tmp_path / "block-000001")
+    assert sorted(tmp_path.iterdir()) == sorted(others)
+    sweep(tmp_path / "absent" / "block-000001")
+
+
+def test_records_are_one_line_each_of_strict_json(tmp_path: Path) -> None:
+    commit_block(tmp_path / "block", content())
+    lines = (tmp_path / "block" / "manifest.jsonl").read_bytes().splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == [item.prompt for item in ITEMS]
+    bad = BlockContent({}, [{"selector": float("nan")}], [], {})
+    with pytest.raises(ValueError, match="JSON"):
+        commit_block(tmp_path / "nan", bad)
+    assert not (tmp_path / "nan").exists()
+
+
+def test_planning_does_not_import_torch() -> None:
+    code = "import sys, medsyn.generation.shard, medsyn.generation.filter; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_names_in_a_block_are_those_of_the_contract() -> None:
+    assert (shard.MANIFEST, shard.ATTEMPTS, shard.TIMING) == ("manifest.jsonl", "attempts.jsonl", "timing.json")
