@@ -1,0 +1,118 @@
+"""python -m medsyn <command>: any single task of a campaign by hand, and tools around it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from medsyn import cli
+from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE
+
+
+def run_stage(stage: str, program: str, arguments: Sequence[str]) -> int:
+    """Run one task of a stage, or list the tasks; `stage` is `rlhf` or one of `medsyn.stage.STAGES`."""
+    parser = cli.config_parser(program, "Run one task of a campaign, exactly as a queued task runs it.")
+    parser.add_argument("--task", help="the task's name or index; without it the tasks are listed")
+    if stage == "rlhf":
+        parser.add_argument("--stage", choices=("1", "2"), required=True, help="1: all ratings; 2: one modality")
+    args = parser.parse_intermixed_args(arguments)
+    if stage == "rlhf":
+        stage = f"rlhf-stage{args.stage}"
+
+    from medsyn import config
+    from medsyn.campaign import inputs, prepare, worker
+
+    loaded = config.load(args.config, args.overrides)
+    with cli.progress_bars() as progress:
+        if args.task is None:
+            for planned in inputs.check(loaded, progress).plan.by_stage.get(stage, []):
+                print(f"{planned.task.index:>6}  {planned.task.name}")
+            return EXIT_DONE
+        campaign = prepare.prepare(loaded, progress)
+    return worker.run_task(campaign.directory.root, stage, args.task)
+
+
+def work(program: str, arguments: Sequence[str]) -> int:
+    """Run one task of a prepared campaign: what schedulers call."""
+    parser = argparse.ArgumentParser(prog=program, description=work.__doc__)
+    parser.add_argument("directory", type=Path, metavar="CAMPAIGN_DIR")
+    parser.add_argument("stage", metavar="STAGE")
+    parser.add_argument("task", metavar="INDEX", help="the task's index or name")
+    parser.add_argument("--parent", type=int, metavar="PID", help="save and leave when this process ends")
+    args = parser.parse_args(arguments)
+
+    from medsyn.campaign import worker
+
+    return worker.run_task(args.directory, args.stage, args.task, parent=args.parent)
+
+
+def check(program: str, arguments: Sequence[str]) -> int:
+    """Read tables and every image they name; list everything that is wrong."""
+    parser = argparse.ArgumentParser(prog=program, description=check.__doc__)
+    parser.add_argument("tables", nargs="+", type=Path, metavar="TABLE", help="data set, ratings or prompt list")
+    parser.add_argument("--root", type=Path, help="folder that the tables' files are in (the table's own)")
+    parser.add_argument("--modality-column", default="modality", metavar="NAME", help="header of the modality column")
+    parser.add_argument("--allow-synthetic", action="store_true", help="images marked as synthetic are no problem")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_args(arguments)
+
+    from medsyn.data.check import check_tables
+
+    with cli.progress_bars() as progress:
+        tell = partial(progress, "reading images")
+        problems = check_tables(args.tables, args.root, args.modality_column, args.allow_synthetic, tell)
+    if args.json:
+        print(json.dumps([problem.as_dict() for problem in problems], indent=2, ensure_ascii=False))
+    else:
+        for problem in problems:
+            print(f"{problem.severity}: {problem}")
+        print(f"{len(problems)} problems" if problems else "no problems")
+    return EXIT_BAD_INPUT if any(problem.severity == "error" for problem in problems) else EXIT_DONE
+
+
+def phantoms(program: str, arguments: Sequence[str]) -> int:
+    """Draw the procedural data set: images, metadata.csv, ratings.csv and prompts.csv."""
+    from medsyn.config import Config
+
+    defaults = Config().data.phantoms
+    parser = argparse.ArgumentParser(prog=program, description=phantoms.__doc__)
+    parser.add_argument("directory", type=Path, metavar="DIR")
+    parser.add_argument("--images-per-kind", type=int, default=defaults.images_per_kind, metavar="N")
+    parser.add_argument("--prompts-per-kind", type=int, default=defaults.prompts_per_kind, metavar="N")
+    parser.add_argument("--image-size", type=int, default=defaults.image_size, metavar="PIXELS")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(arguments)
+
+    from medsyn.data.phantoms import write_dataset
+
+    with cli.progress_bars() as progress:
+        tell = partial(progress, "drawing phantoms")
+        write_dataset(args.directory, args.images_per_kind, args.prompts_per_kind, args.image_size, args.seed, tell)
+    print(args.directory)
+    return EXIT_DONE
+
+
+def doctor(program: str, arguments: Sequence[str]) -> int:
+    """Tell whether this machine is fit for a campaign, and what it will choose."""
+    from medsyn import doctor
+
+    return doctor.main(list(arguments))
+
+
+COMMANDS: dict[str, cli.Command] = {
+    "finetune": ("fine-tune the model of one modality", partial(run_stage, "finetune")),
+    "rlhf": ("train Selector and Policy (--stage 1) or a modality's Policy (--stage 2)", partial(run_stage, "rlhf")),
+    "generate": ("generate one shard of the prompt list", partial(run_stage, "generate")),
+    "evaluate": ("measure the campaign and write its report", partial(run_stage, "evaluate")),
+    "worker": ("run one task of a prepared campaign: what schedulers call", work),
+    "check": ("read tables and every image they name, list what is wrong", check),
+    "phantoms": ("draw the procedural data set", phantoms),
+    "doctor": ("is this machine fit for a campaign?", doctor),
+}
+
+if __name__ == "__main__":
+    sys.exit(cli.dispatch("python -m medsyn", COMMANDS, sys.argv[1:]))

@@ -1,0 +1,248 @@
+"""A campaign's inputs: which files a configuration means, what is in them, and everything that is wrong with them.
+
+Nothing is written here; `plan` and `submit` both call `check`, and find the same problems, all at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from medsyn import disk
+from medsyn.campaign.plan import Plan, build
+from medsyn.config import PHANTOMS, Config
+from medsyn.data import tables
+from medsyn.data.modalities import split_prefix
+from medsyn.data.tables import ImageRow, PromptRow, RatingRow, Table
+from medsyn.errors import InputError, InputProblems, Problem
+from medsyn.models import weights
+from medsyn.seeds import seed
+
+CONFIGURATION = "configuration"  # how messages name it
+IMAGES_READ_AT_MOST = 2000  # a larger data set is checked by `python -m medsyn check`, once, not at every submit
+CAPTIONS_PER_MODALITY = 8  # drawn as prompts where there is no prompt list
+
+Row = TypeVar("Row", ImageRow, RatingRow, PromptRow)
+Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A configuration with everything that was found out about its inputs; nothing has been written."""
+
+    given: Config  # as the user wrote it
+    config: Config  # resolved
+    plan: Plan
+    counts: dict[str, Counter[str]]  # "images", "rated images" and "prompts" by modality
+    prompts: str  # the prompt list that the tasks will read, as CSV
+    problems: list[Problem]
+
+    @property
+    def errors(self) -> list[Problem]:
+        """What keeps the campaign from starting."""
+        return [problem for problem in self.problems if problem.severity == "error"]
+
+
+def resolve(config: Config) -> Config:
+    """The configuration with every path absolute and every default path filled in; looks at no file's content."""
+    root, data = config.campaign.path, config.data
+    table = root / "phantoms" / "metadata.csv" if data.table == PHANTOMS else _absolute(data.table)
+    ratings = _absolute(data.ratings_file) if data.ratings_file else table.parent / "ratings.csv"
+    sources = {
+        key: str(_absolute(source)) if source and _absolute(source).is_dir() else source
+        for key, source in config.model_paths.model_dump().items()
+    }
+    changes: dict[str, Any] = {
+        "campaign": {"dir": str(root)},
+        "data": {
+            "table": str(table),
+            "root": str(_absolute(data.root)) if data.root else None,
+            "ratings_file": str(ratings),
+            "prompts": str(root / "inputs" / "prompts.csv"),
+        },
+        "model_paths": sources,
+    }
+    tree = config.model_dump()
+    for section, values in changes.items():
+        tree[section] |= values
+    return Config.model_validate(tree)
+
+
+def _absolute(path: str) -> Path:
+    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 (Path.absolute keeps '..')
+
+
+def prompt_source(config: Config) -> Path | None:
+    """The prompt list that the user means, or None where it is `data.base_prompt` or the table's captions."""
+    if config.data.prompts:
+        return _absolute(config.data.prompts)
+    beside = Path(resolve(config).data.table).with_name("prompts.csv")
+    return beside if config.data.base_prompt is None and beside.is_file() else None
+
+
+def check(config: Config, progress: Progress | None = None) -> Checked:
+    """Read every table, look for weights and (up to 2,000) images; everything wrong is in the result's `problems`."""
+    resolved = resolve(config)
+    modalities = resolved.data.modalities
+    problems = _check_directory(resolved) + _check_weights(resolved)
+    if config.data.table == PHANTOMS and not Path(resolved.data.table).is_file():
+        counts = _phantom_counts(config)
+        return Checked(config, resolved, build(resolved, counts["prompts"]), counts, "", problems)
+    images, ratings = _read_images(resolved, problems), _read_ratings(resolved, problems)
+    prompts = _prompts(config, images, problems)
+    rated = {(row.path, row.modality) for row in ratings}
+    found = {
+        "images": [row.modality for row in images],
+        "rated images": [modality for _, modality in rated],
+        "prompts": [row.modality for row in prompts],
+    }
+    counts = {what: Counter(name for name in names if name in modalities) for what, names in found.items()}
+    for what, names in found.items():
+        absent = [modality for modality in modalities if not counts[what][modality]]
+        if names and absent:  # a table without any row has been told of already
+            problems.append(_absent(resolved, what, absent))
+    if config.data.table != PHANTOMS:
+        problems += _check_images(resolved, len(images) + len(ratings), progress)
+    text = _as_csv(row for row in prompts if row.modality in modalities)
+    problems = list(dict.fromkeys(problems))  # what two readers say is said once
+    return Checked(config, resolved, build(resolved, counts["prompts"]), counts, text, problems)
+
+
+def _check_directory(config: Config) -> list[Problem]:
+    path = config.campaign.path
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        return []
+    return [Problem(CONFIGURATION, f"{existing} is no folder that can be written to", key="campaign.dir")]
+
+
+def _check_weights(config: Config) -> list[Problem]:
+    problems = weights.missing(config.model_paths.stable_diffusion)
+    clip = config.model_paths.clip
+    if clip is not None and weights.locate(clip) is None:
+        problems.append(Problem(clip, "this text encoder is not on this machine", key="model_paths.clip"))
+    return problems
+
+
+def weights_of(config: Config) -> str:
+    """Fingerprint of all pretrained weights that the campaign uses."""
+    paths = config.model_paths
+    found = [weights.weights_fingerprint(source) for source in (paths.stable_diffusion, paths.clip) if source]
+    return disk.fingerprint(found)
+
+
+def _phantom_counts(config: Config) -> dict[str, Counter[str]]:
+    """What the phantoms' tables will hold."""
+    from medsyn.data.phantoms import MODALITY_OF  # needs numpy, and most campaigns need no phantoms
+
+    wanted = config.data.phantoms
+    kinds = Counter(modality for modality in MODALITY_OF.values() if modality in config.data.modalities)
+    sizes = {
+        "images": wanted.images_per_kind,
+        "rated images": wanted.images_per_kind,
+        "prompts": wanted.prompts_per_kind,
+    }
+    return {what: Counter({modality: n * size for modality, n in kinds.items()}) for what, size in sizes.items()}
+
+
+def _rows(read: Callable[[], Table[Row]], strict: bool, problems: list[Problem]) -> list[Row]:
+    """A table's good rows. A bad row is an error if `strict`; else it is left out and told."""
+    try:
+        table = read()
+    except (InputError, InputProblems) as error:
+        problems += error.problems
+        return []
+    problems += table.problems if strict else [replace(one, severity="warning") for one in table.problems]
+    if not table.rows:
+        problems += table.errors
+    return table.rows
+
+
+def _read_images(config: Config, problems: list[Problem]) -> list[ImageRow]:
+    data = config.data
+    return _rows(lambda: tables.read_dataset(data.table, data.root, data.modality_column), data.strict, problems)
+
+
+def _read_ratings(config: Config, problems: list[Problem]) -> list[RatingRow]:
+    path = str(config.data.ratings_file)
+    if not Path(path).is_file():
+        reason = "there is no such file; the Selector and the Policy learn from expert ratings of images"
+        problems.append(Problem(path, reason, key="data.ratings_file"))
+        return []
+    return _rows(lambda: tables.read_ratings(path, config.data.root), config.data.strict, problems)
+
+
+def _prompts(config: Config, images: Iterable[ImageRow], problems: list[Problem]) -> list[PromptRow]:
+    """What is to be generated: the prompt list, the one prompt, or some of the table's own captions."""
+    source, base = prompt_source(config), config.data.base_prompt
+    if source is not None and base is not None:
+        reason = "there is a prompt list as well (data.prompts); keep one of the two"
+        problems.append(Problem(CONFIGURATION, reason, key="data.base_prompt"))
+    if source is not None:
+        return _rows(lambda: tables.read_prompts(source), config.data.strict, problems)
+    if base is not None:
+        modality = split_prefix(base)[0] or (config.data.modalities[0] if len(config.data.modalities) == 1 else None)
+        if modality is not None:
+            return [PromptRow(0, "", base, modality)]
+        reason = f"which modality? Let it start with one, as in 'CT: {base}', or let data.modalities name just one"
+        problems.append(Problem(CONFIGURATION, reason, key="data.base_prompt"))
+        return []
+    drawn: list[PromptRow] = []
+    captions = dict.fromkeys((row.modality, row.text) for row in images)
+    for modality in config.data.modalities:
+        texts = [text for its, text in captions if its == modality]
+        texts.sort(key=lambda text: seed(config.campaign.seed, "prompts", text))
+        drawn += [PromptRow(0, "", text, modality) for text in texts[:CAPTIONS_PER_MODALITY]]
+    return drawn
+
+
+def _as_csv(prompts: Iterable[PromptRow]) -> str:
+    """The prompt list that tasks read. An empty id is filled in by whoever reads it, from modality and text."""
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(("id", "prompt", "modality"))
+    writer.writerows((row.prompt_id, row.prompt, row.modality) for row in prompts)
+    return stream.getvalue()
+
+
+def _absent(config: Config, what: str, modalities: Sequence[str]) -> Problem:
+    """What it means that a table has nothing of some of the configuration's modalities."""
+    data, names = config.data, ", ".join(modalities)
+    if what == "images":
+        return Problem(data.table, f"it has no row of {names}: leave them out of data.modalities")
+    nothing_at_all = len(modalities) == len(data.modalities)
+    if what == "rated images":
+        needed = nothing_at_all or config.training.stage == 2
+        reason = f"it has no rating of {names}, whose Policy has nothing to learn from"
+        return Problem(str(data.ratings_file), reason, key="data.ratings_file", severity=_severity(needed))
+    reason = f"there is no prompt for {names}: nothing will be generated of them"
+    return Problem(CONFIGURATION, reason, key="data.prompts", severity=_severity(nothing_at_all))
+
+
+def _severity(is_error: bool) -> str:
+    return "error" if is_error else "warning"
+
+
+def _check_images(config: Config, count: int, progress: Progress | None) -> list[Problem]:
+    """What is wrong with the images themselves, if there are few enough to read them all."""
+    data = config.data
+    paths = [Path(path) for path in (data.table, data.ratings_file) if path and Path(path).is_file()]
+    if count == 0:
+        return []
+    if count > IMAGES_READ_AT_MOST:
+        command = f"python -m medsyn check {' '.join(map(str, paths))}"
+        return [
+            Problem(data.table, f"its images were not read, there are too many; `{command}` does", severity="warning")
+        ]
+    from medsyn.data.check import check_tables  # needs the image readers
+
+    tell = (lambda done, total: progress("reading images", done, total)) if progress else None
+    root = Path(data.root) if data.root else None
+    found = check_tables(paths, root, data.modality_column, data.allow_synthetic, tell)
+    return found if data.strict else [replace(one, severity="warning") if one.row else one for one in found]

@@ -1,0 +1,55 @@
+"""One process at a time: advisory locks that vanish with the process that holds them.
+
+Any file can carry the lock, so the records themselves do: a task's attempts file, the campaign's ledger. The newest
+record in it says who the holder is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from medsyn.disk import FILE_MODE, make_directory, read_jsonl
+
+
+class Busy(Exception):
+    """Another process holds the lock; the message says which."""
+
+    def __init__(self, path: Path) -> None:
+        newest = deque(read_jsonl(path), maxlen=1)
+        who = f" ({newest[0].get('host')}, process {newest[0].get('pid')})" if newest else ""
+        super().__init__(f"another process{who} is at work on it")
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock on `path`, creating the file if need be; raises `Busy` at once if somebody else holds it."""
+    make_directory(path.parent)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(path) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process holds the lock on `path` at this moment."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

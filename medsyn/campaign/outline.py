@@ -1,0 +1,82 @@
+"""What `launch.py plan` says: stages, tasks, what each waits for, and how many rows and shards each modality has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from medsyn.campaign.inputs import Checked
+from medsyn.campaign.plan import Plan, PlannedTask
+
+NAMES_SHOWN = 5
+
+
+def show(console: Console, checked: Checked) -> None:
+    """Print the plan of a campaign as two tables."""
+    console.print(f"campaign {checked.config.campaign.name}, {checked.config.campaign.path}", soft_wrap=True)
+    console.print(_modalities(checked))
+    console.print(_stages(checked))
+
+
+def as_dict(checked: Checked) -> dict[str, Any]:
+    """The plan for scripts."""
+    return {
+        "campaign": checked.config.campaign.name,
+        "directory": str(checked.config.campaign.path),
+        "stages": {stage: len(tasks) for stage, tasks in checked.plan.by_stage.items()},
+        "tasks": [
+            {
+                "stage": planned.task.stage,
+                "index": planned.task.index,
+                "task": planned.task.name,
+                "modality": planned.task.modality,
+                "blocks": planned.task.blocks,
+                "needs": [list(key) for key in planned.needs],
+                "after": sorted({stage for stage, _ in planned.after}),
+            }
+            for planned in checked.plan
+        ],
+        "counts": {what: dict(counts) for what, counts in checked.counts.items()},
+        "problems": [problem.as_dict() for problem in checked.problems],
+    }
+
+
+def _modalities(checked: Checked) -> Table:
+    """Rows of each table and what will be made of them; `?` where a table could not be read."""
+    table = Table("modality")
+    for column in ("images", "rated images", "prompts", "images to make", "blocks", "shards"):
+        table.add_column(column, justify="right")
+    known = checked.counts["prompts"]
+    for modality in checked.config.data.modalities:
+        rows = [str(counts[modality]) if counts else "?" for counts in checked.counts.values()]
+        shards = [planned.task.blocks for planned in _generate(checked.plan, modality) if planned.task.blocks]
+        asked = known[modality] * checked.config.generation.img_num * len(checked.config.generation.modes)
+        made = (asked, sum(end - start for start, end in shards), len(shards))
+        table.add_row(modality, *rows, *(str(number) if known else "?" for number in made))
+    return table
+
+
+def _generate(plan: Plan, modality: str) -> list[PlannedTask]:
+    return [planned for planned in plan.by_stage.get("generate", []) if planned.task.modality == modality]
+
+
+def _stages(checked: Checked) -> Table:
+    table = Table("stage", "tasks", "names", "starts when")
+    for stage, tasks in checked.plan.by_stage.items():
+        if stage == "evaluate" and not checked.counts["prompts"]:
+            table.add_row("generate", "?", "", "the prompt list can be read")
+        names = [planned.task.name for planned in tasks]
+        shown = ", ".join(names) if len(names) <= NAMES_SHOWN else f"{names[0]} ... {names[-1]}"
+        table.add_row(stage, str(len(tasks)), shown, _condition(tasks[0]))
+    return table
+
+
+def _condition(planned: PlannedTask) -> str:
+    """When the task may start; said of its modality, so that it holds for every task of the stage."""
+    if planned.after:
+        stages = dict.fromkeys(stage for stage, _ in planned.after)
+        return f"{', '.join(stages)} is over, something of it done"
+    needs = [stage if name == "all" else f"its {stage}" for stage, name in planned.needs]
+    return f"{', '.join(needs)} is done" if needs else "at once"

@@ -1,0 +1,245 @@
+"""A campaign's records on disk: what is done, what failed, who tried when. The disk is the truth.
+
+A task is done if and only if its marker is there, the marker's fingerprint is the one that the task has today, and
+the outputs that the marker lists are there in the listed sizes. Everything else is a hint.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from medsyn import config as configuration
+from medsyn import disk
+from medsyn.campaign.plan import READS, SCHEMA, Key, Plan, PlannedTask, build, stage_fingerprints
+from medsyn.config import Config
+from medsyn.errors import InputError
+from medsyn.generation.shard import ATTEMPTS, MANIFEST, TIMING, read_manifest
+from medsyn.stage import CampaignDirectory
+
+HASH_LIMIT = 256 << 20  # bytes; a larger file's hash is recorded, but only its size is checked again
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file as it was: absolute path, or relative to the campaign's directory."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A prepared campaign: where it is, its resolved configuration, its plan, and what its results depend on."""
+
+    directory: CampaignDirectory
+    config: Config
+    plan: Plan
+    fingerprints: Mapping[str, str]  # of each stage
+    inputs: Mapping[str, FileRecord]  # table, ratings, prompts
+
+
+def campaign_file(directory: CampaignDirectory) -> Path:
+    """The record that makes a directory a campaign, written last by `prepare`."""
+    return directory.root / "campaign.json"
+
+
+def open_campaign(root: Path) -> Campaign:
+    """Read a prepared campaign; raises InputError if it is none, or if its configuration was edited by hand."""
+    directory = CampaignDirectory(root.absolute())
+    facts = read_facts(directory)
+    if facts is None:
+        raise InputError(root, "this is not a campaign's directory: `launch.py submit CONFIG` makes one")
+    config = configuration.load(directory.config, environment={})
+    inputs = {name: FileRecord(**record) for name, record in facts["inputs"].items()}
+    contents = {name: record.sha256 for name, record in inputs.items()} | {"weights": facts["weights"]}
+    fingerprints = stage_fingerprints(config, contents)
+    if fingerprints != facts["fingerprints"]:
+        raise InputError(directory.config, "it was edited by hand: change your own configuration and submit that")
+    return Campaign(directory, config, build(config, facts["prompts"]), fingerprints, inputs)
+
+
+def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:
+    """What `prepare` wrote down about the campaign, or None if it has not been prepared."""
+    path = campaign_file(directory)
+    if not path.is_file():
+        return None
+    facts: dict[str, Any] = disk.read_json(path)
+    if facts["schema"] != SCHEMA:
+        raise InputError(path, f"medsyn {facts['medsyn']} made this campaign in another format: choose another name")
+    return facts
+
+
+def record_file(path: Path, base: Path | None = None) -> FileRecord:
+    """What is in `path` now; named relative to `base` if that is given."""
+    return FileRecord(str(path.relative_to(base) if base else path), path.stat().st_size, disk.sha256_file(path))
+
+
+def difference(record: FileRecord, base: Path, hashes: bool) -> str | None:
+    """How the file differs from its record, or None: its size always, its content if `hashes` and not too large."""
+    path = base / record.path
+    if not path.is_file():
+        return f"{path} is not there"
+    size = path.stat().st_size
+    if size != record.size:
+        return f"{path} has {size} bytes and had {record.size}"
+    if hashes and size <= HASH_LIMIT and disk.sha256_file(path) != record.sha256:
+        return f"{path} has other content than when it was recorded"
+    if path.name == MANIFEST and read_manifest(path.parent) is None:
+        return f"{path.parent} has lost an image"
+    return None
+
+
+def task_fingerprint(campaign: Campaign, planned: PlannedTask) -> str:
+    """What the task's marker must carry to count."""
+    task = planned.task
+    facts: dict[str, Any] = {
+        "stage": campaign.fingerprints[task.stage],
+        "modality": task.modality,
+        "blocks": task.blocks,
+    }
+    if task.stage == "evaluate":  # its result says what was there to evaluate, so more of it is another result
+        facts["evaluated"] = sorted(key for key in planned.after if done_marker(campaign, campaign.plan.by_key[key]))
+    return disk.fingerprint(facts)
+
+
+def done_marker(campaign: Campaign, planned: PlannedTask) -> dict[str, Any] | None:
+    """The task's marker if it is there, readable and of today's fingerprint."""
+    try:
+        marker: dict[str, Any] = disk.read_json(campaign.directory.done(*planned.key))
+        return marker if marker["fingerprint"] == task_fingerprint(campaign, planned) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def why_not_done(campaign: Campaign, planned: PlannedTask, hashes: bool = False) -> str | None:
+    """Why the task does not count as done, or None if it does."""
+    marker = done_marker(campaign, planned)
+    if marker is None:
+        return "it has not been done"
+    records = (FileRecord(**output) for output in marker["outputs"])
+    return next((d for r in records if (d := difference(r, campaign.directory.root, hashes))), None)
+
+
+def outputs(campaign: Campaign, planned: PlannedTask) -> Iterator[Path]:
+    """The files that a task which has ended well leaves; of a block its manifest, which lists the images and hashes."""
+    task, directory, config = planned.task, campaign.directory, campaign.config
+    if task.blocks is not None and task.modality is not None:
+        for mode in config.generation.modes:
+            for number in range(*task.blocks):
+                block = directory.block(mode, task.modality, number)
+                yield from (block / MANIFEST, block / ATTEMPTS)
+        return
+    if task.stage == "evaluate":
+        yield directory.report
+    work = directory.work(*planned.key)
+    passing = {"checkpoints", config.training.checkpoints.save_dir}
+    for path in sorted(work.rglob("*")):
+        inside = path.relative_to(work)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        if path.is_file() and not hidden and inside.parts[0] not in passing and path.name != TIMING:
+            yield path
+
+
+def write_done(campaign: Campaign, planned: PlannedTask, facts: Mapping[str, Any]) -> None:
+    """Declare the task done; the last thing its worker writes. An old failure is forgotten.
+
+    Raises:
+        FileNotFoundError: the stage returned without having made what it is there for.
+    """
+    made = [record_file(path, campaign.directory.root) for path in outputs(campaign, planned)]
+    if not made:
+        raise FileNotFoundError(f"{planned.task.stage} {planned.task.name} ended without having made anything")
+    marker = {"fingerprint": task_fingerprint(campaign, planned), **facts, "outputs": [asdict(one) for one in made]}
+    disk.write_json(campaign.directory.done(*planned.key), marker)
+    campaign.directory.failed(*planned.key).unlink(missing_ok=True)
+
+
+def check_inputs(campaign: Campaign, planned: PlannedTask) -> None:
+    """Raise InputError if an input file or the result of a task this one needs is not what it was recorded to be."""
+    root = campaign.directory.root
+    for name in READS[planned.task.stage].inputs:
+        record = campaign.inputs.get(name)
+        if record and (reason := difference(record, root, hashes=True)):
+            raise InputError(root / record.path, f"{reason}: the campaign was submitted with another {name} file")
+    for key in planned.needs:
+        if reason := why_not_done(campaign, campaign.plan.by_key[key], hashes=True):
+            raise InputError(
+                f"{planned.task.stage} {planned.task.name}",
+                f"it needs {' '.join(key)}, but {reason}: run {' '.join(key)} first (`launch.py submit` does)",
+            )
+
+
+def progress(directory: CampaignDirectory, key: Key) -> dict[str, Any] | None:
+    """The task's newest heartbeat."""
+    try:
+        beat: dict[str, Any] = disk.read_json(directory.beat(*key))
+    except (OSError, ValueError):
+        return None
+    return beat
+
+
+def start_attempt(directory: CampaignDirectory, key: Key) -> int:
+    """Write down that the task is being tried, and by whom; return how many times it was tried, this one included."""
+    path = directory.attempts(*key)
+    number = 1 + sum(1 for line in disk.read_jsonl(path) if line["event"] == "start")
+    disk.append_jsonl(path, _attempt("start", number, progress=progress(directory, key)))
+    directory.beat(*key).unlink(missing_ok=True)  # from here on a heartbeat is this attempt's
+    return number
+
+
+def end_attempt(directory: CampaignDirectory, key: Key, number: int, exit_code: int, reason: str) -> None:
+    """Write down how the attempt ended."""
+    facts = {"exit_code": exit_code, "reason": reason, "progress": progress(directory, key)}
+    disk.append_jsonl(directory.attempts(*key), _attempt("end", number, **facts))
+
+
+def _attempt(event: str, number: int, **facts: Any) -> dict[str, Any]:
+    who = {"time": time.time(), "host": os.uname().nodename, "pid": os.getpid()}
+    return {"event": event, "attempt": number, **who, **facts}
+
+
+def write_failure(directory: CampaignDirectory, key: Key, failure: Mapping[str, Any]) -> None:
+    """Write down why the task failed."""
+    disk.write_json(directory.failed(*key), {"time": time.time(), "host": os.uname().nodename, **failure})
+
+
+def read_failure(directory: CampaignDirectory, key: Key) -> dict[str, Any] | None:
+    """Why the task failed when it was last tried, or None."""
+    try:
+        failure: dict[str, Any] = disk.read_json(directory.failed(*key))
+    except (OSError, ValueError):
+        return None
+    return failure
+
+
+def same_place(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two failures are the same exception at the same progress; addresses and amounts in its text may vary."""
+
+    def place(failure: Mapping[str, Any]) -> tuple[Any, ...]:
+        message = re.sub(r"0x[0-9a-f]+|\d+(\.\d+)?", "#", str(failure.get("message")))
+        return failure.get("error"), message, failure.get("step")
+
+    return place(one) == place(other)
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """The last non-empty lines of a log."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - 16_384))
+            text = stream.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-count:]
+
+
+def done_keys(campaign: Campaign, tasks: Iterable[PlannedTask]) -> set[Key]:
+    """Which of the tasks are done, their outputs' sizes checked."""
+    return {planned.key for planned in tasks if why_not_done(campaign, planned) is None}

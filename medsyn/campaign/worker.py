@@ -1,0 +1,184 @@
+"""What a task runs, whoever started it: the local scheduler, a Slurm job, or a person at a prompt.
+
+A task that is done leaves before anything heavy is imported. Otherwise its inputs are checked by record, its stage's
+function runs, and whatever comes out of that becomes one of the exit codes of `medsyn.errors` and a record on disk.
+Any task may be killed at any instruction and run again.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from medsyn import errors
+from medsyn.campaign import locks, preempt, records
+from medsyn.campaign.plan import Key, PlannedTask
+from medsyn.campaign.records import Campaign
+from medsyn.config import Config
+from medsyn.errors import InputError, InputProblems
+from medsyn.stage import BadNode, CampaignDirectory, Control, NoProgress, Saved, Task
+
+StageFunction: TypeAlias = Callable[[Config, Task, CampaignDirectory, Control], None]
+
+# Imported when a task of the stage runs, never before: login nodes do not import torch.
+STAGE_FUNCTIONS = {
+    "finetune": "medsyn.training.finetune:run",
+    "rlhf-stage1": "medsyn.training.rlhf:run_stage1",
+    "rlhf-stage2": "medsyn.training.rlhf:run_stage2",
+    "generate": "medsyn.generation.generate:run",
+    "evaluate": "medsyn.evaluation.evaluate:run",
+}
+LOCK_POLL_SECONDS = 0.2
+TRACEBACK_LINES = 20
+
+
+class _Control(Control):
+    """Remembers the last step as well: heartbeats are throttled, and a failure is compared by where it was."""
+
+    step: int | None = None
+
+    def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
+        self.step = step
+        super().beat(step, total, unit, **numbers)
+
+
+def run_task(
+    root: Path, stage: str, which: str, functions: Mapping[str, str] = STAGE_FUNCTIONS, parent: int | None = None
+) -> int:
+    """Run one task of a prepared campaign to its exit code.
+
+    Args:
+        root: the campaign's directory.
+        stage: one of `medsyn.stage.STAGES`.
+        which: the task's name or index.
+        functions: `module:function` of each stage.
+        parent: process id of the scheduler to leave with.
+
+    Raises:
+        InputError: there is no such campaign or task.
+    """
+    campaign = records.open_campaign(root)
+    planned = campaign.plan.find(stage, which)
+    if records.why_not_done(campaign, planned) is None:
+        return _already_done(planned)
+    control = _Control(campaign.directory.beat(*planned.key))
+    preempt.install(control)
+    if parent is not None:
+        preempt.leave_with_parent(parent, control)
+    try:
+        with _lock(campaign.directory.attempts(*planned.key), planned, control):
+            if records.why_not_done(campaign, planned) is None:  # whoever held the lock did it
+                return _already_done(planned)
+            return _attempt(campaign, planned, control, functions[stage])
+    except Saved:
+        return errors.EXIT_SAVED
+
+
+def _already_done(planned: PlannedTask) -> int:
+    print(f"{' '.join(planned.key)} is already done")
+    return errors.EXIT_DONE
+
+
+def _lock(path: Path, planned: PlannedTask, control: Control) -> ExitStack:
+    """The task's lock, taken; waits while another process of this machine works on the task."""
+    stack = ExitStack()
+    told = False
+    while True:
+        control.leave_if_asked()
+        try:
+            stack.enter_context(locks.exclusive(path))
+            return stack
+        except locks.Busy as busy:
+            if not told:
+                told = True
+                print(f"{' '.join(planned.key)}: {busy}; waiting for it", flush=True)
+            time.sleep(LOCK_POLL_SECONDS)
+
+
+def _attempt(campaign: Campaign, planned: PlannedTask, control: _Control, function: str) -> int:
+    directory, key = campaign.directory, planned.key
+    before = records.read_failure(directory, key)
+    started = time.time()
+    number = 0
+    try:
+        number = records.start_attempt(directory, key)
+        records.check_inputs(campaign, planned)
+        run = _load(function, campaign.config.device.cpu_threads)
+        control.leave_if_asked()
+        run(campaign.config, planned.task, directory, control)
+        records.write_done(campaign, planned, {"attempts": number, "seconds": time.time() - started})
+        code, reason = errors.EXIT_DONE, "done"
+    except KeyboardInterrupt:
+        code, reason = preempt.EXIT_INTERRUPTED, "interrupted"
+    except Saved:
+        code, reason = errors.EXIT_SAVED, "saved"
+        directory.failed(*key).unlink(missing_ok=True)
+    except BaseException as error:  # every other way out of a stage is a failure on record
+        code, reason = _fail(error, control, directory, key, before)
+    print(f"{' '.join(key)}: {reason} (exit code {code})", flush=True)
+    with suppress(OSError):  # a full disk must not hide why the task ended
+        records.end_attempt(directory, key, number, code, reason)
+    return code
+
+
+def _load(function: str, threads: int) -> StageFunction:
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read once, when torch is imported
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("medsyn").setLevel(logging.INFO)
+    module, _, name = function.partition(":")
+    run: StageFunction = getattr(importlib.import_module(module), name)
+    return run
+
+
+def _fail(
+    error: BaseException, control: _Control, directory: CampaignDirectory, key: Key, before: Mapping[str, Any] | None
+) -> tuple[int, str]:
+    """Tell and write down what a stage raised; return the exit code and the reason in one line."""
+    code, message = _exit_code(error)
+    failure: dict[str, Any] = {"error": type(error).__name__, "message": message, "step": control.step}
+    if code == errors.EXIT_FAILED:
+        text = "".join(traceback.format_exception(error))
+        print(text, file=sys.stderr, flush=True)
+        failure["traceback"] = text.splitlines()[-TRACEBACK_LINES:]
+        if before is not None and records.same_place(before, failure):
+            code = errors.EXIT_NO_PROGRESS
+            print("this is the second failure at the same place", file=sys.stderr, flush=True)
+    else:
+        print(message, file=sys.stderr, flush=True)
+    with suppress(OSError):
+        records.write_failure(directory, key, {"exit_code": code, **failure})
+    return code, f"{type(error).__name__}: {message}".splitlines()[0]
+
+
+def _exit_code(error: BaseException) -> tuple[int, str]:
+    """The exit code that a failure ends with, and what to say about it."""
+    message = str(error)
+    if isinstance(error, (InputError, InputProblems)):
+        return errors.EXIT_BAD_INPUT, message
+    if isinstance(error, NoProgress):
+        return errors.EXIT_NO_PROGRESS, message
+    if isinstance(error, BadNode):
+        return errors.EXIT_BAD_NODE, message
+    if _is_disk_full(error):
+        return errors.EXIT_BAD_NODE, f"no space left on the disk, or the quota is used up ({message})"
+    return errors.EXIT_FAILED, message
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk is what the exception, or one that led to it, is about."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if os.strerror(errno.ENOSPC) in str(error):  # libraries in other languages raise their own types
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,270 @@
+"""Real processes: what a task runs, and everything that may happen to it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from trial import HERE, Trial, wait_until
+
+from medsyn import disk
+from medsyn.campaign import locks, worker
+from medsyn.stage import STAGES
+
+FINETUNE = ("finetune", "ct")
+
+
+def events(trial: Trial, stage: str = "finetune", task: str = "ct") -> list[tuple[object, ...]]:
+    lines = disk.read_jsonl(trial.campaign().directory.attempts(stage, task))
+    return [(line["event"], line["attempt"], line.get("exit_code")) for line in lines]
+
+
+def failure(trial: Trial, stage: str = "finetune", task: str = "ct") -> dict[str, object]:
+    found: dict[str, object] = disk.read_json(trial.campaign().directory.failed(stage, task))
+    return found
+
+
+def test_a_task_that_returns_is_done_and_its_marker_lists_what_it_made(trial: Trial) -> None:
+    trial.prepare()
+    assert trial.work(*FINETUNE)[0] == 0
+    marker = disk.read_json(trial.campaign().directory.done(*FINETUNE))
+    model = trial.root / "work/finetune/ct/model.bin"
+    assert marker["outputs"] == [
+        {"path": "work/finetune/ct/model.bin", "size": model.stat().st_size, "sha256": disk.sha256_file(model)}
+    ]
+    assert trial.done() == {"finetune ct"}
+    assert events(trial) == [("start", 1, None), ("end", 1, 0)]
+
+
+def test_a_task_that_is_done_leaves_before_it_imports_anything_heavy(trial: Trial) -> None:
+    trial.prepare()
+    trial.work(*FINETUNE)
+    code = (
+        "import sys, pathlib; from medsyn.campaign import worker; "
+        f"code = worker.run_task(pathlib.Path({str(trial.root)!r}), 'finetune', 'ct'); "
+        "heavy = {'torch', 'numpy', 'pandas', 'diffusers', 'submitit', 'PIL', 'rich'} & set(sys.modules); "
+        "sys.exit(code or str(heavy) if heavy else code)"
+    )
+    started = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "already done" in result.stdout
+    assert time.monotonic() - started < 3  # a second where nothing else runs; importing torch alone takes longer
+    assert trial.calls() == ["finetune ct"]
+
+
+def test_index_and_name_mean_the_same_task(trial: Trial) -> None:
+    trial.prepare()
+    trial.work("finetune", "0")
+    assert "already done" in trial.work(*FINETUNE)[1]
+
+
+def test_every_stage_has_a_function(trial: Trial) -> None:
+    assert tuple(worker.STAGE_FUNCTIONS) == STAGES
+
+
+@pytest.mark.parametrize(
+    ("action", "code", "said"),
+    [
+        ("save", 75, "saved"),
+        ("input", 65, "table.csv, line 3: row 3 is wrong"),
+        ("stuck", 70, "the loss is not finite"),
+        ("bad-node", 78, "no GPU is visible"),
+        ("disk-full", 78, "no space left on the disk"),
+        ("disk-full-abroad", 78, "no space left on the disk"),
+        ("crash:1", 1, "ValueError: boom 1"),
+        ("nothing", 1, "ended without having made anything"),
+    ],
+)
+def test_what_a_stage_raises_becomes_an_exit_code(trial: Trial, action: str, code: int, said: str) -> None:
+    trial.prepare()
+    trial.script({"finetune ct": [action]})
+    returned, output = trial.work(*FINETUNE)
+    assert (returned, said in output) == (code, True), output
+    assert ("Traceback" in output) == (code == 1)
+    assert trial.done() == set()
+    assert events(trial) == [("start", 1, None), ("end", 1, code)]
+    assert trial.campaign().directory.failed(*FINETUNE).is_file() == (code != 75)
+
+
+def test_a_crash_is_on_record_with_class_text_place_and_traceback(trial: Trial) -> None:
+    trial.prepare()
+    trial.script({"finetune ct": ["crash:at home"]})
+    trial.work(*FINETUNE)
+    found = failure(trial)
+    assert (found["exit_code"], found["error"], found["step"]) == (1, "ValueError", 3)
+    assert str(found["message"]).startswith("boom at home")
+    assert "raise ValueError" in "\n".join(found["traceback"])  # type: ignore[arg-type]
+
+
+def test_the_second_crash_at_the_same_place_is_final_and_another_one_is_not(trial: Trial) -> None:
+    trial.prepare()
+    trial.script({"finetune ct": ["crash:1", "crash:2", "crash:x", "work"]})
+    codes = [trial.work(*FINETUNE)[0] for _ in range(4)]
+    assert codes == [1, 70, 1, 0]  # addresses and numbers in the text differ by chance, words do not
+    assert not trial.campaign().directory.failed(*FINETUNE).exists()
+
+
+def test_a_task_whose_need_is_not_done_says_which(trial: Trial) -> None:
+    trial.prepare()
+    code, output = trial.work("generate", "ct-00000")
+    assert code == 65
+    assert "it needs finetune ct, but it has not been done" in output
+    assert trial.calls() == []
+
+
+def chain(trial: Trial) -> None:
+    for stage, task in [("finetune", "ct"), ("rlhf-stage1", "all"), ("rlhf-stage2", "ct"), ("generate", "ct-00000")]:
+        assert trial.work(stage, task)[0] == 0
+
+
+def test_a_result_of_the_same_size_but_other_content_is_not_used(trial: Trial) -> None:
+    trial.prepare()
+    chain(trial)
+    trial.campaign().directory.done("generate", "ct-00000").unlink()
+    model = trial.root / "work/finetune/ct/model.bin"
+    model.write_bytes(bytes(reversed(model.read_bytes())))
+    code, output = trial.work("generate", "ct-00000")
+    assert (code, "other content than when it was recorded" in output) == (65, True)
+
+
+def test_a_table_that_changed_after_the_submission_is_not_used(trial: Trial) -> None:
+    trial.prepare()
+    with (trial.data / "metadata.csv").open("a") as stream:
+        stream.write("ct-0.png,CT: one more,CT\n")
+    code, output = trial.work(*FINETUNE)
+    assert (code, "submitted with another table file" in output) == (65, True)
+
+
+@pytest.mark.parametrize("damage", ["deleted", "shorter", "marker garbled", "marker of another task", "marker empty"])
+def test_a_task_without_its_result_is_not_done_and_runs_again(trial: Trial, damage: str) -> None:
+    trial.prepare()
+    trial.work(*FINETUNE)
+    model, marker = trial.root / "work/finetune/ct/model.bin", trial.campaign().directory.done(*FINETUNE)
+    if damage == "deleted":
+        model.unlink()
+    elif damage == "shorter":
+        model.write_bytes(b"m")
+    elif damage == "marker garbled":
+        marker.write_text(marker.read_text()[:-20])
+    elif damage == "marker of another task":
+        trial.work("finetune", "oct")
+        shutil.copy(trial.campaign().directory.done("finetune", "oct"), marker)
+    else:
+        marker.write_text("[]")
+    assert "finetune ct" not in trial.done()
+    assert trial.work(*FINETUNE)[0] == 0
+    assert "finetune ct" in trial.done()
+    assert trial.calls().count("finetune ct") == 2
+
+
+@pytest.mark.parametrize("lost", ["a.png", "manifest.jsonl", "attempts.jsonl", ""])
+def test_a_shard_that_lost_a_file_or_a_block_is_not_done(trial: Trial, lost: str) -> None:
+    trial.prepare()
+    chain(trial)
+    block = trial.campaign().directory.block("filtered", "CT", 0)
+    shutil.rmtree(block) if not lost else (block / lost).unlink()
+    assert "generate ct-00000" not in trial.done()
+
+
+def test_configuration_edited_by_hand_is_refused(trial: Trial) -> None:
+    campaign = trial.prepare()
+    path = campaign.directory.config
+    path.write_text(path.read_text().replace("max_train_steps: 2000", "max_train_steps: 2001"))
+    code, output = trial.work(*FINETUNE)
+    assert (code, "edited by hand" in output) == (65, True)
+
+
+def test_a_directory_that_is_no_campaign_is_refused(trial: Trial) -> None:
+    trial.root.mkdir()
+    assert trial.work(*FINETUNE)[0] == 65
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_a_signal_makes_a_task_save_leave_and_go_on_later(trial: Trial, number: signal.Signals) -> None:
+    trial.prepare()
+    trial.script({"finetune ct": ["steps:20"]})
+    process = trial.start("fake_worker.py", *FINETUNE)
+    wait_until(lambda: len(trial.steps("finetune ct")) > 2)
+    process.send_signal(number)
+    if number != signal.SIGINT:  # a second one is no harm
+        process.send_signal(number)
+    assert process.wait(timeout=20) == 75
+    assert trial.work(*FINETUNE)[0] == 0
+    assert trial.steps("finetune ct") == list(range(20))
+    assert events(trial) == [("start", 1, None), ("end", 1, 75), ("start", 2, None), ("end", 2, 0)]
+
+
+def test_progress_before_and_after_every_attempt_is_on_record(trial: Trial) -> None:
+    trial.prepare()
+    trial.script({"finetune ct": ["crash:1", "work"]})
+    trial.work(*FINETUNE)
+    trial.work(*FINETUNE)
+    lines = list(disk.read_jsonl(trial.campaign().directory.attempts(*FINETUNE)))
+    assert [line["progress"]["step"] if line["progress"] else None for line in lines] == [None, 3, 3, None]
+    assert {line["pid"] > 0 and line["host"] != "" and line["time"] > 0 for line in lines} == {True}
+
+
+def test_a_killed_task_goes_on_where_it_was(trial: Trial) -> None:
+    trial.prepare()
+    trial.script({"finetune ct": ["steps:20"]})
+    process = trial.start("fake_worker.py", *FINETUNE)
+    wait_until(lambda: len(trial.steps("finetune ct")) > 2)
+    process.kill()
+    process.wait()
+    assert trial.work(*FINETUNE)[0] == 0
+    assert sorted(set(trial.steps("finetune ct"))) == list(range(20))
+    assert len(trial.steps("finetune ct")) <= 21
+    assert events(trial) == [("start", 1, None), ("start", 2, None), ("end", 2, 0)]
+
+
+def test_two_workers_of_one_task_never_run_at_once_and_the_second_finds_it_done(trial: Trial) -> None:
+    trial.prepare()
+    trial.script({"finetune ct": ["steps:15"]})
+    first, second = (trial.start("fake_worker.py", *FINETUNE) for _ in range(2))
+    outputs = [process.communicate(timeout=20)[0] for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0]
+    assert trial.calls() == ["finetune ct"]
+    assert sum("waiting for it" in output and "already done" in output for output in outputs) == 1
+
+
+def test_a_worker_that_waits_for_another_one_can_be_stopped(trial: Trial) -> None:
+    trial.prepare()
+    with locks.exclusive(trial.campaign().directory.attempts(*FINETUNE)):
+        process = trial.start("fake_worker.py", *FINETUNE)
+        assert process.stdout is not None
+        assert "waiting" in process.stdout.readline()
+        process.terminate()
+        assert process.wait(timeout=20) == 75
+
+
+def test_a_worker_saves_and_leaves_when_its_scheduler_dies(trial: Trial) -> None:
+    trial.prepare()
+    trial.script({"finetune ct": ["steps:1000"]})
+    command = f"{sys.executable} {HERE}/fake_worker.py {trial.root} finetune ct --parent $$ & wait"
+    parent = subprocess.Popen(["bash", "-c", command])
+    trial.processes.append(parent)  # type: ignore[arg-type]
+    wait_until(lambda: trial.steps("finetune ct"))
+    parent.kill()
+    parent.wait()
+    attempts = trial.campaign().directory.attempts(*FINETUNE)
+    wait_until(lambda: not locks.is_held(attempts))
+    assert events(trial)[-1] == ("end", 1, 75)
+
+
+def test_a_worker_whose_scheduler_is_dead_already_leaves_before_it_starts(trial: Trial) -> None:
+    trial.prepare()
+    process = trial.start("fake_worker.py", *FINETUNE, "--parent", "1" if os.getpid() != 1 else "2")
+    assert process.wait(timeout=20) == 75
+    assert trial.calls() == []
+
+
+def test_threads_come_from_the_configuration(trial: Trial) -> None:
+    trial.prepare(device__cpu_threads=3)
+    trial.work(*FINETUNE)
+    assert next(disk.read_jsonl(trial.root / "calls.jsonl"))["threads"] == "3"

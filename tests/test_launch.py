@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "torchvision", "pandas", "diffusers", "transformers", "matplotlib", "submitit", "cleanfid")
+CONFIG = "campaign: {name: small}\ndata: {table: phantoms, modalities: [CT], phantoms: {images_per_kind: 4}}\n"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def launch(*arguments: str | Path, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["plan", "CONFIG"],
+        ["plan", "CONFIG", "--json"],
+        ["status", "CONFIG"],
+        ["submit", "CONFIG", "--cluster", "slurm"],
+    ],
+)
+def test_a_login_node_answers_without_importing_torch(config: Path, arguments: list[str], tmp_path: Path) -> None:
+    arguments = [str(config) if word == "CONFIG" else word for word in arguments]
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['launch.py', *{arguments!r}]\n"
+        f"try: runpy.run_path({str(ROOT / 'launch.py')!r}, run_name='__main__')\n"
+        f"finally: print('HEAVY', *[name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)\n"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert result.stderr.rstrip().endswith("HEAVY"), result.stderr
+    assert after.ru_utime - before.ru_utime < 2  # half of that where nothing else runs; torch alone takes longer
+
+
+def test_a_plan_needs_no_weights_and_says_what_is_missing() -> None:
+    result = launch("plan", "configs/sd15-pascal.yaml")
+    assert result.returncode == 65
+    for stage in ("finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate"):
+        assert stage in result.stdout
+    assert "error: runwayml/stable-diffusion-v1-5, model_paths.stable_diffusion: these weights are not" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (ROOT / "runs" / "sd15-pascal").exists()
+
+
+def test_a_plan_for_scripts(config: Path) -> None:
+    result = launch("plan", config, "--json", "generation.batch_size=2", "generation.blocks_per_shard=1")
+    plan = json.loads(result.stdout)
+    assert plan["stages"] == {"finetune": 1, "rlhf-stage1": 1, "rlhf-stage2": 1, "generate": 2, "evaluate": 1}
+    last = plan["tasks"][-2]
+    assert (last["stage"], last["task"], last["blocks"]) == ("generate", "ct-00001", [1, 2])
+    assert last["needs"] == [["finetune", "ct"], ["rlhf-stage1", "all"], ["rlhf-stage2", "ct"]]
+
+
+def test_options_and_overrides_mix_in_any_order(config: Path) -> None:
+    result = launch("plan", "--json", config, "training.stage=1", "generation.img_num=3")
+    assert "rlhf-stage2" not in json.loads(result.stdout)["stages"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, ""),
+        (["sumbit"], 2, "did you mean submit?"),
+        (["plan"], 2, "CONFIG"),
+        (["plan", "no.yaml"], 65, "no.yaml: there is no such configuration file"),
+        (["plan", "CONFIG", "data.tabel=x"], 65, "did you mean data.table?"),
+        (["submit", "CONFIG", "--cluster", "slurm"], 65, "comes with the next release"),
+        (["submit", "CONFIG", "--cluster", "local", "--max-parallel", "0"], 2, "at least 1"),
+        (["submit", "CONFIG", "--cluster", "local", "data.table=nowhere.csv"], 65, "nowhere.csv"),
+        (["status", "CONFIG"], 65, "launch.py submit"),
+    ],
+)
+def test_mistakes_are_said_plainly(config: Path, tmp_path: Path, arguments: list[str], code: int, said: str) -> None:
+    result = launch(*(str(config) if word == "CONFIG" else word for word in arguments), cwd=tmp_path)
+    assert (result.returncode, said in result.stderr) == (code, True), result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_slurm_is_the_default_where_it_is(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "sbatch").write_text("#!/bin/sh\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    result = launch("submit", config, cwd=tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert (result.returncode, "next release" in result.stderr) == (65, True)
+
+
+def test_output_into_a_closed_pipe_is_no_error(config: Path) -> None:
+    command = f"{sys.executable} launch.py plan {config} --json | head -1; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert "Traceback" not in result.stderr
