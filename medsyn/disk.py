@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +18,14 @@ from typing import Any
 
 FILE_MODE = 0o640  # private to the user and the group: the inputs are medical
 DIRECTORY_MODE = 0o750
+_ABANDONED_SECONDS = 3600.0  # a temporary of another host this old belongs to nobody: no write takes an hour
 
 
 def make_directory(path: Path) -> Path:
     """Create `path` and its parents, readable by user and group only; return it."""
-    path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+    for folder in [*reversed(path.parents), path]:
+        if not folder.is_dir():
+            folder.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
     return path
 
 
@@ -130,6 +134,40 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     fsync_directory(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a whole directory, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sweep_temporaries(directory: Path, of: str = "*") -> None:
+    """Remove what killed processes left in `directory`: temporary siblings of `of` whose writer is gone.
+
+    Call it before writing there.
+    """
+    for path in directory.glob(f".{of}.tmp-*"):
+        host, _, process = path.name.rpartition(".tmp-")[2].rpartition("-")
+        if host == os.uname().nodename and process.isdigit():
+            # a container's first process has the same id every time
+            abandoned = int(process) == os.getpid() or not _is_running(int(process))
+        else:
+            abandoned = time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
+        if abandoned:
+            remove(path)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def sha256_file(path: Path) -> str:

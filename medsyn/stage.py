@@ -124,6 +124,7 @@ class Control:
         self._beat_seconds = beat_seconds
         self._last_beat = 0.0
         self.stop_requested = False
+        self.step: int | None = None  # the last step that was told
 
     def request_stop(self) -> None:
         """Ask the task to save and leave; safe in a signal handler."""
@@ -136,6 +137,7 @@ class Control:
 
     def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
         """Publish progress, at most once per `beat_seconds`, and always at the end."""
+        self.step = step
         now = time.monotonic()
         if self._beat is None or (step < total and now - self._last_beat < self._beat_seconds):
             return

@@ -102,3 +102,36 @@ def test_what_libraries_write_into_a_directory_gets_its_modes(tmp_path: Path) ->
         (temporary / "unet" / "weights").chmod(0o600)
     assert stat.S_IMODE((tmp_path / "model" / "unet").stat().st_mode) == disk.DIRECTORY_MODE
     assert stat.S_IMODE((tmp_path / "model" / "unet" / "weights").stat().st_mode) == disk.FILE_MODE
+
+
+def test_leftovers_are_swept_but_not_those_of_the_living(tmp_path: Path) -> None:
+    here = os.uname().nodename
+    dead = os.fork()
+    if dead == 0:
+        os._exit(0)
+    os.waitpid(dead, 0)
+    leftovers = {
+        f".step-000000001.tmp-{here}-{dead}": True,
+        f".metrics.jsonl.tmp-{here}-{os.getpid()}": True,  # a container's first process has the same id every time
+        f".step-000000002.tmp-{here}-{os.getppid()}": False,
+        ".step-000000003.tmp-another-host-17": False,
+        ".step-000000004.tmp-another-host-18": True,
+        ".hidden": False,
+    }
+    for name in leftovers:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.safetensors").write_bytes(b"half")
+    os.utime(tmp_path / ".step-000000004.tmp-another-host-18", (0, 0))
+    disk.sweep_temporaries(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {name for name, gone in leftovers.items() if not gone}
+    disk.sweep_temporaries(tmp_path / "nowhere")
+
+
+def test_sweeping_for_one_name_leaves_other_names_alone(tmp_path: Path) -> None:
+    mine = tmp_path / ".block-000001.tmp-node7-4242"
+    others = [tmp_path / ".block-000010.tmp-node7-4242", tmp_path / "block-000001", tmp_path / ".block-00000.tmp-x-1"]
+    for directory in (mine, *others):
+        directory.mkdir()
+        os.utime(directory, (0, 0))
+    disk.sweep_temporaries(tmp_path, of="block-000001")
+    assert sorted(tmp_path.iterdir()) == sorted(others)

@@ -41,16 +41,6 @@ LOCK_POLL_SECONDS = 0.2
 TRACEBACK_LINES = 20
 
 
-class _Control(Control):
-    """Remembers the last step as well: heartbeats are throttled, and a failure is compared by where it was."""
-
-    step: int | None = None
-
-    def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
-        self.step = step
-        super().beat(step, total, unit, **numbers)
-
-
 def run_task(
     root: Path, stage: str, which: str, functions: Mapping[str, str] = STAGE_FUNCTIONS, parent: int | None = None
 ) -> int:
@@ -70,7 +60,7 @@ def run_task(
     planned = campaign.plan.find(stage, which)
     if records.why_not_done(campaign, planned) is None:
         return _already_done(planned)
-    control = _Control(campaign.directory.beat(*planned.key))
+    control = Control(campaign.directory.beat(*planned.key))
     preempt.install(control)
     if parent is not None:
         preempt.leave_with_parent(parent, control)
@@ -104,7 +94,7 @@ def _lock(path: Path, planned: PlannedTask, control: Control) -> ExitStack:
             time.sleep(LOCK_POLL_SECONDS)
 
 
-def _attempt(campaign: Campaign, planned: PlannedTask, control: _Control, function: str) -> int:
+def _attempt(campaign: Campaign, planned: PlannedTask, control: Control, function: str) -> int:
     directory, key = campaign.directory, planned.key
     before = records.read_failure(directory, key)
     started = time.time()
@@ -140,7 +130,7 @@ def _load(function: str, threads: int) -> StageFunction:
 
 
 def _fail(
-    error: BaseException, control: _Control, directory: CampaignDirectory, key: Key, before: Mapping[str, Any] | None
+    error: BaseException, control: Control, directory: CampaignDirectory, key: Key, before: Mapping[str, Any] | None
 ) -> tuple[int, str]:
     """Tell and write down what a stage raised; return the exit code and the reason in one line."""
     code, message = _exit_code(error)

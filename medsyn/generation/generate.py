@@ -17,7 +17,7 @@ from medsyn.data.tables import read_prompts
 from medsyn.errors import InputError
 from medsyn.generation.filter import FAILED
 from medsyn.generation.generator import Generator
-from medsyn.generation.shard import Blocks, commit_block, finished_block, sweep
+from medsyn.generation.shard import Blocks, commit_block, finished_block
 from medsyn.models.device import choose_device
 from medsyn.models.scorers import WEIGHTS, load_policy, load_selector
 from medsyn.models.synthetic import SyntheticSystem, load_synthetic, load_unet
@@ -67,7 +67,8 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     facts = {mode: loader.facts(mode) for mode in config.generation.modes}
     for mode in facts:  # never later: the task may be running a second time by then
         for number in numbers:
-            sweep(directory.block(mode, modality, number))
+            block = directory.block(mode, modality, number)
+            disk.sweep_temporaries(block.parent, of=block.name)
     total = len(facts) * sum(len(blocks.items(number)) for number in numbers)
     done = 0
     failed: dict[str, None] = {}  # prompt ids, in order and once

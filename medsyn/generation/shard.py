@@ -130,12 +130,3 @@ def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, str])
         names = ", ".join(sorted(differing))
         raise InputError(block, f"was made with another {names}; choose another campaign.dir, or move the block away")
     return records
-
-
-def sweep(block: Path) -> None:
-    """Remove what killed processes left of this block: temporaries that were never renamed.
-
-    Only the task that owns the block may call it: a running one writes its temporaries in the same place.
-    """
-    for path in block.parent.glob(f".{block.name}.tmp-*"):
-        shutil.rmtree(path, ignore_errors=True)

@@ -14,8 +14,6 @@ import json
 import logging
 import os
 import re
-import shutil
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,6 @@ from medsyn.stage import NoProgress
 STATE = "state.safetensors"
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{9,})")
-_ABANDONED_SECONDS = 3600.0  # a temporary of another host this old belongs to nobody: no write takes an hour
 
 logger = logging.getLogger(__name__)
 
@@ -104,18 +101,6 @@ def refuse_mismatch(source: Path, then: dict[str, Any], now: dict[str, Any]) -> 
         raise InputError(source, reason, key=", ".join(keys))
 
 
-def sweep_temporaries(directory: Path) -> None:
-    """Remove the `*.tmp-<host>-<process>` leftovers of killed processes in `directory`. Call before writing there."""
-    for path in directory.glob(".*.tmp-*"):
-        host, _, process = path.name.rpartition(".tmp-")[2].rpartition("-")
-        if host == os.uname().nodename and process.isdigit():
-            abandoned = int(process) == os.getpid() or not _is_running(int(process))
-        else:
-            abandoned = time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
-        if abandoned:
-            _remove(path)
-
-
 def _found(directory: Path) -> list[tuple[int, Path]]:
     """(step, path) of everything that is named like a checkpoint, newest first."""
     names: Iterable[Path] = directory.iterdir() if directory.is_dir() else ()
@@ -132,7 +117,6 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
-    path.chmod(disk.FILE_MODE)
 
 
 def _read_manifest(path: Path, step: int) -> dict[str, Any]:
@@ -155,23 +139,6 @@ def _read_tensors(path: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
 def _discard(path: Path) -> None:
     """Remove a checkpoint so that a kill in the middle leaves no half of it under a checkpoint's name."""
     aside = disk.temporary_sibling(path.with_name(f"{path.name}.old"))
-    _remove(aside)
+    disk.remove(aside)
     path.rename(aside)
-    _remove(aside)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
+    disk.remove(aside)

@@ -28,7 +28,7 @@ from medsyn.models.device import choose_device
 from medsyn.models.synthetic import load_synthetic
 from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Task
-from medsyn.training.checkpoint import load_newest, refuse_mismatch, save_checkpoint, sweep_temporaries
+from medsyn.training.checkpoint import load_newest, refuse_mismatch, save_checkpoint
 from medsyn.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 from medsyn.training.samples import Samples, prepare_samples, training_rows
 from medsyn.training.schedule import draws, learning_rate
@@ -52,7 +52,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     work, cache = directory.work(task.stage, task.name), directory.root / "cache" / task.name
     model, checkpoints = directory.finetuned_unet(task.modality), work / "checkpoints"
     for place in (work, checkpoints, cache):
-        sweep_temporaries(place)
+        disk.sweep_temporaries(place)
     rows, held_out = training_rows(config, task.modality)
     hashes = hash_files((row.path for row in rows), cache / "files.json")
     facts = _facts(config, rows, hashes)

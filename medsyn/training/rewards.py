@@ -141,8 +141,12 @@ class Learner:
         chunks = np.split(rows, range(TOGETHER, len(rows), TOGETHER))
         parts = [self.judge(chunk, HELD_OUT_EPOCH, augmented=False) for chunk in chunks]
         return Judgements(
-            *(torch.cat([getattr(part, name) for part in parts]) for name in ("logits", "reward", "weight")),
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in ("rows", "prompts", "matched")),
+            logits=torch.cat([part.logits for part in parts]),
+            reward=torch.cat([part.reward for part in parts]),
+            weight=torch.cat([part.weight for part in parts]),
+            rows=np.concatenate([part.rows for part in parts]),
+            prompts=np.concatenate([part.prompts for part in parts]),
+            matched=np.concatenate([part.matched for part in parts]),
         )
 
     def _judgements(

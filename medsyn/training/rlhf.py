@@ -30,7 +30,7 @@ from medsyn.models.selector import Selector
 from medsyn.models.weights import weights_fingerprint
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control, Task
-from medsyn.training.checkpoint import refuse_mismatch, sweep_temporaries
+from medsyn.training.checkpoint import refuse_mismatch
 from medsyn.training.fit import Run, finite, fit, standing
 from medsyn.training.held_out import NOTE, describe_scorer, suggest_thresholds
 from medsyn.training.ratings import RatedSet, load_rated, rated_rows
@@ -175,7 +175,7 @@ class _Ratings:
     def __init__(self, config: Config, task: Task, directory: CampaignDirectory, rows: Sequence[RatingRow]) -> None:
         self._config = config
         self._cache = directory.root / "cache" / "ratings"  # stage 2 finds here what stage 1 has made
-        sweep_temporaries(self._cache)
+        disk.sweep_temporaries(self._cache)
         self._hashes = hash_files((row.path for row in rows), self._cache / f"files-{task.stage}-{task.name}.json")
         self.device = choose_device(config.device).device
         training = config.training
@@ -228,7 +228,7 @@ def _run(config: Config, task: Task, directory: CampaignDirectory, facts: dict[s
     training, work = config.training, directory.work(task.stage, task.name)
     checkpoints = work / training.checkpoints.save_dir
     for place in (work, checkpoints):
-        sweep_temporaries(place)
+        disk.sweep_temporaries(place)
     return Run(
         key=(config.campaign.seed, task.stage, task.name),
         epochs=training.max_epochs,

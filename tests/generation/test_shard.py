@@ -12,7 +12,7 @@ from medsyn import disk
 from medsyn.data.tables import PromptRow
 from medsyn.errors import InputError
 from medsyn.generation import shard
-from medsyn.generation.shard import BlockContent, Blocks, Item, commit_block, finished_block, plan_shards, sweep
+from medsyn.generation.shard import BlockContent, Blocks, Item, commit_block, finished_block, plan_shards
 
 FACTS = {"model_fingerprint": "m", "config_fingerprint": "c"}
 ITEMS = [Item("a", "Chest X-ray: normal", 0), Item("b", "a line\u2028separator", 1)]
@@ -152,17 +152,6 @@ def test_a_whole_block_of_something_else_is_refused_by_name_and_kept(
     with pytest.raises(InputError, match=named):
         finished_block(block, items, facts)
     assert (block / "a_0.png").exists()
-
-
-def test_sweeping_takes_only_what_was_left_of_the_block_itself(tmp_path: Path) -> None:
-    mine = tmp_path / ".block-000001.tmp-node7-4242"
-    others = [tmp_path / ".block-000010.tmp-node7-4242", tmp_path / "block-000001", tmp_path / ".block-00000.tmp-x-1"]
-    for directory in (mine, *others):
-        directory.mkdir()
-        (directory / "a_0.png").touch()
-    sweep(tmp_path / "block-000001")
-    assert sorted(tmp_path.iterdir()) == sorted(others)
-    sweep(tmp_path / "absent" / "block-000001")
 
 
 def test_records_are_one_line_each_of_strict_json(tmp_path: Path) -> None:
