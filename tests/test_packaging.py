@@ -76,6 +76,7 @@ LAYERS = [
     {"models"},
     {"training", "generation", "evaluation"},
     {"campaign", "doctor"},
+    {"cli"},
     {"__main__"},
 ]
 

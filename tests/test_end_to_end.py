@@ -1,0 +1,140 @@
+"""The main job, really run: the line of the quick start on a smaller plan, undisturbed and killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from medsyn.data.images import read_image
+from medsyn.disk import read_jsonl
+
+ROOT = Path(__file__).parents[1]
+SMALLER = [
+    "data.modalities=[X-Ray, MRI]",
+    "data.phantoms.images_per_kind=12",
+    "data.phantoms.prompts_per_kind=3",
+    "data.phantoms.image_size=64",
+    "finetune.max_train_steps=6",
+    "finetune.train_batch_size=4",
+    "finetune.checkpointing_steps=2",
+    "training.max_epochs=3",
+    "training.checkpoints.save_frequency=1",
+    "generation.num_inference_steps=3",
+    "generation.batch_size=2",
+    "generation.blocks_per_shard=2",
+    "generation.quality_threshold=0.3",
+    "generation.max_attempts=4",
+    "evaluation.kid_subsets=3",
+]
+pytestmark = pytest.mark.slow
+
+
+def submit(directory: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "launch.py", "submit", "configs/tiny.yaml", "--cluster", "local", *SMALLER]
+    return subprocess.Popen(
+        [*command, f"campaign.dir={directory}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(directory: Path) -> str:
+    process = submit(directory)
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_when(directory: Path, pattern: str) -> None:
+    """SIGKILL the scheduler and every worker as soon as a file matching `pattern` is there."""
+    process = submit(directory)
+    deadline = time.monotonic() + 600
+    while not any(directory.glob(pattern)):
+        assert process.poll() is None, f"ended before {pattern} appeared: {process.communicate()[0]}"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+
+
+def results(directory: Path) -> dict[str, bytes]:
+    """Everything that must not depend on how often a campaign was interrupted, by name."""
+    names = ["*.safetensors", "*.png", "manifest.jsonl", "attempts.jsonl"]
+    files = [path for name in names for path in (directory / "work").rglob(name)]
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("undisturbed") / "campaign"
+    assert str(directory / "report.html") in finish(directory).replace("\n", "")
+    return directory
+
+
+def test_the_whole_loop_ends_in_a_report(undisturbed: Path) -> None:
+    report = (undisturbed / "report.html").read_text()
+    assert "All generated images are synthetic" in report
+    assert report.count("data:image/png;base64") > 10
+    metrics = json.loads((undisturbed / "work" / "evaluate" / "all" / "metrics.json").read_text())
+    assert metrics
+
+
+def test_every_image_says_that_it_is_synthetic_and_readers_know(undisturbed: Path) -> None:
+    images = sorted((undisturbed / "work" / "generate").rglob("*.png"))
+    assert images
+    for path in images:
+        assert read_image(path).synthetic
+    with Image.open(images[0]) as opened:
+        assert opened.text["Synthetic"] == "YES"  # type: ignore[attr-defined]
+
+
+def test_every_prompt_is_accounted_for_once_in_each_mode(undisturbed: Path) -> None:
+    for mode in ("baseline", "filtered"):
+        rows = [
+            row for path in (undisturbed / "work/generate" / mode).rglob("manifest.jsonl") for row in read_jsonl(path)
+        ]
+        # three prompts of the chest X-ray, three of each kind of MRI
+        assert len(rows) == len({(row["id"], row["replicate"]) for row in rows}) == 9
+        assert all(row["accepted"] or row["reason"] for row in rows)
+
+
+def test_submitting_what_is_done_says_so_at_once(undisturbed: Path) -> None:
+    started = time.monotonic()
+    output = finish(undisturbed)
+    assert "everything is done" in output
+    assert time.monotonic() - started < 20  # about one second on an idle machine; the point is that nothing runs
+
+
+def test_killed_again_and_again_it_ends_in_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "campaign"
+    for moment in (
+        "phantoms*/**/*.png",
+        "work/finetune/*/checkpoints/step-*",
+        "work/rlhf-stage1/all/metrics.jsonl",
+        "work/generate/*/*/block-*",
+    ):
+        kill_when(directory, moment)
+    finish(directory)
+    expected, found = results(undisturbed), results(directory)
+    assert sorted(found) == sorted(expected)
+    assert [name for name in expected if found[name] != expected[name]] == []
+
+
+def test_a_changed_configuration_is_refused_by_key(undisturbed: Path) -> None:
+    command = [sys.executable, "launch.py", "submit", "configs/tiny.yaml", "--cluster", "local", *SMALLER]
+    changed = [f"campaign.dir={undisturbed}", "finetune.learning_rate=1e-3"]
+    result = subprocess.run([*command, *changed], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 65
+    assert "finetune.learning_rate" in result.stderr
+    assert "Traceback" not in result.stderr
