@@ -1,0 +1,149 @@
+"""How long does a campaign take, and where does the time go?
+
+    python benchmarks/end_to_end.py                          # runs configs/tiny.yaml in a temporary directory
+    python benchmarks/end_to_end.py --campaign runs/tiny     # reads one that has run
+
+Wall time of a stage is the time during which one of its tasks was running; task time is that of all its tasks added
+up. Of the task time, `working` is what the stages themselves recorded (optimizer steps, batches of images) and
+`imports` what starting Python and importing the stage costs on this machine, measured now, once per attempt. The rest
+is loading, encoding, saving and waiting. The ratio at the end is working to task time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from medsyn import disk
+from medsyn.campaign import ledger, records
+from medsyn.campaign.records import Campaign
+from medsyn.campaign.worker import STAGE_FUNCTIONS
+from medsyn.evaluation.gather import stage_times
+from medsyn.evaluation.tables import duration
+from medsyn.generation.shard import TIMING
+from medsyn.stage import slug
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage."""
+
+    stage: str
+    tasks: int
+    attempts: int
+    wall: float
+    task: float
+    imports: float
+    working: float | None  # None: the stage does not record it
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--campaign", type=Path, help="directory of a campaign that has run")
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "tiny.yaml", help="what to run otherwise")
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    parser.add_argument("overrides", metavar="key=value", nargs="*")
+    args = parser.parse_intermixed_args()
+    with tempfile.TemporaryDirectory() if args.campaign is None else nullcontext(args.campaign) as directory:
+        root, whole = Path(directory), None
+        if args.campaign is None:
+            root = root / "campaign"
+            started = time.perf_counter()
+            submit(args.config, root, args.overrides)
+            whole = time.perf_counter() - started
+        campaign = records.open_campaign(root)
+        rows = [row for row in measure(campaign) if row.attempts]
+        show(Console(), campaign, rows, whole)
+        if args.json:
+            disk.write_json(args.json, {"seconds": whole, "stages": [vars(row) for row in rows]})
+    return 0
+
+
+def submit(config: Path, directory: Path, overrides: list[str]) -> None:
+    """Run a whole campaign in `directory`, as a user would."""
+    command = [sys.executable, "launch.py", "submit", str(config.absolute()), "--cluster", "local"]
+    subprocess.run([*command, f"campaign.dir={directory}", *overrides], cwd=ROOT, check=True)
+
+
+def measure(campaign: Campaign) -> list[Row]:
+    """Every stage that has run."""
+    walls = ledger.stage_seconds(campaign.directory.ledger)
+    return [
+        Row(
+            stage=times.stage,
+            tasks=times.tasks,
+            attempts=times.attempts,
+            wall=walls.get(times.stage, times.seconds),
+            task=times.seconds,
+            imports=import_seconds(times.stage) * times.attempts,
+            working=working_seconds(campaign, times.stage),
+        )
+        for times in stage_times(campaign.directory)
+    ]
+
+
+def import_seconds(stage: str) -> float:
+    """Seconds for Python to start and import a stage, warm: the better of two."""
+    module = STAGE_FUNCTIONS[stage].partition(":")[0]
+    seconds = []
+    for _ in range(2):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def working_seconds(campaign: Campaign, stage: str) -> float | None:
+    """What a stage recorded of its own work, or None."""
+    directory, config = campaign.directory, campaign.config
+    if stage == "finetune":
+        batch = config.finetune.train_batch_size * config.finetune.gradient_accumulation_steps
+        total = 0.0
+        for modality in config.data.modalities:
+            done = 0
+            for line in disk.read_jsonl(directory.work(stage, slug(modality)) / "metrics.jsonl"):
+                total += (line["step"] - done) * batch / max(line["samples_per_second"], 1e-9)
+                done = line["step"]
+        return total
+    if stage == "generate":
+        blocks = directory.root.glob(f"work/generate/*/*/*/{TIMING}")
+        return sum(float(disk.read_json(path)["seconds"]) for path in blocks)
+    return None
+
+
+def show(console: Console, campaign: Campaign, rows: list[Row], whole: float | None) -> None:
+    """The table, and the ratio."""
+    table = Table("stage", "tasks", "attempts", "wall", "task time", "imports", "working", "ratio", title="seconds")
+    for row in rows:
+        seconds = [f"{value:.1f}" for value in (row.wall, row.task, row.imports)]
+        recorded = ["-", "-"] if row.working is None else [f"{row.working:.1f}", f"{row.working / row.task:.2f}"]
+        table.add_row(row.stage, str(row.tasks), str(row.attempts), *seconds, *recorded)
+    console.print(table)
+    events = [event["time"] for event in disk.read_jsonl(campaign.directory.ledger)]
+    span = max(events) - min(events) if events else None
+    console.print(
+        f"first to last event {duration(span)}" + ("" if whole is None else f", whole command {duration(whole)}")
+    )
+    known = [row for row in rows if row.working is not None]
+    task = sum(row.task for row in known)
+    if task:
+        working = sum(row.working or 0.0 for row in known)
+        imports = sum(row.imports for row in known)
+        names = " and ".join(row.stage for row in known)
+        console.print(f"{names}: working : task time {working / task:.2f}, imports : task time {imports / task:.2f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

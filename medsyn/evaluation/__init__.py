@@ -1,0 +1,1 @@
+"""What the images are worth: metrics and the report."""

@@ -1,0 +1,239 @@
+"""The stage `evaluate`: what a campaign made, in numbers (`metrics.json`) and for people (`report.html`).
+
+It reads what is there and names what is missing; a failed modality costs its own rows of the report and no more.
+Everything but the timings is a function of the files and of the campaign's seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medsyn import __version__, disk
+from medsyn.config import PHANTOMS, Config
+from medsyn.evaluation import features, gather, judge, metrics, report
+from medsyn.evaluation.gather import Gathered, Picture
+from medsyn.evaluation.tables import OVERALL
+from medsyn.seeds import seed
+from medsyn.stage import CampaignDirectory, Control, Task
+
+FORMAT = 1  # of metrics.json
+_PARTS = ("reading images", "training the judge", "measuring", "writing the report")
+_SSIM_PAIRS = 100
+_SSIM_SIDE = 64
+_LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "clean-fid")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The images of one modality, or of all of them, that are compared with each other."""
+
+    training: Sequence[Picture]
+    held_out: Sequence[Picture]
+    generated: Mapping[str, Sequence[Picture]]  # by mode; of the filtered ones those that were accepted
+
+    @property
+    def sets(self) -> dict[str, Sequence[Picture]]:
+        """What is measured beside each other: held-out real images, then each mode's."""
+        return {"held_out": self.held_out, **self.generated}
+
+
+def run(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
+    """Measure the campaign and write its report.
+
+    Raises:
+        Saved: a stop was requested; the judge, if it was trained, is kept, and the rest takes a minute again.
+    """
+    work = directory.work(task.stage, task.name)
+    part = 0
+
+    def tick() -> None:
+        control.leave_if_asked()
+        control.beat(part, len(_PARTS), "part", doing=_PARTS[part])
+
+    gathered = gather.gather(config, directory, tick)
+    groups = _groups(config, gathered)
+    part = 1
+    following, judge_facts = _prompt_following(groups, work / "judge", tick)
+    part = 2
+    distances, distance_facts = _distances(config, groups, tick)
+    result = {
+        "format": FORMAT,
+        "notice": report.NOTICE,
+        "campaign": _campaign_facts(config, gathered),
+        "missing": [asdict(one) for one in gathered.missing],
+        "kid": distance_facts,
+        "judge": judge_facts,
+        "groups": {
+            name: {
+                "n": {"training": len(group.training)} | {key: len(pictures) for key, pictures in group.sets.items()},
+                "kid": distances[name],
+                "pairwise_ssim": _similarity(config, name, group),
+                "nearest_training": _nearest(group),
+                "generation": _generation(config, gathered, name),
+                "prompt_following": following.get(name),
+            }
+            for name, group in groups.items()
+        },
+        "rlhf": gather.read_summaries(config, directory),
+        "stages": [asdict(time) for time in gather.stage_times(directory) if time.stage != task.stage],
+    }
+    disk.write_json(work / "metrics.json", result)
+    part = 3
+    tick()
+    disk.write_atomic(directory.report, report.render(config, gathered, gather.read_curves(config, directory), result))
+    control.beat(len(_PARTS), len(_PARTS), "part")
+
+
+def _groups(config: Config, gathered: Gathered) -> dict[str, Group]:
+    """All images together, then those of each modality that has any."""
+    modes = config.generation.modes
+
+    def group(modalities: Sequence[str]) -> Group:
+        return Group(
+            [picture for picture in gathered.real.training if picture.modality in modalities],
+            [picture for picture in gathered.real.held_out if picture.modality in modalities],
+            {
+                mode: [p for m in modalities if m in gathered.made for p in gathered.made[m][mode].accepted()]
+                for mode in modes
+            },
+        )
+
+    present = gathered.modalities
+    return {OVERALL: group(present), **{modality: group([modality]) for modality in present}}
+
+
+def _stack(pictures: Sequence[Picture]) -> np.ndarray:
+    """Features [N, D]."""
+    return np.stack([picture.features for picture in pictures]) if pictures else np.empty((0, 1), dtype=np.float32)
+
+
+def _distances(
+    config: Config, groups: Mapping[str, Group], tick: Callable[[], None]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """KID of every group's generated images from its held-out ones, between two scales, and what KID it is.
+
+    The scales: `floor`, two halves of the held-out images; `other_modalities`, the held-out images of this modality
+    from those of all others.
+    """
+    facts = {"available": True, "reason": None, "features": features.NAME, "meaningful_from": metrics.MEANINGFUL}
+    try:
+        kernel_distance = metrics.load_kernel_distance()
+    except metrics.NotAvailable as error:
+        return {name: {} for name in groups}, facts | {"available": False, "reason": str(error)}
+    section = config.evaluation
+    distances: dict[str, dict[str, Any]] = {}
+    for name, group in groups.items():
+        real = _stack(group.held_out)
+        first, second = metrics.halves(len(real), seed(config.campaign.seed, "floor", name))
+        others = [p for other in groups if other not in (name, OVERALL) for p in groups[other].held_out]
+        pairs = {mode: (real, _stack(pictures)) for mode, pictures in group.generated.items()}
+        pairs["floor"] = (real[first], real[second])
+        pairs["other_modalities"] = (real, _stack(others if name != OVERALL else []))
+        distances[name] = {}
+        for key, (left, right) in pairs.items():
+            tick()
+            chosen = seed(config.campaign.seed, "kid", name, key)
+            distance = metrics.kid(kernel_distance, left, right, section.kid_subsets, section.kid_subset_size, chosen)
+            distances[name][key] = None if distance is None else distance.as_dict()
+    return distances, facts
+
+
+def _similarity(config: Config, name: str, group: Group) -> dict[str, float | None]:
+    """How alike the images of each set are among themselves."""
+    return {
+        key: metrics.pairwise_similarity(
+            [features.grey(features.shrink(picture.pixels, _SSIM_SIDE)) for picture in pictures],
+            _SSIM_PAIRS,
+            seed(config.campaign.seed, "ssim", name, key),
+        )
+        for key, pictures in group.sets.items()
+    }
+
+
+def _nearest(group: Group) -> dict[str, Any]:
+    """How near each set's images are to the nearest training image; held-out images are the yardstick."""
+    training = _stack(group.training)
+    found = {
+        key: metrics.nearest_distances(_stack(pictures), training)
+        for key, pictures in group.sets.items()
+        if pictures and len(training)
+    }
+    yardstick = found.get("held_out")
+    return {
+        key: metrics.nearest_summary(distances, None if key == "held_out" else yardstick)
+        for key, distances in found.items()
+    }
+
+
+def _generation(config: Config, gathered: Gathered, name: str) -> dict[str, Any]:
+    """Per mode, what generation cost and gave."""
+    made = gathered.made.values() if name == OVERALL else [gathered.made[name]] if name in gathered.made else []
+    return {
+        mode: metrics.generation_summary(
+            [line for one in made for line in one[mode].manifest],
+            [line for one in made for line in one[mode].attempts],
+            [entry for one in made for entry in one[mode].timing],
+        )
+        for mode in config.generation.modes
+    }
+
+
+def _prompt_following(
+    groups: Mapping[str, Group], directory: Path, tick: Callable[[], None]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Per group and set how often the judge sees what the text says, and whether there is a judge at all."""
+    everything = [picture for pictures in groups[OVERALL].sets.values() for picture in pictures]
+    if judge.facts_of([picture.text for picture in everything]) is None:
+        reason = "only phantoms have a judge, because what they show can be drawn at will"
+        return {}, {"available": False, "reason": reason}
+    tick()
+    expert = judge.load_or_train(directory, judge.RECIPE, progress=lambda *_: tick())
+    facts = {"available": True, "reason": None, "trained_on": judge.RECIPE.images_per_kind * len(judge.KINDS)}
+    following = {
+        name: {
+            key: judge.agreement(
+                judge.look(expert, [p.pixels for p in pictures]), judge.facts_of([p.text for p in pictures]) or []
+            )
+            for key, pictures in group.sets.items()
+        }
+        for name, group in groups.items()
+    }
+    return following, facts
+
+
+def _campaign_facts(config: Config, gathered: Gathered) -> dict[str, Any]:
+    """What was evaluated, without a path that is not the campaign's own."""
+    parsed = judge.facts_of([picture.text for picture in gathered.real.held_out + gathered.real.training])
+    return {
+        "name": config.campaign.name,
+        "seed": config.campaign.seed,
+        "model": _public(config.model_paths.stable_diffusion),
+        "data": PHANTOMS if parsed else _public(config.data.table),
+        "resolution": config.data.resolution,
+        "modalities": gathered.modalities,
+        "prompts": sum(len(rows) for rows in gathered.prompts.values()),
+        "images_per_prompt": config.generation.img_num,
+        "real_images": sum(gathered.real.counts.values()),
+        "real_images_unreadable": gathered.real.unreadable,
+        "real_images_left_out": gathered.real.left_out,
+        "config_fingerprint": disk.fingerprint(config.model_dump()),
+        "versions": {"medsyn": __version__, **{name: _version(name) for name in _LIBRARIES}},
+    }
+
+
+def _public(source: str) -> str:
+    """A file or model by its last name if it is a path on this machine, else (a hub id, `embedded`) as it is."""
+    return Path(source).name if Path(source).is_absolute() or Path(source).exists() else source
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,174 @@
+"""Curves and histograms as SVG text for the report, drawn without pyplot's global state.
+
+Text and axes take the page's text colour (`currentColor`), so a figure is at home on a light and on a dark page.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, MultipleLocator
+
+from medsyn.data.modalities import MODALITIES
+
+Records = Sequence[Mapping[str, Any]]
+
+# Middle lightness, so that they show on white and on black; told apart by people who do not see red and green alike.
+COLOURS = ("#3d7fd6", "#dd8a26", "#2f9e77", "#b261b8", "#cf5a5a", "#7f8794")
+_INK = "#010203"  # stands for the page's text colour until the SVG is written
+_STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "svg.fonttype": "none",  # text stays text: small files, the page's font, selectable
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "grid.color": _INK,
+    "grid.alpha": 0.12,
+    "grid.linewidth": 0.6,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+}
+
+
+def _svg(name: str, alternative: str, panels: int, draw: Callable[[Sequence[Axes]], None]) -> str:
+    """The SVG element of a row of `panels` axes that `draw` fills; the same input gives the same text."""
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(12, 3.4), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(list(np.atleast_1d(figure.subplots(1, panels))))
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{alternative}" ', 1)
+
+
+def _values(records: Records, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(record[x], record[y]) for record in records if isinstance(record.get(y), (int, float))]
+    points = np.array(pairs, dtype=float).reshape(-1, 2)
+    points = points[np.isfinite(points[:, 1])]
+    return points[:, 0], points[:, 1]
+
+
+def _line(axes: Axes, records: Records, x: str, y: str, **style: Any) -> None:
+    steps, values = _values(records, x, y)
+    if len(steps):
+        axes.plot(steps, values, marker="o" if len(steps) == 1 else None, **style)
+
+
+def _finish(axes: Axes, title: str, xlabel: str, ylabel: str = "") -> None:
+    axes.set_title(title)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+
+
+def loss_curves(curves: Mapping[str, Records]) -> str:
+    """Fine-tuning loss over steps, one line per modality: every record faintly, a running mean on top."""
+
+    def draw(panels: Sequence[Axes]) -> None:
+        (axes,) = panels
+        for modality, records in curves.items():
+            colour = _colour(modality)
+            steps, losses = _values(records, "step", "loss")
+            window = max(1, len(losses) // 10)
+            smooth = np.convolve(losses, np.ones(window) / window, "valid") if len(losses) else losses
+            axes.plot(steps, losses, color=colour, alpha=0.3, linewidth=0.8)
+            axes.plot(steps[window - 1 :], smooth, color=colour, label=modality)
+        _finish(axes, "", "optimizer step", "denoising loss")
+
+    return _svg("finetune", "Fine-tuning loss over steps", 1, draw)
+
+
+def stage1_curves(records: Records) -> str:
+    """RLHF stage 1 over epochs: losses, held-out AUROC, and the mean scores of good and poor images."""
+
+    def draw(panels: Sequence[Axes]) -> None:
+        losses, auroc, rewards = panels
+        for colour, scorer in zip(COLOURS, ("selector", "policy"), strict=False):
+            _line(losses, records, "epoch", f"{scorer}_loss", color=colour, label=scorer.capitalize())
+            _line(auroc, records, "epoch", f"{scorer}_auroc", color=colour, label=scorer.capitalize())
+        _chance(auroc)
+        _line(rewards, records, "epoch", "reward_good", color=COLOURS[2], label="rated 2 or 3")
+        _line(rewards, records, "epoch", "reward_poor", color=COLOURS[4], label="rated 1")
+        _finish(losses, "Loss", "epoch")
+        _finish(auroc, "AUROC, held-out ratings", "epoch")
+        _finish(rewards, "Mean score, held-out ratings", "epoch")
+
+    return _svg("rlhf-stage1", "RLHF stage 1: losses, AUROC and rewards over epochs", 3, draw)
+
+
+def stage2_curves(curves: Mapping[str, Records]) -> str:
+    """RLHF stage 2 over epochs, one colour per modality: loss, AUROC, scores of good (solid) and poor."""
+
+    def draw(panels: Sequence[Axes]) -> None:
+        losses, auroc, rewards = panels
+        for modality, records in curves.items():
+            colour = _colour(modality)
+            _line(losses, records, "epoch", "policy_loss", color=colour, label=modality)
+            _line(auroc, records, "epoch", "policy_auroc", color=colour)
+            _line(rewards, records, "epoch", "reward_good", color=colour)
+            _line(rewards, records, "epoch", "reward_poor", color=colour, linestyle=(0, (2, 2)))
+        _chance(auroc)
+        _finish(losses, "Policy loss", "epoch")
+        _finish(auroc, "AUROC, held-out ratings", "epoch")
+        _finish(rewards, "Mean score: good —, poor - -", "epoch")
+
+    return _svg("rlhf-stage2", "RLHF stage 2: loss, AUROC and rewards over epochs", 3, draw)
+
+
+def score_histogram(passed: Sequence[float], rejected: Sequence[float], threshold: float) -> str:
+    """How the Selector scored the candidates of filtered generation, and where the threshold lies."""
+
+    def draw(panels: Sequence[Axes]) -> None:
+        (axes,) = panels
+        bins = np.linspace(0, 1, 41).tolist()
+        labels = [f"passed ({len(passed)})", f"rejected ({len(rejected)})"]
+        axes.hist([passed, rejected], bins=bins, stacked=True, color=[COLOURS[2], COLOURS[4]], label=labels, alpha=0.85)
+        axes.axvline(threshold, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+        axes.annotate(
+            f"threshold {threshold:g}", (threshold, 1), (4, -2), xycoords=("data", "axes fraction"),
+            textcoords="offset points", va="top", fontsize=8,
+        )  # fmt: skip
+        axes.set_xlim(0, 1)
+        _finish(axes, "", "Selector score", "candidates")
+        axes.xaxis.set_major_locator(MultipleLocator(0.2))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+
+    return _svg("scores", "Histogram of Selector scores, passed and rejected", 1, draw)
+
+
+def _chance(axes: Axes) -> None:
+    axes.axhline(0.5, color=_INK, linewidth=0.8, linestyle=(0, (1, 2)))
+    axes.set_ylim(0, 1.03)
+
+
+def _colour(modality: str) -> str:
+    """The same colour for a modality in every figure."""
+    return COLOURS[MODALITIES.index(modality) % len(COLOURS)]

@@ -1,0 +1,193 @@
+"""Numbers about sets of images and about manifests; pure functions, no files, no global randomness."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from skimage.metrics import structural_similarity
+
+MEANINGFUL = 50  # images in the smaller set below which a kernel distance is an anecdote
+
+
+class NotAvailable(Exception):
+    """A library that a number needs cannot be imported on this stack; the text says which and why."""
+
+
+KernelDistance = Callable[..., float]
+
+
+def load_kernel_distance() -> KernelDistance:
+    """clean-fid's `kernel_distance`.
+
+    Raises:
+        NotAvailable: clean-fid cannot be imported. It imports torchvision, which not every torch has a build for.
+    """
+    try:
+        from cleanfid.fid import kernel_distance
+    except (ImportError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise NotAvailable(f"clean-fid cannot be imported here ({reason})") from None
+    return kernel_distance
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A kernel distance, its standard error (None below four images a side) and the sizes of the two sets."""
+
+    value: float
+    error: float | None
+    n: tuple[int, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready, with a word on whether the sets are large enough."""
+        return {
+            "value": self.value,
+            "error": self.error,
+            "n": list(self.n),
+            "meaningful": min(self.n) >= MEANINGFUL,
+        }
+
+
+def kid(
+    function: KernelDistance, first: np.ndarray, second: np.ndarray, subsets: int, subset_size: int, seed: int
+) -> Distance | None:
+    """Kernel Inception Distance (Binkowski et al. 2018, arXiv:1801.01401): unbiased MMD^2 with a cubic kernel.
+
+    The standard error is a delete-half jackknife (Shao and Wu 1989): the spread of the distance over random halves.
+
+    Args:
+        function: clean-fid's `kernel_distance`.
+        first: features [N, D].
+        second: features [M, D].
+        subsets: number of random subsets that are averaged.
+        subset_size: most images per subset.
+        seed: which subsets.
+
+    Returns:
+        The distance, or None if a set has fewer than two images.
+    """
+    smaller = min(len(first), len(second))
+    if smaller < 2:
+        return None
+    whole = min(subset_size, smaller)
+    half = min(subset_size, smaller // 2)
+    # clean-fid draws its subsets from numpy's global generator: lend it a seeded one and give the old state back
+    state = np.random.get_state()
+    np.random.seed(seed % 2**32)
+    try:
+        value = function(first, second, num_subsets=subsets, max_subset_size=whole)
+        halves = [
+            function(first, second, num_subsets=1, max_subset_size=half) for _ in range(subsets if half > 1 else 0)
+        ]
+    finally:
+        np.random.set_state(state)
+    error = float(np.std(halves)) * math.sqrt(half / (smaller - half)) if halves else None
+    return Distance(float(value), error, (len(first), len(second)))
+
+
+def halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two disjoint random halves of range(count), each sorted."""
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[: count // 2]), np.sort(order[count // 2 :])
+
+
+def pairwise_similarity(images: Sequence[np.ndarray], pairs: int, seed: int) -> float | None:
+    """Mean structural similarity (SSIM, Wang et al. 2004) over random pairs of one set: 1 means all alike.
+
+    Args:
+        images: float32 [S, S] in 0..1 each, S >= 7.
+        pairs: most pairs to look at; all of them if there are no more.
+        seed: which pairs.
+
+    Returns:
+        The mean, or None if there are fewer than two images.
+    """
+    count = len(images)
+    if count < 2:
+        return None
+    first, second = np.triu_indices(count, k=1)
+    chosen = np.arange(len(first))
+    if len(first) > pairs:
+        chosen = np.random.default_rng(seed).choice(len(first), pairs, replace=False)
+    values = [structural_similarity(images[first[k]], images[second[k]], data_range=1.0) for k in chosen]
+    return float(np.mean(values))
+
+
+def nearest_distances(queries: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Root mean square distance per feature, [N], of each of `queries` [N, D] to the nearest of `references` [M, D]."""
+    dimensions = queries.shape[1]
+    left, right = queries.astype(np.float64), references.astype(np.float64)
+    squares = (left**2).sum(1)[:, None] + (right**2).sum(1)[None, :] - 2 * left @ right.T
+    return np.sqrt(np.maximum(squares.min(axis=1), 0) / dimensions)
+
+
+def nearest_summary(distances: np.ndarray, held_out: np.ndarray | None) -> dict[str, float | int | None]:
+    """Median and minimum of nearest-training-image distances, and how often they undercut the held-out images' own.
+
+    `suspicious` is the share below the 5th percentile of `held_out`: about 0.05 if the generated images are as far
+    from the training images as unseen real ones are, more if they copy.
+    """
+    suspicious = None
+    if held_out is not None and len(held_out) and len(distances):
+        suspicious = float(np.mean(distances < np.quantile(held_out, 0.05)))
+    return {
+        "n": len(distances),
+        "median": float(np.median(distances)) if len(distances) else None,
+        "minimum": float(distances.min()) if len(distances) else None,
+        "suspicious": suspicious,
+    }
+
+
+def wilson(successes: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval for a proportion; (0, 1) if nothing was counted."""
+    if total == 0:
+        return 0.0, 1.0
+    share = successes / total
+    centre = share + z**2 / (2 * total)
+    spread = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    scale = 1 + z**2 / total
+    low = (centre - spread) / scale if successes > 0 else 0.0
+    high = (centre + spread) / scale if successes < total else 1.0
+    return low, high
+
+
+def proportion(outcomes: Iterable[bool]) -> dict[str, float | int] | None:
+    """Share of true outcomes with its Wilson interval, or None if there are none."""
+    values = list(outcomes)
+    if not values:
+        return None
+    low, high = wilson(sum(values), len(values))
+    return {"value": sum(values) / len(values), "low": low, "high": high, "n": len(values)}
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are there and finite, or None."""
+    present = [value for value in values if value is not None and math.isfinite(value)]
+    return float(np.mean(present)) if present else None
+
+
+def generation_summary(
+    manifest: Sequence[dict[str, Any]], attempts: Sequence[dict[str, Any]], timing: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """What one mode of generation cost and gave, from the lines of its manifests, attempts and timing files."""
+    accepted = [line for line in manifest if line["accepted"]]
+    seconds = sum(entry["seconds"] for entry in timing) if timing else None
+    evaluations = [entry["unet_evaluations"] for entry in timing if entry.get("unet_evaluations") is not None]
+    return {
+        "requested": len(manifest),
+        "accepted": len(accepted),
+        "acceptance_rate": len(accepted) / len(manifest) if manifest else None,
+        "attempts": len(attempts),
+        "attempt_pass_rate": mean(float(line["passed"]) for line in attempts),
+        "attempts_per_accepted": len(attempts) / len(accepted) if accepted and attempts else None,
+        "selector_mean": mean(line["selector"] for line in accepted),
+        "policy_mean": mean(line["policy"] for line in accepted),
+        "exhausted_prompts": sorted({line["id"] for line in manifest if not line["accepted"]}),
+        "seconds": seconds,
+        "seconds_per_accepted": seconds / len(accepted) if seconds is not None and accepted else None,
+        "unet_evaluations": sum(evaluations) if evaluations else None,
+    }

@@ -1,0 +1,94 @@
+"""The report for people: one HTML file that needs no network, no script and no other file.
+
+`medsyn.evaluation.tables`, `figures` and `sheets` turn measurements into what a reader sees; the template
+`report.html.j2` lays it out. Everything that users wrote (prompts, captions, names) is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from medsyn.config import PHANTOMS, Config
+from medsyn.evaluation import figures, tables
+from medsyn.evaluation.gather import Curves, Gathered
+from medsyn.evaluation.sheets import contact_sheet
+
+NOTICE = "All generated images are synthetic. Not for diagnosis."
+
+
+def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[str, Any]) -> str:
+    """The report as HTML.
+
+    Args:
+        config: the campaign's configuration.
+        gathered: the pictures and records that `result` was measured on.
+        curves: what training left.
+        result: the content of metrics.json.
+    """
+    environment = Environment(
+        loader=PackageLoader("medsyn.evaluation"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    facts = result["campaign"]
+    return environment.get_template("report.html.j2").render(
+        notice=NOTICE,
+        name=facts["name"],
+        facts=_facts(facts),
+        missing=result["missing"],
+        kid=result["kid"],
+        judge=result["judge"],
+        headline=tables.headline(result),
+        following=tables.following(result),
+        sheets=[contact_sheet(gathered, modality, config.evaluation.sheet_columns) for modality in gathered.modalities],
+        training=_training_figures(curves),
+        scorers=tables.scorers(result),
+        scores=_score_figure(config, gathered),
+        generation=tables.generation(result),
+        variety=tables.variety(result),
+        stages=tables.stages(result["stages"]),
+        real=gathered.real,
+        baseline_model=config.generation.baseline_model,
+    )
+
+
+def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    data = "phantoms: procedural images, no patients" if facts["data"] == PHANTOMS else facts["data"]
+    wanted = f"{facts['prompts']} × {facts['images_per_prompt']} image{'s' * (facts['images_per_prompt'] != 1)}"
+    versions = [f"{name} {found}" for name, found in facts["versions"].items() if found]
+    return [
+        ("Model", facts["model"]),
+        ("Data", f"{data} ({facts['real_images']} images)"),
+        ("Modalities", ", ".join(facts["modalities"]) or tables.NONE),
+        ("Resolution", f"{facts['resolution']} px"),
+        ("Prompts", wanted),
+        ("Seed", str(facts["seed"])),
+        ("Configuration", facts["config_fingerprint"][:16]),
+        ("Versions", ", ".join(versions)),
+    ]
+
+
+def _training_figures(curves: Curves) -> list[tuple[str, Markup]]:
+    """(title, SVG) of every stage that left a curve."""
+    drawn: Iterable[tuple[str, Any, Any]] = (
+        ("Fine-tuning", figures.loss_curves, curves.finetune),
+        ("RLHF stage 1: Selector and Policy on all ratings", figures.stage1_curves, curves.stage1),
+        ("RLHF stage 2: the Policy of each modality", figures.stage2_curves, curves.stage2),
+    )
+    return [(title, Markup(draw(data))) for title, draw, data in drawn if data]
+
+
+def _score_figure(config: Config, gathered: Gathered) -> Markup | None:
+    lines = [line for modes in gathered.made.values() if "filtered" in modes for line in modes["filtered"].attempts]
+    scored = [line for line in lines if line["selector"] is not None]
+    if not scored:
+        return None
+    passed = [line["selector"] for line in scored if line["passed"]]
+    rejected = [line["selector"] for line in scored if not line["passed"]]
+    return Markup(figures.score_histogram(passed, rejected, config.generation.quality_threshold))

@@ -1,0 +1,223 @@
+"""The report's tables: measurements turned into words and rounded numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+OVERALL = "all"  # the group of every modality together
+NONE = "–"
+SET_NAMES = {"held_out": "Real, held out", "baseline": "Baseline", "filtered": "Filtered"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table's cell: what it says, what it says in small print, and whether it means little."""
+
+    text: str
+    detail: str = ""
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first cell of a row is its heading. `groups` heads several columns together: (title, columns)."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    groups: Sequence[tuple[str, int]] = ()
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with `digits` significant digits, at most three of them decimals; a dash if there is none."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if value == 0 or 1e-4 <= abs(value) < 10**6:
+        decimals = digits - 1 - (math.floor(math.log10(abs(value))) if value else 0)
+        return f"{value:.{max(0, min(decimals, 3))}f}".replace("-", "−")
+    return f"{value:.{digits - 1}e}".replace("-", "−")
+
+
+def percent(value: float | None) -> str:
+    """A share in whole percent."""
+    return NONE if value is None else f"{100 * value:.0f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in the unit that a person would choose."""
+    if seconds is None:
+        return NONE
+    if seconds < 59.5:
+        return f"{number(seconds, 2)} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _name_cell(name: str, detail: str = "") -> Cell:
+    return Cell("All" if name == OVERALL else name, detail)
+
+
+def _kid_cell(distance: Mapping[str, Any] | None) -> Cell:
+    if distance is None:
+        return Cell(NONE, faint=True)
+    error = "" if distance["error"] is None else f"± {number(distance['error'], 2)}"
+    return Cell(number(distance["value"], 2), error, faint=not distance["meaningful"])
+
+
+def _share_cell(share: Mapping[str, Any] | None) -> Cell:
+    if share is None:
+        return Cell(NONE, faint=True)
+    return Cell(percent(share["value"]), f"{100 * share['low']:.0f}–{100 * share['high']:.0f} %")
+
+
+def headline(result: Mapping[str, Any]) -> Table:
+    """One row per modality: how much was accepted, how far it is from real images, how often the finding is right."""
+    modes = {mode: f"real, {mode}" for mode in result["groups"][OVERALL]["generation"]}
+    distances = {"floor": "real, real", **modes, "other_modalities": "real, other modalities"}
+    sets = {"held_out": "real", **{mode: mode for mode in modes}}
+    with_kid, with_judge = result["kid"]["available"], result["judge"]["available"]
+    header, groups = ["", "accepted"], [("", 1), ("Filtered", 1)]
+    if with_kid:
+        header += distances.values()
+        groups.append(("KID", len(distances)))
+    if with_judge:
+        header += sets.values()
+        groups.append(("Finding right", len(sets)))
+    rows = []
+    for name, group in result["groups"].items():
+        counts = ", ".join(f"{group['n'][key]} {title}" for key, title in sets.items())
+        row = [_name_cell(name, counts), _accepted_cell(group["generation"].get("filtered"))]
+        if with_kid:
+            row += [_kid_cell(group["kid"][key]) for key in distances]
+        if with_judge:
+            row += [_share_cell(group["prompt_following"][key]["finding"]) for key in sets]
+        rows.append(row)
+    return Table(header, rows, groups)
+
+
+def _accepted_cell(facts: Mapping[str, Any] | None) -> Cell:
+    if facts is None or not facts["requested"]:
+        return Cell(NONE, faint=True)
+    return Cell(percent(facts["acceptance_rate"]), f"{facts['accepted']} of {facts['requested']}")
+
+
+def following(result: Mapping[str, Any]) -> Table | None:
+    """How often the judge sees what the text says, per set; None without a judge."""
+    overall = result["groups"][OVERALL]
+    if overall["prompt_following"] is None:
+        return None
+    aspects = {"modality": "Modality", "kind": "Kind of image", "finding": "Finding", "side": "Side"}
+    rows = []
+    for key, shares in overall["prompt_following"].items():
+        name = Cell(SET_NAMES[key], f"{overall['n'][key]} images")
+        rows.append([name, *(_share_cell(shares[aspect]) for aspect in aspects)])
+    return Table(["", *aspects.values()], rows)
+
+
+def scorers(result: Mapping[str, Any]) -> Table | None:
+    """How well the Selector and the Policy rank held-out ratings, in all and per modality; None before stage 1."""
+    first, second = result["rlhf"]["stage1"], result["rlhf"]["stage2"]
+    if first is None:
+        return None
+    trained = [name for name in ("selector", "policy") if name in first]
+    rows = [[Cell("All"), *(Cell(number(first[name]["auroc"], 2)) for name in trained), Cell("")]]
+    for modality in result["campaign"]["modalities"]:
+        found = [first[name].get("auroc_by_modality", {}).get(modality) for name in trained]
+        rows.append([Cell(modality), *(Cell(number(auroc, 2)) for auroc in found), _kept_cell(second.get(modality))])
+    titles = [name.capitalize() for name in trained]
+    return Table(["", *titles, "Policy"], rows, [("", 1), ("Stage 1: AUROC", len(trained)), ("Stage 2: AUROC", 1)])
+
+
+def _kept_cell(summary: Mapping[str, Any] | None) -> Cell:
+    """The Policy's AUROC before and after stage 2, and whose weights are in use."""
+    if summary is None:
+        return Cell(NONE, faint=True)
+    before, after = summary.get("auroc_before"), (summary.get("policy") or {}).get("auroc")
+    kept = f"{summary['kept']} kept: {summary['reason']}"
+    return Cell(f"{number(before, 2)} → {number(after, 2)}" if after is not None else number(before, 2), kept)
+
+
+# per mode: headings over several columns, and the columns
+_COSTS: dict[str, tuple[list[tuple[str, int]], list[str]]] = {
+    "baseline": ([("Baseline", 1), ("Baseline, per image", 2)], ["images", "UNet rows", "time"]),
+    "filtered": (
+        [("Filtered", 2), ("Filtered, per accepted image", 3), ("Filtered, mean score", 2)],
+        ["accepted", "exhausted", "attempts", "UNet rows", "time", "Selector", "Policy"],
+    ),
+}
+
+
+def generation(result: Mapping[str, Any]) -> Table:
+    """What each mode cost and gave, per modality; the baseline refuses nothing and scores nothing."""
+    modes = list(result["groups"][OVERALL]["generation"])
+    rows = [
+        [_name_cell(name), *(cell for mode in modes for cell in _cost_cells(mode, group["generation"][mode]))]
+        for name, group in result["groups"].items()
+    ]
+    groups = [("", 1), *(group for mode in modes for group in _COSTS[mode][0])]
+    return Table(["", *(title for mode in modes for title in _COSTS[mode][1])], rows, groups)
+
+
+def _cost_cells(mode: str, facts: Mapping[str, Any]) -> list[Cell]:
+    evaluations, accepted = facts["unet_evaluations"], facts["accepted"]
+    price = [
+        Cell(number(evaluations / accepted, 2) if evaluations and accepted else NONE),
+        Cell(duration(facts["seconds_per_accepted"])),
+    ]
+    if mode == "baseline":
+        return [Cell(str(accepted)), *price]
+    return [
+        Cell(f"{accepted} of {facts['requested']}"),
+        Cell(str(len(facts["exhausted_prompts"]))),
+        Cell(number(facts["attempts_per_accepted"], 2)),
+        *price,
+        Cell(number(facts["selector_mean"], 2)),
+        Cell(number(facts["policy_mean"], 2)),
+    ]
+
+
+def variety(result: Mapping[str, Any]) -> Table:
+    """How alike the images of a set are, and how near the nearest training image is."""
+    modes = list(result["groups"][OVERALL]["generation"])
+    sets = ["held_out", *modes]
+    rows = []
+    for name, group in result["groups"].items():
+        alike, near = group["pairwise_ssim"], group["nearest_training"]
+        row = [_name_cell(name)]
+        row += [Cell(number(alike[key], 2)) for key in sets]
+        row += [_near_cell(near.get(key)) for key in sets]
+        row += [Cell(percent(near[mode]["suspicious"]) if mode in near else NONE) for mode in modes]
+        rows.append(row)
+    groups = [("", 1), ("Alike among themselves", len(sets)), ("Nearest training image", len(sets))]
+    groups.append(("Suspiciously near", len(modes)))
+    return Table(["", *2 * ["real", *modes], *modes], rows, groups)
+
+
+def _near_cell(near: Mapping[str, Any] | None) -> Cell:
+    if near is None:
+        return Cell(NONE, faint=True)
+    return Cell(number(near["median"], 2), f"nearest {number(near['minimum'], 2)}")
+
+
+def stages(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Name, runs, time and the width of a bar for every stage."""
+    longest = max((stage["seconds"] for stage in stages), default=0) or 1
+    rows = []
+    for stage in stages:
+        runs = f"{stage['tasks']} task{'s' * (stage['tasks'] != 1)}"
+        if stage["attempts"] > stage["tasks"]:
+            runs += f", {stage['attempts']} attempts"
+        if stage["unfinished"]:
+            runs += f" ({stage['unfinished']} killed)"
+        rows.append(
+            {
+                "name": stage["stage"],
+                "runs": runs,
+                "time": duration(stage["seconds"]),
+                "width": f"{100 * stage['seconds'] / longest:.1f}%",
+            }
+        )
+    return rows
