@@ -11,6 +11,7 @@ from medsyn.data.images import read_image
 from medsyn.data.tables import ImageRow, RatingRow, read_dataset, read_prompts, read_ratings
 from medsyn.errors import InputError, InputProblems, Problem
 
+# of a data set only: generated images are there to be rated
 _SYNTHETIC = "is marked as synthetic; generated images are not trained on unless data.allow_synthetic is set"
 
 
@@ -27,7 +28,7 @@ def check_tables(
         paths: data set, ratings and prompt tables; the header tells which one a table is.
         root: the folder that their files are in; each table's own unless given.
         modality_column: the data set's modality column.
-        allow_synthetic: do not report images that carry the mark of a generated one.
+        allow_synthetic: do not report a data set's images that carry the mark of a generated one.
         progress: called with (images read, images in all).
 
     Returns:
@@ -39,7 +40,7 @@ def check_tables(
             tables.append(_read_table(path, root, modality_column))
         except (InputError, InputProblems) as error:
             tables.append((list(error.problems), []))
-    found: dict[tuple[Path, str], list[Problem]] = {}
+    found: dict[tuple[Path, str], tuple[list[Problem], bool]] = {}
     total = len({(row.path, row.modality) for _, rows in tables for row in rows})
     problems: list[Problem] = []
     for path, (of_table, rows) in zip(paths, tables, strict=True):
@@ -51,13 +52,17 @@ def check_tables(
                 continue
             told.add(image)
             if image not in found:
-                found[image] = _check_image(*image, allow_synthetic)
+                found[image] = _check_image(*image)
                 if progress is not None:
                     progress(len(found), total)
-            key = "path" if isinstance(row, ImageRow) else "image_path"
+            of_image, synthetic = found[image]
+            trains_generator = isinstance(row, ImageRow)
+            if synthetic and trains_generator and not allow_synthetic:
+                of_image = [*of_image, Problem(str(row.path), _SYNTHETIC)]
+            key = "path" if trains_generator else "image_path"
             problems += (
                 replace(problem, source=str(path), reason=f"{row.file!r} {problem.reason}", row=row.row, key=key)
-                for problem in found[image]
+                for problem in of_image
             )
     return problems
 
@@ -94,13 +99,11 @@ def table_kind(path: Path) -> str:
     return "prompts" if "prompt" in columns and "path" not in columns else "dataset"
 
 
-def _check_image(path: Path, modality: str, allow_synthetic: bool) -> list[Problem]:
-    """What is wrong with one image file."""
+def _check_image(path: Path, modality: str) -> tuple[list[Problem], bool]:
+    """What is wrong with one image file, and whether it carries the mark of a generated one."""
     try:
         image = read_image(path, modality)
     except InputError as error:
-        return error.problems
-    problems = [Problem(str(path), f"was read, but {warning}", severity="warning") for warning in image.warnings]
-    if image.synthetic and not allow_synthetic:
-        problems.append(Problem(str(path), _SYNTHETIC))
-    return problems
+        return error.problems, False
+    warnings = [Problem(str(path), f"was read, but {warning}", severity="warning") for warning in image.warnings]
+    return warnings, image.synthetic

@@ -74,6 +74,11 @@ def test_generated_images_are_errors_unless_they_are_allowed(folder: Path) -> No
     assert check_tables([table], allow_synthetic=True) == []
 
 
+def test_generated_images_may_be_rated(folder: Path) -> None:
+    """Generate, rate, align: the loop needs ratings of synthetic images."""
+    assert errors(check_tables([ratings(folder, "a.png", "made.png", "b.jpg")])) == []
+
+
 def test_an_image_is_read_once_and_told_once_per_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     real = check.read_image

@@ -30,10 +30,10 @@ def test_the_embedded_tokenizer_keeps_captions_whole() -> None:
     tokenizer = CLIPTokenizer.from_pretrained(str(weights.embedded_directory() / "tokenizer"))
     for kind in KINDS:
         caption = draw_phantom(kind, 1, seed=3).caption
-        assert len(tokenizer(caption).input_ids) < 40
-        assert tokenizer.decode(
-            tokenizer(caption).input_ids, skip_special_tokens=True
-        ).strip() == caption.lower().replace(":", " :").replace(",", " ,").replace("-", " - ")
+        tokens = tokenizer(caption).input_ids
+        assert len(tokens) < 40
+        decoded = tokenizer.decode(tokens, skip_special_tokens=True)
+        assert decoded.replace(" ", "") == caption.lower().replace(" ", "")
 
 
 def test_same_seed_same_weights_other_seed_others(tmp_path: Path) -> None:
