@@ -87,7 +87,9 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         line = json.dumps(record, ensure_ascii=False) + "\n"
-        os.write(descriptor, ("\n" + line if torn else line).encode())
+        rest = memoryview(("\n" + line if torn else line).encode())
+        while rest:  # a nearly full disk takes less than it is given, and the next write says so
+            rest = rest[os.write(descriptor, rest) :]
     finally:
         os.close(descriptor)
 
@@ -96,11 +98,11 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a JSONL file; a torn last line (a kill in the middle of a write) is left out."""
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as stream:
+    with path.open("rb") as stream:
         for line in stream:
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError:
+            except ValueError:  # no JSON, or a letter cut in two
                 continue
 
 
@@ -155,9 +157,16 @@ def sweep_temporaries(directory: Path, of: str = "*") -> None:
             # a container's first process has the same id every time
             abandoned = int(process) == os.getpid() or not _is_running(int(process))
         else:
-            abandoned = time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
+            abandoned = _age(path) > _ABANDONED_SECONDS
         if abandoned:
             remove(path)
+
+
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:  # its writer renamed or removed it meanwhile
+        return 0.0
 
 
 def _is_running(process: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,6 @@ class Control:
         if self._beat is None or (step < total and now - self._last_beat < self._beat_seconds):
             return
         self._last_beat = now
-        disk.write_json(
-            self._beat,
-            {"step": step, "total": total, "unit": unit, "time": time.time(), "host": os.uname().nodename, **numbers},
-        )
+        told = {"step": step, "total": total, "unit": unit, "time": time.time(), "host": os.uname().nodename, **numbers}
+        with suppress(OSError):  # a heartbeat is a hint; what must be on disk says itself when it cannot be written
+            disk.write_json(self._beat, told)

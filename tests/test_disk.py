@@ -135,3 +135,19 @@ def test_sweeping_for_one_name_leaves_other_names_alone(tmp_path: Path) -> None:
         os.utime(directory, (0, 0))
     disk.sweep_temporaries(tmp_path, of="block-000001")
     assert sorted(tmp_path.iterdir()) == sorted(others)
+
+
+def test_a_line_torn_inside_a_letter_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    disk.append_jsonl(path, {"name": "a"})
+    with path.open("ab") as stream:
+        stream.write('{"name": "ü'.encode()[:-1])
+    disk.append_jsonl(path, {"name": "b"})
+    assert [record["name"] for record in disk.read_jsonl(path)] == ["a", "b"]
+
+
+def test_an_append_goes_on_where_the_system_took_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, bytes(data)[:3]))
+    disk.append_jsonl(tmp_path / "log.jsonl", {"name": "something long"})
+    assert list(disk.read_jsonl(tmp_path / "log.jsonl")) == [{"name": "something long"}]

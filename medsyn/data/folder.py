@@ -58,6 +58,10 @@ class DataFolder:
             raise Refused(f"is not an image; supported are {', '.join(IMAGE_SUFFIXES)}")
         return path
 
+    def name(self, path: Path) -> str:
+        """What a found file is called in every table, whoever wrote it how: its place below the data folder."""
+        return path.relative_to(self.path).as_posix()
+
     def _relative(self, path: str) -> str:
         """A normalised path as one below the data folder; '' is the data folder itself."""
         for root in (self.path, Path(self._real)) if path.startswith("/") else ():

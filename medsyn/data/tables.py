@@ -63,7 +63,7 @@ class ImageRow:
     """One real image and its caption."""
 
     row: int  # 1-based line of the table
-    file: str  # as written
+    file: str  # relative to the data folder, in one spelling however it was written
     path: Path  # absolute, inside the data folder
     text: str  # with its modality prefix
     modality: str
@@ -148,7 +148,7 @@ def read_dataset(
         seen.add(key)
         seen_files.add(key[0])
         known = next((name for name in (patient_id, patient) if not says_nothing(name)), None)
-        rows.append(ImageRow(line, written, file, checked, modality, known))
+        rows.append(ImageRow(line, folder.name(file), file, checked, modality, known))
     return _table(path, rows, faults, folder)
 
 
@@ -173,7 +173,7 @@ def read_ratings(path: str | Path, root: str | Path | None = None) -> Table[Rati
         checked = _check_text(faults, line, "prompt", prompt, modality)
         if file is None or rating is None or modality is None or expert_level is None or checked is None:
             continue
-        rows.append(RatingRow(line, written, file, rating, modality, expert_level, checked))
+        rows.append(RatingRow(line, folder.name(file), file, rating, modality, expert_level, checked))
     if rows and len({row.rating == 1 for row in rows}) == 1:
         missing = "no row is rated 1 (poor)" if rows[0].rating > 1 else "no row is rated 2 or 3 (good)"
         faults.refuse_file(None, "rating", f"cannot train the Selector, which needs both kinds: {missing}")

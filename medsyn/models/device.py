@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
 
 from medsyn.config import DeviceSection
 from medsyn.errors import InputError
+from medsyn.stage import BadNode
 
 _TENSOR_CORES = (7, 0)  # below sm_70 half precision is stored as such but computed in fp32: no faster, only smaller
 _BFLOAT16 = (8, 0)
@@ -27,8 +29,13 @@ def choose_device(section: DeviceSection) -> Device:
 
     Raises:
         InputError: a precision was asked for that the device does not have.
+        BadNode: a GPU was handed to this process and cannot be used; days on a CPU are not what was meant.
     """
     torch.set_num_threads(section.cpu_threads)
+    assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if section.use_cuda and assigned not in ("", "-1") and not torch.cuda.is_available():
+        reason = f"CUDA_VISIBLE_DEVICES is {assigned} and no CUDA device can be used here"
+        raise BadNode(f"{reason}; see `python -m medsyn doctor`, or set device.use_cuda=false")
     if not (section.use_cuda and torch.cuda.is_available()):
         why = "device.use_cuda is false" if not section.use_cuda else "no CUDA device is visible"
         if section.precision in {"float16", "bfloat16"}:

@@ -6,6 +6,7 @@ only, never from the network (compute nodes have none).
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from medsyn.disk import fingerprint, sha256_file
 from medsyn.errors import InputProblems
 from medsyn.models import weights
+
+_EMBEDDED_KEPT = 1024  # prompts; SD's features are 240 kB each, and they lie on the GPU
 
 
 @dataclass
@@ -32,17 +35,13 @@ class SyntheticSystem:
     device: torch.device
     dtype: torch.dtype
     fingerprint: str  # of the weights in use, the fine-tuned UNet included
-    _embedded: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    text_encoder_calls: int = 0  # once per unique prompt, as long as _EMBEDDED_KEPT of them do
+    _embedded: OrderedDict[str, tuple[Tensor, Tensor]] = field(default_factory=OrderedDict)
 
     @property
     def prediction_type(self) -> str:
         """What the UNet predicts: `epsilon` (SD v1.5) or `v_prediction`."""
         return str(self.scheduler_config.get("prediction_type", "epsilon"))
-
-    @property
-    def text_encoder_calls(self) -> int:
-        """How many times the text encoder has run: once per unique prompt."""
-        return len(self._embedded)
 
     @torch.no_grad()
     def embed(self, prompt: str) -> tuple[Tensor, Tensor]:
@@ -59,7 +58,11 @@ class SyntheticSystem:
                 return_tensors="pt",
             )
             output = self.text_encoder(tokens.input_ids.to(self.device))
+            self.text_encoder_calls += 1
             self._embedded[prompt] = (output.last_hidden_state[0], output.pooler_output[0])
+            if len(self._embedded) > _EMBEDDED_KEPT:
+                self._embedded.popitem(last=False)
+        self._embedded.move_to_end(prompt)
         return self._embedded[prompt]
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:

@@ -16,7 +16,6 @@ from medsyn.config import EMBEDDED
 from medsyn.disk import fingerprint, sha256_file
 from medsyn.errors import Problem
 
-_WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
 _PARTS: dict[str, tuple[str, ...]] = {
     "tokenizer": ("vocab.json", "merges.txt"),
     "text_encoder": ("config.json", "model.safetensors"),

@@ -71,12 +71,12 @@ def only_warning(table: Table) -> Problem:
 # What a good table gives ------------------------------------------------------------------------------------------
 
 
-def test_rows_keep_order_lines_and_spelling(folder: Path) -> None:
+def test_rows_keep_order_and_lines_and_files_one_spelling(folder: Path) -> None:
     table = dataset(folder, "img/b.jpg,OCT: drusen,oct\n./img/a.png,Chest X-ray: clear,CXR\n")
     assert table.problems == []
     first, second = table.rows
     assert (first.row, first.file, first.path, first.text) == (2, "img/b.jpg", folder / "img/b.jpg", "OCT: drusen")
-    assert (second.row, second.file, second.path) == (3, "./img/a.png", folder / "img/a.png")
+    assert (second.row, second.file, second.path) == (3, "img/a.png", folder / "img/a.png")  # written ./img/a.png
     assert (second.text, second.modality, second.patient_id) == ("Chest X-ray: clear", "X-Ray", None)
 
 

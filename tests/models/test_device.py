@@ -6,6 +6,7 @@ import torch
 from medsyn.config import DeviceSection
 from medsyn.errors import InputError
 from medsyn.models.device import choose_device
+from medsyn.stage import BadNode
 
 
 def pretend_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
@@ -48,4 +49,12 @@ def test_pascal_may_ask_for_half_storage_but_not_for_bfloat16(monkeypatch: pytes
 
 def test_a_gpu_can_be_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpu(monkeypatch, (8, 0))
+    assert choose_device(DeviceSection(use_cuda=False)).device.type == "cpu"
+
+
+def test_a_gpu_that_was_handed_out_and_does_not_work_is_a_bad_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with pytest.raises(BadNode, match="CUDA_VISIBLE_DEVICES is 1"):
+        choose_device(DeviceSection())
     assert choose_device(DeviceSection(use_cuda=False)).device.type == "cpu"

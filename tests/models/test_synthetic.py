@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medsyn.errors import InputProblems
-from medsyn.models import tiny
+from medsyn.models import synthetic, tiny
 from medsyn.models.synthetic import SyntheticSystem, load_synthetic
 
 CPU = torch.device("cpu")
@@ -101,3 +101,12 @@ def test_sd15_shape_goes_through_the_same_code(tmp_path: Path) -> None:
     assert system.latent_shape(256) == (4, 32, 32)
     mean, _ = system.encode(torch.zeros(1, 3, 64, 64))
     assert mean.shape[1:] == system.latent_shape(64)
+
+
+def test_a_long_list_of_prompts_does_not_fill_the_card(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "_EMBEDDED_KEPT", 2)
+    fresh = load_synthetic(str(model), CPU, with_unet=False)
+    for prompt in ("OCT: a", "OCT: b", "OCT: c", "OCT: c"):
+        fresh.embed(prompt)
+    assert len(fresh._embedded) == 2
+    assert fresh.text_encoder_calls == 3
