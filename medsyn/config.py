@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
@@ -32,7 +32,7 @@ SchedulerName = Literal["dpm", "ddim", "pndm", "euler", "euler_a", "unipc"]
 class Section(BaseModel):
     """One section of the file: strict types, no unknown keys, immutable once read."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class CampaignSection(Section):
@@ -42,10 +42,19 @@ class CampaignSection(Section):
     seed: int = Field(0, ge=0)
     dir: str = ""  # "" means runs/<name>
 
+    @field_validator("dir")
+    @classmethod
+    def _home_is_known(cls, value: str) -> str:
+        try:
+            Path(value).expanduser()
+        except RuntimeError:
+            raise ValueError("there is no such user's home directory") from None
+        return value
+
     @property
     def path(self) -> Path:
         """The campaign's directory, absolute."""
-        return Path(self.dir or Path("runs") / self.name).absolute()
+        return Path(self.dir or Path("runs") / self.name).expanduser().absolute()
 
 
 class PhantomsSection(Section):
@@ -71,6 +80,11 @@ class DataSection(Section):
     held_out_fraction: float = Field(0.2, gt=0, lt=1)
     allow_synthetic: bool = False
     phantoms: PhantomsSection = PhantomsSection()
+
+    @field_validator("base_prompt")
+    @classmethod
+    def _blank_is_none(cls, value: str | None) -> str | None:
+        return value if value and value.strip() else None
 
     @model_validator(mode="after")
     def _no_modality_twice(self) -> DataSection:
@@ -231,6 +245,14 @@ class Config(Section):
     evaluation: EvaluationSection = EvaluationSection()
     cluster: ClusterSection = ClusterSection()
 
+    @model_validator(mode="after")
+    def _filter_has_its_scorers(self) -> Config:
+        if "filtered" in self.generation.modes and not self.training.stage1.train_selector:
+            raise ValueError("generation.modes has filtered, which needs training.stage1.train_selector")
+        if self.training.checkpoints.save_dir in ("selector", "policy"):
+            raise ValueError("training.checkpoints.save_dir is the name of what the stage makes; take another")
+        return self
+
     def section_fingerprint(self, *keys: str) -> str:
         """Fingerprint of the named sections or dotted keys: two configurations that agree on them agree here."""
         values = dict(flatten(self.model_dump()))
@@ -252,29 +274,48 @@ ENVIRONMENT: dict[str, str] = {
     "NUM_IMAGES": "generation.img_num",
     "E2E_OUTPUT_DIR": "campaign.dir",
 }
-_ENVIRONMENT_SWITCHES = {"USE_8BIT_ADAM", "USE_EMA", "ENABLE_XFORMERS"}  # the specification writes these 0 and 1
+_SWITCH = {"0": False, "false": False, "1": True, "true": True}  # the specification writes its variables 0 and 1
+_COMMAND_LINE = "command line"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-5 as a string; this loader reads it as the number everybody means."""
+    """A safe loader that refuses a key given twice in one mapping; plain YAML silently keeps the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return node
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d+(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the strings that `_Loader` would read as numbers."""
 
 
-def _parse_yaml(text: str, source: str) -> Any:
+# YAML 1.1 reads 1e-5 as a string; here it is the number everybody means.
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(
+            r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d+(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+        ),
+        list("-+0123456789."),
+    )
+
+
+def _parse_yaml(text: str, source: str, key: str | None = None) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
         mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else None
-        raise InputError(source, f"not valid YAML: {getattr(error, 'problem', error)}", row=line) from None
+        line = mark.line + 1 if mark and key is None else None
+        raise InputError(source, f"not valid YAML: {getattr(error, 'problem', error)}", line, key) from None
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -287,96 +328,143 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield dotted, value
 
 
-def _known_keys() -> list[str]:
-    return [key for key, _ in flatten(Config().model_dump())]
+def _field_types(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.default, Section):
+            yield from _field_types(type(field.default), f"{prefix}{name}.")
+        else:
+            yield prefix + name, field.annotation
+
+
+_FIELD_TYPES = dict(_field_types(Config))  # dotted key -> annotation
 
 
 def _unknown_key_reason(key: str) -> str:
-    close = difflib.get_close_matches(key, _known_keys(), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(key, _FIELD_TYPES, n=1, cutoff=0.5)
     return f"there is no such key; did you mean {close[0]}?" if close else "there is no such key"
 
 
 def _set_key(tree: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, leaf = dotted.split(".")
     for parent in parents:
-        child = tree.setdefault(parent, {})
-        if not isinstance(child, dict):
-            child = tree[parent] = {}
-        tree = child
+        child = tree.get(parent)
+        tree[parent] = dict(child) if isinstance(child, dict) else {}  # a copy: a YAML alias shares its mapping
+        tree = tree[parent]
     tree[leaf] = value
 
 
-def _apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> None:
-    known = set(_known_keys())
-    problems = []
+def _settings(environment: Mapping[str, str], overrides: Iterable[str]) -> Iterator[tuple[str, str | None, str]]:
+    """(dotted key, text, source) of every value given outside the file, later wins; text None: there was no '='."""
+    for name, key in ENVIRONMENT.items():
+        if environment.get(name):
+            yield key, environment[name], f"environment variable {name}"
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals:
-            problems.append(Problem("command line", f"'{override}' is not of the form key=value"))
-        elif key not in known:
-            problems.append(Problem("command line", _unknown_key_reason(key), key=key))
-        else:
-            _set_key(tree, key, _parse_yaml(text, f"command line, {key}") if text else "")
-    if problems:
-        raise InputProblems(problems)
+        yield key, text if equals else None, _COMMAND_LINE
 
 
-def environment_overrides(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The specification's variables that are set, as {dotted key: value}; a switch reads 0 and 1."""
-    found: dict[str, Any] = {}
-    for name, key in ENVIRONMENT.items():
-        text = environment.get(name, "")
-        if text:
-            value = _parse_yaml(text, f"environment variable {name}")
-            is_text_key = key in {"model_paths.stable_diffusion", "data.table", "data.base_prompt", "campaign.dir"}
-            found[key] = text if is_text_key else bool(value) if name in _ENVIRONMENT_SWITCHES else value
-    return found
+def _read_value(key: str, text: str | None, source: str) -> Any:
+    """The value that a key's text stands for: text keys take it verbatim, all others read it as YAML."""
+    if text is None:
+        raise InputError(source, f"'{key}' is not of the form key=value")
+    if key not in _FIELD_TYPES:
+        raise InputError(source, _unknown_key_reason(key), key=key)
+    kind = _FIELD_TYPES[key]
+    if kind == str | None and text in ("", "null"):
+        return None
+    if kind in (str, str | None):
+        return text
+    if kind is bool and source != _COMMAND_LINE:
+        if text.lower() not in _SWITCH:
+            raise InputError(source, f"a switch is 0, 1, true or false, got {text!r}", key=key)
+        return _SWITCH[text.lower()]
+    return _parse_yaml(text, source, key) if text else ""
 
 
-def _problem_of(error: Mapping[str, Any], source: str) -> Problem:
+def _source_of(key: str, message: str, sources: Mapping[str, str], default: str) -> str:
+    """Where the value at fault came from; an error of a whole section names the keys at fault in its message."""
+    for dotted, source in sources.items():
+        section, _, leaf = dotted.rpartition(".")
+        if f"{key}.".startswith(f"{dotted}.") or (key == section and leaf in message):
+            return source
+    return default
+
+
+def _problem_of(error: Mapping[str, Any], source: str, sources: Mapping[str, str]) -> Problem:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return Problem(source, _unknown_key_reason(key), key=key)
     message = str(error["msg"]).removeprefix("Value error, ")
     shown = f", got {error['input']!r}" if not isinstance(error["input"], (dict, BaseModel)) else ""
-    return Problem(source, f"{message[0].lower()}{message[1:]}{shown}", key=key or None)
+    place = _source_of(key, message, sources, source)
+    return Problem(place, f"{message[0].lower()}{message[1:]}{shown}", key=key or None)
 
 
-def validate(tree: Mapping[str, Any], source: str) -> Config:
-    """A `Config` from nested mappings; raises `InputProblems` with every problem, each naming its key."""
+def validate(tree: Mapping[str, Any], source: str, sources: Mapping[str, str] | None = None) -> Config:
+    """A `Config` from nested mappings.
+
+    Args:
+        tree: sections and their values.
+        source: what a problem names as its place.
+        sources: {dotted key: place} of the values that came from elsewhere.
+
+    Raises:
+        InputProblems: every problem, each naming its key.
+    """
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise InputProblems(_problem_of(item, source) for item in error.errors()) from None
+        raise InputProblems(_problem_of(item, source, sources or {}) for item in error.errors()) from None
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(path, "there is no such configuration file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError(path, "the file is not UTF-8 text; save it as UTF-8") from None
+    tree = _parse_yaml(text, str(path)) or {}
+    if not isinstance(tree, dict):
+        raise InputError(path, "a configuration is a mapping of sections, such as 'data:' and 'finetune:'")
+    return tree
 
 
 def load(path: str | Path, overrides: Iterable[str] = (), environment: Mapping[str, str] | None = None) -> Config:
     """Read a campaign's configuration.
 
     Args:
-        path: YAML file.
-        overrides: `key=value` strings; values are read as YAML.
-        environment: where the specification's variables are looked up; `os.environ` unless given.
+        path: YAML file, UTF-8.
+        overrides: `key=value` strings. A text key takes its value verbatim (`null` or nothing is None where the key
+            may be None); every other value is read as YAML.
+        environment: where the specification's variables are looked up; `os.environ` unless given. Values are read
+            as those of overrides, but a switch is 0, 1, true or false; an empty variable counts as unset.
 
     Raises:
-        InputError: the file is not there or not YAML.
-        InputProblems: everything that is wrong with its keys and values, at once.
+        InputError: the file is not there, not UTF-8 or not YAML.
+        InputProblems: everything that is wrong with its keys and values, and with those given elsewhere, at once.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(path, "there is no such configuration file")
-    tree = _parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
-    if not isinstance(tree, dict):
-        raise InputError(path, "a configuration is a mapping of sections, such as 'data:' and 'finetune:'")
-    for key, value in environment_overrides(os.environ if environment is None else environment).items():
-        _set_key(tree, key, value)
-    _apply_overrides(tree, overrides)
-    return validate(tree, str(path))
+    tree = _read_tree(Path(path))
+    sources: dict[str, str] = {}
+    problems: list[Problem] = []
+    for key, text, source in _settings(os.environ if environment is None else environment, overrides):
+        try:
+            _set_key(tree, key, _read_value(key, text, source))
+            sources[key] = source
+        except InputError as error:
+            problems += error.problems
+    try:
+        config = validate(tree, str(path), sources)
+    except InputProblems as error:
+        raise InputProblems([*problems, *error.problems]) from None
+    if problems:
+        raise InputProblems(problems)
+    return config
 
 
 def save(config: Config) -> str:
     """The configuration as YAML text that `load` reads back to an equal `Config`."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def differences(old: Config, new: Config) -> list[str]:

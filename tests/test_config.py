@@ -69,6 +69,9 @@ def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
         ("data.modalities=[OCT, OCT]", "data"),
         ("data.modalities=[Ultrasound]", "data.modalities.0"),
         ("selector.patch_size=7", "selector"),
+        ("training.stage1.train_selector=false", None),
+        ("training.checkpoints.save_dir=policy", None),
+        ("generation.guidance_scale=.inf", "generation.guidance_scale"),
         ("nonsense", None),
     ],
 )
@@ -126,3 +129,116 @@ def test_section_fingerprints_see_their_sections_only() -> None:
     assert base.section_fingerprint(*keys) == moved.section_fingerprint(*keys)
     assert base.section_fingerprint(*keys) != trained.section_fingerprint(*keys)
     assert config.differences(base, trained) == ["finetune.max_train_steps"]
+
+
+def sources_of(path: Path, overrides: list[str], environment: dict[str, str]) -> dict[str | None, str]:
+    with pytest.raises(InputProblems) as caught:
+        config.load(path, overrides, environment)
+    return {problem.key: problem.source for problem in caught.value.problems}
+
+
+def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert config.validate({"campaign": {"dir": "~/runs/a"}}, "test").campaign.path == tmp_path / "runs" / "a"
+
+
+def test_the_home_of_nobody_is_an_error(tmp_path: Path) -> None:
+    assert "home" in problems_of(write(tmp_path, ""), "campaign.dir=~no-such-user-here/a")["campaign.dir"]
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("campaign.name", "2024", "2024"),
+        ("campaign.name", "1e5", "1e5"),
+        ("campaign.name", "null", "null"),
+        ("data.root", "2024-13-45", "2024-13-45"),
+        ("data.root", "null", None),
+        ("data.root", "", None),
+        ("data.base_prompt", "OCT: healthy retina", "OCT: healthy retina"),
+        ("data.base_prompt", "[a, b", "[a, b"),
+        ("data.base_prompt", " ", None),
+        ("model_paths.clip", "a=b", "a=b"),
+        ("generation.negative_prompt", "blurry: yes", "blurry: yes"),
+        ("generation.negative_prompt", "", ""),
+        ("training.checkpoints.save_dir", "007", "007"),
+    ],
+)
+def test_text_is_taken_verbatim_and_survives_saving(tmp_path: Path, key: str, text: str, value: str | None) -> None:
+    loaded = config.load(write(tmp_path, "data: {root: /x, base_prompt: old}\n"), [f"{key}={text}"], {})
+    assert dict(config.flatten(loaded.model_dump()))[key] == value
+    assert config.load(write(tmp_path, config.save(loaded)), environment={}) == loaded
+
+
+@pytest.mark.parametrize("blank", ["''", "'  '", "null"])
+def test_a_blank_base_prompt_in_the_file_is_none(tmp_path: Path, blank: str) -> None:
+    assert config.load(write(tmp_path, f"data: {{base_prompt: {blank}}}\n"), environment={}).data.base_prompt is None
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "campaign.yaml"
+    path.write_bytes("data: {base_prompt: Röntgen}\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"campaign\.yaml.*UTF-8"):
+        config.load(path, environment={})
+
+
+@pytest.mark.parametrize(("text", "value"), [("0", False), ("1", True), ("TRUE", True), ("False", False)])
+def test_environment_switches(tmp_path: Path, text: str, value: bool) -> None:
+    assert config.load(write(tmp_path, ""), [], {"USE_EMA": text}).finetune.use_ema is value
+
+
+@pytest.mark.parametrize("name", ["USE_8BIT_ADAM", "USE_EMA", "ENABLE_XFORMERS"])
+@pytest.mark.parametrize("text", ["2", "yes", "off", "null", "[1"])
+def test_any_other_switch_is_an_error_naming_its_variable(tmp_path: Path, name: str, text: str) -> None:
+    found = sources_of(write(tmp_path, ""), [], {name: text})
+    assert found == {config.ENVIRONMENT[name]: f"environment variable {name}"}
+
+
+def test_a_problem_names_where_its_value_came_from(tmp_path: Path) -> None:
+    path = write(tmp_path, "finetune: {ema_decay: 2}\n")
+    overrides = ["data.modalities=[CT, CXR]", "generation.num_candidates=99", "finetune.train_batch_size=0"]
+    assert sources_of(path, overrides, {"RESOLUTION": "large", "TRAIN_BATCH_SIZE": "8"}) == {
+        "finetune.ema_decay": str(path),
+        "data.modalities.1": "command line",
+        "data.resolution": "environment variable RESOLUTION",
+        "finetune.train_batch_size": "command line",
+        "generation": "command line",
+    }
+
+
+def test_a_section_at_fault_in_the_file_is_not_blamed_on_an_unrelated_override(tmp_path: Path) -> None:
+    path = write(tmp_path, "generation: {num_candidates: 99}\n")
+    assert sources_of(path, ["generation.img_num=2"], {}) == {"generation": str(path)}
+
+
+def test_problems_of_the_file_and_of_overrides_are_told_together(tmp_path: Path) -> None:
+    path = write(tmp_path, "data: {tabel: x}\n")
+    overrides = ["a.b=1", "nonsense", "data.resolution=[1"]
+    assert set(problems_of(path, *overrides)) == {"data.tabel", "a.b", None, "data.resolution"}
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("data: {}\ncampaign: {}\ndata: {}\n", 3), ("data:\n  strict: true\n  'strict': false\n", 3)],
+)
+def test_a_key_given_twice_is_an_error_with_its_line(tmp_path: Path, text: str, line: int) -> None:
+    with pytest.raises(InputError, match=rf"campaign\.yaml, line {line}.*given twice"):
+        config.load(write(tmp_path, text), environment={})
+
+
+def test_aliases_may_be_merged_and_an_override_changes_one_side_only(tmp_path: Path) -> None:
+    path = write(tmp_path, "selector: &s {num_layers: 2}\npolicy_model: *s\n")
+    loaded = config.load(path, ["selector.num_layers=3"], {})
+    assert (loaded.selector.num_layers, loaded.policy_model.num_layers) == (3, 2)
+    merged = write(tmp_path, "selector: &s {num_layers: 2}\npolicy_model: {<<: *s, num_layers: 4}\n")
+    assert config.load(merged, environment={}).policy_model.num_layers == 4
+
+
+def test_an_impossible_date_is_not_a_traceback(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"campaign\.yaml"):
+        config.load(write(tmp_path, "campaign: {name: 2024-13-45}\n"), environment={})
+
+
+def test_an_alias_of_a_modality_is_refused_with_the_five_names(tmp_path: Path) -> None:
+    reason = problems_of(write(tmp_path, "data: {modalities: [CXR]}\n"))["data.modalities.0"]
+    assert all(f"'{name}'" in reason for name in ("OCT", "CT", "X-Ray", "MRI", "Fundus"))
