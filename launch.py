@@ -28,16 +28,15 @@ def plan(program: str, arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from medsyn import config
-    from medsyn.campaign import inputs, outline
+    from medsyn.campaign import outline, prepare
 
     with cli.progress_bars() as progress:
-        checked = inputs.check(config.load(args.config, args.overrides), progress)
+        checked = prepare.check(config.load(args.config, args.overrides), progress)
     if args.json:
         print(json.dumps(outline.as_dict(checked), indent=2))
     else:
         outline.show(Console(), checked)
-        for problem in checked.problems:
-            print(f"{problem.severity}: {problem}", file=sys.stderr)
+        cli.show_problems(checked.problems)
     return EXIT_BAD_INPUT if checked.errors else EXIT_DONE
 
 
@@ -52,13 +51,11 @@ def submit(program: str, arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from medsyn import config
-    from medsyn.campaign import local, locks, prepare
+    from medsyn.campaign import local, locks
     from medsyn.campaign.display import Display
 
-    with cli.progress_bars() as progress:
-        campaign = prepare.prepare(config.load(args.config, args.overrides), progress)
-    with locks.exclusive(campaign.directory.ledger):
+    campaign = cli.prepare(args.config, args.overrides)
+    with locks.exclusive(campaign.directory.ledger, campaign.directory.root):
         return local.run(campaign, Display(campaign, Console(), _command("submit", arguments)), args.max_parallel)
 
 

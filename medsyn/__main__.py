@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from medsyn import cli
-from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE
+from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, InputProblems
 
 
 def run_stage(stage: str, program: str, arguments: Sequence[str]) -> int:
@@ -23,17 +23,28 @@ def run_stage(stage: str, program: str, arguments: Sequence[str]) -> int:
     if stage == "rlhf":
         stage = f"rlhf-stage{args.stage}"
 
-    from medsyn import config
-    from medsyn.campaign import inputs, prepare, worker
+    if args.task is None:
+        return _list_tasks(args.config, args.overrides, stage)
 
-    loaded = config.load(args.config, args.overrides)
+    from medsyn.campaign import worker
+
+    return worker.run_task(cli.prepare(args.config, args.overrides).directory.root, stage, args.task)
+
+
+def _list_tasks(path: str, overrides: Sequence[str], stage: str) -> int:
+    from medsyn import config
+    from medsyn.campaign import inputs
+
     with cli.progress_bars() as progress:
-        if args.task is None:
-            for planned in inputs.check(loaded, progress).plan.by_stage.get(stage, []):
-                print(f"{planned.task.index:>6}  {planned.task.name}")
-            return EXIT_DONE
-        campaign = prepare.prepare(loaded, progress)
-    return worker.run_task(campaign.directory.root, stage, args.task)
+        checked = inputs.check(config.load(path, overrides), progress)
+    tasks = checked.plan.by_stage.get(stage, [])
+    for planned in tasks:
+        print(f"{planned.task.index:>6}  {planned.task.name}")
+    if not tasks and checked.errors:
+        raise InputProblems(checked.errors)
+    if not tasks:
+        raise InputError(stage, "this campaign does not have that stage")
+    return EXIT_DONE
 
 
 def work(program: str, arguments: Sequence[str]) -> int:
@@ -70,15 +81,15 @@ def check(program: str, arguments: Sequence[str]) -> int:
     else:
         for problem in problems:
             print(f"{problem.severity}: {problem}")
-        print(f"{len(problems)} problems" if problems else "no problems")
+        print("1 problem" if len(problems) == 1 else f"{len(problems) or 'no'} problems")
     return EXIT_BAD_INPUT if any(problem.severity == "error" for problem in problems) else EXIT_DONE
 
 
 def phantoms(program: str, arguments: Sequence[str]) -> int:
     """Draw the procedural data set: images, metadata.csv, ratings.csv and prompts.csv."""
-    from medsyn.config import Config
+    from medsyn.config import PhantomsSection, validate
 
-    defaults = Config().data.phantoms
+    defaults = PhantomsSection()
     parser = argparse.ArgumentParser(prog=program, description=phantoms.__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--images-per-kind", type=int, default=defaults.images_per_kind, metavar="N")
@@ -87,12 +98,29 @@ def phantoms(program: str, arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
 
+    size = {name: getattr(args, name) for name in PhantomsSection.model_fields}
+    validate({"campaign": {"seed": args.seed}, "data": {"phantoms": size}}, "command line")
+
     from medsyn.data.phantoms import write_dataset
 
-    with cli.progress_bars() as progress:
-        tell = partial(progress, "drawing phantoms")
-        write_dataset(args.directory, args.images_per_kind, args.prompts_per_kind, args.image_size, args.seed, tell)
+    try:
+        with cli.progress_bars() as progress:
+            write_dataset(args.directory, **size, seed=args.seed, progress=partial(progress, "drawing phantoms"))
+    except OSError as error:
+        raise InputError(args.directory, f"cannot be written: {error.strerror}") from None
     print(args.directory)
+    return EXIT_DONE
+
+
+def pretrain(program: str, arguments: Sequence[str]) -> int:
+    """Train the embedded tiny model again (an hour or more)."""
+    parser = argparse.ArgumentParser(prog=program, description=pretrain.__doc__)
+    parser.add_argument("directory", type=Path, metavar="DIR", help="where the diffusers directory is written")
+    args = parser.parse_args(arguments)
+
+    from medsyn.training import pretrain as training
+
+    print(training.pretrain(args.directory))
     return EXIT_DONE
 
 
@@ -111,6 +139,7 @@ COMMANDS: dict[str, cli.Command] = {
     "worker": ("run one task of a prepared campaign: what schedulers call", work),
     "check": ("read tables and every image they name, list what is wrong", check),
     "phantoms": ("draw the procedural data set", phantoms),
+    "pretrain": ("train the embedded tiny model again (an hour or more)", pretrain),
     "doctor": ("is this machine fit for a campaign?", doctor),
 }
 

@@ -6,12 +6,16 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from medsyn.campaign.locks import Busy
 from medsyn.campaign.preempt import EXIT_INTERRUPTED
-from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_SAVED, InputError, InputProblems
+from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_SAVED, InputError, InputProblems, Problem
+
+if TYPE_CHECKING:
+    from medsyn.campaign.records import Campaign
 
 Command = tuple[str, Callable[[str, Sequence[str]], int]]  # help; function of (how it was called, arguments)
 EXIT_USAGE = 2  # argparse's own
@@ -56,6 +60,26 @@ def config_parser(program: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("config", metavar="CONFIG", help="the campaign's configuration, a YAML file")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="values that replace those of the file")
     return parser
+
+
+def prepare(config: str, overrides: Sequence[str]) -> Campaign:
+    """Prepare the campaign of a configuration, progress and warnings on standard error."""
+    from medsyn import config as configuration
+    from medsyn.campaign import prepare
+
+    loaded = configuration.load(config, overrides)
+    warnings: list[Problem] = []
+    try:
+        with progress_bars() as progress:
+            return prepare.prepare(loaded, progress, warnings.extend)
+    finally:
+        show_problems(dict.fromkeys(warnings))
+
+
+def show_problems(problems: Iterable[Problem]) -> None:
+    """Print problems of a check to standard error, one per line."""
+    for problem in problems:
+        print(f"{problem.severity}: {problem}", file=sys.stderr)
 
 
 @contextmanager

@@ -58,11 +58,12 @@ def test_a_login_node_answers_without_importing_torch(config: Path, arguments: l
 
 
 def test_a_plan_needs_no_weights_and_says_what_is_missing() -> None:
-    result = launch("plan", "configs/sd15-pascal.yaml")
+    result = launch("plan", "configs/sd15-pascal.yaml", "device.use_cuda=false")
     assert result.returncode == 65
     for stage in ("finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate"):
         assert stage in result.stdout
     assert "error: runwayml/stable-diffusion-v1-5, model_paths.stable_diffusion: these weights are not" in result.stderr
+    assert "finetune.use_8bit_adam: " in result.stderr
     assert "Traceback" not in result.stderr
     assert not (ROOT / "runs" / "sd15-pascal").exists()
 
@@ -92,6 +93,7 @@ def test_options_and_overrides_mix_in_any_order(config: Path) -> None:
         (["submit", "CONFIG", "--cluster", "slurm"], 65, "comes with the next release"),
         (["submit", "CONFIG", "--cluster", "local", "--max-parallel", "0"], 2, "at least 1"),
         (["submit", "CONFIG", "--cluster", "local", "data.table=nowhere.csv"], 65, "nowhere.csv"),
+        (["submit", "CONFIG", "--cluster", "local", "campaign.dir=/proc/nope"], 65, "campaign.dir: /proc/nope cannot"),
         (["status", "CONFIG"], 65, "launch.py submit"),
     ],
 )

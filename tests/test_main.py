@@ -49,7 +49,7 @@ def test_every_stage_has_a_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["finetune", "rlhf", "generate", "evaluate", "worker", "check", "phantoms", "doctor"]
+    "command", ["finetune", "rlhf", "generate", "evaluate", "worker", "check", "phantoms", "pretrain", "doctor"]
 )
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as left:
@@ -85,6 +85,10 @@ def test_tasks_are_listed_without_running_anything(tmp_path: Path, capsys: pytes
     assert (
         call(capsys, "generate", config, "data.modalities=[CT]", "generation.batch_size=2")[1].split()[1] == "ct-00000"
     )
+    code, out, err = call(capsys, "rlhf", config, "--stage", "2", "training.stage=1")
+    assert (code, out, err) == (65, "", "rlhf-stage2: this campaign does not have that stage\n")
+    code, out, err = call(capsys, "generate", config, "data.prompts=no.csv")
+    assert (code, out, "no.csv" in err) == (65, "", True)
     assert not (tmp_path / "run").exists()
 
 
@@ -120,7 +124,7 @@ def test_a_warning_alone_is_no_failure(table: Path, capsys: pytest.CaptureFixtur
     with table.open("a") as stream:
         stream.write("a.png,CT: normal,CT\n")
     code, out, _ = call(capsys, "check", table)
-    assert (code, out.startswith("warning: ")) == (0, True)
+    assert (code, out.startswith("warning: "), out.endswith("\n1 problem\n")) == (0, True, True)
 
 
 def test_phantoms_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +132,30 @@ def test_phantoms_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert call(capsys, "phantoms", tmp_path / "p", *size)[0] == 0
     assert {"metadata.csv", "ratings.csv", "prompts.csv"} <= {path.name for path in (tmp_path / "p").iterdir()}
     assert call(capsys, "phantoms", tmp_path / "p", *size[:-1], "4")[0] == 65
+
+
+@pytest.mark.parametrize("option", ["--images-per-kind=0", "--prompts-per-kind=0", "--image-size=7", "--seed=-1"])
+def test_phantoms_have_the_limits_of_the_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    code, _, err = call(capsys, "phantoms", tmp_path / "p", option)
+    assert (code, "command line, " in err) == (65, True)
+    assert not (tmp_path / "p").exists()
+
+
+def test_phantoms_where_nothing_can_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in ("/proc/nope", tmp_path / "file", tmp_path / "file" / "below"):
+        code, _, err = call(capsys, "phantoms", place, "--images-per-kind", "4", "--image-size", "64")
+        assert (code, err.startswith(f"{place}: ")) == (65, True), err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_pretrain_trains_into_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medsyn.training.pretrain.pretrain", lambda directory: directory)
+    assert call(capsys, "pretrain", tmp_path / "tiny") == (0, f"{tmp_path / 'tiny'}\n", "")
 
 
 def test_the_module_runs_as_a_program(tmp_path: Path) -> None:

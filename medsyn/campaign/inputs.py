@@ -9,22 +9,24 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from medsyn import disk
+from medsyn.campaign import machine
+from medsyn.campaign.machine import CONFIGURATION
 from medsyn.campaign.plan import Plan, build
 from medsyn.config import PHANTOMS, Config
 from medsyn.data import tables
 from medsyn.data.modalities import split_prefix
+from medsyn.data.split import is_held_out
 from medsyn.data.tables import ImageRow, PromptRow, RatingRow, Table
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.models import weights
 from medsyn.seeds import seed
 
-CONFIGURATION = "configuration"  # how messages name it
 IMAGES_READ_AT_MOST = 2000  # a larger data set is checked by `python -m medsyn check`, once, not at every submit
 CAPTIONS_PER_MODALITY = 8  # drawn as prompts where there is no prompt list
 
@@ -90,43 +92,59 @@ def check(config: Config, progress: Progress | None = None) -> Checked:
     """Read every table, look for weights and (up to 2,000) images; everything wrong is in the result's `problems`."""
     resolved = resolve(config)
     modalities = resolved.data.modalities
-    problems = _check_directory(resolved) + _check_weights(resolved)
-    if config.data.table == PHANTOMS and not Path(resolved.data.table).is_file():
-        counts = _phantom_counts(config)
-        return Checked(config, resolved, build(resolved, counts["prompts"]), counts, "", problems)
-    images, ratings = _read_images(resolved, problems), _read_ratings(resolved, problems)
-    prompts = _prompts(config, images, problems)
+    problems = machine.check(resolved)
+    drawn_later = config.data.table == PHANTOMS and not Path(resolved.data.table).is_file()
+    has_ratings = not drawn_later or config.data.ratings_file is not None
+    has_prompts = not drawn_later or config.data.prompts is not None or config.data.base_prompt is not None
+    images = [] if drawn_later else _read_images(resolved, problems)
+    ratings = _read_ratings(resolved, problems) if has_ratings else []
+    prompts = _prompts(config, images, problems) if has_prompts else []
+    problems += _check_split(resolved, images)
     rated = {(row.path, row.modality) for row in ratings}
-    found = {
+    found: dict[str, list[str]] = {
         "images": [row.modality for row in images],
         "rated images": [modality for _, modality in rated],
         "prompts": [row.modality for row in prompts],
     }
-    counts = {what: Counter(name for name in names if name in modalities) for what, names in found.items()}
+    counts: dict[str, Counter[str]] = {
+        what: Counter(name for name in names if name in modalities) for what, names in found.items()
+    }
+    if drawn_later:
+        known = {"images": False, "rated images": has_ratings, "prompts": has_prompts}
+        counts |= {what: expected for what, expected in _phantom_counts(config).items() if not known[what]}
     for what, names in found.items():
         absent = [modality for modality in modalities if not counts[what][modality]]
         if names and absent:  # a table without any row has been told of already
             problems.append(_absent(resolved, what, absent))
+    own = {}  # tables whose images are not medsyn's own drawings
     if config.data.table != PHANTOMS:
-        problems += _check_images(resolved, len(images) + len(ratings), progress)
+        own[resolved.data.table] = len(images)
+    if config.data.table != PHANTOMS or config.data.ratings_file:
+        own[str(resolved.data.ratings_file)] = len(ratings)
+    problems += _check_images(resolved, own, progress)
     text = _as_csv(row for row in prompts if row.modality in modalities)
     problems = list(dict.fromkeys(problems))  # what two readers say is said once
     return Checked(config, resolved, build(resolved, counts["prompts"]), counts, text, problems)
 
 
-def _check_directory(config: Config) -> list[Problem]:
-    path = config.campaign.path
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
-    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
-        return []
-    return [Problem(CONFIGURATION, f"{existing} is no folder that can be written to", key="campaign.dir")]
-
-
-def _check_weights(config: Config) -> list[Problem]:
-    problems = weights.missing(config.model_paths.stable_diffusion)
-    clip = config.model_paths.clip
-    if clip is not None and weights.locate(clip) is None:
-        problems.append(Problem(clip, "this text encoder is not on this machine", key="model_paths.clip"))
+def _check_split(config: Config, images: Iterable[ImageRow]) -> list[Problem]:
+    """Modalities of which held-out images leave nothing to train on, or of which none is held out."""
+    data, problems = config.data, []
+    keys: dict[str, list[str]] = {}
+    for row in images:
+        keys.setdefault(row.modality, []).append(row.patient_id or row.file)
+    for modality in data.modalities:
+        held_out = [is_held_out(key, data.held_out_fraction, config.campaign.seed) for key in keys.get(modality, [])]
+        if not held_out or (any(held_out) and not all(held_out)):
+            continue
+        if all(held_out):
+            reason = f"every image of {modality} ({len(held_out)}) is held out, none is left to train on"
+        else:
+            reason = (
+                f"no image of {modality} ({len(held_out)}) is held out: generated ones have nothing to compare with"
+            )
+        severity = _severity(all(held_out))
+        problems.append(Problem(data.table, reason, key="data.held_out_fraction", severity=severity))
     return problems
 
 
@@ -229,16 +247,18 @@ def _severity(is_error: bool) -> str:
     return "error" if is_error else "warning"
 
 
-def _check_images(config: Config, count: int, progress: Progress | None) -> list[Problem]:
-    """What is wrong with the images themselves, if there are few enough to read them all."""
+def _check_images(config: Config, rows: Mapping[str, int], progress: Progress | None) -> list[Problem]:
+    """What is wrong with the images of tables with so many rows, if there are few enough to read them all."""
     data = config.data
-    paths = [Path(path) for path in (data.table, data.ratings_file) if path and Path(path).is_file()]
-    if count == 0:
+    paths = [Path(path) for path in rows if Path(path).is_file()]
+    if not any(rows.values()):
         return []
-    if count > IMAGES_READ_AT_MOST:
+    if sum(rows.values()) > IMAGES_READ_AT_MOST:
         command = f"python -m medsyn check {' '.join(map(str, paths))}"
         return [
-            Problem(data.table, f"its images were not read, there are too many; `{command}` does", severity="warning")
+            Problem(
+                str(paths[0]), f"its images were not read, there are too many; `{command}` does", severity="warning"
+            )
         ]
     from medsyn.data.check import check_tables  # needs the image readers
 

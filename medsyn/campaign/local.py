@@ -59,7 +59,7 @@ class _Scheduler:
     display: Display
     gpus: list[str]
     done: set[Key]
-    failed: set[Key] = field(default_factory=set)
+    failed: dict[Key, int] = field(default_factory=dict)  # with the exit code
     restarts: Counter[Key] = field(default_factory=Counter)
     running: dict[Key, Running] = field(default_factory=dict)
 
@@ -121,12 +121,12 @@ class _Scheduler:
         """What an exit code means for a task: done, failed, or once more."""
         key = planned.key
         if code == errors.EXIT_DONE and (reason := records.why_not_done(self.campaign, planned)):
-            self._fail(key, f"ended as if done, but {reason}")
+            self._fail(key, code, f"ended as if done, but {reason}")
         elif code == errors.EXIT_DONE:
             self.done.add(key)
             self.display.ended(key, "done")
         elif code not in (errors.EXIT_SAVED, errors.EXIT_FAILED) and code >= 0:
-            self._fail(key, f"failed (exit code {code})")
+            self._fail(key, code, f"failed (exit code {code})")
         elif stopping:
             self.display.ended(key, "stopped")
         elif self.restarts[key] < self.campaign.config.cluster.max_requeues:
@@ -136,10 +136,10 @@ class _Scheduler:
             if code < 0:  # it could not write this down itself
                 failure = {"exit_code": code, "error": _say(code), "message": "", "step": None}
                 records.write_failure(self.campaign.directory, key, failure)
-            self._fail(key, f"{_say(code)}, and cluster.max_requeues is used up")
+            self._fail(key, code, f"{_say(code)}, and cluster.max_requeues is used up")
 
-    def _fail(self, key: Key, why: str) -> None:
-        self.failed.add(key)
+    def _fail(self, key: Key, code: int, why: str) -> None:
+        self.failed[key] = code
         self.display.ended(key, why)
 
     def signal_all(self, number: signal.Signals) -> None:
@@ -158,7 +158,8 @@ def run(campaign: Campaign, display: Display, max_parallel: int | None = None, c
         command: how a worker is started; campaign directory, stage and task name are appended.
 
     Returns:
-        EXIT_DONE if everything is done, EXIT_FAILED if something failed, EXIT_SAVED or 130 if asked to stop.
+        EXIT_DONE if everything is done, EXIT_SAVED or 130 if asked to stop; if something failed EXIT_FAILED, or
+        EXIT_BAD_INPUT where that is all it failed on.
     """
     plan = campaign.plan
     done = records.done_keys(campaign, plan)
@@ -184,7 +185,8 @@ def run(campaign: Campaign, display: Display, max_parallel: int | None = None, c
         return errors.EXIT_DONE
     if stop.number is not None:
         return preempt.EXIT_INTERRUPTED if stop.number == signal.SIGINT else errors.EXIT_SAVED
-    return errors.EXIT_FAILED
+    only_bad_input = set(scheduler.failed.values()) == {errors.EXIT_BAD_INPUT}
+    return errors.EXIT_BAD_INPUT if only_bad_input else errors.EXIT_FAILED
 
 
 def _loop(scheduler: _Scheduler, stop: _Stop) -> None:

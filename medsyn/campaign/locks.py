@@ -19,22 +19,25 @@ from medsyn.disk import FILE_MODE, make_directory, read_jsonl
 class Busy(Exception):
     """Another process holds the lock; the message says which."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, of: str | Path) -> None:
         newest = deque(read_jsonl(path), maxlen=1)
         who = f" ({newest[0].get('host')}, process {newest[0].get('pid')})" if newest else ""
-        super().__init__(f"another process{who} is at work on it")
+        super().__init__(f"another process{who} is at work on {of}")
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock on `path`, creating the file if need be; raises `Busy` at once if somebody else holds it."""
+def exclusive(path: Path, of: str | Path = "it") -> Iterator[None]:
+    """Hold the lock on `path`, creating the file if need be; raises `Busy` at once if somebody else holds it.
+
+    `of` is what the lock protects, as the message names it.
+    """
     make_directory(path.parent)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Busy(path) from None
+            raise Busy(path, of) from None
         yield
     finally:
         os.close(descriptor)

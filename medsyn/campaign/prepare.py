@@ -1,24 +1,25 @@
 """Everything before the first task: check every input and write what the tasks read.
 
 A prepared campaign's directory holds phantoms (if it is to draw them), `inputs/prompts.csv`, `config.yaml` with all
-paths absolute and nothing left to look up, and, written last, `campaign.json`: what all results depend on.
+paths absolute and nothing left to look up, and `campaign.json`: first a mark that the directory is medsyn's, then,
+written last, what all results depend on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import medsyn
 from medsyn import config as configuration
 from medsyn import disk
 from medsyn.campaign import inputs, locks, records
-from medsyn.campaign.inputs import CONFIGURATION, Checked, Progress
-from medsyn.campaign.plan import READS, SCHEMA, reads_key, stage_fingerprints
+from medsyn.campaign.inputs import Checked, Progress
+from medsyn.campaign.machine import CONFIGURATION
+from medsyn.campaign.plan import READS, reads_key, stage_fingerprints
 from medsyn.campaign.records import Campaign, FileRecord
 from medsyn.config import PHANTOMS, Config
 from medsyn.errors import InputError, InputProblems, Problem
@@ -26,6 +27,9 @@ from medsyn.stage import STAGES, CampaignDirectory
 
 # What may change at any time: it changes no result, or (evaluation) only the last stage's, which is made again.
 FREE = ("campaign.name", "cluster", "device.cpu_threads", "evaluation", "generation.blocks_per_shard")
+
+
+Warn = Callable[[list[Problem]], None]
 
 
 def unchanged(config: Config) -> Campaign | None:
@@ -43,11 +47,21 @@ def unchanged(config: Config) -> Campaign | None:
         return None
     try:
         return records.open_campaign(directory.root)
-    except InputError:  # a killed submit, or an edit by hand: prepare it again
+    except (InputError, InputProblems):  # a killed submit, or an edit by hand: prepare it again
         return None
 
 
-def prepare(config: Config, progress: Progress | None = None) -> Campaign:
+def check(config: Config, progress: Progress | None = None) -> Checked:
+    """What `inputs.check` finds, and whatever has changed that something already made depends on."""
+    checked = inputs.check(config, progress)
+    try:
+        refused = _refused(checked)
+    except InputError as error:
+        refused = error.problems
+    return replace(checked, problems=[*checked.problems, *refused])
+
+
+def prepare(config: Config, progress: Progress | None = None, warn: Warn | None = None) -> Campaign:
     """The campaign of a configuration, ready to run; checks and writes only what is not as it was before.
 
     Raises:
@@ -56,36 +70,34 @@ def prepare(config: Config, progress: Progress | None = None) -> Campaign:
     """
     campaign = unchanged(config)
     if campaign is None:
-        _refuse_changed_keys(inputs.resolve(config))  # before images are read, which takes a while
-        checked = _require(inputs.check(config, progress))
-        with locks.exclusive(CampaignDirectory(checked.config.campaign.path).ledger):
-            campaign = _write(checked, progress)
+        _raise(_refused_keys(inputs.resolve(config)))  # before images are read, which takes a while
+        checked = _require(check(config, progress), warn)
+        root = checked.config.campaign.path
+        try:
+            disk.make_directory(root)
+        except OSError as error:
+            reason = f"{root} cannot be made: {error.strerror}"
+            raise InputError(CONFIGURATION, reason, key="campaign.dir") from None
+        with locks.exclusive(CampaignDirectory(root).ledger, root):
+            campaign = _write(checked, progress, warn)
     return campaign
 
 
-def _write(checked: Checked, progress: Progress | None) -> Campaign:
+def _write(checked: Checked, progress: Progress | None, warn: Warn | None) -> Campaign:
     config, resolved = checked.given, checked.config
     directory = CampaignDirectory(resolved.campaign.path)
-    _refuse_changed_keys(resolved)
+    _raise(_refused(checked))  # once more: who held the lock before us may have made something
+    records.claim(directory)
     if config.data.table == PHANTOMS:
         _draw_phantoms(config, directory.root / "phantoms", progress)
-        checked = _require(inputs.check(config))
+        checked = _require(check(config), warn)
     source = inputs.prompt_source(config)
-    files = {
-        "table": records.record_file(Path(resolved.data.table)),
-        "ratings": records.record_file(Path(str(resolved.data.ratings_file))),
-        "prompts": _record_text(Path(str(resolved.data.prompts)), checked.prompts),
-    }
-    contents = {name: record.sha256 for name, record in files.items()} | {"weights": inputs.weights_of(resolved)}
-    if before := records.read_facts(directory):
-        _refuse(_changed_inputs(before, contents), directory)
+    files, contents = _files(checked), _contents(checked)
     disk.write_atomic(Path(str(resolved.data.prompts)), checked.prompts)
     disk.write_atomic(directory.config, configuration.save(resolved))
-    disk.write_json(
-        records.campaign_file(directory),
+    records.write_facts(
+        directory,
         {
-            "schema": SCHEMA,
-            "medsyn": medsyn.__version__,
             "fingerprints": stage_fingerprints(resolved, contents),
             "prompts": dict(checked.counts["prompts"]),
             "weights": contents["weights"],
@@ -109,10 +121,32 @@ def _draw_phantoms(config: Config, directory: Path, progress: Progress | None) -
     )
 
 
-def _require(checked: Checked) -> Checked:
-    if checked.errors:
-        raise InputProblems(checked.errors)
+def _require(checked: Checked, warn: Warn | None) -> Checked:
+    if warn:
+        warn([problem for problem in checked.problems if problem.severity == "warning"])
+    _raise(checked.errors)
     return checked
+
+
+def _raise(problems: list[Problem]) -> None:
+    if problems:
+        raise InputProblems(problems)
+
+
+def _files(checked: Checked) -> dict[str, FileRecord]:
+    """What the campaign's tables hold, or will hold."""
+    data = checked.config.data
+    return {
+        "table": records.record_file(Path(data.table)),
+        "ratings": records.record_file(Path(str(data.ratings_file))),
+        "prompts": _record_text(Path(str(data.prompts)), checked.prompts),
+    }
+
+
+def _contents(checked: Checked) -> dict[str, str]:
+    """A fingerprint of each input."""
+    files = {name: record.sha256 for name, record in _files(checked).items()}
+    return files | {"weights": inputs.weights_of(checked.config)}
 
 
 def _record_text(path: Path, text: str) -> FileRecord:
@@ -156,26 +190,33 @@ def _changed_inputs(before: Mapping[str, Any], contents: Mapping[str, str]) -> l
     ]
 
 
-def _refuse_changed_keys(resolved: Config) -> None:
+def _refused_keys(resolved: Config) -> list[Problem]:
     directory = CampaignDirectory(resolved.campaign.path)
-    if before := records.read_facts(directory):
-        _refuse(_changed_keys(before, resolved), directory)
+    before = records.read_facts(directory)
+    return _depended_on(_changed_keys(before, resolved), directory) if before else []
 
 
-def _refuse(changes: Iterable[_Change], directory: CampaignDirectory) -> None:
-    """Raise InputProblems naming every change that something already made depends on."""
+def _refused(checked: Checked) -> list[Problem]:
+    """Every changed key and, where the inputs can be read, every changed content that something made depends on."""
+    directory = CampaignDirectory(checked.config.campaign.path)
+    problems = _refused_keys(checked.config)
+    before = records.read_facts(directory)
+    if before and not checked.errors and Path(checked.config.data.table).is_file():
+        problems += _depended_on(_changed_inputs(before, _contents(checked)), directory)
+    return problems
+
+
+def _depended_on(changes: Iterable[_Change], directory: CampaignDirectory) -> list[Problem]:
+    """Every change that something already made depends on, as an error."""
     problems = []
     for change in changes:
         made = [stage for stage in change.stages if stage != "evaluate" and _has_made(directory, stage)]
         if change.key.startswith("data.phantoms.") and (directory.root / "phantoms").is_dir():
             made.insert(0, "phantoms")
         if made:
-            reason = f"{change.how}, but {', '.join(made)} of this campaign exists: change it back, or choose another "
-            problems.append(
-                Problem(CONFIGURATION, reason + f"campaign.name, or delete {directory.root}", key=change.key)
-            )
-    if problems:
-        raise InputProblems(problems)
+            reason = f"{change.how}, but {', '.join(made)} of this campaign exists: change it back, or choose "
+            problems.append(Problem(CONFIGURATION, reason + "another campaign.name or campaign.dir", key=change.key))
+    return problems
 
 
 def _has_made(directory: CampaignDirectory, stage: str) -> bool:

@@ -14,6 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
+import medsyn
 from medsyn import config as configuration
 from medsyn import disk
 from medsyn.campaign.plan import READS, SCHEMA, Key, Plan, PlannedTask, build, stage_fingerprints
@@ -45,9 +48,41 @@ class Campaign:
     inputs: Mapping[str, FileRecord]  # table, ratings, prompts
 
 
+class _Inputs(BaseModel):
+    table: FileRecord
+    ratings: FileRecord
+    prompts: FileRecord
+
+
+class _Facts(BaseModel):
+    """What must be in a prepared campaign's record."""
+
+    fingerprints: dict[str, str]
+    prompts: dict[str, int]
+    weights: str
+    inputs: _Inputs
+    prompt_source: FileRecord | None
+    config: dict[str, Any]
+
+
 def campaign_file(directory: CampaignDirectory) -> Path:
-    """The record that makes a directory a campaign, written last by `prepare`."""
+    """The record that makes a directory a campaign: first a bare mark (`claim`), then, last of all, every fact."""
     return directory.root / "campaign.json"
+
+
+def write_facts(directory: CampaignDirectory, facts: Mapping[str, Any]) -> None:
+    """Write down what the campaign was prepared from."""
+    disk.write_json(campaign_file(directory), {**_version(), **facts})
+
+
+def claim(directory: CampaignDirectory) -> None:
+    """Mark a new directory as a campaign's before anything else is in it, so that a killed submit can be made again."""
+    if not campaign_file(directory).exists():
+        write_facts(directory, {})
+
+
+def _version() -> dict[str, Any]:
+    return {"schema": SCHEMA, "medsyn": medsyn.__version__}
 
 
 def open_campaign(root: Path) -> Campaign:
@@ -66,13 +101,29 @@ def open_campaign(root: Path) -> Campaign:
 
 
 def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:
-    """What `prepare` wrote down about the campaign, or None if it has not been prepared."""
+    """What `prepare` wrote down about the campaign, or None if it has not been prepared.
+
+    Raises:
+        InputError: the record is damaged, of another format, or not medsyn's.
+    """
     path = campaign_file(directory)
-    if not path.is_file():
-        return None
-    facts: dict[str, Any] = disk.read_json(path)
-    if facts["schema"] != SCHEMA:
-        raise InputError(path, f"medsyn {facts['medsyn']} made this campaign in another format: choose another name")
+    try:
+        if not path.is_file():
+            return None
+        facts: dict[str, Any] = disk.read_json(path)
+        if facts["schema"] != SCHEMA:
+            reason = f"medsyn {facts['medsyn']} made this campaign in another format: choose another campaign.name"
+            raise InputError(path, reason)
+        if facts.keys() == _version().keys():  # claimed, and killed before it was ready
+            return None
+        _Facts.model_validate(facts)
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror}") from None
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError):
+        reason = "damaged, or not medsyn's: choose another campaign.name or campaign.dir"
+        raise InputError(path, reason) from None
     return facts
 
 

@@ -14,7 +14,7 @@ def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
     """No weights and no image content are needed where the stages are fake."""
     monkeypatch.setattr(inputs.weights, "missing", lambda source: [])
     monkeypatch.setattr(inputs.weights, "weights_fingerprint", lambda source: f"weights of {source}")
-    monkeypatch.setattr(inputs, "_check_images", lambda config, count, progress: [])
+    monkeypatch.setattr(inputs, "_check_images", lambda config, rows, progress: [])
     trial = Trial(tmp_path)
     yield trial
     for process in trial.processes:

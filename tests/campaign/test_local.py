@@ -100,9 +100,11 @@ def test_when_everything_fails_nothing_else_starts(trial: Trial) -> None:
     trial.prepare()
     trial.script({"finetune oct": ["input"], "finetune ct": ["input"]})
     code, output = trial.submit()
-    assert code == 1
+    assert code == 65  # bad input is all it failed on
     assert "evaluate all blocked by finetune ct, finetune oct" in output
     assert sorted(trial.calls()) == ["finetune ct", "finetune oct"]
+    trial.script({"finetune oct": ["input"], "finetune ct": ["stuck"]})
+    assert trial.submit()[0] == 1
 
 
 def test_saving_crashing_elsewhere_and_being_killed_are_each_tried_again(trial: Trial) -> None:

@@ -12,10 +12,11 @@ from trial import Trial
 
 from medsyn import config as configuration
 from medsyn import disk
-from medsyn.campaign import inputs, locks, prepare, records
+from medsyn.campaign import inputs, locks, machine, prepare, records
 from medsyn.config import Config
 from medsyn.data import check
-from medsyn.errors import InputProblems
+from medsyn.errors import InputError, InputProblems, Problem
+from medsyn.stage import CampaignDirectory
 
 
 def reasons(config: Config, severity: str = "error") -> str:
@@ -231,8 +232,109 @@ def test_a_submission_that_was_killed_before_it_was_ready_is_made_again(trial: T
     trial.prepare()
     trial.work("finetune", "ct")
     (trial.root / lost).unlink()
+    records.claim(CampaignDirectory(trial.root))
     trial.prepare()
     assert trial.done() == {"finetune ct"}
+
+
+def test_a_first_submission_may_be_killed_at_any_time(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ((records, "claim"), (disk, "write_atomic"), (configuration, "save"), (records, "write_facts")):
+        with monkeypatch.context() as killed:
+            killed.setattr(*place, None)
+            with pytest.raises(TypeError):
+                trial.prepare()
+    trial.prepare()
+    assert trial.campaign().plan.tasks
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "ledger.jsonl", "inputs/prompts.csv", ".hidden"])
+def test_a_folder_with_files_of_the_users_is_left_alone(trial: Trial, name: str) -> None:
+    path = trial.root / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    assert "holds other files, and no campaign" in reasons(trial.config())
+    said = refused(trial)
+    assert "choose another campaign.name or campaign.dir" in said
+    assert "delete" not in said
+    assert [one for one in trial.root.rglob("*") if one.is_file()] == [path]
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema": 1}', '{"name": "mine"}', "null", "\x00\xff"])
+def test_a_damaged_record_is_told(trial: Trial, content: str) -> None:
+    trial.prepare()
+    (trial.root / "campaign.json").write_bytes(content.encode("latin-1"))
+    for read in (trial.campaign, trial.prepare):
+        with pytest.raises(InputError, match=r"campaign.json: damaged, or not medsyn's"):
+            read()
+    assert "damaged" in "".join(map(str, prepare.check(trial.config()).errors))
+
+
+@pytest.mark.parametrize("key", ["config", "inputs", "fingerprints", "prompts", "weights"])
+def test_a_record_that_lacks_something_is_damaged(trial: Trial, key: str) -> None:
+    trial.prepare()
+    path = trial.root / "campaign.json"
+    path.write_text(json.dumps({name: value for name, value in disk.read_json(path).items() if name != key}))
+    with pytest.raises(InputError, match="damaged"):
+        trial.campaign()
+
+
+def test_a_plan_tells_what_a_submission_would_refuse(trial: Trial) -> None:
+    trial.prepare()
+    trial.work("finetune", "ct")
+    with (trial.data / "metadata.csv").open("a") as stream:
+        stream.write("ct-0.png,CT: another,CT\n")
+    said = "\n".join(map(str, prepare.check(trial.config(finetune__learning_rate=1e-4)).errors))
+    assert "finetune.learning_rate: was 1e-05 and is now 0.0001, but finetune" in said
+    assert "data.table: has other content than before" in said
+
+
+def test_a_folder_that_cannot_be_made_is_told(trial: Trial) -> None:
+    with pytest.raises(InputError, match=r"campaign.dir: /proc/nope cannot be made"):
+        trial.prepare(campaign__dir="/proc/nope")
+
+
+def test_a_modality_that_is_held_out_whole_is_told(trial: Trial) -> None:
+    said = reasons(trial.config(data__held_out_fraction=0.999999))
+    assert "data.held_out_fraction: every image of CT (4) is held out, none is left to train on" in said
+    assert "every image of OCT" in said
+    config = trial.config(data__held_out_fraction=1e-9)
+    assert reasons(config) == ""
+    assert "data.held_out_fraction: no image of CT (4) is held out" in reasons(config, "warning")
+
+
+def test_patients_are_what_is_held_out(trial: Trial) -> None:
+    table = trial.data / "metadata.csv"
+    header, *lines = table.read_text().splitlines()
+    table.write_text("\n".join([f"{header},patient_id", *(f"{line},one" for line in lines)]) + "\n")
+    assert "of CT (4) is held out" in reasons(trial.config()) + reasons(trial.config(), "warning")
+
+
+def test_warnings_are_handed_over(trial: Trial) -> None:
+    warnings: list[Problem] = []
+    prepare.prepare(trial.config(data__held_out_fraction=1e-9), warn=warnings.extend)
+    assert {problem.severity for problem in warnings} == {"warning"}
+    assert "no image of CT" in str(warnings[0])
+
+
+def test_missing_packages_and_gpus_are_known_before_anything_runs(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "visible_gpus", lambda: [])
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    wanted = {"finetune__use_8bit_adam": True, "finetune__enable_xformers": True, "device__use_cuda": True}
+    said = reasons(trial.config(**wanted))
+    assert "finetune.use_8bit_adam: bitsandbytes is not installed" in said
+    assert "finetune.enable_xformers: xformers is not installed" in said
+    assert "finetune.use_8bit_adam: it needs a GPU and no NVIDIA GPU is visible" in said
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(machine, "visible_gpus", lambda: ["0"])
+    assert reasons(trial.config(**wanted)) == ""
+    assert "device.use_cuda is false" in reasons(trial.config(**{**wanted, "device__use_cuda": False}))
+    monkeypatch.setattr(machine, "visible_gpus", lambda: [])
+    monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/sbatch")  # the GPUs are elsewhere
+    assert reasons(trial.config(**wanted)) == ""
 
 
 def test_a_kill_between_configuration_and_record_loses_no_key(trial: Trial) -> None:
@@ -294,6 +396,20 @@ class TestPhantoms:
         checked = inputs.check(trial.config(**small))
         assert checked.counts["prompts"] == {"CT": 3, "MRI": 6}
         assert not trial.root.exists()
+
+    def test_a_list_of_ones_own_is_checked_before_they_are_drawn(self, trial: Trial, small: dict[str, Any]) -> None:
+        said = reasons(trial.config(**small, data__prompts="no.csv", data__ratings_file="none.csv"))
+        assert "no.csv" in said
+        assert "none.csv, data.ratings_file: there is no such file" in said
+        assert "which modality?" in reasons(trial.config(**small, data__base_prompt="a nodule"))
+        own = trial.config(**small, data__prompts=str(trial.data / "prompts.csv"))
+        checked = inputs.check(own)
+        assert {what: dict(counts) for what, counts in checked.counts.items()} == {
+            "images": {"CT": 4, "MRI": 8},
+            "rated images": {"CT": 4, "MRI": 8},
+            "prompts": {"CT": 2},
+        }
+        assert checked.plan.tasks == prepare.prepare(own).plan.tasks
 
     def test_they_are_drawn_once_and_what_was_planned_is_what_there_is(
         self, trial: Trial, small: dict[str, Any]

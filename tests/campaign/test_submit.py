@@ -68,13 +68,21 @@ def test_submitting_another_configuration_is_refused_by_key(finished: tuple[Tria
     assert result.stderr.startswith("configuration, finetune.max_train_steps: was 2000 and is now 7, but finetune")
 
 
+def test_submitting_says_what_planning_warns_of(finished: tuple[Trial, Path]) -> None:
+    trial, path = finished
+    with (trial.data / "ratings.csv").open("a") as stream:
+        stream.write("ct-0.png,1,CT,3,CT: finding 0\n")  # once more
+    said = [launch(command, path, *more).stderr for command, *more in (("plan",), ("submit", "--cluster", "local"))]
+    assert all("warning: " in one for one in said), said
+
+
 def test_submitting_while_another_one_runs(finished: tuple[Trial, Path]) -> None:
     trial, path = finished
     ledger.record(trial.root / "ledger.jsonl", ledger.SUBMITTED)
     with locks.exclusive(trial.root / "ledger.jsonl"):
         result = launch("submit", path, "--cluster", "local")
     assert result.returncode == 75
-    assert f"process {os.getpid()}) is at work on it" in result.stderr
+    assert f"process {os.getpid()}) is at work on {trial.root}; try again" in result.stderr
 
 
 def test_status_for_people_and_for_scripts(finished: tuple[Trial, Path]) -> None:
@@ -143,7 +151,10 @@ def test_text_from_tasks_is_not_markup(trial: Trial) -> None:
 
 def test_a_live_table_survives_a_small_terminal(trial: Trial) -> None:
     trial.prepare_short()
-    master, slave = pty.openpty()
+    try:
+        master, slave = pty.openpty()
+    except OSError as error:
+        pytest.skip(f"no pseudo-terminal can be had here: {error}")
     words = [sys.executable, str(HERE / "fake_launcher.py"), str(trial.root), "2"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "40", "LINES": "6"}
     process = subprocess.Popen(words, stdout=slave, stderr=slave, env=environment)

@@ -1,0 +1,73 @@
+"""What a campaign needs of the machine: a folder of its own, pretrained weights, optional packages, a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+
+from medsyn.campaign import records
+from medsyn.campaign.local import visible_gpus
+from medsyn.config import Config
+from medsyn.errors import Problem
+from medsyn.models import weights
+from medsyn.stage import CampaignDirectory
+
+CONFIGURATION = "configuration"  # how messages name it
+
+
+def check(config: Config) -> list[Problem]:
+    """Everything that is missing or in the way, of a resolved configuration."""
+    return _check_directory(config) + _check_weights(config) + _check_packages(config)
+
+
+def _check_directory(config: Config) -> list[Problem]:
+    path = config.campaign.path
+    try:
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+            reason = f"{existing} is no folder that can be written to"
+        elif existing == path and _is_foreign(CampaignDirectory(path)):
+            reason = f"{path} holds other files, and no campaign: choose another campaign.name or campaign.dir"
+        else:
+            return []
+    except OSError as error:
+        reason = f"{path} cannot be looked into: {error.strerror}"
+    return [Problem(CONFIGURATION, reason, key="campaign.dir")]
+
+
+def _is_foreign(directory: CampaignDirectory) -> bool:
+    """Whether something is there that no submit leaves when it is killed: it makes its lock, then claims the place."""
+    if records.campaign_file(directory).is_file():
+        return False
+    return any(
+        not (path == directory.ledger and path.stat().st_size == 0)
+        and not (path.name.startswith(".") and ".tmp-" in path.name)
+        for path in directory.root.iterdir()
+    )
+
+
+def _check_weights(config: Config) -> list[Problem]:
+    problems = weights.missing(config.model_paths.stable_diffusion)
+    clip = config.model_paths.clip
+    if clip is not None and weights.locate(clip) is None:
+        problems.append(Problem(clip, "this text encoder is not on this machine", key="model_paths.clip"))
+    return problems
+
+
+def _check_packages(config: Config) -> list[Problem]:
+    """Switches that need an optional package, or a GPU that a run on this machine would not have."""
+    wanted = {"enable_xformers": "xformers", "use_8bit_adam": "bitsandbytes"}
+    on = {key: package for key, package in wanted.items() if getattr(config.finetune, key)}
+    problems = [
+        Problem(CONFIGURATION, f"{package} is not installed: install it, or use false", key=f"finetune.{key}")
+        for key, package in on.items()
+        if importlib.util.find_spec(package) is None
+    ]
+    is_local = shutil.which("sbatch") is None  # elsewhere the GPUs are in the compute nodes
+    if on and (not config.device.use_cuda or (is_local and not visible_gpus())):
+        why = "no NVIDIA GPU is visible" if config.device.use_cuda else "device.use_cuda is false"
+        problems += [
+            Problem(CONFIGURATION, f"it needs a GPU and {why}: use false", key=f"finetune.{key}") for key in on
+        ]
+    return problems
