@@ -97,7 +97,6 @@ class ModelPathsSection(Section):
     """Where pretrained weights are: diffusers directories, local paths or hub ids, or `embedded`."""
 
     stable_diffusion: str = EMBEDDED
-    clip: str | None = None
 
 
 class DeviceSection(Section):

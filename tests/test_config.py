@@ -158,7 +158,7 @@ def test_the_home_of_nobody_is_an_error(tmp_path: Path) -> None:
         ("data.base_prompt", "OCT: healthy retina", "OCT: healthy retina"),
         ("data.base_prompt", "[a, b", "[a, b"),
         ("data.base_prompt", " ", None),
-        ("model_paths.clip", "a=b", "a=b"),
+        ("model_paths.stable_diffusion", "a=b", "a=b"),
         ("generation.negative_prompt", "blurry: yes", "blurry: yes"),
         ("generation.negative_prompt", "", ""),
         ("training.checkpoints.save_dir", "007", "007"),

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from medsyn import disk
 from medsyn.campaign import machine
 from medsyn.campaign.machine import CONFIGURATION
 from medsyn.campaign.plan import Plan, build
@@ -149,10 +148,8 @@ def _check_split(config: Config, images: Iterable[ImageRow]) -> list[Problem]:
 
 
 def weights_of(config: Config) -> str:
-    """Fingerprint of all pretrained weights that the campaign uses."""
-    paths = config.model_paths
-    found = [weights.weights_fingerprint(source) for source in (paths.stable_diffusion, paths.clip) if source]
-    return disk.fingerprint(found)
+    """Fingerprint of the pretrained weights that the campaign uses."""
+    return weights.weights_fingerprint(config.model_paths.stable_diffusion)
 
 
 def _phantom_counts(config: Config) -> dict[str, Counter[str]]:

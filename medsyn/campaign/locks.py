@@ -6,7 +6,9 @@ record in it says who the holder is.
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -14,6 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from medsyn.disk import FILE_MODE, make_directory, read_jsonl
+
+# Lustre mounted without -o flock, and some NFS
+_NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+
+logger = logging.getLogger(__name__)
 
 
 class Busy(Exception):
@@ -38,6 +45,10 @@ def exclusive(path: Path, of: str | Path = "it") -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Busy(path, of) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS_HERE:
+                raise
+            logger.warning("the file system of %s has no locks: see to it that nothing runs twice", path)
         yield
     finally:
         os.close(descriptor)
@@ -53,6 +64,9 @@ def is_held(path: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise
     finally:
         os.close(descriptor)
     return False

@@ -18,7 +18,7 @@ CONFIGURATION = "configuration"  # how messages name it
 
 def check(config: Config) -> list[Problem]:
     """Everything that is missing or in the way, of a resolved configuration."""
-    return _check_directory(config) + _check_weights(config) + _check_packages(config)
+    return _check_directory(config) + weights.missing(config.model_paths.stable_diffusion) + _check_packages(config)
 
 
 def _check_directory(config: Config) -> list[Problem]:
@@ -45,14 +45,6 @@ def _is_foreign(directory: CampaignDirectory) -> bool:
         and not (path.name.startswith(".") and ".tmp-" in path.name)
         for path in directory.root.iterdir()
     )
-
-
-def _check_weights(config: Config) -> list[Problem]:
-    problems = weights.missing(config.model_paths.stable_diffusion)
-    clip = config.model_paths.clip
-    if clip is not None and weights.locate(clip) is None:
-        problems.append(Problem(clip, "this text encoder is not on this machine", key="model_paths.clip"))
-    return problems
 
 
 def _check_packages(config: Config) -> list[Problem]:

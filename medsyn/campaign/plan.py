@@ -33,7 +33,7 @@ class Reads:
     results: tuple[str, ...] = ()
 
 
-_ALWAYS = ("campaign.seed", "device.use_cuda", "device.precision", "data.strict", "data.allow_synthetic")
+_ALWAYS = ("campaign.seed", "device", "data.strict", "data.allow_synthetic")  # threads change bits too
 _RLHF = (
     *_ALWAYS,
     *("data.modalities", "data.resolution", "data.held_out_fraction", "raters", "selector", "policy_model"),

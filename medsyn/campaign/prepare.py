@@ -26,7 +26,7 @@ from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.stage import STAGES, CampaignDirectory
 
 # What may change at any time: it changes no result, or (evaluation) only the last stage's, which is made again.
-FREE = ("campaign.name", "cluster", "device.cpu_threads", "evaluation", "generation.blocks_per_shard")
+FREE = ("campaign.name", "cluster", "evaluation", "generation.blocks_per_shard")
 
 
 Warn = Callable[[list[Problem]], None]

@@ -150,10 +150,11 @@ def test_a_changed_value_changes_the_stages_that_read_it_and_those_that_read_the
     assert changed(generation={"guidance_scale": 5.0}) == ["generate", "evaluate"]
     assert changed(evaluation={"kid_subsets": 7}) == ["evaluate"]
     assert changed(campaign={"seed": 1}) == list(STAGES)
+    assert changed(device={"cpu_threads": 3}) == list(STAGES)  # it changes bits
 
 
 def test_what_changes_no_result_changes_no_fingerprint() -> None:
-    assert changed(cluster={"max_parallel": 7}, device={"cpu_threads": 3}, campaign={"name": "other"}) == []
+    assert changed(cluster={"max_parallel": 7}, campaign={"name": "other"}) == []
     assert changed(generation={"blocks_per_shard": 3}) == []
     assert changed(data={"modalities": ["CT", "X-Ray"], "table": "/elsewhere/metadata.csv"}) == []
 
@@ -183,7 +184,7 @@ def test_every_configuration_key_is_read_or_known_to_change_no_result() -> None:
     """A new key must be put into a stage's list, or here."""
     free = {
         *("campaign.name", "campaign.dir", "data.table", "data.root", "data.ratings_file", "data.prompts"),
-        *("data.base_prompt", "model_paths.stable_diffusion", "model_paths.clip", "device.cpu_threads"),
+        *("data.base_prompt", "model_paths.stable_diffusion"),
         *("generation.blocks_per_shard", "cluster.max_parallel", "cluster.max_requeues"),
         *("data.phantoms.images_per_kind", "data.phantoms.prompts_per_kind", "data.phantoms.image_size"),
     }

@@ -182,7 +182,7 @@ def test_how_it_runs_can_always_be_changed(trial: Trial) -> None:
     trial.prepare()
     for planned in trial.campaign().plan:
         trial.work(*planned.key)
-    trial.prepare(cluster__max_requeues=3, device__cpu_threads=2)
+    trial.prepare(cluster__max_requeues=3)
     campaign = trial.campaign()
     assert campaign.config.cluster.max_requeues == 3
     assert len(trial.done()) == len(campaign.plan.tasks)
