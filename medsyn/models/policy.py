@@ -13,7 +13,7 @@ class Policy(nn.Module):
     """Prompt-image alignment 0..1: the rating an expert would give this image for this prompt, from 1..3 to 0..1.
 
     The text side is the pooled output of the synthetic system's frozen CLIP text encoder. Both sides meet as their
-    concatenation and their product; the product is what lets one image rise with one prompt and fall with another.
+    concatenation and their product, which makes it easy for one image to rise with one prompt and fall with another.
     """
 
     def __init__(self, section: ScorerSection, text_dim: int) -> None:

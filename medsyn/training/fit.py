@@ -26,6 +26,9 @@ from medsyn.training.rewards import Judgements, Learner, advantage_loss, cross_e
 from medsyn.training.schedule import Key, epoch_order
 
 WEIGHT_DECAY = 0.05
+# Learning rate of all but the transformer, relative to the transformer's. At the same rate, training on a few hundred
+# ratings is over before the quality metrics count (held-out AUROC 0.83 instead of 0.88 on 328 real ratings).
+HEAD_SPEED = 10.0
 WARMUP_SHARE = 0.05  # of all steps
 MAX_GRAD_NORM = 1.0
 CHECKPOINTS_KEPT = 2
@@ -38,7 +41,7 @@ class Run:
     key: Key  # what the randomness depends on: campaign seed, stage, task
     epochs: int
     batch_size: int  # rated rows
-    learning_rate: float  # the highest
+    learning_rate: float  # the highest one of the transformer; the rest learns HEAD_SPEED times as fast
     save_frequency: int  # epochs
     checkpoints: Path
     metrics: Path  # JSONL, one line per epoch
@@ -87,6 +90,7 @@ class State:
 
     scorers: nn.ModuleDict
     optimizer: torch.optim.Optimizer
+    names: list[str]  # of the parameters, in the optimizer's order
     loss_sum: Tensor  # [scorers], of the current epoch's steps
     kept: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # every scorer's best weights, and
     best: dict[str, Standing] = field(default_factory=dict)  # how well they do
@@ -109,7 +113,7 @@ class State:
         for kind, standings in (("best", self.best), ("last", self.last)):
             for scorer, one in standings.items():
                 flat[f"{kind}.{scorer}"] = torch.tensor([one.epoch, one.auroc, one.loss], dtype=torch.float64)
-        return {**flat, **optimizer_tensors(self.optimizer, self._names), "loss_sum": self.loss_sum}
+        return {**flat, **optimizer_tensors(self.optimizer, self.names), "loss_sum": self.loss_sum}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Become what `tensors` were taken from."""
@@ -118,7 +122,7 @@ class State:
             return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
         self.scorers.load_state_dict(below("scorers."))
-        restore_optimizer(self.optimizer, self._names, tensors)
+        restore_optimizer(self.optimizer, self.names, tensors)
         with torch.no_grad():
             self.loss_sum.copy_(tensors["loss_sum"])
         for kind, standings in (("best", self.best), ("last", self.last)):
@@ -127,10 +131,6 @@ class State:
                 standings[scorer] = Standing(int(epoch), area, loss)
         for scorer in self.best:
             self.kept[scorer] = {name: value.clone() for name, value in below(f"kept.{scorer}.").items()}
-
-    @property
-    def _names(self) -> list[str]:
-        return [name for name, _ in self.scorers.named_parameters()]
 
 
 def fit(
@@ -173,25 +173,26 @@ def fit(
         epoch, position = divmod(step, steps)
         rate = run.rate(step, total)
         for group in state.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["speed"]
         order = epoch_order(run.key, epoch, len(rows))
         batch = rows[order[position * run.batch_size : (position + 1) * run.batch_size]]
         state.loss_sum += _step(learners, state.optimizer, batch, epoch)
 
-        done, leaving = step + 1, control.stop_requested
+        done = step + 1
         if done % steps == 0:
             judged = {name: learner.judge_held_out(held_out) for name, learner in learners.items()}
             state.offer({name: standing(epoch + 1, judgements) for name, judgements in judged.items()})
             line = {
                 "epoch": epoch + 1,
                 **_mean_losses(state, steps, epoch + 1),
-                **{f"{name}_auroc": finite(now.auroc) for name, now in state.last.items()},
+                **{f"{name}_auroc": finite(state.last[name].auroc) for name in learners},
                 **_mean_rewards(judged["policy"]),
                 **run.extra,
                 "learning_rate": rate,
             }
             disk.append_jsonl(run.metrics, line)
         control.beat(done, total, "step")
+        leaving = control.stop_requested
         if leaving or done % (steps * run.save_frequency) == 0 or done == total:
             save_checkpoint(run.checkpoints, done, state.tensors(), run.facts, CHECKPOINTS_KEPT)
         if leaving:
@@ -203,15 +204,23 @@ def fit(
 
 def _first_state(learners: Mapping[str, Learner]) -> State:
     scorers = nn.ModuleDict({name: learner.scorer for name, learner in learners.items()})
-    optimizer = torch.optim.AdamW(scorers.parameters(), lr=0.0, weight_decay=WEIGHT_DECAY)
-    return State(scorers, optimizer, torch.zeros(len(learners), device=next(scorers.parameters()).device))
+    parameters = dict(scorers.named_parameters())
+    slow = [name for name in parameters if ".transformer." in name]
+    fast = [name for name in parameters if name not in slow]
+    groups = [
+        {"params": [parameters[name] for name in names], "speed": speed}
+        for names, speed in ((slow, 1.0), (fast, HEAD_SPEED))
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=WEIGHT_DECAY)
+    device = next(scorers.parameters()).device
+    return State(scorers, optimizer, [*slow, *fast], torch.zeros(len(learners), device=device))
 
 
 def _step(learners: Mapping[str, Learner], optimizer: torch.optim.Optimizer, batch: np.ndarray, epoch: int) -> Tensor:
     """One step of every scorer on a batch of rows; their losses, [scorers]. No scorer has a share in another's."""
     losses = []
     for learner in learners.values():
-        judgements = learner.judge(batch, epoch, augmented=True)
+        judgements = learner.judge(batch, epoch)
         advantage_loss(judgements).backward()
         torch.nn.utils.clip_grad_norm_(learner.scorer.parameters(), MAX_GRAD_NORM)
         losses.append(cross_entropy(judgements).detach())

@@ -39,6 +39,7 @@ class RatedSet:
 
     pixels: Tensor  # uint8 [images, 3, R, R]
     pooled: Tensor  # float32 [prompts, D]
+    line: np.ndarray  # int64 [N], of the table: names a row in every stage
     image: np.ndarray  # int64 [N], into pixels
     prompt: np.ndarray  # int64 [N], into pooled
     rating: np.ndarray  # int64 [N], 1 to 3
@@ -124,7 +125,7 @@ def load_rated(
         return {"pooled": load_system().embed(prompt)[1]}
 
     keys = [key_of(row) for row in rows]
-    read_count, failures = cache.fill(dict(zip(keys, rows, strict=True)), read, control, "image")
+    _, failures = cache.fill(dict(zip(keys, rows, strict=True)), read, control, "image")
     problems = [
         Problem(str(config.data.ratings_file), f"{row.file}: {failures[key].problem.reason}", row.row)
         for key, row in zip(keys, rows, strict=True)
@@ -134,7 +135,7 @@ def load_rated(
         raise InputProblems(problems)
     modality_of = {row.prompt: row.modality for row in prompts_of}
     prompts = {caption_key(prompt, weights): prompt for prompt in modality_of}
-    embedded, _ = cache.fill(prompts, embed, control, "prompt")
+    cache.fill(prompts, embed, control, "prompt")
 
     kept = [(key, row) for key, row in zip(keys, rows, strict=True) if key not in failures]
     places = {key: place for place, key in enumerate(dict.fromkeys(key for key, _ in kept))}
@@ -145,6 +146,7 @@ def load_rated(
         # kept as the 8-bit picture that a candidate is judged as: a quarter of the memory besides
         pixels=torch.stack([(cache.read(key, "pixels").float() * 255).round().to(torch.uint8) for key in places]),
         pooled=torch.stack([cache.read(key, "pooled").float() for key in prompts]),
+        line=np.array([row.row for _, row in kept]),
         image=np.array([places[key] for key, _ in kept]),
         prompt=np.array([prompt_places[row.prompt] for _, row in kept]),
         rating=np.array([row.rating for _, row in kept]),
@@ -157,7 +159,5 @@ def load_rated(
             "images": len(places),
             "prompts": len(prompts),
             "skipped": len(problems),
-            "images_computed": read_count,
-            "prompts_embedded": embedded,
         },
     )

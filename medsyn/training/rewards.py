@@ -1,10 +1,12 @@
 """What a scorer learns from rated rows: pairs of a prediction and a reward, and the loss between them.
 
-Everything random here is a function of (key, epoch, row), so a resumed run sees what an uninterrupted one sees.
+Everything random here is a function of (key, epoch, line of the ratings table), so a resumed run sees what an
+uninterrupted one sees.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +24,7 @@ SAME_MODALITY_ODDS = 0.5  # how often a wrong prompt is one of the image's own m
 GAIN, OFFSET = 0.05, 0.03  # how far augmentation changes contrast and brightness: less than a rater minds
 SHIFT = 1 / 16  # of the picture's side
 TOGETHER = 64  # images judged or measured at once
-HELD_OUT_EPOCH = -1  # held-out images meet the same wrong prompts after every epoch
+HELD_OUT_DRAWS = 4  # wrong prompts that a held-out image meets, for steadier figures: the same in every epoch and stage
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ def cross_entropy(judgements: Judgements) -> Tensor:
     return functional.binary_cross_entropy_with_logits(judgements.logits, judgements.reward, judgements.weight)
 
 
-def augment(pixels: Tensor, key: Key, epoch: int, rows: np.ndarray, mirror: bool) -> Tensor:
-    """Slightly changed copies of pixels [N, 3, R, R] in 0..1, each a function of (key, epoch, row).
+def augment(pixels: Tensor, key: Key, epoch: int, lines: np.ndarray, mirror: bool) -> Tensor:
+    """Slightly changed copies of pixels [N, 3, R, R] in 0..1, each a function of (key, epoch, its line of the table).
 
     Brightness, contrast and position change a little; uncovered borders repeat the edge. `mirror` allows left-right
     flips, for a scorer that reads no prompts: those say left and right.
@@ -73,8 +75,8 @@ def augment(pixels: Tensor, key: Key, epoch: int, rows: np.ndarray, mirror: bool
     side = pixels.shape[-1]
     reach, along = round(SHIFT * side), torch.arange(side, device=pixels.device)
     copies = []
-    for picture, row in zip(pixels, rows, strict=True):
-        rng = np.random.default_rng(seed(*key, "augment", epoch, int(row)))
+    for picture, line in zip(pixels, lines, strict=True):
+        rng = np.random.default_rng(seed(*key, "augment", epoch, int(line)))
         gain, offset = 1 + rng.uniform(-GAIN, GAIN), rng.uniform(-OFFSET, OFFSET)
         down, right = rng.integers(-reach, reach + 1, 2).tolist()
         copy = picture[:, (along + down).clamp(0, side - 1)][:, :, (along + right).clamp(0, side - 1)]
@@ -84,12 +86,12 @@ def augment(pixels: Tensor, key: Key, epoch: int, rows: np.ndarray, mirror: bool
 
 
 def wrong_prompt(rated: RatedSet, key: Key, epoch: int, row: int) -> int:
-    """A prompt other than the row's own, as an index into `rated.pooled`; a function of (key, epoch, row).
+    """A prompt other than the row's own, as an index into `rated.pooled`; a function of (key, epoch, the row's line).
 
     Half of the time one of the image's own modality, where there is another one. It is wrong by assumption: a table
     of ratings does not say which other prompts would fit the image too. There must be at least two prompts.
     """
-    rng = np.random.default_rng(seed(*key, "wrong prompt", epoch, row))
+    rng = np.random.default_rng(seed(*key, "wrong prompt", epoch, int(rated.line[row])))
     other = np.arange(len(rated.pooled)) != rated.prompt[row]
     same = rated.prompt_modality == rated.modality[row]
     pool = np.flatnonzero(other & (same if rng.random() < SAME_MODALITY_ODDS else ~same))
@@ -117,36 +119,42 @@ class Learner:
         if isinstance(self.scorer, Policy):
             self.scorer.standardise_text.fit(self.pooled[np.unique(self.rated.prompt[rows])])
 
-    def judge(self, rows: np.ndarray, epoch: int, augmented: bool) -> Judgements:
-        """Predictions for rated `rows` and, by a Policy, for the good ones under the wrong prompts of `epoch`."""
-        rated, scorer, images = self.rated, self.scorer, self.rated.image[rows]
-        pixels, metrics = self._to_float(rated.pixels[images]), self.metrics[images]
-        if augmented:
-            pixels = augment(pixels, self.key, epoch, rows, mirror=isinstance(scorer, Selector))
-        if isinstance(scorer, Selector):
-            return self._judgements(scorer(pixels, metrics), rated.good[rows], rows, rated.prompt[rows], len(rows))
-        again = np.flatnonzero(rated.good[rows]) if self.mismatch else np.arange(0)
-        wrong = [wrong_prompt(rated, self.key, epoch, int(row)) for row in rows[again]]
-        prompts = np.concatenate([rated.prompt[rows], wrong]).astype(np.int64)
-        seen = scorer.image(pixels, metrics)  # once per image, however many prompts it meets
-        logits = scorer.align(torch.cat([seen, seen[again]]), self.pooled[prompts])
-        reward = np.concatenate([rated.reward[rows], np.zeros(len(again))])
-        return self._judgements(logits, reward, np.concatenate([rows, rows[again]]), prompts, len(rows))
+    def judge(self, rows: np.ndarray, epoch: int) -> Judgements:
+        """Predictions for training: of `rows`, augmented, and by a Policy of the good ones under wrong prompts too."""
+        mirror = isinstance(self.scorer, Selector)
+        pixels = augment(self._pixels(rows), self.key, epoch, self.rated.line[rows], mirror)
+        return self._judge(pixels, rows, self.key, [epoch])
 
     @torch.no_grad()
     def judge_held_out(self, rows: np.ndarray) -> Judgements | None:
-        """`judge` of any number of `rows`, always in the same way; None for no rows."""
+        """Predictions to measure by: of any number of `rows`, always in the same way; None for no rows."""
         if not len(rows):
             return None
         chunks = np.split(rows, range(TOGETHER, len(rows), TOGETHER))
-        parts = [self.judge(chunk, HELD_OUT_EPOCH, augmented=False) for chunk in chunks]
+        parts = [self._judge(self._pixels(chunk), chunk, ("held out",), range(HELD_OUT_DRAWS)) for chunk in chunks]
         return Judgements(
-            logits=torch.cat([part.logits for part in parts]),
-            reward=torch.cat([part.reward for part in parts]),
-            weight=torch.cat([part.weight for part in parts]),
-            rows=np.concatenate([part.rows for part in parts]),
-            prompts=np.concatenate([part.prompts for part in parts]),
-            matched=np.concatenate([part.matched for part in parts]),
+            torch.cat([part.logits for part in parts]),
+            torch.cat([part.reward for part in parts]),
+            torch.cat([part.weight for part in parts]),
+            np.concatenate([part.rows for part in parts]),
+            np.concatenate([part.prompts for part in parts]),
+            np.concatenate([part.matched for part in parts]),
+        )
+
+    def _judge(self, pixels: Tensor, rows: np.ndarray, key: Key, draws: Sequence[int]) -> Judgements:
+        """`draws` times the rows under their own prompts and the good ones under wrong ones: in equal proportion."""
+        rated, scorer, metrics = self.rated, self.scorer, self.metrics[self.rated.image[rows]]
+        if isinstance(scorer, Selector):
+            return self._judgements(scorer(pixels, metrics), rated.good[rows], rows, rated.prompt[rows], len(rows))
+        own = np.tile(np.arange(len(rows)), len(draws))
+        again = np.flatnonzero(rated.good[rows]) if self.mismatch else np.arange(0)
+        wrong = [wrong_prompt(rated, key, draw, row) for draw in draws for row in rows[again]]
+        places = np.concatenate([own, np.tile(again, len(draws))])
+        prompts = np.concatenate([rated.prompt[rows[own]], wrong]).astype(np.int64)
+        seen = scorer.image(pixels, metrics)  # once per image, however many prompts it meets
+        reward = np.concatenate([rated.reward[rows[own]], np.zeros(len(wrong))])
+        return self._judgements(
+            scorer.align(seen[places], self.pooled[prompts]), reward, rows[places], prompts, len(own)
         )
 
     def _judgements(
@@ -157,6 +165,9 @@ class Learner:
             torch.from_numpy(values.astype(np.float32)).to(self.device) for values in (reward, self.rated.weight[rows])
         )
         return Judgements(logits, targets, weight, rows, prompts, np.arange(len(rows)) < matched)
+
+    def _pixels(self, rows: np.ndarray) -> Tensor:
+        return self._to_float(self.rated.pixels[self.rated.image[rows]])
 
     def _to_float(self, pixels: Tensor) -> Tensor:
         return pixels.to(self.device).float() / 255

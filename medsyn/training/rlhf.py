@@ -52,9 +52,6 @@ def run_stage1(config: Config, task: Task, directory: CampaignDirectory, control
         Saved: a stop was requested and everything made so far is on disk.
     """
     section = config.training.stage1
-    if not section.train_selector and "filtered" in config.generation.modes:
-        reason = "false leaves no Selector, and generation.modes has 'filtered', which needs one"
-        raise InputError("configuration", reason, key="training.stage1.train_selector")
     rows = rated_rows(config)
     ratings = _Ratings(config, task, directory, rows)
     facts = {**ratings.facts, **dict(flatten(section.model_dump(), "training.stage1."))}
@@ -138,6 +135,7 @@ def _continue(learner: Learner, passed: np.ndarray, run: Run, control: Control) 
         "left_out": int((~rated.held_out & ~passed & rated.good).sum()),
         "held_out": _held_out_facts(rated, held_out),
         "auroc_before": finite(before.auroc),
+        "loss_before": finite(before.loss),
         "kept": "stage 1",
     }
     if len(train) < FEWEST_ROWS:

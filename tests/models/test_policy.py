@@ -1,0 +1,87 @@
+"""The Policy must look at the image and read the prompt, and set the one against the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from medsyn.config import ScorerSection
+from medsyn.errors import InputError
+from medsyn.models.policy import Policy
+from medsyn.models.scorers import load_policy, save_scorer
+from medsyn.models.selector import Selector
+
+SECTION = ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32)
+TEXT_DIM = 12
+
+
+def bars(upright: Tensor, seed: int) -> Tensor:
+    """Stripes, upright or lying, at a random place: [N, 3, 32, 32]."""
+    generator = torch.Generator().manual_seed(seed)
+    phase = torch.rand(len(upright), 1, 1, generator=generator) * 6
+    wave = 0.5 + 0.4 * torch.sin(torch.arange(32) / 2 + phase).expand(-1, 32, -1)
+    picture = torch.where(upright.view(-1, 1, 1), wave, wave.transpose(1, 2))
+    return picture[:, None].expand(-1, 3, -1, -1).contiguous()
+
+
+@pytest.fixture
+def policy() -> Policy:
+    torch.manual_seed(0)
+    return Policy(SECTION, TEXT_DIM)
+
+
+@pytest.fixture
+def texts() -> Tensor:
+    return torch.randn(2, TEXT_DIM, generator=torch.Generator().manual_seed(0))
+
+
+def test_scores_are_probabilities_that_depend_on_image_and_prompt(policy: Policy, texts: Tensor) -> None:
+    pixels = bars(torch.tensor([True, False]), seed=0)
+    table = torch.stack([policy.score(pixels, text.expand(2, -1)) for text in texts])
+    assert table.shape == (2, 2) and bool(((table > 0) & (table < 1)).all())
+    assert len(table.unique()) == 4
+
+
+def test_it_learns_which_prompt_belongs_to_which_image(policy: Policy, texts: Tensor) -> None:
+    """No score of the image alone or of the prompt alone could do it: both appear equally often, right and wrong."""
+    upright = torch.arange(64) % 2 == 0
+    says_upright = torch.arange(64) % 4 < 2
+    pixels, pooled, right = bars(upright, 0), texts[says_upright.long()], upright == says_upright
+    metrics = policy.image.measure(pixels)
+    policy.image.standardise.fit(metrics)
+    policy.standardise_text.fit(texts)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=5e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        functional.binary_cross_entropy_with_logits(policy(pixels, pooled, metrics), right.float()).backward()
+        optimizer.step()
+    scores = policy.score(bars(upright, seed=1), pooled)
+    assert float(scores[right].min()) > 0.5 > float(scores[~right].max())
+
+
+def test_aligning_an_encoded_image_is_scoring_it(policy: Policy, texts: Tensor) -> None:
+    pixels = bars(torch.tensor([True, False]), seed=0)
+    torch.testing.assert_close(policy.align(policy.image(pixels), texts), policy(pixels, texts))
+
+
+def test_half_precision_text_features_are_accepted(policy: Policy, texts: Tensor) -> None:
+    pixels = bars(torch.tensor([True, False]), seed=0)
+    torch.testing.assert_close(policy.score(pixels, texts.half()), policy.score(pixels, texts), atol=1e-2, rtol=0)
+
+
+def test_what_is_saved_scores_the_same_when_loaded(policy: Policy, texts: Tensor, tmp_path: Path) -> None:
+    policy.standardise_text.fit(texts)
+    save_scorer(policy, tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy", torch.device("cpu"))
+    pixels = bars(torch.tensor([True, False]), seed=0)
+    assert torch.equal(loaded.score(pixels, texts), policy.eval().score(pixels, texts))
+
+
+def test_a_selector_is_not_taken_for_a_policy(tmp_path: Path) -> None:
+    save_scorer(Selector(SECTION), tmp_path / "scorer")
+    with pytest.raises(InputError, match="holds a Selector, not a Policy"):
+        load_policy(tmp_path / "scorer", torch.device("cpu"))

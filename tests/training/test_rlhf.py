@@ -1,0 +1,546 @@
+"""RLHF, mean things first: killed and altered runs, filters that must filter, claims that must be honest."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from medsyn import disk
+from medsyn.config import Config, validate
+from medsyn.data.images import SYNTHETIC_KEY
+from medsyn.data.split import is_held_out
+from medsyn.errors import InputError, InputProblems
+from medsyn.models import synthetic, tiny
+from medsyn.models.scorers import load_policy, load_selector
+from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
+from medsyn.training import fit, rlhf
+from medsyn.training.rewards import Learner
+
+STAGE1 = Task("rlhf-stage1", 0, "all")
+STAGE2 = Task("rlhf-stage2", 0, "ct", "CT")
+SCORER = {"image_size": 32, "patch_size": 16, "hidden_dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16}
+EPOCHS = 4
+IMAGES = 36  # rated ones, two thirds CT
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build_random(tmp_path_factory.mktemp("weights"))
+
+
+def picture(number: int, rating: int) -> np.ndarray:
+    """A blob on grey, uint8 [32, 32]: rated 3 as it is, 2 with a little noise, 1 with a lot."""
+    rng = np.random.default_rng(number)
+    y, x = np.mgrid[:32, :32]
+    cy, cx = rng.uniform(8, 24, 2)
+    clean = 90 + 100 * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / rng.uniform(20, 60))
+    return (clean + rng.normal(size=(32, 32)) * {3: 1, 2: 4, 1: 25}[rating]).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """IMAGES pictures, every fourth rated by a second rater."""
+    folder = tmp_path_factory.mktemp("data")
+    lines = ["image_path,rating,modality,expert_level,prompt"]
+    for number in range(IMAGES):
+        rating, modality = 1 + number % 3, "MRI" if number % 9 < 3 else "CT"
+        Image.fromarray(picture(number, rating)).save(folder / f"{number}.png")
+        row = f"{number}.png,{rating},{modality},{{}},{modality}: finding {number % 4}"
+        lines += [row.format(3)] + ([row.format(1)] if number % 4 == 0 else [])
+    (folder / "ratings.csv").write_text("\n".join(lines) + "\n")
+    return folder / "ratings.csv"
+
+
+def campaign(weights: Path, table: Path, **changes: Any) -> Config:
+    """A configuration; `changes` are sections."""
+    tree: dict[str, Any] = {
+        "data": {"ratings_file": str(table), "resolution": 32, "modalities": ["CT", "MRI"], "held_out_fraction": 0.35},
+        "model_paths": {"stable_diffusion": str(weights)},
+        "training": {
+            "max_epochs": EPOCHS,
+            "batch_size": 8,
+            "stage1": {"learning_rate": 3e-3},
+            "stage2": {"learning_rate": 1e-3},
+            "checkpoints": {"save_frequency": 2},
+        },
+        "raters": {"match_decoder": False},  # the random VAE of these tests would leave nothing to be seen
+        "selector": SCORER,
+        "policy_model": SCORER,
+    }
+    for section, values in changes.items():
+        tree[section] = {**tree.get(section, {}), **values}
+    return validate(tree, "test")
+
+
+class StopAt(Control):
+    """Asks the task to leave once it has done `step` steps, as a signal that arrives just then would."""
+
+    def __init__(self, step: int, unit: str = "step") -> None:
+        super().__init__()
+        self.step, self.unit = step, unit
+
+    def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
+        if unit == self.unit and step >= self.step:
+            self.request_stop()
+
+
+class KillAt(StopAt):
+    """Dies at once, saving nothing, as kill -9 would have it."""
+
+    def request_stop(self) -> None:
+        raise KeyboardInterrupt
+
+
+def stage1(config: Config, root: Path, control: Control | None = None) -> None:
+    rlhf.run_stage1(config, STAGE1, CampaignDirectory(root), control or Control())
+
+
+def stage2(config: Config, root: Path, control: Control | None = None, task: Task = STAGE2) -> None:
+    rlhf.run_stage2(config, task, CampaignDirectory(root), control or Control())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def metrics(root: Path, task: Task = STAGE1) -> list[dict[str, Any]]:
+    return list(disk.read_jsonl(root / "work" / task.stage / task.name / "metrics.jsonl"))
+
+
+def summary(root: Path, task: Task = STAGE1) -> dict[str, Any]:
+    return disk.read_json(root / "work" / task.stage / task.name / "summary.json")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(weights: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both stages, never interrupted: what every disturbed run must end in."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    stage1(campaign(weights, table), root)
+    stage2(campaign(weights, table), root)
+    return root
+
+
+@pytest.fixture
+def after_stage1(undisturbed: Path, tmp_path: Path) -> Path:
+    """A campaign whose stage 1 is done."""
+    for part in ("work/rlhf-stage1", "cache"):
+        shutil.copytree(undisturbed / part, tmp_path / part)
+    return tmp_path
+
+
+# --- interrupted is uninterrupted
+
+
+@pytest.mark.parametrize("stops", [[1], [4], [3, 9], list(range(1, 17))], ids=str)
+def test_a_run_that_was_asked_to_leave_ends_in_the_same_bytes(
+    weights: Path, table: Path, undisturbed: Path, tmp_path: Path, stops: list[int]
+) -> None:
+    for step in stops:
+        with pytest.raises(Saved):
+            stage1(campaign(weights, table), tmp_path, StopAt(step))
+    stage1(campaign(weights, table), tmp_path)
+    assert contents(tmp_path / "work/rlhf-stage1") == contents(undisturbed / "work/rlhf-stage1")
+
+
+@pytest.mark.parametrize("step", [1, 9, 15])
+def test_a_run_that_was_killed_ends_in_the_same_bytes(
+    weights: Path, table: Path, undisturbed: Path, tmp_path: Path, step: int
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        stage1(campaign(weights, table), tmp_path, KillAt(step))
+    stage1(campaign(weights, table), tmp_path)
+    assert contents(tmp_path / "work/rlhf-stage1") == contents(undisturbed / "work/rlhf-stage1")
+
+
+def test_stage_2_too(weights: Path, table: Path, undisturbed: Path, after_stage1: Path) -> None:
+    with pytest.raises(Saved):
+        stage2(campaign(weights, table), after_stage1, StopAt(3))
+    with pytest.raises(KeyboardInterrupt):
+        stage2(campaign(weights, table), after_stage1, KillAt(6))
+    stage2(campaign(weights, table), after_stage1)
+    assert contents(after_stage1 / "work/rlhf-stage2") == contents(undisturbed / "work/rlhf-stage2")
+
+
+def test_a_stop_while_images_are_read_saves_them(weights: Path, table: Path, undisturbed: Path, tmp_path: Path) -> None:
+    with pytest.raises(Saved):
+        stage1(campaign(weights, table), tmp_path, StopAt(5, "image"))
+    stage1(campaign(weights, table), tmp_path)
+    assert contents(tmp_path / "work/rlhf-stage1") == contents(undisturbed / "work/rlhf-stage1")
+
+
+def test_a_kill_between_the_two_scorers_is_made_good(
+    weights: Path, table: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = rlhf.save_scorer
+
+    def save_only_the_selector(model: Any, directory: Path, facts: Any) -> None:
+        if directory.name == "policy":
+            raise KeyboardInterrupt
+        save(model, directory, facts)
+
+    monkeypatch.setattr(rlhf, "save_scorer", save_only_the_selector)
+    with pytest.raises(KeyboardInterrupt):
+        stage1(campaign(weights, table), tmp_path)
+    monkeypatch.undo()
+    stage1(campaign(weights, table), tmp_path)
+    assert contents(tmp_path / "work/rlhf-stage1") == contents(undisturbed / "work/rlhf-stage1")
+
+
+def test_what_is_done_is_not_done_again(
+    weights: Path, table: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rlhf, "fit", lambda *_: pytest.fail("it trained again"))
+    before = contents(undisturbed / "work")
+    stage1(campaign(weights, table), undisturbed)
+    stage2(campaign(weights, table), undisturbed)
+    assert contents(undisturbed / "work") == before
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "key"),
+    [
+        ("campaign", {"seed": 1}, "campaign.seed"),
+        ("training", {"max_epochs": 9}, "training.max_epochs"),
+        ("raters", {"expert_weights": False}, "raters.expert_weights"),
+        ("selector", {**SCORER, "hidden_dim": 32}, "selector.hidden_dim"),
+    ],
+)
+def test_other_settings_are_refused_by_name_before_and_after_the_end(
+    weights: Path, table: Path, undisturbed: Path, tmp_path: Path, section: str, values: dict[str, Any], key: str
+) -> None:
+    changed = campaign(weights, table, **{section: values})
+    with pytest.raises(InputError, match=key):
+        stage1(changed, undisturbed)
+    with pytest.raises(Saved):
+        stage1(campaign(weights, table), tmp_path, StopAt(1))
+    with pytest.raises(InputError, match=key):
+        stage1(changed, tmp_path)
+
+
+@pytest.mark.parametrize("change", ["rating", "image"])
+def test_other_ratings_or_images_are_refused(weights: Path, table: Path, tmp_path: Path, change: str) -> None:
+    folder = shutil.copytree(table.parent, tmp_path / "data")
+    with pytest.raises(Saved):
+        stage1(campaign(weights, folder / table.name), tmp_path / "run", StopAt(1))
+    if change == "rating":
+        text = (folder / table.name).read_text()
+        (folder / table.name).write_text(text.replace("35.png,3,", "35.png,2,"))
+    else:
+        Image.fromarray(picture(99, 3)).save(folder / "35.png")
+    with pytest.raises(InputError, match=r"data\.ratings_file"):
+        stage1(campaign(weights, folder / table.name), tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "cross_entropy", lambda judgements: judgements.logits.sum() * math.nan)
+    with pytest.raises(NoProgress, match="lower the learning rate"):
+        stage1(campaign(weights, table), tmp_path)
+    assert not (tmp_path / "work/rlhf-stage1/all/policy").exists()
+
+
+# --- what stage 1 learns and says
+
+
+def test_stage_1_leaves_exactly_what_it_says(undisturbed: Path) -> None:
+    work = undisturbed / "work/rlhf-stage1/all"
+    assert sorted(path.name for path in work.iterdir()) == ["metrics.jsonl", "policy", "selector", "summary.json"]
+    lines = metrics(undisturbed)
+    assert [line["epoch"] for line in lines] == list(range(1, EPOCHS + 1))
+    fields = "epoch selector_loss policy_loss selector_auroc policy_auroc reward_good reward_poor learning_rate"
+    assert all(list(line) == fields.split() for line in lines)
+
+
+def test_scores_of_images_never_seen_follow_their_quality(undisturbed: Path, weights: Path) -> None:
+    directory = CampaignDirectory(undisturbed)
+    selector, policy = load_selector(directory.selector(), CPU), load_policy(directory.policy(), CPU)
+    new = {r: np.stack([picture(1000 + 10 * n + r, r) for n in range(12)]) for r in (1, 2, 3)}
+    pixels = {r: torch.from_numpy(p)[:, None].expand(-1, 3, -1, -1).float() / 255 for r, p in new.items()}
+    pooled = synthetic.load_synthetic(str(weights), CPU, with_unet=False).embed("CT: finding 0")[1].expand(12, -1)
+    for poor, good in (
+        (selector.score(pixels[1]), selector.score(pixels[3])),
+        (policy.score(pixels[1], pooled), policy.score(pixels[3], pooled)),
+    ):
+        assert float(poor.mean()) < float(good.mean()) - 0.1
+        assert (poor[:, None] < good).float().mean() > 0.9
+
+
+def test_the_summary_is_about_held_out_rows_only(undisturbed: Path, table: Path) -> None:
+    rows = [line.split(",") for line in table.read_text().splitlines()[1:]]
+    held_out = [row for row in rows if is_held_out(row[0], 0.35, 0)]
+    said = summary(undisturbed)
+    assert said["ratings"] == len(rows) and said["images"] == IMAGES
+    assert said["held_out"]["ratings"] == len(held_out)
+    assert said["held_out"]["images"] == len({row[0] for row in held_out})
+    assert "optimistic" in said["held_out"]["note"]
+    good = {name: sum(row[2] == name and row[1] != "1" for row in held_out) for name in ("CT", "MRI")}
+    assert {name: part["good"] for name, part in said["thresholds"].items()} == good
+    best = metrics(undisturbed)[said["selector"]["epoch"] - 1]
+    assert said["selector"]["auroc"] == best["selector_auroc"]
+    assert said["selector"]["auroc_last_epoch"] == metrics(undisturbed)[-1]["selector_auroc"]
+    assert set(said["selector"]["auroc_by_modality"]) == {"CT", "MRI"}
+    assert set(said["policy"]) >= {"auroc_rating", "auroc_prompt", "auroc_prompt_same_modality", "calibration_error"}
+
+
+def test_no_held_out_image_is_ever_trained_on(
+    weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, set[int]] = {"judge": set(), "judge_held_out": set()}
+    for name in seen:
+        original = getattr(Learner, name)
+
+        def spy(self: Learner, rows: np.ndarray, *epoch: int, _name: str = name, _original: Any = original) -> Any:
+            seen[_name] |= set(self.rated.image[rows].tolist())
+            return _original(self, rows, *epoch)
+
+        monkeypatch.setattr(Learner, name, spy)
+    stage1(campaign(weights, table, training={"max_epochs": 1}), tmp_path)
+    trained, held_out = seen.values()
+    assert trained and held_out and not trained & held_out
+    assert len(trained | held_out) == IMAGES
+
+
+def test_the_best_epoch_is_kept_and_not_the_last(
+    weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "auroc", lambda scores, good: next(areas))
+    areas = iter([0.6, 0.6, 0.9, 0.6, 0.7, 0.8, 0.7, 0.7])  # Selector and Policy in turn, epochs 1 to 4
+    stage1(campaign(weights, table), tmp_path)
+    said = summary(tmp_path)
+    assert (said["selector"]["epoch"], said["policy"]["epoch"]) == (2, 3)
+    assert (said["selector"]["auroc_last_epoch"], said["policy"]["auroc_last_epoch"]) == (0.7, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "beats"),
+    [
+        ((0.90, 0.5), (0.80, 0.1), True),
+        ((0.80, 0.1), (0.90, 0.5), False),
+        ((0.901, 0.3), (0.899, 0.4), True),  # the same AUROC for what it is worth: the loss decides
+        ((0.903, 0.4), (0.897, 0.3), False),
+        ((math.nan, 0.3), (math.nan, 0.4), True),  # one kind held out
+        ((math.nan, math.nan), (math.nan, math.nan), True),  # nothing held out: the later one
+    ],
+)
+def test_which_weights_are_kept(mine: tuple[float, float], theirs: tuple[float, float], beats: bool) -> None:
+    assert fit.Standing(2, *mine).beats(fit.Standing(1, *theirs)) is beats
+    assert fit.Standing(1, *mine).beats(None)
+
+
+# --- inputs
+
+
+def test_rated_images_pass_the_decoder_once_and_synthetic_ones_do_not(
+    weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(table.parent, tmp_path / "data")
+    mark = PngInfo()
+    mark.add_text(SYNTHETIC_KEY, "YES")
+    Image.fromarray(picture(0, 1)).save(folder / "0.png", pnginfo=mark)
+    calls = {"encode": 0, "decode": 0, "embed": 0}
+    for name in calls:
+        monkeypatch.setattr(synthetic.SyntheticSystem, name, _counted(calls, name))
+    config = campaign(weights, folder / table.name, raters={"match_decoder": True}, training={"max_epochs": 1})
+    stage1(config, tmp_path / "run")
+    assert calls == {"encode": IMAGES - 1, "decode": IMAGES - 1, "embed": 8}
+    stage2(config, tmp_path / "run")
+    assert calls == {"encode": IMAGES - 1, "decode": IMAGES - 1, "embed": 8}
+
+
+def _counted(calls: dict[str, int], name: str) -> Any:
+    original = getattr(synthetic.SyntheticSystem, name)
+
+    def counted(self: Any, argument: Any) -> Any:
+        calls[name] += 1
+        return original(self, argument)
+
+    return counted
+
+
+def test_the_decoder_changes_what_is_learnt(weights: Path, table: Path, undisturbed: Path, tmp_path: Path) -> None:
+    stage1(campaign(weights, table, raters={"match_decoder": True}), tmp_path)
+    assert (
+        contents(tmp_path / "work")["rlhf-stage1/all/selector/model.safetensors"]
+        != contents(undisturbed / "work")["rlhf-stage1/all/selector/model.safetensors"]
+    )
+
+
+def test_without_expert_weights_all_ratings_count_the_same(
+    weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(rlhf, "fit", lambda learners, *_: seen.append(learners["policy"].rated) or sys.exit())
+    for weighted in (True, False):
+        with pytest.raises(SystemExit):
+            stage1(campaign(weights, table, raters={"expert_weights": weighted}), tmp_path / str(weighted))
+    expert, plain = (rated.weight for rated in seen)
+    assert np.unique(plain).tolist() == [1.0]
+    assert sorted(set((expert / expert.min()).round(3).tolist())) == [1.0, 3.0]  # expert levels 1 and 3
+    assert expert.mean() == pytest.approx(1)
+    assert np.array_equal(seen[0].reward, seen[1].reward)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_image_that_cannot_be_read(weights: Path, table: Path, tmp_path: Path, strict: bool) -> None:
+    folder = shutil.copytree(table.parent, tmp_path / "data")
+    (folder / "7.png").write_bytes((folder / "7.png").read_bytes()[:90])
+    config = campaign(weights, folder / table.name, data={"strict": strict}, training={"max_epochs": 1})
+    if strict:
+        with pytest.raises(InputProblems) as caught:
+            stage1(config, tmp_path / "run")
+        (problem,) = caught.value.problems
+        assert problem.row == 11 and "7.png" in problem.reason and problem.source == str(folder / table.name)
+    else:
+        stage1(config, tmp_path / "run")
+        assert summary(tmp_path / "run")["skipped"] == 1
+        assert summary(tmp_path / "run")["images"] == IMAGES - 1
+
+
+def test_ratings_of_one_kind_cannot_be_trained_on(weights: Path, table: Path, tmp_path: Path) -> None:
+    lines = table.read_text().splitlines()
+    poor_but_held_out = [x for x in lines[1:] if x.split(",")[1] != "1" or is_held_out(x.split(",")[0], 0.35, 0)]
+    folder = shutil.copytree(table.parent, tmp_path / "data")
+    (folder / table.name).write_text("\n".join([lines[0], *poor_but_held_out]) + "\n")
+    with pytest.raises(InputError, match="not both good and poor"):
+        stage1(campaign(weights, folder / table.name), tmp_path / "run")
+
+
+def test_no_rating_of_the_campaigns_modalities(weights: Path, table: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="rates no image of OCT"):
+        stage1(campaign(weights, table, data={"modalities": ["OCT"]}), tmp_path)
+
+
+def test_without_a_selector_everything_passes(weights: Path, table: Path, tmp_path: Path) -> None:
+    untrained = {"stage1": {"train_selector": False, "learning_rate": 3e-3}, "max_epochs": 1}
+    baseline = campaign(weights, table, training=untrained, generation={"modes": ["baseline"]})
+    stage1(baseline, tmp_path)
+    assert not CampaignDirectory(tmp_path).selector().exists()
+    assert "selector_loss" not in metrics(tmp_path)[0]
+    stage2(baseline, tmp_path)
+    assert summary(tmp_path, STAGE2)["pass_rate"] == 1
+
+
+def test_cached_ratings_need_no_generator(
+    weights: Path, table: Path, after_stage1: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic, "load_synthetic", lambda *_, **__: pytest.fail("seven seconds for nothing"))
+    stage2(campaign(weights, table), after_stage1)
+
+
+# --- stage 2
+
+
+def test_stage_2_leaves_exactly_what_it_says(undisturbed: Path) -> None:
+    work = undisturbed / "work/rlhf-stage2/ct"
+    assert sorted(path.name for path in work.iterdir()) == ["metrics.jsonl", "policy", "summary.json"]
+    fields = "epoch policy_loss policy_auroc reward_good reward_poor pass_rate learning_rate"
+    assert all(list(line) == fields.split() for line in metrics(undisturbed, STAGE2))
+    said = summary(undisturbed, STAGE2)
+    assert said["kept"] in ("stage 1", "stage 2") and said["reason"]
+    assert said["kept"] == ("stage 2" if said["policy"]["epoch"] else "stage 1")
+
+
+def test_the_selector_decides_what_stage_2_trains_on(
+    weights: Path, table: Path, after_stage1: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passed rows and rejected poor ones; rejected good ones are left out, and so are other modalities."""
+    monkeypatch.setattr(rlhf.Selector, "score", lambda self, pixels: torch.arange(len(pixels)) % 2 * 0.4)
+    trained: list[np.ndarray] = []
+    monkeypatch.setattr(
+        rlhf, "fit", lambda learners, rows, *_: trained.append((learners["policy"].rated, rows)) or sys.exit()
+    )
+    with pytest.raises(SystemExit):
+        stage2(campaign(weights, table), after_stage1)
+    ((rated, rows),) = trained
+    assert set(rated.modality) == {"CT"} and len(rated.pooled) == 8  # wrong prompts may come from MRI
+    passed = rated.image % 2 == 1
+    wanted = ~rated.held_out & (passed | (rated.rating == 1))
+    assert rows.tolist() == np.flatnonzero(wanted).tolist()
+    assert (~passed[rows]).any() and (~rated.held_out & ~wanted).any()
+
+
+@pytest.mark.parametrize(("threshold", "rate"), [(0.0, 1.0), (1.0, 0.0)])
+def test_the_pass_rate_follows_the_threshold(
+    weights: Path, table: Path, after_stage1: Path, threshold: float, rate: float
+) -> None:
+    config = campaign(weights, table, training={"stage2": {"selector_threshold": threshold}, "max_epochs": 1})
+    # another max_epochs than stage 1's: only stage 1's weights count
+    stage2(config, after_stage1)
+    said = summary(after_stage1, STAGE2)
+    assert said["pass_rate"] == rate
+    assert said["left_out"] == 0 if rate else said["left_out"] > 0
+    assert said["trained_on"]["passed"] == 0 if not rate else said["trained_on"]["passed"] > 0
+
+
+def test_stage_1s_weights_are_kept_when_stage_2_is_no_better(
+    weights: Path, table: Path, after_stage1: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "auroc", lambda scores, good: next(areas))
+    areas = iter([0.9, *[0.8] * EPOCHS])
+    stage2(campaign(weights, table), after_stage1)
+    said, directory = summary(after_stage1, STAGE2), CampaignDirectory(after_stage1)
+    assert said["kept"] == "stage 1" and "no epoch was better" in said["reason"]
+    assert said["auroc_before"] == 0.9 and said["policy"]["auroc"] == 0.9 and said["policy"]["auroc_last_epoch"] == 0.8
+    weights_of = [(place / "model.safetensors").read_bytes() for place in (directory.policy(), directory.policy("CT"))]
+    assert weights_of[0] == weights_of[1]
+
+
+def test_better_weights_of_stage_2_are_kept(
+    weights: Path, table: Path, after_stage1: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "auroc", lambda scores, good: next(areas))
+    areas = iter([0.7, 0.6, 0.9, 0.8, 0.8])
+    stage2(campaign(weights, table), after_stage1)
+    said, directory = summary(after_stage1, STAGE2), CampaignDirectory(after_stage1)
+    assert said["kept"] == "stage 2" and said["policy"]["epoch"] == 2
+    weights_of = [(place / "model.safetensors").read_bytes() for place in (directory.policy(), directory.policy("CT"))]
+    assert weights_of[0] != weights_of[1]
+
+
+def test_a_modality_without_enough_ratings_keeps_stage_1s_policy(
+    weights: Path, table: Path, after_stage1: Path
+) -> None:
+    config = campaign(weights, table, data={"modalities": ["CT", "MRI", "OCT"]})
+    task = Task("rlhf-stage2", 2, "oct", "OCT")
+    stage2(config, after_stage1, task=task)
+    directory = CampaignDirectory(after_stage1)
+    assert summary(after_stage1, task) == {"ratings": 0, "kept": "stage 1", "reason": "too few ratings"}
+    weights_of = [(place / "model.safetensors").read_bytes() for place in (directory.policy(), directory.policy("OCT"))]
+    assert weights_of[0] == weights_of[1]
+
+
+def test_stage_2_asks_for_stage_1(weights: Path, table: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="rlhf-stage1 all"):
+        stage2(campaign(weights, table), tmp_path)
+
+
+# --- real images
+
+
+def test_real_ratings_are_told_apart(shared_data: Path, weights: Path, tmp_path: Path) -> None:
+    """Five modalities, 328 ratings, a scorer too small for anything but the quality metrics, one minute of nobody's."""
+    scorer = {"image_size": 64, "patch_size": 16, "hidden_dim": 32, "num_layers": 1, "num_heads": 2, "mlp_dim": 32}
+    config = campaign(
+        weights,
+        shared_data / "dev/ratings.csv",
+        data={"resolution": 64, "modalities": ["OCT", "CT", "X-Ray", "MRI", "Fundus"]},
+        training={"max_epochs": 12, "batch_size": 32},
+        selector=scorer,
+        policy_model=scorer,
+    )
+    stage1(config, tmp_path)
+    said = summary(tmp_path)
+    assert said["selector"]["auroc_last_epoch"] > 0.82
+    assert json.dumps(said).isascii()
