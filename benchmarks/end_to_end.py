@@ -28,7 +28,7 @@ from medsyn.campaign import ledger, records
 from medsyn.campaign.records import Campaign
 from medsyn.campaign.worker import STAGE_FUNCTIONS
 from medsyn.evaluation.gather import stage_times
-from medsyn.evaluation.tables import duration
+from medsyn.evaluation.report_tables import duration
 from medsyn.generation.shard import TIMING
 from medsyn.stage import slug
 

@@ -18,7 +18,7 @@ from medsyn import __version__, disk
 from medsyn.config import PHANTOMS, Config
 from medsyn.evaluation import features, gather, judge, metrics, report
 from medsyn.evaluation.gather import Gathered, Picture
-from medsyn.evaluation.tables import OVERALL
+from medsyn.evaluation.report_tables import OVERALL
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control, Task
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 from medsyn import disk
 from medsyn.config import Config
-from medsyn.data.fit import fit_square
 from medsyn.data.images import read_image
 from medsyn.data.split import is_held_out
+from medsyn.data.square import fit_square
 from medsyn.data.tables import MODALITIES, ImageRow, PromptRow, read_dataset, read_prompts
 from medsyn.errors import InputError, InputProblems
 from medsyn.evaluation.features import describe, shrink

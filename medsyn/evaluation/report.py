@@ -1,6 +1,6 @@
 """The report for people: one HTML file that needs no network, no script and no other file.
 
-`medsyn.evaluation.tables`, `figures` and `sheets` turn measurements into what a reader sees; the template
+`medsyn.evaluation.report_tables`, `figures` and `sheets` turn measurements into what a reader sees; the template
 `report.html.j2` lays it out. Everything that users wrote (prompts, captions, names) is escaped.
 """
 
@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from medsyn.config import PHANTOMS, Config
-from medsyn.evaluation import figures, tables
+from medsyn.evaluation import figures, report_tables
 from medsyn.evaluation.gather import Curves, Gathered
 from medsyn.evaluation.sheets import contact_sheet
 
@@ -44,15 +44,15 @@ def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[s
         missing=result["missing"],
         kid=result["kid"],
         judge=result["judge"],
-        headline=tables.headline(result),
-        following=tables.following(result),
+        headline=report_tables.headline(result),
+        following=report_tables.following(result),
         sheets=[contact_sheet(gathered, modality, config.evaluation.sheet_columns) for modality in gathered.modalities],
         training=_training_figures(curves),
-        scorers=tables.scorers(result),
+        scorers=report_tables.scorers(result),
         scores=_score_figure(config, gathered),
-        generation=tables.generation(result),
-        variety=tables.variety(result),
-        stages=tables.stages(result["stages"]),
+        generation=report_tables.generation(result),
+        variety=report_tables.variety(result),
+        stages=report_tables.stages(result["stages"]),
         real=gathered.real,
         baseline_model=config.generation.baseline_model,
     )
@@ -65,7 +65,7 @@ def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("Model", facts["model"]),
         ("Data", f"{data} ({facts['real_images']} images)"),
-        ("Modalities", ", ".join(facts["modalities"]) or tables.NONE),
+        ("Modalities", ", ".join(facts["modalities"]) or report_tables.NONE),
         ("Resolution", f"{facts['resolution']} px"),
         ("Prompts", wanted),
         ("Seed", str(facts["seed"])),

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from medsyn.evaluation.gather import Gathered, GeneratedImages, Picture
-from medsyn.evaluation.tables import SET_NAMES
+from medsyn.evaluation.report_tables import SET_NAMES
 from medsyn.generation.filter import ACCEPTED, FAILED, KEPT_BEST, SKIPPED, UNFILTERED
 
 _FATES = {

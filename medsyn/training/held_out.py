@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from medsyn.training.fit import Standing, finite, mean
+from medsyn.training.fit_scorers import Standing, finite, mean
 from medsyn.training.ranking import auroc, calibration_error, threshold_keeping
 from medsyn.training.ratings import RatedSet
 from medsyn.training.rewards import Judgements

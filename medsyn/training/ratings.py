@@ -19,9 +19,9 @@ from torch import Tensor
 from medsyn import disk
 from medsyn.config import Config
 from medsyn.data.cache import TensorCache, caption_key, image_key
-from medsyn.data.fit import fit_square
 from medsyn.data.images import read_image
 from medsyn.data.split import is_held_out
+from medsyn.data.square import fit_square
 from medsyn.data.tables import RatingRow, read_ratings
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.models.weights import weights_fingerprint

@@ -31,7 +31,7 @@ from medsyn.models.weights import weights_fingerprint
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control, Task
 from medsyn.training.checkpoint import refuse_mismatch
-from medsyn.training.fit import Run, finite, fit, standing
+from medsyn.training.fit_scorers import Run, finite, fit, standing
 from medsyn.training.held_out import NOTE, describe_scorer, suggest_thresholds
 from medsyn.training.ratings import RatedSet, load_rated, rated_rows
 from medsyn.training.rewards import TOGETHER, Learner

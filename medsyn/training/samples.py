@@ -12,9 +12,9 @@ from torch import Tensor
 
 from medsyn.config import Config
 from medsyn.data.cache import TensorCache, caption_key, image_key
-from medsyn.data.fit import fit_square
 from medsyn.data.images import read_image
 from medsyn.data.split import is_held_out
+from medsyn.data.square import fit_square
 from medsyn.data.tables import ImageRow, read_dataset
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.models.synthetic import SyntheticSystem

@@ -15,8 +15,8 @@ from PIL import Image
 
 from medsyn import disk
 from medsyn.config import Config, validate
-from medsyn.data.fit import fit_square
 from medsyn.data.phantoms import Phantom, draw_phantom, parse_caption, render
+from medsyn.data.square import fit_square
 from medsyn.data.tables import PromptRow, read_prompts
 from medsyn.generation.shard import BlockContent, Blocks, commit_block
 from medsyn.stage import CampaignDirectory, slug

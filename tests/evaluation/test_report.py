@@ -14,7 +14,7 @@ from synthetic_campaign import Builder
 
 from medsyn.evaluation import evaluate, gather, judge, sheets
 from medsyn.evaluation.gather import Gathered, Picture
-from medsyn.evaluation.tables import duration, number, percent, stages
+from medsyn.evaluation.report_tables import duration, number, percent, stages
 from medsyn.stage import Control, Task
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}

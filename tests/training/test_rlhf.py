@@ -23,8 +23,9 @@ from medsyn.errors import InputError, InputProblems
 from medsyn.models import synthetic, tiny
 from medsyn.models.scorers import load_policy, load_selector
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
-from medsyn.training import fit, rlhf
-from medsyn.training.rewards import Learner
+from medsyn.training import fit_scorers as fit
+from medsyn.training import rlhf
+from medsyn.training.rewards import Judgements, Learner
 
 STAGE1 = Task("rlhf-stage1", 0, "all")
 STAGE2 = Task("rlhf-stage2", 0, "ct", "CT")
@@ -337,6 +338,13 @@ def test_the_best_epoch_is_kept_and_not_the_last(
 def test_which_weights_are_kept(mine: tuple[float, float], theirs: tuple[float, float], beats: bool) -> None:
     assert fit.Standing(2, *mine).beats(fit.Standing(1, *theirs)) is beats
     assert fit.Standing(1, *mine).beats(None)
+
+
+def test_a_scorer_that_broke_in_an_epochs_last_step_is_not_kept() -> None:
+    rows = np.arange(2)
+    broken = Judgements(torch.tensor([math.nan, 1.0]), torch.tensor([0.0, 1.0]), torch.ones(2), rows, rows, rows >= 0)
+    with pytest.raises(NoProgress, match="held-out loss"):
+        fit.standing(3, broken)
 
 
 # --- inputs

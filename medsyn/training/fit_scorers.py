@@ -77,11 +77,18 @@ class Standing:
 
 
 def standing(epoch: int, judgements: Judgements | None) -> Standing:
-    """A `Standing` from the judgements of the held-out rows; None if there are none."""
+    """A `Standing` from the judgements of the held-out rows; None if there are none.
+
+    Raises:
+        NoProgress: the last step of the epoch has broken the weights, which its own loss does not show.
+    """
     if judgements is None:
         return Standing(epoch, math.nan, math.nan)
+    loss = float(cross_entropy(judgements))
+    if not math.isfinite(loss):
+        raise NoProgress(f"the held-out loss of epoch {epoch} is {loss}: lower the learning rate")
     area = auroc(judgements.scores, judgements.good)
-    return Standing(epoch, math.nan if area is None else area, float(cross_entropy(judgements)))
+    return Standing(epoch, math.nan if area is None else area, loss)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medsyn.data.fit import fit_square
+from medsyn.data.square import fit_square
 
 
 @pytest.mark.parametrize("shape", [(190, 512, 1), (512, 190, 3), (64, 64, 3), (17, 21, 1), (900, 900, 1), (16, 128, 3)])
