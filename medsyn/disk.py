@@ -106,6 +106,15 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 continue
 
 
+def truncate_jsonl(path: Path, key: str, last: int) -> list[dict[str, Any]]:
+    """Drop the records whose `key` is above `last`, which a resumed run makes again; return those that stay."""
+    if not path.exists():
+        return []
+    kept = [record for record in read_jsonl(path) if record[key] <= last]
+    write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
+    return kept
+
+
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """A temporary directory that becomes `path` when the block ends without an error.

@@ -151,3 +151,12 @@ def test_an_append_goes_on_where_the_system_took_less(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, bytes(data)[:3]))
     disk.append_jsonl(tmp_path / "log.jsonl", {"name": "something long"})
     assert list(disk.read_jsonl(tmp_path / "log.jsonl")) == [{"name": "something long"}]
+
+
+def test_records_that_will_be_made_again_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert disk.truncate_jsonl(path, "step", 3) == []
+    for step in (1, 2, 3, 4):
+        disk.append_jsonl(path, {"step": step})
+    assert disk.truncate_jsonl(path, "step", 2) == [{"step": 1}, {"step": 2}]
+    assert [record["step"] for record in disk.read_jsonl(path)] == [1, 2]

@@ -7,7 +7,6 @@ that was interrupted ends in the same bits as one that was not (on a CPU; a GPU'
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import shutil
 import time
@@ -212,7 +211,8 @@ def _train(
     weights = min_snr_weights(scheduler.alphas_cumprod, section.snr_gamma, prediction_type).to(device)
     total, batch = section.max_train_steps, section.train_batch_size * section.gradient_accumulation_steps
     log_every = max(1, min(50, total // _METRICS_LINES))
-    loss = _truncate_metrics(work / "metrics.jsonl", start)
+    told = disk.truncate_jsonl(work / "metrics.jsonl", "step", start)
+    loss = told[-1]["loss"] if told else None
     control.leave_if_asked()
 
     clock, clock_step = time.monotonic(), start
@@ -259,15 +259,6 @@ def _read_loss(loss_sum: Tensor, step: int, log_every: int) -> float:
         raise NoProgress(f"the loss is {loss} at step {step}: lower finetune.learning_rate or raise lr_warmup_steps")
     loss_sum.zero_()
     return loss
-
-
-def _truncate_metrics(path: Path, step: int) -> float | None:
-    """Drop the lines after `step`, which the run does again; the last loss that is left."""
-    if not path.exists():
-        return None
-    kept = [line for line in disk.read_jsonl(path) if line["step"] <= step]
-    disk.write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
-    return kept[-1]["loss"] if kept else None
 
 
 def _publish(state: _State, facts: dict[str, Any], model: Path) -> None:

@@ -6,7 +6,6 @@ run that was interrupted ends in the same bits as one that was not (on a CPU).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -173,7 +172,7 @@ def fit(
         del found  # views into a file that the next checkpoint may remove
     else:
         state.offer(before)
-    _truncate_metrics(run.metrics, start // steps)
+    disk.truncate_jsonl(run.metrics, "epoch", start // steps)
     control.leave_if_asked()
 
     for step in range(start, total):
@@ -261,10 +260,3 @@ def mean(values: np.ndarray) -> float | None:
 def finite(value: float) -> float | None:
     """`value`, or None where it is not a number: JSON has no NaN."""
     return value if math.isfinite(value) else None
-
-
-def _truncate_metrics(path: Path, epoch: int) -> None:
-    """Drop the lines after `epoch`: the run does those epochs again."""
-    if path.exists():
-        kept = [line for line in disk.read_jsonl(path) if line["epoch"] <= epoch]
-        disk.write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
