@@ -35,7 +35,6 @@ class SyntheticSystem:
     device: torch.device
     dtype: torch.dtype
     fingerprint: str  # of the weights in use, the fine-tuned UNet included
-    text_encoder_calls: int = 0  # once per unique prompt, as long as _EMBEDDED_KEPT of them do
     _embedded: OrderedDict[str, tuple[Tensor, Tensor]] = field(default_factory=OrderedDict)
 
     @property
@@ -58,7 +57,6 @@ class SyntheticSystem:
                 return_tensors="pt",
             )
             output = self.text_encoder(tokens.input_ids.to(self.device))
-            self.text_encoder_calls += 1
             self._embedded[prompt] = (output.last_hidden_state[0], output.pooler_output[0])
             if len(self._embedded) > _EMBEDDED_KEPT:
                 self._embedded.popitem(last=False)
