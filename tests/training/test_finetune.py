@@ -569,7 +569,7 @@ def test_weights_that_are_stored_in_half_precision_are_trained_in_float32(
     path = half / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({name: value.half() for name, value in load_file(path).items()}, path)
     run(training(half, table, max_train_steps=1, learning_rate=1e-7), tmp_path / "run")
-    trained = load_file(tmp_path / "run/work/finetune/ct/model/unet/diffusion_pytorch_model.safetensors")
+    trained = load_file(tmp_path / "run" / "work" / "finetune/ct/model/unet/diffusion_pytorch_model.safetensors")
     assert all(value.dtype == torch.float32 for value in trained.values())
     assert any(not torch.equal(value, value.half().float()) for value in trained.values())
 
