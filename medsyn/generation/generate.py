@@ -21,7 +21,7 @@ from medsyn.generation.shard import Blocks, commit_block, finished_block
 from medsyn.models.device import choose_device
 from medsyn.models.scorers import WEIGHTS, load_policy, load_selector
 from medsyn.models.synthetic import SyntheticSystem, load_synthetic, load_unet
-from medsyn.models.weights import weights_fingerprint
+from medsyn.models.weights import model_fingerprint
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Task, slug
 
 # what a block's files depend on, beside the prompts and the weights
@@ -125,7 +125,7 @@ class _Loader:
         facts = {
             "modality": self.modality,
             "mode": mode,
-            "model_fingerprint": self._model_fingerprint(mode),
+            "model_fingerprint": model_fingerprint(self._source, self._finetuned(mode)),
             "config_fingerprint": self.config.section_fingerprint(*_SETTINGS, *_MODE_SETTINGS[mode]),
         }
         if mode == "filtered":
@@ -150,12 +150,6 @@ class _Loader:
     def _shared(self) -> SyntheticSystem:
         chosen = choose_device(self.config.device)
         return load_synthetic(self._source, chosen.device, chosen.dtype, with_unet=False)
-
-    def _model_fingerprint(self, mode: str) -> str:
-        """Fingerprint of the weights that paint a mode's images."""
-        base = weights_fingerprint(self._source)
-        finetuned = self._finetuned(mode)
-        return base if finetuned is None else disk.fingerprint([base, disk.sha256_file(_unet_file(finetuned))])
 
     def _scorers(self) -> tuple[Path, Path]:
         """The weights of the Selector and of the Policy."""

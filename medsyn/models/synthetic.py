@@ -16,7 +16,6 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from medsyn.disk import fingerprint, sha256_file
 from medsyn.errors import InputProblems
 from medsyn.models import weights
 
@@ -86,13 +85,6 @@ def _unet_directory(base: Path, unet_from: Path | None) -> Path:
     return (unet_from or base) / "unet"
 
 
-def _fingerprint(source: str, unet_from: Path | None) -> str:
-    base = weights.weights_fingerprint(source)
-    if unet_from is None:
-        return base
-    return fingerprint([base, sha256_file(unet_from / "unet" / "diffusion_pytorch_model.safetensors")])
-
-
 def load_unet(
     source: str, device: torch.device, dtype: torch.dtype, unet_from: Path | None = None
 ) -> UNet2DConditionModel:
@@ -139,5 +131,5 @@ def load_synthetic(
         scheduler_config=dict(weights.scheduler_config(source)),
         device=device,
         dtype=dtype,
-        fingerprint=_fingerprint(source, unet_from),
+        fingerprint=weights.model_fingerprint(source, unet_from),
     )

@@ -116,6 +116,14 @@ def weights_fingerprint(source: str) -> str:
     return fingerprint(facts)
 
 
+def model_fingerprint(source: str, unet_from: Path | None = None) -> str:
+    """Fingerprint of the weights in use: those of `source`, with the fine-tuned `unet_from`/unet if given."""
+    base = weights_fingerprint(source)
+    if unet_from is None:
+        return base
+    return fingerprint([base, sha256_file(unet_from / "unet" / "diffusion_pytorch_model.safetensors")])
+
+
 def scheduler_config(source: str) -> dict[str, object]:
     """The noise schedule a model was trained with."""
     directory = locate(source)
