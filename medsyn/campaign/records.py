@@ -252,8 +252,16 @@ def end_attempt(directory: CampaignDirectory, key: Key, number: int, exit_code: 
 
 
 def _attempt(event: str, number: int, **facts: Any) -> dict[str, Any]:
-    who = {"time": time.time(), "host": os.uname().nodename, "pid": os.getpid()}
+    who: dict[str, Any] = {"time": time.time(), "host": os.uname().nodename, "pid": os.getpid()}
+    if job := slurm_job():
+        who["job"] = job
     return {"event": event, "attempt": number, **who, **facts}
+
+
+def slurm_job() -> str | None:
+    """Slurm's id of the job this process runs in: 123, or 123_4 for an element of an array; None outside of Slurm."""
+    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{element}" if array else os.environ.get("SLURM_JOB_ID")
 
 
 def write_failure(directory: CampaignDirectory, key: Key, failure: Mapping[str, Any]) -> None:

@@ -7,7 +7,8 @@ accounting, is told as such and never read as "finished".
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from medsyn.campaign.plan import Key
@@ -59,6 +60,19 @@ def call(*command: str, timeout: float = TIMEOUT_SECONDS) -> str:
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         raise SlurmError(f"{command[0]}: {lines[-1] if lines else f'exit code {done.returncode}'}")
     return done.stdout
+
+
+def cancel(ids: Sequence[str]) -> None:
+    """`scancel` of jobs, many at a time; one that has ended meanwhile is no error."""
+    for start in range(0, len(ids), 200):
+        with suppress(SlurmError):
+            call("scancel", "--quiet", *ids[start : start + 200])
+
+
+def cluster_settings() -> dict[str, str]:
+    """What `scontrol show config` says."""
+    pairs = (line.split("=", 1) for line in call("scontrol", "show", "config").splitlines() if "=" in line)
+    return {name.strip(): value.strip() for name, value in pairs}
 
 
 def own_jobs(timeout: float = TIMEOUT_SECONDS) -> dict[str, tuple[str, Job]]:

@@ -6,16 +6,16 @@ by which the job is found again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from medsyn import disk
-from medsyn.campaign import ledger
 from medsyn.campaign.plan import Key
 
-QUEUEING, QUEUED, RELEASED = "queueing", "queued", "released"
+QUEUEING, QUEUED = "queueing", "queued"
+RELEASING, RELEASED, WITHDRAWN = "releasing", "released", "withdrawn"
 Kind = Literal["tasks", "gate"]
 
 
@@ -23,7 +23,7 @@ Kind = Literal["tasks", "gate"]
 class Submission:
     """A job array (or single job) that was queued: element i runs task `tasks[i]` of `stage`; a gate runs none."""
 
-    name: str  # the job's name, unique in the campaign
+    name: str  # the job's name, unique in the campaign; ends with the round it belongs to
     kind: Kind
     stage: str
     tasks: tuple[str, ...]  # of a gate: the tasks it looks at
@@ -40,32 +40,45 @@ class Submission:
         return self.job if len(self.tasks) == 1 else f"{self.job}_{index}"
 
 
-def intend(path: Path, name: str) -> None:
-    """Write down that a job of this name is about to be queued."""
-    ledger.record(path, QUEUEING, name=name)
+@dataclass
+class Round:
+    """Everything that one `submit` or `resume` queued, as the ledger has it."""
+
+    intended: list[str] = field(default_factory=list)  # names, written before sbatch
+    submissions: list[Submission] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)  # jobs to be released, known once all are queued
+    state: str = QUEUEING
 
 
-def record(path: Path, submission: Submission) -> None:
-    """Write down what was queued, and Slurm's id of it."""
-    facts = {"name": submission.name, "kind": submission.kind, "stage": submission.stage}
-    ledger.record(path, QUEUED, **facts, tasks=list(submission.tasks), job=submission.job)
+def name_of(node: str, campaign: str, number: str) -> str:
+    """The job name of a node: what `squeue` shows, and what a lost job is found by."""
+    return f"medsyn-{campaign}-{node}-{number}"
+
+
+def rounds(path: Path) -> dict[str, Round]:
+    """Every round on record, oldest first."""
+    found: dict[str, Round] = {}
+    for event in disk.read_jsonl(path):
+        kind = event.get("event")
+        if kind not in (QUEUEING, QUEUED, RELEASING, RELEASED, WITHDRAWN):
+            continue
+        its = found.setdefault(event["round"], Round())
+        if kind == QUEUEING:
+            its.intended.append(event["name"])
+        elif kind == QUEUED:
+            tasks = tuple(event["tasks"])
+            its.submissions.append(Submission(event["name"], event["kind"], event["stage"], tasks, event["job"]))
+        else:
+            its.state = kind
+            its.held = event.get("held", its.held)
+    return found
 
 
 def read(path: Path) -> list[Submission]:
-    """Every submission on record, oldest first."""
-    return [
-        Submission(event["name"], event["kind"], event["stage"], tuple(event["tasks"]), event["job"])
-        for event in disk.read_jsonl(path)
-        if event.get("event") == QUEUED
-    ]
+    """Every submission that was not taken back, oldest first."""
+    return [one for its in rounds(path).values() if its.state != WITHDRAWN for one in its.submissions]
 
 
-def unrecorded(path: Path) -> list[str]:
-    """Names of jobs that were about to be queued and may have been: the launcher was killed before it knew."""
-    names: dict[str, None] = {}
-    for event in disk.read_jsonl(path):
-        if event.get("event") == QUEUEING:
-            names[event["name"]] = None
-        elif event.get("event") == QUEUED:
-            names.pop(event["name"], None)
-    return list(names)
+def newest(submissions: Iterable[Submission]) -> dict[Key, tuple[int, str]]:
+    """Of every task that was ever queued: (place of its newest submission in the list, Slurm's id of its element)."""
+    return {key: (place, identity) for place, one in enumerate(submissions) for identity, key in one.elements()}
