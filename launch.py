@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 def plan(program: str, arguments: Sequence[str]) -> int:
     """Print what a campaign would run, and everything that is wrong with its inputs; write nothing."""
     parser = cli.config_parser(program, "Show stages, tasks and shards, and check every input; nothing is written.")
+    _add_cluster(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_intermixed_args(arguments)
 
@@ -35,15 +36,28 @@ def plan(program: str, arguments: Sequence[str]) -> int:
 
     from medsyn import config
     from medsyn.campaign import outline, prepare
+    from medsyn.campaign.slurm import check, site, submit
+    from medsyn.campaign.slurm import outline as queue_outline
 
+    loaded = config.load(args.config, args.overrides)
     with cli.progress_bars() as progress:
-        checked = prepare.check(config.load(args.config, args.overrides), progress)
+        checked = prepare.check(loaded, progress)
+    problems, arrays = list(checked.problems), None
+    if args.cluster == "slurm":
+        found = check.problems(loaded, asks_slurm=shutil.which("sinfo") is not None)
+        problems += found
+        if not any(problem.severity == "error" for problem in found):
+            profile = site.load(loaded.cluster.site)
+            arrays = profile, submit.chunk_size(profile) if shutil.which("scontrol") else submit.assumed_chunk(profile)
     if args.json:
-        print(json.dumps(outline.as_dict(checked), indent=2))
+        told = outline.as_dict(checked) | {"problems": [problem.as_dict() for problem in problems]}
+        print(json.dumps(told | ({"slurm": queue_outline.as_list(checked.plan, *arrays)} if arrays else {}), indent=2))
     else:
         outline.show(Console(), checked)
-        cli.show_problems(checked.problems)
-    return EXIT_BAD_INPUT if checked.errors else EXIT_DONE
+        if arrays:
+            queue_outline.show(Console(), checked.plan, *arrays)
+        cli.show_problems(problems)
+    return EXIT_BAD_INPUT if any(problem.severity == "error" for problem in problems) else EXIT_DONE
 
 
 def submit(program: str, arguments: Sequence[str]) -> int:
@@ -61,22 +75,20 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
     _add_cluster(parser)
     parser.add_argument("--max-parallel", type=_positive, metavar="N", help="tasks at once (cluster.max_parallel)")
     if resumes:
-        only = "nothing but this stage or task; may be given again"
-        parser.add_argument("--only", action="append", metavar="STAGE[:TASK]", default=[], help=only)
+        text = "nothing but this stage or task; may be given again"
+        parser.add_argument("--only", action="append", metavar="STAGE[:TASK]", default=[], help=text)
     args = parser.parse_intermixed_args(arguments)
 
     from medsyn import config
     from medsyn.campaign import locks, records
 
-    if (
-        resumes
-        and records.read_facts(CampaignDirectory(config.load(args.config, args.overrides).campaign.path)) is None
-    ):
+    loaded = config.load(args.config, args.overrides)
+    if resumes and records.read_facts(CampaignDirectory(loaded.campaign.path)) is None:
         raise InputError(args.config, f"this campaign has not been submitted: `{_command('submit', arguments)}` does")
     if args.cluster == "slurm":
         from medsyn.campaign.slurm import check
 
-        check.require(config.load(args.config, args.overrides))
+        check.require(loaded)
     campaign = cli.prepare(args.config, args.overrides)
     only = campaign.plan.select(args.only) if resumes and args.only else None
     with locks.exclusive(campaign.directory.ledger, campaign.directory.root):

@@ -251,10 +251,15 @@ def end_attempt(directory: CampaignDirectory, key: Key, number: int, exit_code: 
     disk.append_jsonl(directory.attempts(*key), _attempt("end", number, **facts))
 
 
+def attempt_lines(directory: CampaignDirectory, key: Key) -> list[dict[str, Any]]:
+    """Every start and end of the task on record, oldest first."""
+    return list(disk.read_jsonl(directory.attempts(*key)))
+
+
 def _attempt(event: str, number: int, **facts: Any) -> dict[str, Any]:
     who: dict[str, Any] = {"time": time.time(), "host": os.uname().nodename, "pid": os.getpid()}
     if job := slurm_job():
-        who["job"] = job
+        who |= {"job": job, "node": os.environ.get("SLURMD_NODENAME", "")}
     return {"event": event, "attempt": number, **who, **facts}
 
 

@@ -122,10 +122,8 @@ def _versions(wanted: Container, source: str) -> list[Problem]:
         last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
         reason = f"Python, submitit and medsyn could not be asked for their versions inside the image: {last}"
         return [Problem(source, reason, key="container.image")]
-    return [
-        Problem(
-            source, f"{name} is {theirs} inside the image and {ours} here; they must be the same", key="container.image"
-        )
-        for (name, ours), theirs in zip(here.items(), inside, strict=True)
-        if ours != theirs
+    pairs = zip(here.items(), inside, strict=True)
+    differ = [
+        f"{name} is {theirs} inside the image and {ours} here" for (name, ours), theirs in pairs if ours != theirs
     ]
+    return [Problem(source, f"{text}; they must be the same", key="container.image") for text in differ]

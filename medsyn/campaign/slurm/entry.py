@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from medsyn import disk, errors
@@ -17,14 +18,14 @@ from medsyn.errors import InputError, InputProblems
 from medsyn.stage import CampaignDirectory
 
 
-def run_task(root: str, stage: str, name: str) -> None:
+def run_task(root: str, stage: str, name: str, functions: Mapping[str, str] = worker.STAGE_FUNCTIONS) -> None:
     """Run one task; its output goes to the task's log, as that of a local run does."""
     _leave_when_asked()
     _write_to(CampaignDirectory(Path(root)).log(stage, name))
     job, restarts = records.slurm_job(), os.environ.get("SLURM_RESTART_COUNT", "0")
     print(f"--- job {job} on {os.uname().nodename}, restart {restarts}", flush=True)
     try:
-        code = worker.run_task(Path(root), stage, name)
+        code = worker.run_task(Path(root), stage, name, functions)
     except (InputError, InputProblems) as error:
         print(error, file=sys.stderr, flush=True)
         code = errors.EXIT_BAD_INPUT

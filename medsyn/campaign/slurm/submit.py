@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,17 +22,19 @@ import medsyn
 from medsyn.campaign import ledger, records
 from medsyn.campaign.plan import Key
 from medsyn.campaign.records import Campaign
-from medsyn.campaign.slurm import container, entry, graph, queue, script
+from medsyn.campaign.slurm import container, entry, graph, options, queue, script
 from medsyn.campaign.slurm import submissions as on_record
 from medsyn.campaign.slurm.graph import Graph, Node, Queued
 from medsyn.campaign.slurm.queue import QueueView, SlurmError
-from medsyn.campaign.slurm.site import GATE, Site
+from medsyn.campaign.slurm.site import Site
 from medsyn.campaign.slurm.submissions import Submission
 from medsyn.disk import make_directory
 
 GATE_REQUEUES = 3
+SLURMS_MAX_ARRAY_SIZE = 1001
+LEAVING_SECONDS = 60.0
+POLL_SECONDS = 0.5
 BAD_NODES = "bad-nodes"
-DEFAULT_PARALLELISM = 256  # elements of an array at work at once, where the site says nothing
 
 Say = Callable[[str], None]
 
@@ -87,9 +90,7 @@ def submit(
     path = campaign.directory.ledger
     take_back_unreleased(path, say)
     submissions = on_record.read(path)
-    view = queue.view(submissions)
-    if view.problem:
-        raise SlurmError(view.problem)
+    view = _settled_view(submissions)
     done = records.done_keys(campaign, campaign.plan)
     if only is None and len(done) == len(campaign.plan.tasks):
         return Outcome(len(done), 0, 0, 0, 0, len(done))
@@ -101,12 +102,25 @@ def submit(
         _Round(campaign, site, functions, say).queue(wanted, submissions, view, queued, done)
     return Outcome(
         len(done),
-        len(view.tasks),
+        len(view.tasks.keys() - done),
         sum(len(node.tasks) for node in wanted.nodes if node.kind == "tasks"),
         sum(node.kind == "tasks" for node in wanted.nodes),
         sum(node.kind == "gate" for node in wanted.nodes),
         len(campaign.plan.tasks),
     )
+
+
+def _settled_view(submissions: Sequence[Submission]) -> QueueView:
+    """The queue, once no job of the campaign is on its way out: it may be about to come back, or to be gone."""
+    end = time.monotonic() + LEAVING_SECONDS
+    while True:
+        view = queue.view(submissions)
+        if view.problem:
+            raise SlurmError(view.problem)
+        leaving = [job.id for job in (*view.tasks.values(), *view.gates.values()) if job.state == "COMPLETING"]
+        if not leaving or time.monotonic() > end:
+            return view
+        time.sleep(POLL_SECONDS)
 
 
 def missing_others(campaign: Campaign, done: Collection[Key], only: Collection[Key] | None) -> bool:
@@ -116,9 +130,14 @@ def missing_others(campaign: Campaign, done: Collection[Key], only: Collection[K
     )
 
 
+def assumed_chunk(site: Site) -> int:
+    """Most elements of one array where no cluster can be asked: the site's word, or Slurm's own default."""
+    return site.max_array_size or SLURMS_MAX_ARRAY_SIZE
+
+
 def chunk_size(site: Site) -> int:
     """Most elements of one array: the site's word, or the cluster's MaxArraySize, which is the largest index + 1."""
-    return site.max_array_size or int(queue.cluster_settings().get("MaxArraySize", "1001"))
+    return site.max_array_size or int(queue.cluster_settings().get("MaxArraySize", SLURMS_MAX_ARRAY_SIZE))
 
 
 def take_back_unreleased(path: Path, say: Say) -> None:
@@ -190,7 +209,7 @@ class _Round:
         root = str(self.campaign.directory.root)
         umask = os.umask(0o027)
         try:
-            with submitit.helpers.clean_env():
+            with _outside_of_jobs():
                 if node.kind == "gate":
                     jobs = [executor.submit(gate, root, name, str(folder))]
                 else:
@@ -212,41 +231,25 @@ class _Round:
     def _parameters(self, node: Node, name: str, folder: Path) -> dict[str, Any]:
         """submitit's parameters of a node's batch script."""
         site, campaign = self.site, self.campaign
-        wanted = site.resources(GATE if node.kind == "gate" else node.stage)
-        more: dict[str, Any] = {key.replace("_", "-"): value for key, value in wanted.sbatch.items()}
-        more |= {"requeue": True}
-        for key in ("reservation", "mem", "nice"):
-            if (value := getattr(wanted, key)) is not None:
-                more[key] = value
+        chosen = options.sbatch(site, node, bad_nodes(campaign)) | {"job_name": name}
+        if dependency := self._dependency(node):
+            chosen["dependency"] = dependency
         if not node.gates and not node.after:
-            more["hold"] = True
+            chosen["hold"] = True
         if node.kind == "gate":
             after = script.after_gate(folder, GATE_REQUEUES)
         else:
             after = script.after_task(campaign.directory.slurm(BAD_NODES), campaign.config.cluster.max_requeues)
-        bad = bad_nodes(campaign)
-        parallelism = wanted.array_parallelism or DEFAULT_PARALLELISM
         return {
-            "job_name": name,
-            "partition": wanted.partition,
-            "account": wanted.account,
-            "qos": wanted.qos,
-            "gres": wanted.gres,
-            "constraint": wanted.constraint,
-            "exclude": ",".join(filter(None, [wanted.exclude, *bad])) or None,
-            "time": wanted.minutes,
-            "cpus_per_task": wanted.cpus_per_task,
-            "mail_user": site.mail_user,
-            "mail_type": site.mail_type if site.mail_user else None,
-            "dependency": self._dependency(node),
-            "array_parallelism": parallelism,
-            "signal_delay_s": site.signal_seconds,
+            "time": None,  # submitit's default of five minutes would be passed on
             "wckey": None,
+            "array_parallelism": options.parallelism(site, node),
+            "signal_delay_s": site.signal_seconds,
             "stderr_to_stdout": True,
             "setup": script.before(site.environment, site.setup, None if site.container else code_folder()),
             "teardown": after,
-            "additional_parameters": more,
-            "srun_args": [*([f"--cpus-per-task={wanted.cpus_per_task}"] if wanted.cpus_per_task else []), *wanted.srun],
+            "additional_parameters": chosen,
+            "srun_args": options.srun(site, node),
         }
 
     def _dependency(self, node: Node) -> str | None:
@@ -301,8 +304,8 @@ def code_folder() -> Path:
 
 
 def _count(node: Node) -> str:
-    what = "task" if node.kind == "tasks" else "task to look at"
-    return f"{len(node.tasks)} {what}{'s' if len(node.tasks) > 1 and node.kind == 'tasks' else ''}"
+    tasks = "1 task" if len(node.tasks) == 1 else f"{len(node.tasks)} tasks"
+    return tasks if node.kind == "tasks" else f"looks at {tasks}"
 
 
 def _release(jobs: Sequence[str]) -> None:
@@ -316,6 +319,18 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if "error:" in line]
     return (told or lines or ["no reason was given"])[-1].removeprefix("sbatch: error: ")
+
+
+@contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """What a job around this process says of itself does not reach the jobs queued here; which cluster it is does."""
+    import submitit
+
+    cluster = os.environ.get("SLURM_CONF")
+    with submitit.helpers.clean_env():
+        if cluster is not None:
+            os.environ["SLURM_CONF"] = cluster
+        yield
 
 
 @contextmanager
