@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from slurm_cluster import DEVCLUSTER, NO_PACKAGES, Cluster
+from slurm_cluster import DEVCLUSTER, FOREIGN, NO_PACKAGES, Cluster
+from slurm_trial import SlurmTrial
+
+from medsyn.campaign import inputs
 
 PREFIX = "medsyn-test-"  # below /tmp: a unix socket's path has at most 107 characters
 
@@ -89,3 +92,25 @@ def empty_cluster(cluster: Cluster) -> Iterator[Cluster]:
     cluster.reset()
     yield cluster
     cluster.reset()
+
+
+@pytest.fixture
+def make_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Cluster], SlurmTrial]:
+    """A small campaign on a cluster; no weights and no image content are needed where the stages are fake."""
+    monkeypatch.setattr(inputs.weights, "missing", lambda source: [])
+    monkeypatch.setattr(inputs.weights, "weights_fingerprint", lambda source: f"weights of {source}")
+    monkeypatch.setattr(inputs, "_check_images", lambda config, rows, progress: [])
+
+    def make(cluster: Cluster) -> SlurmTrial:
+        for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
+        return SlurmTrial(tmp_path, cluster)
+
+    return make
+
+
+@pytest.fixture
+def trial(make_trial: Callable[[Cluster], SlurmTrial], empty_cluster: Cluster) -> SlurmTrial:
+    """A small campaign on the shared cluster."""
+    return make_trial(empty_cluster)

@@ -28,8 +28,8 @@ def preempt(trial: SlurmTrial) -> None:
     ("settings", "told"),
     [
         pytest.param({}, True, id="user-signal"),
-        pytest.param({"USER_SIGNAL": 0, "GRACE": 15}, True, id="sigterm-only"),
-        pytest.param({"USER_SIGNAL": 0, "GRACE": 0}, False, id="no-grace-time"),
+        pytest.param({"user_signal": 0, "grace": 15}, True, id="sigterm-only"),
+        pytest.param({"user_signal": 0, "grace": 0}, False, id="no-grace-time"),
     ],
 )
 def test_a_preempted_task_saves_and_goes_on(

@@ -166,7 +166,7 @@ def test_jobs_that_get_nothing_of_the_submitters_environment(trial: SlurmTrial) 
 def test_a_cluster_without_accounting_with_small_arrays_that_forgets_quickly(
     make_trial: MakeTrial, other_cluster: Callable[..., Cluster]
 ) -> None:
-    trial = make_trial(other_cluster(DBD=0, MAX_ARRAY=3, MIN_JOB_AGE=2))
+    trial = make_trial(other_cluster(accounting=0, max_array=3, min_job_age=5))
     trial.write_tables(prompts=8)
     trial.prepare()
     trial.script({"finetune oct": ["input", "work"], "generate ct-00003": ["kill:SIGKILL", "work"]})
