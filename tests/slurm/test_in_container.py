@@ -1,4 +1,4 @@
-"""Tasks behind a container's command, without Slurm's tools inside; the runtime here is a stub that only starts Python."""
+"""Tasks behind a container command, without Slurm tools inside; the runtime here is a stub that only starts Python."""
 
 from __future__ import annotations
 
