@@ -115,3 +115,34 @@ def test_output_into_a_closed_pipe_is_no_error(config: Path) -> None:
     command = f"{sys.executable} launch.py plan {config} --json | head -1; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=ROOT)
     assert "Traceback" not in result.stderr
+
+
+NOT_ON_LOGIN_NODES = (*HEAVY[:-2], "numpy", "PIL", "pyarrow", "pydicom", "nibabel", "skimage", "scipy", "safetensors")
+
+
+def with_little_installed(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """`launch.py` where only pydantic, PyYAML, rich and submitit can be imported."""
+    code = (
+        "import runpy, sys\n"
+        f"sys.modules |= dict.fromkeys({NOT_ON_LOGIN_NODES!r})\n"
+        f"sys.argv = ['launch.py', *{[str(word) for word in arguments]!r}]\n"
+        f"runpy.run_path({str(ROOT / 'launch.py')!r}, run_name='__main__')\n"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_a_login_node_needs_neither_torch_nor_image_readers(tmp_path: Path) -> None:
+    table = tmp_path / "metadata.csv"
+    rows = "".join(f"{number}.png,CT: finding {number},CT\n" for number in range(4))
+    table.write_text("path,Text,modality\n" + rows)
+    ratings = "".join(f"{number}.png,{1 + 2 * (number % 2)},CT,3,CT: finding\n" for number in range(4))
+    (tmp_path / "ratings.csv").write_text("image_path,rating,modality,expert_level,prompt\n" + ratings)
+    for number in range(4):
+        (tmp_path / f"{number}.png").touch()
+    own = [f"data.table={table}", "data.modalities=[CT]", f"campaign.dir={tmp_path / 'run'}"]
+    result = with_little_installed("plan", "configs/tiny.yaml", *own)
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
+    assert "its images were not read: numpy is not installed here" in result.stderr
+    phantoms = with_little_installed("plan", "configs/tiny.yaml")
+    assert phantoms.returncode == 65
+    assert "data.table: drawing phantoms needs numpy" in phantoms.stderr

@@ -25,6 +25,7 @@ from medsyn.errors import InputError
 from medsyn.generation.shard import ATTEMPTS, MANIFEST, TIMING, read_manifest
 from medsyn.stage import CampaignDirectory
 
+LATENCY_SECONDS = 30.0  # how late a shared file system may show what another node has renamed into place
 HASH_LIMIT = 256 << 20  # bytes; a larger file's hash is recorded, but only its size is checked again
 
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 
 import pytest
+from trial import Trial
 
 from medsyn import config as configuration
+from medsyn import disk
 from medsyn.campaign.plan import Key, Plan, build
 from medsyn.campaign.slurm import gate, graph
 from medsyn.campaign.slurm import submissions as on_record
@@ -122,3 +125,25 @@ def test_a_whole_array_is_cancelled_by_its_own_id() -> None:
     newest = on_record.newest(submissions)
     keys = [("generate", name) for name in ("a", "b", "d")]
     assert gate.ids(submissions, keys, newest) == ["5", "6_1"]
+
+
+def test_a_gate_waits_for_a_marker_that_the_file_system_shows_late(trial: Trial) -> None:
+    trial.prepare()
+    directory = trial.campaign().directory
+    for event in (
+        {"name": "a", "kind": "tasks", "stage": "finetune", "job": "1"},
+        {"name": "g", "kind": "gate", "stage": "finetune", "job": "2"},
+        {"name": "b", "kind": "tasks", "stage": "rlhf-stage2", "job": "3"},
+    ):
+        facts = {"event": on_record.QUEUED, "round": "r", "tasks": ["ct", "oct"]}
+        disk.append_jsonl(directory.ledger, facts | event)
+    trial.work("finetune", "ct")
+    trial.work("finetune", "oct")
+    marker = directory.done("finetune", "ct")
+    hidden = marker.with_suffix(".late")
+    marker.rename(hidden)
+    assert gate.blocked_jobs(trial.campaign(), "g", latency_seconds=0) == ["3_0"]
+    late = threading.Timer(1.0, hidden.rename, [marker])
+    late.start()
+    assert gate.blocked_jobs(trial.campaign(), "g") == []
+    late.join()

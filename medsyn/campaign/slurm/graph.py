@@ -68,7 +68,7 @@ def build(plan: Plan, done: Collection[Key], queued: Queued, chunk: int, only: C
         for planned in plan
         if planned.key not in done and planned.key not in queued.tasks and (only is None or planned.key in only)
     ]
-    nodes, gate_of = _replaced_gates(plan, missing, queued)
+    nodes, gate_of = _replaced_gates(plan, [*missing, *(plan.by_key[key] for key in queued.tasks)], queued)
     for name, members in _groups(missing).items():
         stage = members[0].task.stage
         gates, queued_gates = dependencies(members, gate_of, queued, done)
@@ -83,9 +83,9 @@ def build(plan: Plan, done: Collection[Key], queued: Queued, chunk: int, only: C
     return Graph(tuple(nodes), gate_of)
 
 
-def _replaced_gates(plan: Plan, missing: Iterable[PlannedTask], queued: Queued) -> tuple[list[Node], dict[Key, str]]:
-    """New gates for tasks in the queue that lost theirs (it was cancelled), where a missing task waits for them."""
-    waited_for = {key for planned in missing for key in (*planned.needs, *planned.after)}
+def _replaced_gates(plan: Plan, waiting: Iterable[PlannedTask], queued: Queued) -> tuple[list[Node], dict[Key, str]]:
+    """New gates for tasks in the queue that lost theirs (it was cancelled), where another task waits for them."""
+    waited_for = {key for planned in waiting for key in (*planned.needs, *planned.after)}
     bare = [plan.by_key[key] for key in queued.tasks if key in waited_for and key not in queued.gates]
     nodes: list[Node] = []
     gate_of: dict[Key, str] = {}

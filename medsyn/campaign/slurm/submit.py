@@ -98,8 +98,11 @@ def submit(
         done -= {planned.key for planned in campaign.plan if planned.task.stage == "evaluate"}
     queued = graph.queued(submissions, {key: job.id for key, job in view.tasks.items()}, view.gates)
     wanted = graph.build(campaign.plan, done, queued, chunk_size(site), only)
+    its = _Round(campaign, site, functions, say)
+    held = its.queue(wanted) if wanted.nodes else []
+    its.repoint(wanted, submissions, view, queued, done)
     if wanted.nodes:
-        _Round(campaign, site, functions, say).queue(wanted, submissions, view, queued, done)
+        its.release(held)
     return Outcome(
         len(done),
         len(view.tasks.keys() - done),
@@ -175,10 +178,8 @@ class _Round:
         self.path = self.campaign.directory.ledger
         self.made: dict[str, Submission] = {}  # by the node's name
 
-    def queue(
-        self, wanted: Graph, before: Sequence[Submission], view: QueueView, queued: Queued, done: Collection[Key]
-    ) -> None:
-        """Hand every node to Slurm, held; write everything down; let dependents wait for it; release."""
+    def queue(self, wanted: Graph) -> list[str]:
+        """Hand every node to Slurm and write it down; return the jobs that are held and have to be released."""
         held = []
         with _stoppable():
             try:
@@ -193,7 +194,10 @@ class _Round:
                 if isinstance(error, KeyboardInterrupt):
                     raise Interrupted from None
                 raise
-        self._repoint(wanted, before, view, queued, done)
+        return held
+
+    def release(self, held: Sequence[str]) -> None:
+        """Let it run."""
         _release(held)
         ledger.record(self.path, on_record.RELEASED, round=self.number)
 
@@ -262,15 +266,16 @@ class _Round:
     def _looked_at(self, gate: Node) -> Iterator[str]:
         """Slurm's ids of what the gate comes after: whole arrays, or those of their elements that it looks at."""
         yield from gate.queued_tasks
+        looked_at = set(gate.tasks)
         for name in gate.after:
             made = self.made[name]
-            mine = [index for index, task in enumerate(made.tasks) if task in set(gate.tasks)]
+            mine = [index for index, task in enumerate(made.tasks) if task in looked_at]
             if len(mine) == len(made.tasks):
                 yield made.job
             else:
                 yield from (made.element(index) for index in mine)
 
-    def _repoint(
+    def repoint(
         self, wanted: Graph, before: Sequence[Submission], view: QueueView, queued: Queued, done: Collection[Key]
     ) -> None:
         """Let jobs in the queue wait for what was queued anew, and forget parents that can never be met."""
