@@ -243,3 +243,17 @@ def test_an_interrupted_launcher_takes_everything_back(trial: SlurmTrial, monkey
     trial.queue()
     trial.finish()
     assert trial.done() == all_tasks(trial)
+
+
+def test_shards_may_be_dealt_otherwise_while_jobs_are_in_the_queue(trial: SlurmTrial) -> None:
+    trial.write_tables(prompts=8)
+    trial.prepare()
+    trial.script({"finetune ct": ["steps:200"]})
+    trial.queue()
+    trial.wait_for_steps("finetune ct")
+    trial.prepare(generation__blocks_per_shard=4)
+    trial.queue()
+    trial.finish()
+    trial.queue()
+    trial.finish()
+    assert trial.done() == all_tasks(trial)

@@ -45,7 +45,7 @@ def _silent(campaign: Campaign, keys: Iterable[Key]) -> set[Key]:
     done = records.done_keys(campaign, campaign.plan)
     failed = {key for key in campaign.plan.by_key if key not in done and campaign.directory.failed(*key).is_file()}
     states = settle(campaign.plan, done, failed).states
-    return {key for key in keys if states[key] in ("ready", "waiting")}
+    return {key for key in keys if states.get(key) in ("ready", "waiting")}
 
 
 def over(gate: Submission, place: int, newest: Mapping[Key, tuple[int, str]]) -> set[Key]:

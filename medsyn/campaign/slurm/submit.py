@@ -96,7 +96,8 @@ def submit(
         return Outcome(len(done), 0, 0, 0, 0, len(done))
     if missing_others(campaign, done, only):
         done -= {planned.key for planned in campaign.plan if planned.task.stage == "evaluate"}
-    queued = graph.queued(submissions, {key: job.id for key, job in view.tasks.items()}, view.gates)
+    known = campaign.plan.by_key  # shards may have been dealt otherwise since: their jobs find nothing to do and end
+    queued = graph.queued(submissions, {k: job.id for k, job in view.tasks.items() if k in known}, view.gates)
     wanted = graph.build(campaign.plan, done, queued, chunk_size(site), only)
     its = _Round(campaign, site, functions, say)
     held = its.queue(wanted) if wanted.nodes else []
@@ -281,7 +282,7 @@ class _Round:
         """Let jobs in the queue wait for what was queued anew, and forget parents that can never be met."""
         plan = self.campaign.plan
         for submission in before:
-            waiting = [key for _, key in submission.elements() if key in view.tasks and view.tasks[key].waits]
+            waiting = [key for _, key in submission.elements() if key in queued.tasks and view.tasks[key].waits]
             if not waiting:
                 continue
             gates, old = graph.dependencies((plan.by_key[key] for key in waiting), wanted.gate_of, queued, done)
