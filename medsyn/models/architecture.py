@@ -54,9 +54,7 @@ def _conv(inputs: int, outputs: int, side: int, kernel: int = 3) -> Count:
 
 
 def _linear(inputs: int, outputs: int, tokens: int = 1, bias: bool = True) -> Count:
-    return Count(
-        inputs * outputs + bias * outputs, 2 * inputs * outputs * tokens, 1, max(inputs, outputs) * tokens
-    )
+    return Count(inputs * outputs + bias * outputs, 2 * inputs * outputs * tokens, 1, max(inputs, outputs) * tokens)
 
 
 def _norm(channels: int) -> Count:
@@ -196,6 +194,7 @@ def text_encoder(settings: Settings) -> Count:
     return Count(parameters=tables, layers=2) + layers + _norm(width)
 
 
+@functools.lru_cache(maxsize=32)
 def scorer(section: ScorerSection) -> Count:
     """The vision transformer of a Selector or a Policy on one image; their heads are small beside it."""
     side = section.image_size // section.patch_size
