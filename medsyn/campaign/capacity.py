@@ -17,16 +17,15 @@ from medsyn.models import architecture
 from medsyn.stage import STAGES, CampaignDirectory
 
 # What makes a stage need less, the mildest first; each keeps what the ones before it have changed.
-_FINETUNE_REMEDIES: tuple[tuple[str, Any], ...] = (
-    ("finetune.use_8bit_adam", True),
-    ("finetune.gradient_checkpointing", True),
-    ("finetune.train_batch_size", 1),
-)
-_REMEDIES = {
-    "finetune": _FINETUNE_REMEDIES,
+_REMEDIES: dict[str, tuple[tuple[str, Any], ...]] = {
+    "finetune": (
+        ("finetune.use_8bit_adam", True),
+        ("finetune.gradient_checkpointing", True),
+        ("finetune.train_batch_size", 1),
+    ),
     "generate": (("generation.batch_size", 1),),
-    "rlhf-stage1": (("training.batch_size", 8),),
-    "rlhf-stage2": (("training.batch_size", 8),),
+    "rlhf-stage1": (("training.batch_size", 1),),
+    "rlhf-stage2": (("training.batch_size", 1),),
 }
 
 

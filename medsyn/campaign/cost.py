@@ -52,6 +52,7 @@ class Estimate:
     tasks: Mapping[Key, TaskCost]
     on_gpu: bool
     tflops: float
+    candidates: float  # that a filtered image is expected to take
     assumed: bool  # the networks' sizes are those of SD v1.5, for want of the weights
 
     def of(self, stage: str) -> list[TaskCost]:
@@ -75,7 +76,7 @@ def estimate(config: Config, plan: Plan, counts: Counts, on_gpu: bool) -> Estima
     """
     model = CostModel(config, counts, on_gpu)
     tasks = {planned.key: model.task(planned.task) for planned in plan}
-    return Estimate(tasks, on_gpu, model.flops_per_second / 1e12, model.networks.assumed)
+    return Estimate(tasks, on_gpu, model.flops_per_second / 1e12, model.candidates[0], model.networks.assumed)
 
 
 def expected_seconds(config: Config, task: Task, counts: Counts, on_gpu: bool) -> float:

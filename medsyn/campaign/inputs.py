@@ -41,9 +41,7 @@ class Checked:
     given: Config  # as the user wrote it
     config: Config  # resolved
     plan: Plan
-    counts: dict[
-        str, Counter[str]
-    ]  # "images", "rated images", "ratings" (empty if not drawn yet), "prompts" by modality
+    counts: dict[str, Counter[str]]  # "images", "rated images", "ratings" and "prompts" by modality
     estimate: cost.Estimate
     prompts: str  # the prompt list that the tasks will read, as CSV
     problems: list[Problem]
