@@ -23,7 +23,10 @@ ADAM = 8  # bytes of state per parameter: two float32 averages
 ADAM_8BIT = 2
 AUTOCAST_SAVED = 3  # bytes of a number saved under bfloat16 autocast, on average: norms stay in float32
 WORKING = 3  # tensors as large as the widest one, alive at once in a forward pass
-JUDGED_TOGETHER = 64  # rated images in one forward pass (medsyn.training.rewards.TOGETHER)
+# The next three repeat constants of modules that a login node does not import; a test holds them in step.
+JUDGED_TOGETHER = 64  # rated images in one forward pass
+SCORER_CHECKPOINTS = 2  # kept while the scorers learn
+COLOURS = {"Fundus": 3}  # channels of a modality's PNG files; all others are grey
 
 PNG_BYTES_PER_VALUE = 0.8  # of a noisy grey or colour image; smooth ones need half of it
 IMAGE_RECORDS = 2_500  # bytes of an image's text chunks and its line in the manifest
@@ -31,7 +34,6 @@ ATTEMPT_RECORD = 300  # bytes of a candidate's line
 DISK_BLOCK = 4_096  # what the file system gives out at once
 BLOCK_FILES = 3  # of a block of images, beside the images
 REPORT = 5 * 2**20  # bytes of report, metrics and judge
-COLOURS = {"Fundus": 3}  # channels of a modality's PNG files; all others are grey
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ def disk(config: Config, task: Task, model: Architecture, work: Volume, candidat
     pixels = 3 * config.data.resolution**2
     # stage 2 finds its images in stage 1's cache
     cache = HALF * work.rated * (pixels + model.text_width) if task.stage == "rlhf-stage1" else 0
-    return Disk(cache + weights, 3 * 4 * weights)  # three checkpoints: weights, the best ones, two averages
+    # in each: weights, the best ones so far, two averages
+    return Disk(cache + weights, (SCORER_CHECKPOINTS + 1) * 4 * weights)
 
 
 def checkpoint_bytes(config: Config, model: Architecture) -> int:

@@ -258,6 +258,15 @@ def test_tasks_that_are_done_are_found_by_their_markers(trial: Trial) -> None:
     assert capacity.marked_done(directory) == {("generate", "ct-00000")}
 
 
+def test_constants_that_are_repeated_are_the_same() -> None:
+    from medsyn.generation.provenance import COLOUR_MODALITIES
+    from medsyn.training import fit_scorers, rewards
+
+    assert footprint.COLOURS.keys() == COLOUR_MODALITIES
+    assert footprint.JUDGED_TOGETHER == rewards.TOGETHER
+    assert footprint.SCORER_CHECKPOINTS == fit_scorers.CHECKPOINTS_KEPT
+
+
 def test_a_hundred_thousand_tasks_are_estimated_in_no_time() -> None:
     settings = config(generation__batch_size=1, generation__blocks_per_shard=1)
     found = estimate(settings, {**COUNTS, "prompts": {"CT": 100_000}})
