@@ -43,8 +43,13 @@ class Volume:
     images: int = 0  # to train on
     rated: int = 0  # rated images
     ratings: int = 0
-    asked: int = 0  # images that one mode makes
-    places: int = 0  # with the padding of the last batch
+    asked: int = 0  # images that one mode makes; short blocks count as full ones
+    places: int = 0  # with the padding of every batch
+
+
+def block_size(config: Config) -> int:
+    """Images in one block."""
+    return config.generation.batch_size
 
 
 def volume(config: Config, task: Task, counts: Counts) -> Volume:
@@ -55,14 +60,15 @@ def volume(config: Config, task: Task, counts: Counts) -> Volume:
         return sum(its.values()) if task.modality is None else its.get(task.modality, 0)
 
     wanted = count("prompts") * config.generation.img_num
-    size = config.generation.batch_size
+    size = block_size(config)
     start, end = task.blocks or (0, -(-wanted // size))
+    places = (end - start) * size
     return Volume(
         images=round(count("images") * (1 - config.data.held_out_fraction)),
         rated=count("rated images"),
         ratings=max(count("ratings"), count("rated images")),
-        asked=min(end * size, wanted) - start * size,
-        places=(end - start) * size,
+        asked=min(places, wanted),
+        places=places,
     )
 
 
@@ -154,7 +160,7 @@ def checkpoint_bytes(config: Config, model: Architecture) -> int:
 def _images(config: Config, task: Task, work: Volume, candidates: float) -> float:
     values = COLOURS.get(task.modality or "", 1) * config.data.resolution**2
     image = PNG_BYTES_PER_VALUE * values + IMAGE_RECORDS + DISK_BLOCK
-    blocks = work.places / config.generation.batch_size
+    blocks = work.places / block_size(config)
     total = 0.0
     for mode in config.generation.modes:
         attempts = candidates if mode == "filtered" else 1

@@ -6,12 +6,14 @@ Nothing is written here; `plan` and `submit` both call `check`, and find the sam
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from medsyn.campaign import capacity, cost, machine
@@ -158,12 +160,19 @@ def weights_of(config: Config) -> str:
     return weights.weights_fingerprint(config.model_paths.stable_diffusion)
 
 
+def phantoms() -> ModuleType:
+    """`medsyn.data.phantoms`, which needs numpy, and most campaigns need no phantoms."""
+    try:
+        return importlib.import_module("medsyn.data.phantoms")
+    except ImportError as error:
+        reason = f"drawing phantoms needs {error.name}, which is not installed here; name a table of images"
+        raise InputError(CONFIGURATION, reason, key="data.table") from None
+
+
 def _phantom_counts(config: Config) -> dict[str, Counter[str]]:
     """What the phantoms' tables will hold."""
-    from medsyn.data.phantoms import MODALITY_OF  # needs numpy, and most campaigns need no phantoms
-
     wanted = config.data.phantoms
-    kinds = Counter(modality for modality in MODALITY_OF.values() if modality in config.data.modalities)
+    kinds = Counter(modality for modality in phantoms().MODALITY_OF.values() if modality in config.data.modalities)
     sizes = {
         "images": wanted.images_per_kind,
         "rated images": wanted.images_per_kind,
@@ -263,7 +272,11 @@ def _check_images(config: Config, rows: Mapping[str, int], progress: Progress | 
                 str(paths[0]), f"its images were not read, there are too many; `{command}` does", severity="warning"
             )
         ]
-    from medsyn.data.check import check_tables  # needs the image readers
+    try:
+        from medsyn.data.check import check_tables  # needs the image readers
+    except ImportError as error:  # a login node needs no more than pydantic, PyYAML, rich and submitit
+        reason = f"its images were not read: {error.name} is not installed here; tasks will read them"
+        return [Problem(str(paths[0]), reason, severity="warning")]
 
     tell = (lambda done, total: progress("reading images", done, total)) if progress else None
     root = Path(data.root) if data.root else None

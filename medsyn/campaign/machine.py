@@ -53,6 +53,7 @@ def _is_foreign(directory: CampaignDirectory) -> bool:
         return False
     return any(
         not (path == directory.ledger and path.stat().st_size == 0)
+        and path.name != f"{directory.ledger.name}.lock"
         and not (path.name.startswith(".") and ".tmp-" in path.name)
         for path in directory.root.iterdir()
     )

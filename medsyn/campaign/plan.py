@@ -8,7 +8,7 @@ A plan is data. Whoever runs it (the local scheduler, Slurm) obeys two rules onl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -111,6 +111,19 @@ class Plan:
 
     def __iter__(self) -> Iterator[PlannedTask]:
         return iter(self.tasks)
+
+    def select(self, words: Iterable[str]) -> set[Key]:
+        """The tasks that words such as `finetune` and `generate:ct-00000` name; raises InputError for any other."""
+        chosen: set[Key] = set()
+        for word in words:
+            stage, colon, which = word.partition(":")
+            if colon:
+                chosen.add(self.find(stage, which).key)
+            elif stage in self.by_stage:
+                chosen |= {planned.key for planned in self.by_stage[stage]}
+            else:
+                raise InputError(word, f"this campaign has no such stage; it has {', '.join(self.by_stage)}")
+        return chosen
 
     def find(self, stage: str, which: str) -> PlannedTask:
         """The task of `stage` with this name or index; raises InputError saying which there are."""

@@ -111,13 +111,11 @@ def _write(checked: Checked, progress: Progress | None, warn: Warn | None) -> Ca
 
 
 def _draw_phantoms(config: Config, directory: Path, progress: Progress | None) -> None:
-    from medsyn.data.phantoms import write_dataset  # needs numpy and the image libraries
-
     for left in directory.parent.glob(f".{directory.name}.tmp-*"):  # by a submit that was killed: we hold the lock
         shutil.rmtree(left, ignore_errors=True)
     wanted = config.data.phantoms
     tell = (lambda done, total: progress("drawing phantoms", done, total)) if progress else None
-    write_dataset(
+    inputs.phantoms().write_dataset(
         directory, wanted.images_per_kind, wanted.prompts_per_kind, wanted.image_size, config.campaign.seed, tell
     )
 
