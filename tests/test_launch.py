@@ -77,6 +77,27 @@ def test_a_plan_for_scripts(config: Path) -> None:
     assert last["needs"] == [["finetune", "ct"], ["rlhf-stage1", "all"], ["rlhf-stage2", "ct"]]
 
 
+def test_a_plan_says_what_is_expected_to_be_needed_and_that_these_are_estimates(config: Path) -> None:
+    said = launch("plan", config, "device.use_cuda=false").stdout
+    assert "estimated hours of computing: " in said
+    assert "on 1 CPU thread(s) a task" in said
+    assert "a filtered image takes 3 to 10 candidates; 4.5 are assumed" in said
+    assert "estimated disk for what is not done: " in said
+    estimate = json.loads(launch("plan", config, "--json", "cluster.gpu_tflops=5.9").stdout)["estimate"]
+    assert (estimate["on_gpu"], estimate["tflops"], estimate["model_assumed"]) == (True, 5.9, False)
+    assert estimate["hours"]["least"] < estimate["hours"]["expected"] < estimate["hours"]["most"]
+    assert estimate["disk"]["needed"] <= estimate["disk"]["needed_all_at_once"] < estimate["disk"]["free"]
+    assert set(estimate["stages"]) == {"finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate"}
+
+
+def test_a_plan_for_a_card_that_is_too_small_names_what_to_change() -> None:
+    result = launch("plan", "configs/sd15-pascal.yaml", "finetune.use_8bit_adam=false")
+    assert result.returncode == 65
+    assert "the sizes are those of Stable Diffusion v1.5" in result.stdout
+    assert "finetune is estimated to need 15.3 GiB of a card's memory, and one has 12" in result.stderr
+    assert "finetune.use_8bit_adam=true would need 10.5 GiB" in result.stderr
+
+
 def test_options_and_overrides_mix_in_any_order(config: Path) -> None:
     result = launch("plan", "--json", config, "training.stage=1", "generation.img_num=3")
     assert "rlhf-stage2" not in json.loads(result.stdout)["stages"]

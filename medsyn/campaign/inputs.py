@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from medsyn.campaign import machine
+from medsyn.campaign import capacity, cost, machine
 from medsyn.campaign.machine import CONFIGURATION
 from medsyn.campaign.plan import Plan, build
 from medsyn.config import PHANTOMS, Config
@@ -27,6 +27,7 @@ from medsyn.data.tables import ImageRow, PromptRow, RatingRow, Table
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.models import weights
 from medsyn.seeds import seed
+from medsyn.stage import CampaignDirectory
 
 IMAGES_READ_AT_MOST = 2000  # a larger data set is checked by `python -m medsyn check`, once, not at every submit
 CAPTIONS_PER_MODALITY = 8  # drawn as prompts where there is no prompt list
@@ -42,7 +43,8 @@ class Checked:
     given: Config  # as the user wrote it
     config: Config  # resolved
     plan: Plan
-    counts: dict[str, Counter[str]]  # "images", "rated images" and "prompts" by modality
+    counts: dict[str, Counter[str]]  # "images", "rated images", "ratings" and "prompts" by modality
+    estimate: cost.Estimate
     prompts: str  # the prompt list that the tasks will read, as CSV
     problems: list[Problem]
 
@@ -105,6 +107,7 @@ def check(config: Config, progress: Progress | None = None) -> Checked:
     found: dict[str, list[str]] = {
         "images": [row.modality for row in images],
         "rated images": [modality for _, modality in rated],
+        "ratings": [row.modality for row in ratings],
         "prompts": [row.modality for row in prompts],
     }
     counts: dict[str, Counter[str]] = {
@@ -115,7 +118,7 @@ def check(config: Config, progress: Progress | None = None) -> Checked:
         counts |= {what: expected for what, expected in _phantom_counts(config).items() if not known[what]}
     for what, names in found.items():
         absent = [modality for modality in modalities if not counts[what][modality]]
-        if names and absent:  # a table without any row has been told of already
+        if names and absent and what != "ratings":  # a table without any row has been told of already
             problems.append(_absent(resolved, what, absent))
     own = {}  # tables whose images are not medsyn's own drawings
     if config.data.table != PHANTOMS:
@@ -124,8 +127,11 @@ def check(config: Config, progress: Progress | None = None) -> Checked:
         own[str(resolved.data.ratings_file)] = len(ratings)
     problems += _check_images(resolved, own, progress)
     text = _as_csv(row for row in prompts if row.modality in modalities)
+    plan = build(resolved, counts["prompts"])
+    estimate = cost.estimate(resolved, plan, counts, machine.expects_gpu(resolved))
+    problems += capacity.check(resolved, estimate, capacity.marked_done(CampaignDirectory(resolved.campaign.path)))
     problems = list(dict.fromkeys(problems))  # what two readers say is said once
-    return Checked(config, resolved, build(resolved, counts["prompts"]), counts, text, problems)
+    return Checked(config, resolved, plan, counts, estimate, text, problems)
 
 
 def _check_split(config: Config, images: Iterable[ImageRow]) -> list[Problem]:

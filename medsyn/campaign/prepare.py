@@ -100,6 +100,7 @@ def _write(checked: Checked, progress: Progress | None, warn: Warn | None) -> Ca
         {
             "fingerprints": stage_fingerprints(resolved, contents),
             "prompts": dict(checked.counts["prompts"]),
+            "counts": {what: dict(counts) for what, counts in checked.counts.items()},
             "weights": contents["weights"],
             "inputs": {name: asdict(record) for name, record in files.items()},
             "prompt_source": asdict(records.record_file(source)) if source else None,

@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Campaign:
     plan: Plan
     fingerprints: Mapping[str, str]  # of each stage
     inputs: Mapping[str, FileRecord]  # table, ratings, prompts
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # of images, ratings, …, by modality
 
 
 class _Inputs(BaseModel):
@@ -98,7 +99,8 @@ def open_campaign(root: Path) -> Campaign:
     fingerprints = stage_fingerprints(config, contents)
     if fingerprints != facts["fingerprints"]:
         raise InputError(directory.config, "it was edited by hand: change your own configuration and submit that")
-    return Campaign(directory, config, build(config, facts["prompts"]), fingerprints, inputs)
+    counts = facts.get("counts", {"prompts": facts["prompts"]})
+    return Campaign(directory, config, build(config, facts["prompts"]), fingerprints, inputs, counts)
 
 
 def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:
