@@ -1,13 +1,19 @@
 # shellcheck shell=bash disable=SC2154
 # What slurm.conf, slurmdbd.conf and gres.conf say; every setting was found necessary, or shortens a wait.
 
+# The loopback address that this machine's name stands for (127.0.0.1, Debian's 127.0.1.1), if it does. Slurm can be
+# kept off the other interfaces only by binding to that name; elsewhere it listens on all, and munge's key protects it.
+own_loopback() { getent ahostsv4 "$(</proc/sys/kernel/hostname)" | grep -Eo -m1 '^127[.0-9]+' || true; }
+
 write_slurm_conf() {
+  local address
+  address=$(own_loopback)
+  if [ -n "$address" ]; then echo CommunicationParameters=NoCtldInAddrAny,NoInAddrAny; else address=127.0.0.1; fi
   cat <<CONF
 ClusterName=devcluster
 # "localhost" is accepted as the controller's name whatever the machine is called
-SlurmctldHost=localhost(127.0.0.1)
+SlurmctldHost=localhost($address)
 SlurmctldPort=$port
-CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 # cred_expire is also how long a requeued job waits before it starts again (120 where it is not set)
 AuthType=auth/munge
 AuthInfo=socket=$dir/run/munge.socket,cred_expire=$cred_expire
@@ -61,7 +67,7 @@ CONF
   if [ "$accounting" = 1 ]; then
     cat <<CONF
 AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost=localhost
+AccountingStorageHost=127.0.0.1
 AccountingStoragePort=$((port + 1))
 # the connection to slurmdbd takes its munge socket from here, not from AuthInfo
 AccountingStoragePass=$dir/run/munge.socket
@@ -76,7 +82,7 @@ CONF
   printf '%s\n' "$extra"
   local number
   for number in $(seq 1 "$nodes"); do
-    echo "NodeName=n$number NodeHostname=localhost NodeAddr=127.0.0.1 Port=$((port + 1 + number))" \
+    echo "NodeName=n$number NodeHostname=localhost NodeAddr=$address Port=$((port + 1 + number))" \
       "CPUs=$cpus RealMemory=$memory Gres=gpu:$gpus State=UNKNOWN"
   done
   # jobs of gpu preempt those of preempt; cpu neither preempts nor is preempted
@@ -117,5 +123,7 @@ configure() {
   save_settings >"$dir/etc/settings"
   write_slurm_conf >"$dir/etc/slurm.conf"
   printf '%s\n' AutoDetect=off "Name=gpu File=$dir/dev/gpu[0-$((gpus - 1))]" >"$dir/etc/gres.conf"
+  # slurmd loads a cgroup plugin although nothing uses it; v1's does nothing until it is used, v2's wants systemd
+  echo CgroupPlugin=cgroup/v1 >"$dir/etc/cgroup.conf"
   (umask 077 && write_slurmdbd_conf >"$dir/etc/slurmdbd.conf")
 }

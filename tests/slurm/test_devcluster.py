@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,8 +45,8 @@ def ports(cluster: Cluster) -> set[int]:
 
 
 def listens(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
+    sockets = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
+    return re.search(rf":{port:04X} [0-9A-F]+:0000 0A ", sockets) is not None
 
 
 def test_a_job_sees_the_gpus_that_it_asked_for(cluster: Cluster, tmp_path: Path) -> None:
@@ -154,7 +153,9 @@ def test_stop_leaves_no_process_and_no_port(passing_cluster: Cluster, tmp_path: 
 
 def test_after_kill_9_of_every_daemon_start_finds_queue_and_accounting_again(passing_cluster: Cluster) -> None:
     passing_cluster.devcluster("start", nodes=1)
-    job = passing_cluster.sbatch("--hold", QUIET, script="true")
+    job = passing_cluster.sbatch("--hold", "--job-name=early-bird", QUIET, script="true")
+    saved = passing_cluster.directory / "state" / "job_state"  # slurmctld writes it seconds after sbatch
+    passing_cluster.wait_until(lambda: saved.exists() and b"early-bird" in saved.read_bytes(), what="the saved queue")
     for process in daemons(passing_cluster).values():
         os.kill(process, signal.SIGKILL)
     passing_cluster.devcluster("start")
