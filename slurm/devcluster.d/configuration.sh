@@ -1,18 +1,19 @@
 # shellcheck shell=bash disable=SC2154
 # What slurm.conf, slurmdbd.conf and gres.conf say; every setting was found necessary, or shortens a wait.
 
-# The loopback address that this machine's name stands for (127.0.0.1, Debian's 127.0.1.1), if it does. Slurm can be
-# kept off the other interfaces only by binding to that name; elsewhere it listens on all, and munge's key protects it.
-own_loopback() { getent ahostsv4 "$(</proc/sys/kernel/hostname)" | grep -Eo -m1 '^127[.0-9]+' || true; }
+# Slurm can be kept off the other interfaces only by binding to this machine's name. Where that is not 127.0.0.1 (Debian
+# writes 127.0.1.1 into /etc/hosts) job steps could not call back: there it listens on all, protected by munge's key.
+name_is_loopback() {
+  local address
+  read -r address _ < <(getent ahostsv4 "$(</proc/sys/kernel/hostname)") && [ "$address" = 127.0.0.1 ]
+}
 
 write_slurm_conf() {
-  local address
-  address=$(own_loopback)
-  if [ -n "$address" ]; then echo CommunicationParameters=NoCtldInAddrAny,NoInAddrAny; else address=127.0.0.1; fi
+  if name_is_loopback; then echo CommunicationParameters=NoCtldInAddrAny,NoInAddrAny; fi
   cat <<CONF
 ClusterName=devcluster
 # "localhost" is accepted as the controller's name whatever the machine is called
-SlurmctldHost=localhost($address)
+SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort=$port
 # cred_expire is also how long a requeued job waits before it starts again (120 where it is not set)
 AuthType=auth/munge
@@ -82,7 +83,7 @@ CONF
   printf '%s\n' "$extra"
   local number
   for number in $(seq 1 "$nodes"); do
-    echo "NodeName=n$number NodeHostname=localhost NodeAddr=$address Port=$((port + 1 + number))" \
+    echo "NodeName=n$number NodeHostname=localhost NodeAddr=127.0.0.1 Port=$((port + 1 + number))" \
       "CPUs=$cpus RealMemory=$memory Gres=gpu:$gpus State=UNKNOWN"
   done
   # jobs of gpu preempt those of preempt; cpu neither preempts nor is preempted
