@@ -1,0 +1,70 @@
+"""What a task's attempts file says: how often it was tried, what it took, and whether the newest try has an end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medsyn import disk
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """A task's tries so far."""
+
+    begun: int = 0
+    seconds: float = 0.0  # of those that are over; a killed one counts up to its last heartbeat
+    open_since: float | None = None  # when the newest began, if it has no end on record
+    job: str | None = None  # Slurm's id of the job that made the newest
+    host: str = ""  # where the newest ran
+    reason: str | None = None  # how the newest ended, in one line
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the newest attempt runs, or was killed."""
+        return self.open_since is not None
+
+    def spent(self, until: float | None) -> float:
+        """Seconds of all attempts, the open one counted to `until` (now, or its last heartbeat)."""
+        if self.open_since is None or until is None:
+            return self.seconds
+        return self.seconds + max(0.0, until - self.open_since)
+
+
+NONE = Attempts()
+
+
+def read(path: Path) -> Attempts:
+    """The attempts in a task's file; NONE if there is no such file."""
+    return summarize(disk.read_jsonl(path))
+
+
+def summarize(lines: Iterable[Mapping[str, Any]]) -> Attempts:
+    """The attempts that the lines of an attempts file record; damaged lines are passed over."""
+    begun, seconds = 0, 0.0
+    since: float | None = None
+    newest: Mapping[str, Any] = {}
+    reason: str | None = None
+    for line in lines:
+        time = line.get("time")
+        if not isinstance(time, (int, float)):
+            continue
+        if line.get("event") == "start":
+            beat = line.get("progress") or {}  # of the attempt before, which may have been killed
+            if since is not None:
+                seconds += max(0.0, beat.get("time", since) - since)
+            begun, since, newest, reason = begun + 1, float(time), line, None
+        elif since is not None:
+            seconds += max(0.0, time - since)
+            since, reason = None, line.get("reason")
+    return Attempts(begun, seconds, since, newest.get("job"), newest.get("host", ""), reason)
+
+
+def slurm_job() -> dict[str, Any]:
+    """Which Slurm job this process is part of, for the record: `123_4` or `123`, and how often it was requeued."""
+    job, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    name = f"{job}_{task}" if job and task else os.environ.get("SLURM_JOB_ID")
+    return {"job": name, "requeues": int(os.environ.get("SLURM_RESTART_COUNT") or 0)} if name else {}
