@@ -18,9 +18,14 @@ class Attempts:
     begun: int = 0
     seconds: float = 0.0  # of those that are over; a killed one counts up to its last heartbeat
     open_since: float | None = None  # when the newest began, if it has no end on record
-    job: str | None = None  # Slurm's id of the job that made the newest
+    jobs: tuple[str | None, ...] = ()  # Slurm's id of the job that each was part of
     host: str = ""  # where the newest ran
     reason: str | None = None  # how the newest ended, in one line
+
+    @property
+    def job(self) -> str | None:
+        """Slurm's id of the job that the newest was part of."""
+        return self.jobs[-1] if self.jobs else None
 
     @property
     def is_open(self) -> bool:
@@ -44,7 +49,8 @@ def read(path: Path) -> Attempts:
 
 def summarize(lines: Iterable[Mapping[str, Any]]) -> Attempts:
     """The attempts that the lines of an attempts file record; damaged lines are passed over."""
-    begun, seconds = 0, 0.0
+    seconds = 0.0
+    jobs: list[str | None] = []
     since: float | None = None
     newest: Mapping[str, Any] = {}
     reason: str | None = None
@@ -56,11 +62,12 @@ def summarize(lines: Iterable[Mapping[str, Any]]) -> Attempts:
             beat = line.get("progress") or {}  # of the attempt before, which may have been killed
             if since is not None:
                 seconds += max(0.0, beat.get("time", since) - since)
-            begun, since, newest, reason = begun + 1, float(time), line, None
+            jobs.append(line.get("job"))
+            since, newest, reason = float(time), line, None
         elif since is not None:
             seconds += max(0.0, time - since)
             since, reason = None, line.get("reason")
-    return Attempts(begun, seconds, since, newest.get("job"), newest.get("host", ""), reason)
+    return Attempts(len(jobs), seconds, since, tuple(jobs), newest.get("host", ""), reason)
 
 
 def slurm_job() -> dict[str, Any]:

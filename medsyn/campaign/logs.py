@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from medsyn.campaign.plan import Key
 from medsyn.campaign.records import Campaign
-from medsyn.campaign.slurm import submissions
+from medsyn.campaign.slurm.submissions import Submission
 from medsyn.errors import InputError
+from medsyn.stage import CampaignDirectory
 
 _PIECE = 64 << 10  # bytes
 
@@ -36,26 +37,26 @@ def tail(path: Path, count: int, end: int | None = None) -> list[str]:
     return content.decode(errors="replace").splitlines()[-count:]
 
 
-def find(campaign: Campaign, key: Key) -> Path | None:
-    """The file with a task's output: its own log or, where that says nothing, what Slurm's batch script printed."""
-    log = campaign.directory.log(*key)
+def find(log: Path, batch: Sequence[Path]) -> Path | None:
+    """The file with a task's output: its own log or, where that says nothing, the newest that Slurm wrote."""
     if _has_content(log):
         return log
-    batch = [path for path in _batch_logs(campaign, key) if _has_content(path)]
-    return batch[-1] if batch else log if log.is_file() else None
+    said = [path for path in batch if _has_content(path)]
+    return said[-1] if said else log if log.is_file() else None
 
 
 def _has_content(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def _batch_logs(campaign: Campaign, key: Key) -> Iterator[Path]:
-    """submitit's files of a task's jobs, oldest job first, standard error last: srun's complaints are there."""
-    for submission in submissions.read(campaign.directory.ledger):
-        for identity, other in submission.elements():
-            if other == key:
-                folder = campaign.directory.root / "tasks" / "slurm" / submission.name
-                yield from (folder / f"{identity}_0_log.{end}" for end in ("out", "err"))
+def batch_logs(directory: CampaignDirectory, submitted: Iterable[Submission]) -> dict[Key, list[Path]]:
+    """submitit's files of each task's jobs, oldest job first, standard error last: srun's complaints are there."""
+    found: dict[Key, list[Path]] = {}
+    for submission in submitted:
+        folder = directory.root / "tasks" / "slurm" / submission.name
+        for identity, key in submission.elements():
+            found.setdefault(key, []).extend(folder / f"{identity}_0_log.{end}" for end in ("out", "err"))
+    return found
 
 
 def targets(campaign: Campaign, which: str | None) -> list[Key]:

@@ -106,7 +106,7 @@ def test_the_queue_says_who_runs_who_waits_and_who_waits_again(trial: Trial, slu
     assert "finetune ct running starting, job 10_0, n2" in text
     assert "finetune 1 preempted: BeginTime, saved" in text
     assert "generate 1 pending: Dependency" in text
-    assert (slurm.asked("squeue"), slurm.asked("sacct")) == (1, 0)
+    assert (slurm.asked("squeue"), slurm.asked("sacct")) == (1, 1)  # the latter for shard 20_1, which is gone
 
 
 def test_nothing_is_left_to_do_but_look_while_everything_is_in_the_queue(trial: Trial, slurm: Slurm) -> None:
@@ -124,9 +124,9 @@ def test_nothing_is_left_to_do_but_look_while_everything_is_in_the_queue(trial: 
 @pytest.mark.parametrize(
     ("accounting", "code", "how"),
     [
-        (["10_1|OUT_OF_MEMORY", "10_0|COMPLETED"], 0, "accounting says OUT_OF_MEMORY"),
-        (["10_1|CANCELLED by 1000"], 0, "accounting says CANCELLED"),
-        ([], 1, "Slurm's accounting has no trace of it"),
+        (["10_1|OUT_OF_MEMORY", "10_0|COMPLETED"], 0, "; accounting says OUT_OF_MEMORY"),
+        (["10_1|CANCELLED by 1000"], 0, "; accounting says CANCELLED"),
+        ([], 1, "; accounting has no trace of it"),
     ],
 )
 def test_a_task_whose_job_is_gone_without_an_end_is_lost(
@@ -137,15 +137,33 @@ def test_a_task_whose_job_is_gone_without_an_end_is_lost(
     slurm.accounting(*accounting, code=code)
     status = reading.read(campaign)
     assert states(status, "finetune") == {"ct": "idle", "oct": "failed"}
-    assert status.why(("finetune", "oct")) == f"lost: job 10_1 on n1 is gone and wrote down no end; {how}"
+    assert status.why(("finetune", "oct")) == f"lost: job 10_1 on n1 is gone and wrote down no end{how}"
     assert (status.exit_code, status.next_step.command, slurm.asked("sacct")) == (1, "resume", 1)
+
+
+@pytest.mark.parametrize(
+    ("accounting", "state", "why"),
+    [
+        ("10_1|CANCELLED by 1000", "idle", "job 10_1 left the queue before it began; accounting says CANCELLED"),
+        ("10_1|FAILED", "failed", "job 10_1 ended before it began; accounting says FAILED"),
+        ("10_0|FAILED", "idle", "job 10_1 left the queue before it began"),
+    ],
+)
+def test_a_job_that_is_gone_before_its_task_began(
+    trial: Trial, slurm: Slurm, accounting: str, state: str, why: str
+) -> None:
+    campaign = queued(trial.prepare())
+    disk.write_atomic(trial.root / "tasks/slurm/trial-finetune/10_1_0_log.err", "srun: error: no such image\n")
+    slurm.accounting(accounting)
+    status = reading.read(campaign)
+    assert (states(status, "finetune")["oct"], status.why(("finetune", "oct"))) == (state, why)
+    assert ("    srun: error: no such image" in said(status)) == (state == "failed")
 
 
 def test_a_task_that_was_killed_outside_of_slurm_is_not_lost(trial: Trial, slurm: Slurm) -> None:
     campaign = queued(trial.prepare())
     attempt(campaign, "finetune", "oct", None)
     assert states(reading.read(campaign), "finetune")["oct"] == "idle"
-    assert slurm.asked("sacct") == 0
 
 
 def test_while_slurm_does_not_answer_nothing_is_lost_or_idle(trial: Trial, slurm: Slurm) -> None:

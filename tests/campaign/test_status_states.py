@@ -34,6 +34,10 @@ REQUEUED = Job("7_1", "PENDING", "BeginTime")
         (Facts(failed=True, attempts=TRIED), "failed", "failed"),
         (Facts(failed=True, locked=True), "running", "running"),
         (Facts(is_lost=True, attempts=TRIED), "failed", "failed"),
+        (Facts(unbegun="7_1"), "idle", "blocked"),
+        (Facts(unbegun="7_1", word="CANCELLED"), "idle", "blocked"),
+        (Facts(unbegun="7_1", word="NODE_FAIL"), "failed", "failed"),
+        (Facts(unbegun="7_1", job=WAITING), "pending", "blocked"),
         (Facts(attempts=TRIED), "idle", "blocked"),  # saved and cancelled, or stopped by Ctrl-C
         (Facts(is_taken_care_of=True), "pending", "blocked"),
         (Facts(is_taken_care_of=True, attempts=TRIED), "preempted", "blocked"),

@@ -27,7 +27,7 @@ def failures(console: Console, status: Status) -> None:
     failed = status.by_state["failed"]
     for key in failed:
         console.print(Text(f"{' '.join(key)} failed: {status.why(key)}", "red"), soft_wrap=True)
-        path = logs.find(status.campaign, key)
+        path = status.log(key)
         for line in logs.last_lines(path, EXCERPT) if path else []:
             console.print(Text(f"    {line}"), soft_wrap=True)
         console.print(Text(f"    log: {path}" if path else "    it has no log"), soft_wrap=True)
@@ -39,7 +39,7 @@ def overview(console: Console, status: Status, keys: Sequence[Key]) -> None:
     """Print a table of tasks: state, log and its last line."""
     table = Table("task", "state", "log", "last line")
     for key in keys:
-        path = logs.find(status.campaign, key)
+        path = status.log(key)
         line = next(iter(logs.last_lines(path, 1)), "") if path else ""
         shown = path.relative_to(status.campaign.directory.root) if path else ""
         table.add_row(key[1], status.states[key], Text(str(shown), overflow="fold"), Text(line, overflow="ellipsis"))
@@ -59,7 +59,7 @@ def show(status: Status, key: Key, lines: int | None, follow: Callable[[], Statu
     Returns:
         EXIT_DONE; when following, EXIT_FAILED if the task has failed and EXIT_SAVED if it is not done.
     """
-    path = logs.find(status.campaign, key)
+    path = status.log(key)
     position = _print(path, lines) if path else 0
     if follow is None:
         if path is None:
@@ -68,7 +68,7 @@ def show(status: Status, key: Key, lines: int | None, follow: Callable[[], Statu
     if path is None:
         print(f"{' '.join(key)} is {status.states[key]}; waiting for its log", file=sys.stderr)
     watched = _Watched(status, key, follow)
-    where = lambda: logs.find(status.campaign, key)  # noqa: E731
+    where = lambda: status.log(key)  # noqa: E731
     for text in logs.follow(where, watched.is_over, lambda: time.sleep(POLL_SECONDS), position):
         print(text, end="", flush=True)
     state = watched.status.states[key]

@@ -10,7 +10,7 @@ import os
 import pwd
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from medsyn import errors
 from medsyn.campaign import attempts, locks, records, summary
@@ -31,8 +31,7 @@ def read(campaign: Campaign) -> Status:
     submitted = submissions.read(campaign.directory.ledger)
     view = _ask(campaign, submitted) if submitted else QueueView()
     made = records.done_facts(campaign)
-    facts = dict.fromkeys(made, DONE) | _Looking(campaign, submitted, view).facts(made)
-    lost = {its.attempts.job for its in facts.values() if its.is_lost and its.is_known and its.job is None}
+    facts = dict.fromkeys(made, DONE) | _with_ends(_Looking(campaign, submitted, view).facts(made))
     states, blocked_by = _judge_all(campaign, facts)
     return Status(
         campaign,
@@ -41,10 +40,20 @@ def read(campaign: Campaign) -> Status:
         time=time.time(),
         facts=facts,
         made=made,
-        ended=queue.ended({job for job in lost if job}),
-        on_slurm=bool(submitted),
+        submitted=submitted,
         notes=_notes(campaign, view),
     )
+
+
+def _with_ends(facts: dict[Key, Facts]) -> dict[Key, Facts]:
+    """The facts with accounting's word on jobs that are gone and said nothing themselves, in one question."""
+    gone = {
+        key: job
+        for key, its in facts.items()
+        if its.is_known and its.job is None and (job := its.attempts.job if its.is_lost else its.unbegun)
+    }
+    words = queue.ended(set(gone.values()))
+    return facts | {key: replace(facts[key], word=words[job]) for key, job in gone.items() if job in words}
 
 
 def of_settled(campaign: Campaign, settled: Settled) -> Status:
@@ -91,7 +100,7 @@ class _Looking:
         """What is known of every other task; files are opened only of those that have been tried."""
         elements = [element for submission in self.submitted for element in submission.elements()]
         ours = {identity for identity, _ in elements}
-        unsure = {key for _, key in elements} if self.view.problem else set()
+        newest = {key: identity for identity, key in elements}
         launching = locks.is_held(self.campaign.directory.ledger)
         directory = self.campaign.directory
         found = {}
@@ -111,7 +120,8 @@ class _Looking:
                     is_final=is_failed and self._is_final(key),
                     attempts=its,
                     is_lost=its.is_open and its.job in ours,
-                    is_known=key not in unsure,
+                    unbegun=job if (job := newest.get(key)) not in its.jobs else None,
+                    is_known=not (self.view.problem and key in newest),
                     is_taken_care_of=launching,
                 )
         return found

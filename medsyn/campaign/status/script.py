@@ -54,7 +54,7 @@ def _stage(its: figures.StageFigures) -> dict[str, Any]:
 
 def _task(status: Status, key: Key) -> dict[str, Any]:
     directory, facts = status.campaign.directory, status.facts.get(key, NOTHING_KNOWN)
-    state, log = status.states[key], directory.log(*key)
+    state, log = status.states[key], status.log(key)
     told: dict[str, Any] = {
         "stage": key[0],
         "task": key[1],
@@ -62,13 +62,13 @@ def _task(status: Status, key: Key) -> dict[str, Any]:
         "why": status.why(key),
         "attempts": facts.attempts.begun,
         "job": facts.job.id if facts.job else None,
-        "log": str(log) if log.is_file() else None,
+        "log": str(log) if log else None,
     }
     if state == "running":
         told["progress"] = records.progress(directory, key)
     elif state == "failed":
         told["failure"] = records.read_failure(directory, key)
-        told["last_line"] = next(iter(logs.last_lines(log, 1)), None)
+        told["last_line"] = next(iter(logs.last_lines(log, 1)), None) if log else None
     elif state == "blocked":
         told["by"] = [{"stage": stage, "task": task} for stage, task in status.blocked_by.get(key, ())]
     return told

@@ -119,7 +119,7 @@ def _failed(status: Status, stage: str) -> Iterator[Text]:
     keys = _of(status, stage, "failed")
     for key in keys[:SHOWN]:
         yield _line(f"[red]{' '.join(key)} failed[/] {escape(status.why(key))}")
-        path = logs.find(status.campaign, key)
+        path = status.log(key)
         if path is None:
             continue
         for line in logs.last_lines(path, LOG_LINES):

@@ -12,6 +12,7 @@ from medsyn.campaign.slurm.queue import NEVER, Job
 State = Literal["done", "running", "preempted", "pending", "failed", "blocked", "idle", "unknown"]
 STATES: tuple[State, ...] = get_args(State)
 ACTIVE: tuple[State, ...] = ("running", "preempted", "pending", "unknown")  # something may happen by itself
+BAD_ENDS = ("FAILED", "OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")  # accounting's words
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Facts:
     """What is known of one task.
 
     A task is *lost* if its newest attempt was part of a Slurm job of this campaign and has no end on record: once the
-    job is gone from the queue, it was killed together with everything that could have written the end down.
+    job is gone from the queue, it was killed together with everything that could have written the end down. A job that
+    is gone and of which there is no attempt either ended before the task began, or was cancelled while it waited.
     """
 
     done: bool = False  # its marker has today's fingerprint
@@ -29,6 +31,8 @@ class Facts:
     is_final: bool = False  # and trying again would not change it
     attempts: Attempts = attempts.NONE
     is_lost: bool = False
+    unbegun: str | None = None  # the newest job it was queued as, if no attempt was part of that
+    word: str = ""  # how that job, or the lost one, ended, as accounting has it
     is_known: bool = True  # whether it is in the queue: false if Slurm does not answer
     is_taken_care_of: bool = False  # a launcher is at work that will start or queue it
 
@@ -50,7 +54,7 @@ def judge(facts: Facts, is_blocked: bool) -> State:
         return "failed"
     if not facts.is_known:
         return "blocked" if is_blocked else "unknown"
-    if facts.is_lost:
+    if facts.is_lost or (facts.unbegun and facts.word in BAD_ENDS):
         return "failed"
     if is_blocked:
         return "blocked"

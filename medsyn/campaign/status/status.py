@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from medsyn import errors
-from medsyn.campaign import records
+from medsyn.campaign import logs, records
 from medsyn.campaign.plan import Key
 from medsyn.campaign.records import Campaign
 from medsyn.campaign.slurm.queue import NEVER
+from medsyn.campaign.slurm.submissions import Submission
 from medsyn.campaign.status.states import ACTIVE, STATES, Facts, State
 
 NOTHING_KNOWN = Facts()
@@ -36,8 +38,7 @@ class Status:
     time: float  # of the look
     facts: Mapping[Key, Facts] = field(default_factory=dict)
     made: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict)  # what the done tasks' markers say
-    ended: Mapping[str, str] = field(default_factory=dict)  # accounting's word for jobs of lost tasks
-    on_slurm: bool = False  # something of it was handed to Slurm
+    submitted: Sequence[Submission] = ()  # what of it was handed to Slurm
     notes: tuple[str, ...] = ()  # what is wrong with this view: Slurm does not answer, say
 
     @cached_property
@@ -55,6 +56,19 @@ class Status:
             stage: Counter(self.states[planned.key] for planned in tasks)
             for stage, tasks in self.campaign.plan.by_stage.items()
         }
+
+    @cached_property
+    def _batch_logs(self) -> dict[Key, list[Path]]:
+        return logs.batch_logs(self.campaign.directory, self.submitted)
+
+    def log(self, key: Key) -> Path | None:
+        """The file with the task's output, if there is any."""
+        return logs.find(self.campaign.directory.log(*key), self._batch_logs.get(key, ()))
+
+    @property
+    def on_slurm(self) -> bool:
+        """Whether something of the campaign was handed to Slurm."""
+        return bool(self.submitted)
 
     @property
     def is_active(self) -> bool:
@@ -93,6 +107,8 @@ class Status:
             return self._block(key, facts)
         if state == "unknown":
             return "Slurm does not answer"
+        if state == "idle" and facts.unbegun:
+            return f"job {facts.unbegun} left the queue before it began{_says(facts.word)}"
         said = [facts.job.reason if facts.job else "", facts.attempts.reason or ""]
         return ", ".join(word for word in said if word and word != "None")
 
@@ -107,14 +123,17 @@ class Status:
         if failure := records.read_failure(self.campaign.directory, key):
             message = str(failure.get("message") or "").splitlines()
             return ": ".join(part for part in (failure.get("error"), message[0] if message else None) if part)
-        if not facts.is_lost:
-            return ""
-        word = self.ended.get(facts.attempts.job or "")
-        how = f"accounting says {word}" if word else "Slurm's accounting has no trace of it"
-        return f"lost: job {facts.attempts.job} on {facts.attempts.host} is gone and wrote down no end; {how}"
+        if facts.is_lost:
+            gone = f"job {facts.attempts.job} on {facts.attempts.host} is gone and wrote down no end"
+            return f"lost: {gone}{_says(facts.word) or '; accounting has no trace of it'}"
+        return f"job {facts.unbegun} ended before it began{_says(facts.word)}" if facts.unbegun else ""
 
     def _block(self, key: Key, facts: Facts) -> str:
         roots = ", ".join(" ".join(root) for root in self.blocked_by.get(key, ()))
         if roots:
             return f"by {roots}"
         return f"by Slurm: {NEVER}, job {facts.job.id}" if facts.job else ""
+
+
+def _says(word: str) -> str:
+    return f"; accounting says {word}" if word else ""
