@@ -180,12 +180,12 @@ def logs(program: str, arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from medsyn.campaign import logs as campaign_logs
     from medsyn.campaign.status import output, reading
 
     campaign = _open(args)
     which = named[0] if named else None
-    keys = campaign_logs.targets(campaign, which)
+    chosen = campaign.plan.select(named)
+    keys = [planned.key for planned in campaign.plan if planned.key in chosen]
     if args.follow and len(keys) > 1:
         parser.error("--follow follows one task: name it as STAGE:TASK")
     found = reading.read(campaign)

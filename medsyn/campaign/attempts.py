@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ class Attempts:
     seconds: float = 0.0  # of those that are over; a killed one counts up to its last heartbeat
     open_since: float | None = None  # when the newest began, if it has no end on record
     jobs: tuple[str | None, ...] = ()  # Slurm's id of the job that each was part of
-    host: str = ""  # where the newest ran
+    host: str = ""  # where the newest ran, as Slurm calls it if that is known
     reason: str | None = None  # how the newest ended, in one line
 
     @property
@@ -67,11 +66,4 @@ def summarize(lines: Iterable[Mapping[str, Any]]) -> Attempts:
         elif since is not None:
             seconds += max(0.0, time - since)
             since, reason = None, line.get("reason")
-    return Attempts(len(jobs), seconds, since, tuple(jobs), newest.get("host", ""), reason)
-
-
-def slurm_job() -> dict[str, Any]:
-    """Which Slurm job this process is part of, for the record: `123_4` or `123`, and how often it was requeued."""
-    job, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    name = f"{job}_{task}" if job and task else os.environ.get("SLURM_JOB_ID")
-    return {"job": name, "requeues": int(os.environ.get("SLURM_RESTART_COUNT") or 0)} if name else {}
+    return Attempts(len(jobs), seconds, since, tuple(jobs), newest.get("node") or newest.get("host", ""), reason)

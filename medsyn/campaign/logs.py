@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from medsyn.campaign.plan import Key
-from medsyn.campaign.records import Campaign
 from medsyn.campaign.slurm.submissions import Submission
-from medsyn.errors import InputError
 from medsyn.stage import CampaignDirectory
 
 _PIECE = 64 << 10  # bytes
@@ -53,27 +51,10 @@ def batch_logs(directory: CampaignDirectory, submitted: Iterable[Submission]) ->
     """submitit's files of each task's jobs, oldest job first, standard error last: srun's complaints are there."""
     found: dict[Key, list[Path]] = {}
     for submission in submitted:
-        folder = directory.root / "tasks" / "slurm" / submission.name
+        folder = directory.slurm(submission.name)
         for identity, key in submission.elements():
             found.setdefault(key, []).extend(folder / f"{identity}_0_log.{end}" for end in ("out", "err"))
     return found
-
-
-def targets(campaign: Campaign, which: str | None) -> list[Key]:
-    """The tasks that `STAGE[:TASK]` means; every task without it.
-
-    Raises:
-        InputError: there is no such stage or task; the message names those that there are.
-    """
-    stages = campaign.plan.by_stage
-    if which is None:
-        return [planned.key for planned in campaign.plan]
-    stage, _, task = which.partition(":")
-    if stage not in stages:
-        raise InputError(which, f"there is no stage {stage!r}; this campaign has {', '.join(stages)}")
-    if task:
-        return [campaign.plan.find(stage, task).key]
-    return [planned.key for planned in stages[stage]]
 
 
 def follow(

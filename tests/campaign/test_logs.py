@@ -14,10 +14,7 @@ from trial import HERE, Trial, wait_until
 from medsyn import config as configuration
 from medsyn import disk
 from medsyn.campaign import logs
-from medsyn.campaign.slurm import submissions
-from medsyn.campaign.slurm.submissions import Submission
 from medsyn.campaign.status import output, reading
-from medsyn.errors import InputError
 
 LAUNCH = HERE.parents[1] / "launch.py"
 
@@ -75,8 +72,7 @@ def test_following_waits_for_a_file_and_starts_anew_where_it_is_replaced_or_cut(
 def test_where_the_task_said_nothing_slurms_batch_output_is_its_log(trial: Trial) -> None:
     campaign = trial.prepare()
     for job in ("8", "9"):
-        one = Submission(f"trial-{job}", "tasks", "finetune", ("ct", "oct"), job)
-        submissions.record(campaign.directory.ledger, one)
+        trial.queued(f"trial-{job}", "finetune", ("ct", "oct"), job)
         disk.write_atomic(trial.root / f"tasks/slurm/trial-{job}/{job}_1_0_log.out", "started\n")
         disk.write_atomic(trial.root / f"tasks/slurm/trial-{job}/{job}_1_0_log.err", f"srun: error {job}\n")
     disk.write_atomic(trial.root / "tasks/slurm/trial-9/9_1_0_log.err", "")
@@ -87,31 +83,12 @@ def test_where_the_task_said_nothing_slurms_batch_output_is_its_log(trial: Trial
     assert reading.read(campaign).log(key) == campaign.directory.log(*key)
 
 
-@pytest.mark.parametrize(
-    ("which", "said"),
-    [
-        ("finetun", "finetun: there is no stage 'finetun'; this campaign has finetune, rlhf-stage1"),
-        ("finetune:mri", "there is no task 'mri'; it has 2: ct, oct"),
-    ],
-)
-def test_a_wrong_name_is_answered_with_the_right_ones(trial: Trial, which: str, said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        logs.targets(trial.prepare(), which)
-
-
-def test_tasks_are_named_by_stage_name_or_index(trial: Trial) -> None:
-    campaign = trial.prepare()
-    assert logs.targets(campaign, "finetune") == [("finetune", "ct"), ("finetune", "oct")]
-    assert logs.targets(campaign, "finetune:oct") == logs.targets(campaign, "finetune:1") == [("finetune", "oct")]
-    assert len(logs.targets(campaign, None)) == len(campaign.plan.tasks)
-
-
 def test_a_stages_overview_has_states_logs_and_last_lines(trial: Trial) -> None:
     campaign = trial.prepare()
     trial.work("finetune", "ct")
     disk.write_atomic(campaign.directory.log("finetune", "ct"), "one\n[bold]two[/nothing]\n\n")
     stream = io.StringIO()
-    output.overview(Console(file=stream, width=150), reading.read(campaign), logs.targets(campaign, "finetune"))
+    output.overview(Console(file=stream, width=150), reading.read(campaign), [("finetune", "ct"), ("finetune", "oct")])
     rows = [line for line in stream.getvalue().splitlines() if " ct " in line or " oct " in line]
     assert ["done" in rows[0], "tasks/finetune/log/ct.log" in rows[0], "[bold]two[/nothing]" in rows[0]] == [True] * 3
     assert "idle" in rows[1]
@@ -139,8 +116,13 @@ def test_the_command_prints_a_task_a_stage_or_the_failures(trial: Trial) -> None
     assert launch(trial, "finetune:ct", "generate")[0] == 2
     code, _, error = launch(trial, "finetune", "--follow")
     assert (code, "--follow follows one task: name it as STAGE:TASK" in error) == (2, True)
+    assert "there is no task 'mri'; it has 2: ct, oct" in launch(trial, "finetune:mri")[2]
     code, _, error = launch(trial, "tune")
-    assert (code, error.count("\n"), "there is no stage 'tune'" in error) == (65, 1, True)
+    assert (code, error.count("\n"), "tune: this campaign has no such stage; it has finetune, " in error) == (
+        65,
+        1,
+        True,
+    )
 
 
 def test_following_a_task_ends_with_it(trial: Trial) -> None:

@@ -17,7 +17,6 @@ from medsyn import disk
 from medsyn.campaign import ledger, locks, records, summary
 from medsyn.campaign.records import Campaign
 from medsyn.campaign.slurm import submissions
-from medsyn.campaign.slurm.submissions import Submission
 from medsyn.campaign.status import figures, reading, script, show, watch
 from medsyn.campaign.status.status import Status
 
@@ -61,14 +60,12 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     return Slurm(folder)
 
 
-def queued(campaign: Campaign) -> Campaign:
+def queued(trial: Trial) -> Campaign:
     """Both fine-tunes as job 10, both shards as job 20, the evaluation as job 30."""
-    for stage, tasks, job in (
-        ("finetune", ("ct", "oct"), "10"),
-        ("generate", SHARDS, "20"),
-        ("evaluate", ("all",), "30"),
-    ):
-        submissions.record(campaign.directory.ledger, Submission(f"trial-{stage}", "tasks", stage, tasks, job))
+    campaign = trial.prepare()
+    trial.queued("trial-finetune", "finetune", ("ct", "oct"), "10")
+    trial.queued("trial-generate", "generate", SHARDS, "20")
+    trial.queued("trial-evaluate", "evaluate", ("all",), "30")
     return campaign
 
 
@@ -90,7 +87,7 @@ def said(status: Status) -> str:
 
 
 def test_the_queue_says_who_runs_who_waits_and_who_waits_again(trial: Trial, slurm: Slurm) -> None:
-    campaign = queued(trial.prepare())
+    campaign = queued(trial)
     attempt(campaign, "finetune", "oct", "10_1", ended="saved")
     slurm.queue(
         "10_0|RUNNING|None|n2||trial-finetune",
@@ -110,10 +107,10 @@ def test_the_queue_says_who_runs_who_waits_and_who_waits_again(trial: Trial, slu
 
 
 def test_nothing_is_left_to_do_but_look_while_everything_is_in_the_queue(trial: Trial, slurm: Slurm) -> None:
-    campaign = queued(trial.prepare())
+    campaign = queued(trial)
     for stage in ("rlhf-stage1", "rlhf-stage2"):
         tasks = tuple(planned.task.name for planned in campaign.plan.by_stage[stage])
-        submissions.record(campaign.directory.ledger, Submission(stage, "tasks", stage, tasks, stage))
+        trial.queued(stage, stage, tasks, stage)
     jobs = [identity for one in submissions.read(campaign.directory.ledger) for identity, _ in one.elements()]
     slurm.queue(*(f"{job}|PENDING|Priority|||x" for job in jobs))
     status = reading.read(campaign)
@@ -132,7 +129,7 @@ def test_nothing_is_left_to_do_but_look_while_everything_is_in_the_queue(trial: 
 def test_a_task_whose_job_is_gone_without_an_end_is_lost(
     trial: Trial, slurm: Slurm, accounting: list[str], code: int, how: str
 ) -> None:
-    campaign = queued(trial.prepare())
+    campaign = queued(trial)
     attempt(campaign, "finetune", "oct", "10_1")
     slurm.accounting(*accounting, code=code)
     status = reading.read(campaign)
@@ -152,7 +149,7 @@ def test_a_task_whose_job_is_gone_without_an_end_is_lost(
 def test_a_job_that_is_gone_before_its_task_began(
     trial: Trial, slurm: Slurm, accounting: str, state: str, why: str
 ) -> None:
-    campaign = queued(trial.prepare())
+    campaign = queued(trial)
     disk.write_atomic(trial.root / "tasks/slurm/trial-finetune/10_1_0_log.err", "srun: error: no such image\n")
     slurm.accounting(accounting)
     status = reading.read(campaign)
@@ -161,13 +158,13 @@ def test_a_job_that_is_gone_before_its_task_began(
 
 
 def test_a_task_that_was_killed_outside_of_slurm_is_not_lost(trial: Trial, slurm: Slurm) -> None:
-    campaign = queued(trial.prepare())
+    campaign = queued(trial)
     attempt(campaign, "finetune", "oct", None)
     assert states(reading.read(campaign), "finetune")["oct"] == "idle"
 
 
 def test_while_slurm_does_not_answer_nothing_is_lost_or_idle(trial: Trial, slurm: Slurm) -> None:
-    campaign = queued(trial.prepare())
+    campaign = queued(trial)
     attempt(campaign, "finetune", "oct", "10_1")
     slurm.queue(code=1)
     status = reading.read(campaign)
@@ -179,7 +176,7 @@ def test_while_slurm_does_not_answer_nothing_is_lost_or_idle(trial: Trial, slurm
 
 
 def test_a_failure_blocks_its_branch_and_no_other(trial: Trial, slurm: Slurm) -> None:
-    campaign = queued(trial.prepare())
+    campaign = queued(trial)
     trial.work("finetune", "oct")
     trial.script({"finetune ct": ["input"]})
     trial.work("finetune", "ct")
@@ -195,7 +192,7 @@ def test_a_failure_blocks_its_branch_and_no_other(trial: Trial, slurm: Slurm) ->
 
 
 def test_a_dependency_that_can_never_be_met_is_said(trial: Trial, slurm: Slurm) -> None:
-    campaign = queued(trial.prepare())
+    campaign = queued(trial)
     slurm.queue("20_1|PENDING|DependencyNeverSatisfied|||trial-generate")
     status = reading.read(campaign)
     assert states(status, "generate")["oct-00000"] == "blocked"
@@ -203,9 +200,12 @@ def test_a_dependency_that_can_never_be_met_is_said(trial: Trial, slurm: Slurm) 
 
 
 def test_a_launcher_that_was_killed_while_it_queued_is_told(trial: Trial, slurm: Slurm) -> None:
-    campaign = queued(trial.prepare())
-    submissions.intend(campaign.directory.ledger, "trial-rlhf-stage1")
-    assert "was killed while it queued trial-rlhf-stage1" in said(reading.read(campaign))
+    campaign = queued(trial)
+    for name in ("a", "b"):
+        ledger.record(campaign.directory.ledger, submissions.QUEUEING, round="x", name=name)
+    assert "killed before it released the 2 jobs it queued: resume" in said(reading.read(campaign))
+    with locks.exclusive(campaign.directory.ledger):
+        assert "killed" not in said(reading.read(campaign))  # it is at work
 
 
 def test_without_slurm_nobody_asks_it(trial: Trial, slurm: Slurm) -> None:
@@ -276,7 +276,7 @@ def test_the_newest_line_of_a_summary_counts(trial: Trial) -> None:
 
 
 def test_time_left_follows_from_what_done_tasks_took(trial: Trial, slurm: Slurm) -> None:
-    campaign = queued(trial.prepare())
+    campaign = queued(trial)
     assert figures.stages(reading.read(campaign))["finetune"].left is None
     trial.work("finetune", "ct")
     marker = disk.read_json(campaign.directory.done("finetune", "ct"))
@@ -288,7 +288,7 @@ def test_time_left_follows_from_what_done_tasks_took(trial: Trial, slurm: Slurm)
 
 
 def test_the_status_for_scripts(trial: Trial, slurm: Slurm) -> None:
-    campaign = queued(trial.prepare())
+    campaign = queued(trial)
     trial.script({"finetune ct": ["crash:1"]})
     trial.work("finetune", "ct")
     disk.write_atomic(campaign.directory.log("finetune", "ct"), "one\ntwo\n")
@@ -345,7 +345,7 @@ def test_ctrl_c_leaves_a_watch_with_the_states_exit_code(trial: Trial) -> None:
 def test_a_campaign_of_somebody_else_is_not_judged_by_ones_own_queue(
     trial: Trial, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    campaign = queued(trial.prepare())
+    campaign = queued(trial)
     monkeypatch.setattr(os, "getuid", lambda: campaign.directory.ledger.stat().st_uid + 1)
     status = reading.read(campaign)
     assert {*states(status, "finetune").values()} == {"unknown"}

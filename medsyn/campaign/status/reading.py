@@ -18,7 +18,7 @@ from medsyn.campaign.plan import Key, Settled, settle
 from medsyn.campaign.records import Campaign
 from medsyn.campaign.slurm import queue, submissions
 from medsyn.campaign.slurm.queue import QueueView
-from medsyn.campaign.slurm.submissions import Submission
+from medsyn.campaign.slurm.submissions import Round, Submission
 from medsyn.campaign.status.states import Facts, State, judge
 from medsyn.campaign.status.status import Status
 
@@ -28,7 +28,8 @@ DONE = Facts(done=True)
 
 def read(campaign: Campaign) -> Status:
     """Where the campaign stands, by its files and Slurm's queue; outputs of done tasks are not looked at."""
-    submitted = submissions.read(campaign.directory.ledger)
+    rounds = submissions.rounds(campaign.directory.ledger)
+    submitted = submissions.standing(rounds)
     view = _ask(campaign, submitted) if submitted else QueueView()
     made = records.done_facts(campaign)
     facts = dict.fromkeys(made, DONE) | _with_ends(_Looking(campaign, submitted, view).facts(made))
@@ -41,7 +42,7 @@ def read(campaign: Campaign) -> Status:
         facts=facts,
         made=made,
         submitted=submitted,
-        notes=_notes(campaign, view),
+        notes=_notes(campaign, rounds, view),
     )
 
 
@@ -78,13 +79,14 @@ def _user(number: int) -> str:
         return str(number)
 
 
-def _notes(campaign: Campaign, view: QueueView) -> tuple[str, ...]:
+def _notes(campaign: Campaign, rounds: Mapping[str, Round], view: QueueView) -> tuple[str, ...]:
     notes = []
     if view.problem:
         notes.append(f"Slurm was not asked successfully ({view.problem}): tasks may be in its queue unseen")
-    if unrecorded := submissions.unrecorded(campaign.directory.ledger):
-        shown = ", ".join(unrecorded[:3]) + (", ..." if unrecorded[3:] else "")
-        notes.append(f"a launcher was killed while it queued {shown}; those jobs may be in the queue unseen")
+    unreleased = [its for its in rounds.values() if its.state in (submissions.QUEUEING, submissions.RELEASING)]
+    if unreleased and not locks.is_held(campaign.directory.ledger):
+        jobs = sum(len(its.intended) for its in unreleased)
+        notes.append(f"a launcher was killed before it released the {jobs} jobs it queued: resume sets that right")
     return tuple(notes)
 
 
