@@ -102,6 +102,16 @@ def test_status_for_people_and_for_scripts(finished: tuple[Trial, Path]) -> None
     assert facts["directory"] == str(trial.root)
 
 
+def test_watching_what_is_done_leaves_at_once(finished: tuple[Trial, Path]) -> None:
+    path = str(finished[1])
+    for words in ([path, "--watch"], ["--watch", path], [path, "--watch", "0.5", "cluster.max_parallel=3"]):
+        line = [sys.executable, str(LAUNCH), "status", *words]
+        result = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+        assert (result.returncode, " 4 done\n" in result.stdout) == (0, True), result.stderr
+    assert launch("status", finished[1], "--watch", "--json").returncode == 2
+    assert launch("status", finished[1], "--watch", "0").returncode == 2
+
+
 def test_the_time_of_a_stage_is_when_something_of_it_ran(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     for event, task, time in [

@@ -26,13 +26,18 @@ FINAL = (errors.EXIT_BAD_INPUT, errors.EXIT_NO_PROGRESS)  # the worker's word th
 DONE = Facts(done=True)
 
 
-def read(campaign: Campaign) -> Status:
-    """Where the campaign stands, by its files and Slurm's queue; outputs of done tasks are not looked at."""
+def read(campaign: Campaign, timeout: float = queue.TIMEOUT_SECONDS) -> Status:
+    """Where the campaign stands, by its files and Slurm's queue; outputs of done tasks are not looked at.
+
+    Args:
+        campaign: the prepared campaign.
+        timeout: seconds that Slurm may take to answer.
+    """
     rounds = submissions.rounds(campaign.directory.ledger)
     submitted = submissions.standing(rounds)
-    view = _ask(campaign, submitted) if submitted else QueueView()
+    view = _ask(campaign, submitted, timeout) if submitted else QueueView()
     made = records.done_facts(campaign)
-    facts = dict.fromkeys(made, DONE) | _with_ends(_Looking(campaign, submitted, view).facts(made))
+    facts = dict.fromkeys(made, DONE) | _with_ends(_Looking(campaign, submitted, view).facts(made), timeout)
     states, blocked_by = _judge_all(campaign, facts)
     return Status(
         campaign,
@@ -46,14 +51,14 @@ def read(campaign: Campaign) -> Status:
     )
 
 
-def _with_ends(facts: dict[Key, Facts]) -> dict[Key, Facts]:
+def _with_ends(facts: dict[Key, Facts], timeout: float) -> dict[Key, Facts]:
     """The facts with accounting's word on jobs that are gone and said nothing themselves, in one question."""
     gone = {
         key: job
         for key, its in facts.items()
         if its.is_known and its.job is None and (job := its.attempts.job if its.is_lost else its.unbegun)
     }
-    words = queue.ended(set(gone.values()))
+    words = queue.ended(set(gone.values()), timeout)
     return facts | {key: replace(facts[key], word=words[job]) for key, job in gone.items() if job in words}
 
 
@@ -64,12 +69,12 @@ def of_settled(campaign: Campaign, settled: Settled) -> Status:
     return Status(campaign, states, settled.blocked_by, time=time.time(), made=records.done_facts(campaign))
 
 
-def _ask(campaign: Campaign, submitted: list[Submission]) -> QueueView:
+def _ask(campaign: Campaign, submitted: list[Submission], timeout: float) -> QueueView:
     """Slurm's queue, which lists the jobs of the user who asks and no others."""
     owner = campaign.directory.ledger.stat().st_uid
     if owner != os.getuid():
         return QueueView(problem=f"the jobs are user {_user(owner)}'s, and only their own queue could be asked")
-    return queue.view(submitted)
+    return queue.view(submitted, timeout)
 
 
 def _user(number: int) -> str:
