@@ -151,17 +151,17 @@ def status(program: str, arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from medsyn.campaign.status import reading, script, show, watch
+    from medsyn.campaign.status import expected, reading, script, show, watch
 
     campaign = _open(args)
-    found = reading.read(campaign)
+    found, seconds = reading.read(campaign), expected.seconds(campaign)
     command = _commands(args, found.on_slurm)
     if args.watch:
-        return watch.watch(Console(), lambda: reading.read(campaign), command, args.watch)
+        return watch.watch(Console(), lambda: reading.read(campaign), command, args.watch, seconds)
     if args.json:
-        print(json.dumps(script.as_dict(found, command), indent=2))
+        print(json.dumps(script.as_dict(found, command, seconds), indent=2))
     else:
-        show.show(Console(), found, command)
+        show.show(Console(), found, command, seconds)
     return found.exit_code
 
 

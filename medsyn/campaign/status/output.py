@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -37,7 +38,7 @@ def failures(console: Console, status: Status) -> None:
 
 def overview(console: Console, status: Status, keys: Sequence[Key]) -> None:
     """Print a table of tasks: state, log and its last line."""
-    table = Table("task", "state", "log", "last line")
+    table = Table("task", "state", "log", "last line", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for key in keys:
         path = status.log(key)
         line = next(iter(logs.last_lines(path, 1)), "") if path else ""

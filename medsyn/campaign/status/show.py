@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
+from rich import box
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -72,19 +73,24 @@ def _line(markup: str) -> Text:
 
 
 def _stages(status: Status, expected: Mapping[str, float] | None) -> Table:
-    shown = [state for state in STATES if state in ALWAYS or status.by_state[state]]
-    table = Table("stage", title=f"campaign {status.campaign.config.campaign.name}", title_justify="left")
-    times = ["GPU time" if status.campaign.config.device.use_cuda else "task time"]
-    times += ["expected"] if expected else []
     its = figures.stages(status, expected)
-    times += ["left"] if any(stage.left is not None for stage in its.values()) else []
+    spent = "GPU time" if status.campaign.config.device.use_cuda else "task time"
+    shown = [state for state in STATES if state in ALWAYS or status.by_state[state]]
+    times = [spent, *(["expected"] if expected else []), *(["left"] if any(one.left for one in its.values()) else [])]
+    title = f"campaign {status.campaign.config.campaign.name}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table.add_column("stage", no_wrap=True)
     for column in (*shown, *times):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for name, stage in its.items():
-        cells = {"expected": stage.expected, "left": stage.left, times[0]: stage.spent or None}
-        said = ["" if (seconds := cells[column]) is None else duration(seconds) for column in times]
+        seconds = {spent: stage.spent, "expected": stage.expected, "left": stage.left}
+        said = (_hours(amount) if (amount := seconds[column]) else "" for column in times)
         table.add_row(name, *(str(stage.counts[state] or "") for state in shown), *said)
     return table
+
+
+def _hours(seconds: float) -> str:
+    return duration(seconds) if seconds < 36_000 else f"{seconds / 3600:,.0f} h"
 
 
 def _images(status: Status) -> Iterator[Text]:
