@@ -108,11 +108,12 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
 
 def _queue(campaign: Campaign, only: set[Key] | None, named: Sequence[str]) -> int:
     from medsyn.campaign.preempt import EXIT_INTERRUPTED
+    from medsyn.campaign.slurm import round as queueing
     from medsyn.campaign.slurm import site, submit
 
     try:
         outcome = submit.submit(campaign, site.load(campaign.config.cluster.site), only)
-    except submit.Interrupted:
+    except queueing.Interrupted:
         print("interrupted; nothing was queued")
         return EXIT_INTERRUPTED
     for line in outcome.lines():
