@@ -10,9 +10,10 @@ from slurm_cluster import Cluster
 from slurm_trial import SlurmTrial, settle_down
 
 from medsyn import disk
-from medsyn.campaign import cancel, records, status
+from medsyn.campaign import cancel, records
 from medsyn.campaign.slurm import queue
 from medsyn.campaign.slurm import submissions as on_record
+from medsyn.campaign.status import reading
 from medsyn.errors import EXIT_BAD_INPUT, InputProblems
 
 MakeTrial = Callable[[Cluster], SlurmTrial]
@@ -85,9 +86,9 @@ def test_when_nothing_can_go_on_nothing_stays_in_the_queue(trial: SlurmTrial) ->
     trial.queue()
     trial.finish()
     assert trial.done() == set()
-    found = status.read(trial.campaign())
-    assert {" ".join(key) for key in found.in_state("failed")} == {"finetune ct", "finetune oct"}
-    assert len(found.in_state("blocked")) == 6
+    found = reading.read(trial.campaign())
+    assert {" ".join(key) for key in found.by_state["failed"]} == {"finetune ct", "finetune oct"}
+    assert len(found.by_state["blocked"]) == 6
 
 
 def test_a_retry_makes_dependents_in_the_queue_wait_for_it(trial: SlurmTrial) -> None:
