@@ -24,7 +24,7 @@ from medsyn.campaign.plan import READS, SCHEMA, Key, Plan, PlannedTask, build, s
 from medsyn.config import Config
 from medsyn.errors import InputError
 from medsyn.generation.shard import ATTEMPTS, MANIFEST, TIMING, read_manifest
-from medsyn.stage import CampaignDirectory
+from medsyn.stage import STAGES, CampaignDirectory
 
 LATENCY_SECONDS = 30.0  # how late a shared file system may show what another node has renamed into place
 HASH_LIMIT = 256 << 20  # bytes; a larger file's hash is recorded, but only its size is checked again
@@ -340,4 +340,6 @@ def same_place(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def done_keys(campaign: Campaign, tasks: Iterable[PlannedTask]) -> set[Key]:
     """Which of the tasks are done, their outputs' sizes checked."""
-    return {planned.key for planned in tasks if why_not_done(campaign, planned) is None}
+    marked = {stage: summary.names(campaign.directory.done(stage, "any").parent) for stage in STAGES}
+    with_marker = (planned for planned in tasks if planned.task.name in marked[planned.task.stage])
+    return {planned.key for planned in with_marker if why_not_done(campaign, planned) is None}
