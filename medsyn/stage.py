@@ -129,10 +129,12 @@ class Control:
         self._beat_seconds = beat_seconds
         self._last_beat = 0.0
         self.stop_requested = False
+        self.asked: float | None = None  # when the stop was requested, in seconds since the epoch
         self.step: int | None = None  # the last step that was told
 
     def request_stop(self) -> None:
         """Ask the task to save and leave; safe in a signal handler."""
+        self.asked = self.asked or time.time()
         self.stop_requested = True
 
     def leave_if_asked(self) -> None:

@@ -290,9 +290,13 @@ def start_attempt(directory: CampaignDirectory, key: Key) -> int:
     return number
 
 
-def end_attempt(directory: CampaignDirectory, key: Key, number: int, exit_code: int, reason: str) -> None:
-    """Write down how the attempt ended."""
+def end_attempt(
+    directory: CampaignDirectory, key: Key, number: int, exit_code: int, reason: str, asked: float | None = None
+) -> None:
+    """Write down how the attempt ended, and when it was asked to leave if it was."""
     facts = {"exit_code": exit_code, "reason": reason, "progress": progress(directory, key)}
+    if asked is not None:
+        facts["asked"] = asked
     disk.append_jsonl(directory.attempts(*key), _attempt("end", number, **facts))
 
 

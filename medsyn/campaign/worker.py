@@ -117,7 +117,7 @@ def _attempt(campaign: Campaign, planned: PlannedTask, control: Control, functio
         code, reason = _fail(error, control, directory, key, before)
     print(f"{' '.join(key)}: {reason} (exit code {code})", flush=True)
     with suppress(OSError):  # a full disk must not hide why the task ended
-        records.end_attempt(directory, key, number, code, reason)
+        records.end_attempt(directory, key, number, code, reason, control.asked)
     return code
 
 

@@ -193,6 +193,7 @@ def test_a_signal_makes_a_task_save_leave_and_go_on_later(trial: Trial, number: 
     trial.script({"finetune ct": ["steps:20"]})
     process = trial.start("fake_worker.py", *FINETUNE)
     wait_until(lambda: len(trial.steps("finetune ct")) > 2)
+    sent = time.time()
     process.send_signal(number)
     if number != signal.SIGINT:  # a second one is no harm
         process.send_signal(number)
@@ -200,6 +201,9 @@ def test_a_signal_makes_a_task_save_leave_and_go_on_later(trial: Trial, number: 
     assert trial.work(*FINETUNE)[0] == 0
     assert trial.steps("finetune ct") == list(range(20))
     assert events(trial) == [("start", 1, None), ("end", 1, 75), ("start", 2, None), ("end", 2, 0)]
+    _, saved, _, done = disk.read_jsonl(trial.campaign().directory.attempts(*FINETUNE))
+    assert sent <= saved["asked"] <= saved["time"]
+    assert "asked" not in done, "nobody asked the second attempt to leave"
 
 
 def test_progress_before_and_after_every_attempt_is_on_record(trial: Trial) -> None:
