@@ -91,6 +91,9 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
         raise InputError(args.config, f"this campaign has not been submitted: `{command}` does")
     if args.cluster == "slurm":
         _require_site(loaded)
+    records.require_own(CampaignDirectory(loaded.campaign.path))
+    if args.cluster == "local":
+        _require_no_jobs(CampaignDirectory(loaded.campaign.path))
     campaign = cli.prepare(args.config, args.overrides)
     only = campaign.plan.select(args.only) if resumes and args.only else None
     with locks.exclusive(campaign.directory.ledger, campaign.directory.root):
@@ -118,6 +121,16 @@ def _require_site(loaded: Config) -> None:
         raise InputProblems([*errors, *prepare.check(loaded).errors])
 
 
+def _require_no_jobs(directory: CampaignDirectory) -> None:
+    """Raise InputError while jobs of the campaign are in Slurm's queue: they would do the same work."""
+    from medsyn.campaign.slurm import queue, submissions
+
+    view = queue.view(submissions.read(directory.ledger)) if shutil.which("squeue") else queue.QueueView()
+    if view.tasks:
+        jobs = f"{len(view.tasks)} of its tasks are in Slurm's queue"
+        raise InputError(directory.root, f"{jobs}: cancel them first, or go on with --cluster slurm")
+
+
 def _queue(campaign: Campaign, only: set[Key] | None, named: Sequence[str]) -> int:
     from medsyn.campaign.preempt import EXIT_INTERRUPTED
     from medsyn.campaign.slurm import round as queueing
@@ -143,11 +156,14 @@ def cancel(program: str, arguments: Sequence[str]) -> int:
     from medsyn import config
     from medsyn.campaign import cancel as campaign_cancel
     from medsyn.campaign import records
+    from medsyn.campaign.slurm import submissions
 
     directory = records.open_campaign(config.load(args.config, args.overrides).campaign.path).directory
-    count = campaign_cancel.jobs(directory, print) + campaign_cancel.launcher(directory, print)
+    records.require_own(directory)
+    count = campaign_cancel.launcher(directory, print) + campaign_cancel.jobs(directory, print)
     print("cancelled" if count else "nothing of this campaign is running or queued")
-    print(f"next      to go on: {_command('resume', [args.config, *args.overrides])}")
+    where = "slurm" if submissions.read(directory.ledger) else "local"
+    print(f"next      to go on: {_command('resume', [args.config, *args.overrides, '--cluster', where])}")
     return EXIT_DONE
 
 

@@ -53,9 +53,19 @@ def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+        print(f"{program}: {_place(error)}: {error.strerror}", file=sys.stderr)
+        return EXIT_BAD_INPUT
     except BrokenPipeError:  # the reader, say `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit would raise once more
         return EXIT_DONE
+    except OSError as error:  # a full disk, a read-only file system, a stale handle
+        print(f"{program}: {_place(error)}: {error.strerror or error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _place(error: OSError) -> str:
+    return str(error.filename or "a file of the campaign")
 
 
 def config_parser(program: str, description: str) -> argparse.ArgumentParser:

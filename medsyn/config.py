@@ -430,6 +430,8 @@ def read_tree(path: Path, what: str = "configuration") -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise InputError(path, "the file is not UTF-8 text; save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror}") from None
     tree = _parse_yaml(text, str(path)) or {}
     if not isinstance(tree, dict):
         raise InputError(path, f"a {what} is a mapping of keys to values")

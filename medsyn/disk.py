@@ -101,9 +101,11 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as stream:
         for line in stream:
             try:
-                yield json.loads(line)
+                record = json.loads(line)
             except ValueError:  # no JSON, or a letter cut in two
                 continue
+            if isinstance(record, dict):
+                yield record
 
 
 def truncate_jsonl(path: Path, key: str, last: int) -> list[dict[str, Any]]:

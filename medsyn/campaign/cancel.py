@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from medsyn.campaign import ledger, locks
@@ -27,25 +28,28 @@ def jobs(directory: CampaignDirectory, say: Say) -> int:
     Raises:
         SlurmError: Slurm does not answer, or jobs are still there after two minutes.
     """
-    its = on_record.rounds(directory.ledger).values()
-    names = {name for one in its for name in one.intended}
-    if not names:
-        return 0
-    found = _in_queue(names)
-    if found:
-        queue.cancel(sorted({identity.partition("_")[0] for identity in found}))
-        ledger.record(directory.ledger, ledger.CANCELLED, jobs=len(found))
-        say(f"cancelled {len(found)} jobs; waiting until they have ended")
+    found: set[str] = set()
     end = time.monotonic() + GONE_SECONDS
-    while left := _in_queue(names):
+    while left := _in_queue(directory):
+        if not found:
+            say(f"cancelling {len(left)} jobs; waiting until they have ended")
         if time.monotonic() > end:
-            raise queue.SlurmError(f"{len(left)} cancelled jobs are still in the queue, {left[0]} among them")
+            raise queue.SlurmError(f"{len(left)} cancelled jobs are still in the queue, {min(left)} among them")
+        found |= left
+        queue.cancel(sorted({identity.partition("_")[0] for identity in left}))  # again: one may have come back
         time.sleep(POLL_SECONDS)
+    with suppress(OSError):  # what is cancelled is cancelled, also where that cannot be written down
+        if found:
+            ledger.record(directory.ledger, ledger.CANCELLED, jobs=len(found))
+        for number, its in on_record.rounds(directory.ledger).items():
+            if its.state in (on_record.QUEUEING, on_record.RELEASING):
+                ledger.record(directory.ledger, on_record.WITHDRAWN, round=number)
     return len(found)
 
 
-def _in_queue(names: set[str]) -> list[str]:
-    return [identity for identity, (name, _) in queue.own_jobs().items() if name in names]
+def _in_queue(directory: CampaignDirectory) -> set[str]:
+    names = {name for its in on_record.rounds(directory.ledger).values() for name in its.intended}
+    return {identity for identity, (name, _) in queue.own_jobs().items() if name in names} if names else set()
 
 
 def launcher(directory: CampaignDirectory, say: Say) -> int:

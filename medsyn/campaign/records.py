@@ -7,6 +7,7 @@ the outputs that the marker lists are there in the listed sizes. Everything else
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -76,6 +77,25 @@ def campaign_file(directory: CampaignDirectory) -> Path:
 def write_facts(directory: CampaignDirectory, facts: Mapping[str, Any]) -> None:
     """Write down what the campaign was prepared from."""
     disk.write_json(campaign_file(directory), {**_version(), **facts})
+
+
+def require_own(directory: CampaignDirectory) -> None:
+    """Raise InputError if the campaign is another user's: whose jobs are in the queue, only its owner can ask Slurm."""
+    try:
+        owner = campaign_file(directory).stat().st_uid
+    except OSError:
+        return
+    if owner != os.getuid():
+        reason = f"this campaign belongs to {user_name(owner)}, who alone can submit, resume or cancel it"
+        raise InputError(directory.root, reason, key="campaign.dir")
+
+
+def user_name(number: int) -> str:
+    """The login name of a user id, or the id where it has none."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
 
 
 def claim(directory: CampaignDirectory) -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from trial import Trial, wait_until
 
+import launch
 from medsyn import disk
-from medsyn.campaign import cancel, ledger, locks
+from medsyn.campaign import cancel, ledger, locks, records
+from medsyn.campaign.slurm import queue
 from medsyn.campaign.slurm import submissions as on_record
 from medsyn.campaign.slurm.queue import SlurmError
+from medsyn.errors import InputError
 
 
 def test_the_launcher_at_work_is_asked_to_stop_and_its_tasks_save(trial: Trial) -> None:
@@ -95,3 +98,33 @@ def test_a_controller_that_does_not_answer_is_said(
     )
     with pytest.raises(SlurmError, match="Unable to contact slurm controller"):
         cancel.jobs(trial.campaign().directory, print)
+
+
+def test_a_job_of_another_name_is_no_task_of_the_campaign(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial.prepare_short()
+    queued(trial, "medsyn-trial-finetune-r", "7")
+    submitted = on_record.read(trial.campaign().directory.ledger)
+    fake_slurm(tmp_path / "bin", monkeypatch, "7|RUNNING|None|n1|(null)|somebodys\n")
+    assert not queue.view(submitted).tasks
+    (tmp_path / "bin" / "queue").write_text("7|RUNNING|None|n1|(null)|medsyn-trial-finetune-r\n")
+    assert queue.view(submitted).tasks
+
+
+def test_a_campaign_in_slurms_queue_is_not_run_here_as_well(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial.prepare_short()
+    queued(trial, "medsyn-trial-finetune-r", "7")
+    fake_slurm(tmp_path / "bin", monkeypatch, "7|RUNNING|None|n1|(null)|medsyn-trial-finetune-r\n")
+    with pytest.raises(InputError, match="1 of its tasks are in Slurm's queue"):
+        launch._require_no_jobs(trial.campaign().directory)
+
+
+def test_a_campaign_of_somebody_else_is_theirs(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign = trial.prepare_short()
+    records.require_own(campaign.directory)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(InputError, match="who alone can submit, resume or cancel it"):
+        records.require_own(campaign.directory)

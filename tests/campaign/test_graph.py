@@ -124,7 +124,7 @@ def test_a_whole_array_is_cancelled_by_its_own_id() -> None:
     submissions = [submitted("5", "tasks", "generate", "a", "b"), submitted("6", "tasks", "generate", "c", "d")]
     newest = on_record.newest(submissions)
     keys = [("generate", name) for name in ("a", "b", "d")]
-    assert gate.ids(submissions, keys, newest) == ["5", "6_1"]
+    assert gate.ids(submissions, keys, newest) == {"medsyn-x-5": ["5"], "medsyn-x-6": ["6_1"]}
 
 
 def test_a_gate_waits_for_a_marker_that_the_file_system_shows_late(trial: Trial) -> None:
@@ -142,8 +142,8 @@ def test_a_gate_waits_for_a_marker_that_the_file_system_shows_late(trial: Trial)
     marker = directory.done("finetune", "ct")
     hidden = marker.with_suffix(".late")
     marker.rename(hidden)
-    assert gate.blocked_jobs(trial.campaign(), "g", latency_seconds=0) == ["3_0"]
+    assert gate.blocked_jobs(trial.campaign(), "g", latency_seconds=0) == {"b": ["3_0"]}
     late = threading.Timer(1.0, hidden.rename, [marker])
     late.start()
-    assert gate.blocked_jobs(trial.campaign(), "g") == []
+    assert gate.blocked_jobs(trial.campaign(), "g") == {}
     late.join()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from medsyn.campaign.slurm import options, site
+from medsyn.campaign.slurm import options, script, site
 from medsyn.campaign.slurm.graph import Node
 from medsyn.campaign.slurm.site import Site
 from medsyn.errors import InputError, InputProblems
@@ -83,3 +83,19 @@ def test_a_profile_that_is_not_there(tmp_path: Path) -> None:
 
 def test_no_profile_is_a_cluster_that_needs_to_be_told_nothing() -> None:
     assert site.load("") == Site()
+
+
+@pytest.mark.parametrize("name", ["array", "job_name", "no-requeue", "signal", "parsable"])
+def test_what_the_graph_stands_on_is_not_the_sites_to_set(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputProblems, match=f"sbatch: {name} is medsyn's own to set"):
+        profile(tmp_path, f"sbatch: {{{name}: x}}")
+
+
+def test_an_option_with_a_key_of_its_own_is_given_there(tmp_path: Path) -> None:
+    with pytest.raises(InputProblems, match="cpus-per-task has a key of its own"):
+        profile(tmp_path, "sbatch: {cpus-per-task: 4}")
+
+
+def test_numbers_are_values_of_environment_variables(tmp_path: Path) -> None:
+    found = profile(tmp_path, "environment: {OMP_NUM_THREADS: 4}")
+    assert "export OMP_NUM_THREADS=4" in script.before(tmp_path, found.environment, [], None)

@@ -13,6 +13,7 @@ from slurm_trial import SlurmTrial
 
 from medsyn.campaign import records
 from medsyn.campaign.slurm import round as queueing
+from medsyn.campaign.status import reading
 from medsyn.errors import EXIT_BAD_NODE, EXIT_FAILED, EXIT_NO_PROGRESS, EXIT_SAVED
 
 MakeTrial = Callable[[Cluster], SlurmTrial]
@@ -138,6 +139,22 @@ def test_an_unfit_node_is_left_out_of_the_retry(trial: SlurmTrial, action: str) 
     nodes = [line["node"] for line in trial.starts("finetune", "ct")]
     assert len(set(nodes)) == 3
     assert queueing.bad_nodes(trial.campaign()) == sorted(nodes[:2])
+
+
+def test_a_task_that_cannot_even_begin_is_tried_twice(trial: SlurmTrial) -> None:
+    trial.prepare_short()
+    trial.queue(srun=["--no-such-option"])
+    trial.finish()
+    logs = list(trial.campaign().directory.slurm(".").glob("*finetune*/*.out"))
+    said = "".join(path.read_text() for path in logs)
+    assert said.count("queueing") == 1
+    assert "before the task began, twice" in said
+    assert trial.starts("finetune", "ct") == []
+    found = reading.read(trial.campaign())
+    assert found.states["finetune", "ct"] == "failed"  # accounting's word
+    trial.queue()
+    trial.finish()
+    assert len(trial.done()) == 4
 
 
 def test_a_job_is_queued_again_only_so_often(trial: SlurmTrial) -> None:

@@ -52,6 +52,40 @@ def test_submitting_again_while_jobs_are_in_the_queue_queues_nothing_twice(trial
     assert trial.done() == all_tasks(trial)
 
 
+def test_the_users_own_filters_of_the_queue_hide_nothing(trial: SlurmTrial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
+    monkeypatch.setenv("SCANCEL_NAME", "other")
+    trial.prepare()
+    trial.script({"finetune ct": ["deaf"]})
+    trial.queue()
+    assert trial.queue().queued == 0
+    assert cancel.jobs(trial.campaign().directory, trial.said.append) > 2
+    assert trial.in_queue() == 0
+
+
+def test_a_job_that_is_cancelled_as_it_starts_does_not_come_back(trial: SlurmTrial) -> None:
+    trial.prepare_short()
+    trial.script({"finetune ct": ["deaf"]})
+    for _ in range(3):
+        trial.queue()
+        trial.cluster.wait_until(lambda: any(not job.waits for job in trial.view().tasks.values()), what="a start")
+        cancel.jobs(trial.campaign().directory, trial.said.append)
+        settle_down(2)
+        assert trial.in_queue() == 0
+
+
+def test_jobs_that_are_held_are_said_and_released_by_the_next_submission(trial: SlurmTrial) -> None:
+    trial.prepare_short()
+    trial.script({"finetune ct": ["steps:100"]})
+    trial.queue()
+    gate = next(one for one in on_record.read(trial.campaign().directory.ledger) if one.kind == "gate")
+    trial.cluster.run("scontrol", "hold", gate.job)
+    assert any("1 jobs are held" in note for note in reading.read(trial.campaign()).notes)
+    trial.queue()
+    trial.finish()
+    assert trial.done() == all_tasks(trial)
+
+
 def test_arrays_of_one_task(trial: SlurmTrial) -> None:
     trial.prepare_short()
     trial.script({"finetune ct": ["save", "work"]})  # requeued once, under an id that is no array's
@@ -211,7 +245,7 @@ def test_a_launcher_that_is_killed_leaves_nothing_that_runs_twice(trial: SlurmTr
 
         ledger.record = record  # type: ignore[assignment]
         if moment == "before the release":
-            queueing._release = lambda jobs: os._exit(9)  # type: ignore[assignment]
+            queueing._release = lambda jobs, names: os._exit(9)  # type: ignore[assignment]
         trial.queue()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import medsyn
+from medsyn.campaign.machine import CONFIGURATION
 from medsyn.campaign.slurm import container, queue, site
 from medsyn.campaign.slurm.queue import SlurmError
 from medsyn.campaign.slurm.site import GATE, Container, Site
@@ -18,6 +19,7 @@ from medsyn.config import Config
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.stage import STAGES
 
+OF_ONE_MACHINE = ("/tmp/", "/var/tmp/", "/dev/shm/", "/run/")
 PROBE_SECONDS = 120.0  # a first start of a large image from a shared file system is slow
 _PROBE = (
     "import sys, submitit, medsyn;"
@@ -38,10 +40,36 @@ def problems(config: Config, asks_slurm: bool = True) -> list[Problem]:
         return error.problems
     source = config.cluster.site or "Slurm"
     found = _container(profile.container, source) if profile.container else []
-    if profile.python is not None and profile.container is None and not os.access(profile.python, os.X_OK):
+    is_inside = profile.container is not None or any("--container" in word for word in profile.srun)  # Pyxis
+    if profile.python is not None and not is_inside and not os.access(profile.python, os.X_OK):
         reason = f"{profile.python} cannot be run here; it must be on a file system that all nodes share"
         found.append(Problem(source, reason, key="python"))
-    return found + (_partitions(profile, source) if asks_slurm else [])
+    found += _directory(config)
+    return found + (_limits(profile, source) if asks_slurm else [])
+
+
+def _directory(config: Config) -> list[Problem]:
+    """What is wrong with the place of the campaign's directory, which all nodes must see under one name."""
+    path = str(config.campaign.path)
+    if set(path) & set("%\\\n"):
+        reason = f"{path!r}: Slurm reads % and \\ in paths of logs as its own; choose a path without them"
+        return [Problem(CONFIGURATION, reason, key="campaign.dir")]
+    if path.startswith(OF_ONE_MACHINE):
+        reason = f"{path} is usually on one machine only; all nodes must see it, so choose a shared file system"
+        return [Problem(CONFIGURATION, reason, key="campaign.dir", severity="warning")]
+    return []
+
+
+def _limits(profile: Site, source: str) -> list[Problem]:
+    try:
+        allowed = int(queue.cluster_settings().get("MaxArraySize", profile.max_array_size or 0))
+    except SlurmError as error:
+        return [Problem("Slurm", f"it cannot be asked: {error}")]
+    found = _partitions(profile, source)
+    if profile.max_array_size and profile.max_array_size > allowed:
+        reason = f"{profile.max_array_size} is more than the cluster's MaxArraySize ({allowed})"
+        found.append(Problem(source, reason, key="max_array_size"))
+    return found
 
 
 def _partitions(profile: Site, source: str) -> list[Problem]:
@@ -73,7 +101,7 @@ def _partitions(profile: Site, source: str) -> list[Problem]:
 def _known_partitions() -> dict[str, Mapping[str, int | bool | None]]:
     """Every partition of the cluster: whether it is the default, and its time limit in minutes (None: no limit)."""
     known: dict[str, Mapping[str, int | bool | None]] = {}
-    for line in queue.call("sinfo", "-h", "-o", "%P|%l").splitlines():
+    for line in queue.call("sinfo", "-h", "-a", "-o", "%P|%l").splitlines():
         name, limit = line.strip().split("|")
         known[name.rstrip("*")] = {
             "default": name.endswith("*"),

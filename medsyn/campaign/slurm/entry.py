@@ -13,7 +13,7 @@ from pathlib import Path
 
 from medsyn import disk, errors
 from medsyn.campaign import records, worker
-from medsyn.campaign.slurm import gate
+from medsyn.campaign.slurm import gate, script
 from medsyn.errors import InputError, InputProblems
 from medsyn.stage import CampaignDirectory
 
@@ -21,6 +21,8 @@ from medsyn.stage import CampaignDirectory
 def run_task(root: str, stage: str, name: str, functions: Mapping[str, str] = worker.STAGE_FUNCTIONS) -> None:
     """Run one task; its output goes to the task's log, as that of a local run does."""
     _leave_when_asked()
+    if begun := os.environ.get(script.BEGUN):
+        Path(begun).touch()
     _write_to(CampaignDirectory(Path(root)).log(stage, name))
     job, restarts = records.slurm_job(), os.environ.get("SLURM_RESTART_COUNT", "0")
     print(f"--- job {job} on {os.uname().nodename}, restart {restarts}", flush=True)
@@ -36,12 +38,13 @@ def run_task(root: str, stage: str, name: str, functions: Mapping[str, str] = wo
 def run_gate(root: str, name: str, folder: str) -> None:
     """Decide what cannot run any more, and leave the list to the batch script."""
     try:
-        jobs = gate.blocked_jobs(records.open_campaign(Path(root)), name)
+        blocked = gate.blocked_jobs(records.open_campaign(Path(root)), name)
     except (InputError, InputProblems) as error:
         print(error, file=sys.stderr, flush=True)
         sys.exit(errors.EXIT_BAD_INPUT)
-    print(f"{name}: cancelling {', '.join(jobs) or 'nothing'}", flush=True)
-    disk.write_atomic(Path(folder) / "cancel", "".join(f"{job}\n" for job in jobs))
+    lines = [f"{job_name} {' '.join(jobs)}" for job_name, jobs in blocked.items()]
+    print(f"{name}: cancelling {'; '.join(lines) or 'nothing'}", flush=True)
+    disk.write_atomic(Path(folder) / script.CANCEL_LIST, "".join(f"{line}\n" for line in lines))
 
 
 def _leave_when_asked() -> None:

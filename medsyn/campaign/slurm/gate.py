@@ -17,8 +17,10 @@ from medsyn.campaign.slurm.submissions import Submission
 POLL_SECONDS = 1.0
 
 
-def blocked_jobs(campaign: Campaign, name: str, latency_seconds: float = records.LATENCY_SECONDS) -> list[str]:
-    """Slurm's ids of the jobs that the gate called `name` takes out of the queue.
+def blocked_jobs(
+    campaign: Campaign, name: str, latency_seconds: float = records.LATENCY_SECONDS
+) -> dict[str, list[str]]:
+    """The jobs that the gate called `name` takes out of the queue: {job name: Slurm's ids}.
 
     A task of which there is no word, neither done nor failed nor blocked, gets `latency_seconds`: on a shared file
     system a marker that another node wrote may show late.
@@ -26,7 +28,7 @@ def blocked_jobs(campaign: Campaign, name: str, latency_seconds: float = records
     submissions = on_record.read(campaign.directory.ledger)
     place = next((place for place, one in enumerate(submissions) if one.name == name), None)
     if place is None:  # it was withdrawn, or queued by a launcher that died before it could write that down
-        return []
+        return {}
     newest = on_record.newest(submissions)
     its = over(submissions[place], place, newest)
     end = time.monotonic() + latency_seconds
@@ -54,14 +56,16 @@ def over(gate: Submission, place: int, newest: Mapping[Key, tuple[int, str]]) ->
     return {key for key in keys if newest.get(key, (-1, ""))[0] < place}
 
 
-def ids(submissions: Sequence[Submission], keys: Iterable[Key], newest: Mapping[Key, tuple[int, str]]) -> list[str]:
-    """Slurm's ids of the tasks' newest jobs; an array of which every element is meant is named once."""
+def ids(
+    submissions: Sequence[Submission], keys: Iterable[Key], newest: Mapping[Key, tuple[int, str]]
+) -> dict[str, list[str]]:
+    """{job name: Slurm's ids} of the tasks' newest jobs; an array of which every element is meant is named once."""
     by_place: dict[int, list[str]] = {}
     for key in keys:
         place, identity = newest[key]
         by_place.setdefault(place, []).append(identity)
-    found: list[str] = []
+    found: dict[str, list[str]] = {}
     for place, elements in sorted(by_place.items()):
         whole = len(elements) == len(submissions[place].tasks)
-        found += [submissions[place].job] if whole else elements
+        found[submissions[place].name] = [submissions[place].job] if whole else elements
     return found

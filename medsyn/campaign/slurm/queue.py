@@ -6,6 +6,7 @@ accounting, is told as such and never read as "finished".
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +18,8 @@ from medsyn.campaign.slurm.submissions import Submission
 TIMEOUT_SECONDS = 20.0
 WAITING_STATES = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED", "PREEMPTED")
 NEVER = "DependencyNeverSatisfied"
+# What users set for themselves, or a job around this process: filters and formats that would hide jobs from us.
+_HABITS = ("SQUEUE_", "SCANCEL_", "SINFO_", "SACCT_", "SCONTROL_", "SLURM_")
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,22 @@ class QueueView:
     problem: str | None = None
 
 
+def is_held(job: Job) -> bool:
+    """Whether the job waits for somebody to release it: held by hand, or by Slurm after a start that failed."""
+    return job.waits and (job.reason.startswith("JobHeld") or "requeued held" in job.reason)
+
+
 class SlurmError(Exception):
     """A Slurm command failed; the message is its last line."""
 
 
 def call(*command: str, timeout: float = TIMEOUT_SECONDS) -> str:
     """Standard output of a Slurm command; raises SlurmError in one line if it fails or does not answer."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_HABITS)}
+    if "SLURM_CONF" in os.environ:
+        environment["SLURM_CONF"] = os.environ["SLURM_CONF"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, env=environment)
     except FileNotFoundError:
         raise SlurmError(f"{command[0]} is not installed here") from None
     except subprocess.TimeoutExpired:
@@ -82,7 +93,7 @@ def own_jobs(timeout: float = TIMEOUT_SECONDS) -> dict[str, tuple[str, Job]]:
         SlurmError: the controller does not answer.
     """
     jobs = {}
-    for line in call("squeue", "-h", "-r", "--me", "-o", "%i|%T|%r|%N|%E|%j", timeout=timeout).splitlines():
+    for line in call("squeue", "-h", "-r", "-a", "--me", "-o", "%i|%T|%r|%N|%E|%j", timeout=timeout).splitlines():
         identity, state, reason, node, dependency, name = line.split("|", 5)
         jobs[identity] = (name, Job(identity, state, reason, node, "" if dependency == "(null)" else dependency))
     return jobs
@@ -97,10 +108,10 @@ def view(submissions: Iterable[Submission], timeout: float = TIMEOUT_SECONDS) ->
     tasks: dict[Key, Job] = {}
     gates: dict[str, Job] = {}
     for submission in submissions:
-        if submission.kind == "gate" and submission.job in jobs:
+        if submission.kind == "gate" and jobs.get(submission.job, ("",))[0] == submission.name:
             gates[submission.name] = jobs[submission.job][1]
         for identity, key in submission.elements():
-            if identity in jobs:
+            if jobs.get(identity, ("",))[0] == submission.name:  # Slurm uses ids again
                 tasks[key] = jobs[identity][1]
     return QueueView(tasks, gates)
 

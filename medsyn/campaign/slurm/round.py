@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -69,7 +69,7 @@ class Round:
 
     def release(self, held: Sequence[str]) -> None:
         """Let it run."""
-        _release(held)
+        _release(held, [one.name for one in self.made.values()])
         ledger.record(self.path, on_record.RELEASED, round=self.number)
 
     def _queue(self, node: Node) -> Submission:
@@ -114,14 +114,14 @@ class Round:
         if node.kind == "gate":
             after = script.after_gate(folder, GATE_REQUEUES)
         else:
-            after = script.after_task(campaign.directory.slurm(BAD_NODES), campaign.config.cluster.max_requeues)
+            after = script.after_task(folder, campaign.directory.slurm(BAD_NODES), campaign.config.cluster.max_requeues)
         return {
             "time": None,  # submitit's default of five minutes would be passed on
             "wckey": None,
             "array_parallelism": options.parallelism(site, node),
             "signal_delay_s": site.signal_seconds,
             "stderr_to_stdout": True,
-            "setup": script.before(site.environment, site.setup, None if site.container else code_folder()),
+            "setup": script.before(folder, site.environment, site.setup, None if site.container else code_folder()),
             "teardown": after,
             "additional_parameters": chosen,
             "srun_args": options.srun(site, node),
@@ -151,7 +151,7 @@ def take_back_unreleased(path: Path, say: Say) -> None:
     """Finish what a killed launcher began: release a round that was ready for it, cancel one that was not."""
     for number, its in on_record.rounds(path).items():
         if its.state == on_record.RELEASING:
-            _release(its.held)
+            _release(its.held, its.intended)
             ledger.record(path, on_record.RELEASED, round=number)
         elif its.state == on_record.QUEUEING:
             say(f"taking back {len(its.intended)} jobs of a submission that was interrupted")
@@ -187,8 +187,8 @@ def _count(node: Node) -> str:
     return tasks if node.kind == "tasks" else f"looks at {tasks}"
 
 
-def _release(jobs: Sequence[str]) -> None:
-    in_queue = {identity.partition("_")[0] for identity in queue.own_jobs()}
+def _release(jobs: Sequence[str], names: Collection[str]) -> None:
+    in_queue = {identity.partition("_")[0] for identity, (name, _) in queue.own_jobs().items() if name in names}
     waiting = [job for job in jobs if job in in_queue]
     if waiting:
         queue.call("scontrol", "release", *waiting)
@@ -196,8 +196,9 @@ def _release(jobs: Sequence[str]) -> None:
 
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "error:" in line]
-    return (told or lines or ["no reason was given"])[-1].removeprefix("sbatch: error: ")
+    lines = [line for line in lines if "sbatch --help" not in line]
+    told = [line for line in lines if "error:" in line or line.startswith("sbatch:")]
+    return (told or lines or ["no reason was given"])[-1].removeprefix("sbatch: ").removeprefix("error: ")
 
 
 @contextmanager

@@ -5,6 +5,9 @@ The host's shell does what concerns Slurm, so that a container needs none of its
 by `scontrol requeue`, at most `cluster.max_requeues` times. Measured on Slurm 22.05: `scancel` kills this shell, so a
 cancelled job does not come back; after `scontrol requeue` nothing of the script runs any more; the id of an array's
 element must be ARRAYJOB_TASK, for its raw id may stand for the whole array.
+
+A task says that it has begun by making a file; a job that ends without one, not by a signal, is tried once more and
+no oftener: its interpreter, its container or its srun arguments are wrong.
 """
 
 from __future__ import annotations
@@ -15,38 +18,57 @@ from pathlib import Path
 
 from medsyn.errors import EXIT_BAD_INPUT, EXIT_BAD_NODE, EXIT_DONE, EXIT_NO_PROGRESS
 
+BEGUN = "MEDSYN_BEGUN"  # where a task says that it has begun
 CANCEL_LIST = "cancel"  # a gate's verdict, in the folder of its submission
-_REQUEUE = """
-rc=$?
+_JOB = """
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 """
+# srun may fail before Slurm kills this shell: a job that was cancelled as it started must not come back
+_UNLESS_CANCELLED = """
+case $(scontrol -o show job "$job" 2>/dev/null) in *JobState=CANCELLED*) exit $rc ;; esac
+"""
 
 
-def before(environment: Mapping[str, str], setup: list[str], code: Path | None) -> list[str]:
+def before(folder: Path, environment: Mapping[str, object], setup: list[str], code: Path | None) -> list[str]:
     """The lines before a task.
 
     Args:
+        folder: of the submission.
         environment: variables for the task.
         setup: the site's own lines.
         code: folder of the medsyn package where it may not be installed; None inside a container.
     """
     lines = ["umask 027", "unset SLURM_EXPORT_ENV", "export PYTHONUNBUFFERED=1"]
+    lines += [*_JOB.strip().splitlines(), f"export {BEGUN}={shlex.quote(str(folder))}/begun-$job", f'rm -f "${BEGUN}"']
     if code is not None:
         lines.append(f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}")
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+    lines += [f"export {name}={shlex.quote(str(value))}" for name, value in environment.items()]
     return [*lines, *setup]
 
 
-def after_task(bad_nodes: Path, max_requeues: int) -> list[str]:
+def after_task(folder: Path, bad_nodes: Path, max_requeues: int) -> list[str]:
     """The lines after a task: end the job, or queue it again.
 
     Args:
+        folder: of the submission.
         bad_nodes: file that collects the names of nodes on which a task failed for the machine's reasons.
         max_requeues: how often one job is queued again, whatever the reason.
     """
-    return f"""{_REQUEUE}
+    stumbled = f"{shlex.quote(str(folder))}/stumbled-$job"
+    return f"""
+rc=$?
+if [ -e "${BEGUN}" ]; then
+  rm -f "${BEGUN}" {stumbled}
+elif [ $rc -lt 129 ] || [ $rc -gt 192 ]; then
+  if [ -e {stumbled} ]; then
+    echo "medsyn: exit code $rc before the task began, twice" >&2
+    exit $rc
+  fi
+  touch {stumbled}
+fi
 case $rc in {EXIT_DONE}|{EXIT_BAD_INPUT}|{EXIT_NO_PROGRESS}) exit $rc ;; esac
+{_UNLESS_CANCELLED.strip()}
 if [ "${{SLURM_RESTART_COUNT:-0}}" -ge {max_requeues} ]; then
   echo "medsyn: exit code $rc, and cluster.max_requeues ({max_requeues}) is used up" >&2
   exit $rc
@@ -78,11 +100,15 @@ _ELSEWHERE = """
 def after_gate(folder: Path, max_requeues: int) -> list[str]:
     """The lines after a gate: cancel what it found blocked; one that could not decide is tried again."""
     listed = shlex.quote(str(folder / CANCEL_LIST))
-    return f"""{_REQUEUE}
+    return f"""
+rc=$?
 if [ $rc -eq 0 ]; then
-  if [ -s {listed} ]; then xargs -n 200 scancel --quiet < {listed}; fi
+  if [ -s {listed} ]; then
+    while read -r name jobs; do scancel --quiet --name="$name" $jobs; done < {listed}
+  fi
   exit 0
 fi
+{_UNLESS_CANCELLED.strip()}
 if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_requeues} ] && [ $rc -ne {EXIT_BAD_INPUT} ]; then
   scontrol requeue "$job" && sleep 60
 fi

@@ -19,6 +19,12 @@ from medsyn.errors import InputProblems
 from medsyn.stage import STAGES
 
 GATE = "gate"
+# sbatch's options that the graph of jobs stands on
+OWNED = {
+    *("array", "chdir", "dependency", "error", "hold", "input", "job-name", "kill-on-invalid-dep", "no-requeue"),
+    *("nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "quiet", "requeue", "signal"),
+    *("test-only", "wait", "wrap"),
+}
 Stage = Literal["finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate", "gate"]
 Word = Annotated[str, StringConstraints(pattern=r"^\S+$")]
 _TIME = re.compile(r"^(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d\d){0,2})$")
@@ -69,6 +75,16 @@ class Resources(Section):
             raise ValueError("at least one minute")
         return value
 
+    @field_validator("sbatch")
+    @classmethod
+    def _not_ours(cls, value: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+        for name in value:
+            if name.replace("_", "-") in OWNED:
+                raise ValueError(f"{name} is medsyn's own to set; leave it out")
+            if name.replace("_", "-") in Resources.model_fields or name.replace("-", "_") in Resources.model_fields:
+                raise ValueError(f"{name} has a key of its own in the profile: give it there")
+        return value
+
     @property
     def minutes(self) -> int | None:
         """The time limit in minutes, None for the partition's default."""
@@ -82,7 +98,7 @@ class Container(Section):
     runtime: Word = "apptainer"
     nv: bool = True  # the host's NVIDIA driver inside
     binds: list[str] = Field([])  # besides the campaign's directory and its inputs: SOURCE or SOURCE:TARGET[:ro]
-    environment: dict[str, str] = Field({})  # set inside
+    environment: dict[str, str | int | float] = Field({})  # set inside
     options: list[str] = Field([])  # further arguments of `apptainer exec`
     python: str = "python3"  # inside the image
 
@@ -93,7 +109,7 @@ class Site(Resources):
     mail_user: Word | None = None
     mail_type: str = "END,FAIL"
     signal_seconds: int = Field(120, ge=10, le=3600)  # how long before the time limit tasks are told to save
-    environment: dict[str, str] = Field({})  # exported to every task
+    environment: dict[str, str | int | float] = Field({})  # exported to every task
     setup: list[str] = Field([])  # shell lines before the task: module load ...
     python: str | None = None  # interpreter of the compute nodes; None: the one that runs launch.py
     max_array_size: int | None = Field(None, ge=1)  # None: what the cluster says
@@ -104,7 +120,7 @@ class Site(Resources):
 
     @field_validator("environment")
     @classmethod
-    def _names_are_names(cls, value: dict[str, str]) -> dict[str, str]:
+    def _names_are_names(cls, value: dict[str, str | int | float]) -> dict[str, str | int | float]:
         allowed = set(string.ascii_letters + string.digits + "_")
         for name in value:
             if not name or not set(name) <= allowed or name[0].isdigit():

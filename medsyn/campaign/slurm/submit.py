@@ -92,6 +92,10 @@ def submit(
     repoint(campaign, its, wanted, submissions, view, queued)
     if wanted.nodes:
         its.release(held)
+    for job in (*view.tasks.values(), *view.gates.values()):
+        if queue.is_held(job):
+            queue.call("scontrol", "release", job.id)
+            say(f"{job.id}  was held and is released")
     return Outcome(
         len(done),
         len(view.tasks.keys() - done),

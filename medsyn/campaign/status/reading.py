@@ -7,7 +7,6 @@ round it would look lost.
 from __future__ import annotations
 
 import os
-import pwd
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -73,21 +72,20 @@ def _ask(campaign: Campaign, submitted: list[Submission], timeout: float) -> Que
     """Slurm's queue, which lists the jobs of the user who asks and no others."""
     owner = campaign.directory.ledger.stat().st_uid
     if owner != os.getuid():
-        return QueueView(problem=f"the jobs are user {_user(owner)}'s, and only their own queue could be asked")
+        name = records.user_name(owner)
+        return QueueView(problem=f"the jobs are user {name}'s, and only their own queue could be asked")
     return queue.view(submitted, timeout)
-
-
-def _user(number: int) -> str:
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return str(number)
 
 
 def _notes(campaign: Campaign, rounds: Mapping[str, Round], view: QueueView) -> tuple[str, ...]:
     notes = []
     if view.problem:
         notes.append(f"Slurm was not asked successfully ({view.problem}): tasks may be in its queue unseen")
+    held = [job.id for job in (*view.tasks.values(), *view.gates.values()) if queue.is_held(job)]
+    if held:
+        notes.append(
+            f"{len(held)} jobs are held, {held[0]} among them, and wait until resume or scontrol releases them"
+        )
     unreleased = [its for its in rounds.values() if its.state in (submissions.QUEUEING, submissions.RELEASING)]
     if unreleased and not locks.is_held(campaign.directory.ledger):
         jobs = sum(len(its.intended) for its in unreleased)

@@ -108,9 +108,15 @@ class Status:
         if state == "unknown":
             return "Slurm does not answer"
         if state == "idle" and facts.unbegun:
-            return f"job {facts.unbegun} left the queue before it began{_says(facts.word)}"
+            return f"job {facts.unbegun} left the queue before it began{_says(facts.word)}{self._last_word(key)}"
         said = [facts.job.reason if facts.job else "", facts.attempts.reason or ""]
         return ", ".join(word for word in said if word and word != "None")
+
+    def _last_word(self, key: Key) -> str:
+        """What Slurm or the batch script said last, where the task itself has said nothing."""
+        path = logs.find(self.campaign.directory.log(*key), self._batch_logs.get(key, ()))
+        said = logs.last_lines(path, 1) if path else []
+        return f"; its log ends with: {said[0]}" if said else ""
 
     def _progress(self, key: Key, facts: Facts) -> str:
         beat = records.progress(self.campaign.directory, key)
