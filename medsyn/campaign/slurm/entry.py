@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from medsyn import disk, errors
@@ -22,7 +23,8 @@ def run_task(root: str, stage: str, name: str, functions: Mapping[str, str] = wo
     """Run one task; its output goes to the task's log, as that of a local run does."""
     _leave_when_asked()
     if begun := os.environ.get(script.BEGUN):
-        Path(begun).touch()
+        with suppress(OSError):  # a full disk is for the task to meet, and to say
+            Path(begun).touch()
     _write_to(CampaignDirectory(Path(root)).log(stage, name))
     job, restarts = records.slurm_job(), os.environ.get("SLURM_RESTART_COUNT", "0")
     print(f"--- job {job} on {os.uname().nodename}, restart {restarts}", flush=True)
