@@ -39,7 +39,7 @@ def before(folder: Path, environment: Mapping[str, object], setup: list[str], co
         setup: the site's own lines.
         code: folder of the medsyn package where it may not be installed; None inside a container.
     """
-    lines = ["umask 027", "unset SLURM_EXPORT_ENV", "export PYTHONUNBUFFERED=1"]
+    lines = ["umask 027", 'unset SLURM_EXPORT_ENV "${!SQUEUE_@}" "${!SCANCEL_@}"', "export PYTHONUNBUFFERED=1"]
     lines += [*_JOB.strip().splitlines(), f"export {BEGUN}={shlex.quote(str(folder))}/begun-$job", f'rm -f "${BEGUN}"']
     if code is not None:
         lines.append(f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}")
@@ -98,13 +98,19 @@ _ELSEWHERE = """
 
 
 def after_gate(folder: Path, max_requeues: int) -> list[str]:
-    """The lines after a gate: cancel what it found blocked; one that could not decide is tried again."""
+    """The lines after a gate: cancel what it found blocked; one that could not decide is tried again.
+
+    Slurm uses ids again, so the name is compared first; `scancel --name` with an element's id takes the whole array.
+    """
     listed = shlex.quote(str(folder / CANCEL_LIST))
     return f"""
 rc=$?
 if [ $rc -eq 0 ]; then
   if [ -s {listed} ]; then
-    while read -r name jobs; do scancel --quiet --name="$name" $jobs; done < {listed}
+    while read -r name jobs; do
+      first=${{jobs%% *}}
+      case $(squeue -h -a -o %j -j "${{first%%_*}}" 2>/dev/null) in "$name"*) scancel --quiet $jobs ;; esac
+    done < {listed}
   fi
   exit 0
 fi
