@@ -29,6 +29,7 @@ SMALLER = [
     "training.checkpoints.save_frequency=1",
     "generation.num_inference_steps=3",
     "generation.batch_size=2",
+    "generation.batches_per_block=1",
     "generation.blocks_per_shard=2",
     "generation.quality_threshold=0.3",
     "generation.max_attempts=4",
@@ -122,7 +123,7 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(undisturbed: Path, tmp
         "phantoms*/**/*.png",
         "work/finetune/*/checkpoints/step-*",
         "work/rlhf-stage1/all/metrics.jsonl",
-        "work/generate/*/*/block-*",
+        "work/generate/*/*/part-*/block-*",
     ):
         kill_when(directory, moment)
     finish(directory)

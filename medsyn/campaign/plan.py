@@ -19,7 +19,7 @@ from medsyn.errors import InputError
 from medsyn.generation.shard import plan_shards
 from medsyn.stage import STAGES, Task, slug
 
-SCHEMA = 1  # of everything below tasks/ and of campaign.json
+SCHEMA = 2  # of everything below tasks/ and of campaign.json
 Key = tuple[str, str]  # (stage, task name)
 State = Literal["done", "failed", "blocked", "ready", "waiting"]
 
@@ -148,7 +148,7 @@ def build(config: Config, prompt_counts: Mapping[str, int]) -> Plan:
     for modality in modalities:
         needs = (finetunes[modality].key, stage1.key, *([stage2[modality].key] if stage2 else []))
         items = prompt_counts.get(modality, 0) * config.generation.img_num
-        block_count = -(-items // config.generation.batch_size)
+        block_count = -(-items // config.generation.block_size)
         for shard, blocks in enumerate(plan_shards(block_count, config.generation.blocks_per_shard)):
             task = Task("generate", len(generates), f"{slug(modality)}-{shard:05d}", modality, blocks)
             generates.append(PlannedTask(task, needs))

@@ -1,6 +1,6 @@
 """Blocks: the atom of generation, a fixed group of items of one modality, on disk whole or not at all.
 
-Which items a block holds is a function of the prompt list, the replicates and the batch size. A shard is a range of
+Which items a block holds is a function of the prompt list, the replicates and the block's size. A shard is a range of
 blocks; how many shards there are, who makes them and in which order is a matter of queueing and shows in no file.
 No torch here: planners count blocks on login nodes.
 """
@@ -11,7 +11,8 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,16 @@ class Item:
     prompt_id: str
     prompt: str
     replicate: int  # 0-based
+    seed: int | None = None  # None: from the campaign's seed and the prompt's id
+    guidance_scale: float | None = None  # None, here and below: as configured
+    num_inference_steps: int | None = None
+    negative_prompt: str | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)  # further columns of the prompt list
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What was asked for, in 16 hex digits."""
+        return disk.fingerprint(asdict(self))[:16]
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,7 @@ class Blocks:
 class BlockContent:
     """What a block's directory holds."""
 
-    images: Mapping[str, bytes]  # file name -> PNG
+    images: Mapping[str, bytes]  # file name -> content: PNG files, or one archive of them
     manifest: Sequence[Mapping[str, Any]]  # one record per item; those with a `file` say its `bytes`
     attempts: Sequence[Mapping[str, Any]]  # one record per candidate
     timing: Mapping[str, Any]  # all that differs from run to run
@@ -92,12 +103,29 @@ def read_manifest(block: Path) -> list[dict[str, Any]] | None:
     """The block's manifest if every file is there in the right size, else None. Contents are not hashed."""
     try:
         records = [json.loads(line) for line in (block / MANIFEST).read_bytes().splitlines()]
-        sizes = {block / record["file"]: record["bytes"] for record in records if record["file"] is not None}
-        whole = all(path.stat().st_size == size for path, size in sizes.items())
+        whole = bool(records) and all(_has_its_file(block, record) for record in records)
         whole = whole and (block / ATTEMPTS).is_file()
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return records if whole else None
+
+
+def _has_its_file(block: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the record's image, if it has one, is there in its size; the places in an archive are not looked at."""
+    if record["file"] is None:
+        return True
+    if archive := record.get("archive"):
+        return (block / archive).stat().st_size >= record["offset"] + record["bytes"]
+    return (block / record["file"]).stat().st_size == record["bytes"]
+
+
+def read_image_bytes(block: Path, record: Mapping[str, Any]) -> bytes:
+    """The PNG file of a record of the block's manifest, from its own file or from the block's archive."""
+    if archive := record.get("archive"):
+        with (block / archive).open("rb") as stream:
+            stream.seek(record["offset"])
+            return stream.read(record["bytes"])
+    return (block / record["file"]).read_bytes()
 
 
 def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, str]) -> list[dict[str, Any]] | None:
@@ -124,7 +152,7 @@ def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, str])
         shutil.rmtree(discarded, ignore_errors=True)
         return None
     differing = {key for key, value in facts.items() for record in records if record.get(key) != value}
-    if [Item(record["id"], record["prompt"], record["replicate"]) for record in records] != list(items):
+    if [record.get("item_fingerprint") for record in records] != [item.fingerprint for item in items]:
         differing.add("prompts")
     if differing:
         names = ", ".join(sorted(differing))

@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,11 @@ from medsyn.config import Config
 from medsyn.data.images import read_image
 from medsyn.errors import InputError
 from medsyn.generation import filter as rules
-from medsyn.generation import generate, generator, shard
+from medsyn.generation import generate, loader, painter, shard
 from medsyn.generation.shard import Item
 from medsyn.models import tiny
 from medsyn.models.policy import Policy
-from medsyn.models.scorers import load_policy, load_selector, save_scorer
+from medsyn.models.scorers import save_scorer
 from medsyn.models.selector import Selector
 from medsyn.models.synthetic import load_synthetic
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
@@ -61,8 +61,12 @@ class Campaign:
         return self.directory.block(mode, modality, number)
 
     def read(self, name: str, mode: str, modality: str = "CT") -> list[dict[str, Any]]:
-        blocks = sorted(self.block(mode, 0, modality).parent.iterdir())
+        blocks = sorted(self.block(mode, 0, modality).parent.parent.glob("part-*/block-*"))
         return [record for block in blocks for record in disk.read_jsonl(block / name)]
+
+    def blocks(self) -> dict[str, str]:
+        """The snapshot of what a reader of blocks sees."""
+        return {path: value for path, value in self.snapshot().items() if "/." not in path}
 
     def snapshot(self) -> dict[str, str]:
         """Hash of every file that generation made, temporary ones too; timings are the only ones that may differ."""
@@ -84,6 +88,7 @@ def settings(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Conf
             "generation": {
                 "img_num": 2,
                 "batch_size": 3,
+                "batches_per_block": 1,
                 "num_inference_steps": 2,
                 "scheduler": "euler_a",
                 "num_candidates": 2,
@@ -104,14 +109,12 @@ def standardise(model: Selector | Policy, scores: list[float | None]) -> None:
         last.bias.sub_(logits.mean()).div_(logits.std())
 
 
-def random_scorers(
-    generator_of: Callable[[Selector, Policy], generator.Generator], seed: int
-) -> tuple[Selector, Policy]:
+def random_scorers(painter_of: Callable[[Selector, Policy], painter.Painter], seed: int) -> tuple[Selector, Policy]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         selector, policy = Selector(SCORER), Policy(SCORER, tiny.TEXT_WIDTH)
     items = [(Item(f"c{i}", PROMPTS["CT"][i % 4], 0), 0) for i in range(12)]
-    made = [generator_of(selector, policy).batch(items[start : start + 3]).candidates for start in range(0, 12, 3)]
+    made = [painter_of(selector, policy).paint(items[start : start + 3]).candidates for start in range(0, 12, 3)]
     standardise(selector, [candidate.selector for batch in made for candidate in batch])
     standardise(policy, [candidate.policy for batch in made for candidate in batch])
     return selector, policy
@@ -125,7 +128,7 @@ def inputs(settings: Config, finetuned_unets: list[Path], tmp_path_factory: pyte
     for modality, finetuned in zip(PROMPTS, finetuned_unets, strict=True):
         shutil.copytree(finetuned, directory.finetuned_unet(modality) / "unet")
     source, unet = settings.model_paths.stable_diffusion, directory.finetuned_unet("CT")
-    make = partial(generator.Generator, settings, {"modality": "CT", "mode": "filtered"})
+    make = partial(painter.Painter, painter.Recipe.of(settings, "CT"))
     for seed, modality in enumerate((*PROMPTS, None)):
         selector, policy = random_scorers(partial(make, load_synthetic(source, CPU, unet_from=unet)), seed)
         save_scorer(policy, directory.policy(modality))
@@ -191,7 +194,7 @@ def wait(child: int) -> int:
 
 
 def test_kill_9_at_any_moment_changes_no_byte(campaign: Campaign, reference: Campaign) -> None:
-    timings = reference.directory.root.glob("work/generate/*/*/*/timing.json")
+    timings = reference.directory.root.glob("work/generate/*/*/*/*/timing.json")
     whole = 1 + sum(disk.read_json(timing)["seconds"] for timing in timings)
     killed = 0
     for delay in np.random.default_rng(3).uniform(0.1, 0.8, 5) * whole:
@@ -199,8 +202,7 @@ def test_kill_9_at_any_moment_changes_no_byte(campaign: Campaign, reference: Cam
         time.sleep(delay)
         os.kill(child, signal.SIGKILL)
         killed += os.WIFSIGNALED(wait(child))
-        made = {path: value for path, value in campaign.snapshot().items() if ".tmp-" not in path}
-        assert made.items() <= reference.snapshot().items(), "a reader sees whole blocks only"
+        assert campaign.blocks().items() <= reference.snapshot().items(), "a reader sees whole blocks only"
     assert killed
     campaign.run()
     assert campaign.snapshot() == reference.snapshot()
@@ -268,8 +270,7 @@ def test_a_stop_request_saves_whole_blocks_and_changes_no_byte(
 ) -> None:
     with pytest.raises(Saved):
         campaign.run(control=StopAfter(beats))
-    partial = campaign.snapshot()
-    assert partial.items() < reference.snapshot().items()
+    assert campaign.blocks().items() < reference.snapshot().items()
     campaign.run()
     assert campaign.snapshot() == reference.snapshot()
 
@@ -296,7 +297,8 @@ def test_a_full_disk_leaves_no_half_block(
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr(Path, "write_bytes", full)
         campaign.run()
-    assert campaign.snapshot().items() < reference.snapshot().items(), "whole blocks, no temporaries"
+    assert campaign.blocks().items() < reference.snapshot().items(), "whole blocks"
+    assert not [path for path in campaign.snapshot() if ".tmp-" in path]
     campaign.run()
     assert campaign.snapshot() == reference.snapshot()
 
@@ -319,9 +321,9 @@ def test_what_is_there_is_left_alone_without_loading_a_model(
     def forbidden(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(generate, "load_synthetic", forbidden)
-    monkeypatch.setattr(generate, "load_unet", forbidden)
-    monkeypatch.setattr(generate, "load_selector", forbidden)
+    monkeypatch.setattr(loader, "load_synthetic", forbidden)
+    monkeypatch.setattr(loader, "load_unet", forbidden)
+    monkeypatch.setattr(loader, "load_selector", forbidden)
     campaign.run(blocks=(0, 2))
     assert before == {path: path.stat().st_mtime_ns for path in campaign.directory.root.rglob("*.png")}
 
@@ -330,42 +332,34 @@ def test_what_is_there_is_left_alone_without_loading_a_model(
 
 
 @pytest.fixture(scope="session")
-def filtered(reference: Campaign) -> generator.Generator:
-    directory = reference.directory
-    source = reference.config.model_paths.stable_diffusion
-    return generator.Generator(
-        reference.config,
-        {"modality": "CT", "mode": "filtered", "model_fingerprint": "m", "config_fingerprint": "c"},
-        load_synthetic(source, CPU, unet_from=directory.finetuned_unet("CT")),
-        load_selector(directory.selector(), CPU),
-        load_policy(directory.policy("CT"), CPU),
-    )
+def filtered(reference: Campaign) -> painter.Painter:
+    return loader.Loader(reference.config, "CT", reference.directory).painter("filtered")
 
 
-def test_companions_position_and_padding_change_no_bit_of_picture_or_score(filtered: generator.Generator) -> None:
+def test_companions_position_and_padding_change_no_bit_of_picture_or_score(filtered: painter.Painter) -> None:
     wanted = (Item("ct-1", "CT: nodule, left", 1), 3)
     others = [(Item(f"o-{i}", f"CT: {text}", 0), i) for i, text in enumerate(["normal", "effusion", "nodule, right"])]
     batches = [([wanted], 0), ([*others[:2], wanted], 2), ([others[2], wanted, others[0]], 1), ([others[1], wanted], 1)]
     results = []
     for batch, position in batches:
-        made = filtered.batch(batch)
+        made = filtered.paint(batch)
         assert len(made.candidates) == len(made.pictures) == len(batch), "padding is dropped"
         assert made.unet_evaluations == 3 * 2 * 2, "padding is computed: batch 3, guidance, 2 steps"
         results.append((made.candidates[position], made.pictures[position].tobytes()))
     assert len(set(results)) == 1
 
 
-def test_an_image_depends_on_seed_prompt_replicate_and_attempt(filtered: generator.Generator) -> None:
+def test_an_image_depends_on_seed_prompt_replicate_and_attempt(filtered: painter.Painter) -> None:
     item = Item("ct-1", "CT: nodule, left", 0)
     others = [
         (item, 1),
         (Item("ct-1", item.prompt, 1), 0),
         (Item("ct-2", item.prompt, 0), 0),
     ]
-    made = [picture.tobytes() for wanted in [(item, 0), *others] for picture in filtered.batch([wanted]).pictures]
+    made = [picture.tobytes() for wanted in [(item, 0), *others] for picture in filtered.paint([wanted]).pictures]
     assert len(set(made)) == 4
-    assert generator.image_seed(0, item, 0) != generator.image_seed(1, item, 0)
-    assert generator.image_seed(0, item, 0) == 5529676483254214139, "published seeds do not change between versions"
+    assert filtered.recipe.image_seed(item, 0) != replace(filtered.recipe, seed=1).image_seed(item, 0)
+    assert filtered.recipe.image_seed(item, 0) == 5529676483254214139, "published seeds do not change between versions"
 
 
 # --- the record -----------------------------------------------------------------------------------------------------
@@ -374,13 +368,14 @@ def test_an_image_depends_on_seed_prompt_replicate_and_attempt(filtered: generat
 @pytest.mark.parametrize("mode", ["baseline", "filtered"])
 def test_every_item_once_and_every_candidate_on_record(reference: Campaign, mode: str) -> None:
     manifest, attempts = reference.read("manifest.jsonl", mode), reference.read("attempts.jsonl", mode)
+    recipe = painter.Recipe.of(reference.config, "CT")
     asked = [(f"ct-{prompt}", replicate) for prompt in range(4) for replicate in range(2)]
     assert [(record["id"], record["replicate"]) for record in manifest] == asked
     for record in manifest:
         mine = [line for line in attempts if (line["id"], line["replicate"]) == (record["id"], record["replicate"])]
         item = Item(record["id"], record["prompt"], record["replicate"])
         assert [line["attempt"] for line in mine] == list(range(len(mine)))
-        assert [line["seed"] for line in mine] == [generator.image_seed(0, item, n) for n in range(len(mine))]
+        assert [line["seed"] for line in mine] == [recipe.image_seed(item, n) for n in range(len(mine))]
         assert sum(line["reason"] != rules.SURPLUS for line in mine) == record["attempts"]
         chosen = [line for line in mine if line["chosen"]]
         assert len(chosen) == (record["file"] is not None)
@@ -432,7 +427,7 @@ def test_every_file_is_marked_grey_and_what_the_manifest_says(reference: Campaig
             with Image.open(path) as image:
                 assert image.mode == "L" and image.size == (record["width"], record["height"]) == (32, 32)
                 assert image.text["Seed"] == str(record["seed"])  # type: ignore[attr-defined]
-    assert listed == set(reference.block(mode).parent.rglob("*.png")), "no file that the manifest does not name"
+    assert listed == set(reference.block(mode).parent.parent.rglob("*.png")), "no file that the manifest does not name"
 
 
 def test_fundus_is_written_in_colour(campaign: Campaign) -> None:
@@ -441,7 +436,7 @@ def test_fundus_is_written_in_colour(campaign: Campaign) -> None:
         assert image.mode == "RGB"
 
 
-def test_a_score_on_record_is_the_score_of_the_file(reference: Campaign, filtered: generator.Generator) -> None:
+def test_a_score_on_record_is_the_score_of_the_file(reference: Campaign, filtered: painter.Painter) -> None:
     """So a threshold can be applied again to what is on disk."""
     for number in range(3):
         block = reference.block("filtered", number)
@@ -471,7 +466,7 @@ def test_without_guidance_the_unet_does_half_the_work(campaign: Campaign) -> Non
 
 def test_models_are_loaded_once_and_prompts_embedded_once(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    real_system, real_unet = generate.load_synthetic, generate.load_unet
+    real_system, real_unet = loader.load_synthetic, loader.load_unet
 
     def system(*args: Any, **kwargs: Any) -> Any:
         calls.append("system")
@@ -483,8 +478,8 @@ def test_models_are_loaded_once_and_prompts_embedded_once(campaign: Campaign, mo
         calls.append("unet")
         return real_unet(*args, **kwargs)
 
-    monkeypatch.setattr(generate, "load_synthetic", system)
-    monkeypatch.setattr(generate, "load_unet", unet)
+    monkeypatch.setattr(loader, "load_synthetic", system)
+    monkeypatch.setattr(loader, "load_unet", unet)
     campaign.run()
     assert [call for call in calls if call != "text encoder"] == ["system", "unet", "unet"]
     assert calls.count("text encoder") == 4 + 1, "four prompts and the negative one"
@@ -502,7 +497,7 @@ def test_exhausted_prompts_fail_by_name_with_their_record_on_disk(
     manifest = strict.read("manifest.jsonl", "filtered")
     assert {record["reason"] for record in manifest} == {rules.FAILED}
     assert len(strict.read("attempts.jsonl", "filtered")) == 3 * 2
-    monkeypatch.setattr(generate, "load_synthetic", None)
+    monkeypatch.setattr(loader, "load_synthetic", None)
     with pytest.raises(NoProgress, match="ct-1"):
         strict.run(blocks=(0, 1))
 
@@ -553,14 +548,15 @@ def test_a_scorer_of_nan_accepts_nothing(campaign: Campaign) -> None:
 def test_one_broken_candidate_costs_its_neighbours_nothing(
     campaign: Campaign, reference: Campaign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = generator.initial_noise
+    real = painter.initial_noise
+    broken = painter.Recipe.of(campaign.config, "CT").image_seed(Item("ct-0", "", 1), 0)
 
     def one_broken(seeds: list[int], shape: tuple[int, int, int]) -> torch.Tensor:
         noise = real(seeds, shape)
-        noise[[seed == generator.image_seed(0, Item("ct-0", "", 1), 0) for seed in seeds]] = float("inf")
+        noise[[seed == broken for seed in seeds]] = float("inf")
         return noise
 
-    monkeypatch.setattr(generator, "initial_noise", one_broken)
+    monkeypatch.setattr(painter, "initial_noise", one_broken)
     campaign.override(modes=["baseline"]).run(blocks=(0, 1))
     files = {record["id"] + str(record["replicate"]): record for record in campaign.read("manifest.jsonl", "baseline")}
     expected = list(disk.read_jsonl(reference.block("baseline") / "manifest.jsonl"))
@@ -606,7 +602,7 @@ def test_blocks_of_other_settings_are_refused_and_kept(campaign: Campaign, chang
 
 def test_settings_that_change_no_image_are_free(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     campaign.run(blocks=(0, 1))
-    monkeypatch.setattr(generate, "load_synthetic", None)
+    monkeypatch.setattr(loader, "load_synthetic", None)
     campaign.override(blocks_per_shard=99).run(blocks=(0, 1))
 
 

@@ -11,13 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medsyn.config import SchedulerName
-from medsyn.generation.sampler import build_scheduler, initial_noise, sample, sample_finite
+from medsyn.generation.sampler import Guidance, build_scheduler, initial_noise, sample, sample_finite
 from medsyn.models import tiny
 from medsyn.models.synthetic import SyntheticSystem, load_synthetic
+from medsyn.solvers import SchedulerName
 
 NAMES = get_args(SchedulerName)
-STOCHASTIC = {"euler_a"}
+CALLS = {  # of the UNet in n steps, where it is not n
+    "pndm": lambda n: n + (n > 1),
+    "heun": lambda n: 2 * n - 1,
+    "dpm2": lambda n: 2 * n - 1,
+    "dpm2_a": lambda n: 2 * n - 1,
+}
 SHAPE = (4, 8, 8)
 SEEDS = [11, 22, 33, 44]
 
@@ -29,6 +34,10 @@ def scheduler_config(prediction_type: str = "epsilon") -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def system(tiny_model: Path) -> SyntheticSystem:
     return load_synthetic(str(tiny_model), torch.device("cpu"))
+
+
+def guide(scale: float, negative_hidden: Tensor, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
+    return Guidance(torch.full((4,), scale), negative_hidden, interval)
 
 
 def features(system: SyntheticSystem, prompts: list[str]) -> Tensor:
@@ -71,10 +80,16 @@ class Oracle(nn.Module):
         return SimpleNamespace(sample=prediction)
 
 
-def run_oracle(oracle: Oracle, name: SchedulerName, steps: int = 10, guidance: float = 1.0) -> tuple[Tensor, int]:
+def run_oracle(
+    oracle: Oracle,
+    name: SchedulerName,
+    steps: int = 10,
+    guidance: float = 1.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+) -> tuple[Tensor, int]:
     scheduler = build_scheduler(name, scheduler_config(oracle.prediction_type), steps)
     hidden = torch.zeros(4, 77, 8, dtype=oracle.dtype)
-    return sample(oracle, scheduler, hidden, hidden[:1], initial_noise(SEEDS, SHAPE), SEEDS, guidance)
+    return sample(oracle, scheduler, hidden, guide(guidance, hidden[:1], interval), initial_noise(SEEDS, SHAPE), SEEDS)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -94,7 +109,7 @@ def test_rows_the_unet_computes_are_counted(name: SchedulerName, steps: int) -> 
         latents, evaluations = run_oracle(oracle, name, steps, guidance)
         assert oracle.rows == [4 * halves] * len(oracle.rows), "guidance is one batch"
         assert evaluations * 4 == sum(oracle.rows)
-        assert len(oracle.rows) == steps + (1 if name == "pndm" and steps > 1 else 0)
+        assert len(oracle.rows) == CALLS.get(name, lambda n: n)(steps)
         assert latents.isfinite().all()
 
 
@@ -117,7 +132,7 @@ def test_guidance_is_the_extrapolation_from_unconditional_to_conditional(system:
 
     def one_step(context: Tensor, guidance: float) -> Tensor:
         scheduler = build_scheduler("ddim", system.scheduler_config, 1)
-        return sample(system.unet, scheduler, context, negative, noise, SEEDS, guidance)[0]
+        return sample(system.unet, scheduler, context, guide(guidance, negative), noise, SEEDS)[0]
 
     conditional, unconditional = one_step(hidden, 1.0), one_step(negative.expand_as(hidden), 1.0)
     # one DDIM step is linear in the prediction
@@ -134,7 +149,7 @@ def test_companions_and_position_change_no_bit(system: SyntheticSystem, name: Sc
     def run(prompts: list[str], seeds: list[int]) -> Tensor:
         scheduler = build_scheduler(name, system.scheduler_config, 3)
         hidden = features(system, prompts)
-        return sample(system.unet, scheduler, hidden, negative, initial_noise(seeds, SHAPE), seeds, 5.0)[0]
+        return sample(system.unet, scheduler, hidden, guide(5.0, negative), initial_noise(seeds, SHAPE), seeds)[0]
 
     first = run(prompts, SEEDS)
     assert torch.equal(first, run(prompts, SEEDS))
@@ -149,9 +164,8 @@ def test_a_stochastic_scheduler_draws_from_the_seeds_and_from_nothing_else(syste
     noise = initial_noise(SEEDS, SHAPE)
 
     def run(seeds: list[int], name: SchedulerName = "euler_a") -> Tensor:
-        return sample(
-            system.unet, build_scheduler(name, system.scheduler_config, 3), hidden, negative, noise, seeds, 2
-        )[0]
+        scheduler = build_scheduler(name, system.scheduler_config, 3)
+        return sample(system.unet, scheduler, hidden, guide(2, negative), noise, seeds)[0]
 
     before = torch.random.get_rng_state()
     first = run(SEEDS)
@@ -182,7 +196,7 @@ def test_used_up_schedulers_are_the_only_state(system: SyntheticSystem) -> None:
 
     def run(seeds: list[int]) -> Tensor:
         scheduler = build_scheduler("unipc", system.scheduler_config, 3)
-        return sample(system.unet, scheduler, hidden, negative, initial_noise(seeds, SHAPE), seeds, 2)[0]
+        return sample(system.unet, scheduler, hidden, guide(2, negative), initial_noise(seeds, SHAPE), seeds)[0]
 
     first = run(SEEDS)
     run([1, 2, 3, 4])
@@ -204,7 +218,7 @@ def finite(oracle: Oracle) -> Any:
     hidden = torch.zeros(4, 77, 8, dtype=oracle.dtype)
     noise = initial_noise(SEEDS, SHAPE)
     return sample_finite(
-        oracle, lambda: build_scheduler("dpm", scheduler_config(), 5), hidden, hidden[:1], noise, SEEDS, 1.0
+        oracle, lambda: build_scheduler("dpm", scheduler_config(), 5), hidden, guide(1.0, hidden[:1]), noise, SEEDS
     )
 
 

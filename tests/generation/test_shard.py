@@ -25,7 +25,7 @@ def prompts(count: int) -> list[PromptRow]:
 def content(items: list[Item] = ITEMS) -> BlockContent:
     names = [f"{item.prompt_id}_{item.replicate}.png" for item in items]
     manifest = [
-        {"id": item.prompt_id, "prompt": item.prompt, "replicate": item.replicate, "file": name, "bytes": 5, **FACTS}
+        {"prompt": item.prompt, "item_fingerprint": item.fingerprint, "file": name, "bytes": 5, **FACTS}
         for item, name in zip(items, names, strict=True)
     ]
     return BlockContent(dict.fromkeys(names, b"image"), manifest, [{"id": "a", "attempt": 0}], {"seconds": 1.0})
