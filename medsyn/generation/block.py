@@ -21,7 +21,7 @@ from medsyn.generation.filter import FAILED, Rule, Trial, next_batch
 from medsyn.generation.journal import Journal, Places
 from medsyn.generation.painter import Batch, Painter
 from medsyn.generation.provenance import publish
-from medsyn.generation.shard import BlockContent, Item, commit_block
+from medsyn.generation.shard import BlockContent, Item, commit_block, item_fingerprint
 
 Published = tuple[dict[str, Any], bytes | None]  # an item's record and its PNG file
 
@@ -40,7 +40,7 @@ class Order:
     @property
     def identity(self) -> str:
         """Fingerprint of all that the block's batches depend on."""
-        items = [item.fingerprint for item in self.items]
+        items = [item_fingerprint(item) for item in self.items]
         return disk.fingerprint([items, asdict(self.rule), dict(self.facts)])
 
 

@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 from medsyn import __version__
 from medsyn.data.images import SYNTHETIC_KEY
 from medsyn.generation.filter import Trial
-from medsyn.generation.shard import Item
+from medsyn.generation.shard import Item, item_fingerprint
 
 NOTICE = "Generated image. It shows no patient. Not for diagnosis."
 _OF_THE_FILE = ("file", "bytes", "sha256", "width", "height")  # keys of a manifest that a file cannot say of itself
@@ -82,7 +82,7 @@ def publish(
         "selector": None if winner is None else winner.selector,
         "policy": None if winner is None else winner.policy,
         "precision": None if winner is None else winner.precision,
-        "item_fingerprint": item.fingerprint,
+        "item_fingerprint": item_fingerprint(item),
         "extra": dict(item.extra),
     }
     if winner is None or picture is None:

@@ -12,7 +12,6 @@ import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +31,16 @@ class Item:
     prompt_id: str
     prompt: str
     replicate: int  # 0-based
-    seed: int | None = None  # None: from the campaign's seed and the prompt's id
-    guidance_scale: float | None = None  # None, here and below: as configured
-    num_inference_steps: int | None = None
+    seed: int | None = None  # replaces the campaign's seed and the prompt's id as what the noise depends on
+    num_inference_steps: int | None = None  # None, here and below: as configured
+    guidance_scale: float | None = None
     negative_prompt: str | None = None
-    extra: Mapping[str, str] = field(default_factory=dict)  # further columns of the prompt list
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)  # further columns of the prompt list
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """What was asked for, in 16 hex digits."""
-        return disk.fingerprint(asdict(self))[:16]
+
+def item_fingerprint(item: Item) -> str:
+    """What was asked for, in 16 hex digits."""
+    return disk.fingerprint(asdict(item))[:16]
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, str])
         shutil.rmtree(discarded, ignore_errors=True)
         return None
     differing = {key for key, value in facts.items() for record in records if record.get(key) != value}
-    if [record.get("item_fingerprint") for record in records] != [item.fingerprint for item in items]:
+    if [record.get("item_fingerprint") for record in records] != [item_fingerprint(item) for item in items]:
         differing.add("prompts")
     if differing:
         names = ", ".join(sorted(differing))

@@ -8,152 +8,24 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from generation_campaign import Campaign, StopAfter, fork, wait
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import nn
 
-from medsyn import config as configuration
 from medsyn import disk
-from medsyn.config import Config
 from medsyn.data.images import read_image
 from medsyn.errors import InputError
 from medsyn.generation import filter as rules
-from medsyn.generation import generate, loader, painter, shard
+from medsyn.generation import loader, painter, shard
 from medsyn.generation.shard import Item
-from medsyn.models import tiny
-from medsyn.models.policy import Policy
-from medsyn.models.scorers import save_scorer
-from medsyn.models.selector import Selector
-from medsyn.models.synthetic import load_synthetic
-from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
-
-PROMPTS = {
-    "CT": ["CT: normal", "CT: nodule, left", "CT: effusion, right", "CT: nodule, right"],
-    "Fundus": ["Fundus: drusen"],
-}
-SCORER = configuration.ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=16)
-CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Campaign:
-    """The inputs of generation, and where its results go."""
-
-    config: Config
-    directory: CampaignDirectory
-
-    def run(self, modality: str = "CT", blocks: tuple[int, int] | None = None, control: Control | None = None) -> None:
-        generate.run(self.config, Task("generate", 0, "x", modality, blocks), self.directory, control or Control())
-
-    def override(self, **generation: Any) -> Campaign:
-        section = self.config.generation.model_copy(update=generation)
-        return Campaign(self.config.model_copy(update={"generation": section}), self.directory)
-
-    def block(self, mode: str, number: int = 0, modality: str = "CT") -> Path:
-        return self.directory.block(mode, modality, number)
-
-    def read(self, name: str, mode: str, modality: str = "CT") -> list[dict[str, Any]]:
-        blocks = sorted(self.block(mode, 0, modality).parent.parent.glob("part-*/block-*"))
-        return [record for block in blocks for record in disk.read_jsonl(block / name)]
-
-    def blocks(self) -> dict[str, str]:
-        """The snapshot of what a reader of blocks sees."""
-        return {path: value for path, value in self.snapshot().items() if "/." not in path}
-
-    def snapshot(self) -> dict[str, str]:
-        """Hash of every file that generation made, temporary ones too; timings are the only ones that may differ."""
-        made = self.directory.root / "work" / "generate"
-        files = [path for path in made.rglob("*") if path.is_file() and path.name != shard.TIMING]
-        return {str(path.relative_to(made)): disk.sha256_file(path) for path in files}
-
-
-@pytest.fixture(scope="session")
-def settings(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    table = tmp_path_factory.mktemp("prompts") / "prompts.csv"
-    lines = [f'{name.lower()}-{i},{name},"{text}"' for name, texts in PROMPTS.items() for i, text in enumerate(texts)]
-    table.write_text("\n".join(["id,modality,prompt", *lines]) + "\n")
-    return configuration.validate(
-        {
-            "data": {"prompts": str(table), "resolution": 32},
-            "model_paths": {"stable_diffusion": str(tiny_model)},
-            "device": {"use_cuda": False},
-            "generation": {
-                "img_num": 2,
-                "batch_size": 3,
-                "batches_per_block": 1,
-                "num_inference_steps": 2,
-                "scheduler": "euler_a",
-                "num_candidates": 2,
-                "max_attempts": 5,
-                "quality_threshold": 0.6,
-            },
-        },
-        "test",
-    )
-
-
-def standardise(model: Selector | Policy, scores: list[float | None]) -> None:
-    """Random scorers say nearly the same of every image; give the logits behind `scores` mean 0 and deviation 1."""
-    logits = torch.tensor(scores, dtype=torch.float64).logit()
-    last = [module for module in model.head if isinstance(module, nn.Linear)][-1]
-    with torch.no_grad():
-        last.weight /= logits.std()
-        last.bias.sub_(logits.mean()).div_(logits.std())
-
-
-def random_scorers(painter_of: Callable[[Selector, Policy], painter.Painter], seed: int) -> tuple[Selector, Policy]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        selector, policy = Selector(SCORER), Policy(SCORER, tiny.TEXT_WIDTH)
-    items = [(Item(f"c{i}", PROMPTS["CT"][i % 4], 0), 0) for i in range(12)]
-    made = [painter_of(selector, policy).paint(items[start : start + 3]).candidates for start in range(0, 12, 3)]
-    standardise(selector, [candidate.selector for batch in made for candidate in batch])
-    standardise(policy, [candidate.policy for batch in made for candidate in batch])
-    return selector, policy
-
-
-@pytest.fixture(scope="session")
-def inputs(settings: Config, finetuned_unets: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A campaign directory as the earlier stages leave it; never written to."""
-    root = tmp_path_factory.mktemp("campaign") / "inputs"
-    directory = CampaignDirectory(root)
-    for modality, finetuned in zip(PROMPTS, finetuned_unets, strict=True):
-        shutil.copytree(finetuned, directory.finetuned_unet(modality) / "unet")
-    source, unet = settings.model_paths.stable_diffusion, directory.finetuned_unet("CT")
-    make = partial(painter.Painter, painter.Recipe.of(settings, "CT"))
-    for seed, modality in enumerate((*PROMPTS, None)):
-        selector, policy = random_scorers(partial(make, load_synthetic(source, CPU, unet_from=unet)), seed)
-        save_scorer(policy, directory.policy(modality))
-    save_scorer(selector, directory.selector())
-    return root
-
-
-@pytest.fixture
-def campaign(settings: Config, inputs: Path, tmp_path: Path) -> Campaign:
-    root = tmp_path / "campaign"
-    (root / "work").mkdir(parents=True)
-    for made in (inputs / "work").iterdir():
-        (root / "work" / made.name).symlink_to(made)
-    return Campaign(settings, CampaignDirectory(root))
-
-
-@pytest.fixture(scope="session")
-def reference(settings: Config, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Campaign:
-    """What one undisturbed task makes; never written to."""
-    root = tmp_path_factory.mktemp("reference")
-    shutil.copytree(inputs / "work", root / "work")
-    whole = Campaign(settings, CampaignDirectory(root))
-    whole.run()
-    return whole
-
+from medsyn.stage import CampaignDirectory, NoProgress, Saved
 
 # --- the same files whatever happens -------------------------------------------------------------------------------
 
@@ -174,23 +46,6 @@ def test_shards_and_their_order_change_no_byte(
     for blocks in ranges:
         campaign.run(blocks=blocks)
     assert campaign.snapshot() == reference.snapshot()
-
-
-def fork(body: Callable[[], None]) -> int:
-    """Start `body` in a child process, which may be killed; its process id."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            body()
-            code = 0
-        finally:
-            os._exit(code)
-    return child
-
-
-def wait(child: int) -> int:
-    return os.waitpid(child, 0)[1]
 
 
 def test_kill_9_at_any_moment_changes_no_byte(campaign: Campaign, reference: Campaign) -> None:
@@ -247,21 +102,6 @@ def test_two_processes_with_the_same_task_change_no_byte(campaign: Campaign, ref
     statuses = [wait(child) for child in children]
     assert 0 in statuses, "the second to start is not disturbed by the first"
     assert campaign.snapshot() == reference.snapshot()
-
-
-class StopAfter(Control):
-    """A control that is asked to stop after some beats; it keeps what it was told."""
-
-    def __init__(self, beats: int) -> None:
-        super().__init__()
-        self.left = beats
-        self.told: list[tuple[int, int, str]] = []
-
-    def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
-        self.told.append((step, total, unit))
-        self.left -= 1
-        if self.left == 0:
-            self.request_stop()
 
 
 @pytest.mark.parametrize("beats", [1, 3, 8])
@@ -623,3 +463,69 @@ def test_a_modality_without_prompts_is_done_at_once(campaign: Campaign) -> None:
     shutil.copytree(own(campaign.directory.finetuned_unet("CT") / "x").parent, campaign.directory.finetuned_unet("OCT"))
     campaign.override(modes=["baseline"]).run("OCT", (0, 0))
     assert campaign.snapshot() == {}
+
+
+# --- what an item may ask for ---------------------------------------------------------------------------------------
+
+
+def test_overrides_of_an_item_are_what_is_painted(reference: Campaign) -> None:
+    plain = loader.Loader(reference.config, "CT", reference.directory).painter("baseline")
+    item = Item("ct-1", "CT: nodule, left", 0, num_inference_steps=4, guidance_scale=2.0, negative_prompt="noise")
+    recipe = replace(plain.recipe, num_inference_steps=4, guidance_scale=2.0, negative_prompt="noise")
+    asked = Item("ct-1", "CT: nodule, left", 0)
+    overridden, configured = plain.paint([(item, 1)]), replace(plain, recipe=recipe).paint([(asked, 1)])
+    assert np.array_equal(overridden.pictures[0], configured.pictures[0])
+    assert overridden.unet_evaluations == configured.unet_evaluations == 3 * 2 * 4
+    assert not np.array_equal(overridden.pictures[0], plain.paint([(asked, 1)]).pictures[0])
+
+
+def test_a_given_seed_takes_the_place_of_the_campaigns_and_the_prompts(reference: Campaign) -> None:
+    recipe = painter.Recipe.of(reference.config, "CT")
+    one, other = Item("a", "CT: normal", 0, seed=5), Item("b", "CT: effusion", 0, seed=5)
+    assert recipe.image_seed(one, 0) == replace(recipe, seed=9).image_seed(other, 0)
+    seeds = {recipe.image_seed(Item("a", "", replicate, seed=5), attempt) for replicate in (0, 1) for attempt in (0, 1)}
+    assert len(seeds) == 4
+
+
+def test_items_of_several_kinds_in_one_block_are_painted_as_each_alone(
+    campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [
+        Item("a", "CT: normal", 0, num_inference_steps=3),
+        Item("b", "CT: normal", 0),
+        Item("c", "CT: normal", 0, guidance_scale=1.0),
+        Item("d", "CT: normal", 0, num_inference_steps=3, negative_prompt="noise", extra={"site": "left"}),
+    ]
+    only = campaign.override(modes=["baseline"], batches_per_block=2)
+    monkeypatch.setattr(shard.Blocks, "items", lambda self, number: items)
+    only.run(blocks=(0, 1))
+    manifest = only.read("manifest.jsonl", "baseline")
+    assert [record["id"] for record in manifest] == ["a", "b", "c", "d"] and manifest[3]["extra"] == {"site": "left"}
+    alone = loader.Loader(only.config, "CT", only.directory).painter("baseline")
+    for item, record in zip(items, manifest, strict=True):
+        pixels = np.rint(read_image(only.block("baseline") / record["file"]).pixels * 255).astype(np.uint8)
+        assert np.array_equal(pixels, alone.paint([(item, 0)]).pictures[0])
+    assert disk.read_json(only.block("baseline") / "timing.json")["batches"] == 3
+
+
+@pytest.mark.parametrize("output", ["png", "webdataset"])
+def test_a_tar_holds_the_same_images_as_the_files(campaign: Campaign, reference: Campaign, output: str) -> None:
+    campaign.override(output=output).run()
+    for number in range(3):
+        block, other = campaign.block("filtered", number), reference.block("filtered", number)
+        for record, expected in zip(
+            *(disk.read_jsonl(path / "manifest.jsonl") for path in (block, other)), strict=True
+        ):
+            assert record["sha256"] == expected["sha256"]
+            if record["file"] is not None:
+                assert shard.read_image_bytes(block, record) == (other / expected["file"]).read_bytes()
+        assert [path.name for path in block.glob("*.tar")] == (["images.tar"] if output == "webdataset" else [])
+
+
+def test_too_little_memory_says_what_to_set(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(painter.Painter, "paint", full)
+    with pytest.raises(InputError, match=r"generation.batch_size: a batch of 3 does not fit .*: set it to 1"):
+        campaign.run()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from medsyn.generation.sampler import Guidance, build_scheduler, initial_noise, sample, sample_finite
 from medsyn.models import tiny
 from medsyn.models.synthetic import SyntheticSystem, load_synthetic
-from medsyn.solvers import SchedulerName
+from medsyn.solvers import SOLVERS, SchedulerName, wrong_steps
 
 NAMES = get_args(SchedulerName)
 CALLS = {  # of the UNet in n steps, where it is not n
@@ -263,3 +263,54 @@ def test_the_unet_comes_back_in_half_precision_after_an_error() -> None:
         oracle.forward = interrupted.__get__(oracle)  # type: ignore[method-assign]
         with pytest.raises(Interrupted):
             finite(oracle)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outside_the_guidance_interval_only_the_conditional_half_is_computed(name: SchedulerName) -> None:
+    oracle = Oracle(0.0, "epsilon")
+    latents, evaluations = run_oracle(oracle, name, 10, 7.5, (0.25, 0.75))
+    calls = len(oracle.rows)
+    guided = [index for index in range(calls) if 0.25 <= index / calls < 0.75]
+    assert [index for index, rows in enumerate(oracle.rows) if rows == 8] == guided
+    assert evaluations * 4 == sum(oracle.rows) < 2 * 4 * calls
+    assert latents.isfinite().all()
+
+
+def test_each_image_has_its_own_guidance_and_negative_prompt(system: SyntheticSystem) -> None:
+    hidden, noise = features(system, ["a", "b", "c", "d"]), initial_noise(SEEDS, SHAPE)
+    negative = features(system, ["", "noise", "", "noise"])
+
+    def run(scales: list[float], negative: Tensor) -> Tensor:
+        guidance = Guidance(torch.tensor(scales), negative)
+        return sample(system.unet, build_scheduler("dpm", system.scheduler_config, 3), hidden, guidance, noise, SEEDS)[
+            0
+        ]
+
+    mixed = run([2.0, 2.0, 5.0, 5.0], negative)
+    assert torch.equal(mixed[0], run([2.0] * 4, negative[:1])[0])
+    assert torch.equal(mixed[3], run([5.0] * 4, negative[1:2])[3])
+    assert not torch.equal(mixed[1], run([2.0] * 4, negative[:1])[1]), "the negative prompt has an effect"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_registry_tells_which_samplers_add_noise(system: SyntheticSystem, name: SchedulerName) -> None:
+    hidden, negative = features(system, ["a"] * 4), features(system, [""])
+
+    def run(seeds: list[int]) -> Tensor:
+        scheduler = build_scheduler(name, system.scheduler_config, 4)
+        return sample(system.unet, scheduler, hidden, guide(2, negative), initial_noise(SEEDS, SHAPE), seeds)[0]
+
+    assert torch.equal(run(SEEDS), run([5, 6, 7, 8])) == (not SOLVERS[name].stochastic)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_range_of_steps_is_the_one_that_the_sampler_takes(name: SchedulerName) -> None:
+    solver = SOLVERS[name]
+    for steps in (solver.fewest_steps, solver.most_steps):
+        assert wrong_steps(name, steps) is None
+        build_scheduler(name, scheduler_config(), steps)
+    reason = wrong_steps(name, solver.most_steps + 1)
+    assert reason is not None and str(solver.most_steps) in reason
+    if solver.most_steps < 1000:
+        with pytest.raises(ValueError, match=str(solver.most_steps)):
+            build_scheduler(name, scheduler_config(), solver.most_steps + 1)

@@ -12,7 +12,15 @@ from medsyn import disk
 from medsyn.data.tables import PromptRow
 from medsyn.errors import InputError
 from medsyn.generation import shard
-from medsyn.generation.shard import BlockContent, Blocks, Item, commit_block, finished_block, plan_shards
+from medsyn.generation.shard import (
+    BlockContent,
+    Blocks,
+    Item,
+    commit_block,
+    finished_block,
+    item_fingerprint,
+    plan_shards,
+)
 
 FACTS = {"model_fingerprint": "m", "config_fingerprint": "c"}
 ITEMS = [Item("a", "Chest X-ray: normal", 0), Item("b", "a line\u2028separator", 1)]
@@ -25,7 +33,7 @@ def prompts(count: int) -> list[PromptRow]:
 def content(items: list[Item] = ITEMS) -> BlockContent:
     names = [f"{item.prompt_id}_{item.replicate}.png" for item in items]
     manifest = [
-        {"prompt": item.prompt, "item_fingerprint": item.fingerprint, "file": name, "bytes": 5, **FACTS}
+        {"prompt": item.prompt, "item_fingerprint": item_fingerprint(item), "file": name, "bytes": 5, **FACTS}
         for item, name in zip(items, names, strict=True)
     ]
     return BlockContent(dict.fromkeys(names, b"image"), manifest, [{"id": "a", "attempt": 0}], {"seconds": 1.0})
