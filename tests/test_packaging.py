@@ -77,6 +77,7 @@ LAYERS = [
     {"training", "generation", "evaluation"},
     {"campaign", "doctor"},
     {"cli"},
+    {"verify"},
     {"__main__"},
 ]
 

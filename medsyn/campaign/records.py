@@ -23,6 +23,7 @@ from medsyn.campaign.plan import READS, SCHEMA, Key, Plan, PlannedTask, build, s
 from medsyn.config import Config
 from medsyn.errors import InputError
 from medsyn.generation.shard import ATTEMPTS, MANIFEST, TIMING, read_manifest
+from medsyn.generation.shard_tables import ATTEMPTS_TABLE, MANIFEST_TABLE
 from medsyn.stage import CampaignDirectory
 
 HASH_LIMIT = 256 << 20  # bytes; a larger file's hash is recorded, but only its size is checked again
@@ -186,6 +187,8 @@ def outputs(campaign: Campaign, planned: PlannedTask) -> Iterator[Path]:
             for number in range(*task.blocks):
                 block = directory.block(mode, task.modality, number)
                 yield from (block / MANIFEST, block / ATTEMPTS)
+            shard = directory.shard(mode, task.modality, task.blocks)
+            yield from (shard / MANIFEST_TABLE, shard / ATTEMPTS_TABLE)
         return
     if task.stage == "evaluate":
         yield directory.report

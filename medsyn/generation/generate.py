@@ -23,6 +23,7 @@ from medsyn.generation.filter import FAILED, Rule
 from medsyn.generation.journal import journal_directory
 from medsyn.generation.loader import Loader
 from medsyn.generation.shard import Blocks, finished_block
+from medsyn.generation.shard_tables import write_shard_tables
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Task
 
 
@@ -50,6 +51,8 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     with _memory_told(config), Writer() as writer:
         for mode, its in facts.items():
             shard.make(mode, its, writer)
+    for mode in facts:
+        write_shard_tables(directory, mode, modality, (numbers.start, numbers.stop))
     control.beat(shard.total, shard.total, "image")
     if shard.failed:
         raise NoProgress(_exhausted(list(shard.failed)))

@@ -19,11 +19,10 @@ from medsyn.config import Config
 from medsyn.generation.filter import Candidate
 from medsyn.generation.provenance import quantise
 from medsyn.generation.sampler import EVERYWHERE, Guidance, build_scheduler, initial_noise, sample_finite
-from medsyn.generation.shard import Item
+from medsyn.generation.shard import Item, image_seed
 from medsyn.models.policy import Policy
 from medsyn.models.selector import Selector
 from medsyn.models.synthetic import SyntheticSystem
-from medsyn.seeds import seed
 from medsyn.solvers import SchedulerName
 
 
@@ -73,10 +72,8 @@ class Recipe:
         return item.num_inference_steps or self.num_inference_steps, self.guidance(item) != 1
 
     def image_seed(self, item: Item, attempt: int) -> int:
-        """The seed of one candidate, a function of what was asked for and of nothing else."""
-        if item.seed is not None:
-            return seed(item.seed, "given", item.replicate, attempt)
-        return seed(self.seed, "image", item.prompt_id, item.replicate, attempt)
+        """The seed of one candidate."""
+        return image_seed(self.seed, item, attempt)
 
 
 @dataclass(frozen=True)

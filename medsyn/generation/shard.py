@@ -18,6 +18,7 @@ from typing import Any
 from medsyn import disk
 from medsyn.data.tables import PromptRow
 from medsyn.errors import InputError
+from medsyn.seeds import seed
 
 MANIFEST, ATTEMPTS, TIMING = "manifest.jsonl", "attempts.jsonl", "timing.json"
 
@@ -41,6 +42,13 @@ class Item:
 def item_fingerprint(item: Item) -> str:
     """What was asked for, in 16 hex digits."""
     return disk.fingerprint(asdict(item))[:16]
+
+
+def image_seed(campaign_seed: int, item: Item, attempt: int) -> int:
+    """The seed of one candidate, a function of what was asked for and of nothing else."""
+    if item.seed is not None:
+        return seed(item.seed, "given", item.replicate, attempt)
+    return seed(campaign_seed, "image", item.prompt_id, item.replicate, attempt)
 
 
 @dataclass(frozen=True)
@@ -98,10 +106,21 @@ def commit_block(block: Path, content: BlockContent) -> None:
         (temporary / MANIFEST).write_bytes(_lines(content.manifest))
 
 
-def read_manifest(block: Path) -> list[dict[str, Any]] | None:
-    """The block's manifest if every file is there in the right size, else None. Contents are not hashed."""
+def parse_manifest(block: Path) -> list[dict[str, Any]] | None:
+    """The records of the block's manifest, or None if it cannot be read."""
     try:
         records = [json.loads(line) for line in (block / MANIFEST).read_bytes().splitlines()]
+    except (OSError, ValueError):
+        return None
+    return records if all(isinstance(record, dict) and "file" in record for record in records) else None
+
+
+def read_manifest(block: Path) -> list[dict[str, Any]] | None:
+    """The block's manifest if every file is there in the right size, else None. Contents are not hashed."""
+    records = parse_manifest(block)
+    if records is None:
+        return None
+    try:
         whole = bool(records) and all(_has_its_file(block, record) for record in records)
         whole = whole and (block / ATTEMPTS).is_file()
     except (OSError, ValueError, KeyError, TypeError):

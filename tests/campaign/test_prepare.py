@@ -13,6 +13,7 @@ from trial import Trial
 from medsyn import config as configuration
 from medsyn import disk
 from medsyn.campaign import inputs, locks, machine, prepare, records
+from medsyn.campaign.plan import SCHEMA
 from medsyn.config import Config
 from medsyn.data import check
 from medsyn.errors import InputError, InputProblems, Problem
@@ -55,7 +56,7 @@ def test_preparing_twice_reads_no_table_again_and_writes_nothing(trial: Trial, m
 def test_the_campaign_records_versions_and_what_results_depend_on(trial: Trial) -> None:
     trial.prepare()
     facts = disk.read_json(trial.root / "campaign.json")
-    assert facts["schema"] == 1
+    assert facts["schema"] == SCHEMA
     assert facts["medsyn"]
     assert facts["prompts"] == {"CT": 2, "OCT": 2}
     assert facts["inputs"]["table"]["sha256"] == disk.sha256_file(trial.data / "metadata.csv")

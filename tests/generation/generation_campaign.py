@@ -55,9 +55,13 @@ class Campaign:
         return {path: value for path, value in self.snapshot().items() if "/." not in path}
 
     def snapshot(self) -> dict[str, str]:
-        """Hash of every file that generation made, temporary ones too; timings are the only ones that may differ."""
+        """Hash of every file that generation made, temporary ones too, but for those that hold timings."""
         made = self.directory.root / "work" / "generate"
-        files = [path for path in made.rglob("*") if path.is_file() and path.name != shard.TIMING]
+        files = [
+            path
+            for path in made.rglob("*")
+            if path.is_file() and path.name != shard.TIMING and path.suffix != ".parquet"
+        ]
         return {str(path.relative_to(made)): disk.sha256_file(path) for path in files}
 
 

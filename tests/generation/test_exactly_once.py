@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from generation_campaign import Campaign, fork, wait
 
@@ -22,6 +23,7 @@ from medsyn import disk
 from medsyn.config import Config
 from medsyn.generation import journal
 from medsyn.generation.shard import plan_shards
+from medsyn.generation.shard_tables import merge, shard_directories
 from medsyn.stage import CampaignDirectory, Control
 
 BLOCKS = 7
@@ -283,3 +285,24 @@ def test_a_journal_left_beside_its_committed_block_is_removed(
     shutil.copy(campaign.block("filtered", 3) / "manifest.jsonl", left / "batch-000000.npz")
     campaign.run()
     assert campaign.snapshot() == undisturbed.snapshot()
+
+
+def merged(campaign: Campaign, shards: int, name: str, target: Path) -> list[dict[str, Any]]:
+    ranges = [("CT", blocks) for blocks in plan_shards(BLOCKS, -(-BLOCKS // shards))]
+    folders = shard_directories(campaign.directory, ["baseline", "filtered"], ranges)
+    merge((folder / name for folder in folders), target)
+    rows: list[dict[str, Any]] = pq.read_table(target).drop(["gpu_seconds"]).to_pylist()
+    return rows
+
+
+@pytest.mark.parametrize("shards", [3, 7])
+def test_the_merged_tables_are_equal_up_to_timing(
+    maker: Maker, undisturbed: Campaign, tmp_path: Path, shards: int
+) -> None:
+    campaign = maker.new(tmp_path / "campaign")
+    run_and_kill(campaign, 0.5)
+    run_shards(campaign, shards)
+    for name in ("manifest.parquet", "attempts.parquet"):
+        expected = merged(undisturbed, 1, name, tmp_path / "expected.parquet")
+        assert merged(campaign, shards, name, tmp_path / "found.parquet") == expected
+        assert len(expected) >= 52
