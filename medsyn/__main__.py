@@ -47,6 +47,17 @@ def _list_tasks(path: str, overrides: Sequence[str], stage: str) -> int:
     return EXIT_DONE
 
 
+def generate(program: str, arguments: Sequence[str]) -> int:
+    """Run one shard of a campaign, or, with --prompt, make images of one prompt."""
+    from medsyn import single
+
+    if single.is_meant(arguments):
+        return single.generate(program, arguments)
+    if list(arguments) in (["-h"], ["--help"]):
+        print(f"{single.parser(program).format_help()}\nor, of a campaign:\n")
+    return run_stage("generate", program, arguments)
+
+
 def work(program: str, arguments: Sequence[str]) -> int:
     """Run one task of a prepared campaign: what schedulers call."""
     parser = argparse.ArgumentParser(prog=program, description=work.__doc__)
@@ -134,7 +145,7 @@ def doctor(program: str, arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, cli.Command] = {
     "finetune": ("fine-tune the model of one modality", partial(run_stage, "finetune")),
     "rlhf": ("train Selector and Policy (--stage 1) or a modality's Policy (--stage 2)", partial(run_stage, "rlhf")),
-    "generate": ("generate one shard of the prompt list", partial(run_stage, "generate")),
+    "generate": ("generate one shard of the prompt list, or with --prompt images of one prompt", generate),
     "evaluate": ("measure the campaign and write its report", partial(run_stage, "evaluate")),
     "worker": ("run one task of a prepared campaign: what schedulers call", work),
     "verify": ("check every generated file against its manifest", verify.verify),

@@ -77,7 +77,7 @@ LAYERS = [
     {"training", "generation", "evaluation"},
     {"campaign", "doctor"},
     {"cli"},
-    {"verify"},
+    {"verify", "single"},
     {"__main__"},
 ]
 

@@ -45,7 +45,7 @@ class Order:
 
 
 @dataclass
-class _Progress:
+class Progress:
     """A block on its way: the trials of its items, the pictures that may become images, and what is settled.
 
     The painting thread calls `take`; what the writing thread touches (settled trials, their pictures) it never
@@ -104,7 +104,7 @@ def make_block(order: Order, painter: Painter, writer: Writer, tell: Callable[[i
             painted is in the journal by the time `writer` is closed.
     """
     journal = Journal(order.path, order.identity)
-    progress = _Progress(order, [Trial(order.rule) for _ in order.items])
+    progress = Progress(order, [Trial(order.rule) for _ in order.items])
     kinds = [painter.recipe.kind(item) for item in order.items]
     batches: list[Batch] = []
 
