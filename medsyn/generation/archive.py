@@ -34,14 +34,18 @@ def pack(
         key = f"{position:06d}-{stem.replace('.', '-')}"
         names[position] = f"{key}.{ending}"
         members[names[position]] = files[record["file"]]
+        if record.get("dicom"):
+            members[f"{key}.dcm"] = files[record["dicom"]]
         members[f"{key}.json"] = (json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n").encode()
     archive, offsets = write_tar(members)
     packed = []
     for position, record in enumerate(manifest):
-        name = names.get(position)
-        place = (
-            {"archive": ARCHIVE, "offset": offsets[name], "file": name} if name else {"archive": None, "offset": None}
-        )
+        place: dict[str, Any] = {"archive": None, "offset": None}
+        if name := names.get(position):
+            place = {"archive": ARCHIVE, "offset": offsets[name], "file": name}
+            if record.get("dicom"):
+                dicom = f"{name.rpartition('.')[0]}.dcm"
+                place |= {"dicom": dicom, "dicom_offset": offsets[dicom]}
         packed.append({**record, **place})
     return packed, {ARCHIVE: archive}
 

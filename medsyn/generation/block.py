@@ -17,13 +17,14 @@ import numpy as np
 from medsyn import disk
 from medsyn.generation.archive import pack
 from medsyn.generation.background import Writer
+from medsyn.generation.dicom_output import add_dicom
 from medsyn.generation.filter import FAILED, Rule, Trial, next_batch
 from medsyn.generation.journal import Journal, Places
 from medsyn.generation.painter import Batch, Painter
 from medsyn.generation.provenance import publish
 from medsyn.generation.shard import BlockContent, Item, commit_block, item_fingerprint
 
-Published = tuple[dict[str, Any], bytes | None]  # an item's record and its PNG file
+Published = tuple[dict[str, Any], bytes | None, bytes | None]  # an item's record, its PNG file and its DICOM file
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,19 @@ class Progress:
         for position in settled:
             picture = self.favourites.pop(position, None)
             item, trial = self.order.items[position], self.trials[position]
-            self.published[position] = publish(item, trial, picture, self.order.facts)
+            record, png = publish(item, trial, picture, self.order.facts)
+            dicom = None
+            if self.order.dicom and png is not None and picture is not None:
+                record, dicom = add_dicom(record, picture)
+            self.published[position] = record, png, dicom
 
     def content(self, timing: Mapping[str, Any]) -> BlockContent:
         """Everything the block's directory holds, once every item is published."""
         manifest = [self.published[position][0] for position in range(len(self.order.items))]
-        files = {record["file"]: image for record, image in self.published.values() if image is not None}
+        files: dict[str, bytes] = {}
+        for record, png, dicom in self.published.values():
+            files |= {record["file"]: png} if png is not None else {}
+            files |= {record["dicom"]: dicom} if dicom is not None else {}
         if self.order.archive:
             manifest, files = pack(manifest, files)
         attempts = [

@@ -141,7 +141,7 @@ class Generator:
             while told < len(items) and progress.trials[told].settled:
                 pixels = progress.favourites.get(told) if progress.trials[told].winner else None
                 progress.publish([told])
-                record, png = progress.published.pop(told)
+                record, png, _ = progress.published.pop(told)
                 yield GeneratedImage(items[told], record, pixels, png)
                 told += 1
 

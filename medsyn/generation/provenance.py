@@ -20,7 +20,8 @@ from medsyn.generation.shard import Item, item_fingerprint
 
 NOTICE = "Generated image. It shows no patient. Not for diagnosis."
 _OF_THE_FILE = ("file", "bytes", "sha256", "width", "height")  # keys of a manifest that a file cannot say of itself
-_NOT_IN_THE_FILE = {*_OF_THE_FILE, "archive", "offset", "dicom", "item_fingerprint", "extra"}
+_OF_DICOM = ("dicom", "dicom_bytes", "dicom_sha256", "dicom_offset")
+_NOT_IN_THE_FILE = {*_OF_THE_FILE, "archive", "offset", *_OF_DICOM, "item_fingerprint", "extra"}
 COLOUR_MODALITIES = {"Fundus"}  # everything else is written as grey
 
 

@@ -121,29 +121,53 @@ def read_manifest(block: Path) -> list[dict[str, Any]] | None:
     if records is None:
         return None
     try:
-        whole = bool(records) and all(_has_its_file(block, record) for record in records)
+        whole = bool(records) and all(
+            file.is_there() for record in records for file in stored_files(block, record).values()
+        )
         whole = whole and (block / ATTEMPTS).is_file()
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return records if whole else None
 
 
-def _has_its_file(block: Path, record: Mapping[str, Any]) -> bool:
-    """Whether the record's image, if it has one, is there in its size; the places in an archive are not looked at."""
-    if record["file"] is None:
-        return True
-    if archive := record.get("archive"):
-        return (block / archive).stat().st_size >= record["offset"] + record["bytes"]
-    return (block / record["file"]).stat().st_size == record["bytes"]
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of an image, by itself or in the block's archive."""
+
+    path: Path  # of the file, or of the archive
+    name: str
+    offset: int  # in the archive; 0 for a file by itself
+    size: int
+    sha256: str
+    in_archive: bool
+
+    def is_there(self) -> bool:
+        """Whether it is there in its size; the places in an archive are not looked at."""
+        size = self.path.stat().st_size
+        return size >= self.offset + self.size if self.in_archive else size == self.size
+
+    def read(self) -> bytes:
+        """Its content; raises OSError if it is not there."""
+        with self.path.open("rb") as stream:
+            stream.seek(self.offset)
+            return stream.read(self.size) if self.in_archive else stream.read()
+
+
+def stored_files(block: Path, record: Mapping[str, Any]) -> dict[str, StoredFile]:
+    """The files of a record of the block's manifest: its `png`, if it has an image, and its `dicom`, if that is on."""
+    found: dict[str, StoredFile] = {}
+    archive = record.get("archive")
+    for kind, name, prefix in (("png", record["file"], ""), ("dicom", record.get("dicom"), "dicom_")):
+        if name is not None:
+            offset = record[f"{prefix}offset"] if archive else 0
+            size, sha256 = record[f"{prefix}bytes"], record.get(f"{prefix}sha256", "")
+            found[kind] = StoredFile(block / (archive or name), name, offset, size, sha256, bool(archive))
+    return found
 
 
 def read_image_bytes(block: Path, record: Mapping[str, Any]) -> bytes:
     """The PNG file of a record of the block's manifest, from its own file or from the block's archive."""
-    if archive := record.get("archive"):
-        with (block / archive).open("rb") as stream:
-            stream.seek(record["offset"])
-            return stream.read(record["bytes"])
-    return (block / record["file"]).read_bytes()
+    return stored_files(block, record)["png"].read()
 
 
 def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, str]) -> list[dict[str, Any]] | None:

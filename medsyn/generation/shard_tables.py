@@ -26,7 +26,7 @@ _MANIFEST = {
     **{"replicate": "int32", "seed": "int64", "accepted": "bool", "reason": "string"},
     **{"attempts": "int32", "attempt": "int32", "selector": "float64", "policy": "float64", "precision": "string"},
     **{"file": "string", "member": "string", "offset": "int64", "bytes": "int64", "sha256": "string"},
-    **{"width": "int32", "height": "int32"},
+    **{"width": "int32", "height": "int32", "dicom": "string", "dicom_sha256": "string"},
     **dict.fromkeys(("model_fingerprint", "config_fingerprint", "scorers_fingerprint"), "string"),
     **{"block": "int32", "gpu_seconds": "float64"},
 }
@@ -87,7 +87,7 @@ def _extra_columns(extra: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 # what a block's record has beside the table's columns
-_NOT_COLUMNS = {"extra", "item_fingerprint", "archive", "dicom"}
+_NOT_COLUMNS = {"extra", "item_fingerprint", "archive", "dicom_bytes", "dicom_offset"}
 
 
 def _table(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> pa.Table:

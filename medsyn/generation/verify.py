@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from pydicom import dcmread
 
 from medsyn import disk
 from medsyn.config import Config
@@ -25,10 +26,11 @@ from medsyn.generation.shard import (
     TIMING,
     Blocks,
     Item,
+    StoredFile,
     image_seed,
     item_fingerprint,
     parse_manifest,
-    read_image_bytes,
+    stored_files,
 )
 from medsyn.generation.shard_tables import MANIFEST_TABLE
 from medsyn.stage import CampaignDirectory
@@ -161,10 +163,11 @@ def check_files(block: Path, records: Sequence[Mapping[str, Any]]) -> Iterator[F
     for record in records:
         if record["file"] is None:
             continue
-        named |= {record.get("archive") or record["file"], *([record["dicom"]] if record.get("dicom") else [])}
         places[record.get("archive"), record["file"]] += 1
-        if reason := _wrong_with_image(block, record):
-            yield Finding(block / record["file"], reason)
+        for kind, file in stored_files(block, record).items():
+            named.add(file.path.name)
+            if reason := _wrong_with(file, record, is_dicom=kind == "dicom"):
+                yield Finding(block / file.name, reason)
     for (_, file), count in places.items():
         if count > 1:
             yield Finding(block / file, f"is the image of {count} items")
@@ -173,25 +176,35 @@ def check_files(block: Path, records: Sequence[Mapping[str, Any]]) -> Iterator[F
             yield Finding(path, "is in no manifest")
 
 
-def _wrong_with_image(block: Path, record: Mapping[str, Any]) -> str | None:
+def _wrong_with(file: StoredFile, record: Mapping[str, Any], is_dicom: bool) -> str | None:
     try:
-        content = read_image_bytes(block, record)
+        content = file.read()
     except OSError:
         return "is missing"
-    if len(content) != record["bytes"]:
-        return f"has {len(content)} bytes, the manifest says {record['bytes']}"
-    if hashlib.sha256(content).hexdigest() != record["sha256"]:
+    if len(content) != file.size:
+        return f"has {len(content)} bytes, the manifest says {file.size}"
+    if hashlib.sha256(content).hexdigest() != file.sha256:
         return "has other content than the manifest says (SHA-256)"
     try:
-        with Image.open(io.BytesIO(content)) as image:  # reads what is before the pixels
-            marked, size = image.info.get(SYNTHETIC_KEY) == "YES", image.size
-    except OSError:
-        return "is no image"
+        marked, width, height = (_look_at_dicom if is_dicom else _look_at_png)(content)
+    except Exception as error:  # a parser fed something else raises anything
+        return f"is no image ({type(error).__name__})"
     if not marked:
         return "is not marked as synthetic"
-    if size != (record["width"], record["height"]):
-        return f"is {size[0]} x {size[1]} pixels, the manifest says {record['width']} x {record['height']}"
+    if (width, height) != (record["width"], record["height"]):
+        return f"is {width} x {height} pixels, the manifest says {record['width']} x {record['height']}"
     return None
+
+
+def _look_at_png(content: bytes) -> tuple[bool, int, int]:
+    """Whether it is marked, and its width and height; its pixels are not decoded."""
+    with Image.open(io.BytesIO(content)) as image:
+        return image.info.get(SYNTHETIC_KEY) == "YES", *image.size
+
+
+def _look_at_dicom(content: bytes) -> tuple[bool, int, int]:
+    header = dcmread(io.BytesIO(content), stop_before_pixels=True)
+    return header.get("SyntheticData") == "YES", header.Columns, header.Rows
 
 
 def _name(key: tuple[str, int]) -> str:
