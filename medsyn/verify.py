@@ -24,17 +24,14 @@ def verify(program: str, arguments: Sequence[str]) -> int:
     args = parser.parse_args(arguments)
 
     from medsyn.campaign import records
-    from medsyn.data.tables import read_prompts
-    from medsyn.generation.shard import Blocks
+    from medsyn.generation.shard import read_blocks
     from medsyn.generation.verify import Finding, Images, rerun
 
     campaign = records.open_campaign(args.directory)
     config, shards = campaign.config, _shards(campaign)
-    rows = read_prompts(Path(str(config.data.prompts))).rows
     images = []
     for modality in shards:
-        asked = [row for row in rows if row.modality == modality]
-        blocks = Blocks(asked, config.generation.img_num, config.generation.block_size)
+        blocks = read_blocks(config, modality)
         images += [Images(config, campaign.directory, mode, modality, blocks) for mode in config.generation.modes]
 
     def findings() -> Iterator[Finding]:

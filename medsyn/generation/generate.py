@@ -15,14 +15,13 @@ import torch
 
 from medsyn import disk
 from medsyn.config import Config
-from medsyn.data.tables import read_prompts
 from medsyn.errors import InputError
 from medsyn.generation.background import Writer
 from medsyn.generation.block import Order, make_block
 from medsyn.generation.filter import FAILED, Rule
 from medsyn.generation.journal import journal_directory
 from medsyn.generation.loader import Loader
-from medsyn.generation.shard import Blocks, finished_block
+from medsyn.generation.shard import Blocks, finished_block, read_blocks
 from medsyn.generation.shard_tables import write_shard_tables
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Task
 
@@ -56,15 +55,6 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     control.beat(shard.total, shard.total, "image")
     if shard.failed:
         raise NoProgress(_exhausted(list(shard.failed)))
-
-
-def read_blocks(config: Config, modality: str) -> Blocks:
-    """The blocks of a modality of the campaign's prompt list."""
-    if config.data.prompts is None:
-        raise InputError("configuration", "there is no prompt list to generate from", key="data.prompts")
-    rows = read_prompts(Path(config.data.prompts)).require(config.data.strict)
-    chosen = [row for row in rows if row.modality == modality]
-    return Blocks(chosen, config.generation.img_num, config.generation.block_size)
 
 
 def _count(blocks: Blocks, numbers: Iterable[int]) -> int:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from medsyn import disk
-from medsyn.config import Config, validate
+from medsyn.config import EMBEDDED, Config, validate
 from medsyn.data.modalities import clean_text, split_prefix
 from medsyn.data.tables import MODALITIES
 from medsyn.errors import InputError
@@ -29,6 +29,8 @@ from medsyn.models.scorers import load_policy, load_selector
 from medsyn.models.synthetic import load_synthetic
 from medsyn.models.weights import model_fingerprint
 from medsyn.stage import slug
+
+DEFAULT_SIDE, EMBEDDED_SIDE = 256, 64  # pixels
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Generator:
         policy: str | Path | None = None,
         device: Literal["auto", "cpu"] = "auto",
         precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
-        height: int = 256,
+        height: int | None = None,
         width: int | None = None,
         seed: int = 0,
         **generation: Any,
@@ -82,7 +84,7 @@ class Generator:
             policy: directory of a trained Policy.
             device: `auto` is the first visible GPU if there is one.
             precision: of the UNet; `auto` lets the device's capability decide.
-            height: pixels, a multiple of 8.
+            height: pixels, a multiple of 8; 256 if not given, 64 for the embedded model, which was trained at that.
             width: pixels; the height if not given.
             seed: what all images depend on.
             generation: keys of the configuration's section `generation`, such as `scheduler`,
@@ -95,7 +97,8 @@ class Generator:
             raise InputError("generator", "the filter needs both a Selector and a Policy")
         self._mode = "baseline" if selector is None else "filtered"
         self._config = _configuration(model, device, precision, seed, {**generation, "modes": [self._mode]})
-        self._size = _size(height), _size(height if width is None else width)
+        height = height or (EMBEDDED_SIDE if model == EMBEDDED else DEFAULT_SIDE)
+        self._size = _size(height), _size(width or height)
         chosen = choose_device(self._config.device)
         unet = None if finetuned is None else _with_unet(Path(finetuned))
         self._system = load_synthetic(model, chosen.device, chosen.dtype, unet)

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from medsyn import disk
-from medsyn.data.tables import PromptRow
+from medsyn.config import Config
+from medsyn.data.tables import PromptRow, read_prompts
 from medsyn.errors import InputError
 from medsyn.seeds import seed
 
@@ -74,6 +75,15 @@ class Blocks:
         indices = range(number * self.size, min((number + 1) * self.size, self.item_count))
         rows = [(self.prompts[index // self.replicates], index % self.replicates) for index in indices]
         return [Item(row.prompt_id, row.prompt, replicate) for row, replicate in rows]
+
+
+def read_blocks(config: Config, modality: str) -> Blocks:
+    """The blocks of a modality of the campaign's prompt list."""
+    if config.data.prompts is None:
+        raise InputError("configuration", "there is no prompt list to generate from", key="data.prompts")
+    rows = read_prompts(Path(config.data.prompts)).require(config.data.strict)
+    chosen = [row for row in rows if row.modality == modality]
+    return Blocks(chosen, config.generation.img_num, config.generation.block_size)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pydicom.uid import SecondaryCaptureImageStorage
 
 from medsyn import disk
 from medsyn.data.images import read_image
-from medsyn.generation import generate, shard
+from medsyn.generation import shard
 from medsyn.generation.dicom_output import encode_dicom, uid
 from medsyn.generation.verify import Images
 
@@ -112,7 +112,7 @@ def test_a_campaign_writes_a_dicom_file_of_every_image_and_verifies_it(campaign:
                 assert data.InstanceNumber == record["replicate"] + 1
                 count += 1
     assert count > 3
-    images = Images(both.config, both.directory, "filtered", "CT", generate.read_blocks(both.config, "CT"))
+    images = Images(both.config, both.directory, "filtered", "CT", shard.read_blocks(both.config, "CT"))
     assert list(images.findings()) == []
     if output == "png":
         next(both.block("filtered", 0).glob("*.dcm")).unlink()

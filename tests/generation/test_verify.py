@@ -17,7 +17,7 @@ from PIL import Image
 from medsyn import cli
 from medsyn.__main__ import COMMANDS
 from medsyn.campaign import plan, records
-from medsyn.generation import generate
+from medsyn.generation import shard
 from medsyn.generation.verify import Images, rerun
 from medsyn.stage import CampaignDirectory
 
@@ -30,7 +30,7 @@ def made(reference: Campaign, tmp_path: Path) -> Campaign:
 
 
 def images(campaign: Campaign, mode: str = "filtered") -> Images:
-    blocks = generate.read_blocks(campaign.config, "CT")
+    blocks = shard.read_blocks(campaign.config, "CT")
     return Images(campaign.config, campaign.directory, mode, "CT", blocks)
 
 
