@@ -7,26 +7,27 @@ neighbours (a run), otherwise they keep the order of the user's list. `ct.offset
 
 from __future__ import annotations
 
+import hashlib
 import json
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from medsyn.data.prompt_formats import COLUMNS, INDEX
+from medsyn.data.prompts import Scalar
 from medsyn.errors import InputError
 from medsyn.stage import slug
 
-INDEX = "index.json"
 FORMAT = 1
-KNOWN = ("id", "prompt", "modality", "n", "seed", "num_inference_steps", "guidance_scale", "negative_prompt")
 LINES_PER_OFFSET = 64
-_NUMBERS = 4  # of an entry of the offsets file, each a little-endian uint64
-
-Scalar = str | int | float | bool | None
+# uint64 each, of the processor's order (little-endian): the byte where a line begins, and how many prompts are before
+# it, how many of those have no `n`, and how many images the others ask for
+NUMBERS_PER_OFFSET = 4
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class PromptList:
         """How many prompts there are."""
         return sum(run.prompts for run in self.runs)
 
+    @property
+    def offsets_path(self) -> Path:
+        """Where the lines begin."""
+        return self.path.with_suffix(".offsets")
+
     def run_items(self, img_num: int) -> list[int]:
         """How many items each run has; item 0 is the first one's first replicate."""
         return [run.items(img_num) for run in self.runs]
@@ -99,26 +105,26 @@ class PromptList:
 
     def prompt(self, number: int) -> Item:
         """Prompt `number` (0-based) as its first item."""
-        entry = bisect_right(range(self._entries), number, key=lambda k: self._offsets[_NUMBERS * k + 1]) - 1
-        skipped = number - self._offsets[_NUMBERS * entry + 1]
+        entry = bisect_right(range(self._entries), number, key=lambda k: self._offsets[NUMBERS_PER_OFFSET * k + 1]) - 1
+        skipped = number - self._offsets[NUMBERS_PER_OFFSET * entry + 1]
         return next(_item(record, 0) for place, record in enumerate(self._records(entry)) if place == skipped)
 
     @cached_property
     def _offsets(self) -> array[int]:
-        return array("Q", self.path.with_suffix(".offsets").read_bytes())
+        return array("Q", self.offsets_path.read_bytes())
 
     @property
     def _entries(self) -> int:
-        return len(self._offsets) // _NUMBERS
+        return len(self._offsets) // NUMBERS_PER_OFFSET
 
     def _items_before(self, entry: int, img_num: int) -> int:
-        _, _, plain, images = self._offsets[_NUMBERS * entry : _NUMBERS * (entry + 1)]
+        _, _, plain, images = self._offsets[NUMBERS_PER_OFFSET * entry : NUMBERS_PER_OFFSET * (entry + 1)]
         return plain * img_num + images
 
     def _records(self, entry: int) -> Iterator[dict[str, Any]]:
         """The lines from an entry of the offsets on."""
         with self.path.open("rb") as stream:
-            stream.seek(self._offsets[_NUMBERS * entry])
+            stream.seek(self._offsets[NUMBERS_PER_OFFSET * entry])
             for line in stream:
                 yield json.loads(line)
 
@@ -132,7 +138,7 @@ def _item(record: Mapping[str, Any], replicate: int) -> Item:
         record.get("num_inference_steps"),
         record.get("guidance_scale"),
         record.get("negative_prompt"),
-        {key: value for key, value in record.items() if key not in KNOWN},
+        {key: value for key, value in record.items() if key not in COLUMNS},
     )
 
 
@@ -168,22 +174,77 @@ class BlockRanges:
         return start, min(start + self.size, self._first_items[run + 1])
 
 
+@dataclass(frozen=True)
+class ListIndex:
+    """What is in a campaign's lists: the runs of each modality, in the order of their file."""
+
+    modalities: Mapping[str, tuple[Run, ...]]
+
+    def text(self) -> str:
+        """The content of `index.json`: equal for equal lists."""
+        runs = {modality: [asdict(run) for run in runs] for modality, runs in self.modalities.items()}
+        return json.dumps({"format": FORMAT, "modalities": runs}, indent=1) + "\n"
+
+    @classmethod
+    def read(cls, directory: Path) -> ListIndex:
+        """The index in `directory`; raises InputError if there is none, or none of this format."""
+        path = directory / INDEX
+        try:
+            index = json.loads(path.read_bytes())
+            if index["format"] != FORMAT:
+                raise InputError(path, "is of another format: prepare the campaign again")
+            modalities = index["modalities"].items()
+            return cls({modality: tuple(Run(**run) for run in runs) for modality, runs in modalities})
+        except OSError as error:
+            raise InputError(path, f"cannot be read: {error.strerror}; prepare the campaign again") from None
+        except InputError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(path, "is damaged: prepare the campaign again") from None
+
+
+def list_file(directory: Path, modality: str) -> Path:
+    """The file with the prompts of a modality; its offsets are beside it."""
+    return directory / f"{slug(modality)}.jsonl"
+
+
 def open_lists(directory: Path) -> dict[str, PromptList]:
-    """The lists in `directory` by modality; raises InputError if it holds none, or a damaged one."""
-    path = directory / INDEX
-    try:
-        index = json.loads(path.read_bytes())
-        if index["format"] != FORMAT:
-            raise InputError(path, "is of another format: prepare the campaign again")
-        lists = {
-            modality: PromptList(directory / f"{slug(modality)}.jsonl", tuple(Run(**run) for run in runs))
-            for modality, runs in index["modalities"].items()
-        }
-        whole = all(one.path.stat().st_size == sum(run.size for run in one.runs) for one in lists.values())
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror}; prepare the campaign again") from None
-    except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise InputError(directory, "the prompt list is damaged: prepare the campaign again")
+    """The lists in `directory` by modality; raises InputError if it holds none, or one of another size."""
+    index = ListIndex.read(directory)
+    lists = {modality: PromptList(list_file(directory, modality), runs) for modality, runs in index.modalities.items()}
+    for one in lists.values():
+        reason = _damage_in_size(one)
+        if reason is not None:
+            raise InputError(one.path, f"{reason}: prepare the campaign again")
     return lists
+
+
+def damage(directory: Path, hashes: bool) -> str | None:
+    """How the lists in `directory` differ from their index, or None: their sizes, and their content if `hashes`."""
+    try:
+        lists = open_lists(directory)
+    except InputError as error:
+        return str(error)
+    for one in lists.values() if hashes else ():
+        with one.path.open("rb") as stream:
+            for run in one.runs:
+                digest, left = hashlib.sha256(), run.size
+                while left and (piece := stream.read(min(left, 1 << 20))):
+                    digest.update(piece)
+                    left -= len(piece)
+                if digest.hexdigest() != run.sha256:
+                    return f"{one.path} has other content than when it was written"
+    return None
+
+
+def _damage_in_size(one: PromptList) -> str | None:
+    entries = sum(-(-run.prompts // LINES_PER_OFFSET) for run in one.runs)
+    sizes = {one.path: sum(run.size for run in one.runs), one.offsets_path: entries * NUMBERS_PER_OFFSET * 8}
+    for path, size in sizes.items():
+        try:
+            found = path.stat().st_size
+        except OSError:
+            return f"{path.name} is not there"
+        if found != size:
+            return f"{path.name} has {found} bytes and had {size}"
+    return None
