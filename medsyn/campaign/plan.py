@@ -8,12 +8,13 @@ A plan is data. Whoever runs it (the local scheduler, Slurm) obeys two rules onl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from medsyn.config import Config
+from medsyn.data.prompt_lists import BlockRanges
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError
 from medsyn.generation.shard import plan_shards
@@ -123,12 +124,13 @@ class Plan:
         raise InputError(stage, f"there is no task {which!r}; {has}")
 
 
-def build(config: Config, prompt_counts: Mapping[str, int]) -> Plan:
+def build(config: Config, images: Mapping[str, Sequence[int]]) -> Plan:
     """The plan of a campaign.
 
     Args:
         config: the campaign's configuration.
-        prompt_counts: how many prompts the list has for each modality; one without any gets no generate task.
+        images: how many images are asked for, by modality and run of prompts with equal settings; a modality without
+            any gets no generate task.
     """
     modalities = config.data.modalities
     finetunes = {
@@ -147,9 +149,8 @@ def build(config: Config, prompt_counts: Mapping[str, int]) -> Plan:
     generates: list[PlannedTask] = []
     for modality in modalities:
         needs = (finetunes[modality].key, stage1.key, *([stage2[modality].key] if stage2 else []))
-        items = prompt_counts.get(modality, 0) * config.generation.img_num
-        block_count = -(-items // config.generation.batch_size)
-        for shard, blocks in enumerate(plan_shards(block_count, config.generation.blocks_per_shard)):
+        ranges = BlockRanges(tuple(images.get(modality, ())), config.generation.batch_size)
+        for shard, blocks in enumerate(plan_shards(ranges.count, config.generation.blocks_per_shard)):
             task = Task("generate", len(generates), f"{slug(modality)}-{shard:05d}", modality, blocks)
             generates.append(PlannedTask(task, needs))
     before = (*finetunes.values(), stage1, *stage2.values(), *generates)

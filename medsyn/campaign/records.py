@@ -21,6 +21,7 @@ from medsyn import config as configuration
 from medsyn import disk
 from medsyn.campaign.plan import READS, SCHEMA, Key, Plan, PlannedTask, build, stage_fingerprints
 from medsyn.config import Config
+from medsyn.data import prompt_lists
 from medsyn.errors import InputError
 from medsyn.generation.shard import ATTEMPTS, MANIFEST, TIMING, read_manifest
 from medsyn.stage import CampaignDirectory
@@ -58,7 +59,7 @@ class _Facts(BaseModel):
     """What must be in a prepared campaign's record."""
 
     fingerprints: dict[str, str]
-    prompts: dict[str, int]
+    prompts: dict[str, list[tuple[int, int]]]  # by modality, of each run: prompts without an `n`, images of the others
     weights: str
     inputs: _Inputs
     prompt_source: FileRecord | None
@@ -97,7 +98,9 @@ def open_campaign(root: Path) -> Campaign:
     fingerprints = stage_fingerprints(config, contents)
     if fingerprints != facts["fingerprints"]:
         raise InputError(directory.config, "it was edited by hand: change your own configuration and submit that")
-    return Campaign(directory, config, build(config, facts["prompts"]), fingerprints, inputs)
+    img_num = config.generation.img_num
+    images = {name: [plain * img_num + asked for plain, asked in runs] for name, runs in facts["prompts"].items()}
+    return Campaign(directory, config, build(config, images), fingerprints, inputs)
 
 
 def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:
@@ -144,6 +147,8 @@ def difference(record: FileRecord, base: Path, hashes: bool) -> str | None:
         return f"{path} has other content than when it was recorded"
     if path.name == MANIFEST and read_manifest(path.parent) is None:
         return f"{path.parent} has lost an image"
+    if path.name == prompt_lists.INDEX:
+        return prompt_lists.damage(path.parent, hashes)
     return None
 
 

@@ -1,8 +1,9 @@
 """The prompt list as the tasks read it: one file per modality, and an index that finds any item without reading it all.
 
-`inputs/prompts/ct.jsonl` holds one prompt per line, itself a valid prompt list. Prompts with equal settings are
-neighbours (a run), otherwise they keep the order of the user's list. `ct.offsets` says where every 64th line begins;
-`index.json` counts and hashes the runs. None of it depends on the configuration's defaults, batch size or shards.
+`inputs/prompts/ct.jsonl` holds one prompt per line, itself a valid prompt list. Prompts with the same number of steps,
+and with or without guidance, are neighbours (a run), otherwise they keep the order of the user's list. `ct.offsets`
+says where every 64th line begins; `index.json` counts and hashes the runs. None of it depends on the configuration's
+defaults, batch size or shards.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from medsyn import disk
 from medsyn.data.prompt_formats import COLUMNS, INDEX
 from medsyn.data.prompts import Scalar
 from medsyn.errors import InputError
@@ -38,18 +40,23 @@ class Item:
     prompt: str
     replicate: int  # 0-based
     seed: int | None = None  # replaces the campaign's seed and the prompt's id as what the noise depends on
-    num_inference_steps: int | None = None  # equal within a run, so within a block
-    guidance_scale: float | None = None  # likewise
-    negative_prompt: str | None = None  # may vary within a block
+    num_inference_steps: int | None = None  # equal within a block
+    guidance_scale: float | None = None  # within a block 1 for all or for none
+    negative_prompt: str | None = None
     extra: Mapping[str, Scalar] = field(default_factory=dict, hash=False)  # the list's further columns
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What was asked for, in 16 hex digits."""
+        return disk.fingerprint(asdict(self))[:16]
 
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring prompts of one modality with the same steps and guidance scale. No block spans two runs."""
+    """Neighbouring prompts of one modality that can share a batch. No block spans two runs."""
 
     num_inference_steps: int | None
-    guidance_scale: float | None
+    guided: bool | None  # whether their guidance scale is another than 1; None: as configured
     plain: int  # prompts without an `n`: the configuration says how many images of each
     counted: int  # prompts with one
     images: int  # the sum of their `n`
@@ -184,6 +191,10 @@ class ListIndex:
         """The content of `index.json`: equal for equal lists."""
         runs = {modality: [asdict(run) for run in runs] for modality, runs in self.modalities.items()}
         return json.dumps({"format": FORMAT, "modalities": runs}, indent=1) + "\n"
+
+    def amounts(self) -> dict[str, list[tuple[int, int]]]:
+        """By modality, of each run: prompts without an `n`, and the images that the others ask for."""
+        return {name: [(run.plain, run.images) for run in runs] for name, runs in self.modalities.items()}
 
     @classmethod
     def read(cls, directory: Path) -> ListIndex:

@@ -23,10 +23,9 @@ from medsyn.data.prompt_lists import LINES_PER_OFFSET, ListIndex, Run, damage, l
 from medsyn.data.prompts import PromptRow, PromptSource, Scalar
 from medsyn.errors import InputError
 
-MOST_SETTINGS = 10_000  # pairs of steps and guidance scale
 _BUFFERED_BYTES = 8 << 20
 
-_Settings = tuple[int | None, float | None]
+_Settings = tuple[int | None, bool | None]  # of a run
 
 
 @dataclass
@@ -52,21 +51,11 @@ class _Count:
         return Run(*settings, self.plain, self.counted, self.images, self.size, self.digest.hexdigest())
 
 
-def index_rows(rows: Iterable[PromptRow], faults: Faults) -> ListIndex:
-    """Read all of `rows` and count them; what is wrong with them as a whole is told to `faults`."""
+def index_rows(rows: Iterable[PromptRow]) -> ListIndex:
+    """Read all of `rows` and count them."""
     counts: dict[str, dict[_Settings, _Count]] = {}
-    runs = 0
     for row in rows:
-        its, settings = counts.setdefault(row.modality, {}), _settings(row)
-        if settings not in its:
-            runs += 1
-            if runs == MOST_SETTINGS + 1:
-                reason = f"more than {MOST_SETTINGS} pairs of num_inference_steps and guidance_scale; round them"
-                faults.refuse_file(row.row, "guidance_scale", f"{reason}: each pair needs batches of its own")
-            if runs > MOST_SETTINGS:
-                continue
-            its[settings] = _Count()
-        its[settings].add(row, _line(row))
+        counts.setdefault(row.modality, {}).setdefault(_settings(row), _Count()).add(row, _line(row))
     return ListIndex(
         {
             modality: tuple(counts[modality][key].run(key) for key in sorted(counts[modality], key=_order))
@@ -106,13 +95,13 @@ def write_lists(rows: Iterable[PromptRow], index: ListIndex, directory: Path) ->
 
 def resolve(source: PromptSource, faults: Faults, directory: Path) -> ListIndex:
     """Both passes over a list: what `directory` holds afterwards."""
-    index = index_rows(source.rows(faults), faults)
+    index = index_rows(source.rows(faults))
     write_lists(source.rows(Faults(source.name)), index, directory)
     return index
 
 
 def _settings(row: PromptRow) -> _Settings:
-    return row.num_inference_steps, row.guidance_scale
+    return row.num_inference_steps, None if row.guidance_scale is None else row.guidance_scale != 1
 
 
 def _order(settings: _Settings) -> tuple[tuple[bool, float], ...]:
@@ -156,7 +145,7 @@ class _Writer:
         self._cursors: dict[_Settings, _Cursor] = {}
         offset = lines = plain = images = 0
         for run in runs:
-            self._cursors[run.num_inference_steps, run.guidance_scale] = _Cursor(run, offset, lines, plain, images)
+            self._cursors[run.num_inference_steps, run.guided] = _Cursor(run, offset, lines, plain, images)
             offset, lines = offset + run.size, lines + run.prompts
             plain, images = plain + run.plain, images + run.images
 

@@ -61,6 +61,7 @@ class PromptSource:
 
     name: str  # what problems name as their place
     records: Callable[[Faults], Records]
+    is_file: bool = True
 
     @classmethod
     def file(cls, path: str | Path) -> PromptSource:
@@ -70,8 +71,8 @@ class PromptSource:
     @classmethod
     def texts(cls, name: str, texts: Iterable[tuple[str, str]]) -> PromptSource:
         """A list of (modality, text)."""
-        records = [(0, {"modality": modality, "prompt": text}) for modality, text in texts]
-        return cls(name, lambda faults: iter(records))
+        records = [(row, {"modality": modality, "prompt": text}) for row, (modality, text) in enumerate(texts, 1)]
+        return cls(name, lambda faults: iter(records), is_file=False)
 
     def rows(self, faults: Faults) -> Iterator[PromptRow]:
         """The good rows, one at a time; what is wrong with the others is told to `faults`.
@@ -165,11 +166,11 @@ class _Reader:
 
     def _check_id(self, row: int, prompt_id: str) -> bool:
         """Whether the row may be called so."""
-        first = self._ids.first(prompt_id.casefold(), row + 1)  # rows of texts are numbered 0
+        first = self._ids.first(prompt_id.casefold(), row)
         if not _ID.fullmatch(prompt_id):
             reason = "is no file name: up to 64 letters, digits, '.', '_', '-'"
-        elif first != row + 1:
-            reason = f"is the id of line {first - 1} already (case does not count)"
+        elif first != row:
+            reason = f"is the id of line {first} already (case does not count)"
         else:
             return True
         self._faults.error(row, "id", f"{show(prompt_id)} {reason}")

@@ -217,7 +217,7 @@ def _campaign_facts(config: Config, gathered: Gathered) -> dict[str, Any]:
         "data": PHANTOMS if parsed else _public(config.data.table),
         "resolution": config.data.resolution,
         "modalities": gathered.modalities,
-        "prompts": sum(len(rows) for rows in gathered.prompts.values()),
+        "prompts": sum(prompts.prompts for prompts in gathered.prompts.values()),
         "images_per_prompt": config.generation.img_num,
         "real_images": sum(gathered.real.counts.values()),
         "real_images_unreadable": gathered.real.unreadable,

@@ -13,7 +13,7 @@ from typing import Any
 
 from medsyn import disk
 from medsyn.config import Config
-from medsyn.data.tables import read_prompts
+from medsyn.data.prompt_lists import PromptList, open_lists
 from medsyn.errors import InputError
 from medsyn.generation.filter import FAILED
 from medsyn.generation.generator import Generator
@@ -69,7 +69,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         for number in numbers:
             block = directory.block(mode, modality, number)
             disk.sweep_temporaries(block.parent, of=block.name)
-    total = len(facts) * sum(len(blocks.items(number)) for number in numbers)
+    total = len(facts) * blocks.sizes(numbers)
     done = 0
     failed: dict[str, None] = {}  # prompt ids, in order and once
 
@@ -98,9 +98,9 @@ def read_blocks(config: Config, modality: str) -> Blocks:
     """The blocks of a modality of the campaign's prompt list."""
     if config.data.prompts is None:
         raise InputError("configuration", "there is no prompt list to generate from", key="data.prompts")
-    rows = read_prompts(Path(config.data.prompts)).require(config.data.strict)
-    chosen = [row for row in rows if row.modality == modality]
-    return Blocks(chosen, config.generation.img_num, config.generation.batch_size)
+    directory = Path(config.data.prompts)
+    prompts = open_lists(directory).get(modality, PromptList(directory, ()))
+    return Blocks(prompts, config.generation.img_num, config.generation.batch_size)
 
 
 def _exhausted(prompt_ids: Sequence[str]) -> str:

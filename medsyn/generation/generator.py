@@ -28,6 +28,8 @@ from medsyn.seeds import seed
 
 def image_seed(campaign_seed: int, item: Item, attempt: int) -> int:
     """The seed of one candidate, a function of what was asked for and of nothing else."""
+    if item.seed is not None:
+        return seed(item.seed, "given", item.replicate, attempt)
     return seed(campaign_seed, "image", item.prompt_id, item.replicate, attempt)
 
 
@@ -93,19 +95,27 @@ class Generator:
         )
 
     def batch(self, wanted: Sequence[tuple[Item, int]]) -> Batch:
-        """Sample, decode and score the attempts `wanted`: one batch of the campaign's size, padded by repetition."""
+        """Sample, decode and score the attempts `wanted`: one batch of the campaign's size, padded by repetition.
+
+        All of `wanted` have one number of steps, and a guidance scale of 1 or none of them has.
+        """
         section, system = self.config.generation, self.system
         padded = [*wanted, *[wanted[-1]] * (section.batch_size - len(wanted))]
         seeds = [image_seed(self.config.campaign.seed, item, attempt) for item, attempt in padded]
         features = [system.embed(item.prompt) for item, _ in padded]
+        steps = padded[0][0].num_inference_steps or section.num_inference_steps
+        scales = [section.guidance_scale if item.guidance_scale is None else item.guidance_scale for item, _ in padded]
+        negatives = [
+            section.negative_prompt if item.negative_prompt is None else item.negative_prompt for item, _ in padded
+        ]
         samples = sample_finite(
             system.unet,
-            lambda: build_scheduler(section.scheduler, system.scheduler_config, section.num_inference_steps),
+            lambda: build_scheduler(section.scheduler, system.scheduler_config, steps),
             torch.stack([hidden for hidden, _ in features]),
-            system.embed(section.negative_prompt)[0][None],
+            torch.stack([system.embed(negative)[0] for negative in negatives]),
             initial_noise(seeds, system.latent_shape(self.config.data.resolution)),
             seeds,
-            section.guidance_scale,
+            torch.tensor(scales, device=system.device).view(-1, 1, 1, 1),
         )
         decoded = system.decode(_numbers(samples.latents))
         decodable = decoded.isfinite().flatten(1).all(dim=1).tolist()

@@ -73,10 +73,16 @@ def publish(
         "seed": None if winner is None else winner.seed,
         "selector": None if winner is None else winner.selector,
         "policy": None if winner is None else winner.policy,
+        "num_inference_steps": item.num_inference_steps,  # this and the next two: None where as configured
+        "guidance_scale": item.guidance_scale,
+        "negative_prompt": item.negative_prompt,
+        "item_fingerprint": item.fingerprint,
+        "extra": dict(item.extra),
     }
     if winner is None or picture is None:
         return record | dict.fromkeys(("file", "bytes", "sha256", "width", "height")), None
-    image = encode_png(picture, {key.replace("_", " ").capitalize(): value for key, value in record.items()})
+    texts = {key: value for key, value in record.items() if key not in ("item_fingerprint", "extra")}
+    image = encode_png(picture, {key.replace("_", " ").capitalize(): value for key, value in texts.items()})
     height, width, _ = picture.shape
     return record | {
         "file": file_name(item),

@@ -85,7 +85,7 @@ def sample(
     negative_hidden: Tensor,
     noise: Tensor,
     seeds: Sequence[int],
-    guidance_scale: float,
+    guidance_scale: float | Tensor,
 ) -> tuple[Tensor, int]:
     """Denoise a batch with classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598).
 
@@ -96,16 +96,16 @@ def sample(
         unet: a `UNet2DConditionModel`.
         scheduler: fresh from `build_scheduler`.
         hidden: text features of the prompts [B, 77, D].
-        negative_hidden: text features of the negative prompt [1, 77, D].
+        negative_hidden: text features of the negative prompts [1 or B, 77, D].
         noise: unit noise [B, c, h, w] from `initial_noise`.
         seeds: one per image, for stochastic schedulers.
-        guidance_scale: at least 1.
+        guidance_scale: at least 1; as a tensor [B, 1, 1, 1], 1 for all images or for none.
 
     Returns:
         The latents [B, c, h, w] in float32 on the UNet's device, and the rows the UNet computed per image.
     """
     device, dtype = unet.device, unet.dtype
-    guided = guidance_scale != 1
+    guided = bool(torch.as_tensor(guidance_scale != 1).any())
     context = torch.cat([negative_hidden.expand_as(hidden), hidden]) if guided else hidden
     context = context.to(device, dtype)
     options: dict[str, Any] = {}
@@ -130,7 +130,7 @@ def sample_finite(
     negative_hidden: Tensor,
     noise: Tensor,
     seeds: Sequence[int],
-    guidance_scale: float,
+    guidance_scale: float | Tensor,
 ) -> Samples:
     """`sample`, once more in float32 if half precision overflowed; only images that overflowed take the new result.
 

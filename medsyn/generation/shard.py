@@ -12,11 +12,12 @@ import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from medsyn import disk
-from medsyn.data.tables import PromptRow
+from medsyn.data.prompt_lists import BlockRanges, Item, PromptList
 from medsyn.errors import InputError
 
 MANIFEST, ATTEMPTS, TIMING = "manifest.jsonl", "attempts.jsonl", "timing.json"
@@ -25,37 +26,35 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Item:
-    """One image that was asked for."""
-
-    prompt_id: str
-    prompt: str
-    replicate: int  # 0-based
-
-
-@dataclass(frozen=True)
 class Blocks:
-    """The items of one modality, cut into blocks of `size`: prompts in table order, replicates of one side by side."""
+    """The items of one modality, cut into blocks of `size`; replicates of one prompt are side by side."""
 
-    prompts: Sequence[PromptRow]
-    replicates: int
+    prompts: PromptList
+    replicates: int  # of a prompt that does not say how many
     size: int
+
+    @cached_property
+    def _ranges(self) -> BlockRanges:
+        return BlockRanges(tuple(self.prompts.run_items(self.replicates)), self.size)
 
     @property
     def item_count(self) -> int:
         """How many images were asked for."""
-        return len(self.prompts) * self.replicates
+        return self._ranges.item_count
 
     @property
     def count(self) -> int:
-        """How many blocks there are; the last may be short."""
-        return -(-self.item_count // self.size)
+        """How many blocks there are."""
+        return self._ranges.count
 
     def items(self, number: int) -> list[Item]:
-        """The items of block `number`."""
-        indices = range(number * self.size, min((number + 1) * self.size, self.item_count))
-        rows = [(self.prompts[index // self.replicates], index % self.replicates) for index in indices]
-        return [Item(row.prompt_id, row.prompt, replicate) for row, replicate in rows]
+        """The items of block `number`, which can share batches."""
+        return self.prompts.items(*self._ranges.items(number), self.replicates)
+
+    def sizes(self, numbers: range) -> int:
+        """How many items blocks have together; reads no file."""
+        ranges = map(self._ranges.items, numbers)
+        return sum(stop - start for start, stop in ranges)
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, str])
         shutil.rmtree(discarded, ignore_errors=True)
         return None
     differing = {key for key, value in facts.items() for record in records if record.get(key) != value}
-    if [Item(record["id"], record["prompt"], record["replicate"]) for record in records] != list(items):
+    if [record.get("item_fingerprint") for record in records] != [item.fingerprint for item in items]:
         differing.add("prompts")
     if differing:
         names = ", ".join(sorted(differing))

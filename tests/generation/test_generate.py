@@ -23,7 +23,9 @@ from torch import nn
 from medsyn import config as configuration
 from medsyn import disk
 from medsyn.config import Config
+from medsyn.data import prompt_writer
 from medsyn.data.images import read_image
+from medsyn.data.prompts import PromptSource, new_faults
 from medsyn.errors import InputError
 from medsyn.generation import filter as rules
 from medsyn.generation import generate, generator, shard
@@ -76,9 +78,11 @@ def settings(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Conf
     table = tmp_path_factory.mktemp("prompts") / "prompts.csv"
     lines = [f'{name.lower()}-{i},{name},"{text}"' for name, texts in PROMPTS.items() for i, text in enumerate(texts)]
     table.write_text("\n".join(["id,modality,prompt", *lines]) + "\n")
+    lists = table.parent / "lists"
+    prompt_writer.resolve(PromptSource.file(table), new_faults(table), lists)
     return configuration.validate(
         {
-            "data": {"prompts": str(table), "resolution": 32},
+            "data": {"prompts": str(lists), "resolution": 32},
             "model_paths": {"stable_diffusion": str(tiny_model)},
             "device": {"use_cuda": False},
             "generation": {
