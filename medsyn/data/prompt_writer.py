@@ -25,6 +25,7 @@ from medsyn.errors import InputError
 
 _BUFFERED_BYTES = 8 << 20
 
+_to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 _Settings = tuple[int | None, bool | None]  # of a run
 
 
@@ -119,7 +120,7 @@ def _line(row: PromptRow) -> bytes:
         "negative_prompt": row.negative_prompt,
     }
     known |= {column: value for column, value in optional.items() if value is not None}
-    return (json.dumps(known | dict(row.extra), ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (_to_json(known | dict(row.extra)) + "\n").encode()
 
 
 @dataclass
