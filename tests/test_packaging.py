@@ -75,7 +75,7 @@ LAYERS = [
     {"data"},
     {"models"},
     {"training", "generation", "evaluation"},
-    {"campaign", "doctor"},
+    {"campaign", "doctor", "prompts"},
     {"cli"},
     {"__main__"},
 ]

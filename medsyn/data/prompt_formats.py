@@ -39,6 +39,7 @@ _MEANT = {
     "cfgscale": "guidance_scale",
     "negative": "negative_prompt",
 }
+_PATIENTS = {"patient", "patientid", "patientname"}
 _LONG_PIECE = re.compile(r'[^",\r\n]{20000,}')
 
 
@@ -82,6 +83,9 @@ class _Names:
             return name.casefold()
         if not name:
             self._faults.warn(row, None, "a column without a name is not read")
+            return ""
+        if re.sub(r"[\W_]", "", name.casefold()) in _PATIENTS:
+            self._faults.warn(row, name, "is not carried to the images: nothing of a patient is")
             return ""
         present = {other.strip().casefold() for other in among}
         meant = meant_column(name)

@@ -116,6 +116,11 @@ class PromptList:
         skipped = number - self._offsets[NUMBERS_PER_OFFSET * entry + 1]
         return next(_item(record, 0) for place, record in enumerate(self._records(entry)) if place == skipped)
 
+    def each(self, img_num: int) -> Iterator[tuple[Item, int]]:
+        """Every prompt as its first item, and how many items it has."""
+        for record in self._records(0) if self.runs else ():
+            yield _item(record, 0), record.get("n", img_num)
+
     @cached_property
     def _offsets(self) -> array[int]:
         return array("Q", self.offsets_path.read_bytes())

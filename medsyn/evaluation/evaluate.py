@@ -16,7 +16,7 @@ import numpy as np
 
 from medsyn import __version__, disk
 from medsyn.config import PHANTOMS, Config
-from medsyn.evaluation import features, gather, judge, metrics, report
+from medsyn.evaluation import achieved, features, gather, judge, metrics, report
 from medsyn.evaluation.gather import Gathered, Picture
 from medsyn.evaluation.report_tables import OVERALL
 from medsyn.seeds import seed
@@ -80,6 +80,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
             }
             for name, group in groups.items()
         },
+        "achieved": achieved.measure(gathered, config.generation.modes, config.generation.img_num),
         "rlhf": gather.read_summaries(config, directory),
         "stages": [asdict(time) for time in gather.stage_times(directory) if time.stage != task.stage],
     }

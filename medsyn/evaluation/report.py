@@ -51,6 +51,8 @@ def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[s
         scorers=report_tables.scorers(result),
         scores=_score_figure(config, gathered),
         generation=report_tables.generation(result),
+        achieved=report_tables.achieved(result),
+        dropped=result["achieved"]["dropped"],
         variety=report_tables.variety(result),
         stages=report_tables.stages(result["stages"]),
         real=gathered.real,
