@@ -11,7 +11,7 @@ from pathlib import Path
 from medsyn.campaign.machine import CONFIGURATION
 from medsyn.config import Config
 from medsyn.data.modalities import split_prefix
-from medsyn.data.prompt_lists import ListIndex
+from medsyn.data.prompt_lists import INDEX, ListIndex
 from medsyn.data.prompt_writer import index_rows, write_lists
 from medsyn.data.prompts import PromptRow, PromptSource, new_faults
 from medsyn.data.tables import ImageRow
@@ -55,7 +55,8 @@ def absolute(path: str) -> Path:
 def prompt_file(config: Config, table: Path) -> Path | None:
     """The prompt list that the user means, or None where it is `data.base_prompt` or the table's captions."""
     if config.data.prompts:
-        return absolute(config.data.prompts)
+        path = absolute(config.data.prompts)
+        return path / INDEX if (path / INDEX).is_file() else path  # the lists of a prepared campaign
     beside = table.with_name("prompts.csv")
     return beside if config.data.base_prompt is None and beside.is_file() else None
 

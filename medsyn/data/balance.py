@@ -107,7 +107,7 @@ def _record(row: PromptRow) -> dict[str, Scalar]:
 
 def _source(path: Path, columns: Sequence[str]) -> PromptSource:
     """The prompts of a file; of a data set's table its captions, with the columns that are asked for."""
-    if path.is_dir() or table_kind(path) == "prompts":
+    if table_kind(path) == "prompts":
         return PromptSource.file(path)
 
     def records(faults: Faults) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -49,8 +49,8 @@ def read_records(path: Path, faults: Faults) -> Records:
     Raises:
         InputError: the file as a whole cannot be read.
     """
-    if path.is_dir() and (path / INDEX).is_file():  # a campaign's own lists: each line says its modality
-        for file in sorted(path.glob("*.jsonl")):
+    if path.name == INDEX:  # a campaign's own lists: each line says its modality
+        for file in sorted(path.parent.glob("*.jsonl")):
             yield from _json_lines(file, faults)
         return
     reader = _READERS.get(path.suffix.lower())

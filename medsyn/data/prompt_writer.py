@@ -67,7 +67,9 @@ def index_rows(rows: Iterable[PromptRow]) -> ListIndex:
 
 
 def write_lists(rows: Iterable[PromptRow], index: ListIndex, directory: Path) -> None:
-    """Write the lists that `index` is of to `directory`, unless they are there, whole; in one rename.
+    """Write the lists that `index` is of to `directory`, unless they are there, whole.
+
+    What is there otherwise is replaced when all is written, for `rows` may come from it.
 
     Raises:
         InputError: the rows are not those that were counted.
@@ -76,9 +78,10 @@ def write_lists(rows: Iterable[PromptRow], index: ListIndex, directory: Path) ->
     path = directory / INDEX
     if path.is_file() and path.read_text() == content and damage(directory, hashes=True) is None:
         return
-    disk.sweep_temporaries(disk.make_directory(directory.parent), of=directory.name)
-    disk.remove(directory)
-    with disk.atomic_directory(directory) as temporary:
+    fresh = directory.with_name(f"{directory.name}.new")
+    disk.sweep_temporaries(disk.make_directory(directory.parent), of=fresh.name)
+    disk.remove(fresh)
+    with disk.atomic_directory(fresh) as temporary:
         with ExitStack() as stack:
             writers = {
                 modality: _Writer(stack.enter_context(list_file(temporary, modality).open("wb")), runs)
@@ -92,6 +95,9 @@ def write_lists(rows: Iterable[PromptRow], index: ListIndex, directory: Path) ->
         (temporary / INDEX).write_text(content)
         if damage(temporary, hashes=True):
             raise InputError(directory, "the prompt list has changed while it was read: try again")
+    disk.remove(directory)
+    fresh.rename(directory)
+    disk.fsync_directory(directory.parent)
 
 
 def resolve(source: PromptSource, faults: Faults, directory: Path) -> ListIndex:

@@ -106,7 +106,7 @@ def test_a_written_list_is_a_prompt_list_itself(tmp_path: Path) -> None:
     rows = some_rows(80)
     index = index_rows(rows)
     write_lists(rows, index, tmp_path / "lists")
-    source, faults = PromptSource.file(tmp_path / "lists"), new_faults("again")
+    source, faults = PromptSource.file(tmp_path / "lists" / "index.json"), new_faults("again")
     assert resolve(source, faults, tmp_path / "again").text() == index.text()
     assert faults.errors == []
 

@@ -186,6 +186,12 @@ def test_further_columns_are_kept(folder: Path, form: Format) -> None:
     assert table.rows[0].extra == {"Finding": "nodule", "site": "left"}
 
 
+def test_nothing_of_a_patient_is_carried_along(folder: Path) -> None:
+    table = read_prompts(as_csv(folder, [{"prompt": "CT: a", "patient_id": "p-1", "site": "left"}]))
+    assert "nothing of a patient" in only_warning(table).reason
+    assert table.rows[0].extra == {"site": "left"}
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_the_case_of_a_column_does_not_count(folder: Path, form: Format) -> None:
     table = read_prompts(form(folder, [{"Prompt": "CT: a", "GUIDANCE_SCALE": 2, "Seed": 0}]))

@@ -200,6 +200,7 @@ class Builder:
             "id": item.prompt_id,
             "prompt": item.prompt,
             "replicate": item.replicate,
+            "extra": dict(item.extra),
             "modality": modality,
             "mode": mode,
             "accepted": accepted,
