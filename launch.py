@@ -1,6 +1,6 @@
 """The command people use: plan, submit and watch a campaign.
 
-    python launch.py plan|submit|status CONFIG [key=value ...]
+    python launch.py plan|submit|status|logs|cancel|resume CONFIG [key=value ...]
 
 Only argument parsing; everything else is in `medsyn.campaign`. Answers in well under a second: no torch here.
 """
@@ -14,14 +14,21 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from medsyn import cli
 from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError
+from medsyn.stage import CampaignDirectory
+
+if TYPE_CHECKING:
+    from medsyn.campaign.plan import Key
+    from medsyn.campaign.records import Campaign
 
 
 def plan(program: str, arguments: Sequence[str]) -> int:
     """Print what a campaign would run, and everything that is wrong with its inputs; write nothing."""
     parser = cli.config_parser(program, "Show stages, tasks and shards, and check every input; nothing is written.")
+    _add_cluster(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_intermixed_args(arguments)
 
@@ -29,34 +36,104 @@ def plan(program: str, arguments: Sequence[str]) -> int:
 
     from medsyn import config
     from medsyn.campaign import outline, prepare
+    from medsyn.campaign.slurm import check, site, submit
+    from medsyn.campaign.slurm import outline as queue_outline
 
+    loaded = config.load(args.config, args.overrides)
     with cli.progress_bars() as progress:
-        checked = prepare.check(config.load(args.config, args.overrides), progress)
+        checked = prepare.check(loaded, progress)
+    problems, arrays = list(checked.problems), None
+    if args.cluster == "slurm":
+        found = check.problems(loaded, asks_slurm=shutil.which("sinfo") is not None)
+        problems += found
+        if not any(problem.severity == "error" for problem in found):
+            profile = site.load(loaded.cluster.site)
+            arrays = profile, submit.chunk_size(profile) if shutil.which("scontrol") else submit.assumed_chunk(profile)
     if args.json:
-        print(json.dumps(outline.as_dict(checked), indent=2))
+        told = outline.as_dict(checked) | {"problems": [problem.as_dict() for problem in problems]}
+        print(json.dumps(told | ({"slurm": queue_outline.as_list(checked.plan, *arrays)} if arrays else {}), indent=2))
     else:
         outline.show(Console(), checked)
-        cli.show_problems(checked.problems)
-    return EXIT_BAD_INPUT if checked.errors else EXIT_DONE
+        if arrays:
+            queue_outline.show(Console(), checked.plan, *arrays)
+        cli.show_problems(problems)
+    return EXIT_BAD_INPUT if any(problem.severity == "error" for problem in problems) else EXIT_DONE
 
 
 def submit(program: str, arguments: Sequence[str]) -> int:
-    """Run, or go on with, everything of a campaign that is not done."""
-    parser = cli.config_parser(program, "Run everything of a campaign that is not done, or go on with it.")
+    """Run everything of a campaign that is not done, or go on with it."""
+    return _submit(program, arguments, str(submit.__doc__), resumes=False)
+
+
+def resume(program: str, arguments: Sequence[str]) -> int:
+    """Go on with a campaign that was submitted: whatever is neither done nor in the queue."""
+    return _submit(program, arguments, str(resume.__doc__), resumes=True)
+
+
+def _submit(program: str, arguments: Sequence[str], description: str, resumes: bool) -> int:
+    parser = cli.config_parser(program, description)
     _add_cluster(parser)
     parser.add_argument("--max-parallel", type=_positive, metavar="N", help="tasks at once (cluster.max_parallel)")
+    if resumes:
+        text = "nothing but this stage or task; may be given again"
+        parser.add_argument("--only", action="append", metavar="STAGE[:TASK]", default=[], help=text)
     args = parser.parse_intermixed_args(arguments)
+
+    from medsyn import config
+    from medsyn.campaign import locks, records
+
+    loaded = config.load(args.config, args.overrides)
+    if resumes and records.read_facts(CampaignDirectory(loaded.campaign.path)) is None:
+        raise InputError(args.config, f"this campaign has not been submitted: `{_command('submit', arguments)}` does")
     if args.cluster == "slurm":
-        raise InputError("--cluster slurm", "comes with the next release; --cluster local runs it on this machine")
+        from medsyn.campaign.slurm import check
 
-    from rich.console import Console
-
-    from medsyn.campaign import local, locks
-    from medsyn.campaign.display import Display
-
+        check.require(loaded)
     campaign = cli.prepare(args.config, args.overrides)
+    only = campaign.plan.select(args.only) if resumes and args.only else None
     with locks.exclusive(campaign.directory.ledger, campaign.directory.root):
-        return local.run(campaign, Display(campaign, Console(), _command("submit", arguments)), args.max_parallel)
+        if args.cluster == "slurm":
+            return _queue(campaign, only, [args.config, *args.overrides])
+
+        from rich.console import Console
+
+        from medsyn.campaign import local
+        from medsyn.campaign.display import Display
+
+        display = Display(campaign, Console(), _command(program.split()[-1], arguments))
+        return local.run(campaign, display, args.max_parallel, only=only)
+
+
+def _queue(campaign: Campaign, only: set[Key] | None, named: Sequence[str]) -> int:
+    from medsyn.campaign.preempt import EXIT_INTERRUPTED
+    from medsyn.campaign.slurm import site, submit
+
+    try:
+        outcome = submit.submit(campaign, site.load(campaign.config.cluster.site), only)
+    except submit.Interrupted:
+        print("interrupted; nothing was queued")
+        return EXIT_INTERRUPTED
+    for line in outcome.lines():
+        print(line)
+    if not outcome.all_done:
+        print(f"next      {_command('status', [*named, '--watch'])}")
+    return EXIT_DONE
+
+
+def cancel(program: str, arguments: Sequence[str]) -> int:
+    """End every job and process of a campaign; what is done and what is saved stays."""
+    parser = cli.config_parser(program, str(cancel.__doc__))
+    args = parser.parse_intermixed_args(arguments)
+
+    from medsyn import config
+    from medsyn.campaign import cancel as campaign_cancel
+    from medsyn.campaign import records
+
+    directory = records.open_campaign(config.load(args.config, args.overrides).campaign.path).directory
+    count = campaign_cancel.jobs(directory, print) + campaign_cancel.launcher(directory, print)
+    print("cancelled" if count else "nothing of this campaign is running or queued")
+    print(f"next      to go on: {_command('resume', [args.config, *args.overrides])}")
+    return EXIT_DONE
 
 
 def status(program: str, arguments: Sequence[str]) -> int:
@@ -103,6 +180,8 @@ def _command(name: str, arguments: Sequence[str]) -> str:
 COMMANDS: dict[str, cli.Command] = {
     "plan": ("what would run, and what is wrong or missing", plan),
     "submit": ("run everything that is not done", submit),
+    "resume": ("go on with what is neither done nor queued", resume),
+    "cancel": ("end every job and process of the campaign", cancel),
     "status": ("what is done, running, failed and blocked", status),
 }
 

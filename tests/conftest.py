@@ -9,6 +9,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from small_campaign import finish
 
 from medsyn.config import ENVIRONMENT
 
@@ -28,3 +29,11 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the development images (../shared/data) are not here")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small campaign that nothing interrupted, for comparison."""
+    directory = tmp_path_factory.mktemp("undisturbed") / "campaign"
+    assert str(directory / "report.html") in finish(directory).replace("\n", "")
+    return directory

@@ -5,13 +5,15 @@ Nothing is written here; `plan` and `submit` both call `check`, and find the sam
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
-from medsyn.campaign import machine, prompt_inputs
+from medsyn.campaign import capacity, cost, machine, prompt_inputs
 from medsyn.campaign.machine import CONFIGURATION
 from medsyn.campaign.plan import Plan, build
 from medsyn.campaign.prompt_inputs import Prompts, absolute
@@ -21,6 +23,7 @@ from medsyn.data.split import is_held_out
 from medsyn.data.tables import ImageRow, RatingRow, Table
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.models import weights
+from medsyn.stage import CampaignDirectory
 
 IMAGES_READ_AT_MOST = 2000  # a larger data set is checked by `python -m medsyn check`, once, not at every submit
 
@@ -35,9 +38,9 @@ class Checked:
     given: Config  # as the user wrote it
     config: Config  # resolved
     plan: Plan
-    counts: dict[str, Counter[str]]  # "images", "rated images" and "prompts" by modality
+    counts: dict[str, Counter[str]]  # by modality: "images", "rated images", "ratings", "prompts", "asked" (images)
+    estimate: cost.Estimate
     prompts: Prompts  # empty where they are still to be drawn
-    asked: Counter[str]  # images to make of each modality in each mode
     problems: list[Problem]
 
     @property
@@ -93,6 +96,7 @@ def check(config: Config, progress: Progress | None = None) -> Checked:
     counts: dict[str, Counter[str]] = {
         "images": Counter(row.modality for row in images if row.modality in modalities),
         "rated images": Counter(modality for _, modality in rated if modality in modalities),
+        "ratings": Counter(row.modality for row in ratings if row.modality in modalities),
         "prompts": prompts.counts,
     }
     rows = {"images": len(images), "rated images": len(rated), "prompts": prompts.rows_read}
@@ -102,6 +106,7 @@ def check(config: Config, progress: Progress | None = None) -> Checked:
         counts |= {what: expected for what, expected in _phantom_counts(config).items() if not known[what]}
         if not has_prompts:
             asked = {modality: [n * config.generation.img_num] for modality, n in counts["prompts"].items()}
+    counts["asked"] = Counter({modality: sum(runs) for modality, runs in asked.items()})
     for what, number in rows.items():
         absent = [modality for modality in modalities if not counts[what][modality]]
         if number and absent:  # a table without any row has been told of already
@@ -112,9 +117,11 @@ def check(config: Config, progress: Progress | None = None) -> Checked:
     if config.data.table != PHANTOMS or config.data.ratings_file:
         own[str(resolved.data.ratings_file)] = len(ratings)
     problems += _check_images(resolved, own, progress)
+    plan = build(resolved, asked)
+    estimate = cost.estimate(resolved, plan, counts, machine.expects_gpu(resolved))
+    problems += capacity.check(resolved, estimate, capacity.marked_done(CampaignDirectory(resolved.campaign.path)))
     problems = list(dict.fromkeys(problems))  # what two readers say is said once
-    total = Counter({modality: sum(runs) for modality, runs in asked.items()})
-    return Checked(config, resolved, build(resolved, asked), counts, prompts, total, problems)
+    return Checked(config, resolved, plan, counts, estimate, prompts, problems)
 
 
 def _check_split(config: Config, images: Iterable[ImageRow]) -> list[Problem]:
@@ -143,12 +150,19 @@ def weights_of(config: Config) -> str:
     return weights.weights_fingerprint(config.model_paths.stable_diffusion)
 
 
+def phantoms() -> ModuleType:
+    """`medsyn.data.phantoms`, which needs numpy, and most campaigns need no phantoms."""
+    try:
+        return importlib.import_module("medsyn.data.phantoms")
+    except ImportError as error:
+        reason = f"drawing phantoms needs {error.name}, which is not installed here; name a table of images"
+        raise InputError(CONFIGURATION, reason, key="data.table") from None
+
+
 def _phantom_counts(config: Config) -> dict[str, Counter[str]]:
     """What the phantoms' tables will hold."""
-    from medsyn.data.phantoms import MODALITY_OF  # needs numpy, and most campaigns need no phantoms
-
     wanted = config.data.phantoms
-    kinds = Counter(modality for modality in MODALITY_OF.values() if modality in config.data.modalities)
+    kinds = Counter(modality for modality in phantoms().MODALITY_OF.values() if modality in config.data.modalities)
     sizes = {
         "images": wanted.images_per_kind,
         "rated images": wanted.images_per_kind,
@@ -215,7 +229,11 @@ def _check_images(config: Config, rows: Mapping[str, int], progress: Progress | 
                 str(paths[0]), f"its images were not read, there are too many; `{command}` does", severity="warning"
             )
         ]
-    from medsyn.data.check import check_tables  # needs the image readers
+    try:
+        from medsyn.data.check import check_tables  # needs the image readers
+    except ImportError as error:  # a login node needs no more than pydantic, PyYAML, rich and submitit
+        reason = f"its images were not read: {error.name} is not installed here; tasks will read them"
+        return [Problem(str(paths[0]), reason, severity="warning")]
 
     tell = (lambda done, total: progress("reading images", done, total)) if progress else None
     root = Path(data.root) if data.root else None

@@ -8,7 +8,7 @@ A plan is data. Whoever runs it (the local scheduler, Slurm) obeys two rules onl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -20,7 +20,7 @@ from medsyn.errors import InputError
 from medsyn.generation.shard import plan_shards
 from medsyn.stage import STAGES, Task, slug
 
-SCHEMA = 1  # of everything below tasks/ and of campaign.json
+SCHEMA = 2  # of everything below tasks/ and of campaign.json
 Key = tuple[str, str]  # (stage, task name)
 State = Literal["done", "failed", "blocked", "ready", "waiting"]
 
@@ -112,6 +112,19 @@ class Plan:
 
     def __iter__(self) -> Iterator[PlannedTask]:
         return iter(self.tasks)
+
+    def select(self, words: Iterable[str]) -> set[Key]:
+        """The tasks that words such as `finetune` and `generate:ct-00000` name; raises InputError for any other."""
+        chosen: set[Key] = set()
+        for word in words:
+            stage, colon, which = word.partition(":")
+            if colon:
+                chosen.add(self.find(stage, which).key)
+            elif stage in self.by_stage:
+                chosen |= {planned.key for planned in self.by_stage[stage]}
+            else:
+                raise InputError(word, f"this campaign has no such stage; it has {', '.join(self.by_stage)}")
+        return chosen
 
     def find(self, stage: str, which: str) -> PlannedTask:
         """The task of `stage` with this name or index; raises InputError saying which there are."""

@@ -101,6 +101,7 @@ def _write(checked: Checked, progress: Progress | None, warn: Warn | None) -> Ca
         {
             "fingerprints": stage_fingerprints(resolved, contents),
             "prompts": checked.prompts.index.amounts(),
+            "counts": {what: dict(counts) for what, counts in checked.counts.items()},
             "weights": contents["weights"],
             "inputs": {name: asdict(record) for name, record in files.items()},
             "prompt_source": asdict(records.record_file(source)) if source else None,
@@ -111,13 +112,11 @@ def _write(checked: Checked, progress: Progress | None, warn: Warn | None) -> Ca
 
 
 def _draw_phantoms(config: Config, directory: Path, progress: Progress | None) -> None:
-    from medsyn.data.phantoms import write_dataset  # needs numpy and the image libraries
-
     for left in directory.parent.glob(f".{directory.name}.tmp-*"):  # by a submit that was killed: we hold the lock
         shutil.rmtree(left, ignore_errors=True)
     wanted = config.data.phantoms
     tell = (lambda done, total: progress("drawing phantoms", done, total)) if progress else None
-    write_dataset(
+    inputs.phantoms().write_dataset(
         directory, wanted.images_per_kind, wanted.prompts_per_kind, wanted.image_size, config.campaign.seed, tell
     )
 

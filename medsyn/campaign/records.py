@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from medsyn.errors import InputError
 from medsyn.generation.shard import ATTEMPTS, MANIFEST, TIMING, read_manifest
 from medsyn.stage import CampaignDirectory
 
+LATENCY_SECONDS = 30.0  # how late a shared file system may show what another node has renamed into place
 HASH_LIMIT = 256 << 20  # bytes; a larger file's hash is recorded, but only its size is checked again
 
 
@@ -47,6 +48,7 @@ class Campaign:
     plan: Plan
     fingerprints: Mapping[str, str]  # of each stage
     inputs: Mapping[str, FileRecord]  # table, ratings, prompts
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # of images, ratings, …, by modality
 
 
 class _Inputs(BaseModel):
@@ -60,6 +62,7 @@ class _Facts(BaseModel):
 
     fingerprints: dict[str, str]
     prompts: dict[str, list[tuple[int, int]]]  # by modality, of each run: prompts without an `n`, images of the others
+    counts: dict[str, dict[str, int]]
     weights: str
     inputs: _Inputs
     prompt_source: FileRecord | None
@@ -100,7 +103,7 @@ def open_campaign(root: Path) -> Campaign:
         raise InputError(directory.config, "it was edited by hand: change your own configuration and submit that")
     img_num = config.generation.img_num
     images = {name: [plain * img_num + asked for plain, asked in runs] for name, runs in facts["prompts"].items()}
-    return Campaign(directory, config, build(config, images), fingerprints, inputs)
+    return Campaign(directory, config, build(config, images), fingerprints, inputs, facts["counts"])
 
 
 def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:
@@ -256,9 +259,22 @@ def end_attempt(directory: CampaignDirectory, key: Key, number: int, exit_code: 
     disk.append_jsonl(directory.attempts(*key), _attempt("end", number, **facts))
 
 
+def attempt_lines(directory: CampaignDirectory, key: Key) -> list[dict[str, Any]]:
+    """Every start and end of the task on record, oldest first."""
+    return list(disk.read_jsonl(directory.attempts(*key)))
+
+
 def _attempt(event: str, number: int, **facts: Any) -> dict[str, Any]:
-    who = {"time": time.time(), "host": os.uname().nodename, "pid": os.getpid()}
+    who: dict[str, Any] = {"time": time.time(), "host": os.uname().nodename, "pid": os.getpid()}
+    if job := slurm_job():
+        who |= {"job": job, "node": os.environ.get("SLURMD_NODENAME", "")}
     return {"event": event, "attempt": number, **who, **facts}
+
+
+def slurm_job() -> str | None:
+    """Slurm's id of the job this process runs in: 123, or 123_4 for an element of an array; None outside of Slurm."""
+    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{element}" if array else os.environ.get("SLURM_JOB_ID")
 
 
 def write_failure(directory: CampaignDirectory, key: Key, failure: Mapping[str, Any]) -> None:

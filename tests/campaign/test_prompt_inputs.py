@@ -30,7 +30,7 @@ def test_blocks_hold_items_that_can_share_a_batch_and_the_plan_counts_them(trial
     asked = write(trial, ROWS)
     for _ in range(2):
         checked = inputs.check(trial.config(**asked, generation__img_num=2))
-        assert checked.asked == {"CT": 9, "OCT": 2}
+        assert checked.counts["asked"] == {"CT": 9, "OCT": 2}
         tasks = checked.plan.by_stage["generate"]
         assert [task.task.blocks for task in tasks if task.task.modality == "CT"] == [
             (number, number + 1) for number in range(5)
