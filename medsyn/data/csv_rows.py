@@ -24,7 +24,7 @@ def check_text_file(path: Path, allow_nul: bool = False) -> None:
     """Read the file once, line by line, and raise `InputError` if it is no UTF-8 text with something in it."""
     if not path.is_file():
         raise InputError(path, "is a folder, not a table" if path.is_dir() else "there is no such file")
-    blank, nul, broken = True, 0, []
+    blank, nul, first_broken, broken = True, 0, 0, 0
     try:
         with path.open("rb") as stream:
             for number, line in enumerate(stream, 1):
@@ -33,7 +33,7 @@ def check_text_file(path: Path, allow_nul: bool = False) -> None:
                         raise InputError(path, "is UTF-16, not UTF-8; save it as 'CSV UTF-8'", row=1)
                     line = line.removeprefix(codecs.BOM_UTF8)
                 if not _is_utf8(line):
-                    broken.append(number)
+                    first_broken, broken = first_broken or number, broken + 1
                 elif blank:
                     blank = not line.decode().strip()
                 if not nul and b"\0" in line:
@@ -41,8 +41,8 @@ def check_text_file(path: Path, allow_nul: bool = False) -> None:
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror}") from None
     if broken:
-        where = "here" if len(broken) == 1 else f"here and on {len(broken) - 1} further lines"
-        raise InputError(path, f"is not UTF-8 {where}; save it as 'CSV UTF-8'", row=broken[0])
+        where = "here" if broken == 1 else f"here and on {broken - 1} further lines"
+        raise InputError(path, f"is not UTF-8 {where}; save it as 'CSV UTF-8'", row=first_broken)
     if blank:
         raise InputError(path, "is empty")
     if nul and not allow_nul:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from medsyn.errors import InputError
 
 COLUMNS = ("id", "prompt", "modality", "n", "seed", "num_inference_steps", "guidance_scale", "negative_prompt")
 MOST_FURTHER_COLUMNS = 64
+MOST_LETTERS = 100  # of a column's name
 INDEX = "index.json"  # of a campaign's own lists
 
 Records = Iterator[tuple[int, Mapping[str, Any]]]
@@ -81,6 +82,9 @@ class _Names:
         name = written.strip()
         if name.casefold() in COLUMNS:
             return name.casefold()
+        if not name.isprintable() or len(name) > MOST_LETTERS:
+            self._faults.refuse_file(row, None, f"{ascii(name)[:100]} is no name of a column")
+            return ""
         if not name:
             self._faults.warn(row, None, "a column without a name is not read")
             return ""
@@ -92,9 +96,8 @@ class _Names:
         if meant is not None and meant not in present:
             self._faults.refuse_file(row, name, f"is not a known column; rename it to {show(meant)}, or to what it is")
         elif sum(other not in COLUMNS for other in self._known.values()) == MOST_FURTHER_COLUMNS:
-            raise InputError(
-                self._faults.source, f"there are more than {MOST_FURTHER_COLUMNS} further columns", row, name
-            )
+            reason = f"there are more than {MOST_FURTHER_COLUMNS} further columns"
+            raise InputError(self._faults.source, reason, row, name)
         return name
 
     def _tell_twins(self, row: int, record: Mapping[str, Any]) -> None:
@@ -118,27 +121,27 @@ def _csv(path: Path, faults: Faults) -> Records:
     names = _Names(faults)
 
     def columns(header: list[str]) -> dict[str, int]:
-        places = {name: place for place, name in enumerate(header)}
-        for name in dict.fromkeys(name for name in header if name.strip() and header.count(name) > 1):
-            faults.refuse_file(1, name, f"there are {header.count(name)} columns of this name")
-        try:
-            column_places(faults.source, header, ("prompt",), (), {})
-        except InputError as error:
-            raise _with_hint(error, header) from None
-        return names.translate(1, places)
+        _check_header(faults, header)
+        return names.translate(1, {name: place for place, name in enumerate(header)})
 
     # cut what no field may hold, and the csv module gives no such field up: the row is told, with its column
     lines = (_LONG_PIECE.sub(lambda match: match[0][:20000], line) for line in text_lines(path))
     yield from csv_rows(faults, lines, columns)
 
 
-def _with_hint(error: InputError, header: Iterable[str]) -> InputError:
-    """The error about a missing column `prompt`, with the column that may have been meant."""
-    problem = error.problem
-    meant = next((name.strip() for name in header if meant_column(name) == "prompt"), None)
-    if meant is None or "rename" in problem.reason or problem.key != "prompt":
-        return error
-    return InputError(problem.source, f"{problem.reason}; rename {show(meant)} to 'prompt'", problem.row, problem.key)
+def _check_header(faults: Faults, header: Sequence[str]) -> None:
+    """Refuse a header in which a name is there twice, or none is `prompt`; say which column may have been meant."""
+    for name in dict.fromkeys(name for name in header if name.strip() and header.count(name) > 1):
+        faults.refuse_file(1, name, f"there are {header.count(name)} columns of this name")
+    try:
+        column_places(faults.source, header, ("prompt",), (), {})
+    except InputError as error:
+        problem = error.problem
+        meant = next((name.strip() for name in header if meant_column(name) == "prompt"), None)
+        if meant is None or "rename" in problem.reason or problem.key != "prompt":
+            raise
+        reason = f"{problem.reason}; rename {show(meant)} to 'prompt'"
+        raise InputError(problem.source, reason, problem.row, problem.key) from None
 
 
 def _json_lines(path: Path, faults: Faults) -> Records:
@@ -165,16 +168,16 @@ _EXAMPLE = '{"prompt": "CT: normal", "modality": "CT"}'
 def _parquet(path: Path, faults: Faults) -> Records:
     if not path.is_file():
         raise InputError(path, "is a folder, not a table" if path.is_dir() else "there is no such file")
-    from pyarrow import ArrowException, parquet  # takes a second that other lists need not wait
+    try:
+        from pyarrow import ArrowException, parquet  # takes a second that other lists need not wait
+    except ImportError:
+        reason = "needs pyarrow, which is not installed here; write the list as CSV or JSON lines"
+        raise InputError(path, reason) from None
 
     names, row = _Names(faults), 0
     try:
         with parquet.ParquetFile(path) as file:
-            header = file.schema_arrow.names
-            try:
-                column_places(faults.source, header, ("prompt",), (), {})
-            except InputError as error:
-                raise _with_hint(error, header) from None
+            _check_header(faults, file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=1024):
                 for record in batch.to_pylist():
                     row += 1

@@ -285,6 +285,18 @@ def test_a_missing_prompt_column_is_told_with_what_may_be_meant(folder: Path, fo
         read_prompts(form(folder, [{column: "CT: a", "modality": "CT"}]))
 
 
+@pytest.mark.parametrize("name", ["\ud800", "a\0", "a\nb", "x" * 101])
+def test_a_column_s_name_is_a_word(folder: Path, name: str) -> None:
+    with pytest.raises(InputProblems, match="is no name of a column"):
+        read_prompts(as_jsonl(folder, [{"prompt": "CT: a", name: "x"}]))
+
+
+def test_a_list_has_not_any_number_of_columns(folder: Path) -> None:
+    rows = [{"prompt": "CT: a", f"c{number}": "x"} for number in range(65)]
+    with pytest.raises(InputError, match="more than 64 further columns"):
+        read_prompts(as_jsonl(folder, rows))
+
+
 def test_json_lines_that_are_no_objects_cost_their_line(folder: Path) -> None:
     lines = ["{", "[1]", '{"modality": "CT"}', "", '{"prompt": "CT: a"}']
     table = read_prompts(write(folder, "\n".join(lines), "prompts.jsonl"))
