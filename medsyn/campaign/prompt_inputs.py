@@ -72,7 +72,8 @@ def find_source(
     if file is not None:
         return PromptSource.file(file)
     if base is None:
-        return PromptSource.texts(config.data.table, _captions(config, images))
+        captions = _captions(config, images)
+        return PromptSource.texts(config.data.table, captions) if captions else None
     modality = split_prefix(base)[0] or (config.data.modalities[0] if len(config.data.modalities) == 1 else None)
     if modality is None:
         reason = f"which modality? Let it start with one, as in 'CT: {base}', or let data.modalities name just one"
@@ -101,7 +102,7 @@ def read(source: PromptSource | None, modalities: Sequence[str], strict: bool, p
     try:
         index = index_rows(source.rows(faults))
     except (InputError, InputProblems) as error:
-        problems += error.problems
+        problems += dict.fromkeys([*faults.all_errors(), *error.problems])
         return nothing
     found = [*faults.all_errors(), *(faults.warnings() if source.is_file else ())]
     problems += found if strict or not index.modalities else [replace(one, severity="warning") for one in found]

@@ -151,7 +151,8 @@ def difference(record: FileRecord, base: Path, hashes: bool) -> str | None:
     if path.name == MANIFEST and read_manifest(path.parent) is None:
         return f"{path.parent} has lost an image"
     if path.name == prompt_lists.INDEX:
-        return prompt_lists.damage(path.parent, hashes)
+        large = sum(file.stat().st_size for file in path.parent.iterdir()) > HASH_LIMIT
+        return prompt_lists.damage(path.parent, hashes and not large)
     return None
 
 

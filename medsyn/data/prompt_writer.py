@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
+from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -54,9 +55,9 @@ class _Count:
 
 def index_rows(rows: Iterable[PromptRow]) -> ListIndex:
     """Read all of `rows` and count them."""
-    counts: dict[str, dict[_Settings, _Count]] = {}
+    counts: dict[str, dict[_Settings, _Count]] = defaultdict(lambda: defaultdict(_Count))
     for row in rows:
-        counts.setdefault(row.modality, {}).setdefault(_settings(row), _Count()).add(row, _line(row))
+        counts[row.modality][_settings(row)].add(row, _line(row))
     return ListIndex(
         {
             modality: tuple(counts[modality][key].run(key) for key in sorted(counts[modality], key=_order))

@@ -99,7 +99,7 @@ def check_prompts(path: Path) -> list[Problem]:
         for _ in source.rows(faults):
             pass
     except (InputError, InputProblems) as error:
-        return [*error.problems, *faults.warnings()]
+        return [*dict.fromkeys([*faults.all_errors(), *error.problems]), *faults.warnings()]
     return [*faults.all_errors(), *faults.warnings()]
 
 

@@ -220,6 +220,7 @@ def _campaign_facts(config: Config, gathered: Gathered) -> dict[str, Any]:
         "modalities": gathered.modalities,
         "prompts": sum(prompts.prompts for prompts in gathered.prompts.values()),
         "images_per_prompt": config.generation.img_num,
+        "images_asked": sum(sum(prompts.run_items(config.generation.img_num)) for prompts in gathered.prompts.values()),
         "real_images": sum(gathered.real.counts.values()),
         "real_images_unreadable": gathered.real.unreadable,
         "real_images_left_out": gathered.real.left_out,

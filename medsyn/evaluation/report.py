@@ -63,6 +63,8 @@ def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[s
 def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     data = "phantoms: procedural images, no patients" if facts["data"] == PHANTOMS else facts["data"]
     wanted = f"{facts['prompts']} × {facts['images_per_prompt']} image{'s' * (facts['images_per_prompt'] != 1)}"
+    if facts["images_asked"] != facts["prompts"] * facts["images_per_prompt"]:  # some say how many themselves
+        wanted = f"{facts['prompts']}, which ask for {facts['images_asked']} images"
     versions = [f"{name} {found}" for name, found in facts["versions"].items() if found]
     return [
         ("Model", facts["model"]),
