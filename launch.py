@@ -13,7 +13,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from medsyn import cli
@@ -23,6 +23,8 @@ from medsyn.stage import CampaignDirectory
 if TYPE_CHECKING:
     from medsyn.campaign.plan import Key
     from medsyn.campaign.records import Campaign
+
+WATCH_SECONDS = 5
 
 
 def plan(program: str, arguments: Sequence[str]) -> int:
@@ -140,21 +142,97 @@ def status(program: str, arguments: Sequence[str]) -> int:
     """Show where a campaign stands. Exit code: 0 all done, 1 something failed, 75 there is more to come."""
     parser = cli.config_parser(program, str(status.__doc__))
     parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_intermixed_args(arguments)
+    parser.add_argument(
+        "--watch", type=_seconds, metavar="[SECONDS]", help=f"show it again every so often ({WATCH_SECONDS} s)"
+    )
+    args = parser.parse_intermixed_args(_with_seconds(arguments))
+    if args.json and args.watch:
+        parser.error("--json prints once: leave --watch out")
 
     from rich.console import Console
 
+    from medsyn.campaign.status import expected, reading, script, show, watch
+
+    campaign = _open(args)
+    found, seconds = reading.read(campaign), expected.seconds(campaign)
+    command = _commands(args, found.on_slurm)
+    if args.watch:
+        return watch.watch(Console(), lambda: reading.read(campaign), command, args.watch, seconds)
+    if args.json:
+        print(json.dumps(script.as_dict(found, command, seconds), indent=2))
+    else:
+        show.show(Console(), found, command, seconds)
+    return found.exit_code
+
+
+def logs(program: str, arguments: Sequence[str]) -> int:
+    """Show what a task printed; of a STAGE list its tasks and logs; without one the last lines of failed tasks."""
+    parser = cli.config_parser(program, str(logs.__doc__))
+    parser.add_argument("--lines", type=_positive, default=50, metavar="N", help="how many of the last lines (50)")
+    parser.add_argument("--all", action="store_true", help="the whole log")
+    parser.add_argument("--follow", action="store_true", help="go on printing until the task ends")
+    parser.usage = f"{program} [-h] [--lines N | --all] [--follow] CONFIG [STAGE[:TASK]] [key=value ...]"
+    args = parser.parse_intermixed_args(arguments)
+    named = [word for word in args.overrides if "=" not in word]
+    args.overrides = [word for word in args.overrides if "=" in word]
+    if named[1:]:
+        parser.error(f"one STAGE[:TASK] at a time: {' '.join(named)}")
+
+    from rich.console import Console
+
+    from medsyn.campaign.status import output, reading
+
+    campaign = _open(args)
+    which = named[0] if named else None
+    chosen = campaign.plan.select(named)
+    keys = [planned.key for planned in campaign.plan if planned.key in chosen]
+    if args.follow and len(keys) > 1:
+        parser.error("--follow follows one task: name it as STAGE:TASK")
+    found = reading.read(campaign)
+    if which is None:
+        output.failures(Console(), found)
+    elif ":" in which or args.follow:
+        again = (lambda: reading.read(campaign)) if args.follow else None
+        return output.show(found, keys[0], None if args.all else args.lines, again)
+    else:
+        output.overview(Console(), found, keys)
+    return EXIT_DONE
+
+
+def _open(args: argparse.Namespace) -> Campaign:
+    """The campaign, which must have been submitted, that the configuration is of."""
     from medsyn import config
     from medsyn.campaign import records
-    from medsyn.campaign import status as campaign_status
 
-    found = campaign_status.read(records.open_campaign(config.load(args.config, args.overrides).campaign.path))
-    if args.json:
-        print(json.dumps(found.as_dict(), indent=2))
-    else:
-        command = _command("submit", [args.config, *args.overrides])
-        campaign_status.show(Console(), found, command)
-    return found.exit_code
+    return records.open_campaign(config.load(args.config, args.overrides).campaign.path)
+
+
+def _commands(args: argparse.Namespace, on_slurm: bool) -> Callable[[str], str]:
+    """What the user would type for a subcommand on the same campaign."""
+
+    def command(words: str) -> str:
+        name, *options = words.split()
+        if name == "resume":
+            options += ["--cluster", "slurm" if on_slurm else "local"]
+        return _command(name, [args.config, *args.overrides, *options])
+
+    return command
+
+
+def _with_seconds(arguments: Sequence[str]) -> list[str]:
+    """`--watch` with its default, unless a number comes next: what follows may be the configuration."""
+    following = [*arguments[1:], ""]
+    return [
+        f"--watch={WATCH_SECONDS}" if word == "--watch" and not after.replace(".", "", 1).isdigit() else word
+        for word, after in zip(arguments, following, strict=True)
+    ]
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0.1 <= number < 86400:
+        raise argparse.ArgumentTypeError("seconds, at least 0.1")
+    return number
 
 
 def _add_cluster(parser: argparse.ArgumentParser) -> None:
@@ -183,6 +261,7 @@ COMMANDS: dict[str, cli.Command] = {
     "resume": ("go on with what is neither done nor queued", resume),
     "cancel": ("end every job and process of the campaign", cancel),
     "status": ("what is done, running, failed and blocked", status),
+    "logs": ("what tasks printed", logs),
 }
 
 if __name__ == "__main__":

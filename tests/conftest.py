@@ -16,6 +16,20 @@ from medsyn.config import ENVIRONMENT
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files stay together in one process; what waits for Slurm is one group, what compares whole campaigns another."""
+
+    def group(item: pytest.Item) -> str:
+        if "undisturbed" in getattr(item, "fixturenames", ()) or item.path.name == "test_end_to_end.py":
+            return "campaigns"
+        return "slurm" if "slurm" in item.path.parent.parts[-1:] else str(item.path)
+
+    first = {"slurm": 0, "campaigns": 1}  # the longest begin first
+    items.sort(key=lambda item: first.get(group(item), 2))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+
+
 @pytest.fixture(autouse=True)
 def one_thread_and_clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ENVIRONMENT:

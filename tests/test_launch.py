@@ -39,6 +39,7 @@ def launch(*arguments: str | Path, cwd: Path = ROOT, **environment: str) -> subp
         ["plan", "CONFIG", "--cluster", "local"],
         ["plan", "CONFIG", "--json"],
         ["status", "CONFIG"],
+        ["logs", "CONFIG"],
         ["submit", "CONFIG", "--cluster", "slurm"],
     ],
 )

@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from medsyn.campaign import lock_files
@@ -19,6 +20,7 @@ from medsyn.disk import FILE_MODE, make_directory, read_jsonl
 
 # Lustre mounted without -o flock, and some NFS
 _NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+_TRIES, _TRY_SECONDS = 3, 0.02
 
 
 class Busy(Exception):
@@ -40,7 +42,7 @@ def exclusive(path: Path, of: str | Path = "it") -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(descriptor)
         except BlockingIOError:
             raise Busy(path, of) from None
         except OSError as error:
@@ -54,6 +56,16 @@ def exclusive(path: Path, of: str | Path = "it") -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int) -> None:
+    """Lock; whoever only asks whether a lock is held (`is_held`) has it for an instant, which is waited out."""
+    for _ in range(_TRIES - 1):
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(_TRY_SECONDS)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def is_held(path: Path) -> bool:

@@ -1,13 +1,20 @@
 # shellcheck shell=bash disable=SC2154
 # What slurm.conf, slurmdbd.conf and gres.conf say; every setting was found necessary, or shortens a wait.
 
+# Slurm can be kept off the other interfaces only by binding to this machine's name. Where that is not 127.0.0.1 (Debian
+# writes 127.0.1.1 into /etc/hosts) job steps could not call back: there it listens on all, protected by munge's key.
+name_is_loopback() {
+  local address
+  read -r address _ < <(getent ahostsv4 "$(</proc/sys/kernel/hostname)") && [ "$address" = 127.0.0.1 ]
+}
+
 write_slurm_conf() {
+  if name_is_loopback; then echo CommunicationParameters=NoCtldInAddrAny,NoInAddrAny; fi
   cat <<CONF
 ClusterName=devcluster
 # "localhost" is accepted as the controller's name whatever the machine is called
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort=$port
-CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 # cred_expire is also how long a requeued job waits before it starts again (120 where it is not set)
 AuthType=auth/munge
 AuthInfo=socket=$dir/run/munge.socket,cred_expire=$cred_expire
@@ -61,7 +68,7 @@ CONF
   if [ "$accounting" = 1 ]; then
     cat <<CONF
 AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost=localhost
+AccountingStorageHost=127.0.0.1
 AccountingStoragePort=$((port + 1))
 # the connection to slurmdbd takes its munge socket from here, not from AuthInfo
 AccountingStoragePass=$dir/run/munge.socket
@@ -117,5 +124,7 @@ configure() {
   save_settings >"$dir/etc/settings"
   write_slurm_conf >"$dir/etc/slurm.conf"
   printf '%s\n' AutoDetect=off "Name=gpu File=$dir/dev/gpu[0-$((gpus - 1))]" >"$dir/etc/gres.conf"
+  # slurmd loads a cgroup plugin although nothing uses it; v1's does nothing until it is used, v2's wants systemd
+  echo CgroupPlugin=cgroup/v1 >"$dir/etc/cgroup.conf"
   (umask 077 && write_slurmdbd_conf >"$dir/etc/slurmdbd.conf")
 }

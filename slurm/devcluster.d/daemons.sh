@@ -10,14 +10,15 @@ start_munged() {
   require munged munge -n -S "$dir/run/munge.socket"
 }
 
+# --force: also where no name service knows this machine's name.
 # No network, no grants (the socket lies in a directory of ours), no fsync per transaction, small log files.
 start_mariadbd() {
   alive mariadbd && return
   local options=(--no-defaults --datadir="$dir/db" --tmpdir="$dir/tmp" --innodb-log-file-size=8M)
   if [ "$(id -u)" = 0 ]; then options+=(--user=root); fi
   if [ ! -e "$dir/db/installed" ]; then
-    mariadb-install-db "${options[@]}" --auth-root-authentication-method=normal --skip-test-db --skip-name-resolve \
-      >"$dir/log/mariadb-install.log" 2>&1 || die "mariadb-install-db failed: see $dir/log/mariadb-install.log"
+    mariadb-install-db "${options[@]}" --auth-root-authentication-method=normal --skip-test-db --force \
+      >"$dir/log/mariadb-install.log" 2>&1 || give_up mariadb-install
     touch "$dir/db/installed"
   fi
   rm -f "$dir/run/mysql.sock"

@@ -29,12 +29,13 @@ require() {
   local name=$1
   shift
   wait_for "$wait_seconds" works_or_died "$name" "$@" || true
-  if ! "$@" >/dev/null 2>&1; then
-    say "$name did not start; the end of its log in $dir/log:"
-    tail -qn 5 "$dir/log/$name.log" "$dir/log/$name.out" >&2 2>/dev/null || true
-    stop_daemons
-    exit 1
-  fi
+  "$@" >/dev/null 2>&1 || give_up "$name"
+}
+give_up() {
+  say "$1 did not start; the end of its log in $dir/log:"
+  tail -qn 5 "$dir/log/$1.log" "$dir/log/$1.out" >&2 2>/dev/null || true
+  stop_daemons
+  exit 1
 }
 works_or_died() { gone "$1" || "${@:2}"; }
 

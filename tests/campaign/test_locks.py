@@ -68,3 +68,13 @@ def test_the_lock_file_of_a_silent_machine_goes_stale_and_a_renewed_one_does_not
         assert ours
         first = lock.stat().st_mtime_ns
         wait_until(lambda: lock.stat().st_mtime_ns > first)
+
+
+def test_whoever_looks_at_a_lock_does_not_turn_its_taker_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    looking = os.open(path, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    monkeypatch.setattr(locks.time, "sleep", lambda seconds: os.close(looking))
+    with locks.exclusive(path):
+        assert locks.is_held(path)

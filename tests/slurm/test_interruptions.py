@@ -75,13 +75,13 @@ def test_one_element_is_queued_again_and_its_finished_siblings_are_left_alone(tr
 
 def test_a_task_that_needs_longer_than_its_time_limit_saves_in_time_and_goes_on(trial: SlurmTrial) -> None:
     trial.prepare_short()
-    trial.script({"finetune ct": ["steps:2500"]})
+    trial.script({"finetune ct": ["steps:2000"]})
     trial.queue(time=1)
     trial.finish()
     assert "finetune ct" in trial.done()
     codes = trial.codes("finetune", "ct")
     assert codes[0] == EXIT_SAVED
-    assert trial.steps("finetune ct") == list(range(2500))
+    assert trial.steps("finetune ct") == list(range(2000))
 
 
 def test_a_node_that_dies_costs_at_most_the_step_in_hand(trial: SlurmTrial) -> None:
@@ -141,12 +141,12 @@ def test_an_unfit_node_is_left_out_of_the_retry(trial: SlurmTrial, action: str) 
 
 
 def test_a_job_is_queued_again_only_so_often(trial: SlurmTrial) -> None:
-    trial.prepare_short(cluster__max_requeues=2)
-    trial.script({"finetune ct": ["save", "save", "save", "work"]})
+    trial.prepare_short(cluster__max_requeues=1)
+    trial.script({"finetune ct": ["save", "save", "work"]})
     trial.queue()
     trial.finish()
     assert trial.done() == set()
-    assert trial.codes("finetune", "ct") == [EXIT_SAVED] * 3
+    assert trial.codes("finetune", "ct") == [EXIT_SAVED] * 2
     trial.queue()  # whoever looked at it may go on
     trial.finish()
     assert len(trial.done()) == 4

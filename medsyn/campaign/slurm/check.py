@@ -63,11 +63,11 @@ def _partitions(profile: Site, source: str) -> list[Problem]:
         place = f"stages.{stage}." if own else ""
         names = wanted.partition.split(",") if wanted.partition else [n for n, f in partitions.items() if f["default"]]
         if not names:
-            reason = f"the cluster has no default partition; it has {', '.join(partitions)}"
+            reason = f"the cluster has no default partition; it has {', '.join(sorted(partitions))}"
             found[Problem(source, reason, key="partition")] = None
         for name in names:
             if name not in partitions:
-                reason = f"there is no partition {name}; there are {', '.join(partitions)}"
+                reason = f"there is no partition {name}; there are {', '.join(sorted(partitions))}"
                 found[Problem(source, reason, key=f"{place}partition")] = None
                 continue
             limit = partitions[name]["limit"]

@@ -6,7 +6,7 @@ by which the job is found again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -76,7 +76,12 @@ def rounds(path: Path) -> dict[str, Round]:
 
 def read(path: Path) -> list[Submission]:
     """Every submission that was not taken back, oldest first."""
-    return [one for its in rounds(path).values() if its.state != WITHDRAWN for one in its.submissions]
+    return standing(rounds(path))
+
+
+def standing(found: Mapping[str, Round]) -> list[Submission]:
+    """The submissions of those rounds that were not taken back, oldest first."""
+    return [one for its in found.values() if its.state != WITHDRAWN for one in its.submissions]
 
 
 def newest(submissions: Iterable[Submission]) -> dict[Key, tuple[int, str]]:
