@@ -58,7 +58,7 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(undisturbed: Path, tmp
         "phantoms*/**/*.png",
         "work/finetune/*/checkpoints/step-*",
         "work/rlhf-stage1/all/metrics.jsonl",
-        "work/generate/*/*/block-*",
+        "work/generate/*/*/part-*/block-*",
     ):
         kill_when(directory, moment)
     finish(directory)

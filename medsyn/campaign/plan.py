@@ -162,7 +162,7 @@ def build(config: Config, images: Mapping[str, Sequence[int]]) -> Plan:
     generates: list[PlannedTask] = []
     for modality in modalities:
         needs = (finetunes[modality].key, stage1.key, *([stage2[modality].key] if stage2 else []))
-        ranges = BlockRanges(tuple(images.get(modality, ())), config.generation.batch_size)
+        ranges = BlockRanges(tuple(images.get(modality, ())), config.generation.block_size)
         for shard, blocks in enumerate(plan_shards(ranges.count, config.generation.blocks_per_shard)):
             task = Task("generate", len(generates), f"{slug(modality)}-{shard:05d}", modality, blocks)
             generates.append(PlannedTask(task, needs))

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medsyn.campaign.machine import CONFIGURATION
 from medsyn.config import Config
 from medsyn.data.modalities import split_prefix
-from medsyn.data.prompt_lists import INDEX, ListIndex
+from medsyn.data.prompt_lists import INDEX, ListIndex, Run
 from medsyn.data.prompt_writer import index_rows, write_lists
 from medsyn.data.prompts import PromptRow, PromptSource, new_faults
 from medsyn.data.tables import ImageRow
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.seeds import seed
+from medsyn.solvers import SchedulerName, wrong_steps
 
 CAPTIONS_PER_MODALITY = 8  # drawn as prompts where there is no prompt list
 
@@ -93,8 +94,8 @@ def _captions(config: Config, images: Iterable[ImageRow]) -> list[tuple[str, str
     return drawn
 
 
-def read(source: PromptSource | None, modalities: Sequence[str], strict: bool, problems: list[Problem]) -> Prompts:
-    """Read the list through. A bad row is an error if `strict`; else it is left out and told."""
+def read(source: PromptSource | None, config: Config, problems: list[Problem]) -> Prompts:
+    """Read the list through. A bad row is an error if `data.strict`; else it is left out and told."""
     nothing = Prompts(PromptSource.texts("", ()), ListIndex({}), 0)
     if source is None:
         return nothing
@@ -105,7 +106,17 @@ def read(source: PromptSource | None, modalities: Sequence[str], strict: bool, p
         problems += dict.fromkeys([*faults.all_errors(), *error.problems])
         return nothing
     found = [*faults.all_errors(), *(faults.warnings() if source.is_file else ())]
-    problems += found if strict or not index.modalities else [replace(one, severity="warning") for one in found]
+    strict = config.data.strict or not index.modalities
+    problems += found if strict else [replace(one, severity="warning") for one in found]
     rows = sum(run.prompts for runs in index.modalities.values() for run in runs)
-    chosen = {modality: runs for modality, runs in index.modalities.items() if modality in modalities}
+    wanted: set[str] = set(config.data.modalities)
+    chosen = {modality: runs for modality, runs in index.modalities.items() if modality in wanted}
+    problems += _wrong_steps(source.name, chosen, config.generation.scheduler)
     return Prompts(source, ListIndex(chosen), rows)
+
+
+def _wrong_steps(source: str, modalities: Mapping[str, Sequence[Run]], scheduler: SchedulerName) -> list[Problem]:
+    """Numbers of steps that some prompts ask for and the campaign's sampler cannot take."""
+    asked = {run.num_inference_steps for runs in modalities.values() for run in runs}
+    told = (wrong_steps(scheduler, steps) for steps in sorted(steps for steps in asked if steps is not None))
+    return [Problem(source, f"{reason} (generation.scheduler)", key="num_inference_steps") for reason in told if reason]

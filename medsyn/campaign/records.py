@@ -25,6 +25,7 @@ from medsyn.config import Config
 from medsyn.data import prompt_lists
 from medsyn.errors import InputError
 from medsyn.generation.shard import ATTEMPTS, MANIFEST, TIMING, read_manifest
+from medsyn.generation.shard_tables import ATTEMPTS_TABLE, MANIFEST_TABLE
 from medsyn.stage import CampaignDirectory
 
 LATENCY_SECONDS = 30.0  # how late a shared file system may show what another node has renamed into place
@@ -219,6 +220,9 @@ def outputs(campaign: Campaign, planned: PlannedTask) -> Iterator[Path]:
     if task.blocks is not None:
         for _, manifest in _manifests(campaign, planned):
             yield from (manifest, manifest.with_name(ATTEMPTS))
+        for mode in config.generation.modes:
+            shard = directory.shard(mode, str(task.modality), task.blocks)
+            yield from (shard / MANIFEST_TABLE, shard / ATTEMPTS_TABLE)
         return
     if task.stage == "evaluate":
         yield directory.report

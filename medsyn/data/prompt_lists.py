@@ -19,7 +19,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from medsyn import disk
 from medsyn.data.prompt_formats import COLUMNS, INDEX
 from medsyn.data.prompts import Scalar
 from medsyn.errors import InputError
@@ -44,11 +43,6 @@ class Item:
     guidance_scale: float | None = None  # within a block 1 for all or for none
     negative_prompt: str | None = None
     extra: Mapping[str, Scalar] = field(default_factory=dict, hash=False)  # the list's further columns
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """What was asked for, in 16 hex digits."""
-        return disk.fingerprint(asdict(self))[:16]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ kept small (at most 128 px and one feature vector each), so a large campaign fit
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from medsyn.data.tables import MODALITIES, ImageRow, read_dataset
 from medsyn.errors import InputError, InputProblems
 from medsyn.evaluation.features import describe, shrink
 from medsyn.generation.filter import SURPLUS
-from medsyn.generation.shard import ATTEMPTS, TIMING, Blocks, plan_shards, read_manifest
+from medsyn.generation.shard import ATTEMPTS, TIMING, Blocks, plan_shards, read_image_bytes, read_manifest
 from medsyn.seeds import seed
 from medsyn.stage import STAGES, CampaignDirectory, slug
 
@@ -175,14 +176,14 @@ def read_generated(
     """What one mode made of one modality, block by block; absent or damaged blocks are named by their task."""
     made = GeneratedImages()
     lost: dict[str, int] = {}
-    blocks = Blocks(prompts, config.generation.img_num, config.generation.batch_size)
+    blocks = Blocks(prompts, config.generation.img_num, config.generation.block_size)
     for shard, numbers in enumerate(plan_shards(blocks.count, config.generation.blocks_per_shard)):
         for number in range(*numbers):
             block = directory.block(mode, modality, number)
             manifest = read_manifest(block)
             if manifest is None:
                 task = f"generate {slug(modality)}-{shard:05d}"
-                lost[task] = lost.get(task, 0) + blocks.sizes(range(number, number + 1))
+                lost[task] = lost.get(task, 0) + blocks.count_items([number])
                 continue
             made.manifest += manifest
             made.attempts += [line for line in disk.read_jsonl(block / ATTEMPTS) if line["reason"] != SURPLUS]
@@ -192,7 +193,7 @@ def read_generated(
                 if line["file"] is None or len(made.pictures) >= PICTURES_PER_SET:
                     continue
                 tick()
-                with Image.open(block / line["file"]) as image:
+                with Image.open(io.BytesIO(read_image_bytes(block, line))) as image:
                     pixels = np.asarray(image.convert("RGB"))
                 made.pictures[line["id"], line["replicate"]] = _picture(pixels, modality, line["prompt"])
     return made, [

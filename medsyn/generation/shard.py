@@ -1,6 +1,6 @@
 """Blocks: the atom of generation, a fixed group of items of one modality, on disk whole or not at all.
 
-Which items a block holds is a function of the prompt list, the replicates and the batch size. A shard is a range of
+Which items a block holds is a function of the prompt list, the replicates and the block's size. A shard is a range of
 blocks; how many shards there are, who makes them and in which order is a matter of queueing and shows in no file.
 No torch here: planners count blocks on login nodes.
 """
@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,23 @@ from typing import Any
 from medsyn import disk
 from medsyn.data.prompt_lists import BlockRanges, Item, PromptList
 from medsyn.errors import InputError
+from medsyn.seeds import seed
 
 MANIFEST, ATTEMPTS, TIMING = "manifest.jsonl", "attempts.jsonl", "timing.json"
 
 _log = logging.getLogger(__name__)
+
+
+def item_fingerprint(item: Item) -> str:
+    """What was asked for, in 16 hex digits."""
+    return disk.fingerprint(asdict(item))[:16]
+
+
+def image_seed(campaign_seed: int, item: Item, attempt: int) -> int:
+    """The seed of one candidate, a function of what was asked for and of nothing else."""
+    if item.seed is not None:
+        return seed(item.seed, "given", item.replicate, attempt)
+    return seed(campaign_seed, "image", item.prompt_id, item.replicate, attempt)
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,7 @@ class Blocks:
         """The items of block `number`, which can share batches."""
         return self.prompts.items(*self._ranges.items(number), self.replicates)
 
-    def sizes(self, numbers: range) -> int:
+    def count_items(self, numbers: Iterable[int]) -> int:
         """How many items blocks have together; reads no file."""
         ranges = map(self._ranges.items, numbers)
         return sum(stop - start for start, stop in ranges)
@@ -61,7 +74,7 @@ class Blocks:
 class BlockContent:
     """What a block's directory holds."""
 
-    images: Mapping[str, bytes]  # file name -> PNG
+    images: Mapping[str, bytes]  # file name -> content: PNG files, or one archive of them
     manifest: Sequence[Mapping[str, Any]]  # one record per item; those with a `file` say its `bytes`
     attempts: Sequence[Mapping[str, Any]]  # one record per candidate
     timing: Mapping[str, Any]  # all that differs from run to run
@@ -87,16 +100,44 @@ def commit_block(block: Path, content: BlockContent) -> None:
         (temporary / MANIFEST).write_bytes(_lines(content.manifest))
 
 
-def read_manifest(block: Path) -> list[dict[str, Any]] | None:
-    """The block's manifest if every file is there in the right size, else None. Contents are not hashed."""
+def parse_manifest(block: Path) -> list[dict[str, Any]] | None:
+    """The records of the block's manifest, or None if it cannot be read."""
     try:
         records = [json.loads(line) for line in (block / MANIFEST).read_bytes().splitlines()]
-        sizes = {block / record["file"]: record["bytes"] for record in records if record["file"] is not None}
-        whole = all(path.stat().st_size == size for path, size in sizes.items())
+    except (OSError, ValueError):
+        return None
+    return records if all(isinstance(record, dict) and "file" in record for record in records) else None
+
+
+def read_manifest(block: Path) -> list[dict[str, Any]] | None:
+    """The block's manifest if every file is there in the right size, else None. Contents are not hashed."""
+    records = parse_manifest(block)
+    if records is None:
+        return None
+    try:
+        whole = bool(records) and all(_has_its_file(block, record) for record in records)
         whole = whole and (block / ATTEMPTS).is_file()
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return records if whole else None
+
+
+def _has_its_file(block: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the record's image, if it has one, is there in its size; the places in an archive are not looked at."""
+    if record["file"] is None:
+        return True
+    if archive := record.get("archive"):
+        return (block / archive).stat().st_size >= record["offset"] + record["bytes"]
+    return (block / record["file"]).stat().st_size == record["bytes"]
+
+
+def read_image_bytes(block: Path, record: Mapping[str, Any]) -> bytes:
+    """The PNG file of a record of the block's manifest, from its own file or from the block's archive."""
+    if archive := record.get("archive"):
+        with (block / archive).open("rb") as stream:
+            stream.seek(record["offset"])
+            return stream.read(record["bytes"])
+    return (block / record["file"]).read_bytes()
 
 
 def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, str]) -> list[dict[str, Any]] | None:
@@ -123,7 +164,7 @@ def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, str])
         shutil.rmtree(discarded, ignore_errors=True)
         return None
     differing = {key for key, value in facts.items() for record in records if record.get(key) != value}
-    if [record.get("item_fingerprint") for record in records] != [item.fingerprint for item in items]:
+    if [record.get("item_fingerprint") for record in records] != [item_fingerprint(item) for item in items]:
         differing.add("prompts")
     if differing:
         names = ", ".join(sorted(differing))

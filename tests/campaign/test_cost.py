@@ -93,7 +93,10 @@ class TestHours:
         assert task.least == task.seconds == task.most
 
     def test_how_blocks_are_dealt_to_tasks_changes_only_the_starts(self) -> None:
-        coarse, fine = (estimate(config(generation__blocks_per_shard=size)).of("generate") for size in (128, 5))
+        coarse, fine = (
+            estimate(config(generation__batches_per_block=1, generation__blocks_per_shard=size)).of("generate")
+            for size in (128, 5)
+        )
         work = [sum(task.seconds - cost.START_SECONDS for task in tasks) for tasks in (coarse, fine)]
         assert (len(coarse), len(fine)) == (1, 5)
         assert work[0] == pytest.approx(work[1])
@@ -274,6 +277,6 @@ def test_constants_that_are_repeated_are_the_same() -> None:
 
 
 def test_a_hundred_thousand_tasks_are_estimated_in_no_time() -> None:
-    settings = config(generation__batch_size=1, generation__blocks_per_shard=1)
+    settings = config(generation__batch_size=1, generation__batches_per_block=1, generation__blocks_per_shard=1)
     found = estimate(settings, {**COUNTS, "prompts": {"CT": 100_000}})
     assert len(found.of("generate")) == 100_000

@@ -18,7 +18,7 @@ def config(**sections: dict[str, object]) -> Config:
 
 
 def plan(images: dict[str, list[int]] | None = None, **generation: object) -> Plan:
-    generation = {"batch_size": 4, "blocks_per_shard": 2, **generation}
+    generation = {"batch_size": 4, "batches_per_block": 1, "blocks_per_shard": 2, **generation}
     return build(config(generation=generation), images if images is not None else {"CT": [17], "X-Ray": [4]})
 
 

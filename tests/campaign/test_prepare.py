@@ -12,6 +12,7 @@ from trial import Trial
 from medsyn import config as configuration
 from medsyn import disk
 from medsyn.campaign import inputs, locks, machine, prepare, prompt_inputs, records
+from medsyn.campaign.plan import SCHEMA
 from medsyn.config import Config
 from medsyn.data import check
 from medsyn.errors import InputError, InputProblems, Problem
@@ -54,7 +55,7 @@ def test_preparing_twice_reads_no_table_again_and_writes_nothing(trial: Trial, m
 def test_the_campaign_records_versions_and_what_results_depend_on(trial: Trial) -> None:
     trial.prepare()
     facts = disk.read_json(trial.root / "campaign.json")
-    assert facts["schema"] == 2
+    assert facts["schema"] == SCHEMA
     assert facts["medsyn"]
     assert facts["prompts"] == {"CT": [[2, 0]], "OCT": [[2, 0]]}
     assert facts["inputs"]["table"]["sha256"] == disk.sha256_file(trial.data / "metadata.csv")

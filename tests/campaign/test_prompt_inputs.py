@@ -8,6 +8,7 @@ import pytest
 from trial import Trial
 
 from medsyn import config as configuration
+from medsyn import solvers
 from medsyn.campaign import inputs, prepare
 from medsyn.errors import InputProblems
 
@@ -119,3 +120,12 @@ def test_a_campaign_may_be_narrowed_to_a_modality_of_its_own_list(trial: Trial) 
     prepare.prepare(trial.config(data__prompts=str(trial.root / "inputs" / "prompts"), data__modalities=["CT"]))
     lists = trial.root / "inputs" / "prompts"
     assert sorted(path.name for path in lists.iterdir()) == ["ct.jsonl", "ct.offsets", "index.json"]
+
+
+def test_steps_that_the_sampler_cannot_take_are_refused(trial: Trial) -> None:
+    solver = solvers.SOLVERS["lcm"]
+    asked = write(trial, [{"prompt": "CT: a", "num_inference_steps": solver.most_steps + 1}, {"prompt": "OCT: b"}])
+    [problem] = inputs.check(trial.config(**asked, generation__scheduler="lcm")).errors
+    assert problem.key == "num_inference_steps"
+    assert f"lcm takes {solver.fewest_steps} to {solver.most_steps} steps" in problem.reason
+    assert inputs.check(trial.config(**asked)).errors == []

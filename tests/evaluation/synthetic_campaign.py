@@ -68,7 +68,7 @@ class Builder:
                 "resolution": self.size,
                 "held_out_fraction": 0.4,
             },
-            "generation": {"batch_size": 2, "blocks_per_shard": 1},
+            "generation": {"batch_size": 2, "batches_per_block": 1, "blocks_per_shard": 1},
             "evaluation": {"kid_subsets": 4, "kid_subset_size": 20, "sheet_columns": 4},
         }
         for section, values in self.overrides.items():
@@ -159,7 +159,7 @@ class Builder:
 
     def prompt_blocks(self, modality: str) -> Blocks:
         prompts = open_lists(Path(str(self.config.data.prompts)))[modality]
-        return Blocks(prompts, self.config.generation.img_num, self.config.generation.batch_size)
+        return Blocks(prompts, self.config.generation.img_num, self.config.generation.block_size)
 
     def blocks(self, mode: str, modality: str) -> None:
         """Blocks whose filtered images show what was asked for; the baseline shows something else half the time."""

@@ -14,7 +14,15 @@ from medsyn.data.prompt_writer import index_rows, write_lists
 from medsyn.data.prompts import PromptRow
 from medsyn.errors import InputError
 from medsyn.generation import shard
-from medsyn.generation.shard import BlockContent, Blocks, Item, commit_block, finished_block, plan_shards
+from medsyn.generation.shard import (
+    BlockContent,
+    Blocks,
+    Item,
+    commit_block,
+    finished_block,
+    item_fingerprint,
+    plan_shards,
+)
 
 FACTS = {"model_fingerprint": "m", "config_fingerprint": "c"}
 ITEMS = [Item("a", "Chest X-ray: normal", 0), Item("b", "a line\u2028separator", 1)]
@@ -29,8 +37,7 @@ def prompts(directory: Path, count: int) -> PromptList:
 def content(items: list[Item] = ITEMS) -> BlockContent:
     names = [f"{item.prompt_id}_{item.replicate}.png" for item in items]
     manifest = [
-        {"id": item.prompt_id, "prompt": item.prompt, "replicate": item.replicate, "file": name, "bytes": 5}
-        | {"item_fingerprint": item.fingerprint, **FACTS}
+        {"prompt": item.prompt, "item_fingerprint": item_fingerprint(item), "file": name, "bytes": 5, **FACTS}
         for item, name in zip(items, names, strict=True)
     ]
     return BlockContent(dict.fromkeys(names, b"image"), manifest, [{"id": "a", "attempt": 0}], {"seconds": 1.0})
