@@ -96,6 +96,13 @@ def check(program: str, arguments: Sequence[str]) -> int:
     return EXIT_BAD_INPUT if any(problem.severity == "error" for problem in problems) else EXIT_DONE
 
 
+def prompts(program: str, arguments: Sequence[str]) -> int:
+    """Check a prompt list, or build one that is balanced."""
+    from medsyn import prompts
+
+    return prompts.main(program, arguments)
+
+
 def phantoms(program: str, arguments: Sequence[str]) -> int:
     """Draw the procedural data set: images, metadata.csv, ratings.csv and prompts.csv."""
     from medsyn.config import PhantomsSection, validate
@@ -151,6 +158,7 @@ COMMANDS: dict[str, cli.Command] = {
     "verify": ("check every generated file against its manifest", verify.verify),
     "merge": ("the tables of all shards as one", verify.merge),
     "check": ("read tables and every image they name, list what is wrong", check),
+    "prompts": ("check a prompt list, or build one that is balanced", prompts),
     "phantoms": ("draw the procedural data set", phantoms),
     "pretrain": ("train the embedded tiny model again (an hour or more)", pretrain),
     "doctor": ("is this machine fit for a campaign?", doctor),

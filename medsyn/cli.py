@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from medsyn.campaign.locks import Busy
 from medsyn.campaign.preempt import EXIT_INTERRUPTED
-from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_SAVED, InputError, InputProblems, Problem
+from medsyn.campaign.slurm.queue import SlurmError
+from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_SAVED, InputError, InputProblems, Problem
 
 if TYPE_CHECKING:
     from medsyn.campaign.records import Campaign
@@ -47,6 +48,9 @@ def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[
     except Busy as busy:
         print(f"{program}: {busy}; try again when it has ended", file=sys.stderr)
         return EXIT_SAVED
+    except SlurmError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader, say `head`, has seen enough

@@ -244,6 +244,9 @@ class ClusterSection(Section):
 
     max_parallel: int = Field(2, ge=1)
     max_requeues: int = Field(20, ge=0)
+    gpu_tflops: float | None = Field(None, gt=0)
+    gpu_memory_gib: float | None = Field(None, gt=0)
+    site: str = ""  # site profile of the Slurm cluster (slurm/*.yaml); "" leaves everything to the cluster's defaults
 
 
 class Config(Section):
@@ -356,8 +359,8 @@ def _field_types(section: type[Section], prefix: str = "") -> Iterator[tuple[str
 _FIELD_TYPES = dict(_field_types(Config))  # dotted key -> annotation
 
 
-def _unknown_key_reason(key: str) -> str:
-    close = difflib.get_close_matches(key, _FIELD_TYPES, n=1, cutoff=0.5)
+def _unknown_key_reason(key: str, known: Iterable[str] = _FIELD_TYPES) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
     return f"there is no such key; did you mean {close[0]}?" if close else "there is no such key"
 
 
@@ -407,10 +410,13 @@ def _source_of(key: str, message: str, sources: Mapping[str, str], default: str)
     return default
 
 
-def _problem_of(error: Mapping[str, Any], source: str, sources: Mapping[str, str]) -> Problem:
+def problem_of(
+    error: Mapping[str, Any], source: str, sources: Mapping[str, str], known: Iterable[str] = _FIELD_TYPES
+) -> Problem:
+    """One of pydantic's errors as a problem; `known` are the dotted keys from which a misspelt one is guessed."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return Problem(source, _unknown_key_reason(key), key=key)
+        return Problem(source, _unknown_key_reason(key, known), key=key)
     message = str(error["msg"]).removeprefix("Value error, ")
     shown = f", got {error['input']!r}" if not isinstance(error["input"], (dict, BaseModel)) else ""
     place = _source_of(key, message, sources, source)
@@ -431,19 +437,20 @@ def validate(tree: Mapping[str, Any], source: str, sources: Mapping[str, str] | 
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise InputProblems(_problem_of(item, source, sources or {}) for item in error.errors()) from None
+        raise InputProblems(problem_of(item, source, sources or {}) for item in error.errors()) from None
 
 
-def _read_tree(path: Path) -> dict[str, Any]:
+def read_tree(path: Path, what: str = "configuration") -> dict[str, Any]:
+    """The mapping in a YAML file; raises InputError if there is no such file or something else is in it."""
     if not path.is_file():
-        raise InputError(path, "there is no such configuration file")
+        raise InputError(path, f"there is no such {what} file")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise InputError(path, "the file is not UTF-8 text; save it as UTF-8") from None
     tree = _parse_yaml(text, str(path)) or {}
     if not isinstance(tree, dict):
-        raise InputError(path, "a configuration is a mapping of sections, such as 'data:' and 'finetune:'")
+        raise InputError(path, f"a {what} is a mapping of keys to values")
     return tree
 
 
@@ -461,7 +468,7 @@ def load(path: str | Path, overrides: Iterable[str] = (), environment: Mapping[s
         InputError: the file is not there, not UTF-8 or not YAML.
         InputProblems: everything that is wrong with its keys and values, and with those given elsewhere, at once.
     """
-    tree = _read_tree(Path(path))
+    tree = read_tree(Path(path))
     sources: dict[str, str] = {}
     problems: list[Problem] = []
     for key, text, source in _settings(os.environ if environment is None else environment, overrides):

@@ -79,6 +79,10 @@ class CampaignDirectory:
         """What the task printed, all attempts in one file."""
         return self.root / "tasks" / stage / "log" / f"{name}.log"
 
+    def slurm(self, name: str) -> Path:
+        """What concerns one submission to Slurm: batch script, submitit's pickles, its output outside the tasks."""
+        return self.root / "tasks" / "slurm" / name
+
     def work(self, stage: str, name: str) -> Path:
         """What the task makes."""
         return self.root / "work" / stage / name

@@ -36,9 +36,10 @@ def launch(*arguments: str | Path, cwd: Path = ROOT, **environment: str) -> subp
     "arguments",
     [
         ["--help"],
-        ["plan", "CONFIG"],
+        ["plan", "CONFIG", "--cluster", "local"],
         ["plan", "CONFIG", "--json"],
         ["status", "CONFIG"],
+        ["logs", "CONFIG"],
         ["submit", "CONFIG", "--cluster", "slurm"],
     ],
 )
@@ -84,6 +85,27 @@ def test_a_plan_for_scripts(config: Path) -> None:
     assert last["needs"] == [["finetune", "ct"], ["rlhf-stage1", "all"], ["rlhf-stage2", "ct"]]
 
 
+def test_a_plan_says_what_is_expected_to_be_needed_and_that_these_are_estimates(config: Path) -> None:
+    said = launch("plan", config, "device.use_cuda=false").stdout
+    assert "estimated hours of computing: " in said
+    assert "on 1 CPU thread(s) a task" in said
+    assert "a filtered image takes 3 to 10 candidates; 4.5 are assumed" in said
+    assert "estimated disk for what is not done: " in said
+    estimate = json.loads(launch("plan", config, "--json", "cluster.gpu_tflops=5.9").stdout)["estimate"]
+    assert (estimate["on_gpu"], estimate["tflops"], estimate["model_assumed"]) == (True, 5.9, False)
+    assert estimate["hours"]["least"] < estimate["hours"]["expected"] < estimate["hours"]["most"]
+    assert estimate["disk"]["needed"] <= estimate["disk"]["needed_all_at_once"] < estimate["disk"]["free"]
+    assert set(estimate["stages"]) == {"finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate"}
+
+
+def test_a_plan_for_a_card_that_is_too_small_names_what_to_change() -> None:
+    result = launch("plan", "configs/sd15-pascal.yaml", "finetune.use_8bit_adam=false")
+    assert result.returncode == 65
+    assert "the sizes are those of Stable Diffusion v1.5" in result.stdout
+    assert "finetune is estimated to need 15.3 GiB of a card's memory, and one has 12" in result.stderr
+    assert "finetune.use_8bit_adam=true would need 10.5 GiB" in result.stderr
+
+
 def test_options_and_overrides_mix_in_any_order(config: Path) -> None:
     result = launch("plan", "--json", config, "training.stage=1", "generation.img_num=3")
     assert "rlhf-stage2" not in json.loads(result.stdout)["stages"]
@@ -97,7 +119,13 @@ def test_options_and_overrides_mix_in_any_order(config: Path) -> None:
         (["plan"], 2, "CONFIG"),
         (["plan", "no.yaml"], 65, "no.yaml: there is no such configuration file"),
         (["plan", "CONFIG", "data.tabel=x"], 65, "did you mean data.table?"),
-        (["submit", "CONFIG", "--cluster", "slurm"], 65, "comes with the next release"),
+        (
+            ["submit", "CONFIG", "--cluster", "slurm", "cluster.site=no.yaml"],
+            65,
+            "no.yaml: there is no such site profile",
+        ),
+        (["resume", "CONFIG", "--cluster", "local"], 65, "this campaign has not been submitted"),
+        (["cancel", "CONFIG"], 65, "launch.py submit"),
         (["submit", "CONFIG", "--cluster", "local", "--max-parallel", "0"], 2, "at least 1"),
         (["submit", "CONFIG", "--cluster", "local", "data.table=nowhere.csv"], 65, "nowhere.csv"),
         (["submit", "CONFIG", "--cluster", "local", "campaign.dir=/proc/nope"], 65, "campaign.dir: /proc/nope cannot"),
@@ -112,13 +140,45 @@ def test_mistakes_are_said_plainly(config: Path, tmp_path: Path, arguments: list
 
 
 def test_slurm_is_the_default_where_it_is(config: Path, tmp_path: Path) -> None:
-    (tmp_path / "sbatch").write_text("#!/bin/sh\n")
-    (tmp_path / "sbatch").chmod(0o755)
+    for name in ("sbatch", "sinfo"):
+        (tmp_path / name).write_text("#!/bin/sh\necho no controller >&2; exit 1\n")
+        (tmp_path / name).chmod(0o755)
     result = launch("submit", config, cwd=tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}")
-    assert (result.returncode, "next release" in result.stderr) == (65, True)
+    assert (result.returncode, result.stderr) == (65, "Slurm: it cannot be asked: sinfo: no controller\n")
 
 
 def test_output_into_a_closed_pipe_is_no_error(config: Path) -> None:
     command = f"{sys.executable} launch.py plan {config} --json | head -1; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=ROOT)
     assert "Traceback" not in result.stderr
+
+
+NOT_ON_LOGIN_NODES = (*HEAVY[:-2], "numpy", "PIL", "pyarrow", "pydicom", "nibabel", "skimage", "scipy", "safetensors")
+
+
+def with_little_installed(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """`launch.py` where only pydantic, PyYAML, rich and submitit can be imported."""
+    code = (
+        "import runpy, sys\n"
+        f"sys.modules |= dict.fromkeys({NOT_ON_LOGIN_NODES!r})\n"
+        f"sys.argv = ['launch.py', *{[str(word) for word in arguments]!r}]\n"
+        f"runpy.run_path({str(ROOT / 'launch.py')!r}, run_name='__main__')\n"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_a_login_node_needs_neither_torch_nor_image_readers(tmp_path: Path) -> None:
+    table = tmp_path / "metadata.csv"
+    rows = "".join(f"{number}.png,CT: finding {number},CT\n" for number in range(4))
+    table.write_text("path,Text,modality\n" + rows)
+    ratings = "".join(f"{number}.png,{1 + 2 * (number % 2)},CT,3,CT: finding\n" for number in range(4))
+    (tmp_path / "ratings.csv").write_text("image_path,rating,modality,expert_level,prompt\n" + ratings)
+    for number in range(4):
+        (tmp_path / f"{number}.png").touch()
+    own = [f"data.table={table}", "data.modalities=[CT]", f"campaign.dir={tmp_path / 'run'}"]
+    result = with_little_installed("plan", "configs/tiny.yaml", "--cluster", "local", *own)
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
+    assert "its images were not read: numpy is not installed here" in result.stderr
+    phantoms = with_little_installed("plan", "configs/tiny.yaml", "--cluster", "local")
+    assert phantoms.returncode == 65
+    assert "data.table: drawing phantoms needs numpy" in phantoms.stderr

@@ -49,7 +49,8 @@ def test_every_stage_has_a_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["finetune", "rlhf", "generate", "evaluate", "worker", "check", "phantoms", "pretrain", "doctor"]
+    "command",
+    ["finetune", "rlhf", "generate", "evaluate", "worker", "check", "prompts", "phantoms", "pretrain", "doctor"],
 )
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as left:

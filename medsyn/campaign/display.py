@@ -13,10 +13,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from medsyn.campaign import records, status
+from medsyn.campaign import records
 from medsyn.campaign.plan import Key, Settled
 from medsyn.campaign.records import Campaign
-from medsyn.campaign.status import Status, duration
+from medsyn.campaign.status import reading
+from medsyn.campaign.status.show import duration, show
 
 LIVE_SECONDS = 0.25
 PLAIN_SECONDS = 30.0
@@ -83,7 +84,7 @@ class Display:
 
     def summary(self, settled: Settled) -> None:
         """The last word of a run."""
-        status.show(self._console, Status(self._campaign, settled), self._command)
+        show(self._console, reading.of_settled(self._campaign, settled), lambda name: self._command)
 
     def _elapsed(self, key: Key) -> float:
         return time.monotonic() - self._since[key]

@@ -12,7 +12,7 @@ from typing import Any
 
 from medsyn import disk
 
-SUBMITTED, STARTED, ENDED = "submitted", "started", "ended"
+SUBMITTED, STARTED, ENDED, CANCELLED = "submitted", "started", "ended", "cancelled"
 
 
 def record(path: Path, event: str, **facts: Any) -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -59,6 +59,7 @@ class _Scheduler:
     display: Display
     gpus: list[str]
     done: set[Key]
+    only: Collection[Key] | None = None
     failed: dict[Key, int] = field(default_factory=dict)  # with the exit code
     restarts: Counter[Key] = field(default_factory=Counter)
     running: dict[Key, Running] = field(default_factory=dict)
@@ -71,7 +72,8 @@ class _Scheduler:
         for planned in self.campaign.plan:
             if len(self.running) >= self.max_parallel:
                 return
-            if settled.states[planned.key] == "ready" and planned.key not in self.running:
+            chosen = self.only is None or planned.key in self.only
+            if chosen and settled.states[planned.key] == "ready" and planned.key not in self.running:
                 self.start(planned)
 
     def start(self, planned: PlannedTask) -> None:
@@ -148,7 +150,13 @@ class _Scheduler:
             running.process.send_signal(number)
 
 
-def run(campaign: Campaign, display: Display, max_parallel: int | None = None, command: Sequence[str] = WORKER) -> int:
+def run(
+    campaign: Campaign,
+    display: Display,
+    max_parallel: int | None = None,
+    command: Sequence[str] = WORKER,
+    only: Collection[Key] | None = None,
+) -> int:
     """Run everything of the campaign that is not done; the caller holds the campaign's lock.
 
     Args:
@@ -156,6 +164,7 @@ def run(campaign: Campaign, display: Display, max_parallel: int | None = None, c
         display: where progress is shown.
         max_parallel: workers at once; `cluster.max_parallel` unless given.
         command: how a worker is started; campaign directory, stage and task name are appended.
+        only: start none but these tasks.
 
     Returns:
         EXIT_DONE if everything is done, EXIT_SAVED or 130 if asked to stop; if something failed EXIT_FAILED, or
@@ -166,10 +175,11 @@ def run(campaign: Campaign, display: Display, max_parallel: int | None = None, c
     if len(done) == len(plan.tasks):
         display.nothing_to_do()
         return errors.EXIT_DONE
-    done -= {planned.key for planned in plan if planned.task.stage == "evaluate"}  # there will be more to evaluate
+    if only is None:
+        done -= {planned.key for planned in plan if planned.task.stage == "evaluate"}  # there will be more to evaluate
     gpus = visible_gpus() if campaign.config.device.use_cuda else []
     max_parallel = max_parallel or campaign.config.cluster.max_parallel
-    scheduler = _Scheduler(campaign, max_parallel, command, display, gpus, done)
+    scheduler = _Scheduler(campaign, max_parallel, command, display, gpus, done, only)
     ledger.record(campaign.directory.ledger, ledger.SUBMITTED, tasks=len(plan.tasks), done=len(done))
     stop = _Stop()
     before = {number: signal.signal(number, stop.ask) for number in STOP_SIGNALS}
@@ -181,7 +191,7 @@ def run(campaign: Campaign, display: Display, max_parallel: int | None = None, c
             signal.signal(number, handler)
     settled = scheduler.settled()
     display.summary(settled)
-    if len(scheduler.done) == len(plan.tasks):
+    if (set(plan.by_key) if only is None else set(only)) <= scheduler.done:
         return errors.EXIT_DONE
     if stop.number is not None:
         return preempt.EXIT_INTERRUPTED if stop.number == signal.SIGINT else errors.EXIT_SAVED

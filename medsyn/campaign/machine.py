@@ -21,6 +21,17 @@ def check(config: Config) -> list[Problem]:
     return _check_directory(config) + weights.missing(config.model_paths.stable_diffusion) + _check_packages(config)
 
 
+def has_gpu(config: Config) -> bool:
+    """Whether the tasks will find a GPU; where there is a queue it is in the compute nodes and cannot be seen."""
+    return config.device.use_cuda and (shutil.which("sbatch") is not None or bool(visible_gpus()))
+
+
+def expects_gpu(config: Config) -> bool:
+    """Whether estimates are made for a GPU: there is one, or the configuration says what it can do."""
+    described = config.cluster.gpu_tflops is not None or config.cluster.gpu_memory_gib is not None
+    return config.device.use_cuda and (described or has_gpu(config))
+
+
 def _check_directory(config: Config) -> list[Problem]:
     path = config.campaign.path
     try:
@@ -42,6 +53,7 @@ def _is_foreign(directory: CampaignDirectory) -> bool:
         return False
     return any(
         not (path == directory.ledger and path.stat().st_size == 0)
+        and path.name != f"{directory.ledger.name}.lock"
         and not (path.name.startswith(".") and ".tmp-" in path.name)
         for path in directory.root.iterdir()
     )
@@ -56,8 +68,7 @@ def _check_packages(config: Config) -> list[Problem]:
         for key, package in on.items()
         if importlib.util.find_spec(package) is None
     ]
-    is_local = shutil.which("sbatch") is None  # elsewhere the GPUs are in the compute nodes
-    if on and (not config.device.use_cuda or (is_local and not visible_gpus())):
+    if on and not has_gpu(config):
         why = "no NVIDIA GPU is visible" if config.device.use_cuda else "device.use_cuda is false"
         problems += [
             Problem(CONFIGURATION, f"it needs a GPU and {why}: use false", key=f"finetune.{key}") for key in on

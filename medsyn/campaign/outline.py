@@ -1,4 +1,4 @@
-"""What `launch.py plan` says: stages, tasks, what each waits for, and how many rows and shards each modality has."""
+"""What `launch.py plan` says: stages, tasks, what each waits for, what there is of each modality, and what it costs."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from medsyn.campaign import budget
 from medsyn.campaign.inputs import Checked
 from medsyn.campaign.plan import Plan, PlannedTask
 
 NAMES_SHOWN = 5
+COLUMNS = ("images", "rated images", "prompts")  # of the tables' counts
 
 
 def show(console: Console, checked: Checked) -> None:
-    """Print the plan of a campaign as two tables."""
+    """Print the plan of a campaign as three tables."""
     console.print(f"campaign {checked.config.campaign.name}, {checked.config.campaign.path}", soft_wrap=True)
     console.print(_modalities(checked))
     console.print(_stages(checked))
+    console.print(budget.table(checked))
+    for line in budget.totals(checked):
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 def as_dict(checked: Checked) -> dict[str, Any]:
@@ -39,6 +44,7 @@ def as_dict(checked: Checked) -> dict[str, Any]:
             for planned in checked.plan
         ],
         "counts": {what: dict(counts) for what, counts in checked.counts.items()},
+        "estimate": budget.as_dict(checked),
         "problems": [problem.as_dict() for problem in checked.problems],
     }
 
@@ -46,13 +52,13 @@ def as_dict(checked: Checked) -> dict[str, Any]:
 def _modalities(checked: Checked) -> Table:
     """Rows of each table and what will be made of them; `?` where a table could not be read."""
     table = Table("modality")
-    for column in ("images", "rated images", "prompts", "images to make", "blocks", "shards"):
+    for column in (*COLUMNS, "images to make", "blocks", "shards"):
         table.add_column(column, justify="right")
     known = checked.counts["prompts"]
     for modality in checked.config.data.modalities:
-        rows = [str(counts[modality]) if counts else "?" for counts in checked.counts.values()]
+        rows = [str(checked.counts[what][modality]) if checked.counts[what] else "?" for what in COLUMNS]
         shards = [planned.task.blocks for planned in _generate(checked.plan, modality) if planned.task.blocks]
-        asked = known[modality] * checked.config.generation.img_num * len(checked.config.generation.modes)
+        asked = checked.counts["asked"][modality] * len(checked.config.generation.modes)
         made = (asked, sum(end - start for start, end in shards), len(shards))
         table.add_row(modality, *rows, *(str(number) if known else "?" for number in made))
     return table

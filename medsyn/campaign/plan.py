@@ -8,12 +8,13 @@ A plan is data. Whoever runs it (the local scheduler, Slurm) obeys two rules onl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from medsyn.config import Config
+from medsyn.data.prompt_lists import BlockRanges
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError
 from medsyn.generation.shard import plan_shards
@@ -112,6 +113,19 @@ class Plan:
     def __iter__(self) -> Iterator[PlannedTask]:
         return iter(self.tasks)
 
+    def select(self, words: Iterable[str]) -> set[Key]:
+        """The tasks that words such as `finetune` and `generate:ct-00000` name; raises InputError for any other."""
+        chosen: set[Key] = set()
+        for word in words:
+            stage, colon, which = word.partition(":")
+            if colon:
+                chosen.add(self.find(stage, which).key)
+            elif stage in self.by_stage:
+                chosen |= {planned.key for planned in self.by_stage[stage]}
+            else:
+                raise InputError(word, f"this campaign has no such stage; it has {', '.join(self.by_stage)}")
+        return chosen
+
     def find(self, stage: str, which: str) -> PlannedTask:
         """The task of `stage` with this name or index; raises InputError saying which there are."""
         tasks = self.by_stage.get(stage, [])
@@ -123,12 +137,13 @@ class Plan:
         raise InputError(stage, f"there is no task {which!r}; {has}")
 
 
-def build(config: Config, prompt_counts: Mapping[str, int]) -> Plan:
+def build(config: Config, images: Mapping[str, Sequence[int]]) -> Plan:
     """The plan of a campaign.
 
     Args:
         config: the campaign's configuration.
-        prompt_counts: how many prompts the list has for each modality; one without any gets no generate task.
+        images: how many images are asked for, by modality and run of prompts with equal settings; a modality without
+            any gets no generate task.
     """
     modalities = config.data.modalities
     finetunes = {
@@ -147,9 +162,8 @@ def build(config: Config, prompt_counts: Mapping[str, int]) -> Plan:
     generates: list[PlannedTask] = []
     for modality in modalities:
         needs = (finetunes[modality].key, stage1.key, *([stage2[modality].key] if stage2 else []))
-        items = prompt_counts.get(modality, 0) * config.generation.img_num
-        block_count = -(-items // config.generation.block_size)
-        for shard, blocks in enumerate(plan_shards(block_count, config.generation.blocks_per_shard)):
+        ranges = BlockRanges(tuple(images.get(modality, ())), config.generation.block_size)
+        for shard, blocks in enumerate(plan_shards(ranges.count, config.generation.blocks_per_shard)):
             task = Task("generate", len(generates), f"{slug(modality)}-{shard:05d}", modality, blocks)
             generates.append(PlannedTask(task, needs))
     before = (*finetunes.values(), stage1, *stage2.values(), *generates)

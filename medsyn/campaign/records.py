@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,16 @@ from pydantic import BaseModel
 import medsyn
 from medsyn import config as configuration
 from medsyn import disk
+from medsyn.campaign import attempts, summary
 from medsyn.campaign.plan import READS, SCHEMA, Key, Plan, PlannedTask, build, stage_fingerprints
 from medsyn.config import Config
+from medsyn.data import prompt_lists
 from medsyn.errors import InputError
 from medsyn.generation.shard import ATTEMPTS, MANIFEST, TIMING, read_manifest
 from medsyn.generation.shard_tables import ATTEMPTS_TABLE, MANIFEST_TABLE
 from medsyn.stage import CampaignDirectory
 
+LATENCY_SECONDS = 30.0  # how late a shared file system may show what another node has renamed into place
 HASH_LIMIT = 256 << 20  # bytes; a larger file's hash is recorded, but only its size is checked again
 
 
@@ -47,6 +50,7 @@ class Campaign:
     plan: Plan
     fingerprints: Mapping[str, str]  # of each stage
     inputs: Mapping[str, FileRecord]  # table, ratings, prompts
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # of images, ratings, …, by modality
 
 
 class _Inputs(BaseModel):
@@ -59,7 +63,8 @@ class _Facts(BaseModel):
     """What must be in a prepared campaign's record."""
 
     fingerprints: dict[str, str]
-    prompts: dict[str, int]
+    prompts: dict[str, list[tuple[int, int]]]  # by modality, of each run: prompts without an `n`, images of the others
+    counts: dict[str, dict[str, int]]
     weights: str
     inputs: _Inputs
     prompt_source: FileRecord | None
@@ -98,7 +103,9 @@ def open_campaign(root: Path) -> Campaign:
     fingerprints = stage_fingerprints(config, contents)
     if fingerprints != facts["fingerprints"]:
         raise InputError(directory.config, "it was edited by hand: change your own configuration and submit that")
-    return Campaign(directory, config, build(config, facts["prompts"]), fingerprints, inputs)
+    img_num = config.generation.img_num
+    images = {name: [plain * img_num + asked for plain, asked in runs] for name, runs in facts["prompts"].items()}
+    return Campaign(directory, config, build(config, images), fingerprints, inputs, facts["counts"])
 
 
 def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:
@@ -145,11 +152,14 @@ def difference(record: FileRecord, base: Path, hashes: bool) -> str | None:
         return f"{path} has other content than when it was recorded"
     if path.name == MANIFEST and read_manifest(path.parent) is None:
         return f"{path.parent} has lost an image"
+    if path.name == prompt_lists.INDEX:
+        large = sum(file.stat().st_size for file in path.parent.iterdir()) > HASH_LIMIT
+        return prompt_lists.damage(path.parent, hashes and not large)
     return None
 
 
-def task_fingerprint(campaign: Campaign, planned: PlannedTask) -> str:
-    """What the task's marker must carry to count."""
+def task_fingerprint(campaign: Campaign, planned: PlannedTask, done: Collection[Key] | None = None) -> str:
+    """What the task's marker must carry to count; `done` are the tasks before it that are, if that is known."""
     task = planned.task
     facts: dict[str, Any] = {
         "stage": campaign.fingerprints[task.stage],
@@ -157,17 +167,42 @@ def task_fingerprint(campaign: Campaign, planned: PlannedTask) -> str:
         "blocks": task.blocks,
     }
     if task.stage == "evaluate":  # its result says what was there to evaluate, so more of it is another result
-        facts["evaluated"] = sorted(key for key in planned.after if done_marker(campaign, campaign.plan.by_key[key]))
+        done = done_facts(campaign, but="evaluate") if done is None else done
+        facts["evaluated"] = sorted(key for key in planned.after if key in done)
     return disk.fingerprint(facts)
 
 
-def done_marker(campaign: Campaign, planned: PlannedTask) -> dict[str, Any] | None:
-    """The task's marker if it is there, readable and of today's fingerprint."""
+def done_marker(campaign: Campaign, planned: PlannedTask, done: Collection[Key] | None = None) -> dict[str, Any] | None:
+    """The task's marker if it is there, readable and of today's fingerprint; `done` as for `task_fingerprint`."""
     try:
         marker: dict[str, Any] = disk.read_json(campaign.directory.done(*planned.key))
-        return marker if marker["fingerprint"] == task_fingerprint(campaign, planned) else None
+        return marker if marker["fingerprint"] == task_fingerprint(campaign, planned, done) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def done_facts(campaign: Campaign, but: str | None = None) -> dict[Key, Mapping[str, Any]]:
+    """What the markers of all done tasks say, by one listing and one summary a stage; outputs are not looked at.
+
+    Args:
+        campaign: the prepared campaign.
+        but: a stage to leave out.
+    """
+    found: dict[Key, Mapping[str, Any]] = {}
+    for stage, tasks in campaign.plan.by_stage.items():
+        if stage == but:
+            continue
+        there = summary.names(campaign.directory.done(stage, "any").parent)
+        lines = summary.read(campaign.directory, stage) if there else {}
+        for planned in tasks:
+            if (name := planned.task.name) not in there:
+                continue
+            line = lines.get(name)
+            if line is not None and line.get("fingerprint") == task_fingerprint(campaign, planned, found):
+                found[planned.key] = line
+            elif (marker := done_marker(campaign, planned, found)) is not None:
+                found[planned.key] = marker
+    return found
 
 
 def why_not_done(campaign: Campaign, planned: PlannedTask, hashes: bool = False) -> str | None:
@@ -182,12 +217,11 @@ def why_not_done(campaign: Campaign, planned: PlannedTask, hashes: bool = False)
 def outputs(campaign: Campaign, planned: PlannedTask) -> Iterator[Path]:
     """The files that a task which has ended well leaves; of a block its manifest, which lists the images and hashes."""
     task, directory, config = planned.task, campaign.directory, campaign.config
-    if task.blocks is not None and task.modality is not None:
+    if task.blocks is not None:
+        for _, manifest in _manifests(campaign, planned):
+            yield from (manifest, manifest.with_name(ATTEMPTS))
         for mode in config.generation.modes:
-            for number in range(*task.blocks):
-                block = directory.block(mode, task.modality, number)
-                yield from (block / MANIFEST, block / ATTEMPTS)
-            shard = directory.shard(mode, task.modality, task.blocks)
+            shard = directory.shard(mode, str(task.modality), task.blocks)
             yield from (shard / MANIFEST_TABLE, shard / ATTEMPTS_TABLE)
         return
     if task.stage == "evaluate":
@@ -201,6 +235,15 @@ def outputs(campaign: Campaign, planned: PlannedTask) -> Iterator[Path]:
             yield path
 
 
+def _manifests(campaign: Campaign, planned: PlannedTask) -> Iterator[tuple[str, Path]]:
+    """(mode, manifest) of every block that a generate task makes; nothing for any other task."""
+    task = planned.task
+    if task.blocks is not None and task.modality is not None:
+        for mode in campaign.config.generation.modes:
+            for number in range(*task.blocks):
+                yield mode, campaign.directory.block(mode, task.modality, number) / MANIFEST
+
+
 def write_done(campaign: Campaign, planned: PlannedTask, facts: Mapping[str, Any]) -> None:
     """Declare the task done; the last thing its worker writes. An old failure is forgotten.
 
@@ -210,9 +253,18 @@ def write_done(campaign: Campaign, planned: PlannedTask, facts: Mapping[str, Any
     made = [record_file(path, campaign.directory.root) for path in outputs(campaign, planned)]
     if not made:
         raise FileNotFoundError(f"{planned.task.stage} {planned.task.name} ended without having made anything")
-    marker = {"fingerprint": task_fingerprint(campaign, planned), **facts, "outputs": [asdict(one) for one in made]}
-    disk.write_json(campaign.directory.done(*planned.key), marker)
-    campaign.directory.failed(*planned.key).unlink(missing_ok=True)
+    directory, key, now = campaign.directory, planned.key, time.time()
+    marker = {
+        "fingerprint": task_fingerprint(campaign, planned),
+        "time": now,
+        **facts,
+        "spent": attempts.read(directory.attempts(*key)).spent(now),  # seconds of all attempts
+        "images": summary.count_images(_manifests(campaign, planned)),
+        "outputs": [asdict(one) for one in made],
+    }
+    disk.write_json(directory.done(*key), marker)
+    summary.append(directory, *key, marker)
+    directory.failed(*key).unlink(missing_ok=True)
 
 
 def check_inputs(campaign: Campaign, planned: PlannedTask) -> None:
@@ -254,9 +306,22 @@ def end_attempt(directory: CampaignDirectory, key: Key, number: int, exit_code: 
     disk.append_jsonl(directory.attempts(*key), _attempt("end", number, **facts))
 
 
+def attempt_lines(directory: CampaignDirectory, key: Key) -> list[dict[str, Any]]:
+    """Every start and end of the task on record, oldest first."""
+    return list(disk.read_jsonl(directory.attempts(*key)))
+
+
 def _attempt(event: str, number: int, **facts: Any) -> dict[str, Any]:
-    who = {"time": time.time(), "host": os.uname().nodename, "pid": os.getpid()}
+    who: dict[str, Any] = {"time": time.time(), "host": os.uname().nodename, "pid": os.getpid()}
+    if job := slurm_job():
+        who |= {"job": job, "node": os.environ.get("SLURMD_NODENAME", "")}
     return {"event": event, "attempt": number, **who, **facts}
+
+
+def slurm_job() -> str | None:
+    """Slurm's id of the job this process runs in: 123, or 123_4 for an element of an array; None outside of Slurm."""
+    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{element}" if array else os.environ.get("SLURM_JOB_ID")
 
 
 def write_failure(directory: CampaignDirectory, key: Key, failure: Mapping[str, Any]) -> None:
@@ -281,17 +346,6 @@ def same_place(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         return failure.get("error"), message, failure.get("step")
 
     return place(one) == place(other)
-
-
-def last_lines(path: Path, count: int) -> list[str]:
-    """The last non-empty lines of a log."""
-    try:
-        with path.open("rb") as stream:
-            stream.seek(max(0, path.stat().st_size - 16_384))
-            text = stream.read().decode(errors="replace")
-    except OSError:
-        return []
-    return [line for line in text.splitlines() if line.strip()][-count:]
 
 
 def done_keys(campaign: Campaign, tasks: Iterable[PlannedTask]) -> set[Key]:

@@ -101,7 +101,7 @@ def _attempt(campaign: Campaign, planned: PlannedTask, control: Control, functio
     number = 0
     try:
         number = records.start_attempt(directory, key)
-        records.check_inputs(campaign, planned)
+        _check_inputs(campaign, planned, control, records.LATENCY_SECONDS if records.slurm_job() else 0.0)
         run = _load(function, campaign.config.device.cpu_threads)
         control.leave_if_asked()
         run(campaign.config, planned.task, directory, control)
@@ -118,6 +118,19 @@ def _attempt(campaign: Campaign, planned: PlannedTask, control: Control, functio
     with suppress(OSError):  # a full disk must not hide why the task ended
         records.end_attempt(directory, key, number, code, reason)
     return code
+
+
+def _check_inputs(campaign: Campaign, planned: PlannedTask, control: Control, latency_seconds: float) -> None:
+    """Raise InputError if an input is not what it should be, also after the time a shared file system may need."""
+    end = time.monotonic() + latency_seconds
+    while True:
+        try:
+            return records.check_inputs(campaign, planned)
+        except InputError:
+            if time.monotonic() > end:
+                raise
+        control.leave_if_asked()
+        time.sleep(LOCK_POLL_SECONDS)
 
 
 def _load(function: str, threads: int) -> StageFunction:

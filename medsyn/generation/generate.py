@@ -5,7 +5,7 @@ Blocks that are there are left alone, so the files are the same whatever the sha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +46,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     facts = {mode: loader.facts(mode) for mode in config.generation.modes}
     for mode in facts:  # never later: the task may be running a second time by then
         _sweep([directory.block(mode, modality, number) for number in numbers])
-    shard = _Shard(config, loader, blocks, numbers, control, len(facts) * _count(blocks, numbers))
+    shard = _Shard(config, loader, blocks, numbers, control, len(facts) * blocks.count_items(numbers))
     with _memory_told(config), Writer() as writer:
         for mode, its in facts.items():
             shard.make(mode, its, writer)
@@ -55,10 +55,6 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     control.beat(shard.total, shard.total, "image")
     if shard.failed:
         raise NoProgress(_exhausted(list(shard.failed)))
-
-
-def _count(blocks: Blocks, numbers: Iterable[int]) -> int:
-    return sum(len(blocks.items(number)) for number in numbers)
 
 
 def _sweep(blocks: Sequence[Path]) -> None:

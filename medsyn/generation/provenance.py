@@ -83,6 +83,9 @@ def publish(
         "selector": None if winner is None else winner.selector,
         "policy": None if winner is None else winner.policy,
         "precision": None if winner is None else winner.precision,
+        "num_inference_steps": item.num_inference_steps,  # this and the next two: None where as configured
+        "guidance_scale": item.guidance_scale,
+        "negative_prompt": item.negative_prompt,
         "item_fingerprint": item_fingerprint(item),
         "extra": dict(item.extra),
     }

@@ -11,33 +11,20 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from medsyn import disk
 from medsyn.config import Config
-from medsyn.data.tables import PromptRow, read_prompts
+from medsyn.data.prompt_lists import BlockRanges, Item, PromptList, open_lists
 from medsyn.errors import InputError
 from medsyn.seeds import seed
 
 MANIFEST, ATTEMPTS, TIMING = "manifest.jsonl", "attempts.jsonl", "timing.json"
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image that was asked for."""
-
-    prompt_id: str
-    prompt: str
-    replicate: int  # 0-based
-    seed: int | None = None  # replaces the campaign's seed and the prompt's id as what the noise depends on
-    num_inference_steps: int | None = None  # None, here and below: as configured
-    guidance_scale: float | None = None
-    negative_prompt: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)  # further columns of the prompt list
 
 
 def item_fingerprint(item: Item) -> str:
@@ -54,36 +41,43 @@ def image_seed(campaign_seed: int, item: Item, attempt: int) -> int:
 
 @dataclass(frozen=True)
 class Blocks:
-    """The items of one modality, cut into blocks of `size`: prompts in table order, replicates of one side by side."""
+    """The items of one modality, cut into blocks of `size`; replicates of one prompt are side by side."""
 
-    prompts: Sequence[PromptRow]
-    replicates: int
+    prompts: PromptList
+    replicates: int  # of a prompt that does not say how many
     size: int
+
+    @cached_property
+    def _ranges(self) -> BlockRanges:
+        return BlockRanges(tuple(self.prompts.run_items(self.replicates)), self.size)
 
     @property
     def item_count(self) -> int:
         """How many images were asked for."""
-        return len(self.prompts) * self.replicates
+        return self._ranges.item_count
 
     @property
     def count(self) -> int:
-        """How many blocks there are; the last may be short."""
-        return -(-self.item_count // self.size)
+        """How many blocks there are."""
+        return self._ranges.count
 
     def items(self, number: int) -> list[Item]:
-        """The items of block `number`."""
-        indices = range(number * self.size, min((number + 1) * self.size, self.item_count))
-        rows = [(self.prompts[index // self.replicates], index % self.replicates) for index in indices]
-        return [Item(row.prompt_id, row.prompt, replicate) for row, replicate in rows]
+        """The items of block `number`, which can share batches."""
+        return self.prompts.items(*self._ranges.items(number), self.replicates)
+
+    def count_items(self, numbers: Iterable[int]) -> int:
+        """How many items blocks have together; reads no file."""
+        ranges = map(self._ranges.items, numbers)
+        return sum(stop - start for start, stop in ranges)
 
 
 def read_blocks(config: Config, modality: str) -> Blocks:
     """The blocks of a modality of the campaign's prompt list."""
     if config.data.prompts is None:
         raise InputError("configuration", "there is no prompt list to generate from", key="data.prompts")
-    rows = read_prompts(Path(config.data.prompts)).require(config.data.strict)
-    chosen = [row for row in rows if row.modality == modality]
-    return Blocks(chosen, config.generation.img_num, config.generation.block_size)
+    directory = Path(config.data.prompts)
+    prompts = open_lists(directory).get(modality, PromptList(directory, ()))
+    return Blocks(prompts, config.generation.img_num, config.generation.block_size)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ _MANIFEST = {
     **dict.fromkeys(("id", "prompt", "modality", "mode"), "string"),
     **{"replicate": "int32", "seed": "int64", "accepted": "bool", "reason": "string"},
     **{"attempts": "int32", "attempt": "int32", "selector": "float64", "policy": "float64", "precision": "string"},
+    **{"num_inference_steps": "int32", "guidance_scale": "float64", "negative_prompt": "string"},
     **{"file": "string", "member": "string", "offset": "int64", "bytes": "int64", "sha256": "string"},
     **{"width": "int32", "height": "int32", "dicom": "string", "dicom_sha256": "string"},
     **dict.fromkeys(("model_fingerprint", "config_fingerprint", "scorers_fingerprint"), "string"),

@@ -14,7 +14,8 @@ import pytest
 from trial import Trial, wait_until
 
 from medsyn import disk
-from medsyn.campaign import local, locks, status
+from medsyn.campaign import local, locks
+from medsyn.campaign.status import reading, script
 
 ALL = {
     *("finetune ct", "finetune oct", "rlhf-stage1 all", "rlhf-stage2 ct", "rlhf-stage2 oct"),
@@ -264,13 +265,15 @@ def test_status_tells_what_runs_what_failed_and_what_is_blocked(trial: Trial) ->
     process = trial.start("fake_launcher.py", "2")
     directory = trial.campaign().directory
     wait_until(lambda: directory.failed("finetune", "oct").is_file() and trial.steps("finetune ct"))
-    found = wait_until(lambda: status.read(trial.campaign()) if status.read(trial.campaign()).running else None)
-    facts = found.as_dict()
-    assert found.exit_code == 1
-    assert facts["stages"]["finetune"] == {"done": 0, "running": 1, "failed": 1, "blocked": 0, "waiting": 0}
-    assert facts["running"][0]["task"] == "ct"
-    assert facts["failed"][0]["failure"]["message"] == "table.csv, line 3: row 3 is wrong"
-    assert {"stage": "generate", "task": "oct-00000", "by": [{"stage": "finetune", "task": "oct"}]} in facts["blocked"]
+    wait_until(lambda: reading.read(trial.campaign()).by_state["running"])
+    found = reading.read(trial.campaign())
+    facts = script.as_dict(found, str)
+    states = {state: count for state, count in facts["stages"]["finetune"]["states"].items() if count}
+    tasks = {f"{task['stage']} {task['task']}": task for task in facts["tasks"]}
+    assert (found.exit_code, states) == (1, {"running": 1, "failed": 1})
+    assert tasks["finetune ct"]["state"] == "running"
+    assert tasks["finetune oct"]["failure"]["message"] == "table.csv, line 3: row 3 is wrong"
+    assert tasks["generate oct-00000"]["by"] == [{"stage": "finetune", "task": "oct"}]
     process.terminate()
     process.wait(timeout=30)
-    assert not status.read(trial.campaign()).running
+    assert not reading.read(trial.campaign()).by_state["running"]

@@ -17,9 +17,10 @@ from trial import HERE, Trial
 
 from medsyn import config as configuration
 from medsyn import disk
-from medsyn.campaign import inputs, ledger, locks, status
+from medsyn.campaign import inputs, ledger, locks
 from medsyn.campaign.display import Display
 from medsyn.campaign.plan import settle
+from medsyn.campaign.status import reading, show
 from medsyn.models import weights
 
 LAUNCH = HERE.parents[1] / "launch.py"
@@ -92,11 +93,23 @@ def test_status_for_people_and_for_scripts(finished: tuple[Trial, Path]) -> None
     result = launch("status", path)
     assert result.returncode == 75
     assert "next      to go on:" in result.stdout
-    assert f"launch.py submit {path}" in result.stdout
+    assert f"launch.py resume {path} --cluster local" in result.stdout
     facts = json.loads(launch("status", path, "--json").stdout)
-    assert facts["stages"]["evaluate"] == {"done": 0, "running": 0, "failed": 0, "blocked": 0, "waiting": 1}
-    assert facts["stages"]["finetune"]["done"] == 1
+    states = {
+        stage: {state for state, count in its["states"].items() if count} for stage, its in facts["stages"].items()
+    }
+    assert (states["evaluate"], states["finetune"]) == ({"idle"}, {"done"})
     assert facts["directory"] == str(trial.root)
+
+
+def test_watching_what_is_done_leaves_at_once(finished: tuple[Trial, Path]) -> None:
+    path = str(finished[1])
+    for words in ([path, "--watch"], ["--watch", path], [path, "--watch", "0.5", "cluster.max_parallel=3"]):
+        line = [sys.executable, str(LAUNCH), "status", *words]
+        result = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+        assert (result.returncode, " 4 done\n" in result.stdout) == (0, True), result.stderr
+    assert launch("status", finished[1], "--watch", "--json").returncode == 2
+    assert launch("status", finished[1], "--watch", "0").returncode == 2
 
 
 def test_the_time_of_a_stage_is_when_something_of_it_ran(tmp_path: Path) -> None:
@@ -111,7 +124,7 @@ def test_the_time_of_a_stage_is_when_something_of_it_ran(tmp_path: Path) -> None
 
 
 def test_durations_are_said_as_people_say_them() -> None:
-    assert [status.duration(seconds) for seconds in (0.4, 59.4, 60, 200, 7400)] == [
+    assert [show.duration(seconds) for seconds in (0.4, 59.4, 60, 200, 7400)] == [
         "0 s",
         "59 s",
         "1:00",
@@ -143,7 +156,7 @@ def test_text_from_tasks_is_not_markup(trial: Trial) -> None:
     trial.script({"finetune ct": ["crash:[bold]loud[/nothing]"]})
     trial.work("finetune", "ct")
     stream = io.StringIO()
-    status.show(Console(file=stream, width=120), status.read(trial.campaign()), "again [x]")
+    show.show(Console(file=stream, width=120), reading.read(trial.campaign()), lambda name: "again [x]")
     assert "boom [bold]loud[/nothing]" in stream.getvalue()
     assert "again [x]" in stream.getvalue()
     assert campaign.directory.failed("finetune", "ct").is_file()

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -14,6 +15,7 @@ from trial import HERE, Trial, wait_until
 
 from medsyn import disk
 from medsyn.campaign import locks, worker
+from medsyn.errors import EXIT_BAD_INPUT
 from medsyn.stage import STAGES
 
 FINETUNE = ("finetune", "ct")
@@ -268,3 +270,19 @@ def test_threads_come_from_the_configuration(trial: Trial) -> None:
     trial.prepare(device__cpu_threads=3)
     trial.work(*FINETUNE)
     assert next(disk.read_jsonl(trial.root / "calls.jsonl"))["threads"] == "3"
+
+
+def test_on_a_cluster_a_result_that_the_file_system_shows_late_is_waited_for(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial.prepare_short()
+    assert trial.work(*FINETUNE)[0] == trial.work("rlhf-stage1", "all")[0] == 0
+    marker = trial.campaign().directory.done(*FINETUNE)
+    hidden = marker.with_suffix(".late")
+    marker.rename(hidden)
+    assert trial.work("generate", "ct-00000")[0] == EXIT_BAD_INPUT  # here nothing shows late
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    late = threading.Timer(1.0, hidden.rename, [marker])
+    late.start()
+    assert trial.work("generate", "ct-00000")[0] == 0
+    late.join()

@@ -19,8 +19,9 @@ import fake_worker
 
 from medsyn import config as configuration
 from medsyn import disk
-from medsyn.campaign import prepare, records
+from medsyn.campaign import ledger, prepare, records
 from medsyn.campaign.records import Campaign
+from medsyn.campaign.slurm import submissions
 from medsyn.config import Config
 
 HERE = Path(__file__).parent
@@ -101,6 +102,13 @@ class Trial:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         return code, output.getvalue()
+
+    def queued(self, name: str, stage: str, tasks: tuple[str, ...], job: str) -> None:
+        """Write into the ledger that Slurm was handed an array, as a round of its own that was released."""
+        path, facts = self.campaign().directory.ledger, {"round": name, "name": name}
+        ledger.record(path, submissions.QUEUEING, **facts)
+        ledger.record(path, submissions.QUEUED, **facts, kind="tasks", stage=stage, tasks=tasks, job=job)
+        ledger.record(path, submissions.RELEASED, round=name)
 
     def calls(self) -> list[str]:
         """The tasks whose stage function was called, in order."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from generation_campaign import CPU, PROMPTS, Campaign, random_scorers
+from generation_campaign import CPU, PROMPTS, Campaign, random_scorers, resolve_prompts
 
 from medsyn import config as configuration
 from medsyn.config import Config
@@ -63,7 +63,7 @@ def settings(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Conf
     table.write_text("\n".join(["id,modality,prompt", *lines]) + "\n")
     return configuration.validate(
         {
-            "data": {"prompts": str(table), "resolution": 32},
+            "data": {"prompts": resolve_prompts(table), "resolution": 32},
             "model_paths": {"stable_diffusion": str(tiny_model)},
             "device": {"use_cuda": False},
             "generation": {

@@ -14,6 +14,8 @@ from torch import nn
 from medsyn import config as configuration
 from medsyn import disk
 from medsyn.config import Config
+from medsyn.data import prompt_writer
+from medsyn.data.prompts import PromptSource, new_faults
 from medsyn.generation import generate, painter, shard
 from medsyn.generation.shard import Item
 from medsyn.models import tiny
@@ -27,6 +29,12 @@ PROMPTS = {
 }
 SCORER = configuration.ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=16)
 CPU = torch.device("cpu")
+
+
+def resolve_prompts(table: Path) -> str:
+    """What preparing a campaign makes of a prompt list: the value of `data.prompts` for its tasks."""
+    prompt_writer.resolve(PromptSource.file(table), new_faults(table), table.parent / "lists")
+    return str(table.parent / "lists")
 
 
 @dataclass(frozen=True)

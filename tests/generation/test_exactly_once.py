@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from generation_campaign import Campaign, fork, wait
+from generation_campaign import Campaign, fork, resolve_prompts, wait
 
 from medsyn import disk
 from medsyn.config import Config
@@ -38,7 +38,7 @@ def many(settings: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
     rows = [f'ct-{number},CT,"CT: {texts[number % 5]} ({number})"' for number in range(13)]
     table.write_text("\n".join(["id,modality,prompt", *rows]) + "\n")
     section = settings.generation.model_copy(update={"batch_size": 2, "batches_per_block": 2})
-    data = settings.data.model_copy(update={"prompts": str(table)})
+    data = settings.data.model_copy(update={"prompts": resolve_prompts(table)})
     return settings.model_copy(update={"generation": section, "data": data})
 
 

@@ -1,0 +1,75 @@
+"""End what runs of a campaign, here or in Slurm's queue, and nobody else's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from medsyn.campaign import ledger, locks
+from medsyn.campaign.slurm import queue
+from medsyn.campaign.slurm import submissions as on_record
+from medsyn.stage import CampaignDirectory
+
+GONE_SECONDS = 120.0  # Slurm's KillWait is 30 s unless the site says otherwise
+POLL_SECONDS = 0.5
+
+Say = Callable[[str], None]
+
+
+def jobs(directory: CampaignDirectory, say: Say) -> int:
+    """Cancel every job of the campaign that is in Slurm's queue and wait until none is left; return how many.
+
+    A job counts as the campaign's if its id and its name are the recorded ones: ids are used again.
+
+    Raises:
+        SlurmError: Slurm does not answer, or jobs are still there after two minutes.
+    """
+    its = on_record.rounds(directory.ledger).values()
+    names = {name for one in its for name in one.intended}
+    if not names:
+        return 0
+    found = _in_queue(names)
+    if found:
+        queue.cancel(sorted({identity.partition("_")[0] for identity in found}))
+        ledger.record(directory.ledger, ledger.CANCELLED, jobs=len(found))
+        say(f"cancelled {len(found)} jobs; waiting until they have ended")
+    end = time.monotonic() + GONE_SECONDS
+    while left := _in_queue(names):
+        if time.monotonic() > end:
+            raise queue.SlurmError(f"{len(left)} cancelled jobs are still in the queue, {left[0]} among them")
+        time.sleep(POLL_SECONDS)
+    return len(found)
+
+
+def _in_queue(names: set[str]) -> list[str]:
+    return [identity for identity, (name, _) in queue.own_jobs().items() if name in names]
+
+
+def launcher(directory: CampaignDirectory, say: Say) -> int:
+    """Ask the launcher that runs the campaign on this machine to stop, and wait for it; return how many there were.
+
+    Only the process that holds the lock on the campaign's ledger is signalled.
+    """
+    holder = lock_holder(directory.ledger)
+    if holder is None:
+        return 0
+    os.kill(holder, signal.SIGTERM)
+    say(f"asked process {holder} to stop; waiting until its tasks have saved")
+    while lock_holder(directory.ledger) == holder:
+        time.sleep(POLL_SECONDS)
+    return 1
+
+
+def lock_holder(path: Path) -> int | None:
+    """Process id of whoever holds the lock on `path`, as the kernel has it; None for nobody, or another machine."""
+    if not locks.is_held(path):
+        return None
+    inode = str(path.stat().st_ino)
+    for line in Path("/proc/locks").read_text().splitlines():
+        words = line.split()
+        if "FLOCK" in words and "WRITE" in words and words[-3].rpartition(":")[2] == inode and words[-4].isdigit():
+            return int(words[-4])
+    return None

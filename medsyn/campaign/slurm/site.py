@@ -1,0 +1,150 @@
+"""A site profile: what one cluster wants to be told (partition, account, container), as a YAML file in `slurm/`.
+
+Nothing in it changes a result. Resources can be given for all stages and again for single ones; `gate` is the small
+job after a stage. A key that is left out is not passed to sbatch: the cluster's own default holds.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, ValidationError, field_validator
+
+from medsyn import config
+from medsyn.config import Section
+from medsyn.errors import InputProblems
+from medsyn.stage import STAGES
+
+GATE = "gate"
+Stage = Literal["finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate", "gate"]
+Word = Annotated[str, StringConstraints(pattern=r"^\S+$")]
+_TIME = re.compile(r"^(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d\d){0,2})$")
+
+
+def minutes(text: str) -> int:
+    """Minutes of a time limit as Slurm writes it (`90`, `12:00:00`, `2-12:00:00`), rounded up.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = _TIME.match(text)
+    if not match:
+        raise ValueError(f"{text!r} is no time limit: minutes (90), hours (12:00:00) or days (2-12:00:00)")
+    parts = [int(part) for part in match["parts"].split(":")]
+    if match["days"] is not None:
+        hours, mins, seconds = (*parts, 0, 0)[:3]
+        seconds += (int(match["days"]) * 24 + hours) * 3600 + mins * 60
+    elif len(parts) == 3:
+        seconds = parts[0] * 3600 + parts[1] * 60 + parts[2]
+    else:
+        seconds = parts[0] * 60 + (parts[1] if len(parts) == 2 else 0)
+    return -(-seconds // 60)
+
+
+class Resources(Section):
+    """What one stage's jobs ask for, under sbatch's own names."""
+
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    gres: Word | None = None
+    constraint: str | None = None
+    exclude: Word | None = None
+    reservation: Word | None = None
+    time: str | int | None = None  # minutes, or Slurm's form
+    mem: Word | None = None
+    cpus_per_task: int | None = Field(None, ge=1)
+    nice: int | None = None
+    array_parallelism: int | None = Field(None, ge=1)  # tasks of one array at work at once: the N of --array=0-9%N
+    sbatch: dict[str, str | int | bool] = Field({})  # any further option of sbatch, without the dashes
+    srun: list[str] = Field([])  # further arguments of srun, which starts the task (Pyxis: --container-image=...)
+
+    @field_validator("time")
+    @classmethod
+    def _time_is_slurms(cls, value: str | int | None) -> str | int | None:
+        if value is not None and minutes(str(value)) < 1:
+            raise ValueError("at least one minute")
+        return value
+
+    @property
+    def minutes(self) -> int | None:
+        """The time limit in minutes, None for the partition's default."""
+        return None if self.time is None else minutes(str(self.time))
+
+
+class Container(Section):
+    """The image that tasks run in. Paths are of the cluster's shared file system, the same inside and outside."""
+
+    image: str
+    runtime: Word = "apptainer"
+    nv: bool = True  # the host's NVIDIA driver inside
+    binds: list[str] = Field([])  # besides the campaign's directory and its inputs: SOURCE or SOURCE:TARGET[:ro]
+    environment: dict[str, str] = Field({})  # set inside
+    options: list[str] = Field([])  # further arguments of `apptainer exec`
+    python: str = "python3"  # inside the image
+
+
+class Site(Resources):
+    """One cluster."""
+
+    mail_user: Word | None = None
+    mail_type: str = "END,FAIL"
+    signal_seconds: int = Field(120, ge=10, le=3600)  # how long before the time limit tasks are told to save
+    environment: dict[str, str] = Field({})  # exported to every task
+    setup: list[str] = Field([])  # shell lines before the task: module load ...
+    python: str | None = None  # interpreter of the compute nodes; None: the one that runs launch.py
+    max_array_size: int | None = Field(None, ge=1)  # None: what the cluster says
+    container: Container | None = None
+    stages: dict[Literal["finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate", "gate"], Resources] = Field(
+        {}
+    )
+
+    @field_validator("environment")
+    @classmethod
+    def _names_are_names(cls, value: dict[str, str]) -> dict[str, str]:
+        allowed = set(string.ascii_letters + string.digits + "_")
+        for name in value:
+            if not name or not set(name) <= allowed or name[0].isdigit():
+                raise ValueError(f"{name!r} is no name of an environment variable")
+        return value
+
+    def resources(self, stage: str) -> Resources:
+        """What the jobs of a stage (or `gate`) ask for: the site's values, replaced by the stage's own.
+
+        Options in `sbatch` are joined; a gate asks for no GPU unless its own entry does.
+        """
+        own = self.stages.get(stage)  # type: ignore[call-overload]
+        values: dict[str, Any] = {name: getattr(self, name) for name in Resources.model_fields}
+        if stage == GATE:
+            values |= {"gres": None, "time": 10, "mem": None, "cpus_per_task": 1, "constraint": None, "srun": []}
+        if own is not None:
+            given = {name: getattr(own, name) for name in own.model_fields_set}
+            values |= given | {"sbatch": {**self.sbatch, **own.sbatch}}
+        return Resources.model_construct(**values)
+
+
+def _known_keys() -> list[str]:
+    nested: dict[str, type[Section]] = {
+        "container": Container,
+        **{f"stages.{stage}": Resources for stage in (*STAGES, GATE)},
+    }
+    inner = [f"{prefix}.{name}" for prefix, section in nested.items() for name in section.model_fields]
+    return [*Site.model_fields, *inner]
+
+
+def load(path: str | None) -> Site:
+    """Read a site profile; no path: a cluster that needs to be told nothing.
+
+    Raises:
+        InputError, InputProblems: no such file, not YAML, unknown keys, wrong types; all of them at once.
+    """
+    if not path:
+        return Site()
+    tree = config.read_tree(Path(path), "site profile")
+    try:
+        return Site.model_validate(tree)
+    except ValidationError as error:
+        raise InputProblems(config.problem_of(one, path, {}, _known_keys()) for one in error.errors()) from None

@@ -1,0 +1,89 @@
+"""What was handed to Slurm, as the ledger has it: one record per job array or gate, with Slurm's id of it.
+
+An intent is written before each `sbatch` and the id after it, so a launcher that is killed in between leaves a name
+by which the job is found again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from medsyn import disk
+from medsyn.campaign.plan import Key
+
+QUEUEING, QUEUED = "queueing", "queued"
+RELEASING, RELEASED, WITHDRAWN = "releasing", "released", "withdrawn"
+Kind = Literal["tasks", "gate"]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job array (or single job) that was queued: element i runs task `tasks[i]` of `stage`; a gate runs none."""
+
+    name: str  # the job's name, unique in the campaign; ends with the round it belongs to
+    kind: Kind
+    stage: str
+    tasks: tuple[str, ...]  # of a gate: the tasks it looks at
+    job: str  # Slurm's id
+
+    def elements(self) -> Iterator[tuple[str, Key]]:
+        """(id of the element, task) for every task that this submission runs."""
+        if self.kind == "tasks":
+            for index, task in enumerate(self.tasks):
+                yield self.element(index), (self.stage, task)
+
+    def element(self, index: int) -> str:
+        """Slurm's id of one element; submitit makes no array of a single job."""
+        return self.job if len(self.tasks) == 1 else f"{self.job}_{index}"
+
+
+@dataclass
+class Round:
+    """Everything that one `submit` or `resume` queued, as the ledger has it."""
+
+    intended: list[str] = field(default_factory=list)  # names, written before sbatch
+    submissions: list[Submission] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)  # jobs to be released, known once all are queued
+    state: str = QUEUEING
+
+
+def name_of(node: str, campaign: str, number: str) -> str:
+    """The job name of a node: what `squeue` shows, and what a lost job is found by."""
+    return f"medsyn-{campaign}-{node}-{number}"
+
+
+def rounds(path: Path) -> dict[str, Round]:
+    """Every round on record, oldest first."""
+    found: dict[str, Round] = {}
+    for event in disk.read_jsonl(path):
+        kind = event.get("event")
+        if kind not in (QUEUEING, QUEUED, RELEASING, RELEASED, WITHDRAWN):
+            continue
+        its = found.setdefault(event["round"], Round())
+        if kind == QUEUEING:
+            its.intended.append(event["name"])
+        elif kind == QUEUED:
+            tasks = tuple(event["tasks"])
+            its.submissions.append(Submission(event["name"], event["kind"], event["stage"], tasks, event["job"]))
+        else:
+            its.state = kind
+            its.held = event.get("held", its.held)
+    return found
+
+
+def read(path: Path) -> list[Submission]:
+    """Every submission that was not taken back, oldest first."""
+    return standing(rounds(path))
+
+
+def standing(found: Mapping[str, Round]) -> list[Submission]:
+    """The submissions of those rounds that were not taken back, oldest first."""
+    return [one for its in found.values() if its.state != WITHDRAWN for one in its.submissions]
+
+
+def newest(submissions: Iterable[Submission]) -> dict[Key, tuple[int, str]]:
+    """Of every task that was ever queued: (place of its newest submission in the list, Slurm's id of its element)."""
+    return {key: (place, identity) for place, one in enumerate(submissions) for identity, key in one.elements()}

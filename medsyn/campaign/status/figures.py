@@ -1,0 +1,90 @@
+"""The figures of a status: images accepted against asked, time spent and expected, and how long it will take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from medsyn.campaign import records
+from medsyn.campaign.plan import PlannedTask
+from medsyn.campaign.status.states import State
+from medsyn.campaign.status.status import NOTHING_KNOWN, Status
+
+TO_COME: tuple[State, ...] = ("running", "preempted", "pending", "idle", "unknown")
+
+
+@dataclass(frozen=True)
+class StageFigures:
+    """One stage in numbers. A task has one GPU, so its seconds are GPU-seconds where there are GPUs."""
+
+    tasks: int
+    counts: Counter[State]
+    attempts: int  # how often its tasks were started
+    spent: float  # seconds of all attempts, failed and killed ones included
+    expected: float | None  # seconds of the whole stage, by the cost model
+    left: float | None  # seconds until nothing is left, at the pace and with the tasks running now
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a mode was asked for, and what the done shards have of it."""
+
+    asked: int
+    made: int
+    accepted: int
+    candidates: int
+
+
+def stages(status: Status, expected: Mapping[str, float] | None = None) -> dict[str, StageFigures]:
+    """The figures of every stage; `expected` are the cost model's seconds of whole stages."""
+    expected = expected or {}
+    return {
+        stage: _stage(status, stage, tasks, expected.get(stage))
+        for stage, tasks in status.campaign.plan.by_stage.items()
+    }
+
+
+def _stage(status: Status, stage: str, tasks: list[PlannedTask], expected: float | None) -> StageFigures:
+    counts = status.counts[stage]
+    lines = [status.made[planned.key] for planned in tasks if planned.key in status.made]
+    took = [float(line.get("spent") or line.get("seconds") or 0.0) for line in lines]
+    open_tasks = [planned for planned in tasks if planned.key not in status.made]
+    attempts = sum(int(line.get("attempts") or 0) for line in lines)
+    attempts += sum(status.facts.get(planned.key, NOTHING_KNOWN).attempts.begun for planned in open_tasks)
+    so_far = [_spent(status, planned) for planned in open_tasks]
+    per_task = sum(took) / len(took) if took else expected / len(tasks) if expected else None
+    to_come = [
+        seconds for planned, seconds in zip(open_tasks, so_far, strict=True) if status.states[planned.key] in TO_COME
+    ]
+    left = None
+    if per_task and counts["running"]:
+        left = sum(max(0.0, per_task - seconds) for seconds in to_come) / counts["running"]
+    return StageFigures(len(tasks), counts, attempts, sum(took) + sum(so_far), expected, left)
+
+
+def _spent(status: Status, planned: PlannedTask) -> float:
+    """Seconds of a task's attempts so far; one that was killed counts up to its last heartbeat."""
+    its = status.facts.get(planned.key, NOTHING_KNOWN).attempts
+    if not its.is_open:
+        return its.seconds
+    if status.states[planned.key] == "running":
+        return its.spent(status.time)
+    beat = records.progress(status.campaign.directory, planned.key)
+    return its.spent(beat.get("time") if beat else None)
+
+
+def images(status: Status) -> dict[str, Images]:
+    """Images of each mode: asked of the whole campaign, and made by the shards that are done."""
+    campaign = status.campaign
+    generates = campaign.plan.by_stage.get("generate", [])
+    prompts = sum(campaign.counts["prompts"].get(modality, 0) for modality in campaign.config.data.modalities)
+    asked = prompts * campaign.config.generation.img_num
+    counts = {mode: Counter[str]() for mode in campaign.config.generation.modes}
+    for planned in generates:
+        for mode, made in (status.made.get(planned.key, {}).get("images") or {}).items():
+            if mode in counts:
+                counts[mode].update(made)
+    return {
+        mode: Images(asked, its["made"], its["accepted"], its["candidates"]) for mode, its in counts.items() if asked
+    }

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from trial import Trial, wait_until
+
+from medsyn import disk
+from medsyn.campaign import cancel, ledger, locks
+from medsyn.campaign.slurm import submissions as on_record
+from medsyn.campaign.slurm.queue import SlurmError
+
+
+def test_the_launcher_at_work_is_asked_to_stop_and_its_tasks_save(trial: Trial) -> None:
+    trial.prepare_short()
+    trial.script({"finetune ct": ["steps:200"]})
+    process = trial.start("fake_launcher.py", "2")
+    wait_until(lambda: trial.steps("finetune ct"))
+    said: list[str] = []
+    assert cancel.launcher(trial.campaign().directory, said.append) == 1
+    assert f"asked process {process.pid} to stop" in said[0]
+    assert process.wait(timeout=20) == 75
+    assert trial.submit()[0] == 0
+    assert trial.steps("finetune ct") == list(range(200))
+
+
+def test_nobody_is_signalled_when_nobody_holds_the_lock(trial: Trial) -> None:
+    campaign = trial.prepare_short()
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    disk.append_jsonl(campaign.directory.ledger, {"event": ledger.STARTED, "pid": stranger.pid, "time": 0})
+    assert cancel.launcher(campaign.directory, print) == 0
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
+
+
+def test_the_holder_of_a_lock_is_told_by_the_kernel(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    assert cancel.lock_holder(path) is None
+    with locks.exclusive(path):
+        assert cancel.lock_holder(path) == os.getpid()
+
+
+def fake_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, queue: str) -> Path:
+    """squeue prints the file `queue`; scancel writes down what it is given and takes it out of the file."""
+    folder.mkdir()
+    (folder / "queue").write_text(queue)
+    scripts = {"squeue": f"cat {folder}/queue", "scancel": f'echo "$@" >> {folder}/cancelled; : > {folder}/queue'}
+    for name, line in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder / "cancelled"
+
+
+def queued(trial: Trial, name: str, job: str) -> None:
+    path = trial.campaign().directory.ledger
+    for event in (on_record.QUEUEING, on_record.QUEUED):
+        facts = {"name": name, "kind": "tasks", "stage": "finetune", "tasks": ["ct"], "job": job, "round": "r"}
+        disk.append_jsonl(path, {"event": event, **facts})
+
+
+def test_a_job_that_has_the_id_but_not_the_name_is_somebody_elses(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial.prepare_short()
+    queued(trial, "medsyn-trial-finetune-r", "7")
+    cancelled = fake_slurm(tmp_path / "bin", monkeypatch, "7|RUNNING|None|n1|(null)|somebodys\n")
+    assert cancel.jobs(trial.campaign().directory, print) == 0
+    assert not cancelled.exists()
+
+
+def test_a_job_is_found_by_its_name_where_its_id_was_never_written_down(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial.prepare_short()
+    path = trial.campaign().directory.ledger
+    disk.append_jsonl(path, {"event": on_record.QUEUEING, "name": "medsyn-trial-finetune-r", "round": "r"})
+    cancelled = fake_slurm(tmp_path / "bin", monkeypatch, "9_0|PENDING|Held|n1|(null)|medsyn-trial-finetune-r\n")
+    assert cancel.jobs(trial.campaign().directory, print) == 1
+    assert cancelled.read_text() == "--quiet 9\n"
+
+
+def test_a_controller_that_does_not_answer_is_said(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial.prepare_short()
+    queued(trial, "medsyn-trial-finetune-r", "7")
+    fake_slurm(tmp_path / "bin", monkeypatch, "")
+    (tmp_path / "bin" / "squeue").write_text(
+        "#!/bin/sh\necho 'squeue: error: Unable to contact slurm controller' >&2; exit 1\n"
+    )
+    with pytest.raises(SlurmError, match="Unable to contact slurm controller"):
+        cancel.jobs(trial.campaign().directory, print)

@@ -1,0 +1,259 @@
+"""The graph through a real queue: submitted, failed in part, submitted again, cancelled."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from slurm_cluster import Cluster
+from slurm_trial import SlurmTrial, settle_down
+
+from medsyn import disk
+from medsyn.campaign import cancel, records, status
+from medsyn.campaign.slurm import queue
+from medsyn.campaign.slurm import submissions as on_record
+from medsyn.errors import EXIT_BAD_INPUT
+
+MakeTrial = Callable[[Cluster], SlurmTrial]
+
+
+def all_tasks(trial: SlurmTrial) -> set[str]:
+    return {" ".join(planned.key) for planned in trial.campaign().plan}
+
+
+def test_the_whole_graph_runs_and_every_task_once(trial: SlurmTrial) -> None:
+    trial.prepare()
+    outcome = trial.queue()
+    assert (outcome.queued, outcome.arrays, outcome.gates) == (8, 6, 6)
+    trial.finish()
+    assert trial.done() == all_tasks(trial)
+    assert set(Counter(trial.calls()).values()) == {1}
+    calls = trial.calls()
+    assert calls.index("rlhf-stage1 all") > max(calls.index("finetune ct"), calls.index("finetune oct"))
+    assert calls.index("generate ct-00000") > calls.index("rlhf-stage2 ct")
+    assert calls[-1] == "evaluate all"
+    assert "finetune ct: done (exit code 0)" in trial.log("finetune", "ct")
+    assert trial.starts("finetune", "ct")[0]["job"] == trial.job("finetune", "ct")
+    assert trial.queue().all_done
+
+
+def test_submitting_again_while_jobs_are_in_the_queue_queues_nothing_twice(trial: SlurmTrial) -> None:
+    trial.prepare()
+    trial.script({"finetune ct": ["steps:200"]})
+    trial.queue()
+    trial.wait_for_steps("finetune ct")
+    again = trial.queue()
+    assert (again.queued, again.arrays, again.gates) == (0, 0, 0)
+    assert again.in_queue + again.done == 8
+    trial.finish()
+    assert set(Counter(trial.calls()).values()) == {1}
+    assert trial.done() == all_tasks(trial)
+
+
+def test_arrays_of_one_task(trial: SlurmTrial) -> None:
+    trial.prepare_short()
+    trial.script({"finetune ct": ["save", "work"]})  # requeued once, under an id that is no array's
+    trial.queue()
+    trial.finish()
+    assert trial.done() == all_tasks(trial)
+    assert trial.codes("finetune", "ct") == [75, 0]
+    assert "_" not in trial.job("finetune", "ct")
+
+
+def test_a_failed_modality_takes_its_own_branch_out_of_the_queue_and_no_other(trial: SlurmTrial) -> None:
+    trial.prepare()
+    trial.script({"finetune oct": ["input", "work"]})
+    trial.queue()
+    trial.finish()
+    branch = {"finetune oct", "rlhf-stage2 oct", "generate oct-00000"}
+    assert trial.done() == all_tasks(trial) - branch
+    assert trial.codes("finetune", "oct") == [EXIT_BAD_INPUT]
+    first = disk.read_json(trial.campaign().directory.done("evaluate", "all"))["fingerprint"]
+
+    again = trial.queue()
+    assert again.queued == 4  # the branch, and the evaluation of what there will be then
+    trial.finish()
+    assert trial.done() == all_tasks(trial)
+    assert Counter(trial.calls())["finetune ct"] == 1
+    assert disk.read_json(trial.campaign().directory.done("evaluate", "all"))["fingerprint"] != first
+
+
+def test_when_nothing_can_go_on_nothing_stays_in_the_queue(trial: SlurmTrial) -> None:
+    trial.prepare()
+    trial.script({"finetune ct": ["stuck"], "finetune oct": ["input"]})
+    trial.queue()
+    trial.finish()
+    assert trial.done() == set()
+    found = status.read(trial.campaign())
+    assert {" ".join(key) for key in found.in_state("failed")} == {"finetune ct", "finetune oct"}
+    assert len(found.in_state("blocked")) == 6
+
+
+def test_a_retry_makes_dependents_in_the_queue_wait_for_it(trial: SlurmTrial) -> None:
+    trial.prepare()
+    trial.script({"finetune ct": ["steps:400"], "finetune oct": ["input", "steps:500"]})
+    trial.queue()
+    directory = trial.campaign().directory
+    trial.cluster.wait_until(directory.failed("finetune", "oct").is_file, what="oct to fail")
+    trial.wait_for_steps("finetune ct")
+    trial.cluster.wait_until(lambda: ("finetune", "oct") not in trial.view().tasks, what="oct to leave the queue")
+    again = trial.queue()
+    assert again.queued == 1  # the rest of its branch still waits in the queue
+    assert any("rlhf-stage1 in the queue waits for it" in line for line in trial.said)
+    trial.finish()
+    assert trial.done() == all_tasks(trial)
+    assert set(Counter(trial.calls()).values()) <= {1, 2}
+    ended = disk.read_jsonl(directory.attempts("finetune", "oct"))
+    oct_end = max(line["time"] for line in ended if line["event"] == "end")
+    assert trial.starts("rlhf-stage1", "all")[0]["time"] > oct_end
+
+
+def test_nothing_but_what_was_asked_for(trial: SlurmTrial) -> None:
+    trial.prepare()
+    outcome = trial.queue(only={("finetune", "ct")})
+    assert outcome.queued == 1
+    trial.finish()
+    assert trial.done() == {"finetune ct"}
+
+
+def test_cancel_ends_this_campaign_and_nothing_else_and_resume_goes_on_at_once(trial: SlurmTrial) -> None:
+    trial.prepare()
+    trial.script({"finetune ct": ["steps:200"], "finetune oct": ["deaf", "work"]})
+    stranger = trial.cluster.sbatch("--partition=cpu", script="sleep 300")
+    trial.queue()
+    trial.wait_for_steps("finetune ct", 3)
+    trial.cluster.wait_until(lambda: "finetune oct" in trial.calls(), what="oct to start")
+    directory = trial.campaign().directory
+    assert cancel.jobs(directory, trial.said.append) > 2
+    assert trial.in_queue() == 0
+    assert [row["job"] for row in trial.cluster.squeue()] == [stranger]
+    settle_down(3)  # a job that requeued itself would be back by now
+    assert trial.in_queue() == 0
+    assert cancel.jobs(directory, trial.said.append) == 0
+    made = len(trial.steps("finetune ct"))
+    assert trial.queue().queued == 8
+    trial.finish()
+    assert trial.done() == all_tasks(trial)
+    assert trial.repeated("finetune ct") <= 1
+    assert trial.steps("finetune ct")[made - 1 : made + 1] != []
+    trial.cluster.run("scancel", stranger)
+
+
+def test_a_gate_that_was_cancelled_is_replaced(trial: SlurmTrial) -> None:
+    trial.prepare()
+    trial.script({"finetune ct": ["steps:250"]})
+    trial.queue()
+    trial.wait_for_steps("finetune ct")
+    gate = next(one for one in on_record.read(trial.campaign().directory.ledger) if one.kind == "gate")
+    trial.cluster.run("scancel", gate.job)
+    trial.cluster.wait_until(
+        lambda: trial.view().tasks["rlhf-stage1", "all"].reason == queue.NEVER, what="a dependency that is never met"
+    )
+    trial.queue()
+    trial.finish()
+    assert trial.done() == all_tasks(trial)
+    assert set(Counter(trial.calls()).values()) == {1}
+
+
+def test_jobs_that_get_nothing_of_the_submitters_environment(trial: SlurmTrial) -> None:
+    trial.prepare_short()
+    trial.queue(sbatch={"export": "NONE"})
+    trial.finish()
+    assert trial.done() == all_tasks(trial)
+
+
+def test_a_cluster_without_accounting_with_small_arrays_that_forgets_quickly(
+    make_trial: MakeTrial, other_cluster: Callable[..., Cluster]
+) -> None:
+    trial = make_trial(other_cluster(accounting=0, max_array=3, min_job_age=5))
+    trial.write_tables(prompts=8)
+    trial.prepare()
+    trial.script({"finetune oct": ["input", "work"], "generate ct-00003": ["kill:SIGKILL", "work"]})
+    outcome = trial.queue()
+    assert outcome.queued == 14
+    assert outcome.arrays == 8  # of four shards three and one, for each of two modalities
+    trial.finish()
+    missing = all_tasks(trial) - trial.done()
+    assert missing == {"finetune oct", "rlhf-stage2 oct", *(f"generate oct-{number:05d}" for number in range(4))}
+    settle_down(5)
+    failed = trial.job("finetune", "oct")
+    trial.cluster.wait_until(lambda: not trial.cluster.job(failed), what="the failed job to be forgotten")
+    assert trial.cluster.run("sacct", check=False).returncode != 0
+    assert trial.queue().queued == 7
+    trial.finish()
+    assert trial.done() == all_tasks(trial)
+    assert records.read_failure(trial.campaign().directory, ("finetune", "oct")) is None
+
+
+@pytest.mark.parametrize("moment", ["before it is recorded", "before the release"])
+def test_a_launcher_that_is_killed_leaves_nothing_that_runs_twice(trial: SlurmTrial, moment: str) -> None:
+    import os
+
+    trial.prepare()
+    child = os.fork()
+    if child == 0:  # the launcher
+        from medsyn.campaign import ledger
+        from medsyn.campaign.slurm import submit
+
+        write = ledger.record
+        queued = 0
+
+        def record(path: object, event: str, **facts: object) -> None:
+            nonlocal queued
+            queued += event == on_record.QUEUED
+            if moment == "before it is recorded" and queued == 4:
+                os._exit(9)
+            write(path, event, **facts)  # type: ignore[arg-type]
+
+        ledger.record = record  # type: ignore[assignment]
+        if moment == "before the release":
+            submit._release = lambda jobs: os._exit(9)  # type: ignore[assignment]
+        trial.queue()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    settle_down(2)
+    assert trial.calls() == []
+    trial.queue()
+    trial.finish()
+    assert trial.done() == all_tasks(trial)
+    assert set(Counter(trial.calls()).values()) == {1}
+
+
+def test_an_interrupted_launcher_takes_everything_back(trial: SlurmTrial, monkeypatch: pytest.MonkeyPatch) -> None:
+    from medsyn.campaign.slurm import submit
+
+    trial.prepare()
+
+    class Impatient(list[str]):
+        def append(self, line: str) -> None:
+            super().append(line)
+            if "rlhf-stage1" in line:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    import os
+    import signal
+
+    trial.said = Impatient()
+    with pytest.raises(submit.Interrupted):
+        trial.queue()
+    assert trial.in_queue() == 0
+    trial.cluster.wait_until(lambda: trial.cluster.squeue() == [], what="an empty queue")
+    trial.said = []
+    trial.queue()
+    trial.finish()
+    assert trial.done() == all_tasks(trial)
+
+
+def test_shards_may_be_dealt_otherwise_while_jobs_are_in_the_queue(trial: SlurmTrial) -> None:
+    trial.write_tables(prompts=8)
+    trial.prepare()
+    trial.script({"finetune ct": ["steps:200"]})
+    trial.queue()
+    trial.wait_for_steps("finetune ct")
+    trial.prepare(generation__blocks_per_shard=4)
+    trial.queue()
+    trial.finish()
+    trial.queue()
+    trial.finish()
+    assert trial.done() == all_tasks(trial)
