@@ -25,7 +25,7 @@ from medsyn import config as configuration
 from medsyn.config import Config
 
 MODALITY = "CT"
-STEPS = ("prepare", "plan", "generate", "status", "verify", "merge")
+STEPS = ("plan", "prepare", "generate", "status", "verify", "merge")
 
 
 def make_config(root: Path) -> Config:

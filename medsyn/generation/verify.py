@@ -9,10 +9,10 @@ import hashlib
 import io
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 from pydicom import dcmread
@@ -34,6 +34,8 @@ from medsyn.generation.shard import (
 )
 from medsyn.generation.shard_tables import MANIFEST_TABLE
 from medsyn.stage import CampaignDirectory
+
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,17 @@ def _name(key: tuple[str, int]) -> str:
     return f"the image of prompt {key[0]}, replicate {key[1]},"
 
 
+def _sample(entries: Iterable[Entry], count: int) -> list[Entry]:
+    """`count` random ones of any number of entries, each as likely as any other; the rest is not kept."""
+    chosen: list[Entry] = []
+    for number, entry in enumerate(entries):
+        if number < count:
+            chosen.append(entry)
+        elif (place := random.randrange(number + 1)) < count:
+            chosen[place] = entry
+    return chosen
+
+
 def rerun(images: Sequence[Images], count: int, tell: Any = None) -> Iterator[Finding]:
     """Make `count` random images again and compare their files, byte by byte.
 
@@ -219,8 +232,7 @@ def rerun(images: Sequence[Images], count: int, tell: Any = None) -> Iterator[Fi
     from medsyn.generation.loader import Loader
     from medsyn.generation.provenance import encode_png, png_facts
 
-    everything = [(one, *found) for one in images for found in one.pictured()]
-    chosen = random.sample(everything, min(count, len(everything)))
+    chosen = _sample(((one, *found) for one in images for found in one.pictured()), count)
     chosen.sort(key=lambda entry: (entry[0].modality, entry[0].mode, str(entry[1])))
     loaders = {one.modality: Loader(one.config, one.modality, one.directory) for one in images}
     loaded: tuple[Images, Any] | None = None
