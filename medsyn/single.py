@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -29,28 +29,28 @@ _CAMPAIGNS = ("campaign.json", "ledger.jsonl")
 def parser(program: str) -> argparse.ArgumentParser:
     """The specification's flags, and those it lacks."""
     made = argparse.ArgumentParser(prog=program, description="Make images of one prompt.", allow_abbrev=False)
-    text, number = made.add_argument, int
-    text("--prompt", default=os.environ.get("BASE_PROMPT"), help="what to show (BASE_PROMPT)")
-    text("--pretrained_model", default=EMBEDDED, metavar="MODEL", help="`embedded`, a diffusers directory or a hub id")
-    text("--model_used", metavar="DIR", help="directory with a fine-tuned unet/")
-    text("--use_pretrained_only", action="store_true", help="leave --model_used out")
-    text("--device", default="auto", help="auto, cpu or cuda:N")
-    text("--precision", default="auto", choices=get_args(Precision))
-    text("--img_num", type=number, default=os.environ.get("NUM_IMAGES", 1), help="images (NUM_IMAGES)")
-    text("--num_inference_steps", type=number, default=25)
-    text("--output_dir", default=os.environ.get("E2E_OUTPUT_DIR", "generated_images"), help="(E2E_OUTPUT_DIR)")
-    text("--height", type=number, help="pixels (256; 64 for the embedded model, which was trained at that)")
-    text("--width", type=number, help="pixels (the height)")
-    text("--scheduler", default="dpm", choices=get_args(SchedulerName))
-    text("--guidance_scale", type=float, default=7.5)
-    text("--negative_prompt", default="", help="what to steer away from")
-    text("--batch_size", type=number, help="candidates denoised together (the images, at most 8)")
-    text("--seed", type=number, default=0)
-    text("--modality", help="one of the five, if the prompt does not start with it")
-    text("--selector_checkpoint", metavar="DIR", help="filter: a trained Selector")
-    text("--policy_checkpoint", metavar="DIR", help="filter: a trained Policy")
-    text("--quality_threshold", type=float, default=0.6, help="filter: Selector score that an image needs")
-    text("--max_attempts", type=number, default=10, help="filter: candidates per image at most")
+    add = made.add_argument
+    add("--prompt", default=os.environ.get("BASE_PROMPT"), help="what to show (BASE_PROMPT)")
+    add("--pretrained_model", default=EMBEDDED, metavar="MODEL", help="`embedded`, a diffusers directory or a hub id")
+    add("--model_used", metavar="DIR", help="directory with a fine-tuned unet/")
+    add("--use_pretrained_only", action="store_true", help="leave --model_used out")
+    add("--device", default="auto", help="auto, cpu or cuda:N")
+    add("--precision", default="auto", choices=get_args(Precision))
+    add("--img_num", type=int, default=os.environ.get("NUM_IMAGES", 1), help="images (NUM_IMAGES)")
+    add("--num_inference_steps", type=int, default=25)
+    add("--output_dir", default=os.environ.get("E2E_OUTPUT_DIR", "generated_images"), help="(E2E_OUTPUT_DIR)")
+    add("--height", type=int, help="pixels (256; 64 for the embedded model, which was trained at that)")
+    add("--width", type=int, help="pixels (the height)")
+    add("--scheduler", default="dpm", choices=get_args(SchedulerName))
+    add("--guidance_scale", type=float, default=7.5)
+    add("--negative_prompt", default="", help="what to steer away from")
+    add("--batch_size", type=int, help="candidates denoised together (the images, at most 8)")
+    add("--seed", type=int, default=0)
+    add("--modality", help="one of the five, if the prompt does not start with it")
+    add("--selector_checkpoint", metavar="DIR", help="filter: a trained Selector")
+    add("--policy_checkpoint", metavar="DIR", help="filter: a trained Policy")
+    add("--quality_threshold", type=float, default=0.6, help="filter: Selector score that an image needs")
+    add("--max_attempts", type=int, default=10, help="filter: candidates per image at most")
     return made
 
 
@@ -157,7 +157,7 @@ def _output(directory: Path) -> Path:
     return directory
 
 
-def file_name(prompt: str, modality: str, number: int, record: dict[str, Any] | Any) -> str:
+def file_name(prompt: str, modality: str, number: int, record: Mapping[str, Any]) -> str:
     """The specification's names: `chest_xray_0.png`, filtered `Brain_MRI_1_selector_0.85_policy_0.92.png`."""
     said = prompt.partition(":")[0] if split_prefix(prompt)[0] else modality
     words = re.sub(r"[^A-Za-z0-9]+", "_", said.replace("-", "")).strip("_")
