@@ -17,12 +17,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from medsyn import cli
-from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError
+from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, InputProblems
 from medsyn.stage import CampaignDirectory
 
 if TYPE_CHECKING:
     from medsyn.campaign.plan import Key
     from medsyn.campaign.records import Campaign
+    from medsyn.config import Config
 
 WATCH_SECONDS = 5
 
@@ -86,11 +87,10 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
 
     loaded = config.load(args.config, args.overrides)
     if resumes and records.read_facts(CampaignDirectory(loaded.campaign.path)) is None:
-        raise InputError(args.config, f"this campaign has not been submitted: `{_command('submit', arguments)}` does")
+        command = _command("submit", [args.config, *args.overrides])
+        raise InputError(args.config, f"this campaign has not been submitted: `{command}` does")
     if args.cluster == "slurm":
-        from medsyn.campaign.slurm import check
-
-        check.require(loaded)
+        _require_site(loaded)
     campaign = cli.prepare(args.config, args.overrides)
     only = campaign.plan.select(args.only) if resumes and args.only else None
     with locks.exclusive(campaign.directory.ledger, campaign.directory.root):
@@ -106,13 +106,26 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
         return local.run(campaign, display, args.max_parallel, only=only)
 
 
+def _require_site(loaded: Config) -> None:
+    """Raise InputProblems with all that is wrong with the cluster's profile and, if anything is, with the inputs."""
+    from medsyn.campaign import prepare
+    from medsyn.campaign.slurm import check
+
+    found = check.problems(loaded)
+    cli.show_problems(problem for problem in found if problem.severity == "warning")
+    errors = [problem for problem in found if problem.severity == "error"]
+    if errors:
+        raise InputProblems([*errors, *prepare.check(loaded).errors])
+
+
 def _queue(campaign: Campaign, only: set[Key] | None, named: Sequence[str]) -> int:
     from medsyn.campaign.preempt import EXIT_INTERRUPTED
+    from medsyn.campaign.slurm import round as queueing
     from medsyn.campaign.slurm import site, submit
 
     try:
         outcome = submit.submit(campaign, site.load(campaign.config.cluster.site), only)
-    except submit.Interrupted:
+    except queueing.Interrupted:
         print("interrupted; nothing was queued")
         return EXIT_INTERRUPTED
     for line in outcome.lines():

@@ -49,7 +49,7 @@ def test_submitting_what_is_done_says_so_at_once(undisturbed: Path) -> None:
     started = time.monotonic()
     output = finish(undisturbed)
     assert "everything is done" in output
-    assert time.monotonic() - started < 20  # about one second on an idle machine; the point is that nothing runs
+    assert time.monotonic() - started < 60  # about one second on an idle machine; the point is that nothing runs
 
 
 def test_killed_again_and_again_it_ends_in_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:

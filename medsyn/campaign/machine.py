@@ -63,10 +63,14 @@ def _check_packages(config: Config) -> list[Problem]:
     """Switches that need an optional package, or a GPU that a run on this machine would not have."""
     wanted = {"enable_xformers": "xformers", "use_8bit_adam": "bitsandbytes"}
     on = {key: package for key, package in wanted.items() if getattr(config.finetune, key)}
+    absent = {key: package for key, package in on.items() if importlib.util.find_spec(package) is None}
+    if shutil.which("sbatch") is None:
+        where, severity = "install it, or use false", "error"
+    else:
+        where, severity = "see to it that it is on the compute nodes, or in the container", "warning"
     problems = [
-        Problem(CONFIGURATION, f"{package} is not installed: install it, or use false", key=f"finetune.{key}")
-        for key, package in on.items()
-        if importlib.util.find_spec(package) is None
+        Problem(CONFIGURATION, f"{package} is not installed here: {where}", key=f"finetune.{key}", severity=severity)
+        for key, package in absent.items()
     ]
     if on and not has_gpu(config):
         why = "no NVIDIA GPU is visible" if config.device.use_cuda else "device.use_cuda is false"

@@ -449,7 +449,7 @@ def test_a_large_campaign_opens_quickly(trial: Trial) -> None:
     started = time.monotonic()
     campaign = records.open_campaign(trial.root)
     assert len(campaign.plan.by_stage["generate"]) == 40_000
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30  # half a second where nothing else runs
 
 
 def test_nothing_of_a_patient_is_written_down(trial: Trial) -> None:

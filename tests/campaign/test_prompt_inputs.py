@@ -10,6 +10,7 @@ from trial import Trial
 from medsyn import config as configuration
 from medsyn import solvers
 from medsyn.campaign import inputs, prepare
+from medsyn.campaign.status import figures, reading
 from medsyn.errors import InputProblems
 
 
@@ -129,3 +130,11 @@ def test_steps_that_the_sampler_cannot_take_are_refused(trial: Trial) -> None:
     assert problem.key == "num_inference_steps"
     assert f"lcm takes {solver.fewest_steps} to {solver.most_steps} steps" in problem.reason
     assert inputs.check(trial.config(**asked)).errors == []
+
+
+def test_status_knows_how_many_images_the_list_asks_for(trial: Trial) -> None:
+    campaign = trial.prepare(**write(trial, ROWS), generation__img_num=2)
+    assert {mode: its.asked for mode, its in figures.images(reading.read(campaign)).items()} == {
+        "baseline": 11,
+        "filtered": 11,
+    }

@@ -12,7 +12,7 @@ from slurm_cluster import Cluster
 from slurm_trial import SlurmTrial
 
 from medsyn.campaign import records
-from medsyn.campaign.slurm import submit
+from medsyn.campaign.slurm import round as queueing
 from medsyn.errors import EXIT_BAD_NODE, EXIT_FAILED, EXIT_NO_PROGRESS, EXIT_SAVED
 
 MakeTrial = Callable[[Cluster], SlurmTrial]
@@ -137,7 +137,7 @@ def test_an_unfit_node_is_left_out_of_the_retry(trial: SlurmTrial, action: str) 
     assert len({line["job"] for line in trial.starts("finetune", "ct")}) == 1
     nodes = [line["node"] for line in trial.starts("finetune", "ct")]
     assert len(set(nodes)) == 3
-    assert submit.bad_nodes(trial.campaign()) == sorted(nodes[:2])
+    assert queueing.bad_nodes(trial.campaign()) == sorted(nodes[:2])
 
 
 def test_a_job_is_queued_again_only_so_often(trial: SlurmTrial) -> None:

@@ -10,10 +10,11 @@ from slurm_cluster import Cluster
 from slurm_trial import SlurmTrial, settle_down
 
 from medsyn import disk
-from medsyn.campaign import cancel, records, status
+from medsyn.campaign import cancel, records
 from medsyn.campaign.slurm import queue
 from medsyn.campaign.slurm import submissions as on_record
-from medsyn.errors import EXIT_BAD_INPUT
+from medsyn.campaign.status import reading
+from medsyn.errors import EXIT_BAD_INPUT, InputProblems
 
 MakeTrial = Callable[[Cluster], SlurmTrial]
 
@@ -85,9 +86,9 @@ def test_when_nothing_can_go_on_nothing_stays_in_the_queue(trial: SlurmTrial) ->
     trial.queue()
     trial.finish()
     assert trial.done() == set()
-    found = status.read(trial.campaign())
-    assert {" ".join(key) for key in found.in_state("failed")} == {"finetune ct", "finetune oct"}
-    assert len(found.in_state("blocked")) == 6
+    found = reading.read(trial.campaign())
+    assert {" ".join(key) for key in found.by_state["failed"]} == {"finetune ct", "finetune oct"}
+    assert len(found.by_state["blocked"]) == 6
 
 
 def test_a_retry_makes_dependents_in_the_queue_wait_for_it(trial: SlurmTrial) -> None:
@@ -111,6 +112,8 @@ def test_a_retry_makes_dependents_in_the_queue_wait_for_it(trial: SlurmTrial) ->
 
 def test_nothing_but_what_was_asked_for(trial: SlurmTrial) -> None:
     trial.prepare()
+    with pytest.raises(InputProblems, match="rlhf-stage1 all, which is neither done nor in the queue"):
+        trial.queue(only={("generate", "ct-00000"), ("finetune", "ct")})
     outcome = trial.queue(only={("finetune", "ct")})
     assert outcome.queued == 1
     trial.finish()
@@ -194,7 +197,7 @@ def test_a_launcher_that_is_killed_leaves_nothing_that_runs_twice(trial: SlurmTr
     child = os.fork()
     if child == 0:  # the launcher
         from medsyn.campaign import ledger
-        from medsyn.campaign.slurm import submit
+        from medsyn.campaign.slurm import round as queueing
 
         write = ledger.record
         queued = 0
@@ -208,7 +211,7 @@ def test_a_launcher_that_is_killed_leaves_nothing_that_runs_twice(trial: SlurmTr
 
         ledger.record = record  # type: ignore[assignment]
         if moment == "before the release":
-            submit._release = lambda jobs: os._exit(9)  # type: ignore[assignment]
+            queueing._release = lambda jobs: os._exit(9)  # type: ignore[assignment]
         trial.queue()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
@@ -221,7 +224,7 @@ def test_a_launcher_that_is_killed_leaves_nothing_that_runs_twice(trial: SlurmTr
 
 
 def test_an_interrupted_launcher_takes_everything_back(trial: SlurmTrial, monkeypatch: pytest.MonkeyPatch) -> None:
-    from medsyn.campaign.slurm import submit
+    from medsyn.campaign.slurm.round import Interrupted
 
     trial.prepare()
 
@@ -235,7 +238,7 @@ def test_an_interrupted_launcher_takes_everything_back(trial: SlurmTrial, monkey
     import signal
 
     trial.said = Impatient()
-    with pytest.raises(submit.Interrupted):
+    with pytest.raises(Interrupted):
         trial.queue()
     assert trial.in_queue() == 0
     trial.cluster.wait_until(lambda: trial.cluster.squeue() == [], what="an empty queue")

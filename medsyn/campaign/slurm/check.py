@@ -25,13 +25,6 @@ _PROBE = (
 )
 
 
-def require(config: Config) -> None:
-    """Raise InputProblems with everything that keeps the campaign from being queued on this cluster."""
-    errors = [problem for problem in problems(config) if problem.severity == "error"]
-    if errors:
-        raise InputProblems(errors)
-
-
 def problems(config: Config, asks_slurm: bool = True) -> list[Problem]:
     """Everything that is wrong with the campaign's site profile, as far as it can be told from here.
 
