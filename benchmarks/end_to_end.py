@@ -118,7 +118,7 @@ def working_seconds(campaign: Campaign, stage: str) -> float | None:
                 done = line["step"]
         return total
     if stage == "generate":
-        blocks = directory.root.glob(f"work/generate/*/*/*/{TIMING}")
+        blocks = directory.root.glob(f"work/generate/*/*/*/*/{TIMING}")
         return sum(float(disk.read_json(path)["seconds"]) for path in blocks)
     return None
 

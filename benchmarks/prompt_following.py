@@ -33,7 +33,7 @@ from medsyn import disk
 from medsyn.data.phantoms import KINDS, Phantom, draw_phantom
 from medsyn.evaluation import judge
 from medsyn.evaluation.features import shrink
-from medsyn.generation.generator import Generator
+from medsyn.generation.painter import Painter, Recipe
 from medsyn.generation.provenance import quantise
 from medsyn.generation.shard import Item
 from medsyn.models.device import choose_device
@@ -129,7 +129,7 @@ def sample(config: configuration.Config, system: SyntheticSystem, phantoms: Sequ
         wanted = [(Item(f"{phantom.kind}-{phantom.index}", phantom.caption, 0), 0) for phantom in batch]
         # a picture is grey or colour by its modality, so a batch that holds two of them is looked at twice
         by_modality = {
-            modality: Generator(config, {"mode": "baseline", "modality": modality}, system).batch(wanted).pictures
+            modality: Painter(Recipe.of(config, modality), system).paint(wanted).pictures
             for modality in dict.fromkeys(phantom.modality for phantom in batch)
         }
         images += [

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from medsyn import cli
+from medsyn import cli, verify
 from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, InputProblems
 
 
@@ -45,6 +45,17 @@ def _list_tasks(path: str, overrides: Sequence[str], stage: str) -> int:
     if not tasks:
         raise InputError(stage, "this campaign does not have that stage")
     return EXIT_DONE
+
+
+def generate(program: str, arguments: Sequence[str]) -> int:
+    """Run one shard of a campaign, or, with --prompt, make images of one prompt."""
+    from medsyn import single
+
+    if single.is_meant(arguments):
+        return single.generate(program, arguments)
+    if list(arguments) in (["-h"], ["--help"]):
+        print(f"{single.parser(program).format_help()}\nor, of a campaign:\n")
+    return run_stage("generate", program, arguments)
 
 
 def work(program: str, arguments: Sequence[str]) -> int:
@@ -83,6 +94,13 @@ def check(program: str, arguments: Sequence[str]) -> int:
             print(f"{problem.severity}: {problem}")
         print("1 problem" if len(problems) == 1 else f"{len(problems) or 'no'} problems")
     return EXIT_BAD_INPUT if any(problem.severity == "error" for problem in problems) else EXIT_DONE
+
+
+def prompts(program: str, arguments: Sequence[str]) -> int:
+    """Check a prompt list, or build one that is balanced."""
+    from medsyn import prompts
+
+    return prompts.main(program, arguments)
 
 
 def phantoms(program: str, arguments: Sequence[str]) -> int:
@@ -134,10 +152,13 @@ def doctor(program: str, arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, cli.Command] = {
     "finetune": ("fine-tune the model of one modality", partial(run_stage, "finetune")),
     "rlhf": ("train Selector and Policy (--stage 1) or a modality's Policy (--stage 2)", partial(run_stage, "rlhf")),
-    "generate": ("generate one shard of the prompt list", partial(run_stage, "generate")),
+    "generate": ("generate one shard of the prompt list, or with --prompt images of one prompt", generate),
     "evaluate": ("measure the campaign and write its report", partial(run_stage, "evaluate")),
     "worker": ("run one task of a prepared campaign: what schedulers call", work),
+    "verify": ("check every generated file against its manifest", verify.verify),
+    "merge": ("the tables of all shards as one", verify.merge),
     "check": ("read tables and every image they name, list what is wrong", check),
+    "prompts": ("check a prompt list, or build one that is balanced", prompts),
     "phantoms": ("draw the procedural data set", phantoms),
     "pretrain": ("train the embedded tiny model again (an hour or more)", pretrain),
     "doctor": ("is this machine fit for a campaign?", doctor),

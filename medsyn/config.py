@@ -20,13 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
+from medsyn.solvers import SchedulerName, wrong_steps
 
 EMBEDDED = "embedded"  # model_paths.stable_diffusion: the tiny model that ships with medsyn
 PHANTOMS = "phantoms"  # data.table: the procedural data set that medsyn draws itself
 
 Modality = Literal["OCT", "CT", "X-Ray", "MRI", "Fundus"]
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
-SchedulerName = Literal["dpm", "ddim", "pndm", "euler", "euler_a", "unipc"]
 
 
 class Section(BaseModel):
@@ -197,8 +197,12 @@ class GenerationSection(Section):
     scheduler: SchedulerName = "dpm"
     num_inference_steps: int = Field(25, ge=1, le=1000)
     guidance_scale: float = Field(7.5, ge=1)
+    guidance_interval: list[float] = Field([0.0, 1.0], min_length=2, max_length=2)
     negative_prompt: str = ""
     batch_size: int = Field(8, ge=1)
+    batches_per_block: int = Field(4, ge=1)
+    output: Literal["png", "webdataset"] = "png"
+    dicom: bool = False
     blocks_per_shard: int = Field(16, ge=1)
     num_candidates: int = Field(3, ge=1)
     quality_threshold: float = Field(0.6, ge=0, le=1)
@@ -211,6 +215,20 @@ class GenerationSection(Section):
         if self.num_candidates > self.max_attempts:
             raise ValueError(f"num_candidates {self.num_candidates} is more than max_attempts {self.max_attempts}")
         return self
+
+    @model_validator(mode="after")
+    def _sampler_can_do_it(self) -> GenerationSection:
+        if reason := wrong_steps(self.scheduler, self.num_inference_steps):
+            raise ValueError(f"num_inference_steps is out of the scheduler's range: {reason}")
+        start, end = self.guidance_interval
+        if not 0 <= start < end <= 1:
+            raise ValueError(f"guidance_interval is [start, end] with 0 <= start < end <= 1, got [{start}, {end}]")
+        return self
+
+    @property
+    def block_size(self) -> int:
+        """Images in one block."""
+        return self.batch_size * self.batches_per_block
 
 
 class EvaluationSection(Section):

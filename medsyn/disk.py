@@ -69,6 +69,14 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     fsync_directory(path.parent)
 
 
+def publish(temporary: Path, path: Path) -> None:
+    """Make a finished temporary file `path`, as `write_atomic` does with content that fits into memory."""
+    temporary.chmod(FILE_MODE)
+    _fsync_file(temporary)
+    temporary.replace(path)
+    fsync_directory(path.parent)
+
+
 def write_json(path: Path, value: Any) -> None:
     """`write_atomic` of `value` as indented JSON."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -15,6 +15,7 @@ from typing import Any
 
 from medsyn import disk
 
+BLOCKS_PER_PART = 1000  # directory entries stay few enough for any file system
 STAGES = ("finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate")
 
 
@@ -102,7 +103,13 @@ class CampaignDirectory:
 
     def block(self, mode: str, modality: str, number: int) -> Path:
         """One block of generated images, whole or absent; independent of the shard that made it."""
-        return self.work("generate", mode) / slug(modality) / f"block-{number:06d}"
+        part = f"part-{number // BLOCKS_PER_PART:03d}"
+        return self.work("generate", mode) / slug(modality) / part / f"block-{number:06d}"
+
+    def shard(self, mode: str, modality: str, blocks: tuple[int, int]) -> Path:
+        """The tables of one shard's blocks, made from the blocks' own records."""
+        name = f"blocks-{blocks[0]:06d}-{blocks[1]:06d}"
+        return self.work("generate", mode) / slug(modality) / "shards" / name
 
 
 class Saved(Exception):

@@ -22,6 +22,7 @@ SMALLER = [
     "training.checkpoints.save_frequency=1",
     "generation.num_inference_steps=3",
     "generation.batch_size=2",
+    "generation.batches_per_block=1",
     "generation.blocks_per_shard=2",
     "generation.quality_threshold=0.3",
     "generation.max_attempts=4",

@@ -66,6 +66,10 @@ def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
         ("generation=3", "generation"),
         ("campaign.name=../escape", "campaign.name"),
         ("generation.num_candidates=99", "generation"),
+        ("generation.num_inference_steps=0", "generation.num_inference_steps"),
+        ("generation.guidance_interval=[0.5, 0.2]", "generation"),
+        ("generation.guidance_interval=[0.5]", "generation.guidance_interval"),
+        ("generation.output=jpeg", "generation.output"),
         ("data.modalities=[OCT, OCT]", "data"),
         ("data.modalities=[Ultrasound]", "data.modalities.0"),
         ("selector.patch_size=7", "selector"),
@@ -242,3 +246,8 @@ def test_an_impossible_date_is_not_a_traceback(tmp_path: Path) -> None:
 def test_an_alias_of_a_modality_is_refused_with_the_five_names(tmp_path: Path) -> None:
     reason = problems_of(write(tmp_path, "data: {modalities: [CXR]}\n"))["data.modalities.0"]
     assert all(f"'{name}'" in reason for name in ("OCT", "CT", "X-Ray", "MRI", "Fundus"))
+
+
+def test_steps_that_a_sampler_cannot_make_are_told_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(InputProblems, match="lcm takes 1 to 50 steps, not 60"):
+        config.load(write(tmp_path, "generation: {scheduler: lcm, num_inference_steps: 60}\n"), [], {})

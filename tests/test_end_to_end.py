@@ -58,7 +58,7 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(undisturbed: Path, tmp
         "phantoms*/**/*.png",
         "work/finetune/*/checkpoints/step-*",
         "work/rlhf-stage1/all/metrics.jsonl",
-        "work/generate/*/*/block-*",
+        "work/generate/*/*/part-*/block-*",
     ):
         kill_when(directory, moment)
     finish(directory)
@@ -74,3 +74,19 @@ def test_a_changed_configuration_is_refused_by_key(undisturbed: Path) -> None:
     assert result.returncode == 65
     assert "finetune.learning_rate" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_what_a_campaign_made_is_verified_and_comes_out_the_same_when_it_is_made_again(undisturbed: Path) -> None:
+    def verify(*options: str) -> tuple[int, list[str]]:
+        command = [sys.executable, "-m", "medsyn", "verify", str(undisturbed), *options]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert "Traceback" not in result.stderr, result.stderr
+        return result.returncode, result.stdout.splitlines()
+
+    assert verify("--rerun", "4") == (0, ["18 images asked for, 4 made again: no findings"])
+    victim = next((undisturbed / "work" / "generate").rglob("*.png"))
+    content = victim.read_bytes()
+    victim.write_bytes(content[:-1])
+    code, lines = verify()
+    victim.write_bytes(content)
+    assert code == 1 and str(victim) in lines[0] and len(lines) == 2

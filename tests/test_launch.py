@@ -70,7 +70,14 @@ def test_a_plan_needs_no_weights_and_says_what_is_missing() -> None:
 
 
 def test_a_plan_for_scripts(config: Path) -> None:
-    result = launch("plan", config, "--json", "generation.batch_size=2", "generation.blocks_per_shard=1")
+    result = launch(
+        "plan",
+        config,
+        "--json",
+        "generation.batch_size=2",
+        "generation.batches_per_block=1",
+        "generation.blocks_per_shard=1",
+    )
     plan = json.loads(result.stdout)
     assert plan["stages"] == {"finetune": 1, "rlhf-stage1": 1, "rlhf-stage2": 1, "generate": 2, "evaluate": 1}
     last = plan["tasks"][-2]

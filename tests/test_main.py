@@ -49,7 +49,8 @@ def test_every_stage_has_a_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["finetune", "rlhf", "generate", "evaluate", "worker", "check", "phantoms", "pretrain", "doctor"]
+    "command",
+    ["finetune", "rlhf", "generate", "evaluate", "worker", "check", "prompts", "phantoms", "pretrain", "doctor"],
 )
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as left:
@@ -83,7 +84,15 @@ def test_tasks_are_listed_without_running_anything(tmp_path: Path, capsys: pytes
     assert (code, out.split()) == (0, ["0", "mri", "1", "x-ray"])
     assert call(capsys, "rlhf", config, "--stage", "1")[1].split() == ["0", "all"]
     assert (
-        call(capsys, "generate", config, "data.modalities=[CT]", "generation.batch_size=2")[1].split()[1] == "ct-00000"
+        call(
+            capsys,
+            "generate",
+            config,
+            "data.modalities=[CT]",
+            "generation.batch_size=2",
+            "generation.batches_per_block=1",
+        )[1].split()[1]
+        == "ct-00000"
     )
     code, out, err = call(capsys, "rlhf", config, "--stage", "2", "training.stage=1")
     assert (code, out, err) == (65, "", "rlhf-stage2: this campaign does not have that stage\n")

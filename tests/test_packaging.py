@@ -77,12 +77,13 @@ def test_what_a_login_node_imports_does_not_import_torch(module: str) -> None:
 
 
 LAYERS = [
-    {"errors", "disk", "seeds", "config", "stage"},
+    {"errors", "disk", "seeds", "solvers", "config", "stage"},
     {"data"},
     {"models"},
     {"training", "generation", "evaluation"},
-    {"campaign", "doctor"},
+    {"campaign", "doctor", "prompts"},
     {"cli"},
+    {"verify", "single"},
     {"__main__"},
 ]
 

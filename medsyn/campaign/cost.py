@@ -71,7 +71,8 @@ def estimate(config: Config, plan: Plan, counts: Counts, on_gpu: bool) -> Estima
     Args:
         config: resolved.
         plan: its tasks.
-        counts: of `images`, `rated images`, `ratings` and `prompts`, by modality; what is absent counts as none.
+        counts: of `images`, `rated images`, `ratings`, `prompts` and images `asked` for, by modality; what is absent
+            counts as none.
         on_gpu: whether the tasks will find a card.
     """
     model = CostModel(config, counts, on_gpu)

@@ -49,7 +49,7 @@ class Volume:
 
 def block_size(config: Config) -> int:
     """Images in one block."""
-    return config.generation.batch_size
+    return config.generation.block_size
 
 
 def volume(config: Config, task: Task, counts: Counts) -> Volume:
@@ -59,16 +59,16 @@ def volume(config: Config, task: Task, counts: Counts) -> Volume:
         its = counts.get(what, {})
         return sum(its.values()) if task.modality is None else its.get(task.modality, 0)
 
-    wanted = count("prompts") * config.generation.img_num
-    size = block_size(config)
+    wanted = count("asked")
+    size, batch = block_size(config), config.generation.batch_size
     start, end = task.blocks or (0, -(-wanted // size))
-    places = (end - start) * size
+    asked = min((end - start) * size, wanted)
     return Volume(
         images=round(count("images") * (1 - config.data.held_out_fraction)),
         rated=count("rated images"),
         ratings=max(count("ratings"), count("rated images")),
-        asked=min(places, wanted),
-        places=places,
+        asked=asked,
+        places=-(-asked // batch) * batch,
     )
 
 

@@ -5,10 +5,7 @@ Nothing is written here; `plan` and `submit` both call `check`, and find the sam
 
 from __future__ import annotations
 
-import csv
 import importlib
-import io
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,23 +13,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from medsyn.campaign import capacity, cost, machine
+from medsyn.campaign import capacity, cost, machine, prompt_inputs
 from medsyn.campaign.machine import CONFIGURATION
 from medsyn.campaign.plan import Plan, build
+from medsyn.campaign.prompt_inputs import Prompts, absolute
 from medsyn.config import PHANTOMS, Config
 from medsyn.data import tables
-from medsyn.data.modalities import split_prefix
 from medsyn.data.split import is_held_out
-from medsyn.data.tables import ImageRow, PromptRow, RatingRow, Table
+from medsyn.data.tables import ImageRow, RatingRow, Table
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.models import weights
-from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory
 
 IMAGES_READ_AT_MOST = 2000  # a larger data set is checked by `python -m medsyn check`, once, not at every submit
-CAPTIONS_PER_MODALITY = 8  # drawn as prompts where there is no prompt list
 
-Row = TypeVar("Row", ImageRow, RatingRow, PromptRow)
+Row = TypeVar("Row", ImageRow, RatingRow)
 Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
 
 
@@ -43,9 +38,9 @@ class Checked:
     given: Config  # as the user wrote it
     config: Config  # resolved
     plan: Plan
-    counts: dict[str, Counter[str]]  # "images", "rated images", "ratings" and "prompts" by modality
+    counts: dict[str, Counter[str]]  # by modality: "images", "rated images", "ratings", "prompts", "asked" (images)
     estimate: cost.Estimate
-    prompts: str  # the prompt list that the tasks will read, as CSV
+    prompts: Prompts  # empty where they are still to be drawn
     problems: list[Problem]
 
     @property
@@ -57,19 +52,19 @@ class Checked:
 def resolve(config: Config) -> Config:
     """The configuration with every path absolute and every default path filled in; looks at no file's content."""
     root, data = config.campaign.path, config.data
-    table = root / "phantoms" / "metadata.csv" if data.table == PHANTOMS else _absolute(data.table)
-    ratings = _absolute(data.ratings_file) if data.ratings_file else table.parent / "ratings.csv"
+    table = root / "phantoms" / "metadata.csv" if data.table == PHANTOMS else absolute(data.table)
+    ratings = absolute(data.ratings_file) if data.ratings_file else table.parent / "ratings.csv"
     sources = {
-        key: str(_absolute(source)) if source and _absolute(source).is_dir() else source
+        key: str(absolute(source)) if source and absolute(source).is_dir() else source
         for key, source in config.model_paths.model_dump().items()
     }
     changes: dict[str, Any] = {
         "campaign": {"dir": str(root)},
         "data": {
             "table": str(table),
-            "root": str(_absolute(data.root)) if data.root else None,
+            "root": str(absolute(data.root)) if data.root else None,
             "ratings_file": str(ratings),
-            "prompts": str(root / "inputs" / "prompts.csv"),
+            "prompts": str(root / "inputs" / "prompts"),
         },
         "model_paths": sources,
     }
@@ -79,16 +74,9 @@ def resolve(config: Config) -> Config:
     return Config.model_validate(tree)
 
 
-def _absolute(path: str) -> Path:
-    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 (Path.absolute keeps '..')
-
-
 def prompt_source(config: Config) -> Path | None:
     """The prompt list that the user means, or None where it is `data.base_prompt` or the table's captions."""
-    if config.data.prompts:
-        return _absolute(config.data.prompts)
-    beside = Path(resolve(config).data.table).with_name("prompts.csv")
-    return beside if config.data.base_prompt is None and beside.is_file() else None
+    return prompt_inputs.prompt_file(config, Path(resolve(config).data.table))
 
 
 def check(config: Config, progress: Progress | None = None) -> Checked:
@@ -101,24 +89,27 @@ def check(config: Config, progress: Progress | None = None) -> Checked:
     has_prompts = not drawn_later or config.data.prompts is not None or config.data.base_prompt is not None
     images = [] if drawn_later else _read_images(resolved, problems)
     ratings = _read_ratings(resolved, problems) if has_ratings else []
-    prompts = _prompts(config, images, problems) if has_prompts else []
+    source = prompt_inputs.find_source(config, prompt_source(config), images, problems) if has_prompts else None
+    prompts = prompt_inputs.read(source, config, problems)
     problems += _check_split(resolved, images)
     rated = {(row.path, row.modality) for row in ratings}
-    found: dict[str, list[str]] = {
-        "images": [row.modality for row in images],
-        "rated images": [modality for _, modality in rated],
-        "ratings": [row.modality for row in ratings],
-        "prompts": [row.modality for row in prompts],
-    }
     counts: dict[str, Counter[str]] = {
-        what: Counter(name for name in names if name in modalities) for what, names in found.items()
+        "images": Counter(row.modality for row in images if row.modality in modalities),
+        "rated images": Counter(modality for _, modality in rated if modality in modalities),
+        "ratings": Counter(row.modality for row in ratings if row.modality in modalities),
+        "prompts": prompts.counts,
     }
+    rows = {"images": len(images), "rated images": len(rated), "prompts": prompts.rows_read}
+    asked = prompts.images(config.generation.img_num)
     if drawn_later:
         known = {"images": False, "rated images": has_ratings, "prompts": has_prompts}
         counts |= {what: expected for what, expected in _phantom_counts(config).items() if not known[what]}
-    for what, names in found.items():
+        if not has_prompts:
+            asked = {modality: [n * config.generation.img_num] for modality, n in counts["prompts"].items()}
+    counts["asked"] = Counter({modality: sum(runs) for modality, runs in asked.items()})
+    for what, number in rows.items():
         absent = [modality for modality in modalities if not counts[what][modality]]
-        if names and absent and what != "ratings":  # a table without any row has been told of already
+        if number and absent:  # a table without any row has been told of already
             problems.append(_absent(resolved, what, absent))
     own = {}  # tables whose images are not medsyn's own drawings
     if config.data.table != PHANTOMS:
@@ -126,12 +117,11 @@ def check(config: Config, progress: Progress | None = None) -> Checked:
     if config.data.table != PHANTOMS or config.data.ratings_file:
         own[str(resolved.data.ratings_file)] = len(ratings)
     problems += _check_images(resolved, own, progress)
-    text = _as_csv(row for row in prompts if row.modality in modalities)
-    plan = build(resolved, counts["prompts"])
+    plan = build(resolved, asked)
     estimate = cost.estimate(resolved, plan, counts, machine.expects_gpu(resolved))
     problems += capacity.check(resolved, estimate, capacity.marked_done(CampaignDirectory(resolved.campaign.path)))
     problems = list(dict.fromkeys(problems))  # what two readers say is said once
-    return Checked(config, resolved, plan, counts, estimate, text, problems)
+    return Checked(config, resolved, plan, counts, estimate, prompts, problems)
 
 
 def _check_split(config: Config, images: Iterable[ImageRow]) -> list[Problem]:
@@ -206,39 +196,6 @@ def _read_ratings(config: Config, problems: list[Problem]) -> list[RatingRow]:
         problems.append(Problem(path, reason, key="data.ratings_file"))
         return []
     return _rows(lambda: tables.read_ratings(path, config.data.root), config.data.strict, problems)
-
-
-def _prompts(config: Config, images: Iterable[ImageRow], problems: list[Problem]) -> list[PromptRow]:
-    """What is to be generated: the prompt list, the one prompt, or some of the table's own captions."""
-    source, base = prompt_source(config), config.data.base_prompt
-    if source is not None and base is not None:
-        reason = "there is a prompt list as well (data.prompts); keep one of the two"
-        problems.append(Problem(CONFIGURATION, reason, key="data.base_prompt"))
-    if source is not None:
-        return _rows(lambda: tables.read_prompts(source), config.data.strict, problems)
-    if base is not None:
-        modality = split_prefix(base)[0] or (config.data.modalities[0] if len(config.data.modalities) == 1 else None)
-        if modality is not None:
-            return [PromptRow(0, "", base, modality)]
-        reason = f"which modality? Let it start with one, as in 'CT: {base}', or let data.modalities name just one"
-        problems.append(Problem(CONFIGURATION, reason, key="data.base_prompt"))
-        return []
-    drawn: list[PromptRow] = []
-    captions = dict.fromkeys((row.modality, row.text) for row in images)
-    for modality in config.data.modalities:
-        texts = [text for its, text in captions if its == modality]
-        texts.sort(key=lambda text: seed(config.campaign.seed, "prompts", text))
-        drawn += [PromptRow(0, "", text, modality) for text in texts[:CAPTIONS_PER_MODALITY]]
-    return drawn
-
-
-def _as_csv(prompts: Iterable[PromptRow]) -> str:
-    """The prompt list that tasks read. An empty id is filled in by whoever reads it, from modality and text."""
-    stream = io.StringIO(newline="")
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(("id", "prompt", "modality"))
-    writer.writerows((row.prompt_id, row.prompt, row.modality) for row in prompts)
-    return stream.getvalue()
 
 
 def _absent(config: Config, what: str, modalities: Sequence[str]) -> Problem:

@@ -58,7 +58,7 @@ def _modalities(checked: Checked) -> Table:
     for modality in checked.config.data.modalities:
         rows = [str(checked.counts[what][modality]) if checked.counts[what] else "?" for what in COLUMNS]
         shards = [planned.task.blocks for planned in _generate(checked.plan, modality) if planned.task.blocks]
-        asked = known[modality] * checked.config.generation.img_num * len(checked.config.generation.modes)
+        asked = checked.counts["asked"][modality] * len(checked.config.generation.modes)
         made = (asked, sum(end - start for start, end in shards), len(shards))
         table.add_row(modality, *rows, *(str(number) if known else "?" for number in made))
     return table

@@ -8,18 +8,19 @@ A plan is data. Whoever runs it (the local scheduler, Slurm) obeys two rules onl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from medsyn.config import Config
+from medsyn.data.prompt_lists import BlockRanges
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError
 from medsyn.generation.shard import plan_shards
 from medsyn.stage import STAGES, Task, slug
 
-SCHEMA = 1  # of everything below tasks/ and of campaign.json
+SCHEMA = 2  # of everything below tasks/ and of campaign.json
 Key = tuple[str, str]  # (stage, task name)
 State = Literal["done", "failed", "blocked", "ready", "waiting"]
 
@@ -136,12 +137,13 @@ class Plan:
         raise InputError(stage, f"there is no task {which!r}; {has}")
 
 
-def build(config: Config, prompt_counts: Mapping[str, int]) -> Plan:
+def build(config: Config, images: Mapping[str, Sequence[int]]) -> Plan:
     """The plan of a campaign.
 
     Args:
         config: the campaign's configuration.
-        prompt_counts: how many prompts the list has for each modality; one without any gets no generate task.
+        images: how many images are asked for, by modality and run of prompts with equal settings; a modality without
+            any gets no generate task.
     """
     modalities = config.data.modalities
     finetunes = {
@@ -160,9 +162,8 @@ def build(config: Config, prompt_counts: Mapping[str, int]) -> Plan:
     generates: list[PlannedTask] = []
     for modality in modalities:
         needs = (finetunes[modality].key, stage1.key, *([stage2[modality].key] if stage2 else []))
-        items = prompt_counts.get(modality, 0) * config.generation.img_num
-        block_count = -(-items // config.generation.batch_size)
-        for shard, blocks in enumerate(plan_shards(block_count, config.generation.blocks_per_shard)):
+        ranges = BlockRanges(tuple(images.get(modality, ())), config.generation.block_size)
+        for shard, blocks in enumerate(plan_shards(ranges.count, config.generation.blocks_per_shard)):
             task = Task("generate", len(generates), f"{slug(modality)}-{shard:05d}", modality, blocks)
             generates.append(PlannedTask(task, needs))
     before = (*finetunes.values(), stage1, *stage2.values(), *generates)

@@ -1,6 +1,6 @@
 """Everything before the first task: check every input and write what the tasks read.
 
-A prepared campaign's directory holds phantoms (if it is to draw them), `inputs/prompts.csv`, `config.yaml` with all
+A prepared campaign's directory holds phantoms (if it is to draw them), `inputs/prompts/`, `config.yaml` with all
 paths absolute and nothing left to look up, and `campaign.json`: first a mark that the directory is medsyn's, then,
 written last, what all results depend on.
 """
@@ -22,6 +22,7 @@ from medsyn.campaign.machine import CONFIGURATION
 from medsyn.campaign.plan import READS, reads_key, stage_fingerprints
 from medsyn.campaign.records import Campaign, FileRecord
 from medsyn.config import PHANTOMS, Config
+from medsyn.data.prompt_lists import INDEX
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.stage import STAGES, CampaignDirectory
 
@@ -93,13 +94,13 @@ def _write(checked: Checked, progress: Progress | None, warn: Warn | None) -> Ca
         checked = _require(check(config), warn)
     source = inputs.prompt_source(config)
     files, contents = _files(checked), _contents(checked)
-    disk.write_atomic(Path(str(resolved.data.prompts)), checked.prompts)
+    checked.prompts.write(Path(str(resolved.data.prompts)))
     disk.write_atomic(directory.config, configuration.save(resolved))
     records.write_facts(
         directory,
         {
             "fingerprints": stage_fingerprints(resolved, contents),
-            "prompts": dict(checked.counts["prompts"]),
+            "prompts": checked.prompts.index.amounts(),
             "counts": {what: dict(counts) for what, counts in checked.counts.items()},
             "weights": contents["weights"],
             "inputs": {name: asdict(record) for name, record in files.items()},
@@ -138,7 +139,7 @@ def _files(checked: Checked) -> dict[str, FileRecord]:
     return {
         "table": records.record_file(Path(data.table)),
         "ratings": records.record_file(Path(str(data.ratings_file))),
-        "prompts": _record_text(Path(str(data.prompts)), checked.prompts),
+        "prompts": _record_text(Path(str(data.prompts)) / INDEX, checked.prompts.index.text()),
     }
 
 

@@ -23,8 +23,10 @@ from medsyn import disk
 from medsyn.campaign import attempts, summary
 from medsyn.campaign.plan import READS, SCHEMA, Key, Plan, PlannedTask, build, stage_fingerprints
 from medsyn.config import Config
+from medsyn.data import prompt_lists
 from medsyn.errors import InputError
 from medsyn.generation.shard import ATTEMPTS, MANIFEST, TIMING, read_manifest
+from medsyn.generation.shard_tables import ATTEMPTS_TABLE, MANIFEST_TABLE
 from medsyn.stage import STAGES, CampaignDirectory
 
 LATENCY_SECONDS = 30.0  # how late a shared file system may show what another node has renamed into place
@@ -62,7 +64,8 @@ class _Facts(BaseModel):
     """What must be in a prepared campaign's record."""
 
     fingerprints: dict[str, str]
-    prompts: dict[str, int]
+    prompts: dict[str, list[tuple[int, int]]]  # by modality, of each run: prompts without an `n`, images of the others
+    counts: dict[str, dict[str, int]]
     weights: str
     inputs: _Inputs
     prompt_source: FileRecord | None
@@ -120,8 +123,9 @@ def open_campaign(root: Path) -> Campaign:
     fingerprints = stage_fingerprints(config, contents)
     if fingerprints != facts["fingerprints"]:
         raise InputError(directory.config, "it was edited by hand: change your own configuration and submit that")
-    counts = facts.get("counts", {"prompts": facts["prompts"]})
-    return Campaign(directory, config, build(config, facts["prompts"]), fingerprints, inputs, counts)
+    img_num = config.generation.img_num
+    images = {name: [plain * img_num + asked for plain, asked in runs] for name, runs in facts["prompts"].items()}
+    return Campaign(directory, config, build(config, images), fingerprints, inputs, facts["counts"])
 
 
 def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:
@@ -168,6 +172,9 @@ def difference(record: FileRecord, base: Path, hashes: bool) -> str | None:
         return f"{path} has other content than when it was recorded"
     if path.name == MANIFEST and read_manifest(path.parent) is None:
         return f"{path.parent} has lost an image"
+    if path.name == prompt_lists.INDEX:
+        large = sum(file.stat().st_size for file in path.parent.iterdir()) > HASH_LIMIT
+        return prompt_lists.damage(path.parent, hashes and not large)
     return None
 
 
@@ -233,6 +240,9 @@ def outputs(campaign: Campaign, planned: PlannedTask) -> Iterator[Path]:
     if task.blocks is not None:
         for _, manifest in _manifests(campaign, planned):
             yield from (manifest, manifest.with_name(ATTEMPTS))
+        for mode in config.generation.modes:
+            shard = directory.shard(mode, str(task.modality), task.blocks)
+            yield from (shard / MANIFEST_TABLE, shard / ATTEMPTS_TABLE)
         return
     if task.stage == "evaluate":
         yield directory.report

@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from medsyn.data.images import read_image
-from medsyn.data.tables import ImageRow, RatingRow, read_dataset, read_prompts, read_ratings
+from medsyn.data.prompt_formats import SUFFIXES
+from medsyn.data.prompts import check_prompts
+from medsyn.data.tables import ImageRow, RatingRow, read_dataset, read_ratings
 from medsyn.errors import InputError, InputProblems, Problem
 
 # of a data set only: generated images are there to be rated
@@ -73,7 +75,7 @@ def _read_table(
     """A table's own problems, and its rows that name an image."""
     kind = table_kind(path)
     if kind == "prompts":
-        return read_prompts(path).problems, []
+        return check_prompts(path), []
     if kind == "ratings":
         ratings = read_ratings(path, root)
         return ratings.problems, [*ratings.rows]
@@ -82,11 +84,11 @@ def _read_table(
 
 
 def table_kind(path: Path) -> str:
-    """`dataset`, `ratings` or `prompts`, by the columns in the first line; a `.txt` file is a prompt list.
+    """`dataset`, `ratings` or `prompts`, by the columns in the first line; what is no CSV file is a prompt list.
 
     What is none of them is called a data set, whose reader says what is missing.
     """
-    if path.suffix.lower() == ".txt":
+    if path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".csv":
         return "prompts"
     try:
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import difflib
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from medsyn.data.faults import Faults, show
@@ -20,43 +20,58 @@ def _is_utf8(content: bytes) -> bool:
     return True
 
 
-def read_text(path: Path) -> str:
-    """The table's text; raises `InputError` if it is no UTF-8 text file."""
+def check_text_file(path: Path, allow_nul: bool = False) -> None:
+    """Read the file once, line by line, and raise `InputError` if it is no UTF-8 text with something in it."""
     if not path.is_file():
         raise InputError(path, "is a folder, not a table" if path.is_dir() else "there is no such file")
+    blank, nul, first_broken, broken = True, 0, 0, 0
     try:
-        content = path.read_bytes()
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                if number == 1:
+                    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                        raise InputError(path, "is UTF-16, not UTF-8; save it as 'CSV UTF-8'", row=1)
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                if not _is_utf8(line):
+                    first_broken, broken = first_broken or number, broken + 1
+                elif blank:
+                    blank = not line.decode().strip()
+                if not nul and b"\0" in line:
+                    nul = number
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror}") from None
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(path, "is UTF-16, not UTF-8; save it as 'CSV UTF-8'", row=1)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        lines = [number for number, line in enumerate(content.split(b"\n"), 1) if not _is_utf8(line)]
-        where = "here" if len(lines) == 1 else f"here and on {len(lines) - 1} further lines"
-        raise InputError(path, f"is not UTF-8 {where}; save it as 'CSV UTF-8'", row=lines[0]) from None
-    if not text.strip():
+    if broken:
+        where = "here" if broken == 1 else f"here and on {broken - 1} further lines"
+        raise InputError(path, f"is not UTF-8 {where}; save it as 'CSV UTF-8'", row=first_broken)
+    if blank:
         raise InputError(path, "is empty")
-    return text
+    if nul and not allow_nul:
+        raise InputError(path, "holds a NUL byte", row=nul)
 
 
-def _columns(
+def text_lines(path: Path, newline: str | None = "") -> Iterator[str]:
+    """The lines of a file that `check_text_file` has passed, with their ends as `open` treats `newline`."""
+    with path.open(encoding="utf-8-sig", newline=newline) as stream:
+        yield from stream
+
+
+def column_places(
     source: str, header: Sequence[str], required: Sequence[str], optional: Sequence[str], settings: Mapping[str, str]
-) -> list[int | None]:
-    """Where each column is; raises `InputError` naming the columns that are missing, those seen, and the way out."""
+) -> dict[str, int]:
+    """Where each known column is; raises `InputError` naming those that are missing, those seen, and the way out."""
     seen = [name.strip() for name in header]
     mark = next((mark for mark in ";\t|" if mark in seen[0]), None)
     if len(seen) == 1 and mark:
         raise InputError(source, f"one column is seen, {show(seen[0])}: write commas, not {mark!r}", row=1)
-    places: list[int | None] = []
+    places: dict[str, int] = {}
     for column in (*required, *optional):
         exact = [place for place, name in enumerate(seen) if name == column]
         found = exact or [place for place, name in enumerate(seen) if name.casefold() == column.casefold()]
         if len(found) > 1:
             raise InputError(source, f"there are {len(found)} columns of this name", row=1, key=column)
-        places.append(found[0] if found else None)
-    missing = [column for column, place in zip(required, places, strict=False) if place is None]
+        if found:
+            places[column] = found[0]
+    missing = [column for column in required if column not in places]
     if missing:
         reason = f"there is no column {', '.join(map(show, missing))}; the columns seen are "
         reason += ", ".join(map(show, seen[:12])) + (", ..." if len(seen) > 12 else "")
@@ -70,24 +85,22 @@ def _columns(
     return places
 
 
-def csv_records(
-    faults: Faults,
-    text: str,
-    required: Sequence[str],
-    optional: Sequence[str] = (),
-    settings: Mapping[str, str] | None = None,
-) -> Iterator[tuple[int, list[str]]]:
-    """(line, its required and optional columns' values, stripped) for every row; '' where there is no such column.
+def csv_rows(
+    faults: Faults, lines: Iterable[str], columns: Callable[[list[str]], Mapping[str, int]]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, its values by column, stripped) for every row.
 
     Rows with broken quotes or another number of fields than the header are told as they come, and the file is refused
-    in the end: where one row's fields are cut wrongly, no row's can be trusted. `settings` says which configuration
-    key names a column.
+    in the end: where one row's fields are cut wrongly, no row's can be trusted.
+
+    Args:
+        faults: where what is wrong is told.
+        lines: the file's.
+        columns: which columns are wanted and where they are, given the header; may raise `InputError`.
     """
-    if "\0" in text:
-        raise InputError(faults.source, "holds a NUL byte", row=text.count("\n", 0, text.index("\0")) + 1)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+    reader = csv.reader(lines, strict=True, skipinitialspace=True)
     width = 0
-    places: list[int | None] = []
+    places: Mapping[str, int] = {}
     while True:
         line = reader.line_num + 1
         try:
@@ -97,25 +110,36 @@ def csv_records(
         except csv.Error as error:
             what = "this one is never closed" if "end of data" in str(error) else str(error)
             reason = f"the quotes are broken: {what}; a quote inside a text is written as two"
-            if not places:
+            if not width:
                 raise InputError(faults.source, reason, row=line) from None
             faults.refuse_file(line, None, reason)
             continue
         if len(fields) < 2 and not "".join(fields).strip():
             continue
-        if not places:
-            width, places = len(fields), _columns(faults.source, fields, required, optional, settings or {})
+        if not width:
+            width, places = len(fields), columns(fields)
         elif len(fields) != width:
             hint = "; a text that has commas must be in double quotes" if len(fields) > width else ""
             faults.refuse_file(line, None, f"{len(fields)} fields, {width} expected{hint}")
         else:
-            yield line, ["" if place is None else fields[place].strip() for place in places]
+            yield line, {column: fields[place].strip() for column, place in places.items()}
 
 
-def text_records(faults: Faults, text: str) -> Iterator[tuple[int, list[str]]]:
-    """(line, [prompt, no modality, no id]) for every line of a text file that is neither blank nor a comment."""
-    for number, line in enumerate(io.StringIO(text, newline=None), 1):
-        if "\0" in line:
-            faults.error(number, None, "holds a NUL byte")
-        elif line.strip() and not line.lstrip().startswith("#"):
-            yield number, [line.strip(), "", ""]
+def csv_records(
+    faults: Faults,
+    path: Path,
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[tuple[int, list[str]]]:
+    """(line, its required and optional columns' values) for every row; '' where there is no such column.
+
+    `settings` says which configuration key names a column. The faults are those of `csv_rows` and `column_places`.
+    """
+    rows = csv_rows(
+        faults,
+        text_lines(path),
+        lambda header: column_places(faults.source, header, required, optional, settings or {}),
+    )
+    for line, row in rows:
+        yield line, [row.get(column, "") for column in (*required, *optional)]

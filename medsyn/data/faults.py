@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from medsyn.errors import Problem
 
+_ROWS_NAMED = 5  # by a warning
+
 
 def show(value: str) -> str:
     """A value of a table as a message may print it: short, and without control characters."""
@@ -13,17 +15,35 @@ def show(value: str) -> str:
 
 
 @dataclass
+class _Rows:
+    """How many rows a warning is about, and the first few."""
+
+    count: int = 0
+    first: list[int] = field(default_factory=list)
+
+
+@dataclass
 class Faults:
     """What is wrong with one table: errors one by one, warnings counted by kind."""
 
     source: str
+    most: int | None = None  # errors that are kept; those beyond are only counted
     errors: list[Problem] = field(default_factory=list)
-    warned: dict[tuple[str | None, str], list[int]] = field(default_factory=dict)
+    further_errors: int = 0
+    warned: dict[tuple[str | None, str], _Rows] = field(default_factory=dict)
     file_refused: bool = False
 
     def error(self, row: int | None, key: str | None, reason: str) -> None:
         """A fault that costs one row (or, with row None, the whole file's trust)."""
-        self.errors.append(Problem(self.source, reason, row, key))
+        if self.most is not None and len(self.errors) >= self.most:
+            self.further_errors += 1
+        else:
+            self.errors.append(Problem(self.source, reason, row, key))
+
+    @property
+    def count(self) -> int:
+        """How many errors there are."""
+        return len(self.errors) + self.further_errors
 
     def refuse_file(self, row: int | None, key: str | None, reason: str) -> None:
         """An error that makes the whole file unusable, once the rest of it has been looked at too."""
@@ -32,13 +52,23 @@ class Faults:
 
     def warn(self, row: int, key: str | None, reason: str) -> None:
         """Something worth knowing that costs no row; counted by kind."""
-        self.warned.setdefault((key, reason), []).append(row)
+        rows = self.warned.setdefault((key, reason), _Rows())
+        rows.count += 1
+        if rows.count <= _ROWS_NAMED:
+            rows.first.append(row)
+
+    def all_errors(self) -> list[Problem]:
+        """The errors, and how many more there are than were kept."""
+        if not self.further_errors:
+            return self.errors
+        more = f"and {self.further_errors} more error{'s' * (self.further_errors != 1)}, which are not shown"
+        return [*self.errors, Problem(self.source, more)]
 
     def warnings(self) -> list[Problem]:
         """One problem of severity warning for each kind."""
         problems = []
         for (key, reason), rows in self.warned.items():
-            shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-            count = "1 row" if len(rows) == 1 else f"{len(rows)} rows: {shown}"
-            problems.append(Problem(self.source, f"{reason} ({count})", rows[0], key, "warning"))
+            shown = ", ".join(map(str, rows.first)) + (", ..." if rows.count > len(rows.first) else "")
+            count = "1 row" if rows.count == 1 else f"{rows.count} rows: {shown}"
+            problems.append(Problem(self.source, f"{reason} ({count})", rows.first[0], key, "warning"))
         return problems

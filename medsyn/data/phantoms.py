@@ -237,9 +237,9 @@ def write_dataset(
             path.write_bytes(encode(phantom, image_size, path.name.partition(".")[2]))
             if progress is not None:
                 progress(number, len(files))
-        _write_table(temporary / "metadata.csv", ("path", "Text", "modality", "patient_id"), images)
+        _write_table(temporary / "metadata.csv", ("path", "Text", "modality", "patient_id", "finding"), images)
         _write_table(temporary / "ratings.csv", ("image_path", "rating", "modality", "expert_level", "prompt"), ratings)
-        _write_table(temporary / "prompts.csv", ("id", "prompt", "modality"), prompts)
+        _write_table(temporary / "prompts.csv", ("id", "prompt", "modality", "finding"), prompts)
         disk.write_json(temporary / done.name, settings)
 
 
@@ -251,7 +251,8 @@ def _images(kind: str, count: int, seed: int, files: dict[str, Phantom]) -> Rows
     for number in range(count):
         phantom = draw_phantom(kind, _FIRST_IMAGE + number, seed)
         file = _add_file(phantom, f"{number:05d}", files)
-        rows.append((file, phantom.caption, phantom.modality, f"{slug(kind)}-{patients[number]:04d}"))
+        patient = f"{slug(kind)}-{patients[number]:04d}"
+        rows.append((file, phantom.caption, phantom.modality, patient, phantom.finding))
     return rows
 
 
@@ -276,7 +277,7 @@ def _ratings(kind: str, count: int, seed: int, files: dict[str, Phantom]) -> Row
 
 def _prompts(kind: str, count: int, seed: int) -> Rows:
     phantoms = [draw_phantom(kind, _FIRST_PROMPT + number, seed, quality=3) for number in range(count)]
-    return [(f"{slug(kind)}-{number:04d}", p.caption, p.modality) for number, p in enumerate(phantoms)]
+    return [(f"{slug(kind)}-{number:04d}", p.caption, p.modality, p.finding) for number, p in enumerate(phantoms)]
 
 
 def _add_file(phantom: Phantom, name: str, files: dict[str, Phantom]) -> str:

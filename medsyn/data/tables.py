@@ -1,4 +1,4 @@
-"""The three tables a campaign reads: the data set, the expert ratings and the prompt list.
+"""Two of the tables a campaign reads: the data set and the expert ratings (`medsyn.data.prompts` has the third).
 
 Everything wrong with a table is found in one pass and told with line numbers. A fault of the file as a whole (no
 header, not UTF-8, broken quoting, …) raises; a fault of one row is collected and the row left out. The rules:
@@ -9,51 +9,34 @@ header, not UTF-8, broken quoting, …) raises; a fault of one row is collected 
   are refused; no file but the table itself is ever opened.
 * Texts lose line breaks and invisible characters, and carry their modality: one without a prefix such as `CT:` or
   `Chest X-ray:` gets `{Modality}: `. Texts that are empty or say `nan` are refused.
-* A row of the data set that repeats an earlier one is dropped; two ratings of one image are two raters; a prompt that
-  is listed twice is two prompts.
+* A row of the data set that repeats an earlier one is dropped; two ratings of one image are two raters.
 
 This module imports neither torch nor pandas: login nodes check tables.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from medsyn.data.csv_rows import csv_records, read_text, text_records
+from medsyn.data.csv_rows import check_text_file, csv_records
 from medsyn.data.faults import Faults, show
 from medsyn.data.folder import IMAGE_SUFFIXES, DataFolder, Refused
-from medsyn.data.modalities import (
-    CLIP_TOKENS,
-    MODALITIES,
-    canonical_modality,
-    clean_text,
-    is_over_long,
-    not_a_modality,
-    says_nothing,
-    split_prefix,
-)
-from medsyn.disk import fingerprint
+from medsyn.data.modalities import MODALITIES, canonical_modality, says_nothing
+from medsyn.data.text_checks import check_modality, check_text
 from medsyn.errors import InputError, InputProblems, Problem
-from medsyn.stage import slug
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "MODALITIES",
     "ImageRow",
-    "PromptRow",
     "RatingRow",
     "Table",
     "canonical_modality",
     "read_dataset",
-    "read_prompts",
     "read_ratings",
 ]
-
-_PROMPT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 Row = TypeVar("Row")
 
@@ -81,16 +64,6 @@ class RatingRow:
     modality: str
     expert_level: int  # 1 to 3
     prompt: str
-
-
-@dataclass(frozen=True, slots=True)
-class PromptRow:
-    """One picture to ask for."""
-
-    row: int
-    prompt_id: str  # safe as a file name, unique in the list
-    prompt: str
-    modality: str
 
 
 @dataclass(frozen=True)
@@ -127,16 +100,17 @@ def read_dataset(
         InputError, InputProblems: the file as a whole cannot be used.
     """
     path = Path(path)
-    text, folder, faults = read_text(path), DataFolder(root or path.parent), Faults(str(path))
+    check_text_file(path)
+    folder, faults = DataFolder(root or path.parent), Faults(str(path))
     settings = {modality_column: "data.modality_column"}
     rows: list[ImageRow] = []
     seen: set[tuple[str, str, str]] = set()
     seen_files: set[str] = set()
-    records = csv_records(faults, text, ("path", "Text", modality_column), ("patient_id", "patient"), settings)
+    records = csv_records(faults, path, ("path", "Text", modality_column), ("patient_id", "patient"), settings)
     for line, (written, caption, name, patient_id, patient) in records:
         file = _check_file(faults, line, "path", written, folder)
-        modality = _check_modality(faults, line, modality_column, name)
-        checked = _check_text(faults, line, "Text", caption, modality)
+        modality = check_modality(faults, line, modality_column, name)
+        checked = check_text(faults, line, "Text", caption, modality)
         if file is None or modality is None or checked is None:
             continue
         key = (str(file), checked, modality)
@@ -162,15 +136,16 @@ def read_ratings(path: str | Path, root: str | Path | None = None) -> Table[Rati
             (2 and 3), from which no Selector can be trained.
     """
     path = Path(path)
-    text, folder, faults = read_text(path), DataFolder(root or path.parent), Faults(str(path))
+    check_text_file(path)
+    folder, faults = DataFolder(root or path.parent), Faults(str(path))
     rows: list[RatingRow] = []
     columns = ("image_path", "rating", "modality", "expert_level", "prompt")
-    for line, (written, grade, name, level, prompt) in csv_records(faults, text, columns):
+    for line, (written, grade, name, level, prompt) in csv_records(faults, path, columns):
         file = _check_file(faults, line, "image_path", written, folder)
         rating = _check_grade(faults, line, "rating", grade)
-        modality = _check_modality(faults, line, "modality", name)
+        modality = check_modality(faults, line, "modality", name)
         expert_level = _check_grade(faults, line, "expert_level", level)
-        checked = _check_text(faults, line, "prompt", prompt, modality)
+        checked = check_text(faults, line, "prompt", prompt, modality)
         if file is None or rating is None or modality is None or expert_level is None or checked is None:
             continue
         rows.append(RatingRow(line, folder.name(file), file, rating, modality, expert_level, checked))
@@ -180,52 +155,11 @@ def read_ratings(path: str | Path, root: str | Path | None = None) -> Table[Rati
     return _table(path, rows, faults, folder)
 
 
-def read_prompts(path: str | Path) -> Table[PromptRow]:
-    """Read the prompt list: a `.csv` with the column `prompt` and optionally `modality` and `id`, or a `.txt`.
-
-    A text file has one prompt per line; blank lines and lines that start with `#` are skipped. The modality comes
-    from the column or else from the prompt's prefix (`Chest X-ray: ...`). A prompt without an `id` is named after its
-    modality, its text and how often the list had it before, so the name does not depend on the order of the list.
-
-    Raises:
-        InputError, InputProblems: the file as a whole cannot be used.
-    """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in (".csv", ".txt"):
-        raise InputError(path, "a prompt list is a .csv or a .txt file")
-    text, faults = read_text(path), Faults(str(path))
-    rows: list[PromptRow] = []
-    lines_of_ids: dict[str, int] = {}
-    repeats: Counter[tuple[str, str]] = Counter()
-    records = (
-        text_records(faults, text) if suffix == ".txt" else csv_records(faults, text, ("prompt",), ("modality", "id"))
-    )
-    for line, (prompt, name, given) in records:
-        modality = _check_modality(faults, line, "modality", name) if name else split_prefix(prompt)[0]
-        checked = _check_text(faults, line, "prompt", prompt, modality)
-        if checked and not modality and not name:
-            way_out = f"start it with one of the five ({', '.join(MODALITIES)}) and a colon"
-            faults.error(line, "prompt", f"{show(prompt)} names no modality; {way_out}")
-        if modality is None or checked is None:
-            continue
-        repeats[modality, checked] += 1
-        prompt_id = given or f"{slug(modality)}-{fingerprint([modality, checked, repeats[modality, checked]])[:16]}"
-        first = lines_of_ids.setdefault(prompt_id.casefold(), line)
-        if not _PROMPT_ID.fullmatch(prompt_id):
-            faults.error(line, "id", f"{show(prompt_id)} is no file name: up to 64 letters, digits, '.', '_', '-'")
-        elif first != line:
-            faults.error(line, "id", f"{show(prompt_id)} is the id of line {first} already (case does not count)")
-        else:
-            rows.append(PromptRow(line, prompt_id, checked, modality))
-    return _table(path, rows, faults)
-
-
-def _table(path: Path, rows: list[Row], faults: Faults, folder: DataFolder | None = None) -> Table[Row]:
+def _table(path: Path, rows: list[Row], faults: Faults, folder: DataFolder) -> Table[Row]:
     """The table as it was read; raises `InputProblems` if the file as a whole is of no use."""
     if not rows and not faults.errors:
         raise InputError(path, "there are no rows")
-    if folder is not None and folder.asked and not folder.found:
+    if folder.asked and not folder.found:
         faults.error(None, None, f"not one of its files is in {folder.path}; is that the data folder (data.root)?")
     if faults.file_refused:
         raise InputProblems(faults.errors)
@@ -241,31 +175,6 @@ def _check_file(faults: Faults, row: int, key: str, written: str, folder: DataFo
     except Refused as refused:
         faults.error(row, key, f"{show(written)} {refused}")
         return None
-
-
-def _check_modality(faults: Faults, row: int, key: str, written: str) -> str | None:
-    modality = canonical_modality(written)
-    if modality is None:
-        faults.error(row, key, f"{show(written)} {not_a_modality(written)}")
-    return modality
-
-
-def _check_text(faults: Faults, row: int, key: str, written: str, modality: str | None) -> str | None:
-    text = clean_text(written)
-    said, body = split_prefix(text)
-    if says_nothing(body):
-        faults.error(row, key, f"{show(text)} says nothing; every row needs a text")
-        return None
-    if modality is None:
-        return text
-    if said is None:
-        text = f"{modality}: {text}"
-        faults.warn(row, key, "does not start with its modality, as in 'CT: ...'; it was added")
-    elif said != modality:
-        faults.warn(row, key, f"the text says {said}, the modality is {modality}")
-    if is_over_long(text):
-        faults.warn(row, key, f"longer than about {CLIP_TOKENS} CLIP tokens (an estimate); the rest is not read")
-    return text
 
 
 def _check_grade(faults: Faults, row: int, key: str, written: str) -> int | None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from medsyn import __version__, disk
 from medsyn.config import PHANTOMS, Config
-from medsyn.evaluation import features, gather, judge, metrics, report
+from medsyn.evaluation import achieved, features, gather, judge, metrics, report
 from medsyn.evaluation.gather import Gathered, Picture
 from medsyn.evaluation.report_tables import OVERALL
 from medsyn.seeds import seed
@@ -80,6 +80,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
             }
             for name, group in groups.items()
         },
+        "achieved": achieved.measure(gathered, config.generation.modes, config.generation.img_num),
         "rlhf": gather.read_summaries(config, directory),
         "stages": [asdict(time) for time in gather.stage_times(directory) if time.stage != task.stage],
     }
@@ -217,8 +218,9 @@ def _campaign_facts(config: Config, gathered: Gathered) -> dict[str, Any]:
         "data": PHANTOMS if parsed else _public(config.data.table),
         "resolution": config.data.resolution,
         "modalities": gathered.modalities,
-        "prompts": sum(len(rows) for rows in gathered.prompts.values()),
+        "prompts": sum(prompts.prompts for prompts in gathered.prompts.values()),
         "images_per_prompt": config.generation.img_num,
+        "images_asked": sum(sum(prompts.run_items(config.generation.img_num)) for prompts in gathered.prompts.values()),
         "real_images": sum(gathered.real.counts.values()),
         "real_images_unreadable": gathered.real.unreadable,
         "real_images_left_out": gathered.real.left_out,

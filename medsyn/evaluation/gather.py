@@ -6,6 +6,7 @@ kept small (at most 128 px and one feature vector each), so a large campaign fit
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +18,14 @@ from PIL import Image
 from medsyn import disk
 from medsyn.config import Config
 from medsyn.data.images import read_image
+from medsyn.data.prompt_lists import PromptList, open_lists
 from medsyn.data.split import is_held_out
 from medsyn.data.square import fit_square
-from medsyn.data.tables import MODALITIES, ImageRow, PromptRow, read_dataset, read_prompts
+from medsyn.data.tables import MODALITIES, ImageRow, read_dataset
 from medsyn.errors import InputError, InputProblems
 from medsyn.evaluation.features import describe, shrink
 from medsyn.generation.filter import SURPLUS
-from medsyn.generation.shard import ATTEMPTS, TIMING, Blocks, plan_shards, read_manifest
+from medsyn.generation.shard import ATTEMPTS, TIMING, Blocks, plan_shards, read_image_bytes, read_manifest
 from medsyn.seeds import seed
 from medsyn.stage import STAGES, CampaignDirectory, slug
 
@@ -83,7 +85,7 @@ class Gathered:
     """Everything a campaign has on disk that the report is about."""
 
     real: RealImages
-    prompts: dict[str, list[PromptRow]]  # by modality
+    prompts: dict[str, PromptList]  # by modality
     made: dict[str, dict[str, GeneratedImages]]  # by modality, then by mode
     missing: list[Missing]
 
@@ -159,30 +161,29 @@ def _sample(rows: Sequence[ImageRow], campaign_seed: int) -> Sequence[ImageRow]:
     return sorted(lowest, key=lambda row: row.row)
 
 
-def prompts_by_modality(config: Config) -> dict[str, list[PromptRow]]:
+def prompts_by_modality(config: Config) -> dict[str, PromptList]:
     """The campaign's prompts; empty where the list is absent or unreadable, which generation has told already."""
     try:
-        rows = read_prompts(Path(config.data.prompts)).rows if config.data.prompts else []
-    except (InputError, InputProblems):
-        rows = []
-    by_modality = {modality: [row for row in rows if row.modality == modality] for modality in config.data.modalities}
-    return {modality: its for modality, its in by_modality.items() if its}
+        lists = open_lists(Path(config.data.prompts)) if config.data.prompts else {}
+    except InputError:
+        lists = {}
+    return {modality: lists[modality] for modality in config.data.modalities if modality in lists}
 
 
 def read_generated(
-    config: Config, directory: CampaignDirectory, mode: str, modality: str, prompts: Sequence[PromptRow], tick: Tick
+    config: Config, directory: CampaignDirectory, mode: str, modality: str, prompts: PromptList, tick: Tick
 ) -> tuple[GeneratedImages, list[Missing]]:
     """What one mode made of one modality, block by block; absent or damaged blocks are named by their task."""
     made = GeneratedImages()
     lost: dict[str, int] = {}
-    blocks = Blocks(prompts, config.generation.img_num, config.generation.batch_size)
+    blocks = Blocks(prompts, config.generation.img_num, config.generation.block_size)
     for shard, numbers in enumerate(plan_shards(blocks.count, config.generation.blocks_per_shard)):
         for number in range(*numbers):
             block = directory.block(mode, modality, number)
             manifest = read_manifest(block)
             if manifest is None:
                 task = f"generate {slug(modality)}-{shard:05d}"
-                lost[task] = lost.get(task, 0) + len(blocks.items(number))
+                lost[task] = lost.get(task, 0) + blocks.count_items([number])
                 continue
             made.manifest += manifest
             made.attempts += [line for line in disk.read_jsonl(block / ATTEMPTS) if line["reason"] != SURPLUS]
@@ -192,7 +193,7 @@ def read_generated(
                 if line["file"] is None or len(made.pictures) >= PICTURES_PER_SET:
                     continue
                 tick()
-                with Image.open(block / line["file"]) as image:
+                with Image.open(io.BytesIO(read_image_bytes(block, line))) as image:
                     pixels = np.asarray(image.convert("RGB"))
                 made.pictures[line["id"], line["replicate"]] = _picture(pixels, modality, line["prompt"])
     return made, [

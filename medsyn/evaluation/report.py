@@ -51,6 +51,8 @@ def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[s
         scorers=report_tables.scorers(result),
         scores=_score_figure(config, gathered),
         generation=report_tables.generation(result),
+        achieved=report_tables.achieved(result),
+        dropped=result["achieved"]["dropped"],
         variety=report_tables.variety(result),
         stages=report_tables.stages(result["stages"]),
         real=gathered.real,
@@ -61,6 +63,8 @@ def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[s
 def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     data = "phantoms: procedural images, no patients" if facts["data"] == PHANTOMS else facts["data"]
     wanted = f"{facts['prompts']} × {facts['images_per_prompt']} image{'s' * (facts['images_per_prompt'] != 1)}"
+    if facts["images_asked"] != facts["prompts"] * facts["images_per_prompt"]:  # some say how many themselves
+        wanted = f"{facts['prompts']}, which ask for {facts['images_asked']} images"
     versions = [f"{name} {found}" for name, found in facts["versions"].items() if found]
     return [
         ("Model", facts["model"]),

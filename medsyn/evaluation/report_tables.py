@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -177,6 +178,37 @@ def _cost_cells(mode: str, facts: Mapping[str, Any]) -> list[Cell]:
         Cell(number(facts["selector_mean"], 2)),
         Cell(number(facts["policy_mean"], 2)),
     ]
+
+
+def achieved(result: Mapping[str, Any]) -> Table | None:
+    """Images asked for and images there, by modality and by the values of the prompt list's columns.
+
+    Shares are of the rows of one kind: of all modalities, or of all values of one column in one modality. None if there
+    is nothing to compare.
+    """
+    cells = result["achieved"]["cells"]
+    if len(cells) < 2:
+        return None
+    kinds = ["asked", *result["groups"][OVERALL]["generation"]]
+    totals: Counter[tuple[Any, ...]] = Counter()
+    for cell in cells:
+        for kind in kinds:
+            totals[_kind_of(cell), kind] += cell[kind]
+    rows = []
+    for cell in cells:
+        name = Cell(
+            cell["value"] or cell["modality"], f"{cell['modality']}, {cell['column']}" if cell["column"] else ""
+        )
+        shares = {
+            kind: cell[kind] / totals[_kind_of(cell), kind] if totals[_kind_of(cell), kind] else 0 for kind in kinds
+        }
+        rows.append([name, *(Cell(str(cell[kind]), percent(shares[kind])) for kind in kinds)])
+    return Table(["", *kinds], rows)
+
+
+def _kind_of(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a cell's share is a share of."""
+    return (cell["column"], cell["modality"] if cell["column"] else None)
 
 
 def variety(result: Mapping[str, Any]) -> Table:

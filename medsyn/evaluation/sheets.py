@@ -92,13 +92,14 @@ def _generated_frame(images: GeneratedImages, prompt_id: str, mode: str) -> Fram
 
 def contact_sheet(gathered: Gathered, modality: str, most: int) -> Sheet:
     """The contact sheet of a modality: prompts spread evenly over its list, real images that come closest to them."""
-    prompts = gathered.prompts.get(modality, [])
-    columns = min(most, len(prompts))
-    chosen = [prompts[index * len(prompts) // columns] for index in range(columns)]
+    prompts = gathered.prompts.get(modality)
+    count = prompts.prompts if prompts else 0
+    columns = min(most, count)
+    chosen = [prompts.prompt(index * count // columns) for index in range(columns)] if prompts else []
     held_out = [picture for picture in gathered.real.held_out if picture.modality == modality]
     training = [picture for picture in gathered.real.training if picture.modality == modality]
     real, origin = (held_out, "held out") if held_out else (training, "trained on")
-    if not prompts:
+    if not chosen:
         shown = real[:most]
         frames = [Frame(_data_uri(picture.pixels), f"real image: {picture.text}") for picture in shown]
         return Sheet(modality, [picture.text for picture in shown], [("Real", origin, frames)])

@@ -7,7 +7,7 @@ Policy score wins. Nothing but the item's own attempts decides, so sharding and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -160,14 +160,22 @@ class Trial:
         return None if candidate is self.winner else OUTRANKED
 
 
-def next_batch(trials: Iterable[Trial], size: int) -> list[tuple[int, int]]:
+def next_batch(trials: Iterable[Trial], size: int, kinds: Sequence[Hashable] | None = None) -> list[tuple[int, int]]:
     """At most `size` (position of the trial, attempt) to make next; empty when all are settled.
 
     Attempts that no outcome can make superfluous come first. Places left would be padding, so they go to the next
     attempts of unsettled items, made early in the hope that they are needed; those that are not end as surplus.
+
+    Args:
+        trials: one per item.
+        size: places in a batch.
+        kinds: what must be the same for all of one batch (the number of steps, say), one per item.
     """
     wanted = []
     for position, trial in enumerate(trials):
         attempts = trial.next_attempts[:size]
         wanted += [(ahead >= trial.still_needed, ahead, position, attempt) for ahead, attempt in enumerate(attempts)]
-    return [(position, attempt) for _, _, position, attempt in sorted(wanted)[:size]]
+    wanted.sort()
+    if kinds is not None and wanted:
+        wanted = [one for one in wanted if kinds[one[2]] == kinds[wanted[0][2]]]
+    return [(position, attempt) for _, _, position, attempt in wanted[:size]]

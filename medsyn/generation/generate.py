@@ -5,56 +5,35 @@ Blocks that are there are left alone, so the files are the same whatever the sha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from medsyn import disk
 from medsyn.config import Config
-from medsyn.data.tables import read_prompts
 from medsyn.errors import InputError
-from medsyn.generation.filter import FAILED
-from medsyn.generation.generator import Generator
-from medsyn.generation.shard import Blocks, commit_block, finished_block
-from medsyn.models.device import choose_device
-from medsyn.models.scorers import WEIGHTS, load_policy, load_selector
-from medsyn.models.synthetic import SyntheticSystem, load_synthetic, load_unet
-from medsyn.models.weights import model_fingerprint
-from medsyn.stage import CampaignDirectory, Control, NoProgress, Task, slug
-
-# what a block's files depend on, beside the prompts and the weights
-_SETTINGS = (
-    "campaign.seed",
-    "data.resolution",
-    "device.precision",
-    "generation.scheduler",
-    "generation.num_inference_steps",
-    "generation.guidance_scale",
-    "generation.negative_prompt",
-    "generation.batch_size",
-    "generation.on_exhausted",
-)
-_MODE_SETTINGS = {
-    "baseline": ("generation.baseline_model",),
-    "filtered": (
-        "training.stage",
-        "generation.num_candidates",
-        "generation.quality_threshold",
-        "generation.min_policy_score",
-        "generation.max_attempts",
-    ),
-}
+from medsyn.generation.background import Writer
+from medsyn.generation.block import Order, make_block
+from medsyn.generation.filter import FAILED, Rule
+from medsyn.generation.journal import journal_directory
+from medsyn.generation.loader import Loader
+from medsyn.generation.shard import Blocks, finished_block, read_blocks
+from medsyn.generation.shard_tables import write_shard_tables
+from medsyn.stage import CampaignDirectory, Control, NoProgress, Task
 
 
 def run(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
     """Make those of the blocks `task.blocks` of `task.modality` that are not there yet, mode by mode.
 
     Raises:
-        InputError: an earlier stage's result is missing, or blocks of other settings are in the way.
+        InputError: an earlier stage's result is missing, blocks of other settings are in the way, or a batch does
+            not fit into the device's memory.
         NoProgress: prompts spent their attempts and `on_exhausted` is `fail`; their blocks are on disk all the same.
-        Saved: a stop was requested; the blocks that were complete are on disk.
+        Saved: a stop was requested; every batch that was painted is on disk.
     """
     modality = task.modality
     assert modality is not None, "a generate task has a modality"
@@ -63,116 +42,80 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     if numbers.stop > blocks.count:
         reason = f"has {blocks.count} blocks of {modality}, the task was planned for {numbers.stop}: plan again"
         raise InputError(str(config.data.prompts), reason)
-    loader = _Loader(config, modality, directory)
+    loader = Loader(config, modality, directory)
     facts = {mode: loader.facts(mode) for mode in config.generation.modes}
     for mode in facts:  # never later: the task may be running a second time by then
-        for number in numbers:
-            block = directory.block(mode, modality, number)
-            disk.sweep_temporaries(block.parent, of=block.name)
-    total = len(facts) * sum(len(blocks.items(number)) for number in numbers)
-    done = 0
-    failed: dict[str, None] = {}  # prompt ids, in order and once
-
-    def between_batches(settled: int) -> None:
-        control.leave_if_asked()  # costs the batches of one block
-        control.beat(done + settled, total, "image")
-
+        _sweep([directory.block(mode, modality, number) for number in numbers])
+    shard = _Shard(config, loader, blocks, numbers, control, len(facts) * blocks.count_items(numbers))
+    with _memory_told(config), Writer() as writer:
+        for mode, its in facts.items():
+            shard.make(mode, its, writer)
     for mode in facts:
-        generator = None
-        for number in numbers:
-            block, items = directory.block(mode, modality, number), blocks.items(number)
-            manifest: Sequence[Mapping[str, Any]] | None = finished_block(block, items, facts[mode])
+        write_shard_tables(directory, mode, modality, (numbers.start, numbers.stop))
+    control.beat(shard.total, shard.total, "image")
+    if shard.failed:
+        raise NoProgress(_exhausted(list(shard.failed)))
+
+
+def _sweep(blocks: Sequence[Path]) -> None:
+    """Remove what killed processes left of these blocks, and the journals of those that are committed."""
+    for part in dict.fromkeys(block.parent for block in blocks):
+        names = {path.name for path in part.iterdir()} if part.is_dir() else set()
+        left = {name.partition(".tmp-")[0] for name in names if ".tmp-" in name}
+        for block in blocks:
+            if block.parent == part and f".{block.name}" in left:
+                disk.sweep_temporaries(part, of=block.name)
+            if block.parent == part and journal_directory(block).name in names and block.name in names:
+                disk.remove(journal_directory(block))
+
+
+@dataclass
+class _Shard:
+    """A task's blocks, and how far it is."""
+
+    config: Config
+    loader: Loader
+    blocks: Blocks
+    numbers: range
+    control: Control
+    total: int  # images, all modes
+    done: int = 0
+    failed: dict[str, None] = field(default_factory=dict)  # prompt ids, in order and once
+
+    def make(self, mode: str, facts: Mapping[str, str], writer: Writer) -> None:
+        """All blocks of one mode."""
+        section = self.config.generation
+        rule = Rule.of(section, mode)
+        painter = None
+        for number in self.numbers:
+            block, items = self.loader.directory.block(mode, self.loader.modality, number), self.blocks.items(number)
+            manifest: Sequence[Mapping[str, Any]] | None = finished_block(block, items, facts)
             if manifest is None:
-                generator = generator or loader.generator(facts[mode])
-                content = generator.block(items, between_batches)
-                commit_block(block, content)
-                manifest = content.manifest
-            done += len(items)
-            control.beat(done, total, "image")
-            failed |= dict.fromkeys(record["id"] for record in manifest if record["reason"] == FAILED)
-    if failed:
-        raise NoProgress(_exhausted(list(failed)))
+                painter = painter or self.loader.painter(mode)
+                order = Order(block, items, rule, facts, section.output == "webdataset", section.dicom)
+                failed = make_block(order, painter, writer, self._between_batches)
+            else:
+                failed = [record["id"] for record in manifest if record["reason"] == FAILED]
+            self.failed |= dict.fromkeys(failed)
+            self.done += len(items)
+
+    def _between_batches(self, settled: int) -> None:
+        self.control.leave_if_asked()  # costs nothing: what is painted is in the journal
+        self.control.beat(self.done + settled, self.total, "image")
 
 
-def read_blocks(config: Config, modality: str) -> Blocks:
-    """The blocks of a modality of the campaign's prompt list."""
-    if config.data.prompts is None:
-        raise InputError("configuration", "there is no prompt list to generate from", key="data.prompts")
-    rows = read_prompts(Path(config.data.prompts)).require(config.data.strict)
-    chosen = [row for row in rows if row.modality == modality]
-    return Blocks(chosen, config.generation.img_num, config.generation.batch_size)
+@contextmanager
+def _memory_told(config: Config) -> Iterator[None]:
+    """Say what to set where a batch does not fit; the batch size is never changed behind the user's back."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        size = config.generation.batch_size
+        reason = f"a batch of {size} does not fit into the GPU's memory ({str(error).splitlines()[0]})"
+        way_out = f"set it to {size // 2}" if size > 1 else "take a smaller data.resolution"
+        raise InputError("configuration", f"{reason}: {way_out}", key="generation.batch_size") from None
 
 
 def _exhausted(prompt_ids: Sequence[str]) -> str:
     shown = ", ".join(prompt_ids[:10]) + (f" and {len(prompt_ids) - 10} more" if len(prompt_ids) > 10 else "")
     return f"no acceptable image after generation.max_attempts for prompts {shown} (generation.on_exhausted is 'fail')"
-
-
-@dataclass(frozen=True)
-class _Loader:
-    """What a mode needs of the earlier stages; the VAE and the text encoder are loaded once for all modes."""
-
-    config: Config
-    modality: str
-    directory: CampaignDirectory
-
-    def facts(self, mode: str) -> dict[str, str]:
-        """What is on record about every image of a mode; nothing is loaded for it.
-
-        Raises:
-            InputError: the task that makes one of the models has not.
-        """
-        facts = {
-            "modality": self.modality,
-            "mode": mode,
-            "model_fingerprint": model_fingerprint(self._source, self._finetuned(mode)),
-            "config_fingerprint": self.config.section_fingerprint(*_SETTINGS, *_MODE_SETTINGS[mode]),
-        }
-        if mode == "filtered":
-            facts["scorers_fingerprint"] = disk.fingerprint([disk.sha256_file(file) for file in self._scorers()])
-        return facts
-
-    def generator(self, facts: dict[str, str]) -> Generator:
-        """The models of the mode that `facts` are about."""
-        unet = load_unet(self._source, self._shared.device, self._shared.dtype, self._finetuned(facts["mode"]))
-        system = replace(self._shared, unet=unet, fingerprint=facts["model_fingerprint"])
-        if facts["mode"] == "baseline":
-            return Generator(self.config, facts, system)
-        selector, policy = (file.parent for file in self._scorers())
-        device = system.device
-        return Generator(self.config, facts, system, load_selector(selector, device), load_policy(policy, device))
-
-    @property
-    def _source(self) -> str:
-        return self.config.model_paths.stable_diffusion
-
-    @cached_property
-    def _shared(self) -> SyntheticSystem:
-        chosen = choose_device(self.config.device)
-        return load_synthetic(self._source, chosen.device, chosen.dtype, with_unet=False)
-
-    def _scorers(self) -> tuple[Path, Path]:
-        """The weights of the Selector and of the Policy."""
-        first, last = "rlhf-stage1 all", f"rlhf-stage2 {slug(self.modality)}"
-        selector = _made(self.directory.selector() / WEIGHTS, first)
-        if self.config.training.stage == 1:
-            return selector, _made(self.directory.policy() / WEIGHTS, first)
-        return selector, _made(self.directory.policy(self.modality) / WEIGHTS, last)
-
-    def _finetuned(self, mode: str) -> Path | None:
-        """Directory of the fine-tuned `unet/` that a mode paints with, None for the pretrained one."""
-        if mode == "baseline" and self.config.generation.baseline_model == "pretrained":
-            return None
-        directory = self.directory.finetuned_unet(self.modality)
-        _made(_unet_file(directory), f"finetune {slug(self.modality)}")
-        return directory
-
-
-def _unet_file(directory: Path) -> Path:
-    return directory / "unet" / "diffusion_pytorch_model.safetensors"
-
-
-def _made(path: Path, task: str) -> Path:
-    if not path.exists():
-        raise InputError(path, f"is not there; the task '{task}' makes it")
-    return path

@@ -1,146 +1,181 @@
-"""A batch, and the blocks made of batches: sample, decode, look, keep or try again.
+"""Images from prompts as an iterator: the import path for tools.
 
-An image is a function of the campaign's seed, its prompt, replicate and attempt, the weights and the settings. Every
-batch has the same size, because the size changes bits; the companions in it change none.
+from medsyn import Generator
+
+for image in Generator("embedded", seed=3).images("Chest X-ray: clear lungs", count=4):
+    image.save("out/" + image.record["file"])
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from medsyn.config import Config
-from medsyn.generation.filter import Candidate, Rule, Trial, next_batch
-from medsyn.generation.provenance import publish, quantise
-from medsyn.generation.sampler import build_scheduler, initial_noise, sample_finite
-from medsyn.generation.shard import BlockContent, Item
-from medsyn.models.policy import Policy
-from medsyn.models.selector import Selector
-from medsyn.models.synthetic import SyntheticSystem
-from medsyn.seeds import seed
+from medsyn import disk
+from medsyn.config import EMBEDDED, Config, validate
+from medsyn.data.modalities import clean_text, split_prefix
+from medsyn.data.tables import MODALITIES
+from medsyn.errors import InputError
+from medsyn.generation.block import Order, Progress
+from medsyn.generation.filter import Rule, Trial, next_batch
+from medsyn.generation.painter import Painter, Recipe
+from medsyn.generation.shard import Item
+from medsyn.models.device import choose_device
+from medsyn.models.scorers import load_policy, load_selector
+from medsyn.models.synthetic import load_synthetic
+from medsyn.models.weights import model_fingerprint
+from medsyn.stage import slug
 
-
-def image_seed(campaign_seed: int, item: Item, attempt: int) -> int:
-    """The seed of one candidate, a function of what was asked for and of nothing else."""
-    return seed(campaign_seed, "image", item.prompt_id, item.replicate, attempt)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One batch of sampled images, without its padding."""
-
-    candidates: list[Candidate]
-    pictures: list[np.ndarray]  # uint8 [H, W, 1 or 3]
-    unet_evaluations: int  # rows the UNet computed, padding included
+DEFAULT_SIDE, EMBEDDED_SIDE = 256, 64  # pixels
 
 
 @dataclass(frozen=True)
+class GeneratedImage:
+    """One prompt and replicate that is settled: its image, if there is one, and what is on record about it."""
+
+    item: Item
+    record: Mapping[str, Any]  # as in a campaign's manifest
+    pixels: np.ndarray | None  # uint8 [H, W, 1 or 3]; None: no candidate passed the filter
+    png: bytes | None  # the file: marked as synthetic, with its record as text
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it passed the filter, or there was none."""
+        return bool(self.record["accepted"])
+
+    def save(self, path: str | Path) -> None:
+        """Write the PNG file; raises ValueError if there is no image."""
+        if self.png is None:
+            raise ValueError(f"{self.item.prompt_id} has no image: {self.record['reason']}")
+        disk.write_atomic(Path(path), self.png)
+
+
 class Generator:
-    """One modality in one mode: what stays the same from block to block."""
+    """Loads a model once and makes images of any prompts of it; the same images as a campaign with these settings.
 
-    config: Config
-    facts: Mapping[str, str]  # on record with every image: modality, mode, fingerprints
-    system: SyntheticSystem
-    selector: Selector | None = None  # the baseline has no scorers
-    policy: Policy | None = None
+    An image depends on its prompt, its number, the seed, the settings and the weights, and on nothing else: not on
+    the prompts beside it, nor on how often the generator was used before.
+    """
 
-    def block(self, items: Sequence[Item], between_batches: Callable[[int], None]) -> BlockContent:
-        """Everything a block holds, in memory.
+    def __init__(
+        self,
+        model: str = "embedded",
+        *,
+        finetuned: str | Path | None = None,
+        selector: str | Path | None = None,
+        policy: str | Path | None = None,
+        device: Literal["auto", "cpu"] = "auto",
+        precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
+        height: int | None = None,
+        width: int | None = None,
+        seed: int = 0,
+        **generation: Any,
+    ) -> None:
+        """Load what makes the images.
 
         Args:
-            items: the block's items.
-            between_batches: called before each batch with the number of items that are settled; raises to stop.
+            model: `embedded`, a diffusers directory, or a hub id in the local cache.
+            finetuned: directory with a fine-tuned `unet/`.
+            selector: directory of a trained Selector; with `policy` it filters the candidates.
+            policy: directory of a trained Policy.
+            device: `auto` is the first visible GPU if there is one.
+            precision: of the UNet; `auto` lets the device's capability decide.
+            height: pixels, a multiple of 8; 256 if not given, 64 for the embedded model, which was trained at that.
+            width: pixels; the height if not given.
+            seed: what all images depend on.
+            generation: keys of the configuration's section `generation`, such as `scheduler`,
+                `num_inference_steps`, `guidance_scale`, `batch_size`, `quality_threshold`, `max_attempts`.
+
+        Raises:
+            InputError, InputProblems: weights that are not there, or settings that cannot work, one line each.
         """
-        started = time.perf_counter()
-        rule = Rule.of(self.config.generation, self.facts["mode"])
-        trials = [Trial(rule) for _ in items]
-        favourites: dict[int, np.ndarray] = {}
-        batches = unet_evaluations = 0
-        while places := next_batch(trials, self.config.generation.batch_size):
-            between_batches(sum(trial.settled for trial in trials))
-            batch = self.batch([(items[position], attempt) for position, attempt in places])
-            for (position, _), candidate, picture in zip(places, batch.candidates, batch.pictures, strict=True):
-                trials[position].add(candidate)
-                if trials[position].favourite is candidate:
-                    favourites[position] = picture
-            batches += 1
-            unet_evaluations += batch.unet_evaluations
-        published = [
-            publish(item, trial, favourites.get(position), self.facts)
-            for position, (item, trial) in enumerate(zip(items, trials, strict=True))
-        ]
-        timing = {
-            "seconds": time.perf_counter() - started,
-            "device": _device_name(self.system.device),
-            "batches": batches,
-            "unet_evaluations": unet_evaluations,
-        }
-        return BlockContent(
-            images={record["file"]: image for record, image in published if image is not None},
-            manifest=[record for record, _ in published],
-            attempts=[
-                {"id": item.prompt_id, "replicate": item.replicate, **record}
-                for item, trial in zip(items, trials, strict=True)
-                for record in trial.records()
-            ],
-            timing=timing,
-        )
+        if (selector is None) != (policy is None):
+            raise InputError("generator", "the filter needs both a Selector and a Policy")
+        self._mode = "baseline" if selector is None else "filtered"
+        self._config = _configuration(model, device, precision, seed, {**generation, "modes": [self._mode]})
+        height = height or (EMBEDDED_SIDE if model == EMBEDDED else DEFAULT_SIDE)
+        self._size = _size(height), _size(width or height)
+        chosen = choose_device(self._config.device)
+        unet = None if finetuned is None else _with_unet(Path(finetuned))
+        self._system = load_synthetic(model, chosen.device, chosen.dtype, unet)
+        self._fingerprint = model_fingerprint(model, unet)
+        self._selector = None if selector is None else load_selector(Path(selector), chosen.device)
+        self._policy = None if policy is None else load_policy(Path(policy), chosen.device)
 
-    def batch(self, wanted: Sequence[tuple[Item, int]]) -> Batch:
-        """Sample, decode and score the attempts `wanted`: one batch of the campaign's size, padded by repetition."""
-        section, system = self.config.generation, self.system
-        padded = [*wanted, *[wanted[-1]] * (section.batch_size - len(wanted))]
-        seeds = [image_seed(self.config.campaign.seed, item, attempt) for item, attempt in padded]
-        features = [system.embed(item.prompt) for item, _ in padded]
-        samples = sample_finite(
-            system.unet,
-            lambda: build_scheduler(section.scheduler, system.scheduler_config, section.num_inference_steps),
-            torch.stack([hidden for hidden, _ in features]),
-            system.embed(section.negative_prompt)[0][None],
-            initial_noise(seeds, system.latent_shape(self.config.data.resolution)),
-            seeds,
-            section.guidance_scale,
-        )
-        decoded = system.decode(_numbers(samples.latents))
-        decodable = decoded.isfinite().flatten(1).all(dim=1).tolist()
-        pictures = [
-            quantise(pixels, self.facts["modality"]) for pixels in _numbers(decoded).permute(0, 2, 3, 1).cpu().numpy()
-        ]
-        scores = self._scores(pictures, torch.stack([pooled for _, pooled in features]))
-        candidates = [
-            _candidate(attempt, seeds[i], samples.finite[i] and decodable[i], *scores[i], samples.precision[i])
-            for i, (_, attempt) in enumerate(wanted)
-        ]
-        return Batch(candidates, pictures[: len(wanted)], samples.evaluations * section.batch_size)
+    def images(
+        self, prompts: str | Item | Iterable[str | Item], count: int = 1, modality: str | None = None
+    ) -> Iterator[GeneratedImage]:
+        """Make `count` images of every prompt, in order.
 
-    def _scores(self, pictures: Sequence[np.ndarray], pooled: Tensor) -> list[tuple[float | None, float | None]]:
-        """(Selector, Policy) of every picture as it will be written."""
-        if self.selector is None or self.policy is None:
-            return [(None, None)] * len(pictures)
-        pixels = torch.from_numpy(np.stack(pictures)).to(self.system.device).permute(0, 3, 1, 2).float() / 255
-        pixels = pixels.expand(-1, 3, -1, -1)
-        return list(zip(self.selector.score(pixels).tolist(), self.policy.score(pixels, pooled).tolist(), strict=True))
+        Args:
+            prompts: one or more texts, or items with settings of their own (an item is one image).
+            count: images of each text.
+            modality: one of the five, for prompts that do not start with theirs, as in `CT: …`.
+        """
+        asked = [prompts] if isinstance(prompts, (str, Item)) else list(prompts)
+        by_modality: dict[str, list[Item]] = {}
+        for prompt in asked:
+            its = modality or split_prefix(prompt if isinstance(prompt, str) else prompt.prompt)[0]
+            if its is None or its not in MODALITIES:
+                reason = f"which modality? Let it start with one and a colon ({', '.join(MODALITIES)}), or name it"
+                raise InputError(f"prompt {prompt!r}", reason)
+            items = [prompt] if isinstance(prompt, Item) else [_item(prompt, its, number) for number in range(count)]
+            by_modality.setdefault(its, []).extend(items)
+        for its, items in by_modality.items():
+            size = self._config.generation.block_size
+            for start in range(0, len(items), size):
+                yield from self._block(items[start : start + size], its)
+
+    def _block(self, items: Sequence[Item], modality: str) -> Iterator[GeneratedImage]:
+        recipe = replace(Recipe.of(self._config, modality), height=self._size[0], width=self._size[1])
+        painter = Painter(recipe, self._system, self._selector, self._policy)
+        facts = {"modality": modality, "mode": self._mode, "model_fingerprint": self._fingerprint}
+        rule = Rule.of(self._config.generation, self._mode)
+        progress = Progress(Order(Path(), items, rule, facts), [Trial(rule) for _ in items])
+        kinds = [recipe.kind(item) for item in items]
+        told = 0
+        while places := next_batch(progress.trials, recipe.batch_size, kinds):
+            batch = painter.paint([(items[position], attempt) for position, attempt in places])
+            progress.take(places, batch)
+            while told < len(items) and progress.trials[told].settled:
+                pixels = progress.favourites.get(told) if progress.trials[told].winner else None
+                progress.publish([told])
+                record, png, _ = progress.published.pop(told)
+                yield GeneratedImage(items[told], record, pixels, png)
+                told += 1
 
 
-def _candidate(
-    attempt: int, image: int, finite: bool, selector: float | None, policy: float | None, precision: str
-) -> Candidate:
-    finite = finite and all(score is None or math.isfinite(score) for score in (selector, policy))
-    if not finite:
-        selector = policy = None
-    return Candidate(attempt, image, finite, selector, policy, precision)
+def _item(prompt: str, modality: str, replicate: int) -> Item:
+    """The item that a campaign makes of a prompt without an id, so that the images are the same."""
+    text = clean_text(prompt)
+    if split_prefix(text)[0] is None:
+        text = f"{modality}: {text}"
+    return Item(f"{slug(modality)}-{disk.fingerprint([modality, text, 1])[:16]}", text, replicate)
 
 
-def _numbers(values: Tensor) -> Tensor:
-    """Zero in the place of what is not finite: the image is lost, the batch keeps its size."""
-    return values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+def _size(pixels: int) -> int:
+    if pixels % 8 or not 32 <= pixels <= 1024:
+        raise InputError("height and width", f"are multiples of 8 from 32 to 1024, got {pixels}")
+    return pixels
 
 
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+def _with_unet(directory: Path) -> Path:
+    """The directory that holds the `unet/`: the one given, or its parent if that is the `unet/` itself."""
+    for candidate in (directory, directory.parent):
+        if (candidate / "unet" / "diffusion_pytorch_model.safetensors").is_file():
+            return candidate
+    raise InputError(directory, "holds no unet/diffusion_pytorch_model.safetensors")
+
+
+def _configuration(model: str, device: str, precision: str, seed: int, generation: Mapping[str, Any]) -> Config:
+    tree = {
+        "campaign": {"seed": seed},
+        "model_paths": {"stable_diffusion": model},
+        "device": {"use_cuda": device != "cpu", "precision": precision},
+        "generation": {"batch_size": 4, "num_candidates": 1, **generation},
+    }
+    return validate(tree, "generator")

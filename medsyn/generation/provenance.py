@@ -16,9 +16,12 @@ from PIL import Image, PngImagePlugin
 from medsyn import __version__
 from medsyn.data.images import SYNTHETIC_KEY
 from medsyn.generation.filter import Trial
-from medsyn.generation.shard import Item
+from medsyn.generation.shard import Item, item_fingerprint
 
 NOTICE = "Generated image. It shows no patient. Not for diagnosis."
+_OF_THE_FILE = ("file", "bytes", "sha256", "width", "height")  # keys of a manifest that a file cannot say of itself
+_OF_DICOM = ("dicom", "dicom_bytes", "dicom_sha256", "dicom_offset")
+_NOT_IN_THE_FILE = {*_OF_THE_FILE, "archive", "offset", *_OF_DICOM, "item_fingerprint", "extra"}
 COLOUR_MODALITIES = {"Fundus"}  # everything else is written as grey
 
 
@@ -49,6 +52,12 @@ def encode_png(picture: np.ndarray, facts: Mapping[str, Any]) -> bytes:
     return stream.getvalue()
 
 
+def png_facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What an image's file says of itself, from its record in the manifest."""
+    texts = {key: value for key, value in record.items() if key not in _NOT_IN_THE_FILE}
+    return {key.replace("_", " ").capitalize(): value for key, value in texts.items()}
+
+
 def publish(
     item: Item, trial: Trial, picture: np.ndarray | None, facts: Mapping[str, str]
 ) -> tuple[dict[str, Any], bytes | None]:
@@ -73,10 +82,16 @@ def publish(
         "seed": None if winner is None else winner.seed,
         "selector": None if winner is None else winner.selector,
         "policy": None if winner is None else winner.policy,
+        "precision": None if winner is None else winner.precision,
+        "num_inference_steps": item.num_inference_steps,  # this and the next two: None where as configured
+        "guidance_scale": item.guidance_scale,
+        "negative_prompt": item.negative_prompt,
+        "item_fingerprint": item_fingerprint(item),
+        "extra": dict(item.extra),
     }
     if winner is None or picture is None:
-        return record | dict.fromkeys(("file", "bytes", "sha256", "width", "height")), None
-    image = encode_png(picture, {key.replace("_", " ").capitalize(): value for key, value in record.items()})
+        return record | dict.fromkeys(_OF_THE_FILE), None
+    image = encode_png(picture, png_facts(record))
     height, width, _ = picture.shape
     return record | {
         "file": file_name(item),

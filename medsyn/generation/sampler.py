@@ -12,30 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    PNDMScheduler,
-    UniPCMultistepScheduler,
-)
 from torch import Tensor
 
-from medsyn.config import SchedulerName
 from medsyn.seeds import seed
+from medsyn.solvers import SOLVERS, SchedulerName
 
-# name -> (class, settings that the name promises whatever the model's own scheduler was)
-_SCHEDULERS: dict[SchedulerName, tuple[Any, dict[str, Any]]] = {
-    "dpm": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
-    "ddim": (DDIMScheduler, {}),
-    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
-    "euler": (EulerDiscreteScheduler, {}),
-    "euler_a": (EulerAncestralDiscreteScheduler, {}),
-    "unipc": (UniPCMultistepScheduler, {}),
-}
+EVERYWHERE = (0.0, 1.0)  # the guidance interval that leaves no step out
 
 
 @dataclass(frozen=True)
@@ -45,19 +30,19 @@ class Samples:
     latents: Tensor  # [B, c, h, w], float32
     finite: list[bool]
     precision: list[str]  # the UNet's dtype, "float32" where half precision overflowed and was repeated
-    evaluations: int  # rows the UNet computed per image: the steps, twice that with guidance, again for a repetition
+    evaluations: int  # rows the UNet computed per image: its calls, guided ones twice, again for a repetition
 
 
 def build_scheduler(name: SchedulerName, scheduler_config: Mapping[str, Any], steps: int) -> Any:
     """A fresh diffusers scheduler with its timesteps set. Sampling uses it up: solvers remember past steps.
 
     Args:
-        name: the sampler; `dpm` is DPM-Solver++(2M), Lu et al. 2022, https://arxiv.org/abs/2211.01095.
+        name: the sampler, see `medsyn.solvers`.
         scheduler_config: the model's own: noise schedule, prediction type, offset of the steps.
         steps: number of denoising steps.
     """
-    scheduler_class, settings = _SCHEDULERS[name]
-    scheduler = scheduler_class.from_config(dict(scheduler_config), **settings)
+    solver = SOLVERS[name]
+    scheduler = getattr(diffusers, solver.scheduler).from_config(dict(scheduler_config), **solver.settings)
     scheduler.set_timesteps(steps)
     return scheduler
 
@@ -77,60 +62,73 @@ def _step_generators(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed("sampler-steps", image)) for image in seeds]
 
 
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598) of a batch.
+
+    `interval` is the part of the steps, as fractions, in which it acts (Kynkaanniemi et al. 2024,
+    https://arxiv.org/abs/2404.07724); before and after it only the conditional prediction is made.
+    """
+
+    scales: Tensor  # [B], all 1 or none of them
+    negative_hidden: Tensor  # text features of the negative prompts [B or 1, 77, D]
+    interval: tuple[float, float] = EVERYWHERE
+
+    def acts(self, index: int, count: int) -> bool:
+        """Whether step `index` of `count` is guided; a scale of 1 needs no unconditional half."""
+        start, end = self.interval
+        return bool((self.scales != 1).any()) and start <= index / count < end
+
+
 @torch.no_grad()
 def sample(
-    unet: Any,
-    scheduler: Any,
-    hidden: Tensor,
-    negative_hidden: Tensor,
-    noise: Tensor,
-    seeds: Sequence[int],
-    guidance_scale: float,
+    unet: Any, scheduler: Any, hidden: Tensor, guidance: Guidance, noise: Tensor, seeds: Sequence[int]
 ) -> tuple[Tensor, int]:
-    """Denoise a batch with classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598).
+    """Denoise a batch.
 
     Latents stay in float32 whatever the UNet computes in. Both halves of the guidance go through the UNet as one
-    batch; a guidance scale of 1 needs no unconditional half.
+    batch.
 
     Args:
         unet: a `UNet2DConditionModel`.
         scheduler: fresh from `build_scheduler`.
         hidden: text features of the prompts [B, 77, D].
-        negative_hidden: text features of the negative prompt [1, 77, D].
+        guidance: towards the prompts and away from the negative ones.
         noise: unit noise [B, c, h, w] from `initial_noise`.
         seeds: one per image, for stochastic schedulers.
-        guidance_scale: at least 1.
 
     Returns:
         The latents [B, c, h, w] in float32 on the UNet's device, and the rows the UNet computed per image.
     """
     device, dtype = unet.device, unet.dtype
-    guided = guidance_scale != 1
-    context = torch.cat([negative_hidden.expand_as(hidden), hidden]) if guided else hidden
-    context = context.to(device, dtype)
+    conditional = hidden.to(device, dtype)
+    both = torch.cat([guidance.negative_hidden.to(device, dtype).expand_as(conditional), conditional])
+    scales = guidance.scales.to(device, torch.float32).view(-1, 1, 1, 1)
     options: dict[str, Any] = {}
     if "generator" in inspect.signature(scheduler.step).parameters:
         options["generator"] = _step_generators(seeds)
     latents = noise.to(device, torch.float32) * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
-        rows = scheduler.scale_model_input(latents, timestep)
-        rows = torch.cat([rows, rows]) if guided else rows
-        prediction = unet(rows.to(dtype), timestep, encoder_hidden_states=context).sample.float()
+    evaluations = 0
+    for index, timestep in enumerate(scheduler.timesteps):
+        guided = guidance.acts(index, len(scheduler.timesteps))
+        rows = scheduler.scale_model_input(latents, timestep).to(dtype)
+        rows, context = (torch.cat([rows, rows]), both) if guided else (rows, conditional)
+        prediction = unet(rows, timestep, encoder_hidden_states=context).sample.float()
+        evaluations += 2 if guided else 1
         if guided:
-            unconditional, conditional = prediction.chunk(2)
-            prediction = unconditional + guidance_scale * (conditional - unconditional)
+            away, towards = prediction.chunk(2)
+            prediction = away + scales * (towards - away)
         latents = scheduler.step(prediction, timestep, latents, **options).prev_sample
-    return latents, len(scheduler.timesteps) * (2 if guided else 1)
+    return latents, evaluations
 
 
 def sample_finite(
     unet: Any,
     new_scheduler: Callable[[], Any],
     hidden: Tensor,
-    negative_hidden: Tensor,
+    guidance: Guidance,
     noise: Tensor,
     seeds: Sequence[int],
-    guidance_scale: float,
 ) -> Samples:
     """`sample`, once more in float32 if half precision overflowed; only images that overflowed take the new result.
 
@@ -140,7 +138,7 @@ def sample_finite(
     dtype = unet.dtype
 
     def attempt() -> tuple[Tensor, list[bool], int]:
-        latents, evaluations = sample(unet, new_scheduler(), hidden, negative_hidden, noise, seeds, guidance_scale)
+        latents, evaluations = sample(unet, new_scheduler(), hidden, guidance, noise, seeds)
         return latents, latents.isfinite().flatten(1).all(dim=1).tolist(), evaluations
 
     latents, finite, evaluations = attempt()

@@ -1,6 +1,6 @@
 """Blocks: the atom of generation, a fixed group of items of one modality, on disk whole or not at all.
 
-Which items a block holds is a function of the prompt list, the replicates and the batch size. A shard is a range of
+Which items a block holds is a function of the prompt list, the replicates and the block's size. A shard is a range of
 blocks; how many shards there are, who makes them and in which order is a matter of queueing and shows in no file.
 No torch here: planners count blocks on login nodes.
 """
@@ -11,58 +11,80 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from medsyn import disk
-from medsyn.data.tables import PromptRow
+from medsyn.config import Config
+from medsyn.data.prompt_lists import BlockRanges, Item, PromptList, open_lists
 from medsyn.errors import InputError
+from medsyn.seeds import seed
 
 MANIFEST, ATTEMPTS, TIMING = "manifest.jsonl", "attempts.jsonl", "timing.json"
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Item:
-    """One image that was asked for."""
+def item_fingerprint(item: Item) -> str:
+    """What was asked for, in 16 hex digits."""
+    return disk.fingerprint(asdict(item))[:16]
 
-    prompt_id: str
-    prompt: str
-    replicate: int  # 0-based
+
+def image_seed(campaign_seed: int, item: Item, attempt: int) -> int:
+    """The seed of one candidate, a function of what was asked for and of nothing else."""
+    if item.seed is not None:
+        return seed(item.seed, "given", item.replicate, attempt)
+    return seed(campaign_seed, "image", item.prompt_id, item.replicate, attempt)
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """The items of one modality, cut into blocks of `size`: prompts in table order, replicates of one side by side."""
+    """The items of one modality, cut into blocks of `size`; replicates of one prompt are side by side."""
 
-    prompts: Sequence[PromptRow]
-    replicates: int
+    prompts: PromptList
+    replicates: int  # of a prompt that does not say how many
     size: int
+
+    @cached_property
+    def _ranges(self) -> BlockRanges:
+        return BlockRanges(tuple(self.prompts.run_items(self.replicates)), self.size)
 
     @property
     def item_count(self) -> int:
         """How many images were asked for."""
-        return len(self.prompts) * self.replicates
+        return self._ranges.item_count
 
     @property
     def count(self) -> int:
-        """How many blocks there are; the last may be short."""
-        return -(-self.item_count // self.size)
+        """How many blocks there are."""
+        return self._ranges.count
 
     def items(self, number: int) -> list[Item]:
-        """The items of block `number`."""
-        indices = range(number * self.size, min((number + 1) * self.size, self.item_count))
-        rows = [(self.prompts[index // self.replicates], index % self.replicates) for index in indices]
-        return [Item(row.prompt_id, row.prompt, replicate) for row, replicate in rows]
+        """The items of block `number`, which can share batches."""
+        return self.prompts.items(*self._ranges.items(number), self.replicates)
+
+    def count_items(self, numbers: Iterable[int]) -> int:
+        """How many items blocks have together; reads no file."""
+        ranges = map(self._ranges.items, numbers)
+        return sum(stop - start for start, stop in ranges)
+
+
+def read_blocks(config: Config, modality: str) -> Blocks:
+    """The blocks of a modality of the campaign's prompt list."""
+    if config.data.prompts is None:
+        raise InputError("configuration", "there is no prompt list to generate from", key="data.prompts")
+    directory = Path(config.data.prompts)
+    prompts = open_lists(directory).get(modality, PromptList(directory, ()))
+    return Blocks(prompts, config.generation.img_num, config.generation.block_size)
 
 
 @dataclass(frozen=True)
 class BlockContent:
     """What a block's directory holds."""
 
-    images: Mapping[str, bytes]  # file name -> PNG
+    images: Mapping[str, bytes]  # file name -> content: PNG files, or one archive of them
     manifest: Sequence[Mapping[str, Any]]  # one record per item; those with a `file` say its `bytes`
     attempts: Sequence[Mapping[str, Any]]  # one record per candidate
     timing: Mapping[str, Any]  # all that differs from run to run
@@ -88,16 +110,68 @@ def commit_block(block: Path, content: BlockContent) -> None:
         (temporary / MANIFEST).write_bytes(_lines(content.manifest))
 
 
-def read_manifest(block: Path) -> list[dict[str, Any]] | None:
-    """The block's manifest if every file is there in the right size, else None. Contents are not hashed."""
+def parse_manifest(block: Path) -> list[dict[str, Any]] | None:
+    """The records of the block's manifest, or None if it cannot be read."""
     try:
         records = [json.loads(line) for line in (block / MANIFEST).read_bytes().splitlines()]
-        sizes = {block / record["file"]: record["bytes"] for record in records if record["file"] is not None}
-        whole = all(path.stat().st_size == size for path, size in sizes.items())
+    except (OSError, ValueError):
+        return None
+    return records if all(isinstance(record, dict) and "file" in record for record in records) else None
+
+
+def read_manifest(block: Path) -> list[dict[str, Any]] | None:
+    """The block's manifest if every file is there in the right size, else None. Contents are not hashed."""
+    records = parse_manifest(block)
+    if records is None:
+        return None
+    try:
+        whole = bool(records) and all(
+            file.is_there() for record in records for file in stored_files(block, record).values()
+        )
         whole = whole and (block / ATTEMPTS).is_file()
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return records if whole else None
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of an image, by itself or in the block's archive."""
+
+    path: Path  # of the file, or of the archive
+    name: str
+    offset: int  # in the archive; 0 for a file by itself
+    size: int
+    sha256: str
+    in_archive: bool
+
+    def is_there(self) -> bool:
+        """Whether it is there in its size; the places in an archive are not looked at."""
+        size = self.path.stat().st_size
+        return size >= self.offset + self.size if self.in_archive else size == self.size
+
+    def read(self) -> bytes:
+        """Its content; raises OSError if it is not there."""
+        with self.path.open("rb") as stream:
+            stream.seek(self.offset)
+            return stream.read(self.size) if self.in_archive else stream.read()
+
+
+def stored_files(block: Path, record: Mapping[str, Any]) -> dict[str, StoredFile]:
+    """The files of a record of the block's manifest: its `png`, if it has an image, and its `dicom`, if that is on."""
+    found: dict[str, StoredFile] = {}
+    archive = record.get("archive")
+    for kind, name, prefix in (("png", record["file"], ""), ("dicom", record.get("dicom"), "dicom_")):
+        if name is not None:
+            offset = record[f"{prefix}offset"] if archive else 0
+            size, sha256 = record[f"{prefix}bytes"], record.get(f"{prefix}sha256", "")
+            found[kind] = StoredFile(block / (archive or name), name, offset, size, sha256, bool(archive))
+    return found
+
+
+def read_image_bytes(block: Path, record: Mapping[str, Any]) -> bytes:
+    """The PNG file of a record of the block's manifest, from its own file or from the block's archive."""
+    return stored_files(block, record)["png"].read()
 
 
 def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, str]) -> list[dict[str, Any]] | None:
@@ -124,7 +198,7 @@ def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, str])
         shutil.rmtree(discarded, ignore_errors=True)
         return None
     differing = {key for key, value in facts.items() for record in records if record.get(key) != value}
-    if [Item(record["id"], record["prompt"], record["replicate"]) for record in records] != list(items):
+    if [record.get("item_fingerprint") for record in records] != [item_fingerprint(item) for item in items]:
         differing.add("prompts")
     if differing:
         names = ", ".join(sorted(differing))

@@ -62,10 +62,10 @@ class SyntheticSystem:
         self._embedded.move_to_end(prompt)
         return self._embedded[prompt]
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents of a square image of `resolution` pixels."""
+    def latent_shape(self, height: int, width: int | None = None) -> tuple[int, int, int]:
+        """(channels, height, width) of the latents of an image of so many pixels, square if no width is given."""
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        return self.vae.config.latent_channels, resolution // factor, resolution // factor
+        return self.vae.config.latent_channels, height // factor, (width or height) // factor
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

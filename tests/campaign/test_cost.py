@@ -30,7 +30,13 @@ def config(name: str = "sd15-pascal", **changes: Any) -> Config:
 
 
 def estimate(settings: Config, counts: Mapping[str, Mapping[str, int]] = COUNTS, on_gpu: bool = True) -> Estimate:
-    return cost.estimate(settings, build(settings, counts["prompts"]), counts, on_gpu)
+    counts = with_asked(settings, counts)
+    return cost.estimate(settings, build(settings, {name: [n] for name, n in counts["asked"].items()}), counts, on_gpu)
+
+
+def with_asked(settings: Config, counts: Mapping[str, Mapping[str, int]] = COUNTS) -> dict[str, Mapping[str, int]]:
+    """The counts with the images that are asked for: as many of each prompt as the configuration says."""
+    return {**counts, "asked": {name: n * settings.generation.img_num for name, n in counts["prompts"].items()}}
 
 
 def one(stage: str, **changes: Any) -> TaskCost:
@@ -87,7 +93,10 @@ class TestHours:
         assert task.least == task.seconds == task.most
 
     def test_how_blocks_are_dealt_to_tasks_changes_only_the_starts(self) -> None:
-        coarse, fine = (estimate(config(generation__blocks_per_shard=size)).of("generate") for size in (128, 5))
+        coarse, fine = (
+            estimate(config(generation__batches_per_block=1, generation__blocks_per_shard=size)).of("generate")
+            for size in (128, 5)
+        )
         work = [sum(task.seconds - cost.START_SECONDS for task in tasks) for tasks in (coarse, fine)]
         assert (len(coarse), len(fine)) == (1, 5)
         assert work[0] == pytest.approx(work[1])
@@ -108,9 +117,9 @@ class TestHours:
 
     def test_one_task_can_be_asked_for(self) -> None:
         settings = config()
-        for planned in build(settings, COUNTS["prompts"]):
+        for planned in build(settings, {"CT": [100]}):
             expected = estimate(settings).tasks[planned.key].seconds
-            assert cost.expected_seconds(settings, planned.task, COUNTS, on_gpu=True) == expected
+            assert cost.expected_seconds(settings, planned.task, with_asked(settings), on_gpu=True) == expected
 
     def test_the_tiny_campaign_took_about_what_is_expected(self) -> None:
         """One run on one core, tasks one after the other: seconds."""
@@ -268,6 +277,6 @@ def test_constants_that_are_repeated_are_the_same() -> None:
 
 
 def test_a_hundred_thousand_tasks_are_estimated_in_no_time() -> None:
-    settings = config(generation__batch_size=1, generation__blocks_per_shard=1)
+    settings = config(generation__batch_size=1, generation__batches_per_block=1, generation__blocks_per_shard=1)
     found = estimate(settings, {**COUNTS, "prompts": {"CT": 100_000}})
     assert len(found.of("generate")) == 100_000

@@ -22,9 +22,9 @@ def plan(shards: int = 2, stage: int = 2) -> Plan:
     tree = {
         "data": {"modalities": ["CT", "OCT"]},
         "training": {"stage": stage},
-        "generation": {"batch_size": 1, "blocks_per_shard": 1},
+        "generation": {"batch_size": 1, "batches_per_block": 1, "blocks_per_shard": 1},
     }
-    return build(configuration.validate(tree, "test"), {"CT": shards, "OCT": shards})
+    return build(configuration.validate(tree, "test"), {"CT": [shards], "OCT": [shards]})
 
 
 def nodes(built: Graph) -> dict[str, Node]:

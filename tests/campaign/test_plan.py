@@ -17,9 +17,9 @@ def config(**sections: dict[str, object]) -> Config:
     return configuration.validate({"data": {"modalities": ["CT", "X-Ray"]}, **sections}, "test")
 
 
-def plan(counts: dict[str, int] | None = None, **generation: object) -> Plan:
-    generation = {"batch_size": 4, "blocks_per_shard": 2, **generation}
-    return build(config(generation=generation), counts if counts is not None else {"CT": 17, "X-Ray": 4})
+def plan(images: dict[str, list[int]] | None = None, **generation: object) -> Plan:
+    generation = {"batch_size": 4, "batches_per_block": 1, "blocks_per_shard": 2, **generation}
+    return build(config(generation=generation), images if images is not None else {"CT": [17], "X-Ray": [4]})
 
 
 def keys(plan: Plan) -> list[Key]:
@@ -59,7 +59,7 @@ def test_generation_waits_for_its_own_modality_only() -> None:
     ("prompts", "images", "batch", "per_shard"), [*itertools.product((1, 7, 8, 9), (1, 3), (1, 4), (1, 2, 99))]
 )
 def test_shards_cover_every_item_once(prompts: int, images: int, batch: int, per_shard: int) -> None:
-    planned = plan({"CT": prompts}, batch_size=batch, blocks_per_shard=per_shard, img_num=images)
+    planned = plan({"CT": [prompts * images]}, batch_size=batch, blocks_per_shard=per_shard)
     ranges = [task.task.blocks for task in planned.by_stage["generate"]]
     blocks = [block for start, end in ranges for block in range(start, end)]
     assert blocks == list(range(-(-prompts * images // batch)))
@@ -67,19 +67,19 @@ def test_shards_cover_every_item_once(prompts: int, images: int, batch: int, per
 
 
 def test_a_modality_without_prompts_has_no_shard_and_no_prompts_at_all_still_plan_the_rest() -> None:
-    assert [key for key in keys(plan({"CT": 1})) if key[0] == "generate"] == [("generate", "ct-00000")]
+    assert [key for key in keys(plan({"CT": [1]})) if key[0] == "generate"] == [("generate", "ct-00000")]
     assert "generate" not in plan({}).by_stage
     assert ("evaluate", "all") in keys(plan({}))
 
 
 def test_with_training_stage_1_there_is_no_stage_2_and_generation_does_not_wait_for_one() -> None:
-    planned = build(config(training={"stage": 1}), {"CT": 1})
+    planned = build(config(training={"stage": 1}), {"CT": [1]})
     assert "rlhf-stage2" not in planned.by_stage
     assert planned.by_key["generate", "ct-00000"].needs == (("finetune", "ct"), ("rlhf-stage1", "all"))
 
 
 def test_a_hundred_thousand_shards_are_planned() -> None:
-    planned = plan({"CT": 800_000})
+    planned = plan({"CT": [800_000]})
     assert len(planned.by_stage["generate"]) == 100_000
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import json
 import time
 from typing import Any
@@ -12,7 +11,8 @@ from trial import Trial
 
 from medsyn import config as configuration
 from medsyn import disk
-from medsyn.campaign import inputs, locks, machine, prepare, records
+from medsyn.campaign import inputs, locks, machine, prepare, prompt_inputs, records
+from medsyn.campaign.plan import SCHEMA
 from medsyn.config import Config
 from medsyn.data import check
 from medsyn.errors import InputError, InputProblems, Problem
@@ -24,8 +24,8 @@ def reasons(config: Config, severity: str = "error") -> str:
 
 
 def prompts_of(trial: Trial) -> list[dict[str, str]]:
-    with (trial.root / "inputs" / "prompts.csv").open() as stream:
-        return list(csv.DictReader(stream))
+    files = sorted((trial.root / "inputs" / "prompts").glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
 def test_the_tasks_read_a_configuration_with_nothing_left_to_look_up(
@@ -36,7 +36,7 @@ def test_the_tasks_read_a_configuration_with_nothing_left_to_look_up(
     data = configuration.load(campaign.directory.config).data
     assert data.table == str(trial.data / "metadata.csv")
     assert data.ratings_file == str(trial.data / "ratings.csv")
-    assert data.prompts == str(trial.root / "inputs" / "prompts.csv")
+    assert data.prompts == str(trial.root / "inputs" / "prompts")
 
 
 def test_a_plan_writes_nothing(trial: Trial) -> None:
@@ -55,9 +55,9 @@ def test_preparing_twice_reads_no_table_again_and_writes_nothing(trial: Trial, m
 def test_the_campaign_records_versions_and_what_results_depend_on(trial: Trial) -> None:
     trial.prepare()
     facts = disk.read_json(trial.root / "campaign.json")
-    assert facts["schema"] == 1
+    assert facts["schema"] == SCHEMA
     assert facts["medsyn"]
-    assert facts["prompts"] == {"CT": 2, "OCT": 2}
+    assert facts["prompts"] == {"CT": [[2, 0]], "OCT": [[2, 0]]}
     assert facts["inputs"]["table"]["sha256"] == disk.sha256_file(trial.data / "metadata.csv")
     assert set(facts["fingerprints"]) == {"finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate"}
 
@@ -122,9 +122,10 @@ def test_without_a_prompt_list_some_captions_are_the_prompts_the_same_ones_every
         stream.write("\n".join(rows) + "\n")
     campaign = trial.prepare()
     texts = [row["prompt"] for row in prompts_of(trial)]
-    assert len(texts) == len(set(texts)) == inputs.CAPTIONS_PER_MODALITY + 4
+    assert len(texts) == len(set(texts)) == prompt_inputs.CAPTIONS_PER_MODALITY + 4
     assert len(inputs.check(trial.config()).plan.by_stage["generate"]) == len(campaign.plan.by_stage["generate"]) == 6
-    assert inputs.check(trial.config()).prompts == (trial.root / "inputs" / "prompts.csv").read_text()
+    index = trial.root / "inputs" / "prompts" / "index.json"
+    assert inputs.check(trial.config()).prompts.index.text() == index.read_text()
 
 
 def test_a_text_file_of_prompts_becomes_a_table(trial: Trial) -> None:
@@ -227,7 +228,9 @@ def test_the_same_tables_elsewhere_are_the_same_campaign(trial: Trial) -> None:
     assert trial.done() == {"finetune ct"}
 
 
-@pytest.mark.parametrize("lost", ["config.yaml", "inputs/prompts.csv", "campaign.json"])
+@pytest.mark.parametrize(
+    "lost", ["config.yaml", "inputs/prompts/index.json", "inputs/prompts/ct.jsonl", "campaign.json"]
+)
 def test_a_submission_that_was_killed_before_it_was_ready_is_made_again(trial: Trial, lost: str) -> None:
     trial.prepare()
     trial.work("finetune", "ct")
@@ -247,7 +250,7 @@ def test_a_first_submission_may_be_killed_at_any_time(trial: Trial, monkeypatch:
     assert trial.campaign().plan.tasks
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "ledger.jsonl", "inputs/prompts.csv", ".hidden"])
+@pytest.mark.parametrize("name", ["config.yaml", "ledger.jsonl", "inputs/prompts/index.json", ".hidden"])
 def test_a_folder_with_files_of_the_users_is_left_alone(trial: Trial, name: str) -> None:
     path = trial.root / name
     path.parent.mkdir(parents=True)
@@ -409,6 +412,7 @@ class TestPhantoms:
             "rated images": {"CT": 4, "MRI": 8},
             "ratings": {},
             "prompts": {"CT": 2},
+            "asked": {"CT": 2},
         }
         assert checked.plan.tasks == prepare.prepare(own).plan.tasks
 

@@ -56,7 +56,7 @@ class Trial:
             "campaign": {"name": "trial", "dir": str(self.root)},
             "data": {"table": str(self.data / "metadata.csv"), "modalities": ["CT", "OCT"]},
             "device": {"use_cuda": False},
-            "generation": {"batch_size": 2, "blocks_per_shard": 1},
+            "generation": {"batch_size": 2, "batches_per_block": 1, "blocks_per_shard": 1},
         }
         for key, value in overrides.items():
             section, _, leaf = key.partition("__")

@@ -125,6 +125,7 @@ def test_another_root_and_another_column(folder: Path, tmp_path_factory: pytest.
         ("a.csv", "rating,prompt\n", "ratings"),
         ("a.csv", '\ufeff"Prompt",modality\n', "prompts"),
         ("a.TXT", "path,Text,modality\n", "prompts"),
+        ("a.jsonl", '{"prompt": "CT: x", "path": "y"}\n', "prompts"),
         ("a.csv", "", "dataset"),
         ("a.csv", "\0\0", "dataset"),
     ],

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from prompt_table import read_prompts
 
-from medsyn.data.tables import Table, read_dataset, read_prompts, read_ratings
+from medsyn.data.tables import Table, read_dataset, read_ratings
 from medsyn.errors import InputError, InputProblems, Problem
 
 

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from prompt_table import read_prompts
 
 from medsyn.data.images import read_image
 from medsyn.data.modalities import canonical_modality
@@ -24,7 +25,7 @@ from medsyn.data.phantoms import (
     render,
     write_dataset,
 )
-from medsyn.data.tables import read_dataset, read_prompts, read_ratings
+from medsyn.data.tables import read_dataset, read_ratings
 from medsyn.errors import InputError
 
 EYES = ("OCT", "Fundus")

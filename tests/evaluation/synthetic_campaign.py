@@ -15,9 +15,11 @@ from PIL import Image
 
 from medsyn import disk
 from medsyn.config import Config, validate
+from medsyn.data import prompt_writer
 from medsyn.data.phantoms import Phantom, draw_phantom, parse_caption, render
+from medsyn.data.prompt_lists import open_lists
+from medsyn.data.prompts import PromptSource, new_faults
 from medsyn.data.square import fit_square
-from medsyn.data.tables import PromptRow, read_prompts
 from medsyn.generation.shard import BlockContent, Blocks, commit_block
 from medsyn.stage import CampaignDirectory, slug
 
@@ -61,12 +63,12 @@ class Builder:
             "campaign": {"name": "demo", "dir": str(self.directory.root)},
             "data": {
                 "table": str(self.data / "metadata.csv"),
-                "prompts": str(self.data / "prompts.csv"),
+                "prompts": str(self.directory.root / "inputs" / "prompts"),
                 "modalities": self.modalities,
                 "resolution": self.size,
                 "held_out_fraction": 0.4,
             },
-            "generation": {"batch_size": 2, "blocks_per_shard": 1},
+            "generation": {"batch_size": 2, "batches_per_block": 1, "blocks_per_shard": 1},
             "evaluation": {"kid_subsets": 4, "kid_subset_size": 20, "sheet_columns": 4},
         }
         for section, values in self.overrides.items():
@@ -98,6 +100,12 @@ class Builder:
                 prompts.append((f"{slug(kind)}-{index}", phantom.caption, phantom.modality))
         write_csv(self.data / "metadata.csv", ("path", "Text", "modality", "patient_id"), rows)
         write_csv(self.data / "prompts.csv", ("id", "prompt", "modality"), prompts)
+        self.prepare_prompts()
+
+    def prepare_prompts(self) -> None:
+        """What preparing a campaign makes of the prompt list."""
+        path = self.data / "prompts.csv"
+        prompt_writer.resolve(PromptSource.file(path), new_faults(path), Path(str(self.config.data.prompts)))
 
     def models(self) -> None:
         disk.make_directory(self.directory.selector())
@@ -150,10 +158,8 @@ class Builder:
             disk.append_jsonl(path, start | {"event": "end", "time": 1000.0 * number + seconds, "exit_code": 0})
 
     def prompt_blocks(self, modality: str) -> Blocks:
-        rows: list[PromptRow] = [
-            row for row in read_prompts(self.data / "prompts.csv").rows if row.modality == modality
-        ]
-        return Blocks(rows, self.config.generation.img_num, self.config.generation.batch_size)
+        prompts = open_lists(Path(str(self.config.data.prompts)))[modality]
+        return Blocks(prompts, self.config.generation.img_num, self.config.generation.block_size)
 
     def blocks(self, mode: str, modality: str) -> None:
         """Blocks whose filtered images show what was asked for; the baseline shows something else half the time."""
@@ -194,6 +200,7 @@ class Builder:
             "id": item.prompt_id,
             "prompt": item.prompt,
             "replicate": item.replicate,
+            "extra": dict(item.extra),
             "modality": modality,
             "mode": mode,
             "accepted": accepted,

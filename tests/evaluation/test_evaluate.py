@@ -52,6 +52,7 @@ def drop_captions(builder: Builder) -> None:
             writer = csv.DictWriter(stream, rows[0])
             writer.writeheader()
             writer.writerows(rows)
+    builder.prepare_prompts()
 
 
 @pytest.fixture(scope="session")
@@ -118,6 +119,7 @@ def test_images_without_prompts_and_prompts_without_images(
     builder.everything()
     lines = (builder.data / "prompts.csv").read_text().splitlines()
     (builder.data / "prompts.csv").write_text("\n".join(line for line in lines if not line.endswith(",CT")) + "\n")
+    builder.prepare_prompts()
     lines = (builder.data / "metadata.csv").read_text().splitlines()
     (builder.data / "metadata.csv").write_text("\n".join(line for line in lines if ",OCT," not in line) + "\n")
     metrics = run(builder)
@@ -223,6 +225,7 @@ def test_prompts_are_shown_as_text(builder: Builder, run: Callable[[Builder], di
     attack = 'CT: "><script>alert(1)</script><img src=x onerror=alert(2)> & {{ 7 * 7 }}'
     with (builder.data / "prompts.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([("id", "prompt", "modality"), ("a", attack, "CT"), ("b", "CT: plain", "CT")])
+    builder.prepare_prompts()
     assert parse_caption(attack) is None
     for mode in ("baseline", "filtered"):
         builder.blocks(mode, "CT")

@@ -1,14 +1,23 @@
-"""The random model that the tests of this folder sample from: SD's classes at their smallest."""
+"""The random model that the tests of this folder sample from (SD at its smallest), and a campaign with it."""
 
 from __future__ import annotations
 
+import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from generation_campaign import CPU, PROMPTS, Campaign, random_scorers, resolve_prompts
 
+from medsyn import config as configuration
+from medsyn.config import Config
+from medsyn.generation import painter
 from medsyn.models import tiny
+from medsyn.models.scorers import save_scorer
+from medsyn.models.synthetic import load_synthetic
+from medsyn.stage import CampaignDirectory
 
 
 def save_random_unet(directory: Path, seed: int) -> None:
@@ -45,3 +54,63 @@ def finetuned_unets(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for seed in (1, 2):
         save_random_unet(root / str(seed) / "unet", seed)
     return [root / "1" / "unet", root / "2" / "unet"]
+
+
+@pytest.fixture(scope="session")
+def settings(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    table = tmp_path_factory.mktemp("prompts") / "prompts.csv"
+    lines = [f'{name.lower()}-{i},{name},"{text}"' for name, texts in PROMPTS.items() for i, text in enumerate(texts)]
+    table.write_text("\n".join(["id,modality,prompt", *lines]) + "\n")
+    return configuration.validate(
+        {
+            "data": {"prompts": resolve_prompts(table), "resolution": 32},
+            "model_paths": {"stable_diffusion": str(tiny_model)},
+            "device": {"use_cuda": False},
+            "generation": {
+                "img_num": 2,
+                "batch_size": 3,
+                "batches_per_block": 1,
+                "num_inference_steps": 2,
+                "scheduler": "euler_a",
+                "num_candidates": 2,
+                "max_attempts": 5,
+                "quality_threshold": 0.6,
+            },
+        },
+        "test",
+    )
+
+
+@pytest.fixture(scope="session")
+def inputs(settings: Config, finetuned_unets: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A campaign directory as the earlier stages leave it; never written to."""
+    root = tmp_path_factory.mktemp("campaign") / "inputs"
+    directory = CampaignDirectory(root)
+    for modality, finetuned in zip(PROMPTS, finetuned_unets, strict=True):
+        shutil.copytree(finetuned, directory.finetuned_unet(modality) / "unet")
+    source, unet = settings.model_paths.stable_diffusion, directory.finetuned_unet("CT")
+    make = partial(painter.Painter, painter.Recipe.of(settings, "CT"))
+    for seed, modality in enumerate((*PROMPTS, None)):
+        selector, policy = random_scorers(partial(make, load_synthetic(source, CPU, unet_from=unet)), seed)
+        save_scorer(policy, directory.policy(modality))
+    save_scorer(selector, directory.selector())
+    return root
+
+
+@pytest.fixture
+def campaign(settings: Config, inputs: Path, tmp_path: Path) -> Campaign:
+    root = tmp_path / "campaign"
+    (root / "work").mkdir(parents=True)
+    for made in (inputs / "work").iterdir():
+        (root / "work" / made.name).symlink_to(made)
+    return Campaign(settings, CampaignDirectory(root))
+
+
+@pytest.fixture(scope="session")
+def reference(settings: Config, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    """What one undisturbed task makes; never written to."""
+    root = tmp_path_factory.mktemp("reference")
+    shutil.copytree(inputs / "work", root / "work")
+    whole = Campaign(settings, CampaignDirectory(root))
+    whole.run()
+    return whole

@@ -156,3 +156,12 @@ def test_the_batch_size_changes_no_outcome(size: int) -> None:
         assert (alone.winner, alone.considered, alone.reason) == (trial.winner, trial.considered, trial.reason)
     if size == 1:
         assert made == sum(trial.considered for trial in trials), "one at a time, nothing is surplus"
+
+
+def test_a_batch_is_of_one_kind() -> None:
+    trials = [Trial(rule(max_attempts=2)) for _ in range(4)]
+    kinds = ["25 steps", "50 steps", "25 steps", "50 steps"]
+    assert next_batch(trials, 3, kinds) == [(0, 0), (2, 0), (0, 1)], "a place left goes to an early attempt of the kind"
+    for position in (0, 2):
+        trials[position].add(Candidate(0, 1, True, 0.9, 0.9))
+    assert next_batch(trials, 2, kinds) == [(1, 0), (3, 0)]

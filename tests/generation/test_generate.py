@@ -8,149 +8,24 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from generation_campaign import Campaign, StopAfter, fork, wait
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import nn
 
-from medsyn import config as configuration
 from medsyn import disk
-from medsyn.config import Config
 from medsyn.data.images import read_image
 from medsyn.errors import InputError
 from medsyn.generation import filter as rules
-from medsyn.generation import generate, generator, shard
+from medsyn.generation import loader, painter, shard
 from medsyn.generation.shard import Item
-from medsyn.models import tiny
-from medsyn.models.policy import Policy
-from medsyn.models.scorers import load_policy, load_selector, save_scorer
-from medsyn.models.selector import Selector
-from medsyn.models.synthetic import load_synthetic
-from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
-
-PROMPTS = {
-    "CT": ["CT: normal", "CT: nodule, left", "CT: effusion, right", "CT: nodule, right"],
-    "Fundus": ["Fundus: drusen"],
-}
-SCORER = configuration.ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=16)
-CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Campaign:
-    """The inputs of generation, and where its results go."""
-
-    config: Config
-    directory: CampaignDirectory
-
-    def run(self, modality: str = "CT", blocks: tuple[int, int] | None = None, control: Control | None = None) -> None:
-        generate.run(self.config, Task("generate", 0, "x", modality, blocks), self.directory, control or Control())
-
-    def override(self, **generation: Any) -> Campaign:
-        section = self.config.generation.model_copy(update=generation)
-        return Campaign(self.config.model_copy(update={"generation": section}), self.directory)
-
-    def block(self, mode: str, number: int = 0, modality: str = "CT") -> Path:
-        return self.directory.block(mode, modality, number)
-
-    def read(self, name: str, mode: str, modality: str = "CT") -> list[dict[str, Any]]:
-        blocks = sorted(self.block(mode, 0, modality).parent.iterdir())
-        return [record for block in blocks for record in disk.read_jsonl(block / name)]
-
-    def snapshot(self) -> dict[str, str]:
-        """Hash of every file that generation made, temporary ones too; timings are the only ones that may differ."""
-        made = self.directory.root / "work" / "generate"
-        files = [path for path in made.rglob("*") if path.is_file() and path.name != shard.TIMING]
-        return {str(path.relative_to(made)): disk.sha256_file(path) for path in files}
-
-
-@pytest.fixture(scope="session")
-def settings(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    table = tmp_path_factory.mktemp("prompts") / "prompts.csv"
-    lines = [f'{name.lower()}-{i},{name},"{text}"' for name, texts in PROMPTS.items() for i, text in enumerate(texts)]
-    table.write_text("\n".join(["id,modality,prompt", *lines]) + "\n")
-    return configuration.validate(
-        {
-            "data": {"prompts": str(table), "resolution": 32},
-            "model_paths": {"stable_diffusion": str(tiny_model)},
-            "device": {"use_cuda": False},
-            "generation": {
-                "img_num": 2,
-                "batch_size": 3,
-                "num_inference_steps": 2,
-                "scheduler": "euler_a",
-                "num_candidates": 2,
-                "max_attempts": 5,
-                "quality_threshold": 0.6,
-            },
-        },
-        "test",
-    )
-
-
-def standardise(model: Selector | Policy, scores: list[float | None]) -> None:
-    """Random scorers say nearly the same of every image; give the logits behind `scores` mean 0 and deviation 1."""
-    logits = torch.tensor(scores, dtype=torch.float64).logit()
-    last = [module for module in model.head if isinstance(module, nn.Linear)][-1]
-    with torch.no_grad():
-        last.weight /= logits.std()
-        last.bias.sub_(logits.mean()).div_(logits.std())
-
-
-def random_scorers(
-    generator_of: Callable[[Selector, Policy], generator.Generator], seed: int
-) -> tuple[Selector, Policy]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        selector, policy = Selector(SCORER), Policy(SCORER, tiny.TEXT_WIDTH)
-    items = [(Item(f"c{i}", PROMPTS["CT"][i % 4], 0), 0) for i in range(12)]
-    made = [generator_of(selector, policy).batch(items[start : start + 3]).candidates for start in range(0, 12, 3)]
-    standardise(selector, [candidate.selector for batch in made for candidate in batch])
-    standardise(policy, [candidate.policy for batch in made for candidate in batch])
-    return selector, policy
-
-
-@pytest.fixture(scope="session")
-def inputs(settings: Config, finetuned_unets: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A campaign directory as the earlier stages leave it; never written to."""
-    root = tmp_path_factory.mktemp("campaign") / "inputs"
-    directory = CampaignDirectory(root)
-    for modality, finetuned in zip(PROMPTS, finetuned_unets, strict=True):
-        shutil.copytree(finetuned, directory.finetuned_unet(modality) / "unet")
-    source, unet = settings.model_paths.stable_diffusion, directory.finetuned_unet("CT")
-    make = partial(generator.Generator, settings, {"modality": "CT", "mode": "filtered"})
-    for seed, modality in enumerate((*PROMPTS, None)):
-        selector, policy = random_scorers(partial(make, load_synthetic(source, CPU, unet_from=unet)), seed)
-        save_scorer(policy, directory.policy(modality))
-    save_scorer(selector, directory.selector())
-    return root
-
-
-@pytest.fixture
-def campaign(settings: Config, inputs: Path, tmp_path: Path) -> Campaign:
-    root = tmp_path / "campaign"
-    (root / "work").mkdir(parents=True)
-    for made in (inputs / "work").iterdir():
-        (root / "work" / made.name).symlink_to(made)
-    return Campaign(settings, CampaignDirectory(root))
-
-
-@pytest.fixture(scope="session")
-def reference(settings: Config, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Campaign:
-    """What one undisturbed task makes; never written to."""
-    root = tmp_path_factory.mktemp("reference")
-    shutil.copytree(inputs / "work", root / "work")
-    whole = Campaign(settings, CampaignDirectory(root))
-    whole.run()
-    return whole
-
+from medsyn.stage import CampaignDirectory, NoProgress, Saved
 
 # --- the same files whatever happens -------------------------------------------------------------------------------
 
@@ -173,25 +48,8 @@ def test_shards_and_their_order_change_no_byte(
     assert campaign.snapshot() == reference.snapshot()
 
 
-def fork(body: Callable[[], None]) -> int:
-    """Start `body` in a child process, which may be killed; its process id."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            body()
-            code = 0
-        finally:
-            os._exit(code)
-    return child
-
-
-def wait(child: int) -> int:
-    return os.waitpid(child, 0)[1]
-
-
 def test_kill_9_at_any_moment_changes_no_byte(campaign: Campaign, reference: Campaign) -> None:
-    timings = reference.directory.root.glob("work/generate/*/*/*/timing.json")
+    timings = reference.directory.root.glob("work/generate/*/*/*/*/timing.json")
     whole = 1 + sum(disk.read_json(timing)["seconds"] for timing in timings)
     killed = 0
     for delay in np.random.default_rng(3).uniform(0.1, 0.8, 5) * whole:
@@ -199,8 +57,7 @@ def test_kill_9_at_any_moment_changes_no_byte(campaign: Campaign, reference: Cam
         time.sleep(delay)
         os.kill(child, signal.SIGKILL)
         killed += os.WIFSIGNALED(wait(child))
-        made = {path: value for path, value in campaign.snapshot().items() if ".tmp-" not in path}
-        assert made.items() <= reference.snapshot().items(), "a reader sees whole blocks only"
+        assert campaign.blocks().items() <= reference.snapshot().items(), "a reader sees whole blocks only"
     assert killed
     campaign.run()
     assert campaign.snapshot() == reference.snapshot()
@@ -247,29 +104,13 @@ def test_two_processes_with_the_same_task_change_no_byte(campaign: Campaign, ref
     assert campaign.snapshot() == reference.snapshot()
 
 
-class StopAfter(Control):
-    """A control that is asked to stop after some beats; it keeps what it was told."""
-
-    def __init__(self, beats: int) -> None:
-        super().__init__()
-        self.left = beats
-        self.told: list[tuple[int, int, str]] = []
-
-    def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
-        self.told.append((step, total, unit))
-        self.left -= 1
-        if self.left == 0:
-            self.request_stop()
-
-
 @pytest.mark.parametrize("beats", [1, 3, 8])
 def test_a_stop_request_saves_whole_blocks_and_changes_no_byte(
     campaign: Campaign, reference: Campaign, beats: int
 ) -> None:
     with pytest.raises(Saved):
         campaign.run(control=StopAfter(beats))
-    partial = campaign.snapshot()
-    assert partial.items() < reference.snapshot().items()
+    assert campaign.blocks().items() < reference.snapshot().items()
     campaign.run()
     assert campaign.snapshot() == reference.snapshot()
 
@@ -296,7 +137,8 @@ def test_a_full_disk_leaves_no_half_block(
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr(Path, "write_bytes", full)
         campaign.run()
-    assert campaign.snapshot().items() < reference.snapshot().items(), "whole blocks, no temporaries"
+    assert campaign.blocks().items() < reference.snapshot().items(), "whole blocks"
+    assert not [path for path in campaign.snapshot() if ".tmp-" in path]
     campaign.run()
     assert campaign.snapshot() == reference.snapshot()
 
@@ -319,9 +161,9 @@ def test_what_is_there_is_left_alone_without_loading_a_model(
     def forbidden(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(generate, "load_synthetic", forbidden)
-    monkeypatch.setattr(generate, "load_unet", forbidden)
-    monkeypatch.setattr(generate, "load_selector", forbidden)
+    monkeypatch.setattr(loader, "load_synthetic", forbidden)
+    monkeypatch.setattr(loader, "load_unet", forbidden)
+    monkeypatch.setattr(loader, "load_selector", forbidden)
     campaign.run(blocks=(0, 2))
     assert before == {path: path.stat().st_mtime_ns for path in campaign.directory.root.rglob("*.png")}
 
@@ -330,42 +172,34 @@ def test_what_is_there_is_left_alone_without_loading_a_model(
 
 
 @pytest.fixture(scope="session")
-def filtered(reference: Campaign) -> generator.Generator:
-    directory = reference.directory
-    source = reference.config.model_paths.stable_diffusion
-    return generator.Generator(
-        reference.config,
-        {"modality": "CT", "mode": "filtered", "model_fingerprint": "m", "config_fingerprint": "c"},
-        load_synthetic(source, CPU, unet_from=directory.finetuned_unet("CT")),
-        load_selector(directory.selector(), CPU),
-        load_policy(directory.policy("CT"), CPU),
-    )
+def filtered(reference: Campaign) -> painter.Painter:
+    return loader.Loader(reference.config, "CT", reference.directory).painter("filtered")
 
 
-def test_companions_position_and_padding_change_no_bit_of_picture_or_score(filtered: generator.Generator) -> None:
+def test_companions_position_and_padding_change_no_bit_of_picture_or_score(filtered: painter.Painter) -> None:
     wanted = (Item("ct-1", "CT: nodule, left", 1), 3)
     others = [(Item(f"o-{i}", f"CT: {text}", 0), i) for i, text in enumerate(["normal", "effusion", "nodule, right"])]
     batches = [([wanted], 0), ([*others[:2], wanted], 2), ([others[2], wanted, others[0]], 1), ([others[1], wanted], 1)]
     results = []
     for batch, position in batches:
-        made = filtered.batch(batch)
+        made = filtered.paint(batch)
         assert len(made.candidates) == len(made.pictures) == len(batch), "padding is dropped"
         assert made.unet_evaluations == 3 * 2 * 2, "padding is computed: batch 3, guidance, 2 steps"
         results.append((made.candidates[position], made.pictures[position].tobytes()))
     assert len(set(results)) == 1
 
 
-def test_an_image_depends_on_seed_prompt_replicate_and_attempt(filtered: generator.Generator) -> None:
+def test_an_image_depends_on_seed_prompt_replicate_and_attempt(filtered: painter.Painter) -> None:
     item = Item("ct-1", "CT: nodule, left", 0)
     others = [
         (item, 1),
         (Item("ct-1", item.prompt, 1), 0),
         (Item("ct-2", item.prompt, 0), 0),
     ]
-    made = [picture.tobytes() for wanted in [(item, 0), *others] for picture in filtered.batch([wanted]).pictures]
+    made = [picture.tobytes() for wanted in [(item, 0), *others] for picture in filtered.paint([wanted]).pictures]
     assert len(set(made)) == 4
-    assert generator.image_seed(0, item, 0) != generator.image_seed(1, item, 0)
-    assert generator.image_seed(0, item, 0) == 5529676483254214139, "published seeds do not change between versions"
+    assert filtered.recipe.image_seed(item, 0) != replace(filtered.recipe, seed=1).image_seed(item, 0)
+    assert filtered.recipe.image_seed(item, 0) == 5529676483254214139, "published seeds do not change between versions"
 
 
 # --- the record -----------------------------------------------------------------------------------------------------
@@ -374,13 +208,14 @@ def test_an_image_depends_on_seed_prompt_replicate_and_attempt(filtered: generat
 @pytest.mark.parametrize("mode", ["baseline", "filtered"])
 def test_every_item_once_and_every_candidate_on_record(reference: Campaign, mode: str) -> None:
     manifest, attempts = reference.read("manifest.jsonl", mode), reference.read("attempts.jsonl", mode)
+    recipe = painter.Recipe.of(reference.config, "CT")
     asked = [(f"ct-{prompt}", replicate) for prompt in range(4) for replicate in range(2)]
     assert [(record["id"], record["replicate"]) for record in manifest] == asked
     for record in manifest:
         mine = [line for line in attempts if (line["id"], line["replicate"]) == (record["id"], record["replicate"])]
         item = Item(record["id"], record["prompt"], record["replicate"])
         assert [line["attempt"] for line in mine] == list(range(len(mine)))
-        assert [line["seed"] for line in mine] == [generator.image_seed(0, item, n) for n in range(len(mine))]
+        assert [line["seed"] for line in mine] == [recipe.image_seed(item, n) for n in range(len(mine))]
         assert sum(line["reason"] != rules.SURPLUS for line in mine) == record["attempts"]
         chosen = [line for line in mine if line["chosen"]]
         assert len(chosen) == (record["file"] is not None)
@@ -432,7 +267,7 @@ def test_every_file_is_marked_grey_and_what_the_manifest_says(reference: Campaig
             with Image.open(path) as image:
                 assert image.mode == "L" and image.size == (record["width"], record["height"]) == (32, 32)
                 assert image.text["Seed"] == str(record["seed"])  # type: ignore[attr-defined]
-    assert listed == set(reference.block(mode).parent.rglob("*.png")), "no file that the manifest does not name"
+    assert listed == set(reference.block(mode).parent.parent.rglob("*.png")), "no file that the manifest does not name"
 
 
 def test_fundus_is_written_in_colour(campaign: Campaign) -> None:
@@ -441,7 +276,7 @@ def test_fundus_is_written_in_colour(campaign: Campaign) -> None:
         assert image.mode == "RGB"
 
 
-def test_a_score_on_record_is_the_score_of_the_file(reference: Campaign, filtered: generator.Generator) -> None:
+def test_a_score_on_record_is_the_score_of_the_file(reference: Campaign, filtered: painter.Painter) -> None:
     """So a threshold can be applied again to what is on disk."""
     for number in range(3):
         block = reference.block("filtered", number)
@@ -471,7 +306,7 @@ def test_without_guidance_the_unet_does_half_the_work(campaign: Campaign) -> Non
 
 def test_models_are_loaded_once_and_prompts_embedded_once(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    real_system, real_unet = generate.load_synthetic, generate.load_unet
+    real_system, real_unet = loader.load_synthetic, loader.load_unet
 
     def system(*args: Any, **kwargs: Any) -> Any:
         calls.append("system")
@@ -483,8 +318,8 @@ def test_models_are_loaded_once_and_prompts_embedded_once(campaign: Campaign, mo
         calls.append("unet")
         return real_unet(*args, **kwargs)
 
-    monkeypatch.setattr(generate, "load_synthetic", system)
-    monkeypatch.setattr(generate, "load_unet", unet)
+    monkeypatch.setattr(loader, "load_synthetic", system)
+    monkeypatch.setattr(loader, "load_unet", unet)
     campaign.run()
     assert [call for call in calls if call != "text encoder"] == ["system", "unet", "unet"]
     assert calls.count("text encoder") == 4 + 1, "four prompts and the negative one"
@@ -502,7 +337,7 @@ def test_exhausted_prompts_fail_by_name_with_their_record_on_disk(
     manifest = strict.read("manifest.jsonl", "filtered")
     assert {record["reason"] for record in manifest} == {rules.FAILED}
     assert len(strict.read("attempts.jsonl", "filtered")) == 3 * 2
-    monkeypatch.setattr(generate, "load_synthetic", None)
+    monkeypatch.setattr(loader, "load_synthetic", None)
     with pytest.raises(NoProgress, match="ct-1"):
         strict.run(blocks=(0, 1))
 
@@ -553,14 +388,15 @@ def test_a_scorer_of_nan_accepts_nothing(campaign: Campaign) -> None:
 def test_one_broken_candidate_costs_its_neighbours_nothing(
     campaign: Campaign, reference: Campaign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = generator.initial_noise
+    real = painter.initial_noise
+    broken = painter.Recipe.of(campaign.config, "CT").image_seed(Item("ct-0", "", 1), 0)
 
     def one_broken(seeds: list[int], shape: tuple[int, int, int]) -> torch.Tensor:
         noise = real(seeds, shape)
-        noise[[seed == generator.image_seed(0, Item("ct-0", "", 1), 0) for seed in seeds]] = float("inf")
+        noise[[seed == broken for seed in seeds]] = float("inf")
         return noise
 
-    monkeypatch.setattr(generator, "initial_noise", one_broken)
+    monkeypatch.setattr(painter, "initial_noise", one_broken)
     campaign.override(modes=["baseline"]).run(blocks=(0, 1))
     files = {record["id"] + str(record["replicate"]): record for record in campaign.read("manifest.jsonl", "baseline")}
     expected = list(disk.read_jsonl(reference.block("baseline") / "manifest.jsonl"))
@@ -606,7 +442,7 @@ def test_blocks_of_other_settings_are_refused_and_kept(campaign: Campaign, chang
 
 def test_settings_that_change_no_image_are_free(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     campaign.run(blocks=(0, 1))
-    monkeypatch.setattr(generate, "load_synthetic", None)
+    monkeypatch.setattr(loader, "load_synthetic", None)
     campaign.override(blocks_per_shard=99).run(blocks=(0, 1))
 
 
@@ -627,3 +463,69 @@ def test_a_modality_without_prompts_is_done_at_once(campaign: Campaign) -> None:
     shutil.copytree(own(campaign.directory.finetuned_unet("CT") / "x").parent, campaign.directory.finetuned_unet("OCT"))
     campaign.override(modes=["baseline"]).run("OCT", (0, 0))
     assert campaign.snapshot() == {}
+
+
+# --- what an item may ask for ---------------------------------------------------------------------------------------
+
+
+def test_overrides_of_an_item_are_what_is_painted(reference: Campaign) -> None:
+    plain = loader.Loader(reference.config, "CT", reference.directory).painter("baseline")
+    item = Item("ct-1", "CT: nodule, left", 0, num_inference_steps=4, guidance_scale=2.0, negative_prompt="noise")
+    recipe = replace(plain.recipe, num_inference_steps=4, guidance_scale=2.0, negative_prompt="noise")
+    asked = Item("ct-1", "CT: nodule, left", 0)
+    overridden, configured = plain.paint([(item, 1)]), replace(plain, recipe=recipe).paint([(asked, 1)])
+    assert np.array_equal(overridden.pictures[0], configured.pictures[0])
+    assert overridden.unet_evaluations == configured.unet_evaluations == 3 * 2 * 4
+    assert not np.array_equal(overridden.pictures[0], plain.paint([(asked, 1)]).pictures[0])
+
+
+def test_a_given_seed_takes_the_place_of_the_campaigns_and_the_prompts(reference: Campaign) -> None:
+    recipe = painter.Recipe.of(reference.config, "CT")
+    one, other = Item("a", "CT: normal", 0, seed=5), Item("b", "CT: effusion", 0, seed=5)
+    assert recipe.image_seed(one, 0) == replace(recipe, seed=9).image_seed(other, 0)
+    seeds = {recipe.image_seed(Item("a", "", replicate, seed=5), attempt) for replicate in (0, 1) for attempt in (0, 1)}
+    assert len(seeds) == 4
+
+
+def test_items_of_several_kinds_in_one_block_are_painted_as_each_alone(
+    campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [
+        Item("a", "CT: normal", 0, num_inference_steps=3),
+        Item("b", "CT: normal", 0),
+        Item("c", "CT: normal", 0, guidance_scale=1.0),
+        Item("d", "CT: normal", 0, num_inference_steps=3, negative_prompt="noise", extra={"site": "left"}),
+    ]
+    only = campaign.override(modes=["baseline"], batches_per_block=2)
+    monkeypatch.setattr(shard.Blocks, "items", lambda self, number: items)
+    only.run(blocks=(0, 1))
+    manifest = only.read("manifest.jsonl", "baseline")
+    assert [record["id"] for record in manifest] == ["a", "b", "c", "d"] and manifest[3]["extra"] == {"site": "left"}
+    alone = loader.Loader(only.config, "CT", only.directory).painter("baseline")
+    for item, record in zip(items, manifest, strict=True):
+        pixels = np.rint(read_image(only.block("baseline") / record["file"]).pixels * 255).astype(np.uint8)
+        assert np.array_equal(pixels, alone.paint([(item, 0)]).pictures[0])
+    assert disk.read_json(only.block("baseline") / "timing.json")["batches"] == 3
+
+
+@pytest.mark.parametrize("output", ["png", "webdataset"])
+def test_a_tar_holds_the_same_images_as_the_files(campaign: Campaign, reference: Campaign, output: str) -> None:
+    campaign.override(output=output).run()
+    for number in range(3):
+        block, other = campaign.block("filtered", number), reference.block("filtered", number)
+        for record, expected in zip(
+            *(disk.read_jsonl(path / "manifest.jsonl") for path in (block, other)), strict=True
+        ):
+            assert record["sha256"] == expected["sha256"]
+            if record["file"] is not None:
+                assert shard.read_image_bytes(block, record) == (other / expected["file"]).read_bytes()
+        assert [path.name for path in block.glob("*.tar")] == (["images.tar"] if output == "webdataset" else [])
+
+
+def test_too_little_memory_says_what_to_set(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(painter.Painter, "paint", full)
+    with pytest.raises(InputError, match=r"generation.batch_size: a batch of 3 does not fit .*: set it to 1"):
+        campaign.run()

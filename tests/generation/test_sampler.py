@@ -11,13 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medsyn.config import SchedulerName
-from medsyn.generation.sampler import build_scheduler, initial_noise, sample, sample_finite
+from medsyn.generation.sampler import Guidance, build_scheduler, initial_noise, sample, sample_finite
 from medsyn.models import tiny
 from medsyn.models.synthetic import SyntheticSystem, load_synthetic
+from medsyn.solvers import SOLVERS, SchedulerName, wrong_steps
 
 NAMES = get_args(SchedulerName)
-STOCHASTIC = {"euler_a"}
+CALLS = {  # of the UNet in n steps, where it is not n
+    "pndm": lambda n: n + (n > 1),
+    "heun": lambda n: 2 * n - 1,
+    "dpm2": lambda n: 2 * n - 1,
+    "dpm2_a": lambda n: 2 * n - 1,
+}
 SHAPE = (4, 8, 8)
 SEEDS = [11, 22, 33, 44]
 
@@ -29,6 +34,10 @@ def scheduler_config(prediction_type: str = "epsilon") -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def system(tiny_model: Path) -> SyntheticSystem:
     return load_synthetic(str(tiny_model), torch.device("cpu"))
+
+
+def guide(scale: float, negative_hidden: Tensor, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
+    return Guidance(torch.full((4,), scale), negative_hidden, interval)
 
 
 def features(system: SyntheticSystem, prompts: list[str]) -> Tensor:
@@ -71,10 +80,16 @@ class Oracle(nn.Module):
         return SimpleNamespace(sample=prediction)
 
 
-def run_oracle(oracle: Oracle, name: SchedulerName, steps: int = 10, guidance: float = 1.0) -> tuple[Tensor, int]:
+def run_oracle(
+    oracle: Oracle,
+    name: SchedulerName,
+    steps: int = 10,
+    guidance: float = 1.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+) -> tuple[Tensor, int]:
     scheduler = build_scheduler(name, scheduler_config(oracle.prediction_type), steps)
     hidden = torch.zeros(4, 77, 8, dtype=oracle.dtype)
-    return sample(oracle, scheduler, hidden, hidden[:1], initial_noise(SEEDS, SHAPE), SEEDS, guidance)
+    return sample(oracle, scheduler, hidden, guide(guidance, hidden[:1], interval), initial_noise(SEEDS, SHAPE), SEEDS)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -94,7 +109,7 @@ def test_rows_the_unet_computes_are_counted(name: SchedulerName, steps: int) -> 
         latents, evaluations = run_oracle(oracle, name, steps, guidance)
         assert oracle.rows == [4 * halves] * len(oracle.rows), "guidance is one batch"
         assert evaluations * 4 == sum(oracle.rows)
-        assert len(oracle.rows) == steps + (1 if name == "pndm" and steps > 1 else 0)
+        assert len(oracle.rows) == CALLS.get(name, lambda n: n)(steps)
         assert latents.isfinite().all()
 
 
@@ -117,7 +132,7 @@ def test_guidance_is_the_extrapolation_from_unconditional_to_conditional(system:
 
     def one_step(context: Tensor, guidance: float) -> Tensor:
         scheduler = build_scheduler("ddim", system.scheduler_config, 1)
-        return sample(system.unet, scheduler, context, negative, noise, SEEDS, guidance)[0]
+        return sample(system.unet, scheduler, context, guide(guidance, negative), noise, SEEDS)[0]
 
     conditional, unconditional = one_step(hidden, 1.0), one_step(negative.expand_as(hidden), 1.0)
     # one DDIM step is linear in the prediction
@@ -134,7 +149,7 @@ def test_companions_and_position_change_no_bit(system: SyntheticSystem, name: Sc
     def run(prompts: list[str], seeds: list[int]) -> Tensor:
         scheduler = build_scheduler(name, system.scheduler_config, 3)
         hidden = features(system, prompts)
-        return sample(system.unet, scheduler, hidden, negative, initial_noise(seeds, SHAPE), seeds, 5.0)[0]
+        return sample(system.unet, scheduler, hidden, guide(5.0, negative), initial_noise(seeds, SHAPE), seeds)[0]
 
     first = run(prompts, SEEDS)
     assert torch.equal(first, run(prompts, SEEDS))
@@ -149,9 +164,8 @@ def test_a_stochastic_scheduler_draws_from_the_seeds_and_from_nothing_else(syste
     noise = initial_noise(SEEDS, SHAPE)
 
     def run(seeds: list[int], name: SchedulerName = "euler_a") -> Tensor:
-        return sample(
-            system.unet, build_scheduler(name, system.scheduler_config, 3), hidden, negative, noise, seeds, 2
-        )[0]
+        scheduler = build_scheduler(name, system.scheduler_config, 3)
+        return sample(system.unet, scheduler, hidden, guide(2, negative), noise, seeds)[0]
 
     before = torch.random.get_rng_state()
     first = run(SEEDS)
@@ -182,7 +196,7 @@ def test_used_up_schedulers_are_the_only_state(system: SyntheticSystem) -> None:
 
     def run(seeds: list[int]) -> Tensor:
         scheduler = build_scheduler("unipc", system.scheduler_config, 3)
-        return sample(system.unet, scheduler, hidden, negative, initial_noise(seeds, SHAPE), seeds, 2)[0]
+        return sample(system.unet, scheduler, hidden, guide(2, negative), initial_noise(seeds, SHAPE), seeds)[0]
 
     first = run(SEEDS)
     run([1, 2, 3, 4])
@@ -204,7 +218,7 @@ def finite(oracle: Oracle) -> Any:
     hidden = torch.zeros(4, 77, 8, dtype=oracle.dtype)
     noise = initial_noise(SEEDS, SHAPE)
     return sample_finite(
-        oracle, lambda: build_scheduler("dpm", scheduler_config(), 5), hidden, hidden[:1], noise, SEEDS, 1.0
+        oracle, lambda: build_scheduler("dpm", scheduler_config(), 5), hidden, guide(1.0, hidden[:1]), noise, SEEDS
     )
 
 
@@ -249,3 +263,54 @@ def test_the_unet_comes_back_in_half_precision_after_an_error() -> None:
         oracle.forward = interrupted.__get__(oracle)  # type: ignore[method-assign]
         with pytest.raises(Interrupted):
             finite(oracle)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outside_the_guidance_interval_only_the_conditional_half_is_computed(name: SchedulerName) -> None:
+    oracle = Oracle(0.0, "epsilon")
+    latents, evaluations = run_oracle(oracle, name, 10, 7.5, (0.25, 0.75))
+    calls = len(oracle.rows)
+    guided = [index for index in range(calls) if 0.25 <= index / calls < 0.75]
+    assert [index for index, rows in enumerate(oracle.rows) if rows == 8] == guided
+    assert evaluations * 4 == sum(oracle.rows) < 2 * 4 * calls
+    assert latents.isfinite().all()
+
+
+def test_each_image_has_its_own_guidance_and_negative_prompt(system: SyntheticSystem) -> None:
+    hidden, noise = features(system, ["a", "b", "c", "d"]), initial_noise(SEEDS, SHAPE)
+    negative = features(system, ["", "noise", "", "noise"])
+
+    def run(scales: list[float], negative: Tensor) -> Tensor:
+        guidance = Guidance(torch.tensor(scales), negative)
+        return sample(system.unet, build_scheduler("dpm", system.scheduler_config, 3), hidden, guidance, noise, SEEDS)[
+            0
+        ]
+
+    mixed = run([2.0, 2.0, 5.0, 5.0], negative)
+    assert torch.equal(mixed[0], run([2.0] * 4, negative[:1])[0])
+    assert torch.equal(mixed[3], run([5.0] * 4, negative[1:2])[3])
+    assert not torch.equal(mixed[1], run([2.0] * 4, negative[:1])[1]), "the negative prompt has an effect"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_registry_tells_which_samplers_add_noise(system: SyntheticSystem, name: SchedulerName) -> None:
+    hidden, negative = features(system, ["a"] * 4), features(system, [""])
+
+    def run(seeds: list[int]) -> Tensor:
+        scheduler = build_scheduler(name, system.scheduler_config, 4)
+        return sample(system.unet, scheduler, hidden, guide(2, negative), initial_noise(SEEDS, SHAPE), seeds)[0]
+
+    assert torch.equal(run(SEEDS), run([5, 6, 7, 8])) == (not SOLVERS[name].stochastic)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_range_of_steps_is_the_one_that_the_sampler_takes(name: SchedulerName) -> None:
+    solver = SOLVERS[name]
+    for steps in (solver.fewest_steps, solver.most_steps):
+        assert wrong_steps(name, steps) is None
+        build_scheduler(name, scheduler_config(), steps)
+    reason = wrong_steps(name, solver.most_steps + 1)
+    assert reason is not None and str(solver.most_steps) in reason
+    if solver.most_steps < 1000:
+        with pytest.raises(ValueError, match=str(solver.most_steps)):
+            build_scheduler(name, scheduler_config(), solver.most_steps + 1)

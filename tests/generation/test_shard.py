@@ -9,31 +9,43 @@ from pathlib import Path
 import pytest
 
 from medsyn import disk
-from medsyn.data.tables import PromptRow
+from medsyn.data.prompt_lists import PromptList, open_lists
+from medsyn.data.prompt_writer import index_rows, write_lists
+from medsyn.data.prompts import PromptRow
 from medsyn.errors import InputError
 from medsyn.generation import shard
-from medsyn.generation.shard import BlockContent, Blocks, Item, commit_block, finished_block, plan_shards
+from medsyn.generation.shard import (
+    BlockContent,
+    Blocks,
+    Item,
+    commit_block,
+    finished_block,
+    item_fingerprint,
+    plan_shards,
+)
 
 FACTS = {"model_fingerprint": "m", "config_fingerprint": "c"}
 ITEMS = [Item("a", "Chest X-ray: normal", 0), Item("b", "a line\u2028separator", 1)]
 
 
-def prompts(count: int) -> list[PromptRow]:
-    return [PromptRow(row, f"p{row}", f"CT: finding {row}", "CT") for row in range(count)]
+def prompts(directory: Path, count: int) -> PromptList:
+    rows = [PromptRow(row, f"p{row}", f"CT: finding {row}", "CT") for row in range(count)]
+    write_lists(rows, index_rows(rows), directory / "lists")
+    return open_lists(directory / "lists").get("CT", PromptList(directory, ()))
 
 
 def content(items: list[Item] = ITEMS) -> BlockContent:
     names = [f"{item.prompt_id}_{item.replicate}.png" for item in items]
     manifest = [
-        {"id": item.prompt_id, "prompt": item.prompt, "replicate": item.replicate, "file": name, "bytes": 5, **FACTS}
+        {"prompt": item.prompt, "item_fingerprint": item_fingerprint(item), "file": name, "bytes": 5, **FACTS}
         for item, name in zip(items, names, strict=True)
     ]
     return BlockContent(dict.fromkeys(names, b"image"), manifest, [{"id": "a", "attempt": 0}], {"seconds": 1.0})
 
 
 @pytest.mark.parametrize(("count", "replicates", "size"), [(1, 1, 1), (5, 3, 4), (4, 2, 8), (9, 1, 3), (0, 2, 4)])
-def test_every_item_is_in_one_block_whatever_the_shards(count: int, replicates: int, size: int) -> None:
-    blocks = Blocks(prompts(count), replicates, size)
+def test_every_item_is_in_one_block_whatever_the_shards(tmp_path: Path, count: int, replicates: int, size: int) -> None:
+    blocks = Blocks(prompts(tmp_path, count), replicates, size)
     expected = [(f"p{row}", replicate) for row in range(count) for replicate in range(replicates)]
     for per_shard in (1, 2, 3, 100):
         ranges = plan_shards(blocks.count, per_shard)

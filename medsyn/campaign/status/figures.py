@@ -78,8 +78,7 @@ def images(status: Status) -> dict[str, Images]:
     """Images of each mode: asked of the whole campaign, and made by the shards that are done."""
     campaign = status.campaign
     generates = campaign.plan.by_stage.get("generate", [])
-    prompts = sum(campaign.counts["prompts"].get(modality, 0) for modality in campaign.config.data.modalities)
-    asked = prompts * campaign.config.generation.img_num
+    asked = sum(campaign.counts["asked"].get(modality, 0) for modality in campaign.config.data.modalities)
     counts = {mode: Counter[str]() for mode in campaign.config.generation.modes}
     for planned in generates:
         for mode, made in (status.made.get(planned.key, {}).get("images") or {}).items():

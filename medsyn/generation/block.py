@@ -1,0 +1,145 @@
+"""A block from its first batch to its commit: paint until every item is settled, keep what is painted, publish.
+
+Batches are packed over the whole block, retries with first attempts, so that few places are padding. Which batches
+those are follows from the outcomes alone; a resumed block packs the same ones and takes those that its journal has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medsyn import disk
+from medsyn.generation.archive import pack
+from medsyn.generation.background import Writer
+from medsyn.generation.dicom_output import add_dicom
+from medsyn.generation.filter import FAILED, Rule, Trial, next_batch
+from medsyn.generation.journal import Journal, Places
+from medsyn.generation.painter import Batch, Painter
+from medsyn.generation.provenance import publish
+from medsyn.generation.shard import BlockContent, Item, commit_block, item_fingerprint
+
+Published = tuple[dict[str, Any], bytes | None, bytes | None]  # an item's record, its PNG file and its DICOM file
+
+
+@dataclass(frozen=True)
+class Order:
+    """One block to make."""
+
+    path: Path
+    items: Sequence[Item]
+    rule: Rule
+    facts: Mapping[str, str]  # on record with every image: modality, mode, fingerprints
+    archive: bool = False  # images in one tar file instead of a file each
+    dicom: bool = False  # a DICOM file of every image besides
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of all that the block's batches depend on."""
+        items = [item_fingerprint(item) for item in self.items]
+        return disk.fingerprint([items, asdict(self.rule), dict(self.facts)])
+
+
+@dataclass
+class Progress:
+    """A block on its way: the trials of its items, the pictures that may become images, and what is settled.
+
+    The painting thread calls `take`; what the writing thread touches (settled trials, their pictures) it never
+    touches again.
+    """
+
+    order: Order
+    trials: list[Trial]
+    favourites: dict[int, np.ndarray] = field(default_factory=dict)
+    published: dict[int, Published] = field(default_factory=dict)
+
+    @property
+    def settled_count(self) -> int:
+        """How many items are settled."""
+        return sum(trial.settled for trial in self.trials)
+
+    def take(self, places: Places, batch: Batch) -> list[int]:
+        """Take a batch into account; return the positions of the items that it settled."""
+        before = [trial.settled for trial in self.trials]
+        for (position, _), candidate, picture in zip(places, batch.candidates, batch.pictures, strict=True):
+            trial = self.trials[position]
+            trial.add(candidate)
+            if trial.favourite is candidate:
+                self.favourites[position] = picture
+        return [i for i, (trial, was) in enumerate(zip(self.trials, before, strict=True)) if trial.settled and not was]
+
+    def publish(self, settled: Sequence[int]) -> None:
+        """Make the records and the image files of settled items; their pictures are not needed any more."""
+        for position in settled:
+            picture = self.favourites.pop(position, None)
+            item, trial = self.order.items[position], self.trials[position]
+            record, png = publish(item, trial, picture, self.order.facts)
+            dicom = None
+            if self.order.dicom and png is not None and picture is not None:
+                record, dicom = add_dicom(record, picture)
+            self.published[position] = record, png, dicom
+
+    def content(self, timing: Mapping[str, Any]) -> BlockContent:
+        """Everything the block's directory holds, once every item is published."""
+        manifest = [self.published[position][0] for position in range(len(self.order.items))]
+        files: dict[str, bytes] = {}
+        for record, png, dicom in self.published.values():
+            files |= {record["file"]: png} if png is not None else {}
+            files |= {record["dicom"]: dicom} if dicom is not None else {}
+        if self.order.archive:
+            manifest, files = pack(manifest, files)
+        attempts = [
+            {"id": item.prompt_id, "replicate": item.replicate, **record}
+            for item, trial in zip(self.order.items, self.trials, strict=True)
+            for record in trial.records()
+        ]
+        return BlockContent(files, manifest, attempts, timing)
+
+
+def make_block(order: Order, painter: Painter, writer: Writer, tell: Callable[[int], None]) -> list[str]:
+    """Paint a block and hand it to `writer`, which commits it; return the ids of prompts that failed.
+
+    Args:
+        order: what to make.
+        painter: who makes it.
+        writer: encodes and writes beside the painting. The block is committed when its last job has ended.
+        tell: called before each batch with the number of items that are settled; may raise to stop. What has been
+            painted is in the journal by the time `writer` is closed.
+    """
+    journal = Journal(order.path, order.identity)
+    progress = Progress(order, [Trial(order.rule) for _ in order.items])
+    kinds = [painter.recipe.kind(item) for item in order.items]
+    batches: list[Batch] = []
+
+    def write(number: int, places: Places, batch: Batch, settled: Sequence[int], is_new: bool) -> None:
+        if is_new:
+            journal.append(number, places, batch)
+        progress.publish(settled)
+
+    while places := next_batch(progress.trials, painter.recipe.batch_size, kinds):
+        kept = journal.batch(len(batches), places)
+        if kept is None:
+            tell(progress.settled_count)
+        batch = kept or painter.paint([(order.items[position], attempt) for position, attempt in places])
+        settled = progress.take(places, batch)
+        writer.submit(partial(write, len(batches), places, batch, settled, kept is None))
+        batches.append(replace(batch, pictures=[]))
+    timing = {
+        "seconds": sum(batch.seconds for batch in batches),
+        "device": painter.device_name,
+        "batches": len(batches),
+        "unet_evaluations": sum(batch.unet_evaluations for batch in batches),
+    }
+
+    def commit() -> None:
+        commit_block(order.path, progress.content(timing))
+        journal.remove()
+
+    writer.submit(commit)
+    outcomes = zip(order.items, progress.trials, strict=True)
+    return list(dict.fromkeys(item.prompt_id for item, trial in outcomes if trial.reason == FAILED))

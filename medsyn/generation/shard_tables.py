@@ -1,0 +1,145 @@
+"""A shard's records as two Parquet tables, and those of all shards as two for the campaign.
+
+`manifest.parquet` has a row for every image that was asked for, `attempts.parquet` one for every candidate. Both are
+made from the blocks' own records, which stay the truth. Only `gpu_seconds` differs from run to run.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsyn import disk
+from medsyn.errors import InputError
+from medsyn.generation.shard import ATTEMPTS, TIMING, read_manifest
+from medsyn.stage import CampaignDirectory
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MANIFEST_TABLE, ATTEMPTS_TABLE = "manifest.parquet", "attempts.parquet"
+
+_MANIFEST = {
+    **dict.fromkeys(("id", "prompt", "modality", "mode"), "string"),
+    **{"replicate": "int32", "seed": "int64", "accepted": "bool", "reason": "string"},
+    **{"attempts": "int32", "attempt": "int32", "selector": "float64", "policy": "float64", "precision": "string"},
+    **{"num_inference_steps": "int32", "guidance_scale": "float64", "negative_prompt": "string"},
+    **{"file": "string", "member": "string", "offset": "int64", "bytes": "int64", "sha256": "string"},
+    **{"width": "int32", "height": "int32", "dicom": "string", "dicom_sha256": "string"},
+    **dict.fromkeys(("model_fingerprint", "config_fingerprint", "scorers_fingerprint"), "string"),
+    **{"block": "int32", "gpu_seconds": "float64"},
+}
+_ATTEMPTS = {
+    **{"id": "string", "replicate": "int32", "modality": "string", "mode": "string"},
+    **{"attempt": "int32", "seed": "int64", "finite": "bool", "selector": "float64", "policy": "float64"},
+    **{"precision": "string", "passed": "bool", "reason": "string", "chosen": "bool"},
+    **{"block": "int32", "gpu_seconds": "float64"},
+}
+
+
+def write_shard_tables(directory: CampaignDirectory, mode: str, modality: str, blocks: tuple[int, int]) -> None:
+    """Write both tables of the shard with the (half-open) range `blocks`, which are all there."""
+    manifest: list[dict[str, Any]] = []
+    attempts: list[dict[str, Any]] = []
+    for number in range(*blocks):
+        made, tried = _block_rows(directory, mode, modality, number)
+        manifest += made
+        attempts += tried
+    target = directory.shard(mode, modality, blocks)
+    for name, rows, types in ((MANIFEST_TABLE, manifest, _MANIFEST), (ATTEMPTS_TABLE, attempts, _ATTEMPTS)):
+        disk.write_atomic(target / name, _parquet(_table(rows, types)))
+
+
+def _block_rows(
+    directory: CampaignDirectory, mode: str, modality: str, number: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    block = directory.block(mode, modality, number)
+    records = read_manifest(block)
+    if records is None:
+        raise InputError(block, "is damaged or not there; run the task again")
+    attempts = list(disk.read_jsonl(block / ATTEMPTS))
+    seconds = float(disk.read_json(block / TIMING)["seconds"]) / max(len(attempts), 1)
+    place = {"mode": mode, "modality": modality, "block": number}
+    tried: dict[tuple[str, int], int] = {}
+    for attempt in attempts:
+        key = attempt["id"], attempt["replicate"]
+        tried[key] = tried.get(key, 0) + 1
+    root = directory.work("generate", mode).parent
+    manifest = []
+    for record in records:
+        row = {**_extra_columns(record.get("extra", {})), **record, **place}
+        row["gpu_seconds"] = seconds * tried.get((record["id"], record["replicate"]), 0)
+        if record["file"] is not None:
+            archive = record.get("archive")
+            row["file"] = str((block / (archive or record["file"])).relative_to(root))
+            row["member"] = record["file"] if archive else None
+        manifest.append(row)
+    return manifest, [{**attempt, **place, "gpu_seconds": seconds} for attempt in attempts]
+
+
+def _extra_columns(extra: Mapping[str, Any]) -> dict[str, str | None]:
+    """The prompt list's further columns, as text; one that is called like a column of the table gets a prefix."""
+    return {
+        (f"prompt_{name}" if name in _MANIFEST else name): None if value is None else str(value)
+        for name, value in extra.items()
+    }
+
+
+# what a block's record has beside the table's columns
+_NOT_COLUMNS = {"extra", "item_fingerprint", "archive", "dicom_bytes", "dicom_offset"}
+
+
+def _table(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> pa.Table:
+    import pyarrow as pa
+
+    names = [name for name in dict.fromkeys(key for row in rows for key in row) if name not in _NOT_COLUMNS]
+    further = sorted(name for name in names if name not in types)
+    schema = pa.schema([(name, pa.type_for_alias(types.get(name, "string"))) for name in (*types, *further)])
+    return pa.Table.from_arrays([pa.array([row.get(f.name) for row in rows], f.type) for f in schema], schema=schema)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    import pyarrow.parquet as pq
+
+    stream = io.BytesIO()
+    pq.write_table(table, stream, compression="zstd")
+    return stream.getvalue()
+
+
+def merge(sources: Iterable[Path], target: Path) -> int:
+    """Write the rows of Parquet files, in order, to one; return how many. Holds one of them in memory at a time.
+
+    A column that some of them lack is null in their rows.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = list(sources)
+    schema = pa.unify_schemas([pq.read_schema(file) for file in files]) if files else pa.schema([])
+    rows = 0
+    disk.make_directory(target.parent)
+    temporary = disk.temporary_sibling(target)
+    try:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for file in files:
+                table = pq.read_table(file)
+                absent = [field for field in schema if field.name not in table.column_names]
+                for field in absent:
+                    table = table.append_column(field, pa.nulls(len(table), field.type))
+                writer.write_table(table.select(schema.names))
+                rows += len(table)
+        disk.publish(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return rows
+
+
+def shard_directories(
+    directory: CampaignDirectory, modes: Sequence[str], shards: Sequence[tuple[str, tuple[int, int]]]
+) -> Iterator[Path]:
+    """Where the tables of all shards, (modality, blocks) each, are: mode by mode."""
+    for mode in modes:
+        for modality, blocks in shards:
+            yield directory.shard(mode, modality, blocks)

@@ -1,0 +1,82 @@
+"""The samplers by name: which diffusers scheduler each one is, and which numbers of steps it takes.
+
+No diffusers and no torch here: configurations are checked on login nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+SchedulerName = Literal[
+    "dpm",
+    "dpm_karras",
+    "dpm_sde",
+    "dpm_single",
+    "ddim",
+    "ddpm",
+    "pndm",
+    "lms",
+    "euler",
+    "euler_a",
+    "heun",
+    "dpm2",
+    "dpm2_a",
+    "unipc",
+    "deis",
+    "sa",
+    "lcm",
+    "tcd",
+]
+
+TRAINING_STEPS = 1000  # of SD's noise schedule: no sampler takes more
+
+
+@dataclass(frozen=True)
+class Solver:
+    """One sampler.
+
+    `settings` is what the name promises whatever the model's own scheduler was.
+    """
+
+    scheduler: str  # the class in diffusers
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    stochastic: bool = False  # adds noise at every step
+    fewest_steps: int = 1
+    most_steps: int = TRAINING_STEPS
+
+
+_MULTISTEP = {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False}
+
+SOLVERS: dict[SchedulerName, Solver] = {
+    # DPM-Solver++(2M), Lu et al. 2022, https://arxiv.org/abs/2211.01095
+    "dpm": Solver("DPMSolverMultistepScheduler", _MULTISTEP),
+    "dpm_karras": Solver("DPMSolverMultistepScheduler", {**_MULTISTEP, "use_karras_sigmas": True}),
+    "dpm_sde": Solver("DPMSolverMultistepScheduler", {**_MULTISTEP, "algorithm_type": "sde-dpmsolver++"}, True),
+    "dpm_single": Solver("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
+    "ddim": Solver("DDIMScheduler"),
+    "ddpm": Solver("DDPMScheduler", stochastic=True),
+    "pndm": Solver("PNDMScheduler", {"skip_prk_steps": True}),
+    "lms": Solver("LMSDiscreteScheduler"),
+    "euler": Solver("EulerDiscreteScheduler"),
+    "euler_a": Solver("EulerAncestralDiscreteScheduler", stochastic=True),
+    "heun": Solver("HeunDiscreteScheduler"),
+    "dpm2": Solver("KDPM2DiscreteScheduler"),
+    "dpm2_a": Solver("KDPM2AncestralDiscreteScheduler", stochastic=True),
+    "unipc": Solver("UniPCMultistepScheduler"),
+    "deis": Solver("DEISMultistepScheduler"),
+    "sa": Solver("SASolverScheduler", stochastic=True),
+    # the next two are for distilled models; their number of steps divides the distillation's 50
+    "lcm": Solver("LCMScheduler", stochastic=True, most_steps=50),
+    "tcd": Solver("TCDScheduler", stochastic=True, most_steps=50),
+}
+assert set(SOLVERS) == set(get_args(SchedulerName))
+
+
+def wrong_steps(name: SchedulerName, steps: int) -> str | None:
+    """Why the sampler cannot make `steps` steps, or None if it can."""
+    solver = SOLVERS[name]
+    if solver.fewest_steps <= steps <= solver.most_steps:
+        return None
+    return f"{name} takes {solver.fewest_steps} to {solver.most_steps} steps, not {steps}"

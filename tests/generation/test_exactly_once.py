@@ -1,0 +1,308 @@
+"""Every image once, whatever the shards and whatever happens: killed at any moment, a disk that fills, retries."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from generation_campaign import Campaign, fork, resolve_prompts, wait
+
+from medsyn import disk
+from medsyn.config import Config
+from medsyn.generation import journal
+from medsyn.generation.shard import plan_shards
+from medsyn.generation.shard_tables import merge, shard_directories
+from medsyn.stage import CampaignDirectory, Control
+
+BLOCKS = 7
+KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def many(settings: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Seven blocks of two batches of two: enough for seven shards, with retries all over a block."""
+    table = tmp_path_factory.mktemp("prompts") / "prompts.csv"
+    texts = ["normal", "nodule, left", "nodule, right", "effusion, left", "effusion, right"]
+    rows = [f'ct-{number},CT,"CT: {texts[number % 5]} ({number})"' for number in range(13)]
+    table.write_text("\n".join(["id,modality,prompt", *rows]) + "\n")
+    section = settings.generation.model_copy(update={"batch_size": 2, "batches_per_block": 2})
+    data = settings.data.model_copy(update={"prompts": resolve_prompts(table)})
+    return settings.model_copy(update={"generation": section, "data": data})
+
+
+@dataclass(frozen=True)
+class Maker:
+    """New campaigns with the same inputs."""
+
+    config: Config
+    inputs: Path
+
+    def new(self, root: Path) -> Campaign:
+        (root / "work").mkdir(parents=True)
+        for made in (self.inputs / "work").iterdir():
+            (root / "work" / made.name).symlink_to(made)
+        return Campaign(self.config, CampaignDirectory(root))
+
+
+@pytest.fixture(scope="module")
+def maker(many: Config, inputs: Path) -> Maker:
+    return Maker(many, inputs)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(maker: Maker, tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    """What one shard makes that nothing disturbs; never written to."""
+    whole = maker.new(tmp_path_factory.mktemp("undisturbed") / "campaign")
+    whole.run()
+    return whole
+
+
+def run_shards(campaign: Campaign, shards: int, control: Control | None = None) -> None:
+    for blocks in plan_shards(BLOCKS, -(-BLOCKS // shards)):
+        campaign.run(blocks=blocks, control=control)
+
+
+def batches_of(campaign: Campaign) -> int:
+    timings = campaign.directory.root.glob("work/generate/*/*/part-*/block-*/timing.json")
+    return sum(disk.read_json(timing)["batches"] for timing in timings)
+
+
+def test_the_undisturbed_run_has_retries_and_every_item_once(undisturbed: Campaign) -> None:
+    asked = [(f"ct-{number}", replicate) for number in range(13) for replicate in range(2)]
+    for mode in ("baseline", "filtered"):
+        manifest = undisturbed.read("manifest.jsonl", mode)
+        assert [(record["id"], record["replicate"]) for record in manifest] == asked
+        files = [record["file"] for record in manifest if record["file"] is not None]
+        assert len(set(files)) == len(files) >= 13
+    assert len({record["attempts"] for record in undisturbed.read("manifest.jsonl", "filtered")}) > 2
+    assert len(list(undisturbed.block("baseline").parent.glob("block-*"))) == BLOCKS
+
+
+def test_retries_are_packed_into_full_batches(undisturbed: Campaign) -> None:
+    for number in range(BLOCKS - 1):
+        block = undisturbed.block("filtered", number)
+        made = len(list(disk.read_jsonl(block / "attempts.jsonl")))
+        batches = disk.read_json(block / "timing.json")["batches"]
+        assert made >= 2 * batches - 1, "only the last attempt of the last item can be alone"
+
+
+@pytest.mark.parametrize("shards", [3, 7])
+def test_any_number_of_shards_makes_the_same_files(
+    maker: Maker, undisturbed: Campaign, tmp_path: Path, shards: int
+) -> None:
+    campaign = maker.new(tmp_path / "campaign")
+    run_shards(campaign, shards)
+    assert campaign.snapshot() == undisturbed.snapshot()
+
+
+class Telling(Control):
+    """Writes a byte into a pipe before each batch."""
+
+    def __init__(self, pipe: int) -> None:
+        super().__init__()
+        self.pipe = pipe
+
+    def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
+        if step < total:  # the last one says that all is done
+            os.write(self.pipe, b".")
+
+
+def run_and_kill(campaign: Campaign, delay: float) -> tuple[bool, int]:
+    """Run all shards in a child and kill it `delay` seconds after its first batch began.
+
+    Returns whether the kill came before its end, and how many batches it began.
+    """
+    reader, writer = os.pipe()
+    child = fork(lambda: run_shards(campaign, 3, Telling(writer)))
+    os.close(writer)
+    select.select([reader], [], [], 60)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    status = wait(child)
+    with os.fdopen(reader, "rb") as stream:
+        began = len(stream.read())
+    assert os.WIFSIGNALED(status) or status == 0
+    return os.WIFSIGNALED(status), began
+
+
+def test_kill_9_at_twenty_random_moments_loses_doubles_and_changes_nothing(
+    maker: Maker, undisturbed: Campaign, tmp_path: Path
+) -> None:
+    expected = undisturbed.snapshot()
+    batches = batches_of(undisturbed)
+    whole = sum(
+        disk.read_json(timing)["seconds"] for timing in undisturbed.directory.root.rglob("work/generate/**/timing.json")
+    )
+    random = np.random.default_rng(7)
+    killed = campaigns = 0
+    while killed < KILLS:
+        campaign = maker.new(tmp_path / f"campaign-{campaigns}")
+        campaigns += 1
+        began = kills = 0
+        is_unfinished = True
+        while is_unfinished and killed < KILLS:
+            is_unfinished, batches_begun = run_and_kill(campaign, float(random.uniform(0, 0.3 * whole)))
+            began += batches_begun
+            kills += is_unfinished
+            killed += is_unfinished
+            assert campaign.blocks().items() <= expected.items(), "a reader sees whole blocks only"
+        run_shards(campaign, 3)
+        assert campaign.snapshot() == expected
+        assert began <= batches + 2 * kills, "a kill costs the batch in hand and the one being written"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A function that mounts a file system of so many kilobytes."""
+    point = tmp_path / "small"
+    point.mkdir()
+
+    def mount(kilobytes: int) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(point)]
+        if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode != 0:
+            pytest.skip("mounting a small file system needs root")
+        return point
+
+    yield mount
+    subprocess.run(["umount", str(point)], check=False, capture_output=True)
+
+
+def enlarge(point: Path, kilobytes: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", str(point)], check=True)
+
+
+def test_a_disk_that_fills_loses_and_doubles_nothing(
+    maker: Maker, undisturbed: Campaign, small_disk: Callable[[int], Path]
+) -> None:
+    expected, fills = undisturbed.snapshot(), 0
+    kilobytes = 120
+    point = small_disk(kilobytes)
+    campaign = maker.new(point / "campaign")
+    while True:
+        try:
+            run_shards(campaign, 3)
+            break
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+        fills += 1
+        assert campaign.blocks().items() <= expected.items(), "whole blocks only"
+        assert not [path for path in campaign.snapshot() if ".tmp-" in path]
+        kilobytes += 60
+        enlarge(point, kilobytes)
+    assert fills >= 2
+    assert campaign.snapshot() == expected
+
+
+def test_a_journal_that_cannot_be_written_stops_the_task_and_says_so(
+    maker: Maker, undisturbed: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign, real, left = maker.new(tmp_path / "campaign"), disk.write_atomic, 5
+
+    def full(path: Path, content: bytes | str) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, content)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(journal.disk, "write_atomic", full)
+        run_shards(campaign, 1)
+    run_shards(campaign, 1)
+    assert campaign.snapshot() == undisturbed.snapshot()
+
+
+def kept_batches(campaign: Campaign) -> list[Path]:
+    return sorted(campaign.directory.root.glob("work/generate/*/*/part-*/.block-*.journal/*.npz"))
+
+
+def stop_within_a_block(campaign: Campaign, batches: int) -> None:
+    """Run until so many batches have begun, then kill."""
+
+    class Dying(Control):
+        def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
+            nonlocal batches
+            batches -= 1
+            if batches < 0:
+                time.sleep(0.5)  # the writer writes what is painted
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    wait(fork(lambda: campaign.run(control=Dying())))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_damaged_journal_is_painted_again(
+    maker: Maker, undisturbed: Campaign, tmp_path: Path, damage: Callable[[Path], Any]
+) -> None:
+    campaign = maker.new(tmp_path / "campaign")
+    only = replace(campaign, config=campaign.override(modes=["filtered"]).config)
+    stop_within_a_block(only, 4)
+    assert len(kept_batches(campaign)) == 4
+    damage(kept_batches(campaign)[1])
+    campaign.run()
+    assert campaign.snapshot() == undisturbed.snapshot()
+
+
+def test_a_journal_of_another_model_or_other_settings_is_not_used(maker: Maker, tmp_path: Path) -> None:
+    campaign, other = maker.new(tmp_path / "campaign"), maker.new(tmp_path / "other")
+    stop_within_a_block(campaign.override(modes=["filtered"]), 3)
+    assert kept_batches(campaign)
+    other_settings = {"modes": ["filtered"], "guidance_scale": 3.0}
+    campaign.override(**other_settings).run(blocks=(0, 1))
+    other.override(**other_settings).run(blocks=(0, 1))
+    assert campaign.snapshot() == other.snapshot()
+
+
+def test_a_journal_left_beside_its_committed_block_is_removed(
+    maker: Maker, undisturbed: Campaign, tmp_path: Path
+) -> None:
+    campaign = maker.new(tmp_path / "campaign")
+    campaign.run()
+    left = journal.journal_directory(campaign.block("filtered", 3))
+    left.mkdir()
+    shutil.copy(campaign.block("filtered", 3) / "manifest.jsonl", left / "batch-000000.npz")
+    campaign.run()
+    assert campaign.snapshot() == undisturbed.snapshot()
+
+
+def merged(campaign: Campaign, shards: int, name: str, target: Path) -> list[dict[str, Any]]:
+    ranges = [("CT", blocks) for blocks in plan_shards(BLOCKS, -(-BLOCKS // shards))]
+    folders = shard_directories(campaign.directory, ["baseline", "filtered"], ranges)
+    merge((folder / name for folder in folders), target)
+    rows: list[dict[str, Any]] = pq.read_table(target).drop(["gpu_seconds"]).to_pylist()
+    return rows
+
+
+@pytest.mark.parametrize("shards", [3, 7])
+def test_the_merged_tables_are_equal_up_to_timing(
+    maker: Maker, undisturbed: Campaign, tmp_path: Path, shards: int
+) -> None:
+    campaign = maker.new(tmp_path / "campaign")
+    run_and_kill(campaign, 0.5)
+    run_shards(campaign, shards)
+    for name in ("manifest.parquet", "attempts.parquet"):
+        expected = merged(undisturbed, 1, name, tmp_path / "expected.parquet")
+        assert merged(campaign, shards, name, tmp_path / "found.parquet") == expected
+        assert len(expected) >= 52
