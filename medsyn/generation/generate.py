@@ -46,6 +46,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     facts = {mode: loader.facts(mode) for mode in config.generation.modes}
     for mode in facts:  # never later: the task may be running a second time by then
         _sweep([directory.block(mode, modality, number) for number in numbers])
+        disk.sweep_temporaries(directory.shard(mode, modality, (numbers.start, numbers.stop)))
     shard = _Shard(config, loader, blocks, numbers, control, len(facts) * blocks.count_items(numbers))
     with _memory_told(config), Writer() as writer:
         for mode, its in facts.items():

@@ -306,3 +306,22 @@ def test_the_merged_tables_are_equal_up_to_timing(
         expected = merged(undisturbed, 1, name, tmp_path / "expected.parquet")
         assert merged(campaign, shards, name, tmp_path / "found.parquet") == expected
         assert len(expected) >= 52
+
+
+def test_a_kill_within_the_tables_leaves_nothing_behind(maker: Maker, undisturbed: Campaign, tmp_path: Path) -> None:
+    campaign = maker.new(tmp_path / "campaign")
+    real = Path.replace
+
+    def fatal(self: Path, target: Path) -> Path:
+        if Path(target).suffix == ".parquet":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, target)
+
+    def run() -> None:
+        Path.replace = fatal  # type: ignore[method-assign]
+        campaign.run()
+
+    assert os.WIFSIGNALED(wait(fork(run)))
+    assert [path for path in campaign.snapshot() if "parquet.tmp-" in path]
+    campaign.run()
+    assert campaign.snapshot() == undisturbed.snapshot()
