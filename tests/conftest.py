@@ -16,6 +16,7 @@ from medsyn.config import ENVIRONMENT
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files stay together in one process; what waits for Slurm is one group, what compares whole campaigns another."""
 
