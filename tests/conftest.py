@@ -16,19 +16,13 @@ from medsyn.config import ENVIRONMENT
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+# Files are dealt to processes in this order: those that take minutes begin first, and one that waits for Slurm runs
+# beside one that computes.
+FIRST = ("test_interruptions", "test_end_to_end", "test_queue", "test_exactly_once", "test_campaign", "test_devcluster")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files stay together in one process; what waits for Slurm is one group, what compares whole campaigns another."""
-
-    def group(item: pytest.Item) -> str:
-        if "undisturbed" in getattr(item, "fixturenames", ()) or item.path.name == "test_end_to_end.py":
-            return "campaigns"
-        return "slurm" if "slurm" in item.path.parent.parts[-1:] else str(item.path)
-
-    first = {"slurm": 0, "campaigns": 1}  # the longest begin first
-    items.sort(key=lambda item: first.get(group(item), 2))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
 
 
 @pytest.fixture(autouse=True)
