@@ -60,6 +60,9 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     return Slurm(folder)
 
 
+LAST = "; its log ends with: srun: error: no such image"
+
+
 def queued(trial: Trial) -> Campaign:
     """Both fine-tunes as job 10, both shards as job 20, the evaluation as job 30."""
     campaign = trial.prepare()
@@ -111,8 +114,9 @@ def test_nothing_is_left_to_do_but_look_while_everything_is_in_the_queue(trial: 
     for stage in ("rlhf-stage1", "rlhf-stage2"):
         tasks = tuple(planned.task.name for planned in campaign.plan.by_stage[stage])
         trial.queued(stage, stage, tasks, stage)
-    jobs = [identity for one in submissions.read(campaign.directory.ledger) for identity, _ in one.elements()]
-    slurm.queue(*(f"{job}|PENDING|Priority|||x" for job in jobs))
+    submitted = submissions.read(campaign.directory.ledger)
+    jobs = [f"{identity}|PENDING|Priority|||{one.name}" for one in submitted for identity, _ in one.elements()]
+    slurm.queue(*jobs)
     status = reading.read(campaign)
     assert {state for state, keys in status.by_state.items() if keys} == {"pending"}
     assert status.next_step.command == "status --watch"
@@ -141,9 +145,9 @@ def test_a_task_whose_job_is_gone_without_an_end_is_lost(
 @pytest.mark.parametrize(
     ("accounting", "state", "why"),
     [
-        ("10_1|CANCELLED by 1000", "idle", "job 10_1 left the queue before it began; accounting says CANCELLED"),
+        ("10_1|CANCELLED by 1000", "idle", f"job 10_1 left the queue before it began; accounting says CANCELLED{LAST}"),
         ("10_1|FAILED", "failed", "job 10_1 ended before it began; accounting says FAILED"),
-        ("10_0|FAILED", "idle", "job 10_1 left the queue before it began"),
+        ("10_0|FAILED", "idle", f"job 10_1 left the queue before it began{LAST}"),
     ],
 )
 def test_a_job_that_is_gone_before_its_task_began(
