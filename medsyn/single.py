@@ -14,6 +14,7 @@ from medsyn import disk
 from medsyn.config import EMBEDDED, Precision
 from medsyn.data.modalities import canonical_modality, not_a_modality, split_prefix
 from medsyn.errors import EXIT_BAD_NODE, EXIT_DONE, EXIT_NO_PROGRESS, InputError
+from medsyn.generation.shard import MANIFEST
 from medsyn.solvers import SchedulerName
 from medsyn.stage import BadNode
 
@@ -146,8 +147,11 @@ def _device(name: str) -> str:
 
 def _output(directory: Path) -> Path:
     """The output folder, made; refused before any work if it is a campaign's or cannot be written."""
-    if any((directory / name).exists() for name in _CAMPAIGNS):
-        raise InputError(directory, "is a campaign's directory; take another --output_dir")
+    for folder in (directory.absolute(), *directory.absolute().parents):
+        if any((folder / name).exists() for name in _CAMPAIGNS):
+            raise InputError(directory, f"is a campaign's directory, or in one ({folder}); take another --output_dir")
+    if (directory / MANIFEST).exists():
+        raise InputError(directory, f"holds the images of another run ({MANIFEST}); take another --output_dir")
     try:
         disk.make_directory(directory.absolute())
         disk.write_atomic(directory / ".writable", "")

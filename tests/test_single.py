@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 import medsyn
@@ -20,6 +22,7 @@ from medsyn.generation.shard import Item
 from medsyn.models.policy import Policy
 from medsyn.models.scorers import save_scorer
 from medsyn.models.selector import Selector
+from medsyn.models.synthetic import load_unet
 from medsyn.models.tiny import TEXT_WIDTH
 
 FAST = ("--height", "32", "--width", "32", "--num_inference_steps", "2", "--device", "cpu")
@@ -185,3 +188,40 @@ def test_importing_medsyn_imports_no_torch() -> None:
     root = Path(medsyn.__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     assert subprocess.run([sys.executable, "-c", code], check=False, env=environment).returncode == 0
+
+
+def test_a_folder_inside_a_campaign_or_with_images_of_another_run_is_refused(tmp_path: Path) -> None:
+    block = tmp_path / "campaign" / "work" / "block-000000"
+    block.mkdir(parents=True)
+    (tmp_path / "campaign" / "campaign.json").write_text("{}")
+    with pytest.raises(InputError, match="is a campaign's directory, or in one"):
+        single._output(block)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "manifest.jsonl").touch()
+    with pytest.raises(InputError, match="holds the images of another run"):
+        single._output(tmp_path / "images")
+
+
+def test_images_come_in_the_order_of_the_prompts_and_a_prompt_given_twice_makes_two(generator: Generator) -> None:
+    prompts = ["CT: a", "MRI: b", "CT: c", "CT: a"]
+    images = list(generator.images(prompts))
+    assert [image.record["prompt"] for image in images] == prompts
+    assert len({image.record["id"] for image in images}) == len(images)
+
+
+@pytest.mark.parametrize(("key", "value"), [("cross_attention_dim", 48), ("in_channels", 9)])
+def test_a_unet_of_another_architecture_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: int
+) -> None:
+    config = dict(load_unet("embedded", torch.device("cpu"), torch.float32).config)
+    UNet2DConditionModel.from_config(config | {key: value}).save_pretrained(str(tmp_path / "model" / "unet"))
+    code, _, error = call(capsys, tmp_path / "out", "--prompt", "CT: x", "--model_used", str(tmp_path / "model"))
+    assert code == 65
+    assert "a UNet of another architecture than" in error and f"{key} is {value}" in error
+
+
+def test_a_unet_that_cannot_be_read_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load_unet("embedded", torch.device("cpu"), torch.float32).save_pretrained(str(tmp_path / "model" / "unet"))
+    next((tmp_path / "model" / "unet").glob("*.safetensors")).write_bytes(b"torn")
+    code, _, error = call(capsys, tmp_path / "out", "--prompt", "CT: x", "--model_used", str(tmp_path / "model"))
+    assert (code, "holds no UNet that can be read" in error) == (65, True), error

@@ -8,6 +8,7 @@ for image in Generator("embedded", seed=3).images("Chest X-ray: clear lungs", co
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,15 +118,23 @@ class Generator:
             modality: one of the five, for prompts that do not start with theirs, as in `CT: …`.
         """
         asked = [prompts] if isinstance(prompts, (str, Item)) else list(prompts)
-        by_modality: dict[str, list[Item]] = {}
+        runs: list[tuple[str, list[Item]]] = []  # neighbours of one modality
+        repeats: Counter[tuple[str, str]] = Counter()
         for prompt in asked:
             its = modality or split_prefix(prompt if isinstance(prompt, str) else prompt.prompt)[0]
             if its is None or its not in MODALITIES:
                 reason = f"which modality? Let it start with one and a colon ({', '.join(MODALITIES)}), or name it"
                 raise InputError(f"prompt {prompt!r}", reason)
-            items = [prompt] if isinstance(prompt, Item) else [_item(prompt, its, number) for number in range(count)]
-            by_modality.setdefault(its, []).extend(items)
-        for its, items in by_modality.items():
+            if isinstance(prompt, Item):
+                items = [prompt]
+            else:
+                repeats[its, clean_text(prompt)] += 1
+                repeat = repeats[its, clean_text(prompt)]
+                items = [_item(prompt, its, number, repeat) for number in range(count)]
+            if not runs or runs[-1][0] != its:
+                runs.append((its, []))
+            runs[-1][1].extend(items)
+        for its, items in runs:
             size = self._config.generation.block_size
             for start in range(0, len(items), size):
                 yield from self._block(items[start : start + size], its)
@@ -149,12 +158,12 @@ class Generator:
                 told += 1
 
 
-def _item(prompt: str, modality: str, replicate: int) -> Item:
-    """The item that a campaign makes of a prompt without an id, so that the images are the same."""
+def _item(prompt: str, modality: str, replicate: int, repeat: int) -> Item:
+    """The item that a campaign makes of the `repeat`-th such prompt without an id: the same images."""
     text = clean_text(prompt)
     if split_prefix(text)[0] is None:
         text = f"{modality}: {text}"
-    return Item(f"{slug(modality)}-{disk.fingerprint([modality, text, 1])[:16]}", text, replicate)
+    return Item(f"{slug(modality)}-{disk.fingerprint([modality, text, repeat])[:16]}", text, replicate)
 
 
 def _size(pixels: int) -> int:

@@ -116,7 +116,14 @@ def parse_manifest(block: Path) -> list[dict[str, Any]] | None:
         records = [json.loads(line) for line in (block / MANIFEST).read_bytes().splitlines()]
     except (OSError, ValueError):
         return None
-    return records if all(isinstance(record, dict) and "file" in record for record in records) else None
+    return records if all(isinstance(record, dict) and _is_whole(record) for record in records) else None
+
+
+def _is_whole(record: dict[str, Any]) -> bool:
+    """Whether what names an image and its file is there, and names a file of the block itself."""
+    file = record.get("file", 0)
+    is_inside = file is None or (isinstance(file, str) and file == Path(file).name)
+    return is_inside and isinstance(record.get("id", ""), str) and isinstance(record.get("replicate", 0), int)
 
 
 def read_manifest(block: Path) -> list[dict[str, Any]] | None:

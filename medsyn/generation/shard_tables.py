@@ -117,7 +117,14 @@ def merge(sources: Iterable[Path], target: Path) -> int:
     import pyarrow.parquet as pq
 
     files = list(sources)
-    schema = pa.unify_schemas([pq.read_schema(file) for file in files]) if files else pa.schema([])
+    schemas = []
+    for file in files:
+        try:
+            schemas.append(pq.read_schema(file))
+        except (OSError, pa.ArrowException) as error:
+            reason = f"damaged ({str(error).splitlines()[0]}); delete it and run its task again"
+            raise InputError(file, reason) from None
+    schema = pa.unify_schemas(schemas) if files else pa.schema([])
     rows = 0
     disk.make_directory(target.parent)
     temporary = disk.temporary_sibling(target)

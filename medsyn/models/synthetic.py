@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from medsyn.errors import InputProblems
+from medsyn import disk
+from medsyn.errors import InputError, InputProblems
 from medsyn.models import weights
 
 _EMBEDDED_KEPT = 1024  # prompts; SD's features are 240 kB each, and they lie on the GPU
@@ -91,10 +93,25 @@ def load_unet(
     """The UNet of `source`, or the fine-tuned one under `unet_from`/unet, in eval mode without gradients."""
     base = weights.locate(source)
     assert base is not None, "weights.missing is asked first"
-    unet = UNet2DConditionModel.from_pretrained(
-        str(_unet_directory(base, unet_from)), torch_dtype=dtype, use_safetensors=True, local_files_only=True
-    )
+    directory = _unet_directory(base, unet_from)
+    try:
+        unet = UNet2DConditionModel.from_pretrained(
+            str(directory), torch_dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(directory, f"holds no UNet that can be read: {str(error).splitlines()[0]}") from None
+    _require_fit(unet, base, directory)
     return unet.to(device).eval().requires_grad_(False)
+
+
+def _require_fit(unet: UNet2DConditionModel, base: Path, directory: Path) -> None:
+    """Raise InputError if the UNet was made for another text encoder or another autoencoder than the base's."""
+    width = disk.read_json(base / "text_encoder" / "config.json")["hidden_size"]
+    channels = disk.read_json(base / "vae" / "config.json")["latent_channels"]
+    wanted = {"cross_attention_dim": width, "in_channels": channels, "out_channels": channels}
+    wrong = [f"{key} is {unet.config[key]}, not {value}" for key, value in wanted.items() if unet.config[key] != value]
+    if wrong:
+        raise InputError(directory, f"a UNet of another architecture than {base}: {', '.join(wrong)}")
 
 
 def load_synthetic(
