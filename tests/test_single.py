@@ -122,8 +122,9 @@ def test_bad_input_is_one_line(
 def test_a_campaigns_directory_and_one_that_cannot_be_written_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "campaign.json").write_text("{}")
-    assert "is a campaign's directory" in call(capsys, tmp_path, "--prompt", "CT: a")[2]
+    (tmp_path / "campaign").mkdir()
+    (tmp_path / "campaign" / "campaign.json").write_text("{}")
+    assert "is a campaign's directory" in call(capsys, tmp_path / "campaign", "--prompt", "CT: a")[2]
     (tmp_path / "file").write_text("")
     assert "cannot be written" in call(capsys, tmp_path / "file" / "x", "--prompt", "CT: a")[2]
 

@@ -195,7 +195,17 @@ def _wrong_with(file: StoredFile, record: Mapping[str, Any], is_dicom: bool) -> 
         return "is not marked as synthetic"
     if (width, height) != (record["width"], record["height"]):
         return f"is {width} x {height} pixels, the manifest says {record['width']} x {record['height']}"
-    return None
+    differing = [] if is_dicom else _contradictions(content, record)
+    return f"says otherwise of itself than the manifest: {', '.join(differing)}" if differing else None
+
+
+def _contradictions(content: bytes, record: Mapping[str, Any]) -> list[str]:
+    """The facts that a PNG file tells otherwise than its record: its prompt, seed, scores and the like."""
+    from medsyn.generation.provenance import png_facts
+
+    with Image.open(io.BytesIO(content)) as image:
+        said = image.info
+    return [key for key, value in png_facts(record).items() if value is not None and said.get(key) != str(value)]
 
 
 def _look_at_png(content: bytes) -> tuple[bool, int, int]:

@@ -101,6 +101,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a gap": (lambda b: edit(b / "manifest.jsonl", lambda lines: lines.pop()), "is not in it"),
     "a double": (lambda b: edit(b / "manifest.jsonl", lambda lines: lines.append(lines[0])), "is in it 2 times"),
     "a stranger": (lambda b: edit(b / "manifest.jsonl", lambda lines: lines[0].update(id="zz")), "was not asked for"),
+    "edited words": (
+        lambda b: edit(b / "manifest.jsonl", lambda lines: lines[0].update(prompt="x")),
+        "otherwise.*Prompt",
+    ),
+    "edited score": (
+        lambda b: edit(b / "manifest.jsonl", lambda lines: lines[0].update(selector=0.99)),
+        "otherwise.*Selector",
+    ),
     "another prompt": (
         lambda b: edit(b / "manifest.jsonl", lambda lines: lines[0].update(item_fingerprint="0" * 16)),
         "was made from another prompt",
