@@ -40,6 +40,8 @@ STAGE_FUNCTIONS = {
 }
 LOCK_POLL_SECONDS = 0.2
 TRACEBACK_LINES = 20
+# What the CUDA runtime says (cudaGetErrorString) when it is the card, and not the program, that fails.
+BROKEN_GPU = ("uncorrectable ECC error", "no CUDA-capable device is detected", "hardware stack error", "GPU is lost")
 
 
 def run_task(
@@ -179,6 +181,8 @@ def _exit_code(error: BaseException) -> tuple[int, str]:
         return errors.EXIT_BAD_NODE, message
     if _is_disk_full(error):
         return errors.EXIT_BAD_NODE, f"no space left on the disk, or the quota is used up ({message})"
+    if any(words in message for words in BROKEN_GPU):
+        return errors.EXIT_BAD_NODE, f"the GPU of this machine is broken or gone ({message})"
     return errors.EXIT_FAILED, message
 
 

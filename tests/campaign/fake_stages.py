@@ -59,6 +59,8 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
             stream.write("x")
     elif action == "disk-full-abroad":
         raise RuntimeError("I/O error: No space left on device (os error 28)")
+    elif action == "broken-gpu":
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
     if action != "nothing":
         _make(config, task, directory)
 

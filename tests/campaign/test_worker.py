@@ -79,6 +79,7 @@ def test_every_stage_has_a_function(trial: Trial) -> None:
         ("bad-node", 78, "no GPU is visible"),
         ("disk-full", 78, "no space left on the disk"),
         ("disk-full-abroad", 78, "no space left on the disk"),
+        ("broken-gpu", 78, "the GPU of this machine is broken or gone"),
         ("crash:1", 1, "ValueError: boom 1"),
         ("nothing", 1, "ended without having made anything"),
     ],
