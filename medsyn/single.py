@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from medsyn.generation.generator import GeneratedImage
 
-SHEET, RECORDS = "contact_sheet.png", "manifest.jsonl"
+SHEET = "contact_sheet.png"
 _CAMPAIGNS = ("campaign.json", "ledger.jsonl")
 
 
@@ -83,7 +83,7 @@ def generate(program: str, arguments: Sequence[str]) -> int:
                 continue
             name = file_name(args.prompt, modality, number, image.record)
             image.save(output / name)
-            disk.append_jsonl(output / RECORDS, {**image.record, "file": name})
+            disk.append_jsonl(output / MANIFEST, {**image.record, "file": name})
             made.append((image, name))
             print(output / name)
     except BadNode as error:

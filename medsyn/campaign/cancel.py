@@ -36,7 +36,7 @@ def jobs(directory: CampaignDirectory, say: Say) -> int:
         if time.monotonic() > end:
             raise queue.SlurmError(f"{len(left)} cancelled jobs are still in the queue, {min(left)} among them")
         found |= left
-        queue.cancel(sorted({identity.partition("_")[0] for identity in left}))  # again: one may have come back
+        queue.cancel(left)  # again: one may have come back
         time.sleep(POLL_SECONDS)
     with suppress(OSError):  # what is cancelled is cancelled, also where that cannot be written down
         if found:
@@ -49,7 +49,7 @@ def jobs(directory: CampaignDirectory, say: Say) -> int:
 
 def _in_queue(directory: CampaignDirectory) -> set[str]:
     names = {name for its in on_record.rounds(directory.ledger).values() for name in its.intended}
-    return {identity for identity, (name, _) in queue.own_jobs().items() if name in names} if names else set()
+    return queue.named(names) if names else set()
 
 
 def launcher(directory: CampaignDirectory, say: Say) -> int:

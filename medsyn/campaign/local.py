@@ -176,7 +176,7 @@ def run(
         display.nothing_to_do()
         return errors.EXIT_DONE
     if only is None:
-        done -= {planned.key for planned in plan if planned.task.stage == "evaluate"}  # there will be more to evaluate
+        done -= {planned.key for planned in plan.by_stage["evaluate"]}  # there will be more to evaluate
     gpus = visible_gpus() if campaign.config.device.use_cuda else []
     max_parallel = max_parallel or campaign.config.cluster.max_parallel
     scheduler = _Scheduler(campaign, max_parallel, command, display, gpus, done, only)

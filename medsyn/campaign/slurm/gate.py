@@ -6,7 +6,7 @@ Nothing else stops a dependent: one failed modality takes its own branch out of 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from medsyn.campaign import records
 from medsyn.campaign.plan import Key, settle
@@ -32,19 +32,19 @@ def blocked_jobs(
     newest = on_record.newest(submissions)
     its = over(submissions[place], place, newest)
     end = time.monotonic() + latency_seconds
-    while (silent := _silent(campaign, its)) and time.monotonic() < end:
+    done = records.done_keys(campaign, campaign.plan)
+    while (silent := _silent(campaign, its, done)) and time.monotonic() < end:
         time.sleep(POLL_SECONDS)
+        done = records.done_keys(campaign, campaign.plan)
     if silent:
         print(f"no word of {', '.join(' '.join(key) for key in sorted(silent)[:5])}: taken for failed", flush=True)
-    done = records.done_keys(campaign, campaign.plan)
     failed = its - done
     blocked = [key for key, state in settle(campaign.plan, done, failed).states.items() if state == "blocked"]
     return ids(submissions, [key for key in blocked if key in newest], newest)
 
 
-def _silent(campaign: Campaign, keys: Iterable[Key]) -> set[Key]:
+def _silent(campaign: Campaign, keys: Iterable[Key], done: Collection[Key]) -> set[Key]:
     """Those of the tasks that are neither done nor failed, nor blocked by one that has failed."""
-    done = records.done_keys(campaign, campaign.plan)
     failed = {key for key in campaign.plan.by_key if key not in done and campaign.directory.failed(*key).is_file()}
     states = settle(campaign.plan, done, failed).states
     return {key for key in keys if states.get(key) in ("ready", "waiting")}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -37,6 +37,11 @@ class Job:
         """Whether it is in the queue and not at work."""
         return self.state in WAITING_STATES
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it waits for somebody to release it: held by hand, or by Slurm after a start that failed."""
+        return self.waits and (self.reason.startswith("JobHeld") or "requeued held" in self.reason)
+
 
 @dataclass(frozen=True)
 class QueueView:
@@ -45,11 +50,6 @@ class QueueView:
     tasks: Mapping[Key, Job] = field(default_factory=dict)
     gates: Mapping[str, Job] = field(default_factory=dict)  # by the name of the submission
     problem: str | None = None
-
-
-def is_held(job: Job) -> bool:
-    """Whether the job waits for somebody to release it: held by hand, or by Slurm after a start that failed."""
-    return job.waits and (job.reason.startswith("JobHeld") or "requeued held" in job.reason)
 
 
 class SlurmError(Exception):
@@ -73,11 +73,17 @@ def call(*command: str, timeout: float = TIMEOUT_SECONDS) -> str:
     return done.stdout
 
 
-def cancel(ids: Sequence[str]) -> None:
-    """`scancel` of jobs, many at a time; one that has ended meanwhile is no error."""
-    for start in range(0, len(ids), 200):
+def arrays(ids: Iterable[str]) -> list[str]:
+    """The jobs that elements belong to: 123 for 123_4, and 123 for itself."""
+    return sorted({identity.partition("_")[0] for identity in ids})
+
+
+def cancel(ids: Iterable[str]) -> None:
+    """`scancel` of whole arrays and jobs, many at a time; one that has ended meanwhile is no error."""
+    whole = arrays(ids)
+    for start in range(0, len(whole), 200):
         with suppress(SlurmError):
-            call("scancel", "--quiet", *ids[start : start + 200])
+            call("scancel", "--quiet", *whole[start : start + 200])
 
 
 def cluster_settings() -> dict[str, str]:
@@ -97,6 +103,11 @@ def own_jobs(timeout: float = TIMEOUT_SECONDS) -> dict[str, tuple[str, Job]]:
         identity, state, reason, node, dependency, name = line.split("|", 5)
         jobs[identity] = (name, Job(identity, state, reason, node, "" if dependency == "(null)" else dependency))
     return jobs
+
+
+def named(names: Collection[str]) -> set[str]:
+    """Ids of this user's jobs in the queue, array elements singly, whose name is one of `names`."""
+    return {identity for identity, (name, _) in own_jobs().items() if name in names}
 
 
 def view(submissions: Iterable[Submission], timeout: float = TIMEOUT_SECONDS) -> QueueView:
@@ -120,8 +131,7 @@ def ended(ids: Collection[str], timeout: float = TIMEOUT_SECONDS) -> dict[str, s
     """How jobs that have left the queue ended, as accounting has it (`OUT_OF_MEMORY`); empty without accounting."""
     if not ids:
         return {}
-    arrays = sorted({identity.partition("_")[0] for identity in ids})
-    command = ("sacct", "-n", "-P", "-X", "-o", "JobID,State", "-j", ",".join(arrays))
+    command = ("sacct", "-n", "-P", "-X", "-o", "JobID,State", "-j", ",".join(arrays(ids)))
     try:
         lines = call(*command, timeout=timeout).splitlines()
     except SlurmError:

@@ -78,7 +78,7 @@ class Round:
         name = on_record.name_of(node.name, self.campaign.config.campaign.name, self.number)
         folder = make_directory(self.campaign.directory.slurm(name))
         ledger.record(self.path, on_record.QUEUEING, round=self.number, name=name)
-        executor = submitit.SlurmExecutor(folder=folder, python=self._python(node))
+        executor = submitit.SlurmExecutor(folder=folder, python=container.python(self.site, self.campaign))
         executor.update_parameters(**self._parameters(node, name, folder))
         task, gate = self.functions
         root = str(self.campaign.directory.root)
@@ -99,9 +99,6 @@ class Round:
         facts = {"name": name, "kind": made.kind, "stage": made.stage, "tasks": list(made.tasks), "job": made.job}
         ledger.record(self.path, on_record.QUEUED, round=self.number, **facts)
         return made
-
-    def _python(self, node: Node) -> str:
-        return container.python(self.site, self.campaign)
 
     def _parameters(self, node: Node, name: str, folder: Path) -> dict[str, Any]:
         """submitit's parameters of a node's batch script."""
@@ -160,11 +157,7 @@ def take_back_unreleased(path: Path, say: Say) -> None:
 
 def withdraw(path: Path, number: str) -> None:
     """Cancel every job of a round that was not released, by id and by name, and write that down."""
-    its = on_record.rounds(path)[number]
-    names = set(its.intended)
-    lost = [identity for identity, (name, _) in queue.own_jobs().items() if name in names]
-    arrays = sorted({identity.partition("_")[0] for identity in lost})
-    queue.cancel(arrays)
+    queue.cancel(queue.named(set(on_record.rounds(path)[number].intended)))
     ledger.record(path, on_record.WITHDRAWN, round=number)
 
 
@@ -188,7 +181,7 @@ def _count(node: Node) -> str:
 
 
 def _release(jobs: Sequence[str], names: Collection[str]) -> None:
-    in_queue = {identity.partition("_")[0] for identity, (name, _) in queue.own_jobs().items() if name in names}
+    in_queue = queue.arrays(queue.named(set(names)))
     waiting = [job for job in jobs if job in in_queue]
     if waiting:
         queue.call("scontrol", "release", *waiting)

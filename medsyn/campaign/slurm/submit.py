@@ -80,8 +80,8 @@ def submit(
     done = records.done_keys(campaign, campaign.plan)
     if only is None and len(done) == len(campaign.plan.tasks):
         return Outcome(len(done), 0, 0, 0, 0, len(done))
-    if missing_others(campaign, done, only):
-        done -= {planned.key for planned in campaign.plan if planned.task.stage == "evaluate"}
+    if only is None:
+        done -= {planned.key for planned in campaign.plan.by_stage["evaluate"]}  # there will be more to evaluate
     known = campaign.plan.by_key  # shards may have been dealt otherwise since: their jobs find nothing to do and end
     queued = graph.queued(submissions, {k: job.id for k, job in view.tasks.items() if k in known}, view.gates)
     if only is not None:
@@ -89,11 +89,11 @@ def submit(
     wanted = graph.build(campaign.plan, done, queued, chunk_size(site), only)
     its = Round(campaign, site, functions, say)
     held = its.queue(wanted) if wanted.nodes else []
-    repoint(campaign, its, wanted, submissions, view, queued)
+    repoint(campaign, its, wanted, submissions, view, queued, done)
     if wanted.nodes:
         its.release(held)
     for job in (*view.tasks.values(), *view.gates.values()):
-        if queue.is_held(job):
+        if job.is_held:
             queue.call("scontrol", "release", job.id)
             say(f"{job.id}  was held and is released")
     return Outcome(
@@ -136,13 +136,6 @@ def _settled_view(submissions: Sequence[Submission]) -> QueueView:
         time.sleep(POLL_SECONDS)
 
 
-def missing_others(campaign: Campaign, done: Collection[Key], only: Collection[Key] | None) -> bool:
-    """Whether more than the evaluation is to be made, so that there will be more to evaluate."""
-    return only is None and any(
-        planned.key not in done for planned in campaign.plan if planned.task.stage != "evaluate"
-    )
-
-
 def assumed_chunk(site: Site) -> int:
     """Most elements of one array where no cluster can be asked: the site's word, or Slurm's own default."""
     return site.max_array_size or SLURMS_MAX_ARRAY_SIZE
@@ -154,10 +147,16 @@ def chunk_size(site: Site) -> int:
 
 
 def repoint(
-    campaign: Campaign, its: Round, wanted: Graph, before: Sequence[Submission], view: QueueView, queued: Queued
+    campaign: Campaign,
+    its: Round,
+    wanted: Graph,
+    before: Sequence[Submission],
+    view: QueueView,
+    queued: Queued,
+    done: Collection[Key],
 ) -> None:
     """Let jobs in the queue wait for what was queued anew, and forget parents that can never be met."""
-    plan, done = campaign.plan, records.done_keys(campaign, campaign.plan)
+    plan = campaign.plan
     for submission in before:
         jobs = {key: view.tasks[key] for _, key in submission.elements() if key in queued.tasks}
         waiting = [key for key, job in jobs.items() if job.waits]

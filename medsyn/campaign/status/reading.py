@@ -81,7 +81,7 @@ def _notes(campaign: Campaign, rounds: Mapping[str, Round], view: QueueView) -> 
     notes = []
     if view.problem:
         notes.append(f"Slurm was not asked successfully ({view.problem}): tasks may be in its queue unseen")
-    held = [job.id for job in (*view.tasks.values(), *view.gates.values()) if queue.is_held(job)]
+    held = [job.id for job in (*view.tasks.values(), *view.gates.values()) if job.is_held]
     if held:
         notes.append(
             f"{len(held)} jobs are held, {held[0]} among them, and wait until resume or scontrol releases them"
