@@ -164,5 +164,11 @@ COMMANDS: dict[str, cli.Command] = {
     "doctor": ("is this machine fit for a campaign?", doctor),
 }
 
+
+def main() -> int:
+    """The `medsyn` command, which the package installs; `python -m medsyn` is the same."""
+    return cli.dispatch("medsyn", COMMANDS, sys.argv[1:])
+
+
 if __name__ == "__main__":
     sys.exit(cli.dispatch("python -m medsyn", COMMANDS, sys.argv[1:]))

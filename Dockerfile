@@ -1,0 +1,51 @@
+# The image that tasks run in: Debian's Python 3.11, torch for CUDA 11.8, everything from PyPI locked by hash.
+# apptainer.def makes the same from the same files; docs/container.md tells how to build either.
+ARG BASE_IMAGE=debian:bookworm-slim
+# hadolint ignore=DL3006
+FROM ${BASE_IMAGE}
+
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends python3 python3-venv tini \
+    && rm -rf /var/lib/apt/lists/*
+RUN python3 -m venv /opt/medsyn && useradd --create-home medsyn
+
+# Which torch, and where pip finds it. The secrets are for networks whose TLS is signed by an authority of their own.
+ARG TORCH_REQUIREMENTS=requirements-cu118.txt
+ARG TORCH_INDEX_URL
+COPY ${TORCH_REQUIREMENTS} /opt/medsyn/lock/
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf,required=false \
+    --mount=type=secret,id=ca,target=/run/secrets/ca.crt,required=false \
+    /opt/medsyn/bin/pip install --no-cache-dir --no-deps --require-hashes \
+    ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} -r "/opt/medsyn/lock/$TORCH_REQUIREMENTS"
+COPY requirements.txt requirements-build.txt /opt/medsyn/lock/
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf,required=false \
+    --mount=type=secret,id=ca,target=/run/secrets/ca.crt,required=false \
+    /opt/medsyn/bin/pip install --no-cache-dir --no-deps --require-hashes \
+    -r /opt/medsyn/lock/requirements.txt -r /opt/medsyn/lock/requirements-build.txt
+COPY requirements-cuda11.txt /opt/medsyn/lock/
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf,required=false \
+    --mount=type=secret,id=ca,target=/run/secrets/ca.crt,required=false \
+    /opt/medsyn/bin/pip install --no-cache-dir --no-deps --require-hashes -r /opt/medsyn/lock/requirements-cuda11.txt
+# not LD_LIBRARY_PATH, which Apptainer sets for the driver
+RUN ls -d /opt/medsyn/lib/python3.11/site-packages/nvidia/*/lib >/etc/ld.so.conf.d/medsyn-cuda11.conf && ldconfig \
+    && cat /opt/medsyn/lock/*.txt | sha256sum >/opt/medsyn/lock/sha256
+
+# Code last: a change of it builds in seconds. HF_HOME and OMP_NUM_THREADS are the host's to set, so they are not here.
+COPY configs /opt/medsyn/configs
+COPY pyproject.toml README.md /opt/medsyn/source/
+COPY medsyn /opt/medsyn/source/medsyn
+RUN /opt/medsyn/bin/pip install --no-cache-dir --no-deps --no-index --no-build-isolation /opt/medsyn/source \
+    && rm -r /opt/medsyn/source
+
+ENV PATH=/opt/medsyn/bin:/usr/local/bin:/usr/bin:/bin \
+    PYTHONNOUSERSITE=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+LABEL org.opencontainers.image.title="medsyn" \
+      org.opencontainers.image.description="Stable Diffusion for medical images as resumable Slurm campaigns" \
+      org.opencontainers.image.version="0.1.0"
+USER medsyn
+WORKDIR /home/medsyn
+ENTRYPOINT ["/usr/bin/tini", "--", "/opt/medsyn/bin/medsyn"]
+CMD ["--help"]
