@@ -24,9 +24,17 @@ def pinned() -> dict[str, str]:
     return {normal(name): version for name, version in pairs}
 
 
-def locked() -> dict[str, str]:
-    found = re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
-    return {normal(name): version for name, version in found}
+def entries(name: str) -> dict[str, tuple[str, str]]:
+    """Version and the whole entry of every package that the requirements file lists."""
+    blocks = re.split(r"\n(?=[A-Za-z0-9#])", (ROOT / name).read_text())
+    heads = ((re.match(r"([A-Za-z0-9_.-]+)==(\S+)", block), block) for block in blocks)
+    return {normal(head[1]): (head[2], block) for head, block in heads if head}
+
+
+def locked(*names: str) -> dict[str, str]:
+    """What an environment installs: by default the stack that `uv sync` resolves."""
+    files = names or ("requirements-cu121.txt", "requirements.txt")
+    return {package: version for name in files for package, (version, _) in entries(name).items()}
 
 
 def test_every_pin_is_locked_at_the_same_version() -> None:
@@ -34,11 +42,28 @@ def test_every_pin_is_locked_at_the_same_version() -> None:
     assert {name: lock.get(name) for name in pinned()} == pinned()
 
 
-def test_every_locked_package_has_a_hash_and_no_address() -> None:
-    text = (ROOT / "requirements.txt").read_text()
-    entries = re.split(r"\n(?=[A-Za-z0-9])", text.split("\n", 5)[5])
-    assert all("--hash=sha256:" in entry for entry in entries if entry.strip())
-    assert not re.search(r"https?:|file:|--index|--find-links", re.sub(r"^#.*$", "", text, flags=re.MULTILINE))
+def test_every_constraint_is_locked_at_the_same_version() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]
+    constraints = dict(line.split("==") for line in tool["constraint-dependencies"])
+    assert constraints == {name: version for name, version in locked().items() if name not in pinned()}
+
+
+def test_torch_of_the_image_is_that_of_the_pins_for_cuda_11() -> None:
+    image = locked("requirements-cu118.txt")
+    assert image == {name: f"{pinned()[name]}+cu118" for name in ("torch", "torchvision")}
+
+
+def test_the_8_bit_adam_of_the_image_is_the_extra_of_the_project() -> None:
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["bnb"]
+    assert extra == [f"bitsandbytes=={locked('requirements-cuda11.txt')['bitsandbytes']}"]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("requirements*.txt")), ids=lambda path: path.name)
+def test_every_locked_package_has_a_hash_and_no_address(path: Path) -> None:
+    assert entries(path.name)
+    assert [name for name, (_, block) in entries(path.name).items() if "--hash=sha256:" not in block] == []
+    text = re.sub(r"^#.*$", "", path.read_text(), flags=re.MULTILINE)
+    assert not re.search(r"https?:|file:|--index|--find-links", text)
 
 
 def test_the_lock_is_what_this_environment_runs() -> None:

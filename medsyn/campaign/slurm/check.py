@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import medsyn
+from medsyn import doctor
 from medsyn.campaign.machine import CONFIGURATION
 from medsyn.campaign.slurm import container, queue, site
 from medsyn.campaign.slurm.queue import SlurmError
@@ -21,10 +23,19 @@ from medsyn.stage import STAGES
 
 OF_ONE_MACHINE = ("/tmp/", "/var/tmp/", "/dev/shm/", "/run/")
 PROBE_SECONDS = 120.0  # a first start of a large image from a shared file system is slow
-_PROBE = (
-    "import sys, submitit, medsyn;"
-    "print('.'.join(map(str, sys.version_info[:2])), submitit.__version__, medsyn.__version__)"
-)
+# What differs from the pins in its argument, as JSON; then the versions that jobs depend on.
+_PROBE = """
+import importlib.metadata, json, sys
+import submitit, medsyn
+def installed(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+pins = json.loads(sys.argv[1])
+print(json.dumps({name: installed(name) for name in pins if installed(name).split("+")[0] != pins[name]}))
+print(".".join(map(str, sys.version_info[:2])), submitit.__version__, medsyn.__version__)
+"""
 
 
 def problems(config: Config, asks_slurm: bool = True) -> list[Problem]:
@@ -133,7 +144,8 @@ def _versions(wanted: Container, source: str) -> list[Problem]:
         "submitit": importlib.metadata.version("submitit"),
         "medsyn": medsyn.__version__,
     }
-    command = [*container.command(wanted, []), "-c", _PROBE]
+    pins = doctor.pins()
+    command = [*container.command(wanted, []), "-c", _PROBE, json.dumps(pins)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PROBE_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -147,4 +159,16 @@ def _versions(wanted: Container, source: str) -> list[Problem]:
     differ = [
         f"{name} is {theirs} inside the image and {ours} here" for (name, ours), theirs in pairs if ours != theirs
     ]
-    return [Problem(source, f"{text}; they must be the same", key="container.image") for text in differ]
+    found = [Problem(source, f"{text}; they must be the same", key="container.image") for text in differ]
+    return found + _off_the_pins(done.stdout, pins, source)
+
+
+def _off_the_pins(told: str, pins: Mapping[str, str], source: str) -> list[Problem]:
+    """A warning if the image was made from other pins than this medsyn's."""
+    lines = [line for line in told.splitlines() if line.startswith("{")]
+    off = json.loads(lines[-1]) if lines else {}
+    if not off:
+        return []
+    listed = ", ".join(f"{name} {version} ({pins[name]})" for name, version in sorted(off.items()))
+    reason = f"packages inside the image are not at this medsyn's pins: {listed}; build it again"
+    return [Problem(source, reason, key="container.image", severity="warning")]

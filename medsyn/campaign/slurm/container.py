@@ -1,42 +1,74 @@
 """The command that starts Python on a compute node: an interpreter, or a container around one.
 
-The image needs no Slurm tool: the batch script outside does what concerns Slurm. Paths are the same inside.
+The image needs no Slurm tool: the batch script outside does what concerns Slurm. Paths are the same inside. Variables
+of the host reach the inside unless the image sets them; those that must win over the image are passed by `--env`.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from medsyn import disk
 from medsyn.campaign.records import Campaign
-from medsyn.campaign.slurm.site import Container, Site
+from medsyn.campaign.slurm.site import Container, Resources, Site
 
+IMAGE = "MEDSYN_IMAGE"  # tells a task which image it runs in: sha256:..., or a registry's name with its digest
 # What of the host's Python must not reach the one inside.
 _CLEAN = {"PYTHONPATH": "", "PYTHONHOME": "", "PYTHONNOUSERSITE": "1"}
+_HASH_OF_IMAGE = "image.json"
+_PYXIS_IMAGE = "--container-image="
 
 
-def python(site: Site, campaign: Campaign) -> str:
-    """Shell text that starts Python for a task of the campaign."""
+def python(site: Site, campaign: Campaign, wanted: Resources) -> str:
+    """Shell text that starts Python for a task of the campaign.
+
+    Args:
+        site: the cluster.
+        campaign: whose folders are bound.
+        wanted: what the task's job asks for; the driver is bound if that includes a GPU.
+    """
     if site.container is None:
         return shlex.quote(site.python or sys.executable)
-    return shlex.join(command(site.container, binds(campaign)))
+    environment = {"OMP_NUM_THREADS": campaign.config.device.cpu_threads, **site.environment}
+    return shlex.join(command(site.container, binds(campaign, site), environment, asks_for_gpu(wanted)))
 
 
-def command(container: Container, paths: list[str]) -> list[str]:
-    """The words before Python's arguments: `apptainer exec ... IMAGE python3`."""
+def command(
+    container: Container, paths: Sequence[str], environment: Mapping[str, object] | None = None, gpu: bool = False
+) -> list[str]:
+    """The words before Python's arguments: `apptainer exec ... IMAGE python3`.
+
+    Args:
+        container: the site's.
+        paths: folders to bind besides the container's own.
+        environment: set inside, unless the container's own environment has another value.
+        gpu: bind the NVIDIA driver where the profile leaves that open.
+    """
     words = [container.runtime, "exec"]
-    if container.nv:
+    if container.nv or (container.nv is None and gpu):
         words.append("--nv")
     for bind in [*paths, *container.binds]:
         words += ["--bind", bind]
-    for name, value in {**_CLEAN, **container.environment}.items():
+    for name, value in {**_CLEAN, **(environment or {}), **container.environment}.items():
         words += ["--env", f"{name}={value}"]
     return [*words, *container.options, container.image, container.python]
 
 
-def binds(campaign: Campaign) -> list[str]:
-    """The folders that tasks read and write, at the same paths inside: the campaign's, its tables' and its weights'."""
+def asks_for_gpu(wanted: Resources) -> bool:
+    """Whether a job with these options is given a GPU."""
+    options = [f"{name} {value}" for name, value in wanted.sbatch.items()]
+    return any("gpu" in text for text in (wanted.gres or "", *options, *wanted.srun))
+
+
+def binds(campaign: Campaign, site: Site) -> list[str]:
+    """The folders that tasks read and write, at the same paths inside.
+
+    The campaign's, its tables', its weights', and HF_HOME where the site names one that exists.
+    """
     config = campaign.config
     folders = [campaign.directory.root, Path(config.data.table).parent, Path(str(config.data.ratings_file)).parent]
     if config.data.root:
@@ -44,8 +76,41 @@ def binds(campaign: Campaign) -> list[str]:
     weights = Path(config.model_paths.stable_diffusion)
     if weights.is_absolute():
         folders.append(weights)
+    inside = site.container.environment if site.container else {}
+    cache = Path(str(inside.get("HF_HOME", site.environment.get("HF_HOME", ""))))
+    if cache.is_absolute() and cache.is_dir():
+        folders.append(cache)
     kept: list[Path] = []
     for folder in sorted(set(folders)):  # a folder inside another one comes with it
         if not any(folder.is_relative_to(other) for other in kept):
             kept.append(folder)
     return [str(folder) for folder in kept]
+
+
+def image_of(site: Site) -> str | None:
+    """The image that tasks run in, as the profile names it: the container's, or the one Pyxis is given."""
+    if site.container is not None:
+        return site.container.image
+    given = [word.removeprefix(_PYXIS_IMAGE) for word in site.srun if word.startswith(_PYXIS_IMAGE)]
+    return given[-1] if given else None
+
+
+def image_environment(site: Site, campaign: Campaign) -> dict[str, str]:
+    """The variable that tells tasks their image; empty without a container."""
+    image = image_of(site)
+    return {IMAGE: _identity(image, campaign.directory.slurm(_HASH_OF_IMAGE))} if image else {}
+
+
+def _identity(image: str, cache: Path) -> str:
+    """`sha256:...` of an image file, else the image as it is named; hashed again only if size or time changed."""
+    path = Path(image)
+    if not path.is_file():
+        return image
+    status = path.stat()
+    key = {"image": os.path.realpath(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    known = disk.read_json(cache) if cache.is_file() else {}
+    if {name: known.get(name) for name in key} != key:
+        known = key | {"sha256": disk.sha256_file(path)}
+        disk.make_directory(cache.parent)
+        disk.write_json(cache, known)
+    return f"sha256:{known['sha256']}"

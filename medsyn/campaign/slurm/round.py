@@ -78,7 +78,8 @@ class Round:
         name = on_record.name_of(node.name, self.campaign.config.campaign.name, self.number)
         folder = make_directory(self.campaign.directory.slurm(name))
         ledger.record(self.path, on_record.QUEUEING, round=self.number, name=name)
-        executor = submitit.SlurmExecutor(folder=folder, python=container.python(self.site, self.campaign))
+        interpreter = container.python(self.site, self.campaign, options.wanted(self.site, node))
+        executor = submitit.SlurmExecutor(folder=folder, python=interpreter)
         executor.update_parameters(**self._parameters(node, name, folder))
         task, gate = self.functions
         root = str(self.campaign.directory.root)
@@ -103,6 +104,7 @@ class Round:
     def _parameters(self, node: Node, name: str, folder: Path) -> dict[str, Any]:
         """submitit's parameters of a node's batch script."""
         site, campaign = self.site, self.campaign
+        environment = {**site.environment, **container.image_environment(site, campaign)}
         chosen = options.sbatch(site, node, bad_nodes(campaign)) | {"job_name": name}
         if dependency := self._dependency(node):
             chosen["dependency"] = dependency
@@ -118,7 +120,7 @@ class Round:
             "array_parallelism": options.parallelism(site, node),
             "signal_delay_s": site.signal_seconds,
             "stderr_to_stdout": True,
-            "setup": script.before(folder, site.environment, site.setup, None if site.container else code_folder()),
+            "setup": script.before(folder, environment, site.setup, None if site.container else code_folder()),
             "teardown": after,
             "additional_parameters": chosen,
             "srun_args": options.srun(site, node),

@@ -25,6 +25,7 @@ OWNED = {
     *("nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "quiet", "requeue", "signal"),
     *("test-only", "wait", "wrap"),
 }
+HIDE_THE_ENVIRONMENT = {"--cleanenv", "-e", "--containall", "-C"}  # options of apptainer exec
 Stage = Literal["finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate", "gate"]
 Word = Annotated[str, StringConstraints(pattern=r"^\S+$")]
 _TIME = re.compile(r"^(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d\d){0,2})$")
@@ -96,11 +97,18 @@ class Container(Section):
 
     image: str
     runtime: Word = "apptainer"
-    nv: bool = True  # the host's NVIDIA driver inside
+    nv: bool | None = None  # the host's NVIDIA driver inside; None: for jobs that ask for a GPU
     binds: list[str] = Field([])  # besides the campaign's directory and its inputs: SOURCE or SOURCE:TARGET[:ro]
     environment: dict[str, str | int | float] = Field({})  # set inside
     options: list[str] = Field([])  # further arguments of `apptainer exec`
     python: str = "python3"  # inside the image
+
+    @field_validator("options")
+    @classmethod
+    def _environment_stays(cls, value: list[str]) -> list[str]:
+        for word in HIDE_THE_ENVIRONMENT.intersection(value):
+            raise ValueError(f"{word} hides the SLURM_* variables, which a task needs; leave it out")
+        return value
 
 
 class Site(Resources):
