@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import medsyn
-from medsyn import doctor
 from medsyn.campaign.machine import CONFIGURATION
 from medsyn.campaign.slurm import container, queue, site
 from medsyn.campaign.slurm.queue import SlurmError
 from medsyn.campaign.slurm.site import GATE, Container, Site
 from medsyn.config import Config
+from medsyn.doctor import packages
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.stage import STAGES
 
@@ -144,7 +144,7 @@ def _versions(wanted: Container, source: str) -> list[Problem]:
         "submitit": importlib.metadata.version("submitit"),
         "medsyn": medsyn.__version__,
     }
-    pins = doctor.pins()
+    pins = packages.pins()
     command = [*container.command(wanted, []), "-c", _PROBE, json.dumps(pins)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PROBE_SECONDS)

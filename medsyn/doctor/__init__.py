@@ -1,0 +1,76 @@
+"""Is this machine fit for a campaign? One table: what was found, whether it is good, what to do about it.
+
+    python -m medsyn doctor [--gpu] [--json]
+
+Answers the specification's sanity checks (driver, CUDA, devices) and what decides speed and failure on old cards:
+compute capability, memory, the precision and attention that will be chosen and why, 8-bit Adam, disk, offline flags,
+versions against the pins, packages that leak in from outside, and combinations known not to work together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+
+from medsyn.doctor import devices, gpu, machine, packages
+from medsyn.doctor.finding import Finding
+from medsyn.errors import EXIT_BAD_NODE, EXIT_DONE
+
+Check = Callable[[], Iterator[Finding]]
+CHECKS: tuple[Check, ...] = (
+    machine.check_python,
+    machine.check_driver,
+    devices.check_devices,
+    packages.check_bitsandbytes,
+    machine.check_disk,
+    machine.check_offline,
+    packages.check_versions,
+    packages.check_isolation,
+    packages.known_bad_combinations,
+)
+
+
+def examine(more: Iterable[Check] = ()) -> list[Finding]:
+    """Every finding; a check that itself fails is a finding too, for the rest is worth knowing.
+
+    Args:
+        more: checks after the usual ones.
+    """
+    findings: list[Finding] = []
+    for check in (*CHECKS, *more):
+        try:
+            findings.extend(check())
+        except Exception as error:
+            findings.append(Finding(check.__name__, f"{type(error).__name__}: {error}", "bad"))
+    return findings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table; exit code 78 (unfit node) if something is bad."""
+    parser = argparse.ArgumentParser(prog="python -m medsyn doctor", description=__doc__.splitlines()[0])
+    parser.add_argument("--gpu", action="store_true", help="compute on the GPU as well; without one that is bad")
+    parser.add_argument("--json", action="store_true", help="for scripts")
+    options = parser.parse_args(arguments)
+    findings = examine([gpu.check_gpu] if options.gpu else [])
+    if options.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        _print_table(findings)
+    return EXIT_BAD_NODE if any(finding.verdict == "bad" for finding in findings) else EXIT_DONE
+
+
+def _print_table(findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    colours = {"good": "green", "note": "yellow", "bad": "bold red"}
+    table = Table(title="medsyn doctor", title_justify="left")
+    for column in ("check", "found", "", "what to do"):
+        table.add_column(column, overflow="fold")
+    for finding in findings:
+        verdict = f"[{colours[finding.verdict]}]{finding.verdict}[/]"
+        table.add_row(finding.check, escape(finding.value), verdict, escape(finding.advice))
+    Console().print(table)

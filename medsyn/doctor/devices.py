@@ -1,0 +1,61 @@
+"""What torch can compute on here, and what will be chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from medsyn.doctor.finding import Finding
+
+_GIB = 1 << 30
+_PASCAL = {"sm_60", "sm_61"}  # binaries for sm_60 run on sm_61, the TITAN Xp
+
+
+def check_devices() -> Iterator[Finding]:
+    """Devices, capability, memory, and what will be chosen on them."""
+    import torch
+
+    from medsyn.config import DeviceSection
+    from medsyn.models.device import choose_device
+
+    built = torch.version.cuda or "without CUDA"
+    yield Finding("torch", f"{torch.__version__} (CUDA {built})")
+    yield _pascal(architectures())
+    yield Finding("cuda available", str(torch.cuda.is_available()), "good" if torch.cuda.is_available() else "note")
+    yield Finding("cuda devices", str(torch.cuda.device_count()))
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        name = f"sm_{properties.major}{properties.minor}"
+        compiled = architectures()
+        # binaries run on any later minor version of the same major capability
+        runs = any(arch.startswith(f"sm_{properties.major}") and int(arch[3:]) <= int(name[3:]) for arch in compiled)
+        memory = properties.total_memory / _GIB
+        yield Finding(
+            f"device {index}",
+            f"{properties.name}, {name}, {memory:.1f} GiB",
+            "good" if runs else "bad",
+            "" if runs else f"this torch has no kernels for {name} ({', '.join(compiled)}): use the CUDA 11.8 image",
+        )
+    for reason in choose_device(DeviceSection()).reasons:
+        yield Finding("chosen", reason)
+    yield _attention(torch.cuda.get_device_capability(0) if torch.cuda.is_available() else None)
+
+
+def _attention(capability: tuple[int, int] | None) -> Finding:
+    if capability is None:
+        return Finding("attention", "torch SDPA on the CPU")
+    if capability < (8, 0):
+        return Finding("attention", "torch SDPA, memory-efficient kernels (flash attention needs sm_80)")
+    return Finding("attention", "torch SDPA, flash kernels")
+
+
+def architectures() -> list[str]:
+    """The GPU architectures this torch has kernels for, also where there is no GPU; empty without CUDA."""
+    import torch
+
+    flags = getattr(torch._C, "_cuda_getArchFlags", lambda: None)()  # torch.cuda.get_arch_list() wants a GPU
+    return str(flags or "").split()
+
+
+def _pascal(compiled: list[str]) -> Finding:
+    advice = "" if _PASCAL.intersection(compiled) else "no kernels for Pascal (sm_61): such cards need another torch"
+    return Finding("architectures", " ".join(compiled) or "none", "note" if advice else "good", advice)

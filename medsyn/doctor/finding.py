@@ -1,0 +1,18 @@
+"""One line of the doctor's table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["good", "note", "bad"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was checked, what was found, whether that is good, and what to do about it."""
+
+    check: str
+    value: str
+    verdict: Verdict = "good"
+    advice: str = ""
