@@ -8,7 +8,7 @@ FROM ${BASE_IMAGE}
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3 python3-venv tini \
     && rm -rf /var/lib/apt/lists/*
-RUN python3 -m venv /opt/medsyn && useradd --create-home medsyn
+RUN python3 -m venv /opt/medsyn && useradd --uid 1000 --create-home medsyn
 
 # Which torch, and where pip finds it. The secrets are for networks whose TLS is signed by an authority of their own.
 ARG TORCH_REQUIREMENTS=requirements-cu118.txt
@@ -28,8 +28,9 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf,required=false \
     --mount=type=secret,id=ca,target=/run/secrets/ca.crt,required=false \
     /opt/medsyn/bin/pip install --no-cache-dir --no-deps --require-hashes -r /opt/medsyn/lock/requirements-cuda11.txt
 # not LD_LIBRARY_PATH, which Apptainer sets for the driver
-RUN ls -d /opt/medsyn/lib/python3.11/site-packages/nvidia/*/lib >/etc/ld.so.conf.d/medsyn-cuda11.conf && ldconfig \
-    && cat /opt/medsyn/lock/*.txt | sha256sum >/opt/medsyn/lock/sha256
+RUN ls -d /opt/medsyn/lib/python3.11/site-packages/nvidia/*/lib >/etc/ld.so.conf.d/medsyn-cuda11.conf && ldconfig
+WORKDIR /opt/medsyn/lock
+RUN sha256sum ./*.txt >sha256
 
 # Code last: a change of it builds in seconds. HF_HOME and OMP_NUM_THREADS are the host's to set, so they are not here.
 COPY configs /opt/medsyn/configs
@@ -45,7 +46,7 @@ ENV PATH=/opt/medsyn/bin:/usr/local/bin:/usr/bin:/bin \
 LABEL org.opencontainers.image.title="medsyn" \
       org.opencontainers.image.description="Stable Diffusion for medical images as resumable Slurm campaigns" \
       org.opencontainers.image.version="0.1.0"
-USER medsyn
+USER 1000
 WORKDIR /home/medsyn
 ENTRYPOINT ["/usr/bin/tini", "--", "/opt/medsyn/bin/medsyn"]
 CMD ["--help"]

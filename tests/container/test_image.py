@@ -1,0 +1,196 @@
+"""Images built from the unmodified Dockerfile and apptainer.def, with a reduced lock, and entered."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from container_images import AS_USER, NO_TORCH, Sif, tool
+
+SITE_PACKAGES = "/opt/medsyn/lib/python3.11/site-packages"
+WAITS = """
+import signal, sys, time
+def leave(number, frame):
+    print("asked by", signal.Signals(number).name, flush=True)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, leave)
+signal.signal(signal.SIGUSR2, leave)
+print("ready", flush=True)
+time.sleep(120)
+"""
+
+
+def test_docker_image_runs_medsyn_as_an_unknown_user(docker_image: str) -> None:
+    inspected = tool("buildah", "inspect", "--type", "image", "--format", "{{json .OCIv1.Config}}", docker_image)
+    config = json.loads(inspected.stdout)
+    assert config["User"] == "1000"
+    container = tool("buildah", "from", "--pull-never", docker_image).stdout.strip()
+    try:
+        start = ["buildah", "run", "--isolation", "chroot", "--user", "12345", container, "--", *config["Entrypoint"]]
+        helped = tool(*start, *config["Cmd"])
+        assert "usage: medsyn COMMAND" in helped.stdout
+        refused = tool(*start, "finetune", "/no/such.yaml", check=False)
+        assert refused.returncode == 65
+        assert "there is no such configuration file" in refused.stderr
+    finally:
+        tool("buildah", "rm", container)
+
+
+def test_docker_image_is_built_again_in_seconds_when_only_code_changed(docker_image: str, context: Path) -> None:
+    changed = context / "medsyn" / "seeds.py"
+    before = changed.read_text()
+    changed.write_text(f"{before}\n# changed\n")
+    name = f"{docker_image}-changed"
+    try:
+        built = tool("docker", context, NO_TORCH, name).stdout
+    finally:
+        changed.write_text(before)
+        tool("buildah", "rmi", "--force", name, check=False)
+    assert "Successfully installed medsyn-hpc" in built
+    assert "Collecting" not in built  # nothing was fetched
+
+
+def test_docker_image_keeps_no_secret(docker_image: str) -> None:
+    container = tool("buildah", "from", "--pull-never", docker_image).stdout.strip()
+    try:
+        root = Path(tool("buildah", "mount", container).stdout.strip())
+        assert (root / "opt" / "medsyn" / "bin" / "medsyn").is_file()
+        assert not (root / "etc" / "pip.conf").exists()
+        assert list(root.rglob("ca.crt")) == []
+    finally:
+        tool("buildah", "rm", container)
+
+
+def test_definition_upon_the_docker_image_fetches_nothing(docker_image: str, context: Path, work: Path) -> None:
+    archive, made = work / "medsyn.tar", work / "from-docker.sif"
+    tool("archive", docker_image, archive)
+    built = tool("sif", context, NO_TORCH, made, archive)
+    archive.unlink()
+    assert made.is_file()
+    made.unlink()
+    assert "Successfully installed medsyn-hpc" in built.stdout + built.stderr
+    assert "Collecting" not in built.stdout + built.stderr
+
+
+def test_sif_passes_its_own_test(sif: Sif) -> None:
+    tested = sif.run("test")
+    assert tested.returncode == 0, tested.stderr
+
+
+@pytest.mark.parametrize("app", ["finetune", "rlhf", "generate", "evaluate", "doctor"])
+def test_sif_has_an_app_for(app: str, sif: Sif) -> None:
+    helped = sif.run("run", "--help", options=("--app", app))
+    assert helped.returncode == 0, helped.stderr
+    assert app in helped.stdout.splitlines()[0]
+
+
+def test_sif_tells_of_itself(sif: Sif) -> None:
+    labels = json.loads(sif.run("inspect", options=("--json", "--labels")).stdout)
+    assert labels["data"]["attributes"]["labels"]["org.opencontainers.image.version"]
+    assert "run --app finetune" in sif.run("run-help").stdout
+    assert "usage: medsyn COMMAND" in sif.run("run", "--help").stdout
+
+
+@pytest.mark.parametrize("code", [0, 65, 70, 75, 78])
+def test_exit_code_comes_out_of_the_sif(code: int, sif: Sif) -> None:
+    assert sif.python(f"raise SystemExit({code})").returncode == code
+
+
+def test_bad_input_ends_with_65_inside_as_outside(sif: Sif) -> None:
+    refused = sif.run("run", "/no/such.yaml", "--task", "oct", options=("--app", "finetune"))
+    assert refused.returncode == 65
+    assert "there is no such configuration file" in refused.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_signal_reaches_python_in_the_sif_and_75_comes_out(number: signal.Signals, sif: Sif) -> None:
+    process = subprocess.Popen(
+        [*AS_USER, *sif.command("exec", "python3", "-c", WAITS)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=sif.home,
+        env=sif.environment,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert output == f"asked by {number.name}\n"
+    assert process.returncode == 75
+
+
+def test_sif_is_read_only_and_needs_no_writable_home(sif: Sif) -> None:
+    code = "import os, medsyn; print(os.access('/opt/medsyn', os.W_OK), os.getuid()); open('/opt/medsyn/x', 'w')"
+    written = sif.python(code, options=("--no-home",))
+    assert written.stdout.split() == ["False", str(sif.home.stat().st_uid)]
+    assert "Read-only file system" in written.stderr
+    helped = sif.run("run", "--help", options=("--no-home", "--containall"))
+    assert "usage: medsyn COMMAND" in helped.stdout, helped.stderr
+
+
+def test_poisoned_home_and_variables_do_not_reach_the_inside(sif: Sif) -> None:
+    planted = sif.home / ".local" / "lib" / "python3.11" / "site-packages"
+    planted.mkdir(parents=True)
+    for name in ("numpy.py", "medsyn.py", "sitecustomize.py", "usercustomize.py"):
+        (planted / name).write_text("raise SystemExit('poison')\n")
+    poison = {"PYTHONPATH": str(planted), "PYTHONHOME": "/no/such/python", "PYTHONUSERBASE": str(sif.home / ".local")}
+    found = sif.python("import numpy, medsyn; print(numpy.__file__, medsyn.__file__)", environment=poison)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == [f"{SITE_PACKAGES}/numpy/__init__.py", f"{SITE_PACKAGES}/medsyn/__init__.py"]
+
+
+def test_variables_of_the_host_and_of_env_reach_the_inside(sif: Sif) -> None:
+    code = "import os; print(*(os.environ.get(name) for name in ('HF_HOME', 'OMP_NUM_THREADS', 'SLURM_JOB_ID')))"
+    given = {"HF_HOME": "/scratch/hf", "OMP_NUM_THREADS": "3", "SLURM_JOB_ID": "17"}
+    assert sif.python(code, environment=given).stdout.split() == ["/scratch/hf", "3", "17"]
+    told = sif.python(code, environment=given, options=("--env", "HF_HOME=/other", "--env", "OMP_NUM_THREADS=1"))
+    assert told.stdout.split() == ["/other", "1", "17"]
+
+
+def test_newer_code_is_bound_over_that_of_the_image(sif: Sif, work: Path) -> None:
+    newer = work / "newer"
+    shutil.copytree(work / "context" / "medsyn", newer)
+    (newer / "__init__.py").write_text("__version__ = 'newer'\n")
+    bind = ("--bind", f"{newer}:{SITE_PACKAGES}/medsyn:ro")
+    assert sif.python("import medsyn; print(medsyn.__version__)", options=bind).stdout == "newer\n"
+
+
+def test_nv_brings_the_drivers_library_and_nvidia_smi_of_a_stub_driver(sif: Sif) -> None:
+    """Shows the flag and the paths; says nothing about CUDA."""
+    driver = sif.home / "driver"
+    driver.mkdir()
+    library = driver / "libcuda.so.1"
+    shutil.copy("/lib/x86_64-linux-gnu/libdl.so.2", library)
+    known = f'echo "\tlibcuda.so.1 (libc6,x86-64) => {library}"'
+    for name, script in {"ldconfig": f'/sbin/ldconfig "$@"; {known}', "nvidia-smi": "echo 520.61.05"}.items():
+        (driver / name).write_text(f"#!/bin/sh\n{script}\n")
+        (driver / name).chmod(0o755)
+    stub = {"PATH": f"{driver}:{os.environ['PATH']}"}
+    code = "import ctypes, subprocess; ctypes.CDLL('libcuda.so.1'); subprocess.run('nvidia-smi')"
+    assert sif.python(code, environment=stub, options=("--nv",)).stdout == "520.61.05\n"
+    assert sif.python(code, environment=stub).returncode != 0
+
+
+def test_sif_keeps_no_secret_and_no_build_folder(sif: Sif) -> None:
+    code = """
+import pathlib
+print(*[p for d in ("/etc", "/opt", "/mnt", "/root", "/run/secrets", "/tmp/pip") if pathlib.Path(d).is_dir()
+        for p in pathlib.Path(d).rglob("*") if p.name in ("pip.conf", "ca.crt", "medsyn-build")])
+"""
+    searched = sif.python(code, options=("--containall",))
+    assert (searched.stdout, searched.returncode) == ("\n", 0), searched.stderr
+
+
+def test_doctor_inside_finds_only_the_torch_that_was_left_out(sif: Sif) -> None:
+    examined = sif.run("run", "--json", options=("--app", "doctor"), environment={"PYTHONPATH": str(sif.home)})
+    assert examined.returncode == 78
+    findings = {finding["check"]: finding for finding in json.loads(examined.stdout)}
+    assert findings["pin torch"]["verdict"] == "bad"
+    assert findings["isolation"]["value"] == "every package is from /opt/medsyn"
+    assert not {"pin numpy", "pin pydantic", "packages from elsewhere"} & set(findings)
