@@ -18,7 +18,15 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 # Files are dealt to processes in this order: those that take minutes begin first, and one that waits for Slurm runs
 # beside one that computes.
-FIRST = ("test_interruptions", "test_end_to_end", "test_queue", "test_exactly_once", "test_campaign", "test_devcluster")
+FIRST = (
+    "test_interruptions",
+    "test_end_to_end",
+    "test_queue",
+    "test_exactly_once",
+    "test_campaign",
+    "test_image",
+    "test_devcluster",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from container_images import AS_USER, CACHE, NO_TORCH, Sif, reduced_context, tool
+from slurm_cluster import DEVCLUSTER, NO_PACKAGES, Cluster
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -86,3 +87,16 @@ def sif(sif_file: Path) -> Iterator[Sif]:
     shutil.chown(home, "www-data", "www-data")
     yield Sif(sif_file, home)
     shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def cluster(tools: None) -> Iterator[Cluster]:
+    """A real Slurm of two nodes."""
+    installed = subprocess.run([DEVCLUSTER, "install"], capture_output=True, text=True, check=False, timeout=1200)
+    if installed.returncode == NO_PACKAGES:
+        pytest.skip(installed.stderr.splitlines()[-1])
+    started = Cluster(Path(tempfile.mkdtemp(prefix="medsyn-image-", dir="/tmp")))
+    started.devcluster("start", nodes=2, accounting=0)
+    yield started
+    started.stop()
+    shutil.rmtree(started.directory, ignore_errors=True)

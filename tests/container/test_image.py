@@ -7,10 +7,17 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from container_images import AS_USER, NO_TORCH, Sif, tool
+import torch
+from container_images import APPTAINER, AS_USER, NO_TORCH, ROOT, Sif, tool
+from slurm_cluster import Cluster
+from small_campaign import SMALLER
+
+from medsyn.campaign import records
+from medsyn.disk import sha256_file
 
 SITE_PACKAGES = "/opt/medsyn/lib/python3.11/site-packages"
 WAITS = """
@@ -26,8 +33,8 @@ time.sleep(120)
 
 
 def test_docker_image_runs_medsyn_as_an_unknown_user(docker_image: str) -> None:
-    inspected = tool("buildah", "inspect", "--type", "image", "--format", "{{json .OCIv1.Config}}", docker_image)
-    config = json.loads(inspected.stdout)
+    inspected = tool("buildah", "inspect", "--type", "image", docker_image)
+    config = json.loads(inspected.stdout)["OCIv1"]["config"]
     assert config["User"] == "1000"
     container = tool("buildah", "from", "--pull-never", docker_image).stdout.strip()
     try:
@@ -194,3 +201,50 @@ def test_doctor_inside_finds_only_the_torch_that_was_left_out(sif: Sif) -> None:
     assert findings["pin torch"]["verdict"] == "bad"
     assert findings["isolation"]["value"] == "every package is from /opt/medsyn"
     assert not {"pin numpy", "pin pydantic", "packages from elsewhere"} & set(findings)
+
+
+def test_array_in_the_sif_with_torch_bound_from_outside_is_preempted_and_goes_on(
+    sif_file: Path, cluster: Cluster, tmp_path: Path
+) -> None:
+    """The Python and medsyn of the image; torch is that of the tests, read-only. Root enters without privileges."""
+    directory, profile = tmp_path / "campaign", tmp_path / "site.yaml"
+    packages = str(Path(torch.__file__).parents[1])
+    profile.write_text(
+        f"""
+partition: preempt
+time: 60
+signal_seconds: 30
+container:
+  image: {sif_file}
+  runtime: {APPTAINER}
+  options: [--no-privs]
+  binds: ['{packages}:{packages}:ro']
+  environment: {{PYTHONPATH: {packages}}}
+stages:
+  gate: {{partition: cpu}}
+"""
+    )
+    named = ["configs/tiny.yaml", *SMALLER, "finetune.max_train_steps=200", f"campaign.dir={directory}"]
+    launch = [sys.executable, "launch.py"]
+    site = [f"cluster.site={profile}", "--cluster", "slurm"]
+    cluster.run(*launch, "submit", *named, *site, cwd=ROOT, timeout=300)
+    campaign = records.open_campaign(directory)
+    tasks = [planned.key for planned in campaign.plan.by_stage["finetune"]]
+    assert len(tasks) == 2
+
+    def all_at_work() -> bool:
+        beats = [campaign.directory.beat(*key) for key in tasks]
+        return all(beat.is_file() and json.loads(beat.read_text())["step"] >= 1 for beat in beats)
+
+    cluster.wait_until(all_at_work, 300, "both tasks at work in the image")
+    urgent = cluster.sbatch("--partition=gpu", "--nodes=2", "--exclusive", script="sleep 1")
+    cluster.wait_for_state(urgent, "COMPLETED", timeout=180)
+    done = [campaign.directory.done(*key) for key in tasks]
+    cluster.wait_until(lambda: all(path.is_file() for path in done), 300, "the array to end")
+    cluster.run(*launch, "cancel", *named, cwd=ROOT)
+    for key in tasks:
+        codes = [line["exit_code"] for line in records.attempt_lines(campaign.directory, key) if line["event"] == "end"]
+        assert codes == [75, 0]
+    script = next(directory.glob("tasks/slurm/*finetune*/*.sh")).read_text()
+    assert f"MEDSYN_IMAGE=sha256:{sha256_file(sif_file)}" in script
+    assert f"{APPTAINER} exec --bind {directory}" in script

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trial import Trial
+
+from medsyn.campaign.records import Campaign
+from medsyn.campaign.slurm import container
+from medsyn.campaign.slurm.site import Site
+from medsyn.errors import InputProblems
+
+
+@pytest.fixture
+def campaign(trial: Trial) -> Campaign:
+    return trial.prepare()
+
+
+def site(image: Path, **values: Any) -> Site:
+    return Site.model_validate({"container": {"image": str(image)}, **values})
+
+
+def words(campaign: Campaign, profile: Site, stage: str = "finetune") -> list[str]:
+    return container.python(profile, campaign, profile.resources(stage)).split()
+
+
+def test_driver_is_bound_for_jobs_that_ask_for_a_gpu_and_for_no_other(campaign: Campaign, tmp_path: Path) -> None:
+    image = tmp_path / "image.sif"
+    assert "--nv" in words(campaign, site(image, gres="gpu:titanxp:1"))
+    assert "--nv" in words(campaign, site(image, sbatch={"gpus_per_node": 1}))
+    assert "--nv" not in words(campaign, site(image, gres="gpu:1"), "gate")
+    assert "--nv" not in words(campaign, site(image))
+    assert "--nv" in words(campaign, Site.model_validate({"container": {"image": str(image), "nv": True}}))
+
+
+def test_variables_of_the_site_win_over_the_image_and_those_of_the_container_over_both(
+    campaign: Campaign, tmp_path: Path
+) -> None:
+    profile = Site.model_validate(
+        {
+            "environment": {"HF_HOME": "/scratch/hf", "OMP_NUM_THREADS": 4},
+            "container": {"image": str(tmp_path / "image.sif"), "environment": {"HF_HOME": "/inner"}},
+        }
+    )
+    given = words(campaign, profile)
+    assert {"HF_HOME=/inner", "OMP_NUM_THREADS=4", "PYTHONNOUSERSITE=1", "PYTHONPATH=", "PYTHONHOME="} <= {
+        word.strip("'") for word in given
+    }
+    assert "HF_HOME=/scratch/hf" not in given
+    assert "OMP_NUM_THREADS=1" in words(campaign, site(tmp_path / "image.sif"))
+
+
+def test_campaign_data_and_cache_are_bound_where_they_are(campaign: Campaign, tmp_path: Path) -> None:
+    cache = tmp_path / "hf"
+    profile = site(tmp_path / "image.sif", environment={"HF_HOME": str(cache)})
+    folders = {str(campaign.directory.root), str(tmp_path / "data")}
+    assert set(container.binds(campaign, profile)) == folders  # apptainer refuses to bind what is not there
+    cache.mkdir()
+    assert set(container.binds(campaign, profile)) == folders | {str(cache)}
+
+
+def test_image_is_named_by_its_hash_and_hashed_again_only_when_it_changed(campaign: Campaign, tmp_path: Path) -> None:
+    image = tmp_path / "image.sif"
+    image.write_bytes(b"one")
+
+    def named() -> str:
+        return container.image_environment(site(image), campaign)[container.IMAGE]
+
+    assert named() == f"sha256:{hashlib.sha256(b'one').hexdigest()}"
+    status = image.stat()
+    image.write_bytes(b"two")
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert named() == f"sha256:{hashlib.sha256(b'one').hexdigest()}"
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert named() == f"sha256:{hashlib.sha256(b'two').hexdigest()}"
+
+
+def test_image_of_a_registry_and_that_of_pyxis_are_known_too(campaign: Campaign, tmp_path: Path) -> None:
+    remote = Site.model_validate({"container": {"image": "docker://example.org/medsyn@sha256:12"}})
+    assert container.image_environment(remote, campaign) == {container.IMAGE: "docker://example.org/medsyn@sha256:12"}
+    image = tmp_path / "medsyn.sqsh"
+    image.write_bytes(b"three")
+    pyxis = Site.model_validate({"srun": [f"--container-image={image}"]})
+    three = hashlib.sha256(b"three").hexdigest()
+    assert container.image_environment(pyxis, campaign) == {container.IMAGE: f"sha256:{three}"}
+    assert container.image_environment(Site(), campaign) == {}
+
+
+@pytest.mark.parametrize("option", ["--cleanenv", "-e", "--containall", "-C"])
+def test_options_that_hide_what_slurm_says_are_refused(option: str, tmp_path: Path) -> None:
+    from medsyn.campaign.slurm import site as profiles
+
+    path = tmp_path / "site.yaml"
+    path.write_text(f"container: {{image: /image.sif, options: [{option}]}}\n")
+    with pytest.raises(InputProblems, match="hides the SLURM_"):
+        profiles.load(str(path))
