@@ -93,3 +93,11 @@ def test_without_a_gpu_the_gpu_checks_are_bad(capsys: pytest.CaptureFixture[str]
     findings = {finding["check"]: finding for finding in json.loads(capsys.readouterr().out)}
     assert findings["GPU"]["verdict"] == "bad"
     assert "--nv" in findings["GPU"]["advice"]
+
+
+def test_a_library_for_pascal_that_lacks_cuda_11_is_told_and_how_to_mend_it(tmp_path: Path) -> None:
+    library = tmp_path / "libbitsandbytes_cuda118_nocublaslt.so"
+    library.write_bytes(b"no library")
+    finding = packages.pascal_adam(library)
+    assert finding.verdict == "note"  # bad in the image, which promises it
+    assert "requirements-cuda11.txt" in finding.advice

@@ -52,11 +52,11 @@ def check_bitsandbytes() -> Iterator[Finding]:
     spec = importlib.util.find_spec("bitsandbytes")  # not imported: that asks for a GPU
     library = Path(spec.origin).with_name(_PASCAL_LIBRARY) if spec and spec.origin else None
     if library is not None and library.is_file():
-        yield _pascal_adam(library)
+        yield pascal_adam(library)
 
 
-def _pascal_adam(library: Path) -> Finding:
-    """Whether the library for Pascal finds the CUDA 11 libraries it needs; that takes no GPU."""
+def pascal_adam(library: Path) -> Finding:
+    """Whether bitsandbytes' library for Pascal finds the CUDA 11 libraries it needs; that takes no GPU."""
     try:
         getattr(ctypes.CDLL(str(library)), _ADAM_SYMBOL)
     except (OSError, AttributeError) as error:

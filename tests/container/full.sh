@@ -56,6 +56,7 @@ findings = [one for one in json.load(open(sys.argv[1])) if one["check"] == sys.a
 sys.exit(0 if findings and all(one["verdict"] == "good" for one in findings) else f"full.sh: {sys.argv[2]}: {findings}")
 PYTHON
 done
+in_sif -- sh -c '! grep -q eth /proc/net/dev'
 cp "$root/launch.py" "$work/home"
 timed "tiny campaign without a network" in_sif -- python3 launch.py submit /opt/medsyn/configs/tiny.yaml \
   --cluster local "campaign.dir=$work/home/campaign"

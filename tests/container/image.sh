@@ -74,7 +74,7 @@ first_file() {
 # pip_settings FOLDER CERT: pip.conf and ca.crt that reach this machine's index; CERT is where pip will find ca.crt
 pip_settings() {
   local folder=$1 written authority index
-  written=$(cat /etc/pip.conf ~/.config/pip/pip.conf 2>/dev/null || true)
+  written=$(cat /etc/pip.conf /etc/xdg/pip/pip.conf ~/.config/pip/pip.conf 2>/dev/null || true)
   authority=$(first_file "${PIP_CERT:-}" "${REQUESTS_CA_BUNDLE:-}" "${SSL_CERT_FILE:-}" \
     "$(sed -n 's/^cert *= *//p' <<<"$written" | head -1)" /etc/ssl/certs/ca-certificates.crt)
   index=${PIP_INDEX_URL:-${UV_DEFAULT_INDEX:-${UV_INDEX_URL:-$(sed -n 's/^index-url *= *//p' <<<"$written" | head -1)}}}

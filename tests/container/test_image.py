@@ -147,9 +147,11 @@ def test_poisoned_home_and_variables_do_not_reach_the_inside(sif: Sif) -> None:
     for name in ("numpy.py", "medsyn.py", "sitecustomize.py", "usercustomize.py"):
         (planted / name).write_text("raise SystemExit('poison')\n")
     poison = {"PYTHONPATH": str(planted), "PYTHONHOME": "/no/such/python", "PYTHONUSERBASE": str(sif.home / ".local")}
-    found = sif.python("import numpy, medsyn; print(numpy.__file__, medsyn.__file__)", environment=poison)
+    code = f"import os, numpy, medsyn; print(numpy.__file__, medsyn.__file__, os.path.exists('{planted}'))"
+    found = sif.python(code, environment=poison)
     assert found.returncode == 0, found.stderr
-    assert found.stdout.split() == [f"{SITE_PACKAGES}/numpy/__init__.py", f"{SITE_PACKAGES}/medsyn/__init__.py"]
+    ours = [f"{SITE_PACKAGES}/numpy/__init__.py", f"{SITE_PACKAGES}/medsyn/__init__.py"]
+    assert found.stdout.split() == [*ours, "True"]  # the poison is in sight
 
 
 def test_variables_of_the_host_and_of_env_reach_the_inside(sif: Sif) -> None:

@@ -34,6 +34,7 @@ def python(site: Site, campaign: Campaign, wanted: Resources) -> str:
     if site.container is None:
         return shlex.quote(site.python or sys.executable)
     environment = {"OMP_NUM_THREADS": campaign.config.device.cpu_threads, **site.environment}
+    environment |= image_environment(site, campaign)
     return shlex.join(command(site.container, binds(campaign, site), environment, asks_for_gpu(wanted)))
 
 
