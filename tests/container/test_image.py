@@ -27,8 +27,9 @@ def leave(number, frame):
     sys.exit(75)
 signal.signal(signal.SIGTERM, leave)
 signal.signal(signal.SIGUSR2, leave)
+time.sleep(5)  # on a busy machine Apptainer forwards signals some moments after it has started Python
 print("ready", flush=True)
-time.sleep(120)
+time.sleep(60)
 """
 
 
