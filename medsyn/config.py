@@ -199,16 +199,25 @@ class GenerationSection(Section):
     guidance_scale: float = Field(7.5, ge=1)
     guidance_interval: list[float] = Field([0.0, 1.0], min_length=2, max_length=2)
     negative_prompt: str = ""
-    batch_size: int = Field(8, ge=1)
+    batch_size: int | Literal["auto"] = 8
     batches_per_block: int = Field(4, ge=1)
     output: Literal["png", "webdataset"] = "png"
     dicom: bool = False
-    blocks_per_shard: int = Field(16, ge=1)
+    blocks_per_shard: int | None = Field(None, ge=1)
+    shard_minutes: float = Field(30.0, ge=1)
     num_candidates: int = Field(3, ge=1)
     quality_threshold: float = Field(0.6, ge=0, le=1)
     min_policy_score: float | None = Field(None, ge=0, le=1)
     max_attempts: int = Field(10, ge=1)
     on_exhausted: Literal["fail", "skip", "keep-best"] = "skip"
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not is_number and value != "auto":
+            raise ValueError("batch_size is a whole number of at least 1, or auto")
+        return value
 
     @model_validator(mode="after")
     def _candidates_fit(self) -> GenerationSection:
@@ -226,9 +235,17 @@ class GenerationSection(Section):
         return self
 
     @property
+    def images_per_batch(self) -> int:
+        """`batch_size` as a number; raises InputError where it still is `auto`, which preparing a campaign resolves."""
+        if self.batch_size == "auto":
+            reason = "auto is resolved when a campaign is prepared; give a number here"
+            raise InputError("configuration", reason, key="generation.batch_size")
+        return self.batch_size
+
+    @property
     def block_size(self) -> int:
-        """Images in one block."""
-        return self.batch_size * self.batches_per_block
+        """Images in one block; raises InputError while `batch_size` is `auto`."""
+        return self.images_per_batch * self.batches_per_block
 
 
 class EvaluationSection(Section):
@@ -244,7 +261,8 @@ class ClusterSection(Section):
 
     max_parallel: int = Field(2, ge=1)
     max_requeues: int = Field(20, ge=0)
-    gpu_tflops: float | None = Field(None, gt=0)
+    max_shards: int | None = Field(None, ge=1)
+    tflops: float | None = Field(None, gt=0)
     gpu_memory_gib: float | None = Field(None, gt=0)
     site: str = ""  # site profile of the Slurm cluster (slurm/*.yaml); "" leaves everything to the cluster's defaults
 

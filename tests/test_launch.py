@@ -91,7 +91,9 @@ def test_a_plan_says_what_is_expected_to_be_needed_and_that_these_are_estimates(
     assert "on 1 CPU thread(s) a task" in said
     assert "a filtered image takes 3 to 10 candidates; 4.5 are assumed" in said
     assert "estimated disk for what is not done: " in said
-    estimate = json.loads(launch("plan", config, "--json", "cluster.gpu_tflops=5.9").stdout)["estimate"]
+    estimate = json.loads(launch("plan", config, "--json", "cluster.tflops=5.9", "cluster.gpu_memory_gib=12").stdout)[
+        "estimate"
+    ]
     assert (estimate["on_gpu"], estimate["tflops"], estimate["model_assumed"]) == (True, 5.9, False)
     assert estimate["hours"]["least"] < estimate["hours"]["expected"] < estimate["hours"]["most"]
     assert estimate["disk"]["needed"] <= estimate["disk"]["needed_all_at_once"] < estimate["disk"]["free"]

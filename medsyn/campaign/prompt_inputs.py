@@ -35,10 +35,6 @@ class Prompts:
         """How many prompts there are of each modality."""
         return Counter({modality: sum(run.prompts for run in runs) for modality, runs in self.index.modalities.items()})
 
-    def images(self, img_num: int) -> dict[str, list[int]]:
-        """How many images are asked for, by modality and run of prompts with equal settings."""
-        return {modality: [run.items(img_num) for run in runs] for modality, runs in self.index.modalities.items()}
-
     def write(self, directory: Path) -> None:
         """Write the list as the tasks read it; nothing is done where it is already."""
         write_lists(self._rows(), self.index, directory)

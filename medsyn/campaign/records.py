@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, PositiveInt
 
 import medsyn
 from medsyn import config as configuration
@@ -66,6 +66,7 @@ class _Facts(BaseModel):
     fingerprints: dict[str, str]
     prompts: dict[str, list[tuple[int, int]]]  # by modality, of each run: prompts without an `n`, images of the others
     counts: dict[str, dict[str, int]]
+    blocks_per_shard: dict[str, PositiveInt]
     weights: str
     inputs: _Inputs
     prompt_source: FileRecord | None
@@ -74,7 +75,7 @@ class _Facts(BaseModel):
 
 def campaign_file(directory: CampaignDirectory) -> Path:
     """The record that makes a directory a campaign: first a bare mark (`claim`), then, last of all, every fact."""
-    return directory.root / "campaign.json"
+    return directory.facts
 
 
 def write_facts(directory: CampaignDirectory, facts: Mapping[str, Any]) -> None:
@@ -125,7 +126,8 @@ def open_campaign(root: Path) -> Campaign:
         raise InputError(directory.config, "it was edited by hand: change your own configuration and submit that")
     img_num = config.generation.img_num
     images = {name: [plain * img_num + asked for plain, asked in runs] for name, runs in facts["prompts"].items()}
-    return Campaign(directory, config, build(config, images), fingerprints, inputs, facts["counts"])
+    plan = build(config, images, facts["blocks_per_shard"])
+    return Campaign(directory, config, plan, fingerprints, inputs, facts["counts"])
 
 
 def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ from medsyn.data.tables import MODALITIES, ImageRow, read_dataset
 from medsyn.errors import InputError, InputProblems
 from medsyn.evaluation.features import describe, shrink
 from medsyn.generation.filter import SURPLUS
-from medsyn.generation.shard import ATTEMPTS, TIMING, Blocks, plan_shards, read_image_bytes, read_manifest
+from medsyn.generation.shard import ATTEMPTS, TIMING, Blocks, read_image_bytes, read_manifest, recorded_shards
 from medsyn.seeds import seed
 from medsyn.stage import STAGES, CampaignDirectory, slug
 
@@ -177,7 +177,7 @@ def read_generated(
     made = GeneratedImages()
     lost: dict[str, int] = {}
     blocks = Blocks(prompts, config.generation.img_num, config.generation.block_size)
-    for shard, numbers in enumerate(plan_shards(blocks.count, config.generation.blocks_per_shard)):
+    for shard, numbers in enumerate(recorded_shards(directory, modality, blocks.count)):
         for number in range(*numbers):
             block = directory.block(mode, modality, number)
             manifest = read_manifest(block)

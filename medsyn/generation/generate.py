@@ -48,7 +48,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         _sweep([directory.block(mode, modality, number) for number in numbers])
         disk.sweep_temporaries(directory.shard(mode, modality, (numbers.start, numbers.stop)))
     shard = _Shard(config, loader, blocks, numbers, control, len(facts) * blocks.count_items(numbers))
-    with _memory_told(config), Writer() as writer:
+    with memory_told(config), Writer() as writer:
         for mode, its in facts.items():
             shard.make(mode, its, writer)
     for mode in facts:
@@ -106,12 +106,12 @@ class _Shard:
 
 
 @contextmanager
-def _memory_told(config: Config) -> Iterator[None]:
+def memory_told(config: Config) -> Iterator[None]:
     """Say what to set where a batch does not fit; the batch size is never changed behind the user's back."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
-        size = config.generation.batch_size
+        size = config.generation.images_per_batch
         reason = f"a batch of {size} does not fit into the GPU's memory ({str(error).splitlines()[0]})"
         way_out = f"set it to {size // 2}" if size > 1 else "take a smaller data.resolution"
         raise InputError("configuration", f"{reason}: {way_out}", key="generation.batch_size") from None

@@ -54,7 +54,7 @@ class Recipe:
             scheduler=section.scheduler,
             num_inference_steps=section.num_inference_steps,
             guidance_scale=section.guidance_scale,
-            batch_size=section.batch_size,
+            batch_size=section.images_per_batch,
             guidance_interval=(start, end),
             negative_prompt=section.negative_prompt,
         )

@@ -21,6 +21,7 @@ from medsyn.config import Config
 from medsyn.data.prompt_lists import BlockRanges, Item, PromptList, open_lists
 from medsyn.errors import InputError
 from medsyn.seeds import seed
+from medsyn.stage import CampaignDirectory
 
 MANIFEST, ATTEMPTS, TIMING = "manifest.jsonl", "attempts.jsonl", "timing.json"
 
@@ -94,6 +95,15 @@ def plan_shards(block_count: int, blocks_per_shard: int) -> list[tuple[int, int]
     """Half-open block ranges, one per shard, that cover `block_count` blocks once."""
     starts = range(0, block_count, blocks_per_shard)
     return [(start, min(start + blocks_per_shard, block_count)) for start in starts]
+
+
+def recorded_shards(directory: CampaignDirectory, modality: str, block_count: int) -> list[tuple[int, int]]:
+    """The shards of a modality as its blocks were dealt when the campaign was prepared; one where nothing says so."""
+    try:
+        size = disk.read_json(directory.facts)["blocks_per_shard"][modality]
+    except (OSError, ValueError, KeyError, TypeError):
+        size = block_count
+    return plan_shards(block_count, size) if block_count else []
 
 
 def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:

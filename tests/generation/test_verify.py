@@ -175,7 +175,7 @@ def test_tars_are_verified_too(campaign: Campaign) -> None:
 
 @pytest.fixture
 def opened(made: Campaign, monkeypatch: pytest.MonkeyPatch) -> Campaign:
-    built = plan.build(made.config.model_copy(), {"CT": [8]})
+    built = plan.build(made.config.model_copy(), {"CT": [8]}, {"CT": 16})
     opened = SimpleNamespace(directory=made.directory, config=made.config, plan=built)
     monkeypatch.setattr(records, "open_campaign", lambda root: opened)
     return made
