@@ -85,7 +85,7 @@ def measure(config: Config) -> Speed:
     painter = Loader(plain, config.data.modalities[0], CampaignDirectory(config.campaign.path)).painter("baseline")
     on_gpu = painter.system.device.type == "cuda"
     with memory_told(config):
-        _paint(painter, FEW)  # the first batch loads kernels and embeds the prompts
+        paint(painter, FEW)  # the first batch loads kernels and embeds the prompts
         few, more = (_median(painter, steps) for steps in (FEW, MORE))
     guided, unguided = unet_calls(section)
     of_a_row = max(more[0] - few[0], 0.0) / (more[1] - few[1])
@@ -97,11 +97,12 @@ def measure(config: Config) -> Speed:
 
 def _median(painter: Painter, steps: int) -> tuple[float, int]:
     """(seconds, rows the UNet computed) of a batch with so many steps."""
-    made = [_paint(painter, steps) for _ in range(TIMED)]
+    made = [paint(painter, steps) for _ in range(TIMED)]
     return statistics.median(seconds for seconds, _ in made), made[0][1]
 
 
-def _paint(painter: Painter, steps: int) -> tuple[float, int]:
+def paint(painter: Painter, steps: int) -> tuple[float, int]:
+    """Paint one full batch with so many steps: (seconds, rows the UNet computed)."""
     from medsyn.data.prompt_lists import Item
 
     modality = painter.recipe.modality

@@ -21,7 +21,7 @@ def show(console: Console, checked: Checked) -> None:
     console.print(f"campaign {checked.config.campaign.name}, {checked.config.campaign.path}", soft_wrap=True)
     console.print(_modalities(checked))
     console.print(_stages(checked))
-    for line in _dealing(checked):
+    for line in dealing(checked):
         console.print(line, soft_wrap=True, highlight=False)
     console.print(budget.table(checked))
     for line in budget.totals(checked):
@@ -87,7 +87,7 @@ def _stages(checked: Checked) -> Table:
     return table
 
 
-def _dealing(checked: Checked) -> list[str]:
+def dealing(checked: Checked) -> list[str]:
     """How large the parts of the stage generate are: its shards and its batches."""
     tasks = checked.plan.by_stage.get("generate", [])
     if not tasks:
