@@ -61,9 +61,9 @@ def count_shards(blocks: Mapping[str, int], sizes: Deal) -> int:
     return sum(-(-count // sizes[modality]) for modality, count in blocks.items())
 
 
-def block_seconds(model: CostModel, modality: str) -> float:
-    """What an average full block of a modality takes in all modes, without the start of the task."""
-    return model.task(Task("generate", 0, "", modality, (0, 1))).seconds - START_SECONDS
+def block_seconds(model: CostModel, modality: str, count: int) -> float:
+    """What each of the `count` blocks of a modality takes on average in all modes, without the start of the task."""
+    return (model.task(Task("generate", 0, "", modality, (0, count))).seconds - START_SECONDS) / count
 
 
 def _unbounded(model: CostModel, blocks: Mapping[str, int]) -> dict[str, int]:
@@ -72,7 +72,8 @@ def _unbounded(model: CostModel, blocks: Mapping[str, int]) -> dict[str, int]:
     if section.blocks_per_shard is not None:
         return dict.fromkeys(blocks, section.blocks_per_shard)
     each = 60 * section.shard_minutes - START_SECONDS
-    return {name: _split(count, round(count * block_seconds(model, name) / each)) for name, count in blocks.items()}
+    full = {modality: max(1, round(each / block_seconds(model, modality, count))) for modality, count in blocks.items()}
+    return {modality: _split(count, round(count / full[modality])) for modality, count in blocks.items()}
 
 
 def _split(count: int, shards: int) -> int:
@@ -82,7 +83,7 @@ def _split(count: int, shards: int) -> int:
 
 def _longer(model: CostModel, blocks: Mapping[str, int], limit: int) -> dict[str, int]:
     """`limit` shards in all (one a modality at least), the longest of them as short as can be."""
-    seconds = {modality: count * block_seconds(model, modality) for modality, count in blocks.items()}
+    seconds = {modality: count * block_seconds(model, modality, count) for modality, count in blocks.items()}
     shards = dict.fromkeys(blocks, 1)
     longest = [(-seconds[modality], modality) for modality in blocks]
     heapq.heapify(longest)
@@ -91,6 +92,12 @@ def _longer(model: CostModel, blocks: Mapping[str, int], limit: int) -> dict[str
         shards[modality] += 1
         heapq.heapreplace(longest, (-seconds[modality] / shards[modality], modality))
     return {modality: _split(count, shards[modality]) for modality, count in blocks.items()}
+
+
+def changed_keys(facts: Mapping[str, Any], config: Config) -> list[str]:
+    """Dotted keys that are not as they were when the campaign was prepared."""
+    before, now = dict(configuration.flatten(facts["config"])), dict(configuration.flatten(config.model_dump()))
+    return [key for key in now if before.get(key) != now[key]]
 
 
 def recorded(facts: Mapping[str, Any] | None, config: Config, index: ListIndex) -> dict[str, int] | None:
@@ -103,8 +110,7 @@ def recorded(facts: Mapping[str, Any] | None, config: Config, index: ListIndex) 
     """
     if facts is None:
         return None
-    before, now = dict(configuration.flatten(facts["config"])), dict(configuration.flatten(config.model_dump()))
-    changed = [key for key in now if before.get(key) != now[key]]
+    changed = changed_keys(facts, config)
     amounts = {modality: [list(run) for run in runs] for modality, runs in index.amounts().items()}
     if facts["prompts"] != amounts or any(key in DEALT_BY or reads_key("generate", key) for key in changed):
         return None

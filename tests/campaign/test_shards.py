@@ -28,7 +28,7 @@ def model(*overrides: str) -> CostModel:
 
 
 def minutes(its: CostModel, blocks: int) -> float:
-    return (START_SECONDS + blocks * shards.block_seconds(its, "CT")) / 60
+    return (START_SECONDS + blocks * shards.block_seconds(its, "CT", 100)) / 60
 
 
 class TestByTime:
