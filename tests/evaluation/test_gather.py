@@ -56,6 +56,17 @@ def test_a_missing_block_is_named_by_the_shard_that_owns_it(builder: Builder) ->
     assert missing(builder) == {"generate ct-00001": ["1 filtered image of CT"]}
 
 
+def test_the_owner_is_the_shard_that_the_campaign_recorded(builder: Builder) -> None:
+    builder.everything()
+    disk.write_json(builder.directory.facts, {"blocks_per_shard": {"CT": 2, "OCT": 1}})
+    for modality in ("CT", "OCT"):
+        shutil.rmtree(builder.directory.block("filtered", modality, 1))
+    assert missing(builder) == {
+        "generate ct-00000": ["1 filtered image of CT"],
+        "generate oct-00001": ["1 filtered image of OCT"],
+    }
+
+
 def test_a_block_that_lost_an_image_is_missing_not_an_error(builder: Builder) -> None:
     builder.everything()
     next(builder.directory.block("baseline", "OCT", 0).glob("*.png")).unlink()
