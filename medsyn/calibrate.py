@@ -28,6 +28,7 @@ class Speed:
     seconds: float  # to sample and decode one batch with the configuration's steps
     images: int  # in one batch
     tflops: float  # the rate by which the cost model comes to these seconds
+    estimated: float  # seconds, by the cost model at that rate: more where layers are too small for the device
     memory: int | None  # peak bytes of a GPU
 
 
@@ -50,10 +51,8 @@ def calibrate(program: str, arguments: Sequence[str]) -> int:
         return EXIT_BAD_NODE
     section = resolved.generation
     print(f"device            {speed.device}")
-    print(
-        f"batch             {speed.images} images of {resolved.data.resolution} px, {section.num_inference_steps} steps"
-    )
-    print(f"seconds a batch   {speed.seconds:.3g}")
+    print(f"batch             {speed.images} at {resolved.data.resolution} px, {section.num_inference_steps} steps")
+    print(f"seconds a batch   {speed.seconds:.3g} ({speed.estimated:.3g} estimated at the rate below)")
     print(f"images a second   {speed.images / speed.seconds:.3g}")
     if speed.memory is not None:
         estimated = batch_size.needed(resolved, speed.images) / _GIB
@@ -91,8 +90,10 @@ def measure(config: Config) -> Speed:
     of_a_row = max(more[0] - few[0], 0.0) / (more[1] - few[1])
     seconds = few[0] + of_a_row * (size * (2 * guided + unguided) - few[1])
     tflops = CostModel(config, {}, on_gpu).rate_for(seconds)
+    cluster = config.cluster.model_copy(update={"tflops": tflops})
+    estimated = CostModel(config.model_copy(update={"cluster": cluster}), {}, on_gpu).batch(guided, unguided)
     memory = torch.cuda.max_memory_reserved() if on_gpu else None
-    return Speed(painter.device_name, seconds, size, tflops, memory)
+    return Speed(painter.device_name, seconds, size, tflops, estimated, memory)
 
 
 def _median(painter: Painter, steps: int) -> tuple[float, int]:

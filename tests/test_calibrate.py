@@ -34,8 +34,8 @@ def test_with_the_rate_that_was_measured_a_batch_is_estimated_to_take_what_it_ta
     calibrate.paint(painter, 1)
     ratios = []
     for _ in range(5):  # another process may be at work during one of the two
-        rate = calibrate.measure(settings).tflops
-        section = settings.cluster.model_copy(update={"tflops": rate})
+        speed = calibrate.measure(settings)
+        section = settings.cluster.model_copy(update={"tflops": speed.tflops})
         model = CostModel(settings.model_copy(update={"cluster": section}), {}, on_gpu=False)
         seconds, _ = calibrate.paint(painter, settings.generation.num_inference_steps)
         ratios.append(model.batch(*unet_calls(settings.generation)) / seconds)
