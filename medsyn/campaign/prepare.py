@@ -98,6 +98,7 @@ def _write(checked: Checked, progress: Progress | None, warn: Warn | None) -> Ca
     source = inputs.prompt_source(config)
     files, contents = _files(checked), _contents(checked)
     checked.prompts.write(Path(str(resolved.data.prompts)))
+    _sweep_tables(directory, checked)
     disk.write_atomic(directory.config, configuration.save(resolved))
     records.write_facts(
         directory,
@@ -113,6 +114,16 @@ def _write(checked: Checked, progress: Progress | None, warn: Warn | None) -> Ca
         },
     )
     return records.open_campaign(directory.root)
+
+
+def _sweep_tables(directory: CampaignDirectory, checked: Checked) -> None:
+    """Remove the tables of shards that there are no longer; the blocks that they were made of stay."""
+    for mode in checked.config.generation.modes:
+        tasks = [planned.task for planned in checked.plan.by_stage.get("generate", [])]
+        kept = {directory.shard(mode, str(task.modality), task.blocks) for task in tasks if task.blocks}
+        for folder in directory.work("generate", mode).glob("*/shards/blocks-*"):
+            if folder not in kept:
+                disk.remove(folder)
 
 
 def _draw_phantoms(config: Config, directory: Path, progress: Progress | None) -> None:

@@ -146,6 +146,8 @@ class TestRecord:
             "filtered": (32, 16),
         }
         assert blocks_of(trial) == before
+        tables = {path.name for path in (trial.root / "work").glob("generate/baseline/ct/shards/*")}
+        assert tables == {f"blocks-{start:06d}-{end:06d}" for start, end in ranges(trial)}
         assert trial.prepare(**settings).plan == campaign.plan
 
     def test_a_record_without_a_deal_is_damaged(self, trial: Trial) -> None:
