@@ -134,7 +134,7 @@ def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[str, s
     arguments, generation = _settings(given)
     check(lambda: check_settings(arguments, generation))
     if "prompt" in given:
-        found = check(lambda: check_prompts(given["prompt"], given["img_num"], given.get("modality")))
+        found = check(lambda: check_prompts(given["prompt"], given.get("img_num", 1), given.get("modality")))
     else:
         reason = "there is nothing to show; give a text such as 'Chest X-ray: clear lungs'"
         problems.append(Problem(sources["prompt"], reason))
@@ -153,7 +153,7 @@ def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[str, s
 
 def _settings(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arguments of `medsyn.Generator` that the flags mean, and those of its `generation`."""
-    count = given["img_num"]
+    count = given.get("img_num", 1)
     together = min(max(count, 1), 8) if isinstance(count, int) else 1
     sampling = ("num_inference_steps", "scheduler", "guidance_scale", "negative_prompt", "batch_size")
     filtering = ("quality_threshold", "max_attempts")
