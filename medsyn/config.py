@@ -234,8 +234,9 @@ class GenerationSection(Section):
 
 
 class EvaluationSection(Section):
-    """Metrics and the report."""
+    """Metrics and the report. Records are counted whole; of images at most `max_images` a set are looked at."""
 
+    max_images: int = Field(1000, ge=2, le=20_000)
     kid_subsets: int = Field(50, ge=1)
     kid_subset_size: int = Field(100, ge=2)
     sheet_columns: int = Field(8, ge=1)
