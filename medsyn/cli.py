@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Command = tuple[str, Callable[[str, Sequence[str]], int]]  # help; function of (how it was called, arguments)
 EXIT_USAGE = 2  # argparse's own
+_PLACE_SHOWN = 300  # characters of a path
+_WRONG_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EISDIR)  # the user named another than was meant
 
 
 def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[str]) -> int:
@@ -64,11 +66,11 @@ def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[
         return EXIT_DONE
     except OSError as error:  # a full disk, a read-only file system, a stale handle
         print(f"{program}: {_place(error)}: {error.strerror or error}{_room(error)}", file=sys.stderr)
-        return EXIT_FAILED
+        return EXIT_BAD_INPUT if error.errno in _WRONG_PATH else EXIT_FAILED
 
 
 def _place(error: OSError) -> str:
-    return str(error.filename or "a file of the campaign")
+    return str(error.filename or "a file of the campaign")[:_PLACE_SHOWN]
 
 
 def _room(error: OSError) -> str:

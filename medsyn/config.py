@@ -392,6 +392,8 @@ def _read_value(key: str, text: str | None, source: str) -> Any:
         raise InputError(source, f"'{key}' is not of the form key=value")
     if key not in _FIELD_TYPES:
         raise InputError(source, _unknown_key_reason(key), key=key)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that are not UTF-8 reach a program so
+        raise InputError(source, f"{ascii(text)[:100]} is no Unicode text", key=key)
     kind = _FIELD_TYPES[key]
     if kind == str | None and text in ("", "null"):
         return None
