@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from medsyn import cli, disk
 from medsyn.config import EMBEDDED, Precision
@@ -41,9 +42,29 @@ _FLAG_OF = {
 }
 
 
-def parser(program: str) -> argparse.ArgumentParser:
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong with the flags in one line, and which flag a misspelt one was meant to be."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError."""
+        told, _, unknown = message.partition("unrecognized arguments: ")
+        hints = [meant for word in unknown.split() if (meant := self.meant(word))] if not told else []
+        raise InputError("command line", message + (f"; did you mean {', '.join(hints)}?" if hints else ""))
+
+    def meant(self, word: str) -> str | None:
+        """The flag that a word which is none was most likely meant to be."""
+        name = word.partition("=")[0]
+        close = difflib.get_close_matches(name, self.flags(), n=1, cutoff=0.8) if name.startswith("--") else []
+        return close[0] if close else None
+
+    def flags(self) -> set[str]:
+        """All flags but --help."""
+        return {flag for action in self._actions for flag in action.option_strings} - {"-h", "--help"}
+
+
+def parser(program: str) -> _Parser:
     """The specification's flags, and those it lacks. All are text, and None where not given: `generate` checks them."""
-    made = argparse.ArgumentParser(prog=program, description="Make images of one prompt.", allow_abbrev=False)
+    made = _Parser(prog=program, description="Make images of one prompt.", allow_abbrev=False)
     add = made.add_argument
     add("--prompt", help="what to show (BASE_PROMPT)")
     add("--pretrained_model", metavar="MODEL", help="`embedded` (the default), a diffusers directory or a hub id")
@@ -71,8 +92,8 @@ def parser(program: str) -> argparse.ArgumentParser:
 
 def is_meant(arguments: Sequence[str]) -> bool:
     """Whether the arguments of `generate` ask for a single prompt, not for a task of a campaign."""
-    flags = {flag for action in parser("")._actions for flag in action.option_strings} - {"-h", "--help"}
-    return any(argument.partition("=")[0] in flags for argument in arguments) or (
+    flags = parser("")
+    return any(flags.meant(argument) for argument in arguments) or (
         not arguments and bool(os.environ.get("BASE_PROMPT"))
     )
 

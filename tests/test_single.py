@@ -143,6 +143,21 @@ def test_bad_input_is_one_line(
     assert told in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--promt", "CT: a"], "unrecognized arguments: --promt CT: a; did you mean --prompt?"),
+        (["--prompt", "CT: a", "--img-num=3"], "unrecognized arguments: --img-num=3; did you mean --img_num?"),
+        (["--prompt", "CT: a", "--seed"], "argument --seed: expected one argument"),
+    ],
+)
+def test_a_misspelt_flag_is_suggested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    code = cli.dispatch("medsyn", COMMANDS, ["generate", *arguments])
+    assert (code, capsys.readouterr().err) == (65, f"command line: {told}\n")
+
+
 def told_of(capsys: pytest.CaptureFixture[str], output: Path, *arguments: str) -> list[str]:
     """The flags and variables that are named, in order."""
     code, out, err = call(capsys, output, *arguments)
