@@ -160,7 +160,7 @@ def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[str, s
         reason = "there is nothing to show; give a text such as 'Chest X-ray: clear lungs'"
         problems.append(Problem(sources["prompt"], reason))
     if "output_dir" in given:
-        check(lambda: _check_output(Path(given["output_dir"])))
+        check(lambda: _check_output(given["output_dir"]))
     if problems:
         raise InputProblems(dict.fromkeys(problems))
     (row,), warnings = found
@@ -222,9 +222,11 @@ def _make(generator: Generator, prompt: str, count: int, modality: str, output: 
     return EXIT_DONE if made == count else EXIT_NO_PROGRESS
 
 
-def _check_output(directory: Path) -> None:
+def _check_output(name: str) -> None:
     """Raise InputError if images cannot go there: a campaign's folder, one with other images, one not to be written."""
-    source = "output_dir"
+    source, directory = "output_dir", Path(name)
+    if not name.strip():
+        raise InputError(source, f"a directory, got {name!r}")
     try:
         folders = (directory.absolute(), *directory.absolute().parents)
         for folder in folders:

@@ -132,6 +132,8 @@ def test_environment_variables_stand_in_for_flags(
         (["--prompt", "CT: a", "--precision", "float16"], "--precision: float16 needs a GPU"),
         (["--prompt", "CT: a", "--pretrained_model", "no/such"], "no/such"),
         (["--prompt", "CT: a", "--model_used", "/nowhere"], "--model_used: /nowhere holds no unet/"),
+        (["--prompt", "CT: a", "--output_dir", ""], "--output_dir: a directory, got ''"),
+        (["--prompt", "CT: a", "--pretrained_model", " "], "--pretrained_model: `embedded`, a diffusers directory"),
         (["--prompt", "CT: a", "--model_used", ""], "--model_used: a directory, got ''"),
     ],
 )
@@ -413,11 +415,11 @@ def test_a_folder_inside_a_campaign_or_with_images_of_another_run_is_refused(tmp
     block.mkdir(parents=True)
     (tmp_path / "campaign" / "campaign.json").write_text("{}")
     with pytest.raises(InputError, match="is a campaign's directory, or in one"):
-        single._check_output(block)
+        single._check_output(str(block))
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "manifest.jsonl").touch()
     with pytest.raises(InputError, match="holds the images of another run"):
-        single._check_output(tmp_path / "images")
+        single._check_output(str(tmp_path / "images"))
 
 
 def test_images_come_in_the_order_of_the_prompts_and_a_prompt_given_twice_makes_two(generator: Generator) -> None:

@@ -81,8 +81,9 @@ def check_settings(arguments: Mapping[str, Any], generation: Mapping[str, Any]) 
             found.add(absent, f"is not given, and {given} is: the filter needs both a Selector and a Policy")
     source = str(arguments["model"]) if isinstance(arguments["model"], Path) else arguments["model"]
     config = _configuration(found, {**arguments, "model": source}, filtered, generation)
-    unet = _unet(found, arguments["finetuned"], _base(found, source))
-    selector, policy = (_scorer(found, name, arguments[name], source) for name in ("selector", "policy"))
+    base = _base(found, source)
+    unet = _unet(found, arguments["finetuned"], base)
+    selector, policy = (_scorer(found, name, arguments[name], base) for name in ("selector", "policy"))
     default = EMBEDDED_SIDE if source == EMBEDDED else DEFAULT_SIDE
     height = _side(found, "height", arguments["height"], default)
     width = _side(found, "width", arguments["width"], height)
@@ -146,6 +147,9 @@ def _base(found: Found, source: Any) -> Path | None:
     """Where the pretrained weights are, if they can be used."""
     if not isinstance(source, str):
         return None  # its type has been told
+    if not source.strip():
+        found.add("model", f"`{EMBEDDED}`, a diffusers directory or a hub id, got {source!r}")
+        return None
     problems = weights.problems(source)
     found.problems += [Problem("model", f"{one.source}: {one.reason}") for one in problems]
     return None if problems else weights.locate(source)
@@ -183,14 +187,14 @@ def _check_fit(found: Found, base: Path, unet: Path) -> None:
         found.add("finetuned", f"{unet} holds {reason}")
 
 
-def _scorer(found: Found, argument: str, value: Any, source: Any) -> Path | None:
+def _scorer(found: Found, argument: str, value: Any, base: Path | None) -> Path | None:
     """The directory of a trained scorer; a Policy must read the text features that the model makes."""
     directory = _path(found, argument, value)
     if directory is None:
         return None
     try:
         described = read_config(directory, Selector if argument == "selector" else Policy)
-        features = weights.text_features(source) if isinstance(source, str) else None
+        features = None if base is None else weights.text_features(base)
     except InputError as error:
         found.add(argument, f"{error.problem.source} {error.problem.reason}")
         return directory

@@ -52,7 +52,7 @@ class GeneratedImage:
         return bool(self.record["accepted"])
 
     def save(self, path: str | Path) -> None:
-        """Write the PNG file; raises ValueError if there is no image."""
+        """Write the PNG file and the folders above it; raises ValueError if there is no image, OSError if it cannot."""
         if self.png is None:
             raise ValueError(f"{self.item.prompt_id} has no image: {self.record['reason']}")
         disk.write_atomic(Path(path), self.png)

@@ -107,10 +107,9 @@ def misfit(base: Path, unet: Path) -> str | None:
     return f"a UNet of another architecture than {base}: {', '.join(wrong)}" if wrong else None
 
 
-def text_features(source: str) -> int | None:
-    """Numbers in the text encoder's pooled output; None where the weights are not on this machine."""
-    base = locate(source)
-    return None if base is None else _setting(base / "text_encoder", "hidden_size")
+def text_features(base: Path) -> int:
+    """Numbers in the text encoder's pooled output; raises InputError if its `config.json` is none."""
+    return int(_setting(base / "text_encoder", "hidden_size"))
 
 
 # what diffusers and transformers take where a config.json does not say
