@@ -187,3 +187,13 @@ def test_a_login_node_needs_neither_torch_nor_image_readers(tmp_path: Path) -> N
     phantoms = with_little_installed("plan", "configs/tiny.yaml", "--cluster", "local")
     assert phantoms.returncode == 65
     assert "data.table: drawing phantoms needs numpy" in phantoms.stderr
+
+
+@pytest.mark.parametrize("command", ["plan", "submit"])
+def test_a_directory_that_cannot_be_is_one_line(config: Path, tmp_path: Path, command: str) -> None:
+    (tmp_path / "file").touch()
+    for directory in (tmp_path / ("x" * 300), tmp_path / "file", tmp_path / "file" / "below"):
+        result = launch(command, config, f"campaign.dir={directory}", "--cluster", "local")
+        assert result.returncode == 65
+        assert [line for line in result.stderr.splitlines() if not line.startswith("warning")][1:] == []
+        assert str(tmp_path) in result.stderr

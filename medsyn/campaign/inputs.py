@@ -104,6 +104,7 @@ def check(config: Config, progress: Progress | None = None) -> Checked:
     ratings = _read_ratings(resolved, problems) if has_ratings else []
     source = prompt_inputs.find_source(config, prompt_source(config), images, problems) if has_prompts else None
     prompts = prompt_inputs.read(source, config, problems)
+    problems += prompt_inputs.check_negative(config)
     problems += _check_split(resolved, images)
     rated = {(row.path, row.modality) for row in ratings}
     counts: dict[str, Counter[str]] = {

@@ -18,7 +18,7 @@ CONFIGURATION = "configuration"  # how messages name it
 
 def check(config: Config) -> list[Problem]:
     """Everything that is missing or in the way, of a resolved configuration."""
-    return _check_directory(config) + weights.missing(config.model_paths.stable_diffusion) + _check_packages(config)
+    return _check_directory(config) + weights.problems(config.model_paths.stable_diffusion) + _check_packages(config)
 
 
 def has_gpu(config: Config) -> bool:

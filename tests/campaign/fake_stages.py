@@ -57,6 +57,10 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     elif action == "disk-full":
         with open("/dev/full", "w") as stream:  # noqa: PTH123
             stream.write("x")
+    elif action == "disk-full-named":
+        model = directory.work(task.stage, task.name) / "model.bin"
+        with disk.atomic_directory(model), open("/dev/full", "w") as stream:  # noqa: PTH123
+            stream.write("x")
     elif action == "disk-full-abroad":
         raise RuntimeError("I/O error: No space left on device (os error 28)")
     elif action == "broken-gpu":
