@@ -20,7 +20,7 @@ from medsyn.errors import InputError
 from medsyn.generation.shard import plan_shards
 from medsyn.stage import STAGES, Task, slug
 
-SCHEMA = 2  # of everything below tasks/ and of campaign.json
+SCHEMA = 3  # of campaign.json, of everything below tasks/, and of the records of images
 Key = tuple[str, str]  # (stage, task name)
 State = Literal["done", "failed", "blocked", "ready", "waiting"]
 

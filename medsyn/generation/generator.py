@@ -22,6 +22,7 @@ from medsyn.data.modalities import clean_text, split_prefix
 from medsyn.data.tables import MODALITIES
 from medsyn.errors import InputError
 from medsyn.generation.block import Order, Progress
+from medsyn.generation.facts import circumstances, common, settings
 from medsyn.generation.filter import Rule, Trial, next_batch
 from medsyn.generation.painter import Painter, Recipe
 from medsyn.generation.shard import Item
@@ -142,9 +143,14 @@ class Generator:
     def _block(self, items: Sequence[Item], modality: str) -> Iterator[GeneratedImage]:
         recipe = replace(Recipe.of(self._config, modality), height=self._size[0], width=self._size[1])
         painter = Painter(recipe, self._system, self._selector, self._policy)
-        facts = {"modality": modality, "mode": self._mode, "model_fingerprint": self._fingerprint}
+        facts = {
+            **common(self._config, modality, self._mode, self._fingerprint),
+            **circumstances(self._system.device, self._system.dtype),
+        }
         rule = Rule.of(self._config.generation, self._mode)
-        progress = Progress(Order(Path(), items, rule, facts), [Trial(rule) for _ in items])
+        progress = Progress(
+            Order(Path(), items, rule, facts, settings(self._config.generation)), [Trial(rule) for _ in items]
+        )
         kinds = [recipe.kind(item) for item in items]
         told = 0
         while places := next_batch(progress.trials, recipe.batch_size, kinds):

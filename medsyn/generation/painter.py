@@ -84,6 +84,7 @@ class Batch:
     pictures: list[np.ndarray]  # uint8 [H, W, 1 or 3]
     unet_evaluations: int  # rows the UNet computed, padding included
     seconds: float
+    device: str = ""  # what painted it
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ def read_image_bytes(block: Path, record: Mapping[str, Any]) -> bytes:
     return stored_files(block, record)["png"].read()
 
 
-def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, str]) -> list[dict[str, Any]] | None:
+def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """The manifest of a block that need not be made again, or None.
 
     A damaged block (a lost or cut file) is moved out of the way, with a warning, to be made again.
