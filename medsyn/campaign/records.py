@@ -118,7 +118,7 @@ def open_campaign(root: Path) -> Campaign:
     if facts is None:
         raise InputError(root, "this is not a campaign's directory: `launch.py submit CONFIG` makes one")
     config = configuration.load(directory.config, environment={})
-    inputs = {name: FileRecord(**record) for name, record in facts["inputs"].items()}
+    inputs: Mapping[str, FileRecord] = {name: FileRecord(**one) for name, one in facts["inputs"].items()}
     if config.campaign.path != directory.root:
         config, inputs = _moved(config, inputs, directory.root)
     contents = {name: record.sha256 for name, record in inputs.items()} | {"weights": facts["weights"]}

@@ -103,6 +103,15 @@ def circumstances(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
+def device_name(device: torch.device) -> str:
+    """A device as the records call it: the model of the GPU, or `cpu`."""
+    if device.type != "cuda":
+        return device.type
+    from torch.cuda import get_device_name
+
+    return get_device_name(device)
+
+
 def _attention(device: torch.device) -> str:
     """PyTorch's own attention, and on a GPU which of its kernels may be used."""
     if device.type != "cuda":

@@ -149,16 +149,23 @@ def merge(sources: Iterable[Path], target: Path) -> int:
     try:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for file in files:
-                table = pq.read_table(file)
-                absent = [field for field in schema if field.name not in table.column_names]
-                for field in absent:
-                    table = table.append_column(field, pa.nulls(len(table), field.type))
-                writer.write_table(table.select(schema.names))
+                table = fitted(pq.read_table(file), schema)
+                writer.write_table(table)
                 rows += len(table)
         disk.publish(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
     return rows
+
+
+def fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with the columns of `schema`; those that it lacks are null."""
+    import pyarrow as pa
+
+    for field in schema:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(schema.names)
 
 
 def shard_directories(
