@@ -7,6 +7,7 @@ No torch here: planners count blocks on login nodes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -177,8 +178,19 @@ def stored_files(block: Path, record: Mapping[str, Any]) -> dict[str, StoredFile
 
 
 def read_image_bytes(block: Path, record: Mapping[str, Any]) -> bytes:
-    """The PNG file of a record of the block's manifest, from its own file or from the block's archive."""
-    return stored_files(block, record)["png"].read()
+    """The PNG file of a record of the block's manifest, from its own file or from the block's archive.
+
+    Raises:
+        InputError: it has another content than it was recorded with.
+    """
+    file = stored_files(block, record)["png"]
+    content = file.read()
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        reason = (
+            "has other content than when it was made; `python -m medsyn verify CAMPAIGN_DIR --repair` sets it aside"
+        )
+        raise InputError(block / file.name, reason)
+    return content
 
 
 def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, Any]) -> list[dict[str, Any]] | None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import subprocess
 import sys
@@ -183,3 +184,12 @@ def test_planning_does_not_import_torch() -> None:
 
 def test_names_in_a_block_are_those_of_the_contract() -> None:
     assert (shard.MANIFEST, shard.ATTEMPTS, shard.TIMING) == ("manifest.jsonl", "attempts.jsonl", "timing.json")
+
+
+def test_an_image_with_other_content_than_on_record_is_not_handed_out(tmp_path: Path) -> None:
+    commit_block(tmp_path / "block-000000", content())
+    record = {**content().manifest[0], "sha256": hashlib.sha256(b"image").hexdigest()}
+    assert shard.read_image_bytes(tmp_path / "block-000000", record) == b"image"
+    (tmp_path / "block-000000" / "a_0.png").write_bytes(b"Image")
+    with pytest.raises(InputError, match=r"a_0\.png.*other content.*--repair"):
+        shard.read_image_bytes(tmp_path / "block-000000", record)
