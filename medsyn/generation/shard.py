@@ -115,7 +115,7 @@ def parse_manifest(block: Path) -> list[dict[str, Any]] | None:
     """The records of the block's manifest, or None if it cannot be read."""
     try:
         records = [json.loads(line) for line in (block / MANIFEST).read_bytes().splitlines()]
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return records if all(isinstance(record, dict) and _is_whole(record) for record in records) else None
 
@@ -136,7 +136,7 @@ def read_manifest(block: Path) -> list[dict[str, Any]] | None:
         whole = bool(records) and all(
             file.is_there() for record in records for file in stored_files(block, record).values()
         )
-        whole = whole and (block / ATTEMPTS).is_file()
+        whole = whole and (block / ATTEMPTS).is_file() and (block / TIMING).is_file()
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return records if whole else None

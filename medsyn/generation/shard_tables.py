@@ -67,17 +67,25 @@ def write_shard_tables(directory: CampaignDirectory, mode: str, modality: str, b
     manifest: list[dict[str, Any]] = []
     attempts: list[dict[str, Any]] = []
     for number in range(*blocks):
-        place = Place(directory, mode, modality, number)
-        records = read_manifest(place.path)
-        if records is None:
-            raise InputError(place.path, "is damaged or not there; run the task again")
-        tried = list(disk.read_jsonl(place.path / ATTEMPTS))
-        made, candidates = block_rows(place, records, tried, disk.read_json(place.path / TIMING))
+        made, tried = _read_rows(Place(directory, mode, modality, number))
         manifest += made
-        attempts += candidates
+        attempts += tried
     target = directory.shard(mode, modality, blocks)
     for name, table in shard_tables(manifest, attempts).items():
         disk.write_atomic(target / name, _parquet(table))
+
+
+def _read_rows(place: Place) -> Rows:
+    """A block's rows of both tables; raises InputError if it is damaged."""
+    records = read_manifest(place.path)
+    try:
+        if records is not None:
+            attempts, timing = list(disk.read_jsonl(place.path / ATTEMPTS)), disk.read_json(place.path / TIMING)
+            return block_rows(place, records, attempts, timing)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    reason = "is damaged or not there; run the task again, and if that does not help `python -m medsyn verify --repair`"
+    raise InputError(place.path, reason)
 
 
 def shard_tables(manifest: Sequence[Record], attempts: Sequence[Record]) -> dict[str, pa.Table]:

@@ -125,13 +125,24 @@ def damage_manifest_binary(block: Path) -> None:
     (block / "manifest.jsonl").write_bytes(b"\xff\xfe\x00")
 
 
+def damage_manifest_deep(block: Path) -> None:
+    (block / "manifest.jsonl").write_bytes(b"[" * 100_000)
+
+
 def damage_attempts(block: Path) -> None:
     (block / "attempts.jsonl").unlink()
 
 
+def damage_timing(block: Path) -> None:
+    (block / "timing.json").unlink()
+
+
 @pytest.mark.parametrize(
     "damage",
-    [damage_cut, damage_lost, damage_manifest, damage_manifest_lost, damage_manifest_binary, damage_attempts],
+    [
+        *(damage_cut, damage_lost, damage_manifest, damage_manifest_lost, damage_manifest_binary),
+        *(damage_manifest_deep, damage_attempts, damage_timing),
+    ],
 )
 def test_a_damaged_block_is_moved_away_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage) -> None:  # type: ignore[no-untyped-def]
     block = tmp_path / "block-000003"

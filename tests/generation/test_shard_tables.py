@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from generation_campaign import Campaign
 
 from medsyn import disk
 from medsyn.data.carried import RESERVED
+from medsyn.errors import InputError
 from medsyn.generation import shard_tables
 from medsyn.generation.archive import pack
 from medsyn.generation.dicom_output import add_dicom
@@ -80,6 +82,18 @@ def test_the_tables_say_what_every_image_is_and_was_made_with(reference: Campaig
         assert (row["software"], row["batch_size"]) == (record["software"], 3)
         assert (row["num_inference_steps"], row["guidance_scale"], row["negative_prompt"]) == (2, 7.5, "")
         assert row["device"] == (None if row["file"] is None else "cpu")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"seconds": "x"}', '{"seconds": 1, "devices": ["cpu"]}', "[" * 100000]
+)
+def test_a_damaged_block_is_named_and_no_table_is_written(reference: Campaign, tmp_path: Path, content: str) -> None:
+    directory = CampaignDirectory(tmp_path)
+    shutil.copytree(reference.block("baseline"), directory.block("baseline", "CT", 0))
+    (directory.block("baseline", "CT", 0) / "timing.json").write_text(content)
+    with pytest.raises(InputError, match=r"block-000000: is damaged.*--repair"):
+        write_shard_tables(directory, "baseline", "CT", (0, 1))
+    assert not directory.shard("baseline", "CT", (0, 1)).exists()
 
 
 def test_merging_keeps_all_rows_in_order_and_fills_absent_columns_with_null(tmp_path: Path) -> None:
