@@ -15,15 +15,17 @@ from typing import Any
 import numpy as np
 
 from medsyn import disk
+from medsyn.config import Config
 from medsyn.generation.archive import pack
 from medsyn.generation.background import Writer
 from medsyn.generation.dicom_output import add_dicom
-from medsyn.generation.facts import require_same
+from medsyn.generation.facts import CIRCUMSTANCES_FILE, require_same, settings
 from medsyn.generation.filter import FAILED, Rule, Trial, next_batch
 from medsyn.generation.journal import Journal, Places
 from medsyn.generation.painter import Batch, Painter
 from medsyn.generation.provenance import publish
 from medsyn.generation.shard import BlockContent, Item, commit_block, item_fingerprint
+from medsyn.stage import CampaignDirectory
 
 Published = tuple[dict[str, Any], bytes | None, bytes | None]  # an item's record, its PNG file and its DICOM file
 
@@ -40,6 +42,23 @@ class Order:
     archive: bool = False  # images in one tar file instead of a file each
     dicom: bool = False  # a DICOM file of every image besides
     made_with: Path | None = None  # where it is on record what the campaign's images are made with
+
+    @classmethod
+    def of(
+        cls, config: Config, directory: CampaignDirectory, place: Path, items: Sequence[Item], facts: Mapping[str, Any]
+    ) -> Order:
+        """A block of a campaign: where it is to be, and what it is to hold."""
+        section = config.generation
+        return cls(
+            place,
+            items,
+            Rule.of(section, facts["mode"]),
+            facts,
+            settings(section),
+            archive=section.output == "webdataset",
+            dicom=section.dicom,
+            made_with=directory.work("generate", CIRCUMSTANCES_FILE),
+        )
 
     @property
     def identity(self) -> str:

@@ -18,8 +18,8 @@ from medsyn.config import Config
 from medsyn.errors import InputError
 from medsyn.generation.background import Writer
 from medsyn.generation.block import Order, make_block
-from medsyn.generation.facts import CIRCUMSTANCES_FILE, require_same, settings
-from medsyn.generation.filter import FAILED, Rule
+from medsyn.generation.facts import CIRCUMSTANCES_FILE, require_same
+from medsyn.generation.filter import FAILED
 from medsyn.generation.journal import journal_directory
 from medsyn.generation.loader import Loader
 from medsyn.generation.shard import Blocks, finished_block, read_blocks
@@ -90,25 +90,18 @@ class _Shard:
 
     def make(self, mode: str, facts: Mapping[str, Any], writer: Writer) -> None:
         """All blocks of one mode."""
-        section = self.config.generation
-        rule = Rule.of(section, mode)
         painter = None
         for number in self.numbers:
             block, items = self.loader.directory.block(mode, self.loader.modality, number), self.blocks.items(number)
             manifest: Sequence[Mapping[str, Any]] | None = finished_block(block, items, facts)
             if manifest is None:
                 painter = painter or self.loader.painter(mode)
-                order = Order(block, items, rule, facts, settings(section), *self._output)
+                order = Order.of(self.config, self.loader.directory, block, items, facts)
                 failed = make_block(order, painter, writer, self._between_batches)
             else:
                 failed = [record["id"] for record in manifest if record["reason"] == FAILED]
             self.failed |= dict.fromkeys(failed)
             self.done += len(items)
-
-    @property
-    def _output(self) -> tuple[bool, bool, Path]:
-        section = self.config.generation
-        return section.output == "webdataset", section.dicom, self.loader.directory.work("generate", CIRCUMSTANCES_FILE)
 
     def _between_batches(self, settled: int) -> None:
         self.control.leave_if_asked()  # costs nothing: what is painted is in the journal

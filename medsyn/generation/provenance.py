@@ -21,7 +21,7 @@ from medsyn.generation.shard import Item, item_fingerprint
 NOTICE = "Generated image. It shows no patient. Not for diagnosis."
 OF_THE_FILE = ("file", "bytes", "sha256", "width", "height")  # keys of a manifest that a file cannot say of itself
 _OF_DICOM = ("dicom", "dicom_bytes", "dicom_sha256", "dicom_offset")
-_NOT_IN_THE_FILE = {"synthetic", *OF_THE_FILE, "archive", "offset", *_OF_DICOM, "item_fingerprint", "extra"}
+NOT_IN_THE_FILE = {"synthetic", *OF_THE_FILE, "archive", "offset", *_OF_DICOM, "item_fingerprint", "extra"}
 COLOUR_MODALITIES = {"Fundus"}  # everything else is written as grey
 
 
@@ -54,7 +54,7 @@ def encode_png(picture: np.ndarray, facts: Mapping[str, Any]) -> bytes:
 
 def png_facts(record: Mapping[str, Any]) -> dict[str, Any]:
     """What an image's file says of itself, from its record in the manifest."""
-    texts = {key: value for key, value in record.items() if key not in _NOT_IN_THE_FILE}
+    texts = {key: value for key, value in record.items() if key not in NOT_IN_THE_FILE}
     return {key.replace("_", " ").capitalize(): value for key, value in texts.items()}
 
 

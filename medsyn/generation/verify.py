@@ -25,7 +25,7 @@ from medsyn.models import weights
 from medsyn.stage import CampaignDirectory, slug
 
 # what running tasks and the file system keep beside blocks: temporaries, journals, leases, files in use over NFS
-_PASSING = re.compile(r"\.(.+\.tmp-.+|block-\d{6}\.journal|lease-block-\d{6}.*|nfs[0-9a-f]+)")
+_PASSING = re.compile(r"\.(.+\.tmp-.+|block-\d{6}\.(journal|lease)|nfs[0-9a-f]+)")
 _Range = tuple[int, int]  # of block numbers, half open
 _Made = tuple[tuple[str, Any], ...]  # by which models and with what a block was made
 

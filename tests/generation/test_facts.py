@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
 import pytest
 import torch
 from generation_campaign import CPU, Campaign, fork, wait
+from PIL import Image
 
-from medsyn import disk
+from medsyn import Generator, disk
 from medsyn.errors import InputError
 from medsyn.generation import facts
 from medsyn.generation.facts import circumstances, require_same, software, write_circumstances
+from medsyn.generation.provenance import NOT_IN_THE_FILE
 
 
 def test_what_is_computed_with_is_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,3 +76,22 @@ def test_a_task_with_other_software_makes_nothing(campaign: Campaign, monkeypatc
     with pytest.raises(InputError, match=r"software .*medsyn 9"):
         campaign.run(blocks=(1, 2))
     assert not campaign.block("baseline", 1).exists()
+
+
+def test_a_single_image_says_all_that_it_was_made_with(tiny_model: Path) -> None:
+    generator = Generator(str(tiny_model), height=32, num_inference_steps=2, scheduler="ddim", negative_prompt="blur")
+    (image,) = generator.images("CT: nodule")
+    record = image.record
+    assert record["synthetic"] is True and record["software"] == software()
+    assert (record["num_inference_steps"], record["guidance_scale"], record["negative_prompt"]) == (2, 7.5, "blur")
+    assert (record["scheduler"], record["dtype"], record["precision"]) == ("ddim", "float32", "float32")
+    assert (record["width"], record["height"], record["seed"] is None) == (32, 32, False)
+    assert record["model_fingerprint"] and record["config_fingerprint"]
+    assert image.png is not None
+    with Image.open(io.BytesIO(image.png)) as opened:
+        text = opened.text  # type: ignore[attr-defined]
+    in_the_file = {key: value for key, value in record.items() if value is not None and key not in NOT_IN_THE_FILE}
+    assert {key: text[key.replace("_", " ").capitalize()] for key in in_the_file} == {
+        key: str(value) for key, value in in_the_file.items()
+    }
+    assert text["Synthetic"] == "YES"

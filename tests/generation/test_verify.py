@@ -280,7 +280,7 @@ def _mutations(content: bytes, random: np.random.Generator) -> Iterator[bytes]:
 
 def test_what_a_running_task_keeps_beside_its_blocks_is_no_stranger(made: Campaign) -> None:
     part = made.block("filtered").parent
-    for name in (".block-000001.journal", ".lease-block-000001", ".block-000002.tmp-host-7", ".nfs00000001"):
+    for name in (".block-000001.journal", ".block-000001.lease", ".block-000002.tmp-host-7", ".nfs00000001"):
         (part / name).mkdir()
     (tables_of(made.block("filtered")) / ".manifest.parquet.tmp-host-7").touch()
     (part.parents[2] / ".made-with.json.tmp-host-7").touch()
