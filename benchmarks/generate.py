@@ -174,7 +174,7 @@ def medsyn_blocks(painter: Painter, images: int, folder: Path) -> None:
     items = [Item(f"x-{number}", PROMPTS[number % 4], 0) for number in range(images)]
     with Writer() as writer:
         for start in range(0, images, size):
-            order = Order(folder / f"block-{start:06d}", items[start : start + size], rule, facts)
+            order = Order(folder / f"block-{start:06d}", items[start : start + size], rule, facts, {})
             make_block(order, painter, writer, lambda settled: None)
 
 

@@ -11,7 +11,7 @@ import pwd
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,9 @@ def open_campaign(root: Path) -> Campaign:
     if facts is None:
         raise InputError(root, "this is not a campaign's directory: `launch.py submit CONFIG` makes one")
     config = configuration.load(directory.config, environment={})
-    inputs = {name: FileRecord(**record) for name, record in facts["inputs"].items()}
+    inputs: Mapping[str, FileRecord] = {name: FileRecord(**one) for name, one in facts["inputs"].items()}
+    if config.campaign.path != directory.root:
+        config, inputs = _moved(config, inputs, directory.root)
     contents = {name: record.sha256 for name, record in inputs.items()} | {"weights": facts["weights"]}
     fingerprints = stage_fingerprints(config, contents)
     if fingerprints != facts["fingerprints"]:
@@ -128,6 +130,28 @@ def open_campaign(root: Path) -> Campaign:
     images = {name: [plain * img_num + asked for plain, asked in runs] for name, runs in facts["prompts"].items()}
     plan = build(config, images, facts["blocks_per_shard"])
     return Campaign(directory, config, plan, fingerprints, inputs, facts["counts"])
+
+
+def _moved(config: Config, inputs: Mapping[str, FileRecord], root: Path) -> tuple[Config, Mapping[str, FileRecord]]:
+    """The configuration and the inputs of a campaign whose directory was moved or copied to `root`.
+
+    Every path into the directory it was prepared in becomes one into `root`; no fingerprint depends on a path.
+    """
+    old = config.campaign.path
+
+    def move(path: Any) -> Any:
+        inside = isinstance(path, str) and Path(path).is_absolute() and Path(path).is_relative_to(old)
+        return str(root / Path(path).relative_to(old)) if inside else path
+
+    tree = config.model_dump()
+    for section, keys in (
+        ("campaign", ["dir"]),
+        ("data", ["table", "root", "ratings_file", "prompts"]),
+        ("model_paths", tree["model_paths"]),
+    ):
+        tree[section] |= {key: move(tree[section][key]) for key in keys}
+    moved = {name: replace(record, path=move(record.path)) for name, record in inputs.items()}
+    return Config.model_validate(tree), moved
 
 
 def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:

@@ -18,7 +18,8 @@ from medsyn.config import Config
 from medsyn.errors import InputError
 from medsyn.generation.background import Writer
 from medsyn.generation.block import Order, make_block
-from medsyn.generation.filter import FAILED, Rule
+from medsyn.generation.facts import CIRCUMSTANCES_FILE, require_same
+from medsyn.generation.filter import FAILED
 from medsyn.generation.journal import journal_directory
 from medsyn.generation.loader import Loader
 from medsyn.generation.shard import Blocks, finished_block, read_blocks
@@ -44,6 +45,10 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         raise InputError(str(config.data.prompts), reason)
     loader = Loader(config, modality, directory)
     facts = {mode: loader.facts(mode) for mode in config.generation.modes}
+    made_with = directory.work("generate", CIRCUMSTANCES_FILE)
+    disk.sweep_temporaries(made_with.parent)
+    for its in facts.values():
+        require_same(made_with, its, keep=False)
     for mode in facts:  # never later: the task may be running a second time by then
         _sweep([directory.block(mode, modality, number) for number in numbers])
         disk.sweep_temporaries(directory.shard(mode, modality, (numbers.start, numbers.stop)))
@@ -83,17 +88,15 @@ class _Shard:
     done: int = 0
     failed: dict[str, None] = field(default_factory=dict)  # prompt ids, in order and once
 
-    def make(self, mode: str, facts: Mapping[str, str], writer: Writer) -> None:
+    def make(self, mode: str, facts: Mapping[str, Any], writer: Writer) -> None:
         """All blocks of one mode."""
-        section = self.config.generation
-        rule = Rule.of(section, mode)
         painter = None
         for number in self.numbers:
             block, items = self.loader.directory.block(mode, self.loader.modality, number), self.blocks.items(number)
             manifest: Sequence[Mapping[str, Any]] | None = finished_block(block, items, facts)
             if manifest is None:
                 painter = painter or self.loader.painter(mode)
-                order = Order(block, items, rule, facts, section.output == "webdataset", section.dicom)
+                order = Order.of(self.config, self.loader.directory, block, items, facts)
                 failed = make_block(order, painter, writer, self._between_batches)
             else:
                 failed = [record["id"] for record in manifest if record["reason"] == FAILED]

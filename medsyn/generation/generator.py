@@ -27,6 +27,7 @@ from medsyn.data.prompts import PromptRow
 from medsyn.generation.arguments import check_settings
 from medsyn.generation.asked import check_prompts
 from medsyn.generation.block import Order, Progress
+from medsyn.generation.facts import circumstances, common, settings
 from medsyn.generation.filter import Rule, Trial, next_batch
 from medsyn.generation.painter import Painter, Recipe
 from medsyn.generation.shard import Item
@@ -148,9 +149,13 @@ class Generator:
         config, mode = self._settings.config, self._settings.mode
         recipe = replace(Recipe.of(config, modality), height=self._settings.height, width=self._settings.width)
         painter = Painter(recipe, self._system, self._selector, self._policy)
-        facts = {"modality": modality, "mode": mode, "model_fingerprint": self._fingerprint}
+        facts = {
+            **common(config, modality, mode, self._fingerprint),
+            **circumstances(self._system.device, self._system.dtype),
+        }
         rule = Rule.of(config.generation, mode)
-        progress = Progress(Order(Path(), items, rule, facts), [Trial(rule) for _ in items])
+        order = Order(Path(), items, rule, facts, settings(config.generation))
+        progress = Progress(order, [Trial(rule) for _ in items])
         kinds = [recipe.kind(item) for item in items]
         told = 0
         while places := next_batch(progress.trials, recipe.batch_size, kinds):

@@ -47,6 +47,7 @@ class Journal:
             "candidates": [asdict(candidate) for candidate in batch.candidates],
             "unet_evaluations": batch.unet_evaluations,
             "seconds": batch.seconds,
+            "device": batch.device,
         }
         stream = io.BytesIO()
         text = np.frombuffer(json.dumps(record).encode(), np.uint8)
@@ -63,7 +64,7 @@ class Journal:
             if record["identity"] != self.identity or record["places"] != [list(place) for place in places]:
                 return None
             candidates = [Candidate(**candidate) for candidate in record["candidates"]]
-            return Batch(candidates, list(pictures), record["unet_evaluations"], record["seconds"])
+            return Batch(candidates, list(pictures), record["unet_evaluations"], record["seconds"], record["device"])
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
             return None
 

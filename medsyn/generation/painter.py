@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from medsyn.config import Config
+from medsyn.generation.facts import device_name
 from medsyn.generation.filter import Candidate
 from medsyn.generation.provenance import quantise
 from medsyn.generation.sampler import EVERYWHERE, Guidance, build_scheduler, initial_noise, sample_finite
@@ -84,6 +85,7 @@ class Batch:
     pictures: list[np.ndarray]  # uint8 [H, W, 1 or 3]
     unet_evaluations: int  # rows the UNet computed, padding included
     seconds: float
+    device: str = ""  # what painted it
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,7 @@ class Painter:
     @property
     def device_name(self) -> str:
         """What it runs on, for the record."""
-        device = self.system.device
-        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        return device_name(self.system.device)
 
     def _scores(self, pictures: Sequence[np.ndarray], pooled: Tensor) -> list[tuple[float | None, float | None]]:
         """(Selector, Policy) of every picture as it will be written."""

@@ -7,6 +7,7 @@ No torch here: planners count blocks on login nodes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -124,7 +125,7 @@ def parse_manifest(block: Path) -> list[dict[str, Any]] | None:
     """The records of the block's manifest, or None if it cannot be read."""
     try:
         records = [json.loads(line) for line in (block / MANIFEST).read_bytes().splitlines()]
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return records if all(isinstance(record, dict) and _is_whole(record) for record in records) else None
 
@@ -145,7 +146,7 @@ def read_manifest(block: Path) -> list[dict[str, Any]] | None:
         whole = bool(records) and all(
             file.is_there() for record in records for file in stored_files(block, record).values()
         )
-        whole = whole and (block / ATTEMPTS).is_file()
+        whole = whole and (block / ATTEMPTS).is_file() and (block / TIMING).is_file()
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return records if whole else None
@@ -187,11 +188,22 @@ def stored_files(block: Path, record: Mapping[str, Any]) -> dict[str, StoredFile
 
 
 def read_image_bytes(block: Path, record: Mapping[str, Any]) -> bytes:
-    """The PNG file of a record of the block's manifest, from its own file or from the block's archive."""
-    return stored_files(block, record)["png"].read()
+    """The PNG file of a record of the block's manifest, from its own file or from the block's archive.
+
+    Raises:
+        InputError: it has another content than it was recorded with.
+    """
+    file = stored_files(block, record)["png"]
+    content = file.read()
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        reason = (
+            "has other content than when it was made; `python -m medsyn verify CAMPAIGN_DIR --repair` sets it aside"
+        )
+        raise InputError(block / file.name, reason)
+    return content
 
 
-def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, str]) -> list[dict[str, Any]] | None:
+def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """The manifest of a block that need not be made again, or None.
 
     A damaged block (a lost or cut file) is moved out of the way, with a warning, to be made again.

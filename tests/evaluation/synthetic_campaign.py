@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
 from collections.abc import Sequence
@@ -183,6 +184,7 @@ class Builder:
                 if line["file"]:
                     images[line["file"]] = png(picture)
                     line["bytes"] = len(images[line["file"]])
+                    line["sha256"] = hashlib.sha256(images[line["file"]]).hexdigest()
                 manifest.append(line)
                 attempts += self._attempts(item, line, rng)
             timing = {

@@ -60,7 +60,7 @@ class Campaign:
 
     def blocks(self) -> dict[str, str]:
         """The snapshot of what a reader of blocks sees."""
-        return {path: value for path, value in self.snapshot().items() if "/." not in path}
+        return {path: value for path, value in self.snapshot().items() if "/." not in f"/{path}"}
 
     def snapshot(self) -> dict[str, str]:
         """Hash of every file that generation made, temporary ones too, but for those that hold timings."""
