@@ -244,6 +244,7 @@ class ClusterSection(Section):
 
     max_parallel: int = Field(2, ge=1)
     max_requeues: int = Field(20, ge=0)
+    claim: bool = False
     gpu_tflops: float | None = Field(None, gt=0)
     gpu_memory_gib: float | None = Field(None, gt=0)
     site: str = ""  # site profile of the Slurm cluster (slurm/*.yaml); "" leaves everything to the cluster's defaults
