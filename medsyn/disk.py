@@ -197,7 +197,7 @@ def sweep_temporaries(directory: Path, of: str = "*") -> None:
         host, _, process = path.name.rpartition(".tmp-")[2].rpartition("-")
         if host == os.uname().nodename and process.isdigit():
             # a container's first process has the same id every time
-            abandoned = int(process) == os.getpid() or not _is_running(int(process))
+            abandoned = int(process) == os.getpid() or not is_running(int(process))
         else:
             abandoned = _age(path) > _ABANDONED_SECONDS
         if abandoned:
@@ -211,7 +211,8 @@ def _age(path: Path) -> float:
         return 0.0
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether there is a process of this id on this host."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -124,7 +124,13 @@ class Progress:
         return BlockContent(files, manifest, attempts, timing)
 
 
-def make_block(order: Order, painter: Painter, writer: Writer, tell: Callable[[int], None]) -> list[str]:
+def make_block(
+    order: Order,
+    painter: Painter,
+    writer: Writer,
+    tell: Callable[[int], None],
+    committed: Callable[[], None] = lambda: None,
+) -> list[str]:
     """Paint a block and hand it to `writer`, which commits it; return the ids of prompts that failed.
 
     Args:
@@ -133,6 +139,7 @@ def make_block(order: Order, painter: Painter, writer: Writer, tell: Callable[[i
         writer: encodes and writes beside the painting. The block is committed when its last job has ended.
         tell: called before each batch with the number of items that are settled; may raise to stop. What has been
             painted is in the journal by the time `writer` is closed.
+        committed: called on the writing thread when the block is on disk and its journal is gone.
     """
     journal = Journal(order.path, order.identity)
     progress = Progress(order, [Trial(order.rule) for _ in order.items])
@@ -171,6 +178,7 @@ def make_block(order: Order, painter: Painter, writer: Writer, tell: Callable[[i
             require_same(order.made_with, order.facts, keep=True)
         commit_block(order.path, progress.content(timing))
         journal.remove()
+        committed()
 
     writer.submit(commit)
     outcomes = zip(order.items, progress.trials, strict=True)

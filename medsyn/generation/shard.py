@@ -12,6 +12,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -112,7 +113,14 @@ def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def commit_block(block: Path, content: BlockContent) -> None:
-    """Publish a block in one rename. An error on the way (a full disk, say) leaves nothing behind."""
+    """Publish a block in one rename. An error on the way (a full disk, say) leaves nothing behind.
+
+    A whole block that another process has published meanwhile stays; its content is the same.
+    """
+    if block.exists():
+        if read_manifest(block) is not None:
+            return
+        _discard(block)
     with disk.atomic_directory(block) as temporary:
         for name, image in content.images.items():
             (temporary / name).write_bytes(image)
@@ -203,6 +211,16 @@ def read_image_bytes(block: Path, record: Mapping[str, Any]) -> bytes:
     return content
 
 
+def _discard(block: Path) -> None:
+    """Take a damaged block out of the way."""
+    _log.warning("%s is damaged and will be made again", block)
+    discarded = disk.temporary_sibling(block)
+    shutil.rmtree(discarded, ignore_errors=True)
+    with suppress(FileNotFoundError):  # another process has done it
+        block.rename(discarded)
+    shutil.rmtree(discarded, ignore_errors=True)
+
+
 def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """The manifest of a block that need not be made again, or None.
 
@@ -220,11 +238,7 @@ def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, Any])
         return None
     records = read_manifest(block)
     if records is None:
-        _log.warning("%s is damaged and will be made again", block)
-        discarded = disk.temporary_sibling(block)
-        shutil.rmtree(discarded, ignore_errors=True)
-        block.rename(discarded)
-        shutil.rmtree(discarded, ignore_errors=True)
+        _discard(block)
         return None
     differing = {key for key, value in facts.items() for record in records if record.get(key) != value}
     if [record.get("item_fingerprint") for record in records] != [item_fingerprint(item) for item in items]:
