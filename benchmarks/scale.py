@@ -28,10 +28,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from launching import startup
 from rich.console import Console
 from rich.table import Table
 
-from launching import startup
 from medsyn import config as configuration
 from medsyn import disk
 from medsyn.campaign import records
