@@ -189,7 +189,7 @@ def sample_all(root: Path, count: int, looks: Sequence[int], console: Console) -
     size = config.generation.batch_size
     batches = 2 * max(1, count // (2 * size))
     seconds: dict[str, float] = {}
-    scores = {}
+    scores: dict[str, Scores] = {}
     for modality in config.data.modalities:
         painter = Loader(config, modality, campaign.directory).painter("filtered")
         clock = Clock(painter.system.device, seconds)
@@ -325,9 +325,13 @@ def measure(root: Path, args: argparse.Namespace, console: Console) -> tuple[lis
         look: float(np.mean([np.corrcoef(its.early[number], its.final)[0, 1] for its in scores.values()]))
         for number, look in enumerate(looks)
     }
-    facts = {"candidates": sum(len(its.final) for its in scores.values()), "milliseconds": asdict(costs)}
-    facts["milliseconds"] = {name: 1000 * value for name, value in facts["milliseconds"].items()}
-    return rows, {**facts, "steps": steps, "batch_size": size, "correlation": agree}
+    return rows, {
+        "candidates": sum(len(its.final) for its in scores.values()),
+        "milliseconds": {name: 1000 * value for name, value in asdict(costs).items()},
+        "steps": steps,
+        "batch_size": size,
+        "correlation": agree,
+    }
 
 
 def main() -> int:

@@ -130,7 +130,8 @@ def generate(root: Path, share: slice) -> None:
             return Batch(candidates, [np.full((32, 32, 1), 128, np.uint8)] * len(wanted), 0, 0.0)
 
     campaign = records.open_campaign(root / "campaign")
-    Loader.painter = lambda self, mode: Stub(Recipe.of(self.config, self.modality))  # type: ignore[method-assign]
+    stub: Any = lambda self, mode: Stub(Recipe.of(self.config, self.modality))  # noqa: E731
+    Loader.painter = stub  # type: ignore[method-assign]
     for planned in campaign.plan.by_stage["generate"][share]:
         stage.run(campaign.config, planned.task, campaign.directory, Control())
         records.write_done(campaign, planned, {})

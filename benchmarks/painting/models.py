@@ -73,9 +73,8 @@ class Judge:
     threshold: float = 0.0  # of the Selector
 
     @classmethod
-    def random(cls, system: SyntheticSystem) -> Judge:
-        """Scorers of the default size, the same in every run."""
-        section = ScorerSection()
+    def random(cls, system: SyntheticSystem, section: ScorerSection) -> Judge:
+        """Scorers of a size, the same in every run."""
         width = system.text_encoder.config.hidden_size
         with torch.random.fork_rng():
             torch.manual_seed(0)
