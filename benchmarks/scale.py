@@ -4,9 +4,9 @@
     python benchmarks/scale.py --prompts 1000000 --directory SCRATCH     # some 5 GB and 20,000 files below SCRATCH
 
 Each step runs in a process of its own (`generate` in as many as `--processes` says, which share its shards) and shows
-its seconds and the peak memory of the largest process. Growth is the seconds of the last size by those of the first,
-divided by the same ratio of prompts: 1 is linear, below is better. Images are 32 pixels of one value, in tars, so that
-what is measured is the bookkeeping.
+its seconds, the CPU seconds of all its processes and the peak memory of the largest. Growth is the seconds of the last
+size by those of the first, divided by the same ratio of prompts: 1 is linear, below is better. Images are 32 pixels of
+one value, in tars, so that what is measured is the bookkeeping.
 
 Of the shards, some are started as a job starts them, with the embedded model, and killed when they ask for their first
 batch; one is started again when it is done.
@@ -40,18 +40,20 @@ from medsyn.config import Config
 ROOT = Path(__file__).parents[1]
 MODALITY = "CT"
 TRAINING = ("finetune", "rlhf-stage1", "rlhf-stage2")  # one step and one epoch, so that shards may start
-STARTED = 5  # shards that are started for real
+STARTED = 3  # shards that are started for real
 
 
 @dataclass
 class Size:
-    """What was measured of one number of prompts: seconds and MiB of each step, and what lies on disk."""
+    """What was measured of one number of prompts: seconds, CPU seconds and MiB of each step, and what is on disk."""
 
     prompts: int
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu: dict[str, float] = field(default_factory=dict)
     memory: dict[str, float] = field(default_factory=dict)
     shards: int = 0
     start_up: float = 0.0  # median seconds from a process' start to the first batch of its shard
+    start_up_cpu: float = 0.0
     start_up_done: float = 0.0  # of a shard that is done, until it has left
     files: int = 0
     fullest: int = 0  # entries of the fullest directory
@@ -168,11 +170,11 @@ def _child(step: str, root: Path, share: slice, pipe: Any) -> None:
     started = time.perf_counter()
     STEPS[step](root, share)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    pipe.send((time.perf_counter() - started, peak))
+    pipe.send((time.perf_counter() - started, time.process_time(), peak))
 
 
-def measure(step: str, root: Path, processes: int = 1) -> tuple[float, float]:
-    """Seconds of the slowest and peak memory in MiB of the largest of so many fresh processes."""
+def measure(step: str, root: Path, processes: int = 1) -> tuple[float, float, float]:
+    """Seconds of the slowest, CPU seconds of all and peak memory in MiB of the largest of so many fresh processes."""
     spawn = multiprocessing.get_context("spawn")
     children = []
     for number in range(processes):
@@ -187,11 +189,15 @@ def measure(step: str, root: Path, processes: int = 1) -> tuple[float, float]:
         raise SystemExit(f"{step} failed") from None
     for process, _ in children:
         process.join()
-    return max(seconds for seconds, _ in ends), max(peak for _, peak in ends)
+    seconds, cpu, peaks = zip(*ends, strict=True)
+    return max(seconds), sum(cpu), max(peaks)
 
 
-def start_up(root: Path) -> float:
-    """Median seconds from the start of a shard's process to its first batch; the stages before are run for it."""
+def start_up(root: Path) -> tuple[float, float]:
+    """Median seconds and CPU seconds from the start of a shard's process to its first batch.
+
+    The stages before `generate` are run for it.
+    """
     campaign = records.open_campaign(root / "campaign")
     tasks = campaign.plan.by_stage["generate"]
     for planned in campaign.plan.tasks:
@@ -201,7 +207,8 @@ def start_up(root: Path) -> float:
     chosen = [tasks[number * len(tasks) // STARTED] for number in range(STARTED)]
     for planned in chosen:
         disk.remove(campaign.directory.beat(*planned.key))
-    return median(startup.start_up(campaign, planned, to_the_end=False).working for planned in chosen)
+    found = [startup.start_up(campaign, planned, to_the_end=False) for planned in chosen]
+    return median(one.working for one in found), median(one.cpu for one in found)
 
 
 def start_up_done(root: Path) -> float:
@@ -222,10 +229,10 @@ def run(root: Path, count: int, processes: int, tell: Callable[[str], None]) -> 
     for step in STEPS:
         shared = processes if step == "generate" else 1
         if step == "generate":
-            size.start_up = start_up(root)
-            tell(f"{count:,} prompts: start-up of a shard {size.start_up:.1f} s")
-        size.seconds[step], size.memory[step] = measure(step, root, shared)
-        tell(f"{count:,} prompts: {step} {size.seconds[step]:.2f} s, {size.memory[step]:.0f} MiB")
+            size.start_up, size.start_up_cpu = start_up(root)
+            tell(f"{count:,} prompts: start-up of a shard {size.start_up:.1f} s, CPU {size.start_up_cpu:.1f} s")
+        size.seconds[step], size.cpu[step], size.memory[step] = measure(step, root, shared)
+        tell(f"{count:,} prompts: {step} {_cell(size, step)}")
     size.start_up_done = start_up_done(root)
     size.shards = len(records.open_campaign(root / "campaign").plan.by_stage["generate"])
     for folder, folders, files in os.walk(root / "campaign"):
@@ -235,10 +242,18 @@ def run(root: Path, count: int, processes: int, tell: Callable[[str], None]) -> 
     return size
 
 
+def _cell(size: Size, step: str) -> str:
+    return f"{size.seconds[step]:.2f} s, CPU {size.cpu[step]:.2f} s, {size.memory[step]:.0f} MiB"
+
+
 def growth(sizes: Sequence[Size], step: str) -> str:
-    """How the seconds of a step grow by those of the prompts, from the first size to the last."""
+    """How the seconds of a step, and its CPU seconds, grow by the prompts, from the first size to the last."""
     first, last = sizes[0], sizes[-1]
-    return f"{last.seconds[step] / first.seconds[step] * first.prompts / last.prompts:.2f}" if last != first else "-"
+    if last == first:
+        return "-"
+    prompts = last.prompts / first.prompts
+    wall, cpu = last.seconds[step] / first.seconds[step], last.cpu[step] / first.cpu[step]
+    return f"{wall / prompts:.2f}, CPU {cpu / prompts:.2f}"
 
 
 def show(console: Console, sizes: Sequence[Size], processes: int) -> None:
@@ -246,10 +261,11 @@ def show(console: Console, sizes: Sequence[Size], processes: int) -> None:
     table = Table("", *(f"{size.prompts:,} prompts" for size in sizes), "growth")
     for step in STEPS:
         name = f"{step}, {processes} processes" if step == "generate" else step
-        values = [f"{size.seconds[step]:.2f} s, {size.memory[step]:.0f} MiB" for size in sizes]
-        table.add_row(name, *values, growth(sizes, step))
+        table.add_row(name, *(_cell(size, step) for size in sizes), growth(sizes, step))
     table.add_row("shards", *(str(size.shards) for size in sizes), "")
-    table.add_row("start-up of a shard", *(f"{size.start_up:.1f} s" for size in sizes), "")
+    table.add_row(
+        "start-up of a shard", *(f"{size.start_up:.1f} s, CPU {size.start_up_cpu:.1f} s" for size in sizes), ""
+    )
     table.add_row("of one that is done", *(f"{size.start_up_done:.2f} s" for size in sizes), "")
     table.add_row("on disk", *(f"{size.gib:.2f} GiB, {size.files:,} files" for size in sizes), "")
     table.add_row("entries of the fullest directory", *(str(size.fullest) for size in sizes), "")

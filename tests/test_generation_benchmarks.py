@@ -129,6 +129,6 @@ def test_both_ways_make_the_images_that_were_asked_for(painter: Painter, name: s
 def test_growth_is_that_of_seconds_by_that_of_prompts() -> None:
     import scale
 
-    sizes = [scale.Size(100, {"merge": 2.0}), scale.Size(1000, {"merge": 10.0})]
-    assert scale.growth(sizes, "merge") == "0.50"
+    sizes = [scale.Size(100, {"merge": 2.0}, {"merge": 1.0}), scale.Size(1000, {"merge": 10.0}, {"merge": 10.0})]
+    assert scale.growth(sizes, "merge") == "0.50, CPU 1.00"
     assert scale.growth(sizes[:1], "merge") == "-"
