@@ -1,7 +1,7 @@
 """What a campaign's size costs besides painting: plan, prepare, generate with a stub sampler, status, verify, merge.
 
     python benchmarks/scale.py --prompts 10000 100000
-    python benchmarks/scale.py --prompts 1000000 --directory SCRATCH     # some 5 GB and 20,000 files below SCRATCH
+    python benchmarks/scale.py --prompts 1000000 --directory SCRATCH     # some 5 GiB and 65,000 files below SCRATCH
 
 Each step runs in a process of its own (`generate` in as many as `--processes` says, which share its shards) and shows
 its seconds, the CPU seconds of all its processes and the peak memory of the largest. Growth is the seconds of the last
