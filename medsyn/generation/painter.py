@@ -126,7 +126,7 @@ class Painter:
         decoded = system.decode(_numbers(samples.latents))
         decodable = decoded.isfinite().flatten(1).all(dim=1).tolist()
         pictures = [quantise(pixels, recipe.modality) for pixels in _numbers(decoded).permute(0, 2, 3, 1).cpu().numpy()]
-        scores = self._scores(pictures, torch.stack([pooled for _, pooled in features]))
+        scores = self.scores(pictures, torch.stack([pooled for _, pooled in features]))
         candidates = [
             _candidate(attempt, seeds[i], samples.finite[i] and decodable[i], *scores[i], samples.precision[i])
             for i, (_, attempt) in enumerate(wanted)
@@ -139,7 +139,7 @@ class Painter:
         """What it runs on, for the record."""
         return device_name(self.system.device)
 
-    def _scores(self, pictures: Sequence[np.ndarray], pooled: Tensor) -> list[tuple[float | None, float | None]]:
+    def scores(self, pictures: Sequence[np.ndarray], pooled: Tensor) -> list[tuple[float | None, float | None]]:
         """(Selector, Policy) of every picture as it will be written."""
         if self.selector is None or self.policy is None:
             return [(None, None)] * len(pictures)
