@@ -90,6 +90,7 @@ def _make(config: Config, task: Task, directory: CampaignDirectory) -> None:
                 size = (block / "a.png").stat().st_size
                 disk.write_atomic(block / "manifest.jsonl", json.dumps({"file": "a.png", "bytes": size}) + "\n")
                 disk.write_atomic(block / "attempts.jsonl", "{}\n")
+                disk.write_json(block / "timing.json", {"seconds": 0.0})
             for name in ("manifest.parquet", "attempts.parquet"):
                 disk.write_atomic(directory.shard(mode, task.modality, task.blocks) / name, "no table")
         return
