@@ -223,8 +223,8 @@ def test_a_task_waits_for_a_block_that_another_is_at_work_on(tasks: Tasks, undis
     with Leases("other") as others:
         assert others.take(block)
         child = tasks.start("o", (0, 7))
-        last = tasks.campaign.block("filtered", 6)
-        while not last.exists():
+        while not tasks.campaign.block("filtered", 6).exists():
+            assert os.waitpid(child, os.WNOHANG) == (0, 0)
             time.sleep(0.02)
         time.sleep(0.3)
         assert os.waitpid(child, os.WNOHANG) == (0, 0), "it waits"
