@@ -91,6 +91,7 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
         raise InputError(args.config, f"this campaign has not been submitted: `{command}` does")
     if args.cluster == "slurm":
         _require_site(loaded)
+        _require_same_shards(loaded)
     records.require_own(CampaignDirectory(loaded.campaign.path))
     if args.cluster == "local":
         _require_no_jobs(CampaignDirectory(loaded.campaign.path))
@@ -129,6 +130,22 @@ def _require_no_jobs(directory: CampaignDirectory) -> None:
     if view.tasks:
         jobs = f"{len(view.tasks)} of its tasks are in Slurm's queue"
         raise InputError(directory.root, f"{jobs}: cancel them first, or go on with --cluster slurm")
+
+
+def _require_same_shards(loaded: Config) -> None:
+    """Raise InputError if blocks are to be dealt anew while generate jobs are in Slurm's queue: which means which?"""
+    from medsyn.campaign import records, shards
+    from medsyn.campaign.slurm import queue, submissions
+
+    directory = CampaignDirectory(loaded.campaign.path)
+    facts = records.read_facts(directory)
+    changed = [key for key in shards.DEALT_BY if key in shards.changed_keys(facts, loaded)] if facts else []
+    if not changed:
+        return
+    view = queue.view(submissions.read(directory.ledger)) if shutil.which("squeue") else queue.QueueView()
+    if any(stage == "generate" for stage, _ in view.tasks):
+        reason = "it deals the shards anew, but generate jobs are in Slurm's queue: cancel them first"
+        raise InputError("configuration", reason, key=changed[0])
 
 
 def _queue(campaign: Campaign, only: set[Key] | None, named: Sequence[str]) -> int:

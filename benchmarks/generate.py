@@ -1,49 +1,58 @@
-"""How fast images are made, side by side in one run: medsyn's painter, the specification's loop, diffusers' pipeline.
+"""How fast images are made, side by side in one run: medsyn, the specification's loop, a plain diffusers script.
 
-(a) the specification's loop: one prompt per call of a diffusers pipeline, 50 steps of PNDM, one image at a time;
-(b) diffusers' pipeline with a batch, as many steps as medsyn, the same scheduler;
-(c) medsyn: the painter that `generate` uses, with files encoded and written beside it.
+(a) the specification's loop: one prompt per call of a diffusers pipeline, 50 steps of PNDM, one image after the other;
+(b) diffusers' pipeline with a batch of prompts, as many steps as medsyn, the same solver and guidance;
+(c) medsyn: the painter that `generate` uses.
+
+Each of them paints only; paints and writes PNG files; and paints, scores, tries again and writes what passes, with
+random scorers and the threshold that half of medsyn's candidates clear. medsyn's files come with all their records,
+and every block is on disk (fsync) before it counts.
 
     python benchmarks/generate.py --shape tiny            the embedded model
     python benchmarks/generate.py --shape sd15            SD v1.5's shape with random weights (a GPU, or patience)
 
-Prints images per second of each, medsyn's ratio to (a) and (b), the share of its time inside UNet and VAE, UNet rows
-per image, and on a GPU the achieved rate against that of a large matrix product on the same card.
+Prints images per second, medsyn's ratios to (a) and (b), the share of its time inside UNet and VAE, UNet rows per
+image, and the achieved rate of operations against that of a large matrix product on the same device.
+
+`--clock cpu` counts the CPU seconds of this process instead of seconds, for a CPU that others use as well; what medsyn
+writes beside the painting is then counted as if it were done after it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from painting.models import Judge, sd15
+from painting.ways import MAX_ATTEMPTS, PROMPTS, SPECIFICATION_STEPS, WORKS, Diffusers, Medsyn, Way, Work
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
-from medsyn.config import DeviceSection, GenerationSection
-from medsyn.generation.background import Writer
-from medsyn.generation.block import Order, make_block
-from medsyn.generation.filter import Rule
+from medsyn.config import DeviceSection, ScorerSection
 from medsyn.generation.painter import Painter, Recipe
-from medsyn.generation.sampler import build_scheduler
 from medsyn.generation.shard import Item
 from medsyn.models import weights
 from medsyn.models.device import choose_device
 from medsyn.models.synthetic import SyntheticSystem, load_synthetic
 
-SPECIFICATION_STEPS = 50
-PROMPTS = ["X-Ray: clear lungs", "X-Ray: effusion, left", "X-Ray: nodule, right", "X-Ray: cardiomegaly"]
+NAMES = {"a": "(a) specification's loop", "b": "(b) diffusers, a batch a call", "c": "(c) medsyn"}
+SCORERS = {
+    "tiny": ScorerSection(image_size=64, patch_size=8, hidden_dim=64, num_layers=3, num_heads=4, mlp_dim=128),
+    "sd15": ScorerSection(),
+}
+TITLES = {"painting": "painting", "files": "and PNG files", "filter": "and the filter, accepted"}
 
 
 def arguments() -> argparse.Namespace:
@@ -56,35 +65,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=32, help="images of (b) and (c); (a) makes a quarter of them")
     parser.add_argument("--rounds", type=int, default=3, help="the best of so many counts")
     parser.add_argument("--threads", type=int, default=1, help="torch threads on a CPU")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="what a second is")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     return parser.parse_args()
-
-
-def sd15(system: SyntheticSystem) -> None:
-    """Put random weights of SD v1.5's shape into `system`; speed does not depend on their values."""
-    device, dtype = system.device, system.dtype
-    with torch.device(device):
-        unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, sample_size=64)
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            latent_channels=4,
-        )
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=system.tokenizer.vocab_size,
-                hidden_size=768,
-                intermediate_size=3072,
-                num_hidden_layers=12,
-                num_attention_heads=12,
-                eos_token_id=system.tokenizer.eos_token_id,
-            )
-        )
-    system.unet = unet.to(dtype).eval().requires_grad_(False)
-    system.vae = vae.eval().requires_grad_(False)
-    system.text_encoder = text.to(dtype).eval().requires_grad_(False)
 
 
 @dataclass
@@ -92,18 +75,19 @@ class Inside:
     """Seconds and calls inside modules; a GPU is waited for at both ends, which costs a little."""
 
     device: torch.device
+    clock: Callable[[], float]
     seconds: float = 0.0
     _started: list[float] = field(default_factory=list)
 
     def enter(self, *_: Any) -> None:
         """Before a forward pass."""
         synchronise(self.device)
-        self._started.append(time.perf_counter())
+        self._started.append(self.clock())
 
     def leave(self, *_: Any) -> None:
         """After a forward pass."""
         synchronise(self.device)
-        self.seconds += time.perf_counter() - self._started.pop()
+        self.seconds += self.clock() - self._started.pop()
 
     @contextmanager
     def watching(self, *modules: nn.Module) -> Iterator[Inside]:
@@ -126,126 +110,161 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def timed(device: torch.device, body: Callable[[], Any]) -> float:
-    """Seconds that `body` takes."""
+def timed(device: torch.device, body: Callable[[], Any], clock: Callable[[], float]) -> tuple[float, Any]:
+    """Seconds of `clock` that `body` takes, and its value."""
     synchronise(device)
-    started = time.perf_counter()
-    body()
+    started = clock()
+    value = body()
     synchronise(device)
-    return time.perf_counter() - started
+    return clock() - started, value
 
 
-def pipeline(system: SyntheticSystem, scheduler: str, steps: int) -> StableDiffusionPipeline:
-    """A plain diffusers pipeline of the same parts, in one precision as people use it."""
-    made = StableDiffusionPipeline(
-        vae=system.vae,
-        text_encoder=system.text_encoder,
-        tokenizer=system.tokenizer,
-        unet=system.unet,
-        scheduler=build_scheduler(scheduler, system.scheduler_config, steps),  # type: ignore[arg-type]
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    made.set_progress_bar_config(disable=True)
-    return made
+@dataclass
+class Rate:
+    """Images per second of one way with one work: the best of the rounds.
+
+    With the filter a round's luck is not speed: candidates per second of the best round, times the share of all
+    rounds' candidates that became images.
+    """
+
+    candidates: int = 0
+    images: int = 0
+    fastest: float = 0.0  # candidates per second
+
+    @property
+    def value(self) -> float:
+        """Images per second."""
+        return self.fastest * self.images / self.candidates
 
 
-def specification_loop(system: SyntheticSystem, images: int, resolution: int) -> None:
-    """One image per call, 50 steps."""
-    pipe = pipeline(system, "pndm", SPECIFICATION_STEPS)
-    for number in range(images):
-        pipe(PROMPTS[number % 4], height=resolution, width=resolution, num_inference_steps=SPECIFICATION_STEPS)
+def rates(ways: dict[str, Way], args: argparse.Namespace, device: torch.device) -> dict[tuple[str, Work], Rate]:
+    """Every way with every work, in turns: what else the machine does hits all alike."""
+    found = {(name, work): Rate() for work in WORKS for name in ways}
+    clock = time.process_time if args.clock == "cpu" else time.perf_counter
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(args.rounds):
+            for (name, work), rate in found.items():
+                images = max(args.images // 4, 1) if name == "a" else args.images
+                target = Path(folder) / f"{number}-{name}-{work}"
+                seconds, made = timed(device, lambda: ways[name](images, work, target), clock)  # noqa: B023
+                rate.candidates += made.candidates
+                rate.images += made.images
+                rate.fastest = max(rate.fastest, made.candidates / seconds)
+    return found
 
 
-def diffusers_batches(system: SyntheticSystem, images: int, resolution: int, steps: int, batch: int) -> None:
-    """Batches through the pipeline."""
-    pipe = pipeline(system, "dpm", steps)
-    for start in range(0, images, batch):
-        prompts = [PROMPTS[number % 4] for number in range(start, start + batch)]
-        pipe(prompts, height=resolution, width=resolution, num_inference_steps=steps)
-
-
-def medsyn_blocks(painter: Painter, images: int, folder: Path) -> None:
-    """Blocks of four batches, committed to disk."""
-    rule = Rule.of(GenerationSection(), "baseline")
-    facts = {"modality": "X-Ray", "mode": "baseline", "model_fingerprint": "-", "config_fingerprint": "-"}
-    size = 4 * painter.recipe.batch_size
-    items = [Item(f"x-{number}", PROMPTS[number % 4], 0) for number in range(images)]
-    with Writer() as writer:
-        for start in range(0, images, size):
-            order = Order(folder / f"block-{start:06d}", items[start : start + size], rule, facts)
-            make_block(order, painter, writer, lambda settled: None)
-
-
-def unet_tflop(system: SyntheticSystem, painter: Painter) -> float:
-    """Floating point operations, in 10^12, of one row through the UNet."""
+def tflop(body: Callable[[], Any]) -> float:
+    """Floating point operations of `body`, in 10^12."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    latents = torch.zeros(1, *system.latent_shape(painter.recipe.height), device=system.device, dtype=system.dtype)
-    hidden = system.embed(PROMPTS[0])[0][None].to(system.dtype)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        system.unet(latents, torch.tensor(1, device=system.device), encoder_hidden_states=hidden)
+        body()
     return float(counter.get_total_flops()) / 1e12
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:
     """TFLOP/s of a square matrix product, the best of several."""
     one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2 * side**3 / min(timed(device, lambda: one @ other) for _ in range(20)) / 1e12
+    return 2 * side**3 / min(timed(device, lambda: one @ other, time.perf_counter)[0] for _ in range(20)) / 1e12
 
 
-def measure(args: argparse.Namespace) -> dict[str, float | str]:
+def roofline(system: SyntheticSystem, painter: Painter, painted: float) -> dict[str, float]:
+    """What is computed for an image, and the rate of that against a matrix product's.
+
+    Args:
+        system: its networks.
+        painter: how they are used.
+        painted: images per second.
+    """
+    latents = torch.zeros(1, *system.latent_shape(painter.recipe.height), device=system.device)
+    hidden = system.embed(PROMPTS[0])[0][None].to(system.dtype)
+    row = tflop(lambda: system.unet(latents.to(system.dtype), torch.tensor(1), encoder_hidden_states=hidden))
+    decoder = tflop(lambda: system.decode(latents))
+    items = [(Item(f"w-{number}", PROMPTS[0], 0), 1) for number in range(painter.recipe.batch_size)]
+    rows = painter.paint(items).unet_evaluations / len(items)
+    achieved = painted * (rows * row + decoder)
+    peak = matrix_rate(system.device, system.dtype, 8192 if system.device.type == "cuda" else 1024)
+    return {
+        "UNet rows per image": rows,
+        "GFLOP per UNet row": 1000 * row,
+        "GFLOP of decoding": 1000 * decoder,
+        "achieved TFLOP/s": achieved,
+        "matrix product TFLOP/s": peak,
+        "achieved share": achieved / peak,
+    }
+
+
+def half(painter: Painter, judge: Judge) -> Judge:
+    """The judge with the threshold that half of a few batches clear; also warms the painter up."""
+    judged = replace(painter, selector=judge.selector, policy=judge.policy)
+    size = painter.recipe.batch_size
+    items = [(Item(f"t-{number}", PROMPTS[number % len(PROMPTS)], 0), 0) for number in range(4 * size)]
+    batches = [judged.paint(items[start : start + size]) for start in range(0, len(items), size)]
+    return replace(judge, threshold=median(c.selector or 0.0 for batch in batches for c in batch.candidates))
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All numbers of one run."""
     chosen = choose_device(DeviceSection(cpu_threads=args.threads))
     system = load_synthetic(str(weights.embedded_directory()), chosen.device, chosen.dtype)
     if args.shape == "sd15":
         sd15(system)
-    recipe = Recipe("X-Ray", 0, args.resolution, args.resolution, "dpm", args.steps, 7.5, args.batch_size)
-    painter = Painter(recipe, system)
-    device, alone = system.device, max(args.images // 4, 1)
-    items = [Item(f"w-{number}", PROMPTS[number % 4], 0) for number in range(args.batch_size)]
-    painter.paint([(item, 0) for item in items])  # kernels are chosen at the first call
-    rates: dict[str, list[float]] = {"a": [], "b": [], "c": []}
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(args.rounds):  # in turns: what else the machine does hits all alike
-            baseline = partial(specification_loop, system, alone, args.resolution)
-            batches = partial(diffusers_batches, system, args.images, args.resolution, args.steps, args.batch_size)
-            ours = partial(medsyn_blocks, painter, args.images, Path(folder) / str(number))
-            rates["a"].append(alone / timed(device, baseline))
-            rates["b"].append(args.images / timed(device, batches))
-            rates["c"].append(args.images / timed(device, ours))
-        best = {name: max(values) for name, values in rates.items()}
-        with Inside(device).watching(system.unet, system.vae.decoder) as inside:
-            watched = timed(device, lambda: medsyn_blocks(painter, args.images, Path(folder) / "watched"))
-    rows = painter.paint([(item, 1) for item in items]).unet_evaluations / len(items)
-    tflop = unet_tflop(system, painter)
-    peak = matrix_rate(device, system.dtype, 8192 if device.type == "cuda" else 1024)
+    pixels, size, device = args.resolution, args.batch_size, system.device
+    painter = Painter(Recipe("X-Ray", 0, pixels, pixels, "dpm", args.steps, 7.5, size), system)
+    judge = half(painter, Judge.random(system, SCORERS[args.shape]))
+    ways: dict[str, Way] = {
+        "a": Diffusers(system, judge, "pndm", SPECIFICATION_STEPS, 1, pixels),
+        "b": Diffusers(system, judge, "dpm", args.steps, size, pixels),
+        "c": Medsyn(painter, judge),
+    }
+    found = rates(ways, args, device)
+    clock = time.thread_time if args.clock == "cpu" else time.perf_counter  # of the painting thread
+    inside = Inside(device, clock)
+    with tempfile.TemporaryDirectory() as folder, inside.watching(system.unet, system.vae.decoder):
+        watched, _ = timed(device, lambda: ways["c"](args.images, "files", Path(folder) / "watched"), clock)
     return {
         "device": painter.device_name,
         "dtype": str(system.dtype),
-        "specification's loop, images/s": best["a"],
-        "diffusers' batch, images/s": best["b"],
-        "medsyn, images/s": best["c"],
-        "ratio to the specification's loop": best["c"] / best["a"],
-        "ratio to diffusers' batch": best["c"] / best["b"],
+        "clock": args.clock,
+        "images/s": {name: {work: found[name, work].value for work in WORKS} for name in ways},
+        "candidates per accepted image": {
+            name: found[name, "filter"].candidates / max(found[name, "filter"].images, 1) for name in ways
+        },
         "share of time in UNet and VAE": inside.seconds / watched,
-        "UNet rows per image": rows,
-        "UNet TFLOP per row": tflop,
-        "achieved TFLOP/s (UNet alone)": best["c"] * rows * tflop,
-        "matrix product TFLOP/s": peak,
-        "achieved share of the matrix rate": best["c"] * rows * tflop / peak,
+        **roofline(system, painter, found["c", "painting"].value),
     }
+
+
+def show(console: Console, numbers: dict[str, Any], title: str) -> None:
+    """Two tables: rates and ratios, and the rest."""
+    per_second = numbers["images/s"]
+    second = "CPU s" if numbers["clock"] == "cpu" else "s"
+    table = Table(f"images/{second}", *(TITLES[work] for work in WORKS), "candidates per accepted image", title=title)
+    for name, its in per_second.items():
+        tried = numbers["candidates per accepted image"][name]
+        table.add_row(NAMES[name], *(f"{its[work]:.4g}" for work in WORKS), f"{tried:.2f}")
+    for other in ("a", "b"):
+        ratios = [f"{per_second['c'][work] / max(per_second[other][work], 1e-12):.3f}" for work in WORKS]
+        table.add_row(f"(c) : ({other})", *ratios, "")
+    console.print(table)
+    rest = Table(show_header=False)
+    for key, value in numbers.items():
+        if not isinstance(value, dict):
+            rest.add_row(key, value if isinstance(value, str) else f"{value:.4g}")
+    console.print(rest)
 
 
 def main() -> None:
     """Measure and print."""
     args = arguments()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     numbers = measure(args)
-    table = Table(f"{args.shape}, {args.resolution} px, batch {args.batch_size}, {args.steps} steps", "")
-    for name, value in numbers.items():
-        table.add_row(name, value if isinstance(value, str) else f"{value:.4g}")
-    Console().print(table)
+    filtered = f"at most {MAX_ATTEMPTS} attempts"
+    show(
+        console, numbers, f"{args.shape}, {args.resolution} px, batch {args.batch_size}, {args.steps} steps, {filtered}"
+    )
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    console.print(f"{os.cpu_count()} CPUs; load of the last 1, 5 and 15 minutes {load}", highlight=False)
     if args.json:
         args.json.write_text(json.dumps(numbers, indent=2) + "\n")
 

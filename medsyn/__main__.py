@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from medsyn import cli, verify
+from medsyn import calibrate, cli, verify
 from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, InputProblems
 
 
@@ -161,6 +161,7 @@ COMMANDS: dict[str, cli.Command] = {
     "prompts": ("check a prompt list, or build one that is balanced", prompts),
     "phantoms": ("draw the procedural data set", phantoms),
     "pretrain": ("train the embedded tiny model again (an hour or more)", pretrain),
+    "calibrate": ("measure the rate of this machine, for the plan's estimates", calibrate.calibrate),
     "doctor": ("is this machine fit for a campaign?", doctor),
 }
 

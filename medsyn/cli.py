@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medsyn import disk
 from medsyn.campaign.locks import Busy
 from medsyn.campaign.preempt import EXIT_INTERRUPTED
 from medsyn.campaign.slurm.queue import SlurmError
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
 Command = tuple[str, Callable[[str, Sequence[str]], int]]  # help; function of (how it was called, arguments)
 EXIT_USAGE = 2  # argparse's own
+_PLACE_SHOWN = 300  # characters of a path
+_WRONG_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EISDIR)  # the user named another than was meant
 
 
 def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[str]) -> int:
@@ -60,12 +65,20 @@ def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit would raise once more
         return EXIT_DONE
     except OSError as error:  # a full disk, a read-only file system, a stale handle
-        print(f"{program}: {_place(error)}: {error.strerror or error}", file=sys.stderr)
-        return EXIT_FAILED
+        print(f"{program}: {_place(error)}: {error.strerror or error}{_room(error)}", file=sys.stderr)
+        return EXIT_BAD_INPUT if error.errno in _WRONG_PATH else EXIT_FAILED
 
 
 def _place(error: OSError) -> str:
-    return str(error.filename or "a file of the campaign")
+    return str(error.filename or "a file of the campaign")[:_PLACE_SHOWN]
+
+
+def _room(error: OSError) -> str:
+    """How much is free, where that is what is wrong."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not isinstance(error.filename, str):
+        return ""
+    free = disk.free_bytes(Path(error.filename).parent)
+    return "" if free is None else f" ({free / 2**20:,.0f} MiB are free there)"
 
 
 def config_parser(program: str, description: str) -> argparse.ArgumentParser:

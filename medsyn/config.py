@@ -20,9 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
-from medsyn.solvers import SchedulerName, wrong_steps
+from medsyn.solvers import MOST_GUIDANCE, TRAINING_STEPS, SchedulerName, wrong_steps
 
 EMBEDDED = "embedded"  # model_paths.stable_diffusion: the tiny model that ships with medsyn
+MOST_IMAGES = 1_000_000  # of one prompt
+MOST_SEED = 2**63 - 1
 PHANTOMS = "phantoms"  # data.table: the procedural data set that medsyn draws itself
 
 Modality = Literal["OCT", "CT", "X-Ray", "MRI", "Fundus"]
@@ -39,7 +41,7 @@ class CampaignSection(Section):
     """What the campaign is called and where everything about it is kept."""
 
     name: str = Field("tiny", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MOST_SEED)
     dir: str = ""  # "" means runs/<name>
 
     @field_validator("dir")
@@ -193,22 +195,31 @@ class GenerationSection(Section):
 
     modes: list[Literal["baseline", "filtered"]] = Field(["baseline", "filtered"], min_length=1)
     baseline_model: Literal["pretrained", "finetuned"] = "pretrained"
-    img_num: int = Field(1, ge=1)
+    img_num: int = Field(1, ge=1, le=MOST_IMAGES)
     scheduler: SchedulerName = "dpm"
-    num_inference_steps: int = Field(25, ge=1, le=1000)
-    guidance_scale: float = Field(7.5, ge=1)
+    num_inference_steps: int = Field(25, ge=1, le=TRAINING_STEPS)
+    guidance_scale: float = Field(7.5, ge=1, le=MOST_GUIDANCE)
     guidance_interval: list[float] = Field([0.0, 1.0], min_length=2, max_length=2)
     negative_prompt: str = ""
-    batch_size: int = Field(8, ge=1)
+    batch_size: int | Literal["auto"] = 8
     batches_per_block: int = Field(4, ge=1)
     output: Literal["png", "webdataset"] = "png"
     dicom: bool = False
-    blocks_per_shard: int = Field(16, ge=1)
+    blocks_per_shard: int | None = Field(None, ge=1)
+    shard_minutes: float = Field(30.0, ge=1)
     num_candidates: int = Field(3, ge=1)
     quality_threshold: float = Field(0.6, ge=0, le=1)
     min_policy_score: float | None = Field(None, ge=0, le=1)
     max_attempts: int = Field(10, ge=1)
     on_exhausted: Literal["fail", "skip", "keep-best"] = "skip"
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not is_number and value != "auto":
+            raise ValueError("batch_size is a whole number of at least 1, or auto")
+        return value
 
     @model_validator(mode="after")
     def _candidates_fit(self) -> GenerationSection:
@@ -226,14 +237,23 @@ class GenerationSection(Section):
         return self
 
     @property
+    def images_per_batch(self) -> int:
+        """`batch_size` as a number; raises InputError where it still is `auto`, which preparing a campaign resolves."""
+        if self.batch_size == "auto":
+            reason = "auto is resolved when a campaign is prepared; give a number here"
+            raise InputError("configuration", reason, key="generation.batch_size")
+        return self.batch_size
+
+    @property
     def block_size(self) -> int:
-        """Images in one block."""
-        return self.batch_size * self.batches_per_block
+        """Images in one block; raises InputError while `batch_size` is `auto`."""
+        return self.images_per_batch * self.batches_per_block
 
 
 class EvaluationSection(Section):
-    """Metrics and the report."""
+    """Metrics and the report. Records are counted whole; of images at most `max_images` a set are looked at."""
 
+    max_images: int = Field(1000, ge=2, le=20_000)
     kid_subsets: int = Field(50, ge=1)
     kid_subset_size: int = Field(100, ge=2)
     sheet_columns: int = Field(8, ge=1)
@@ -244,7 +264,9 @@ class ClusterSection(Section):
 
     max_parallel: int = Field(2, ge=1)
     max_requeues: int = Field(20, ge=0)
-    gpu_tflops: float | None = Field(None, gt=0)
+    claim: bool = False
+    max_shards: int | None = Field(None, ge=1)
+    tflops: float | None = Field(None, gt=0)
     gpu_memory_gib: float | None = Field(None, gt=0)
     site: str = ""  # site profile of the Slurm cluster (slurm/*.yaml); "" leaves everything to the cluster's defaults
 
@@ -389,6 +411,8 @@ def _read_value(key: str, text: str | None, source: str) -> Any:
         raise InputError(source, f"'{key}' is not of the form key=value")
     if key not in _FIELD_TYPES:
         raise InputError(source, _unknown_key_reason(key), key=key)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that are not UTF-8 reach a program so
+        raise InputError(source, f"{ascii(text)[:100]} is no Unicode text", key=key)
     kind = _FIELD_TYPES[key]
     if kind == str | None and text in ("", "null"):
         return None
@@ -418,9 +442,24 @@ def problem_of(
     if error["type"] == "extra_forbidden":
         return Problem(source, _unknown_key_reason(key, known), key=key)
     message = str(error["msg"]).removeprefix("Value error, ")
-    shown = f", got {error['input']!r}" if not isinstance(error["input"], (dict, BaseModel)) else ""
+    if error["type"] == "literal_error":
+        message += _meant_choice(str(error["input"]), re.findall(r"'([^']*)'", str(error["ctx"]["expected"])))
+    shown = f", got {_shown(error['input'])}" if not isinstance(error["input"], (dict, BaseModel)) else ""
     place = _source_of(key, message, sources, source)
     return Problem(place, f"{message[0].lower()}{message[1:]}{shown}", key=key or None)
+
+
+def _shown(value: Any) -> str:
+    """A value as a message may print it: short, and on one line."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _meant_choice(given: str, choices: Iterable[str]) -> str:
+    """The choice that a value which is none was most likely meant to be, as the end of a message."""
+    lowered = {choice.casefold(): choice for choice in choices}
+    close = difflib.get_close_matches(given.casefold(), lowered, n=1, cutoff=0.5)
+    return f" (did you mean {lowered[close[0]]}?)" if close else ""
 
 
 def validate(tree: Mapping[str, Any], source: str, sources: Mapping[str, str] | None = None) -> Config:

@@ -29,6 +29,26 @@ def make_directory(path: Path) -> Path:
     return path
 
 
+def free_bytes(path: Path) -> int | None:
+    """Bytes free where `path` is or will be; None if that cannot be told."""
+    try:
+        usage = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists()))
+    except OSError:
+        return None
+    return usage.free if usage.total else None  # some network file systems say nothing
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an OSError that names no file (of a write to a full disk, say) name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def temporary_sibling(path: Path) -> Path:
     """A name beside `path` that no other process uses: the host and the process id are in it."""
     return path.with_name(f".{path.name}.tmp-{os.uname().nodename}-{os.getpid()}")
@@ -58,7 +78,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     data = content.encode() if isinstance(content, str) else content
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
+        with _naming(path), os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -71,10 +91,11 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 def publish(temporary: Path, path: Path) -> None:
     """Make a finished temporary file `path`, as `write_atomic` does with content that fits into memory."""
-    temporary.chmod(FILE_MODE)
-    _fsync_file(temporary)
-    temporary.replace(path)
-    fsync_directory(path.parent)
+    with _naming(path):
+        temporary.chmod(FILE_MODE)
+        _fsync_file(temporary)
+        temporary.replace(path)
+        fsync_directory(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -96,8 +117,9 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         line = json.dumps(record, ensure_ascii=False) + "\n"
         rest = memoryview(("\n" + line if torn else line).encode())
-        while rest:  # a nearly full disk takes less than it is given, and the next write says so
-            rest = rest[os.write(descriptor, rest) :]
+        with _naming(path):
+            while rest:  # a nearly full disk takes less than it is given, and the next write says so
+                rest = rest[os.write(descriptor, rest) :]
     finally:
         os.close(descriptor)
 
@@ -137,7 +159,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(mode=DIRECTORY_MODE)
     try:
-        yield temporary
+        with _naming(path):
+            yield temporary
         for file in sorted(temporary.rglob("*")):
             # libraries choose modes of their own (safetensors shuts the group out)
             if file.is_file():
@@ -174,7 +197,7 @@ def sweep_temporaries(directory: Path, of: str = "*") -> None:
         host, _, process = path.name.rpartition(".tmp-")[2].rpartition("-")
         if host == os.uname().nodename and process.isdigit():
             # a container's first process has the same id every time
-            abandoned = int(process) == os.getpid() or not _is_running(int(process))
+            abandoned = int(process) == os.getpid() or not is_running(int(process))
         else:
             abandoned = _age(path) > _ABANDONED_SECONDS
         if abandoned:
@@ -188,7 +211,8 @@ def _age(path: Path) -> float:
         return 0.0
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether there is a process of this id on this host."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from medsyn import disk
+from medsyn.config import MOST_IMAGES
 from medsyn.data import balance
 from medsyn.data.balance import Balanced
 from medsyn.data.prompt_writer import index_rows
 from medsyn.data.prompts import PromptSource, new_faults
-from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError
+from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, InputProblems, Problem
 
-CELLS_SHOWN = 60
+CELLS_SHOWN, CELLS_NAMED = 60, 8
 
 
 def main(program: str, arguments: Sequence[str]) -> int:
@@ -52,15 +54,9 @@ def _check(path: Path) -> int:
 
 def _balance(args: argparse.Namespace) -> int:
     columns = list(dict.fromkeys(column.strip() for column in args.by.split(",") if column.strip()))
-    number = args.total if args.per_cell is None else args.per_cell
-    if not columns:
-        raise InputError("--by", "names no column")
-    if number < 1:
-        raise InputError("--total" if args.per_cell is None else "--per-cell", f"{number} is not 1 or more")
-    if args.out.suffix.lower() not in (".csv", ".jsonl"):
-        raise InputError(args.out, "the list is written as a .csv or a .jsonl file")
-    if args.out.exists():
-        raise InputError(args.out, "is there already; choose another --out")
+    problems = list(_wrong_arguments(args, columns))
+    if problems:
+        raise InputProblems(problems)
     balanced = balance.balance(args.source, columns, args.total, args.per_cell, args.seed)
     try:
         disk.write_atomic(args.out, balance.as_text(balanced, args.out.suffix.lower()))
@@ -68,6 +64,29 @@ def _balance(args: argparse.Namespace) -> int:
         raise InputError(args.out, f"cannot be written: {error.strerror}") from None
     _show(balanced, args.out)
     return EXIT_DONE
+
+
+def _wrong_arguments(args: argparse.Namespace, columns: Sequence[str]) -> Iterator[Problem]:
+    """What is wrong before the source is read."""
+    flag, number = ("--total", args.total) if args.per_cell is None else ("--per-cell", args.per_cell)
+    if not columns:
+        yield Problem("--by", "names no column")
+    if number < 1:
+        yield Problem(flag, f"{number} is not 1 or more")
+    if args.per_cell is not None and number > MOST_IMAGES:
+        yield Problem(flag, f"{number} is more than {MOST_IMAGES}, the most images of one prompt")
+    if args.out.suffix.lower() not in (".csv", ".jsonl"):
+        yield Problem(str(args.out), "the list is written as a .csv or a .jsonl file")
+    try:
+        if args.out.exists():
+            yield Problem(str(args.out), "is there already; choose another --out")
+            return
+        existing = next(parent for parent in args.out.absolute().parents if parent.exists())
+    except OSError as error:
+        yield Problem(str(args.out)[:200], f"cannot be written: {error.strerror}")
+        return
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        yield Problem(str(args.out), f"cannot be written: {existing} is no folder that can be written to")
 
 
 def _show(balanced: Balanced, path: Path) -> None:
@@ -80,10 +99,21 @@ def _show(balanced: Balanced, path: Path) -> None:
     console.print(table)
     if len(balanced.cells) > CELLS_SHOWN:
         print(f"and {len(balanced.cells) - CELLS_SHOWN} more")
-    repeated = sum(cell.images > cell.captions for cell in balanced.cells)
+    repeated = [cell.values for cell in balanced.cells if cell.images > cell.captions]
     if repeated:
-        print(f"{repeated} of {len(balanced.cells)} have fewer captions than images: captions are repeated (column n)")
+        what = "have fewer captions than images: captions are repeated (column n)"
+        print(f"{len(repeated)} of {len(balanced.cells)} {what}: {_named(repeated)}")
+    absent = balanced.absent(CELLS_NAMED + 1)
+    if absent:
+        more = "at least " if len(absent) > CELLS_NAMED else ""
+        print(f"{more}{len(absent)} combinations of values are in no row and get no image: {_named(absent)}")
     if balanced.left_out:
         print(f"{balanced.left_out} rows were left out: they have no value in {', '.join(balanced.columns)}")
     images = sum(cell.images for cell in balanced.cells)
     print(f"{path}: {images} images of {len(balanced.rows)} prompts in {len(balanced.cells)} cells")
+
+
+def _named(cells: Sequence[balance.Cell]) -> str:
+    """The first few cells by their values."""
+    named = ["/".join(cell) for cell in cells[:CELLS_NAMED]]
+    return ", ".join([*named, "..."] if len(cells) > CELLS_NAMED else named)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
-from medsyn import disk
+from medsyn import cli, disk
 from medsyn.config import EMBEDDED, Precision
-from medsyn.data.modalities import canonical_modality, not_a_modality, split_prefix
-from medsyn.errors import EXIT_BAD_NODE, EXIT_DONE, EXIT_NO_PROGRESS, InputError
+from medsyn.data.modalities import split_prefix
+from medsyn.errors import EXIT_BAD_NODE, EXIT_DONE, EXIT_NO_PROGRESS, InputError, InputProblems, Problem
 from medsyn.generation.shard import MANIFEST
 from medsyn.solvers import SchedulerName
 from medsyn.stage import BadNode
@@ -21,143 +23,236 @@ from medsyn.stage import BadNode
 if TYPE_CHECKING:
     import numpy as np
 
-    from medsyn.generation.generator import GeneratedImage
+    from medsyn.generation.generator import Generator
 
 SHEET = "contact_sheet.png"
+SHEET_IMAGES = 100  # at most; of more images the first
 _CAMPAIGNS = ("campaign.json", "ledger.jsonl")
+_ENVIRONMENT = {"prompt": "BASE_PROMPT", "img_num": "NUM_IMAGES", "output_dir": "E2E_OUTPUT_DIR"}
+_WHOLE = ("img_num", "num_inference_steps", "height", "width", "batch_size", "seed", "max_attempts")
+_NUMBERS = ("guidance_scale", "quality_threshold")
+# arguments of `medsyn.Generator` that have other names than their flags
+_FLAG_OF = {
+    "prompts": "prompt",
+    "count": "img_num",
+    "model": "pretrained_model",
+    "finetuned": "model_used",
+    "selector": "selector_checkpoint",
+    "policy": "policy_checkpoint",
+}
 
 
-def parser(program: str) -> argparse.ArgumentParser:
-    """The specification's flags, and those it lacks."""
-    made = argparse.ArgumentParser(prog=program, description="Make images of one prompt.", allow_abbrev=False)
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong with the flags in one line, and which flag a misspelt one was meant to be."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError."""
+        told, _, unknown = message.partition("unrecognized arguments: ")
+        hints = [meant for word in unknown.split() if (meant := self.meant(word))] if not told else []
+        raise InputError("command line", message + (f"; did you mean {', '.join(hints)}?" if hints else ""))
+
+    def meant(self, word: str) -> str | None:
+        """The flag that a word which is none was most likely meant to be."""
+        name = word.partition("=")[0]
+        close = difflib.get_close_matches(name, self.flags(), n=1, cutoff=0.8) if name.startswith("--") else []
+        return close[0] if close else None
+
+    def flags(self) -> set[str]:
+        """All flags but --help."""
+        return {flag for action in self._actions for flag in action.option_strings} - {"-h", "--help"}
+
+
+def parser(program: str) -> _Parser:
+    """The specification's flags, and those it lacks. All are text, and None where not given: `generate` checks them."""
+    made = _Parser(prog=program, description="Make images of one prompt.", allow_abbrev=False)
     add = made.add_argument
-    add("--prompt", default=os.environ.get("BASE_PROMPT"), help="what to show (BASE_PROMPT)")
-    add("--pretrained_model", default=EMBEDDED, metavar="MODEL", help="`embedded`, a diffusers directory or a hub id")
+    add("--prompt", help="what to show (BASE_PROMPT)")
+    add("--pretrained_model", metavar="MODEL", help="`embedded` (the default), a diffusers directory or a hub id")
     add("--model_used", metavar="DIR", help="directory with a fine-tuned unet/")
     add("--use_pretrained_only", action="store_true", help="leave --model_used out")
-    add("--device", default="auto", help="auto, cpu or cuda:N")
-    add("--precision", default="auto", choices=get_args(Precision))
-    add("--img_num", type=int, default=os.environ.get("NUM_IMAGES", 1), help="images (NUM_IMAGES)")
-    add("--num_inference_steps", type=int, default=25)
-    add("--output_dir", default=os.environ.get("E2E_OUTPUT_DIR", "generated_images"), help="(E2E_OUTPUT_DIR)")
-    add("--height", type=int, help="pixels (256; 64 for the embedded model, which was trained at that)")
-    add("--width", type=int, help="pixels (the height)")
-    add("--scheduler", default="dpm", choices=get_args(SchedulerName))
-    add("--guidance_scale", type=float, default=7.5)
-    add("--negative_prompt", default="", help="what to steer away from")
-    add("--batch_size", type=int, help="candidates denoised together (the images, at most 8)")
-    add("--seed", type=int, default=0)
+    add("--device", help="auto (the default), cpu or cuda:N")
+    add("--precision", help=f"{', '.join(get_args(Precision))}; auto by default")
+    add("--img_num", metavar="N", help="images (NUM_IMAGES; 1)")
+    add("--num_inference_steps", metavar="N", help="25 by default")
+    add("--output_dir", metavar="DIR", help="(E2E_OUTPUT_DIR; generated_images)")
+    add("--height", metavar="PIXELS", help="256; 64 for the embedded model, which was trained at that")
+    add("--width", metavar="PIXELS", help="the height by default")
+    add("--scheduler", help=f"{', '.join(get_args(SchedulerName))}; dpm by default")
+    add("--guidance_scale", metavar="X", help="7.5 by default; 1 is without guidance")
+    add("--negative_prompt", metavar="TEXT", help="what to steer away from")
+    add("--batch_size", metavar="N", help="candidates denoised together (the images, at most 8)")
+    add("--seed", metavar="N", help="0 by default")
     add("--modality", help="one of the five, if the prompt does not start with it")
     add("--selector_checkpoint", metavar="DIR", help="filter: a trained Selector")
     add("--policy_checkpoint", metavar="DIR", help="filter: a trained Policy")
-    add("--quality_threshold", type=float, default=0.6, help="filter: Selector score that an image needs")
-    add("--max_attempts", type=int, default=10, help="filter: candidates per image at most")
+    add("--quality_threshold", metavar="X", help="filter: Selector score that an image needs (0.6)")
+    add("--max_attempts", metavar="N", help="filter: candidates per image at most (10)")
     return made
 
 
 def is_meant(arguments: Sequence[str]) -> bool:
     """Whether the arguments of `generate` ask for a single prompt, not for a task of a campaign."""
-    flags = {flag for action in parser("")._actions for flag in action.option_strings} - {"-h", "--help"}
-    return any(argument.partition("=")[0] in flags for argument in arguments) or (
+    flags = parser("")
+    return any(flags.meant(argument) for argument in arguments) or (
         not arguments and bool(os.environ.get("BASE_PROMPT"))
     )
 
 
 def generate(program: str, arguments: Sequence[str]) -> int:
     """Make images of one prompt, with names that say what they are, and a contact sheet of them."""
-    args = parser(program).parse_args(arguments)
-    if not args.prompt or not args.prompt.strip():
-        raise InputError("--prompt", "there is nothing to show; give a text such as 'Chest X-ray: clear lungs'")
-    modality = _modality(args)
-    output = _output(Path(args.output_dir))
-    settings = _settings(args)
-
-    from medsyn.generation.generator import Generator
-
-    made: list[tuple[GeneratedImage, str]] = []
+    given, sources = _given(parser(program).parse_args(arguments))
     try:
-        generator = Generator(args.pretrained_model, **settings)
-        for number, image in enumerate(generator.images(args.prompt, args.img_num, modality)):
-            if image.png is None:
-                print(f"image {number + 1}: none of {image.record['attempts']} candidates passed")
-                continue
-            name = file_name(args.prompt, modality, number, image.record)
-            image.save(output / name)
-            disk.append_jsonl(output / MANIFEST, {**image.record, "file": name})
-            made.append((image, name))
-            print(output / name)
+        prompt, modality, output, generator = _check(given, sources)
+        return _make(generator, prompt, given["img_num"], modality, output)
     except BadNode as error:
         print(error)
         return EXIT_BAD_NODE
-    if made:
-        disk.write_atomic(output / SHEET, _sheet([image.pixels for image, _ in made if image.pixels is not None]))
-        print(output / SHEET)
-    return EXIT_DONE if len(made) == args.img_num else EXIT_NO_PROGRESS
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What the flags mean for `medsyn.Generator`."""
-    if args.img_num < 1:
-        raise InputError("--img_num", f"at least 1, got {args.img_num}")
-    return {
-        "finetuned": None if args.use_pretrained_only else args.model_used,
-        "selector": args.selector_checkpoint,
-        "policy": args.policy_checkpoint,
-        "device": _device(args.device),
-        "precision": args.precision,
-        "height": args.height,
-        "width": args.width,
-        "seed": args.seed,
-        "scheduler": args.scheduler,
-        "num_inference_steps": args.num_inference_steps,
-        "guidance_scale": args.guidance_scale,
-        "negative_prompt": args.negative_prompt,
-        "batch_size": args.batch_size or min(args.img_num, 8),
-        "quality_threshold": args.quality_threshold,
-        "max_attempts": args.max_attempts,
+def _given(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values that were given, and where each came from: its flag, or an environment variable that is not empty."""
+    values = {name: value for name, value in vars(args).items() if value is not None}
+    sources = {name: f"--{name}" for name in vars(args)}
+    for name, variable in _ENVIRONMENT.items():
+        if name not in values and os.environ.get(variable):
+            values[name], sources[name] = os.environ[variable], f"environment variable {variable}"
+    values = {"img_num": "1", "output_dir": "generated_images"} | values
+    numbers = {name: _number(values[name]) for name in (*_WHOLE, *_NUMBERS) if name in values}
+    return values | numbers, sources
+
+
+def _number(text: str) -> int | float | str:
+    """The number that a text is; what is none stays a text, and the checks tell."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[str, str, Path, Generator]:
+    """The prompt, its modality, the folder and the generator, once all that was given is in order.
+
+    Raises:
+        InputProblems: everything wrong, each by its flag or environment variable.
+    """
+    from medsyn.generation.arguments import check_settings
+    from medsyn.generation.asked import check_prompts
+
+    problems: list[Problem] = []
+
+    def check(function: Callable[[], Any]) -> Any:
+        try:
+            return function()
+        except (InputError, InputProblems) as error:
+            problems.extend(replace(one, source=_source(one.source, sources)) for one in error.problems)
+
+    texts = {name: value for name, value in given.items() if isinstance(value, str)}
+    unreadable = [name for name, text in texts.items() if name != "prompt" and not _is_text(text)]
+    problems += [Problem(sources[name], f"{ascii(given[name])[:100]} is no Unicode text") for name in unreadable]
+    given = {name: value for name, value in given.items() if name not in unreadable}
+    arguments, generation = _settings(given)
+    check(lambda: check_settings(arguments, generation))
+    if "prompt" in given:
+        found = check(lambda: check_prompts(given["prompt"], given.get("img_num", 1), given.get("modality")))
+    else:
+        reason = "there is nothing to show; give a text such as 'Chest X-ray: clear lungs'"
+        problems.append(Problem(sources["prompt"], reason))
+    if "output_dir" in given:
+        check(lambda: _check_output(given["output_dir"]))
+    if problems:
+        raise InputProblems(dict.fromkeys(problems))
+    (row,), warnings = found
+    cli.show_problems(replace(one, source=_source(one.source, sources)) for one in warnings)
+
+    from medsyn.generation.generator import Generator
+
+    output = _make_output(Path(given["output_dir"]), sources["output_dir"])
+    return row.prompt, row.modality, output, Generator(**arguments, **generation)
+
+
+def _settings(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of `medsyn.Generator` that the flags mean, and those of its `generation`."""
+    count = given.get("img_num", 1)
+    together = min(max(count, 1), 8) if isinstance(count, int) else 1
+    sampling = ("num_inference_steps", "scheduler", "guidance_scale", "negative_prompt", "batch_size")
+    filtering = ("quality_threshold", "max_attempts")
+    arguments = {
+        "model": given.get("pretrained_model", EMBEDDED),
+        "finetuned": None if given["use_pretrained_only"] else given.get("model_used"),
+        "selector": given.get("selector_checkpoint"),
+        "policy": given.get("policy_checkpoint"),
+        "device": given.get("device", "auto"),
+        "precision": given.get("precision", "auto"),
+        "height": given.get("height"),
+        "width": given.get("width"),
+        "seed": given.get("seed", 0),
     }
+    generation = {name: given[name] for name in (*sampling, *filtering) if name in given}
+    return arguments, {"batch_size": together, **generation}
 
 
-def _modality(args: argparse.Namespace) -> str:
-    if args.modality:
-        modality = canonical_modality(args.modality)
-        if modality is None:
-            raise InputError("--modality", f"{args.modality!r} {not_a_modality(args.modality)}")
-        return modality
-    modality = split_prefix(args.prompt)[0]
-    if modality is None:
-        raise InputError("--prompt", "which modality? Let it start with one, as in 'CT: nodule', or give --modality")
-    return modality
+def _source(argument: str, sources: Mapping[str, str]) -> str:
+    """What the user wrote for an argument of the generator; what is none (a folder, say) as it is."""
+    return sources.get(_FLAG_OF.get(argument, argument), argument)
 
 
-def _device(name: str) -> str:
-    """`auto` or `cpu`; of `cuda:N` the N-th visible GPU becomes the only one, before torch looks."""
-    match = re.fullmatch(r"cuda(?::(\d+))?", name)
-    if match is None:
-        if name not in ("auto", "cpu"):
-            raise InputError("--device", f"auto, cpu or cuda:N, got {name!r}")
-        return name
-    number, visible = int(match[1] or 0), os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    names = visible.split(",") if visible else [str(number)] * (number + 1)
-    if number >= len(names):
-        raise InputError("--device", f"there is no {name}: CUDA_VISIBLE_DEVICES is {visible}")
-    os.environ["CUDA_VISIBLE_DEVICES"] = names[number]
-    return "auto"
+def _is_text(text: str) -> bool:
+    """Whether it can be written: bytes that are not UTF-8 reach a program as lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def _output(directory: Path) -> Path:
-    """The output folder, made; refused before any work if it is a campaign's or cannot be written."""
-    for folder in (directory.absolute(), *directory.absolute().parents):
-        if any((folder / name).exists() for name in _CAMPAIGNS):
-            raise InputError(directory, f"is a campaign's directory, or in one ({folder}); take another --output_dir")
-    if (directory / MANIFEST).exists():
-        raise InputError(directory, f"holds the images of another run ({MANIFEST}); take another --output_dir")
+def _make(generator: Generator, prompt: str, count: int, modality: str, output: Path) -> int:
+    """Write the images, their records and a contact sheet; return the exit code."""
+    made, shown = 0, []
+    for number, image in enumerate(generator.images(prompt, count, modality)):
+        if image.png is None or image.pixels is None:
+            print(f"image {number + 1}: none of {image.record['attempts']} candidates passed")
+            continue
+        name = file_name(prompt, modality, number, image.record)
+        image.save(output / name)
+        disk.append_jsonl(output / MANIFEST, {**image.record, "file": name})
+        made += 1
+        shown += [image.pixels] if made <= SHEET_IMAGES else []
+        print(output / name)
+    if shown:
+        disk.write_atomic(output / SHEET, _sheet(shown))
+        print(output / SHEET)
+    return EXIT_DONE if made == count else EXIT_NO_PROGRESS
+
+
+def _check_output(name: str) -> None:
+    """Raise InputError if images cannot go there: a campaign's folder, one with other images, one not to be written."""
+    source, directory = "output_dir", Path(name)
+    if not name.strip():
+        raise InputError(source, f"a directory, got {name!r}")
+    try:
+        folders = (directory.absolute(), *directory.absolute().parents)
+        for folder in folders:
+            if any((folder / name).exists() for name in _CAMPAIGNS):
+                reason = f"{directory} is a campaign's directory, or in one ({folder}); take another folder"
+                raise InputError(source, reason)
+        if (directory / MANIFEST).exists():
+            reason = f"{directory} holds the images of another run ({MANIFEST}); take another folder"
+            raise InputError(source, reason)
+        existing = next(folder for folder in folders if folder.exists())
+    except OSError as error:
+        raise InputError(source, f"{directory!s:.100} cannot be written: {error.strerror}") from None
+    if not existing.is_dir():
+        raise InputError(source, f"{directory} cannot be written: {existing} is no folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(source, f"{directory} cannot be written: {existing} may not be written to")
+
+
+def _make_output(directory: Path, source: str) -> Path:
+    """The output folder, made; refused if nothing can be written to it (a full disk, a read-only file system)."""
     try:
         disk.make_directory(directory.absolute())
         disk.write_atomic(directory / ".writable", "")
         (directory / ".writable").unlink()
     except OSError as error:
-        raise InputError(directory, f"cannot be written: {error.strerror}") from None
+        raise InputError(source, f"{directory} cannot be written: {error.strerror}") from None
     return directory
 
 

@@ -31,6 +31,7 @@ SchedulerName = Literal[
 ]
 
 TRAINING_STEPS = 1000  # of SD's noise schedule: no sampler takes more
+MOST_GUIDANCE = 1000.0  # far beyond what makes an image
 
 
 @dataclass(frozen=True)

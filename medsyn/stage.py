@@ -50,6 +50,11 @@ class CampaignDirectory:
         return self.root / "config.yaml"
 
     @property
+    def facts(self) -> Path:
+        """What the campaign was prepared from."""
+        return self.root / "campaign.json"
+
+    @property
     def ledger(self) -> Path:
         """What was submitted, started and ended; append-only."""
         return self.root / "ledger.jsonl"

@@ -4,53 +4,125 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsyn import cli
-from medsyn.errors import EXIT_DONE, EXIT_FAILED
+from medsyn.errors import EXIT_DONE, EXIT_FAILED, InputError
 
 if TYPE_CHECKING:
+    from medsyn.campaign.plan import PlannedTask
     from medsyn.campaign.records import Campaign
+    from medsyn.generation.findings import Finding
+    from medsyn.generation.rerun import Rerun
+    from medsyn.generation.verify import Images
 
 Shards = dict[str, list[tuple[int, int]]]  # by modality
+_TASKS_SHOWN = 10
 
 
 def verify(program: str, arguments: Sequence[str]) -> int:
-    """Check every generated file of a campaign against its manifest; exit code 1 and one line per finding."""
+    """Check every generated file of a campaign against its records; exit code 1 and one line per finding."""
     parser = argparse.ArgumentParser(prog=program, description=verify.__doc__)
     parser.add_argument("directory", type=Path, metavar="CAMPAIGN_DIR")
-    parser.add_argument("--rerun", type=int, default=0, metavar="N", help="make N random images again and compare")
+    parser.add_argument("--rerun", type=int, metavar="N", help="make N random images again and compare")
+    text = "move what is damaged away, so that the tasks that made it make it again"
+    parser.add_argument("--repair", action="store_true", help=text)
     args = parser.parse_args(arguments)
+    if args.rerun is not None and args.rerun < 1:
+        raise InputError("--rerun", f"at least 1 image, got {args.rerun}")
 
-    from medsyn.campaign import records
-    from medsyn.generation.shard import read_blocks
-    from medsyn.generation.verify import Finding, Images, rerun
+    from medsyn.campaign import records, repair
 
     campaign = records.open_campaign(args.directory)
-    config, shards = campaign.config, _shards(campaign)
+    _require_prompts(campaign)
+    with repair.alone(campaign) if args.repair else nullcontext():
+        images = _images(campaign)
+        again = _rerun(args.rerun)
+        findings = []
+        for finding in _findings(campaign, images, again):
+            print(finding)
+            findings.append(finding)
+        _summary(images, again, len(findings))
+        if args.repair and findings:
+            _tell_repair(*repair.set_aside(campaign, findings), args.directory)
+    return EXIT_FAILED if findings else EXIT_DONE
+
+
+def _require_prompts(campaign: Campaign) -> None:
+    """Raise InputError if the prompt list, which says what was asked for, is damaged itself."""
+    from medsyn.campaign import records
+
+    if reason := records.difference(campaign.inputs["prompts"], campaign.directory.root, hashes=True):
+        way_out = "submit the campaign's configuration again, which writes it anew"
+        raise InputError(str(campaign.config.data.prompts), f"{reason}: {way_out}")
+
+
+def _images(campaign: Campaign) -> list[Images]:
+    from medsyn.generation.shard import read_blocks
+    from medsyn.generation.verify import Images
+
     images = []
-    for modality in shards:
-        blocks = read_blocks(config, modality)
-        images += [Images(config, campaign.directory, mode, modality, blocks) for mode in config.generation.modes]
+    for modality in _shards(campaign):
+        blocks = read_blocks(campaign.config, modality)
+        for mode in campaign.config.generation.modes:
+            images.append(Images(campaign.config, campaign.directory, mode, modality, blocks))
+    return images
 
-    def findings() -> Iterator[Finding]:
-        for one in images:
-            yield from one.findings()
-            yield from one.check_tables(shards[one.modality])
-        if args.rerun:
-            with cli.progress_bars() as progress:
-                yield from rerun(images, args.rerun, progress)
 
-    found = 0
-    for finding in findings():
-        print(finding)
-        found += 1
+def _rerun(count: int | None) -> Rerun | None:
+    if count is None:
+        return None
+    from medsyn.generation.rerun import Rerun  # torch
+
+    return Rerun(count)
+
+
+def _findings(campaign: Campaign, images: Sequence[Images], again: Rerun | None) -> Iterator[Finding]:
+    """Everything wrong with the images, their tables and the markers of their tasks."""
+    from medsyn.campaign import check_markers
+    from medsyn.generation import shard_tables
+    from medsyn.generation import verify as generated
+    from medsyn.generation.verify_tables import TABLES, check_merged_table
+
+    shards = _shards(campaign)
+    told: set[Path] = set()
+    for one in images:
+        for finding in one.findings(shards[one.modality]):
+            told |= {finding.damaged} if finding.damaged else set()
+            yield finding
+    yield from generated.check_circumstances(campaign.directory)
+    yield from generated.strangers(campaign.config, campaign.directory, list(shards))
+    ranges = [(modality, blocks) for modality, its in shards.items() for blocks in its]
+    folders = list(shard_tables.shard_directories(campaign.directory, campaign.config.generation.modes, ranges))
+    for name in TABLES:
+        yield from check_merged_table(campaign.directory.root / name, [folder / name for folder in folders])
+    yield from check_markers.findings(campaign, told)
+    if again is not None:
+        with cli.progress_bars() as progress:
+            yield from again.findings(images, progress)
+
+
+def _summary(images: Sequence[Images], again: Rerun | None, found: int) -> None:
     expected = sum(one.blocks.item_count for one in images)
-    again = f", {args.rerun} made again" if args.rerun else ""
     told = "1 finding" if found == 1 else f"{found or 'no'} findings"
-    print(f"{expected} images asked for{again}: {told}")
-    return EXIT_FAILED if found else EXIT_DONE
+    made = f", {again.made} made again" if again is not None else ""
+    print(f"{expected} images asked for{made}: {told}")
+    if again is not None and again.elsewhere:
+        devices = ", ".join(f"{count} on {device}" for device, count in sorted(again.elsewhere.items()))
+        print(f"not to be compared here: images made {devices}")
+
+
+def _tell_repair(folder: Path, tasks: Sequence[PlannedTask], directory: Path) -> None:
+    if folder.is_dir():
+        print(f"what is damaged is in {folder} now; delete it when you like")
+    if tasks:
+        print(f"{len(tasks)} tasks are to run again: `launch.py resume` with the campaign's configuration does, or")
+        for planned in tasks[:_TASKS_SHOWN]:
+            print(f"  python -m medsyn worker {directory} {' '.join(planned.key)}")
+        if len(tasks) > _TASKS_SHOWN:
+            print(f"  and {len(tasks) - _TASKS_SHOWN} more")
 
 
 def _shards(campaign: Campaign) -> Shards:

@@ -251,3 +251,29 @@ def test_an_alias_of_a_modality_is_refused_with_the_five_names(tmp_path: Path) -
 def test_steps_that_a_sampler_cannot_make_are_told_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(InputProblems, match="lcm takes 1 to 50 steps, not 60"):
         config.load(write(tmp_path, "generation: {scheduler: lcm, num_inference_steps: 60}\n"), [], {})
+
+
+def test_a_value_that_is_no_unicode_text_is_refused_by_key(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("campaign: {name: x}")
+    with pytest.raises(InputProblems) as caught:
+        config.load(path, ["campaign.dir=/tmp/\udcff"], {"BASE_PROMPT": "CT: \udcff"})
+    assert [(one.source, one.key) for one in caught.value.problems] == [
+        ("environment variable BASE_PROMPT", "data.base_prompt"),
+        ("command line", "campaign.dir"),
+    ]
+
+
+def test_a_misspelt_choice_is_suggested(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("data: {modalities: [xray]}\ngeneration: {scheduler: eulr}")
+    with pytest.raises(InputProblems, match=r"did you mean X-Ray\?(.|\n)*did you mean euler\?"):
+        config.load(path, environment={})
+
+
+def test_a_long_value_is_shown_short(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"campaign: {{name: {'x' * 10**6}}}")
+    with pytest.raises(InputProblems) as caught:
+        config.load(path, environment={})
+    assert len(str(caught.value)) < 500

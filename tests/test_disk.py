@@ -160,3 +160,17 @@ def test_records_that_will_be_made_again_are_dropped(tmp_path: Path) -> None:
         disk.append_jsonl(path, {"step": step})
     assert disk.truncate_jsonl(path, "step", 2) == [{"step": 1}, {"step": 2}]
     assert [record["step"] for record in disk.read_jsonl(path)] == [1, 2]
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as appending:
+        disk.append_jsonl(tmp_path / "full", {"a": 1})
+    assert appending.value.filename == str(tmp_path / "full")
+    with (
+        pytest.raises(OSError, match="No space left") as building,
+        disk.atomic_directory(tmp_path / "made"),
+        (tmp_path / "full").open("w") as stream,
+    ):
+        stream.write("x")
+    assert building.value.filename == str(tmp_path / "made")

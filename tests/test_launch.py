@@ -91,7 +91,9 @@ def test_a_plan_says_what_is_expected_to_be_needed_and_that_these_are_estimates(
     assert "on 1 CPU thread(s) a task" in said
     assert "a filtered image takes 3 to 10 candidates; 4.5 are assumed" in said
     assert "estimated disk for what is not done: " in said
-    estimate = json.loads(launch("plan", config, "--json", "cluster.gpu_tflops=5.9").stdout)["estimate"]
+    estimate = json.loads(launch("plan", config, "--json", "cluster.tflops=5.9", "cluster.gpu_memory_gib=12").stdout)[
+        "estimate"
+    ]
     assert (estimate["on_gpu"], estimate["tflops"], estimate["model_assumed"]) == (True, 5.9, False)
     assert estimate["hours"]["least"] < estimate["hours"]["expected"] < estimate["hours"]["most"]
     assert estimate["disk"]["needed"] <= estimate["disk"]["needed_all_at_once"] < estimate["disk"]["free"]
@@ -185,3 +187,13 @@ def test_a_login_node_needs_neither_torch_nor_image_readers(tmp_path: Path) -> N
     phantoms = with_little_installed("plan", "configs/tiny.yaml", "--cluster", "local")
     assert phantoms.returncode == 65
     assert "data.table: drawing phantoms needs numpy" in phantoms.stderr
+
+
+@pytest.mark.parametrize("command", ["plan", "submit"])
+def test_a_directory_that_cannot_be_is_one_line(config: Path, tmp_path: Path, command: str) -> None:
+    (tmp_path / "file").touch()
+    for directory in (tmp_path / ("x" * 300), tmp_path / "file", tmp_path / "file" / "below"):
+        result = launch(command, config, f"campaign.dir={directory}", "--cluster", "local")
+        assert result.returncode == 65
+        assert [line for line in result.stderr.splitlines() if not line.startswith("warning")][1:] == []
+        assert str(tmp_path) in result.stderr

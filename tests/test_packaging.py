@@ -108,7 +108,7 @@ LAYERS = [
     {"training", "generation", "evaluation"},
     {"campaign", "doctor", "prompts"},
     {"cli"},
-    {"verify", "single"},
+    {"calibrate", "verify", "single"},
     {"__main__"},
 ]
 

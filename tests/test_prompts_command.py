@@ -28,7 +28,8 @@ def test_a_balanced_list_is_written_and_what_was_repeated_or_left_out_is_said(
     out = tmp_path / "balanced.csv"
     code, said, _ = call(capsys, "balance", source, "--by", "modality,finding", "--total", "12", "--out", out)
     assert code == 0
-    assert "2 of 3 have fewer captions than images: captions are repeated (column n)" in said
+    assert "2 of 3 have fewer captions than images: captions are repeated (column n): CT/none, OCT/drusen" in said
+    assert "3 combinations of values are in no row and get no image: CT/drusen, OCT/nodule, OCT/none" in said
     assert "1 rows were left out" in said
     assert "12 images of 6 prompts in 3 cells" in said
     assert call(capsys, "check", out)[:2] == (0, "OCT: 1 prompts, 4 images\nCT: 5 prompts, 8 images\n")
@@ -38,6 +39,11 @@ def test_a_balanced_list_is_written_and_what_was_repeated_or_left_out_is_said(
     ("options", "says"),
     [
         (["--by", "stage", "--total", "5"], "the columns are 'modality', 'finding'"),
+        (["--by", "modality,findng", "--total", "5"], "no column 'findng' (--by)"),
+        (["--by", "modality,findng", "--total", "5"], "did you mean 'finding'?"),
+        (["--by", "seed", "--total", "5"], "--by: 'seed' says how an image is made"),
+        (["--by", "finding", "--per-cell", "1000001"], "--per-cell: 1000001 is more than 1000000"),
+        (["--by", "finding", "--total", "9000000"], "--total: asks for more than 1000000 images of one prompt"),
         (["--by", " ,", "--total", "5"], "--by: names no column"),
         (["--by", "finding", "--total", "0"], "--total: 0 is not 1 or more"),
         (["--by", "finding", "--per-cell", "-1"], "--per-cell: -1 is not 1 or more"),
@@ -64,6 +70,24 @@ def test_a_file_that_is_there_is_not_written_over(
     assert code == 65
     assert says in said
     assert source.read_bytes() == before
+
+
+def test_a_column_of_a_data_set_s_table_is_suggested(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    table = tmp_path / "metadata.csv"
+    table.write_text("path,Text,modality,Finding\na.png,CT: nodule,CT,nodule\n")
+    code, _, said = call(capsys, "balance", table, "--by", "findings", "--total", "4", "--out", tmp_path / "x.csv")
+    assert code == 65
+    assert "there is no column 'findings' (--by)" in said and "did you mean 'Finding'?" in said
+    assert call(capsys, "balance", table, "--by", "finding", "--total", "4", "--out", tmp_path / "x.csv")[0] == 0
+
+
+def test_everything_wrong_with_the_arguments_is_told_at_once(capsys: pytest.CaptureFixture[str], source: Path) -> None:
+    code, _, said = call(capsys, "balance", source, "--by", ",", "--total", "0", "--out", source / "x.txt")
+    assert code == 65
+    for line, told in zip(
+        said.splitlines(), ("--by", "--total: 0", "written as a .csv", "cannot be written"), strict=True
+    ):
+        assert told in line
 
 
 def test_check_tells_what_is_wrong_and_what_is_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

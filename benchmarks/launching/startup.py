@@ -65,8 +65,22 @@ def measure(campaign: Campaign) -> list[StartUp]:
 
 
 def _start_up(campaign: Campaign, planned: PlannedTask) -> StartUp:
-    directory = campaign.directory
     _forget(campaign, planned)
+    return start_up(campaign, planned)
+
+
+def start_up(campaign: Campaign, planned: PlannedTask, to_the_end: bool = True) -> StartUp:
+    """Start a task that is not done in a process of its own, as a job does.
+
+    Args:
+        campaign: the prepared campaign.
+        planned: its task.
+        to_the_end: whether the task may finish; if not it is killed (SIGKILL) as soon as it works.
+
+    Raises:
+        RuntimeError: the task ended before it came to its first step, or took too long.
+    """
+    directory = campaign.directory
     attempts = len(records.attempt_lines(directory, planned.key))
     started = time.time()
     command = [sys.executable, "-m", "medsyn", "worker", str(directory.root), *planned.key]
@@ -74,9 +88,12 @@ def _start_up(campaign: Campaign, planned: PlannedTask) -> StartUp:
         end = time.monotonic() + WAIT_SECONDS
         while not (beat := heartbeat(directory, planned.key)) or beat["time"] < started:
             if process.poll() is not None or time.monotonic() > end:
+                process.kill()
                 raise RuntimeError(f"{' '.join(planned.key)} did not come to its first step")
             time.sleep(POLL_SECONDS)
         cpu = cpu_seconds(process.pid)
+        if not to_the_end:
+            process.kill()
     tried = records.attempt_lines(directory, planned.key)[attempts]["time"]
     return StartUp(planned.task.stage, tried - started, beat["time"] - started, cpu)
 

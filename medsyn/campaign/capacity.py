@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from medsyn import disk
 from medsyn.campaign import footprint
 from medsyn.campaign.cost import Estimate
 from medsyn.campaign.footprint import GIB
@@ -49,12 +49,7 @@ def disk_needed(estimate: Estimate, done: Collection[Key], at_once: int | None =
 
 def disk_free(config: Config) -> int | None:
     """Bytes free where the campaign's directory is or will be; None if that cannot be told."""
-    path = config.campaign.path
-    try:
-        usage = shutil.disk_usage(next(parent for parent in (path, *path.parents) if parent.exists()))
-    except OSError:
-        return None
-    return usage.free if usage.total else None  # some network file systems say nothing
+    return disk.free_bytes(config.campaign.path)
 
 
 def _check_disk(config: Config, estimate: Estimate, done: Collection[Key]) -> Iterator[Problem]:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from medsyn.campaign import footprint
-from medsyn.campaign.footprint import Counts, Volume
 from medsyn.campaign.plan import Key, Plan
+from medsyn.campaign.volume import Counts, Volume, unet_calls, volume
 from medsyn.config import Config
 from medsyn.models import architecture
 from medsyn.models.architecture import Architecture, Count
 from medsyn.stage import Task
 
-# TFLOP/s that Stable Diffusion reaches, where cluster.gpu_tflops says nothing: what the slowest card in use with the
+# TFLOP/s that Stable Diffusion reaches, where cluster.tflops says nothing: what the slowest card in use with the
 # precision reaches. `auto` may be a Pascal card.
 GPU_TFLOPS = {"auto": 5.0, "float32": 5.0, "float16": 10.0, "bfloat16": 30.0}
 CPU_TFLOPS = 0.04  # of one thread
@@ -30,7 +30,6 @@ AVERAGE_BYTES_PER_SECOND = 4e9  # to the processor, for the moving average
 CANDIDATES_PER_PASS = 1.5  # two of three candidates pass the Selector
 EVALUATION_SECONDS = 0.03  # for one image
 JUDGE_SECONDS = 15.0  # to train the judge of phantoms
-HAVE_EXTRA_EVALUATION = {"pndm": 1}  # UNet evaluations beyond the steps
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,7 @@ def estimate(config: Config, plan: Plan, counts: Counts, on_gpu: bool) -> Estima
     Args:
         config: resolved.
         plan: its tasks.
-        counts: of `images`, `rated images`, `ratings`, `prompts` and images `asked` for, by modality; what is absent
-            counts as none.
+        counts: what there is to do, by modality; what is absent counts as none.
         on_gpu: whether the tasks will find a card.
     """
     model = CostModel(config, counts, on_gpu)
@@ -101,9 +99,9 @@ class CostModel:
     @cached_property
     def flops_per_second(self) -> float:
         """The rate that the work is divided by."""
-        if not self.on_gpu:
-            return CPU_TFLOPS * 1e12 * self.config.device.cpu_threads
-        return 1e12 * (self.config.cluster.gpu_tflops or GPU_TFLOPS[self.config.device.precision])
+        device = self.config.device
+        usual = GPU_TFLOPS[device.precision] if self.on_gpu else CPU_TFLOPS * device.cpu_threads
+        return 1e12 * (self.config.cluster.tflops or usual)
 
     @cached_property
     def candidates(self) -> tuple[float, float, float]:
@@ -118,7 +116,7 @@ class CostModel:
 
     def task(self, task: Task) -> TaskCost:
         """The cost of one task; tasks with as much to do cost the same, and of shards there may be 100,000."""
-        work = footprint.volume(self.config, task, self.counts)
+        work = volume(self.config, task, self.counts)
         key = (task.stage, task.modality, work)
         if key not in self._known:
             self._known[key] = self._cost(task, work)
@@ -172,18 +170,30 @@ class CostModel:
         return seconds
 
     def _generate(self, task: Task, work: Volume, candidates: float) -> float:
-        section, networks = self.config.generation, self.networks
-        evaluations = section.num_inference_steps + HAVE_EXTRA_EVALUATION.get(section.scheduler, 0)
-        rows = section.batch_size * (2 if section.guidance_scale != 1 else 1)
-        batch = self._seconds(networks.unet, rows, evaluations) + self._seconds(networks.decoder, section.batch_size)
-        judging = sum(
-            self._seconds(network, section.batch_size) for network in footprint.scorers(self.config, task.stage)
-        )
-        batches = work.places / section.batch_size
+        section, networks, size = self.config.generation, self.networks, self.config.generation.images_per_batch
+        batch = self.batch(work.guided, work.plain)
+        judging = sum(self._seconds(network, size) for network in footprint.scorers(self.config, task.stage))
+        batches = work.places / size
         seconds = self._seconds(networks.text, 1, work.asked / section.img_num)
         for mode in section.modes:
             seconds += batches * (candidates * (batch + judging) if mode == "filtered" else batch)
         return seconds
+
+    def batch(self, guided: float, plain: float) -> float:
+        """Seconds to sample and decode one batch, with so many guided and unguided calls of the UNet."""
+        networks, size = self.networks, self.config.generation.images_per_batch
+        denoising = self._seconds(networks.unet, 2 * size, guided) + self._seconds(networks.unet, size, plain)
+        return denoising + self._seconds(networks.decoder, size)
+
+    def rate_for(self, seconds: float) -> float:
+        """The TFLOP/s at which one batch of the configuration's settings takes so many seconds.
+
+        Where starting the layers alone takes longer, the operations over the seconds: an estimate then stays longer.
+        """
+        guided, plain = unet_calls(self.config.generation)
+        size, networks = self.config.generation.images_per_batch, self.networks
+        flops = size * ((2 * guided + plain) * networks.unet.flops + networks.decoder.flops)
+        return flops / seconds / 1e12
 
     def _evaluate(self, task: Task, work: Volume, _: float) -> float:
         """On the processor, wherever the rest computes."""

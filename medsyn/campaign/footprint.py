@@ -5,15 +5,13 @@ Estimates from the networks' shapes; docs/performance.md says what they rest on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+from medsyn.campaign.volume import Volume
 from medsyn.config import Config
 from medsyn.models import architecture
 from medsyn.models.architecture import Architecture, Count
 from medsyn.stage import Task
-
-Counts = Mapping[str, Mapping[str, int]]  # of images, rated images, ratings and prompts, by modality
 
 GIB = 2**30
 CONTEXT = 0.75 * GIB  # CUDA's context, loaded kernels and convolution workspaces: 0.5 to 0.8 GiB
@@ -34,42 +32,6 @@ ATTEMPT_RECORD = 300  # bytes of a candidate's line
 DISK_BLOCK = 4_096  # what the file system gives out at once
 BLOCK_FILES = 3  # of a block of images, beside the images
 REPORT = 5 * 2**20  # bytes of report, metrics and judge
-
-
-@dataclass(frozen=True)
-class Volume:
-    """How much there is for one task to do; counts of things, not bytes."""
-
-    images: int = 0  # to train on
-    rated: int = 0  # rated images
-    ratings: int = 0
-    asked: int = 0  # images that one mode makes; short blocks count as full ones
-    places: int = 0  # with the padding of every batch
-
-
-def block_size(config: Config) -> int:
-    """Images in one block."""
-    return config.generation.block_size
-
-
-def volume(config: Config, task: Task, counts: Counts) -> Volume:
-    """The volume of one task; the campaign's for a task that is of no modality."""
-
-    def count(what: str) -> int:
-        its = counts.get(what, {})
-        return sum(its.values()) if task.modality is None else its.get(task.modality, 0)
-
-    wanted = count("asked")
-    size, batch = block_size(config), config.generation.batch_size
-    start, end = task.blocks or (0, -(-wanted // size))
-    asked = min((end - start) * size, wanted)
-    return Volume(
-        images=round(count("images") * (1 - config.data.held_out_fraction)),
-        rated=count("rated images"),
-        ratings=max(count("ratings"), count("rated images")),
-        asked=asked,
-        places=-(-asked // batch) * batch,
-    )
 
 
 def scorers(config: Config, stage: str) -> list[Count]:
@@ -109,7 +71,7 @@ def _finetuning(config: Config, model: Architecture) -> float:
 
 def _generating(config: Config, model: Architecture) -> float:
     """The UNet counts as float32 in half precision too: a batch that overflows is repeated in float32."""
-    section, size = config.generation, config.generation.batch_size
+    section, size = config.generation, config.generation.images_per_batch
     rows = size * (2 if section.guidance_scale != 1 else 1)
     working = WORKING * max(rows * model.unet.widest, size * model.decoder.widest)
     beside = sum(count.parameters for count in scorers(config, "generate")) if "filtered" in section.modes else 0
@@ -160,7 +122,7 @@ def checkpoint_bytes(config: Config, model: Architecture) -> int:
 def _images(config: Config, task: Task, work: Volume, candidates: float) -> float:
     values = COLOURS.get(task.modality or "", 1) * config.data.resolution**2
     image = PNG_BYTES_PER_VALUE * values + IMAGE_RECORDS + DISK_BLOCK
-    blocks = work.places / block_size(config)
+    blocks = work.places / config.generation.block_size
     total = 0.0
     for mode in config.generation.modes:
         attempts = candidates if mode == "filtered" else 1

@@ -13,12 +13,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from medsyn.campaign import capacity, cost, machine, prompt_inputs
+from medsyn.campaign import batch_size, capacity, cost, machine, prompt_inputs, records, shards, volume
 from medsyn.campaign.machine import CONFIGURATION
-from medsyn.campaign.plan import Plan, build
+from medsyn.campaign.plan import Plan, build, count_blocks
 from medsyn.campaign.prompt_inputs import Prompts, absolute
 from medsyn.config import PHANTOMS, Config
 from medsyn.data import tables
+from medsyn.data.prompt_lists import Run
 from medsyn.data.split import is_held_out
 from medsyn.data.tables import ImageRow, RatingRow, Table
 from medsyn.errors import InputError, InputProblems, Problem
@@ -28,6 +29,7 @@ from medsyn.stage import CampaignDirectory
 IMAGES_READ_AT_MOST = 2000  # a larger data set is checked by `python -m medsyn check`, once, not at every submit
 
 Row = TypeVar("Row", ImageRow, RatingRow)
+Runs = Mapping[str, Sequence[int]]  # images of each run of prompts with equal settings, by modality
 Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
 
 
@@ -38,7 +40,8 @@ class Checked:
     given: Config  # as the user wrote it
     config: Config  # resolved
     plan: Plan
-    counts: dict[str, Counter[str]]  # by modality: "images", "rated images", "ratings", "prompts", "asked" (images)
+    counts: dict[str, Counter[str]]  # see `medsyn.campaign.volume`
+    blocks_per_shard: dict[str, int]  # by modality
     estimate: cost.Estimate
     prompts: Prompts  # empty where they are still to be drawn
     problems: list[Problem]
@@ -50,7 +53,16 @@ class Checked:
 
 
 def resolve(config: Config) -> Config:
-    """The configuration with every path absolute and every default path filled in; looks at no file's content."""
+    """The configuration with nothing left to look up; looks at no table's content.
+
+    Raises:
+        InputError: the batch size is `auto`, and nothing says how much memory a card has.
+    """
+    return batch_size.resolve(_with_paths(config))
+
+
+def _with_paths(config: Config) -> Config:
+    """The configuration with every path absolute and every default path filled in."""
     root, data = config.campaign.path, config.data
     table = root / "phantoms" / "metadata.csv" if data.table == PHANTOMS else absolute(data.table)
     ratings = absolute(data.ratings_file) if data.ratings_file else table.parent / "ratings.csv"
@@ -76,14 +88,15 @@ def resolve(config: Config) -> Config:
 
 def prompt_source(config: Config) -> Path | None:
     """The prompt list that the user means, or None where it is `data.base_prompt` or the table's captions."""
-    return prompt_inputs.prompt_file(config, Path(resolve(config).data.table))
+    return prompt_inputs.prompt_file(config, Path(_with_paths(config).data.table))
 
 
 def check(config: Config, progress: Progress | None = None) -> Checked:
     """Read every table, look for weights and (up to 2,000) images; everything wrong is in the result's `problems`."""
-    resolved = resolve(config)
+    problems: list[Problem] = []
+    resolved = _resolve(config, problems)
     modalities = resolved.data.modalities
-    problems = machine.check(resolved)
+    problems += machine.check(resolved)
     drawn_later = config.data.table == PHANTOMS and not Path(resolved.data.table).is_file()
     has_ratings = not drawn_later or config.data.ratings_file is not None
     has_prompts = not drawn_later or config.data.prompts is not None or config.data.base_prompt is not None
@@ -91,6 +104,7 @@ def check(config: Config, progress: Progress | None = None) -> Checked:
     ratings = _read_ratings(resolved, problems) if has_ratings else []
     source = prompt_inputs.find_source(config, prompt_source(config), images, problems) if has_prompts else None
     prompts = prompt_inputs.read(source, config, problems)
+    problems += prompt_inputs.check_negative(config)
     problems += _check_split(resolved, images)
     rated = {(row.path, row.modality) for row in ratings}
     counts: dict[str, Counter[str]] = {
@@ -100,13 +114,13 @@ def check(config: Config, progress: Progress | None = None) -> Checked:
         "prompts": prompts.counts,
     }
     rows = {"images": len(images), "rated images": len(rated), "prompts": prompts.rows_read}
-    asked = prompts.images(config.generation.img_num)
+    runs = prompts.index.modalities
     if drawn_later:
         known = {"images": False, "rated images": has_ratings, "prompts": has_prompts}
         counts |= {what: expected for what, expected in _phantom_counts(config).items() if not known[what]}
         if not has_prompts:
-            asked = {modality: [n * config.generation.img_num] for modality, n in counts["prompts"].items()}
-    counts["asked"] = Counter({modality: sum(runs) for modality, runs in asked.items()})
+            runs = {modality: (Run.plain_prompts(n),) for modality, n in counts["prompts"].items()}
+    counts |= volume.asked(runs, resolved.generation)
     for what, number in rows.items():
         absent = [modality for modality in modalities if not counts[what][modality]]
         if number and absent:  # a table without any row has been told of already
@@ -117,11 +131,35 @@ def check(config: Config, progress: Progress | None = None) -> Checked:
     if config.data.table != PHANTOMS or config.data.ratings_file:
         own[str(resolved.data.ratings_file)] = len(ratings)
     problems += _check_images(resolved, own, progress)
-    plan = build(resolved, asked)
+    asked = {modality: [run.items(config.generation.img_num) for run in its] for modality, its in runs.items()}
+    sizes = _deal(resolved, asked, counts, prompts)
+    plan = build(resolved, asked, sizes)
     estimate = cost.estimate(resolved, plan, counts, machine.expects_gpu(resolved))
     problems += capacity.check(resolved, estimate, capacity.marked_done(CampaignDirectory(resolved.campaign.path)))
     problems = list(dict.fromkeys(problems))  # what two readers say is said once
-    return Checked(config, resolved, plan, counts, estimate, prompts, problems)
+    return Checked(config, resolved, plan, counts, sizes, estimate, prompts, problems)
+
+
+def _resolve(config: Config, problems: list[Problem]) -> Config:
+    """`resolve`, in batches of one where no size can be chosen."""
+    try:
+        return resolve(config)
+    except InputError as error:
+        problems += error.problems
+        return batch_size.with_size(_with_paths(config), 1)
+
+
+def _deal(config: Config, asked: Runs, counts: volume.Counts, prompts: Prompts) -> dict[str, int]:
+    """Blocks of one shard, by modality: as on record, or else as the cost model says."""
+    try:
+        facts = records.read_facts(CampaignDirectory(config.campaign.path))
+    except InputError:  # a damaged record is told by who compares it
+        facts = None
+    known = shards.recorded(facts, config, prompts.index)
+    if known is not None:
+        return known
+    model = cost.CostModel(config, counts, machine.expects_gpu(config))
+    return shards.deal(model, {modality: count_blocks(config, runs) for modality, runs in asked.items()})
 
 
 def _check_split(config: Config, images: Iterable[ImageRow]) -> list[Problem]:

@@ -18,7 +18,7 @@ CONFIGURATION = "configuration"  # how messages name it
 
 def check(config: Config) -> list[Problem]:
     """Everything that is missing or in the way, of a resolved configuration."""
-    return _check_directory(config) + weights.missing(config.model_paths.stable_diffusion) + _check_packages(config)
+    return _check_directory(config) + weights.problems(config.model_paths.stable_diffusion) + _check_packages(config)
 
 
 def has_gpu(config: Config) -> bool:
@@ -27,9 +27,8 @@ def has_gpu(config: Config) -> bool:
 
 
 def expects_gpu(config: Config) -> bool:
-    """Whether estimates are made for a GPU: there is one, or the configuration says what it can do."""
-    described = config.cluster.gpu_tflops is not None or config.cluster.gpu_memory_gib is not None
-    return config.device.use_cuda and (described or has_gpu(config))
+    """Whether estimates are made for a GPU: there is one, or the configuration says how much memory it has."""
+    return config.device.use_cuda and (config.cluster.gpu_memory_gib is not None or has_gpu(config))
 
 
 def _check_directory(config: Config) -> list[Problem]:

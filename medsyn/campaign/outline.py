@@ -7,7 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from medsyn.campaign import budget
+from medsyn.campaign import budget, shards
+from medsyn.campaign.cost import CostModel
 from medsyn.campaign.inputs import Checked
 from medsyn.campaign.plan import Plan, PlannedTask
 
@@ -20,6 +21,8 @@ def show(console: Console, checked: Checked) -> None:
     console.print(f"campaign {checked.config.campaign.name}, {checked.config.campaign.path}", soft_wrap=True)
     console.print(_modalities(checked))
     console.print(_stages(checked))
+    for line in dealing(checked):
+        console.print(line, soft_wrap=True, highlight=False)
     console.print(budget.table(checked))
     for line in budget.totals(checked):
         console.print(line, soft_wrap=True, highlight=False)
@@ -44,6 +47,11 @@ def as_dict(checked: Checked) -> dict[str, Any]:
             for planned in checked.plan
         ],
         "counts": {what: dict(counts) for what, counts in checked.counts.items()},
+        "generate": {
+            "batch_size": checked.config.generation.images_per_batch,
+            "blocks_per_shard": checked.blocks_per_shard,
+            "shard_minutes": _shard_seconds(checked) / 60,
+        },
         "estimate": budget.as_dict(checked),
         "problems": [problem.as_dict() for problem in checked.problems],
     }
@@ -77,6 +85,27 @@ def _stages(checked: Checked) -> Table:
         shown = ", ".join(names) if len(names) <= NAMES_SHOWN else f"{names[0]} ... {names[-1]}"
         table.add_row(stage, str(len(tasks)), shown, _condition(tasks[0]))
     return table
+
+
+def dealing(checked: Checked) -> list[str]:
+    """How large the parts of the stage generate are: its shards and its batches."""
+    tasks = checked.plan.by_stage.get("generate", [])
+    if not tasks:
+        return []
+    minutes, size = _shard_seconds(checked) / 60, checked.config.generation.images_per_batch
+    long = f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds"
+    chosen = " (generation.batch_size=auto)" if checked.given.generation.batch_size == "auto" else ""
+    told = f"generate: {len(tasks)} shards of about {long}, in batches of {size}{chosen}"
+    model = CostModel(checked.config, checked.counts, checked.estimate.on_gpu)
+    ends = {planned.task.modality: planned.task.blocks[1] for planned in tasks if planned.task.blocks}
+    blocks = {modality: end for modality, end in ends.items() if modality is not None}
+    return [told, *(f"generate: {note}" for note in shards.notes(model, blocks, checked.blocks_per_shard))]
+
+
+def _shard_seconds(checked: Checked) -> float:
+    """What a shard is expected to take on average; 0 where there is none."""
+    costs = checked.estimate.of("generate")
+    return sum(cost.seconds for cost in costs) / len(costs) if costs else 0.0
 
 
 def _condition(planned: PlannedTask) -> str:

@@ -20,7 +20,7 @@ from medsyn.errors import InputError
 from medsyn.generation.shard import plan_shards
 from medsyn.stage import STAGES, Task, slug
 
-SCHEMA = 2  # of everything below tasks/ and of campaign.json
+SCHEMA = 3  # of campaign.json, of everything below tasks/, and of the records of images
 Key = tuple[str, str]  # (stage, task name)
 State = Literal["done", "failed", "blocked", "ready", "waiting"]
 
@@ -41,8 +41,10 @@ _RLHF = (
     *("training.max_epochs", "training.batch_size", "training.checkpoints", "training.stage1"),
 )
 
-# Keys that name a file are not here: the file's content counts, not its path. Neither is generation.blocks_per_shard:
-# how the blocks are dealt to tasks shows in no result.
+_DEALING = ("blocks_per_shard", "shard_minutes")
+
+# Keys that name a file are not here: the file's content counts, not its path. Neither are those by which blocks are
+# dealt to tasks, which shows in no result.
 READS: dict[str, Reads] = {
     "finetune": Reads(
         (*_ALWAYS, "data.modality_column", "data.resolution", "data.held_out_fraction", "finetune"),
@@ -55,7 +57,7 @@ READS: dict[str, Reads] = {
             *_ALWAYS,
             "data.resolution",
             "training.stage",
-            *(f"generation.{key}" for key in type(Config().generation).model_fields if key != "blocks_per_shard"),
+            *(f"generation.{key}" for key in type(Config().generation).model_fields if key not in _DEALING),
         ),
         ("prompts", "weights"),
         ("finetune", "rlhf-stage1", "rlhf-stage2"),
@@ -137,13 +139,14 @@ class Plan:
         raise InputError(stage, f"there is no task {which!r}; {has}")
 
 
-def build(config: Config, images: Mapping[str, Sequence[int]]) -> Plan:
+def build(config: Config, images: Mapping[str, Sequence[int]], blocks_per_shard: Mapping[str, int]) -> Plan:
     """The plan of a campaign.
 
     Args:
         config: the campaign's configuration.
         images: how many images are asked for, by modality and run of prompts with equal settings; a modality without
             any gets no generate task.
+        blocks_per_shard: by modality, see `medsyn.campaign.shards`.
     """
     modalities = config.data.modalities
     finetunes = {
@@ -162,13 +165,18 @@ def build(config: Config, images: Mapping[str, Sequence[int]]) -> Plan:
     generates: list[PlannedTask] = []
     for modality in modalities:
         needs = (finetunes[modality].key, stage1.key, *([stage2[modality].key] if stage2 else []))
-        ranges = BlockRanges(tuple(images.get(modality, ())), config.generation.block_size)
-        for shard, blocks in enumerate(plan_shards(ranges.count, config.generation.blocks_per_shard)):
+        count = count_blocks(config, images.get(modality, ()))
+        for shard, blocks in enumerate(plan_shards(count, blocks_per_shard[modality]) if count else ()):
             task = Task("generate", len(generates), f"{slug(modality)}-{shard:05d}", modality, blocks)
             generates.append(PlannedTask(task, needs))
     before = (*finetunes.values(), stage1, *stage2.values(), *generates)
     evaluate = PlannedTask(Task("evaluate", 0, "all"), after=tuple(planned.key for planned in before))
     return Plan((*before, evaluate))
+
+
+def count_blocks(config: Config, runs: Sequence[int]) -> int:
+    """How many blocks there are of a modality with so many images in its runs of prompts."""
+    return BlockRanges(tuple(runs), config.generation.block_size).count
 
 
 def stage_fingerprints(config: Config, inputs: Mapping[str, str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from medsyn import config as configuration
 from medsyn import disk
-from medsyn.campaign import inputs, locks, records
+from medsyn.campaign import inputs, locks, records, shards
 from medsyn.campaign.inputs import Checked, Progress
 from medsyn.campaign.machine import CONFIGURATION
 from medsyn.campaign.plan import READS, reads_key, stage_fingerprints
@@ -27,7 +27,7 @@ from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.stage import STAGES, CampaignDirectory
 
 # What may change at any time: it changes no result, or (evaluation) only the last stage's, which is made again.
-FREE = ("campaign.name", "cluster", "evaluation", "generation.blocks_per_shard")
+FREE = ("campaign.name", "cluster", "evaluation", *shards.DEALT_BY)
 
 
 Warn = Callable[[list[Problem]], None]
@@ -35,7 +35,10 @@ Warn = Callable[[list[Problem]], None]
 
 def unchanged(config: Config) -> Campaign | None:
     """The campaign if it was prepared from just this configuration and these inputs: nothing is left to check."""
-    resolved = inputs.resolve(config)
+    try:
+        resolved = inputs.resolve(config)
+    except InputError:  # `check` tells it, with everything else
+        return None
     directory = CampaignDirectory(resolved.campaign.path)
     facts = records.read_facts(directory)
     if facts is None or facts["config"] != resolved.model_dump() or facts["weights"] != inputs.weights_of(resolved):
@@ -71,7 +74,7 @@ def prepare(config: Config, progress: Progress | None = None, warn: Warn | None 
     """
     campaign = unchanged(config)
     if campaign is None:
-        _raise(_refused_keys(inputs.resolve(config)))  # before images are read, which takes a while
+        _raise(_refused_keys(config))  # before images are read, which takes a while
         checked = _require(check(config, progress), warn)
         root = checked.config.campaign.path
         try:
@@ -95,6 +98,7 @@ def _write(checked: Checked, progress: Progress | None, warn: Warn | None) -> Ca
     source = inputs.prompt_source(config)
     files, contents = _files(checked), _contents(checked)
     checked.prompts.write(Path(str(resolved.data.prompts)))
+    _sweep_tables(directory, checked)
     disk.write_atomic(directory.config, configuration.save(resolved))
     records.write_facts(
         directory,
@@ -102,6 +106,7 @@ def _write(checked: Checked, progress: Progress | None, warn: Warn | None) -> Ca
             "fingerprints": stage_fingerprints(resolved, contents),
             "prompts": checked.prompts.index.amounts(),
             "counts": {what: dict(counts) for what, counts in checked.counts.items()},
+            "blocks_per_shard": checked.blocks_per_shard,
             "weights": contents["weights"],
             "inputs": {name: asdict(record) for name, record in files.items()},
             "prompt_source": asdict(records.record_file(source)) if source else None,
@@ -109,6 +114,16 @@ def _write(checked: Checked, progress: Progress | None, warn: Warn | None) -> Ca
         },
     )
     return records.open_campaign(directory.root)
+
+
+def _sweep_tables(directory: CampaignDirectory, checked: Checked) -> None:
+    """Remove the tables of shards that there are no longer; the blocks that they were made of stay."""
+    for mode in checked.config.generation.modes:
+        tasks = [planned.task for planned in checked.plan.by_stage.get("generate", [])]
+        kept = {directory.shard(mode, str(task.modality), task.blocks) for task in tasks if task.blocks}
+        for folder in directory.work("generate", mode).glob("*/shards/blocks-*"):
+            if folder not in kept:
+                disk.remove(folder)
 
 
 def _draw_phantoms(config: Config, directory: Path, progress: Progress | None) -> None:
@@ -162,6 +177,7 @@ class _Change:
     key: str
     how: str
     stages: list[str]  # that read it
+    way_back: str = "change it back"
 
 
 def _changed_keys(before: Mapping[str, Any], after: Config) -> list[_Change]:
@@ -190,16 +206,33 @@ def _changed_inputs(before: Mapping[str, Any], contents: Mapping[str, str]) -> l
     ]
 
 
-def _refused_keys(resolved: Config) -> list[Problem]:
-    directory = CampaignDirectory(resolved.campaign.path)
+def _refused_keys(given: Config) -> list[Problem]:
+    directory = CampaignDirectory(given.campaign.path)
     before = records.read_facts(directory)
-    return _depended_on(_changed_keys(before, resolved), directory) if before else []
+    if before is None:
+        return []
+    try:
+        resolved = inputs.resolve(given)
+    except InputError:  # `check` tells it, with everything else
+        return []
+    changes = _changed_keys(before, resolved)
+    if given.generation.batch_size == "auto":
+        changes = [_auto_told(change, before, resolved) for change in changes]
+    return _depended_on(changes, directory)
+
+
+def _auto_told(change: _Change, before: Mapping[str, Any], resolved: Config) -> _Change:
+    """A batch size that nobody wrote cannot be changed back."""
+    if change.key != "generation.batch_size":
+        return change
+    was, size = before["config"]["generation"]["batch_size"], resolved.generation.batch_size
+    return replace(change, how=f"was {was}, and auto now gives {size}", way_back=f"set it to {was}")
 
 
 def _refused(checked: Checked) -> list[Problem]:
     """Every changed key and, where the inputs can be read, every changed content that something made depends on."""
     directory = CampaignDirectory(checked.config.campaign.path)
-    problems = _refused_keys(checked.config)
+    problems = _refused_keys(checked.given)
     before = records.read_facts(directory)
     if before and not checked.errors and Path(checked.config.data.table).is_file():
         problems += _depended_on(_changed_inputs(before, _contents(checked)), directory)
@@ -214,7 +247,7 @@ def _depended_on(changes: Iterable[_Change], directory: CampaignDirectory) -> li
         if change.key.startswith("data.phantoms.") and (directory.root / "phantoms").is_dir():
             made.insert(0, "phantoms")
         if made:
-            reason = f"{change.how}, but {', '.join(made)} of this campaign exists: change it back, or choose "
+            reason = f"{change.how}, but {', '.join(made)} of this campaign exists: {change.way_back}, or choose "
             problems.append(Problem(CONFIGURATION, reason + "another campaign.name or campaign.dir", key=change.key))
     return problems
 

@@ -13,12 +13,13 @@ from medsyn.config import Config
 from medsyn.data.modalities import split_prefix
 from medsyn.data.prompt_lists import INDEX, ListIndex, Run
 from medsyn.data.prompt_writer import index_rows, write_lists
-from medsyn.data.prompts import PromptRow, PromptSource, new_faults
+from medsyn.data.prompts import PromptRow, PromptSource, new_faults, read_texts
 from medsyn.data.tables import ImageRow
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.seeds import seed
 from medsyn.solvers import SchedulerName, wrong_steps
 
+BASE_PROMPT = "data.base_prompt"
 CAPTIONS_PER_MODALITY = 8  # drawn as prompts where there is no prompt list
 
 
@@ -34,10 +35,6 @@ class Prompts:
     def counts(self) -> Counter[str]:
         """How many prompts there are of each modality."""
         return Counter({modality: sum(run.prompts for run in runs) for modality, runs in self.index.modalities.items()})
-
-    def images(self, img_num: int) -> dict[str, list[int]]:
-        """How many images are asked for, by modality and run of prompts with equal settings."""
-        return {modality: [run.items(img_num) for run in runs] for modality, runs in self.index.modalities.items()}
 
     def write(self, directory: Path) -> None:
         """Write the list as the tasks read it; nothing is done where it is already."""
@@ -69,7 +66,7 @@ def find_source(
     base = config.data.base_prompt
     if file is not None and base is not None:
         reason = "there is a prompt list as well (data.prompts); keep one of the two"
-        problems.append(Problem(CONFIGURATION, reason, key="data.base_prompt"))
+        problems.append(Problem(CONFIGURATION, reason, key=BASE_PROMPT))
     if file is not None:
         return PromptSource.file(file)
     if base is None:
@@ -78,9 +75,9 @@ def find_source(
     modality = split_prefix(base)[0] or (config.data.modalities[0] if len(config.data.modalities) == 1 else None)
     if modality is None:
         reason = f"which modality? Let it start with one, as in 'CT: {base}', or let data.modalities name just one"
-        problems.append(Problem(CONFIGURATION, reason, key="data.base_prompt"))
+        problems.append(Problem(CONFIGURATION, reason, key=BASE_PROMPT))
         return None
-    return PromptSource.texts("data.base_prompt", [(modality, base)])
+    return PromptSource.texts(BASE_PROMPT, [(modality, base)])
 
 
 def _captions(config: Config, images: Iterable[ImageRow]) -> list[tuple[str, str]]:
@@ -94,6 +91,12 @@ def _captions(config: Config, images: Iterable[ImageRow]) -> list[tuple[str, str
     return drawn
 
 
+def check_negative(config: Config) -> list[Problem]:
+    """What is wrong with the configuration's negative prompt, which is held to what a list's are."""
+    _, found = read_texts("", [{"prompt": "CT: any", "negative_prompt": config.generation.negative_prompt}])
+    return [Problem(CONFIGURATION, problem.reason, key="generation.negative_prompt") for problem in found]
+
+
 def read(source: PromptSource | None, config: Config, problems: list[Problem]) -> Prompts:
     """Read the list through. A bad row is an error if `data.strict`; else it is left out and told."""
     nothing = Prompts(PromptSource.texts("", ()), ListIndex({}), 0)
@@ -103,9 +106,10 @@ def read(source: PromptSource | None, config: Config, problems: list[Problem]) -
     try:
         index = index_rows(source.rows(faults))
     except (InputError, InputProblems) as error:
-        problems += dict.fromkeys([*faults.all_errors(), *error.problems])
+        problems += map(_of_configuration, dict.fromkeys([*faults.all_errors(), *error.problems]))
         return nothing
     found = [*faults.all_errors(), *(faults.warnings() if source.is_file else ())]
+    found = list(map(_of_configuration, found))
     strict = config.data.strict or not index.modalities
     problems += found if strict else [replace(one, severity="warning") for one in found]
     rows = sum(run.prompts for runs in index.modalities.values() for run in runs)
@@ -113,6 +117,13 @@ def read(source: PromptSource | None, config: Config, problems: list[Problem]) -
     chosen = {modality: runs for modality, runs in index.modalities.items() if modality in wanted}
     problems += _wrong_steps(source.name, chosen, config.generation.scheduler)
     return Prompts(source, ListIndex(chosen), rows)
+
+
+def _of_configuration(problem: Problem) -> Problem:
+    """A problem of the one prompt that is in no file, by its key."""
+    if problem.source != BASE_PROMPT:
+        return problem
+    return replace(problem, source=CONFIGURATION, row=None, key=BASE_PROMPT)
 
 
 def _wrong_steps(source: str, modalities: Mapping[str, Sequence[Run]], scheduler: SchedulerName) -> list[Problem]:

@@ -11,11 +11,11 @@ import pwd
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, PositiveInt
 
 import medsyn
 from medsyn import config as configuration
@@ -66,6 +66,7 @@ class _Facts(BaseModel):
     fingerprints: dict[str, str]
     prompts: dict[str, list[tuple[int, int]]]  # by modality, of each run: prompts without an `n`, images of the others
     counts: dict[str, dict[str, int]]
+    blocks_per_shard: dict[str, PositiveInt]
     weights: str
     inputs: _Inputs
     prompt_source: FileRecord | None
@@ -74,7 +75,7 @@ class _Facts(BaseModel):
 
 def campaign_file(directory: CampaignDirectory) -> Path:
     """The record that makes a directory a campaign: first a bare mark (`claim`), then, last of all, every fact."""
-    return directory.root / "campaign.json"
+    return directory.facts
 
 
 def write_facts(directory: CampaignDirectory, facts: Mapping[str, Any]) -> None:
@@ -118,14 +119,39 @@ def open_campaign(root: Path) -> Campaign:
     if facts is None:
         raise InputError(root, "this is not a campaign's directory: `launch.py submit CONFIG` makes one")
     config = configuration.load(directory.config, environment={})
-    inputs = {name: FileRecord(**record) for name, record in facts["inputs"].items()}
+    inputs: Mapping[str, FileRecord] = {name: FileRecord(**one) for name, one in facts["inputs"].items()}
+    if config.campaign.path != directory.root:
+        config, inputs = _moved(config, inputs, directory.root)
     contents = {name: record.sha256 for name, record in inputs.items()} | {"weights": facts["weights"]}
     fingerprints = stage_fingerprints(config, contents)
     if fingerprints != facts["fingerprints"]:
         raise InputError(directory.config, "it was edited by hand: change your own configuration and submit that")
     img_num = config.generation.img_num
     images = {name: [plain * img_num + asked for plain, asked in runs] for name, runs in facts["prompts"].items()}
-    return Campaign(directory, config, build(config, images), fingerprints, inputs, facts["counts"])
+    plan = build(config, images, facts["blocks_per_shard"])
+    return Campaign(directory, config, plan, fingerprints, inputs, facts["counts"])
+
+
+def _moved(config: Config, inputs: Mapping[str, FileRecord], root: Path) -> tuple[Config, Mapping[str, FileRecord]]:
+    """The configuration and the inputs of a campaign whose directory was moved or copied to `root`.
+
+    Every path into the directory it was prepared in becomes one into `root`; no fingerprint depends on a path.
+    """
+    old = config.campaign.path
+
+    def move(path: Any) -> Any:
+        inside = isinstance(path, str) and Path(path).is_absolute() and Path(path).is_relative_to(old)
+        return str(root / Path(path).relative_to(old)) if inside else path
+
+    tree = config.model_dump()
+    for section, keys in (
+        ("campaign", ["dir"]),
+        ("data", ["table", "root", "ratings_file", "prompts"]),
+        ("model_paths", tree["model_paths"]),
+    ):
+        tree[section] |= {key: move(tree[section][key]) for key in keys}
+    moved = {name: replace(record, path=move(record.path)) for name, record in inputs.items()}
+    return Config.model_validate(tree), moved
 
 
 def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:

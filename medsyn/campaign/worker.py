@@ -15,12 +15,12 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from medsyn import errors
+from medsyn import disk, errors
 from medsyn.campaign import locks, preempt, records
 from medsyn.campaign.plan import Key, PlannedTask
 from medsyn.campaign.records import Campaign
@@ -154,7 +154,7 @@ def _fail(
     error: BaseException, control: Control, directory: CampaignDirectory, key: Key, before: Mapping[str, Any] | None
 ) -> tuple[int, str]:
     """Tell and write down what a stage raised; return the exit code and the reason in one line."""
-    code, message = _exit_code(error)
+    code, message = _exit_code(error, directory.root)
     failure: dict[str, Any] = {"error": type(error).__name__, "message": message, "step": control.step}
     if code == errors.EXIT_FAILED:
         text = "".join(traceback.format_exception(error))
@@ -170,8 +170,8 @@ def _fail(
     return code, f"{type(error).__name__}: {message}".splitlines()[0]
 
 
-def _exit_code(error: BaseException) -> tuple[int, str]:
-    """The exit code that a failure ends with, and what to say about it."""
+def _exit_code(error: BaseException, root: Path) -> tuple[int, str]:
+    """The exit code that a failure ends with, and what to say about it; `root` is the campaign's directory."""
     message = str(error)
     if isinstance(error, (InputError, InputProblems)):
         return errors.EXIT_BAD_INPUT, message
@@ -180,18 +180,32 @@ def _exit_code(error: BaseException) -> tuple[int, str]:
     if isinstance(error, BadNode):
         return errors.EXIT_BAD_NODE, message
     if _is_disk_full(error):
-        return errors.EXIT_BAD_NODE, f"no space left on the disk, or the quota is used up ({message})"
+        return errors.EXIT_BAD_NODE, f"{_disk_full(error, root)} ({message})"
     if any(words in message for words in BROKEN_GPU):
         return errors.EXIT_BAD_NODE, f"the GPU of this machine is broken or gone ({message})"
     return errors.EXIT_FAILED, message
 
 
-def _is_disk_full(error: BaseException | None) -> bool:
+def _disk_full(error: BaseException, root: Path) -> str:
+    """Which file found no room, and how much is free there; the campaign's directory where no file is named."""
+    named = (Path(one.filename) for one in _causes(error) if isinstance(one, OSError) and isinstance(one.filename, str))
+    place = next(named, root)
+    free = disk.free_bytes(place.parent)
+    room = "" if free is None else f": {free / 2**20:,.0f} MiB are free there"
+    return f"no space left on the disk, or the quota is used up, at {place}{room}"
+
+
+def _is_disk_full(error: BaseException) -> bool:
     """Whether a full disk is what the exception, or one that led to it, is about."""
+    return any(
+        (isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT))
+        or os.strerror(errno.ENOSPC) in str(one)  # libraries in other languages raise their own types
+        for one in _causes(error)
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception, and those that led to it."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if os.strerror(errno.ENOSPC) in str(error):  # libraries in other languages raise their own types
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False

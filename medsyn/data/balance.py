@@ -7,15 +7,18 @@ second keeps as many captions of each as are wanted, those that come first in an
 from __future__ import annotations
 
 import csv
+import difflib
 import heapq
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
+from medsyn.config import MOST_IMAGES
 from medsyn.data.check import table_kind
 from medsyn.data.csv_rows import check_text_file, column_places, csv_rows, text_lines
 from medsyn.data.faults import Faults, show
@@ -53,6 +56,12 @@ class Balanced:
     rows: list[PromptRow]  # each with its `n`
     left_out: int  # rows of the source without a value in one of the columns
 
+    def absent(self, most: int) -> list[Cell]:
+        """Combinations of the columns' values that no row of the source has, at most so many."""
+        values = [sorted(set(column)) for column in zip(*(cell.values for cell in self.cells), strict=True)]
+        there = {cell.values for cell in self.cells}
+        return list(islice((cell for cell in product(*values) if cell not in there), most))
+
 
 def balance(
     path: Path, columns: Sequence[str], total: int | None = None, per_cell: int | None = None, draw: int = 0
@@ -69,6 +78,9 @@ def balance(
     Raises:
         InputError, InputProblems: the source cannot be read, or has no such column.
     """
+    for column in columns:
+        if column.casefold() in COLUMNS and column.casefold() != "modality":
+            raise InputError("--by", f"{show(column)} says how an image is made, which cannot be balanced")
     source = _source(path, columns)
     captions, left_out, names = _count(source, columns)
     cells = sorted(captions)
@@ -78,6 +90,9 @@ def balance(
             raise InputError("--total", f"{total} images are fewer than the {len(cells)} cells of {', '.join(columns)}")
         lucky = sorted(cells, key=lambda cell: seed(draw, "cell", *cell))[: total % len(cells)]
         wanted = {cell: total // len(cells) + (cell in lucky) for cell in cells}
+    if max(-(-wanted[cell] // captions[cell]) for cell in cells) > MOST_IMAGES:
+        flag = "--total" if per_cell is None else "--per-cell"
+        raise InputError(flag, f"asks for more than {MOST_IMAGES} images of one prompt")
     chosen = _choose(source, columns, wanted, draw)
     return Balanced(
         names,
@@ -115,6 +130,10 @@ def _source(path: Path, columns: Sequence[str]) -> PromptSource:
         further = [column for column in columns if column.casefold() not in COLUMNS]
 
         def places(header: list[str]) -> dict[str, int]:
+            named = [name.strip() for name in header if name.strip()]
+            for column in further:
+                if column.casefold() not in map(str.casefold, named):
+                    raise InputError(faults.source, _no_column(column, named))
             found = column_places(faults.source, header, ("Text", "modality", *further), (), {})
             return {header[place].strip() if column in further else column: place for column, place in found.items()}
 
@@ -155,10 +174,22 @@ def _count(source: PromptSource, columns: Sequence[str]) -> tuple[Counter[Cell],
             raise InputError(source.name, f"{', '.join(columns)} have more than {MOST_CELLS} combinations of values")
     if faults.errors:
         raise InputProblems(faults.all_errors())
+    names_there = ("modality", *known)
+    absent = [column for column in columns if column.casefold() not in map(str.casefold, names_there)]
+    if absent and not captions:
+        raise InputError(source.name, _no_column(absent[0], names_there))
     if not captions:
-        there = ", ".join(show(name) for name in ("modality", *known))
+        there = ", ".join(map(show, names_there))
         raise InputError(source.name, f"no row has a value in each of {', '.join(columns)}; the columns are {there}")
     return captions, left_out, names
+
+
+def _no_column(column: str, names: Iterable[str]) -> str:
+    """That a source has no such column, and which one may have been meant."""
+    lowered = {name.casefold(): name for name in names}
+    close = difflib.get_close_matches(column.casefold(), lowered, n=1)
+    meant = f"; did you mean {show(lowered[close[0]])}?" if close else ""
+    return f"there is no column {show(column)} (--by); the columns are {', '.join(map(show, lowered.values()))}{meant}"
 
 
 def _choose(source: PromptSource, columns: Sequence[str], wanted: Mapping[Cell, int], draw: int) -> dict[Cell, list]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medsyn.data.carried import carried_name, clash
 from medsyn.data.csv_rows import check_text_file, column_places, csv_rows, text_lines
 from medsyn.data.faults import Faults, show
 from medsyn.errors import InputError
@@ -98,7 +99,15 @@ class _Names:
         elif sum(other not in COLUMNS for other in self._known.values()) == MOST_FURTHER_COLUMNS:
             reason = f"there are more than {MOST_FURTHER_COLUMNS} further columns"
             raise InputError(self._faults.source, reason, row, name)
+        self._tell_clash(row, name)
         return name
+
+    def _tell_clash(self, row: int, name: str) -> None:
+        """Refuse a list of which two further columns would have one name in the tables of images."""
+        further = [other for other in self._known.values() if other and other not in COLUMNS]
+        if other := clash(name, further):
+            reason = f"{show(other)} and it would both be called {show(carried_name(name))} in the tables of images"
+            self._faults.refuse_file(row, name, f"{reason}; rename one of the two")
 
     def _tell_twins(self, row: int, record: Mapping[str, Any]) -> None:
         names = [self._known[written] for written in record if self._known[written]]

@@ -57,6 +57,11 @@ class Run:
     size: int  # bytes
     sha256: str
 
+    @classmethod
+    def plain_prompts(cls, number: int) -> Run:
+        """A run of prompts that are not written yet and say nothing but their text."""
+        return cls(None, None, number, 0, 0, 0, "")
+
     @property
     def prompts(self) -> int:
         """How many prompts it has."""

@@ -21,6 +21,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from medsyn.config import MOST_IMAGES, MOST_SEED
 from medsyn.data.faults import Faults, show
 from medsyn.data.modalities import MODALITIES, clean_text, split_prefix
 from medsyn.data.prompt_formats import COLUMNS, Records, read_records
@@ -28,11 +29,11 @@ from medsyn.data.seen import Seen
 from medsyn.data.text_checks import check_modality, check_text
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
+from medsyn.solvers import MOST_GUIDANCE, TRAINING_STEPS
 from medsyn.stage import slug
 
 ERRORS_SHOWN = 50
 MOST_CHARACTERS = 10_000  # of one value; CLIP reads a few hundred
-MOST_IMAGES = 1_000_000  # of one prompt
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _EMPTY = {"", "nan", "none", "null", "<na>"}  # what spreadsheets and pandas write where there is no number
 
@@ -103,6 +104,23 @@ def check_prompts(path: Path) -> list[Problem]:
     return [*faults.all_errors(), *faults.warnings()]
 
 
+def read_texts(
+    name: str, texts: Iterable[Mapping[str, Any]], modality: str | None = None
+) -> tuple[list[PromptRow], list[Problem]]:
+    """Prompts that are in no file, held to what the rows of a list are: those that are good, and every problem.
+
+    Args:
+        name: what problems name as their place.
+        texts: the columns of a list's row of each prompt.
+        modality: of all that do not say theirs.
+    """
+    faults = Faults(name)
+    reader = _Reader(faults)
+    read = [reader.row(row, {"modality": modality, **record}) for row, record in enumerate(texts, 1)]
+    warnings = [Problem(name, reason, rows.first[0], key, "warning") for (key, reason), rows in faults.warned.items()]
+    return [row for row in read if row is not None], [*faults.errors, *warnings]
+
+
 def new_faults(source: str | Path) -> Faults:
     """Where the faults of a prompt list are told: of a million errors only the first are kept."""
     return Faults(str(source), ERRORS_SHOWN)
@@ -123,9 +141,9 @@ class _Reader:
         values = self._plain_values(row, record)
         modality, prompt = self._text(row, values)
         count = self._whole(row, values, "n", 1, MOST_IMAGES)
-        seed = self._whole(row, values, "seed", 0, 2**63 - 1)
-        steps = self._whole(row, values, "num_inference_steps", 1, 1000)
-        guidance = self._number(row, values, "guidance_scale", 1, 1000)
+        seed = self._whole(row, values, "seed", 0, MOST_SEED)
+        steps = self._whole(row, values, "num_inference_steps", 1, TRAINING_STEPS)
+        guidance = self._number(row, values, "guidance_scale", 1, MOST_GUIDANCE)
         negative = clean_text(self._line(row, values, "negative_prompt") or "") or None
         given = self._line(row, values, "id")
         if modality is None or prompt is None or faults.count > before:
@@ -185,7 +203,7 @@ class _Reader:
             return None
         return text
 
-    def _number(self, row: int, values: Mapping[str, Scalar], column: str, low: int, high: int) -> float | None:
+    def _number(self, row: int, values: Mapping[str, Scalar], column: str, low: float, high: float) -> float | None:
         value = values.get(column)
         if value is None or (isinstance(value, str) and value.strip().casefold() in _EMPTY):
             return None
@@ -195,7 +213,7 @@ class _Reader:
             number = math.nan
         if low <= number <= high:
             return number
-        self._faults.error(row, column, f"{show(str(value))} is not a number from {low} to {high}")
+        self._faults.error(row, column, f"{show(str(value))} is not a number from {low:g} to {high:g}")
         return None
 
     def _whole(self, row: int, values: Mapping[str, Scalar], column: str, low: int, high: int) -> int | None:

@@ -27,7 +27,7 @@ def check_text(faults: Faults, row: int, key: str, written: str, modality: str |
     text = clean_text(written)
     said, body = split_prefix(text)
     if says_nothing(body):
-        faults.error(row, key, f"{show(text)} says nothing; every row needs a text")
+        faults.error(row, key, f"{show(text)} says nothing; a text is needed")
         return None
     if modality is None:
         return text

@@ -16,8 +16,9 @@ import numpy as np
 
 from medsyn import __version__, disk
 from medsyn.config import PHANTOMS, Config
-from medsyn.evaluation import achieved, features, gather, judge, metrics, report
-from medsyn.evaluation.gather import Gathered, Picture
+from medsyn.evaluation import achieved, features, gather, judge, metrics, report, tally
+from medsyn.evaluation.gather import Gathered
+from medsyn.evaluation.pictures import Picture
 from medsyn.evaluation.report_tables import OVERALL
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control, Task
@@ -100,7 +101,7 @@ def _groups(config: Config, gathered: Gathered) -> dict[str, Group]:
             [picture for picture in gathered.real.training if picture.modality in modalities],
             [picture for picture in gathered.real.held_out if picture.modality in modalities],
             {
-                mode: [p for m in modalities if m in gathered.made for p in gathered.made[m][mode].accepted()]
+                mode: [p for m in modalities if m in gathered.made for p in gathered.made[m][mode].pictures]
                 for mode in modes
             },
         )
@@ -147,14 +148,16 @@ def _distances(
 
 def _similarity(config: Config, name: str, group: Group) -> dict[str, float | None]:
     """How alike the images of each set are among themselves."""
-    return {
-        key: metrics.pairwise_similarity(
-            [features.grey(features.shrink(picture.pixels, _SSIM_SIDE)) for picture in pictures],
-            _SSIM_PAIRS,
-            seed(config.campaign.seed, "ssim", name, key),
+
+    def of(key: str, pictures: Sequence[Picture]) -> float | None:
+        def image(place: int) -> np.ndarray:
+            return features.grey(features.shrink(pictures[place].pixels, _SSIM_SIDE))
+
+        return metrics.pairwise_similarity(
+            len(pictures), image, _SSIM_PAIRS, seed(config.campaign.seed, "ssim", name, key)
         )
-        for key, pictures in group.sets.items()
-    }
+
+    return {key: of(key, pictures) for key, pictures in group.sets.items()}
 
 
 def _nearest(group: Group) -> dict[str, Any]:
@@ -175,14 +178,7 @@ def _nearest(group: Group) -> dict[str, Any]:
 def _generation(config: Config, gathered: Gathered, name: str) -> dict[str, Any]:
     """Per mode, what generation cost and gave."""
     made = gathered.made.values() if name == OVERALL else [gathered.made[name]] if name in gathered.made else []
-    return {
-        mode: metrics.generation_summary(
-            [line for one in made for line in one[mode].manifest],
-            [line for one in made for line in one[mode].attempts],
-            [entry for one in made for entry in one[mode].timing],
-        )
-        for mode in config.generation.modes
-    }
+    return {mode: tally.total(one[mode].tally for one in made).summary() for mode in config.generation.modes}
 
 
 def _prompt_following(
@@ -199,7 +195,7 @@ def _prompt_following(
     following = {
         name: {
             key: judge.agreement(
-                judge.look(expert, [p.pixels for p in pictures]), judge.facts_of([p.text for p in pictures]) or []
+                judge.look(expert, (p.pixels for p in pictures)), judge.facts_of([p.text for p in pictures]) or []
             )
             for key, pictures in group.sets.items()
         }
@@ -224,6 +220,7 @@ def _campaign_facts(config: Config, gathered: Gathered) -> dict[str, Any]:
         "real_images": sum(gathered.real.counts.values()),
         "real_images_unreadable": gathered.real.unreadable,
         "real_images_left_out": gathered.real.left_out,
+        "generated_images_left_out": sum(made.left_out for modes in gathered.made.values() for made in modes.values()),
         "config_fingerprint": disk.fingerprint(config.model_dump()),
         "versions": {"medsyn": __version__, **{name: _version(name) for name in _LIBRARIES}},
     }

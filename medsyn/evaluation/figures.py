@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from medsyn.data.modalities import MODALITIES
+from medsyn.evaluation.tally import SCORE_BINS
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -143,14 +144,23 @@ def stage2_curves(curves: Mapping[str, Records]) -> str:
     return _svg("rlhf-stage2", "RLHF stage 2: loss, AUROC and rewards over epochs", 3, draw)
 
 
-def score_histogram(passed: Sequence[float], rejected: Sequence[float], threshold: float) -> str:
-    """How the Selector scored the candidates of filtered generation, and where the threshold lies."""
+def score_histogram(passed: np.ndarray, rejected: np.ndarray, threshold: float) -> str:
+    """How the Selector scored the candidates of filtered generation, and where the threshold lies.
+
+    Args:
+        passed: candidates in each bin of `SCORE_BINS`, int [40], of those that passed.
+        rejected: of the others.
+        threshold: the score that was needed.
+    """
 
     def draw(panels: Sequence[Axes]) -> None:
         (axes,) = panels
-        bins = np.linspace(0, 1, 41).tolist()
-        labels = [f"passed ({len(passed)})", f"rejected ({len(rejected)})"]
-        axes.hist([passed, rejected], bins=bins, stacked=True, color=[COLOURS[2], COLOURS[4]], label=labels, alpha=0.85)
+        middles = (SCORE_BINS[:-1] + SCORE_BINS[1:]) / 2
+        labels = [f"passed ({passed.sum()})", f"rejected ({rejected.sum()})"]
+        axes.hist(
+            [middles, middles], SCORE_BINS.tolist(), weights=[passed, rejected], stacked=True,
+            color=[COLOURS[2], COLOURS[4]], label=labels, alpha=0.85,
+        )  # fmt: skip
         axes.axvline(threshold, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
         axes.annotate(
             f"threshold {threshold:g}", (threshold, 1), (4, -2), xycoords=("data", "axes fraction"),

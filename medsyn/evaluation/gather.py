@@ -1,19 +1,16 @@
 """What evaluation reads from disk: real and generated images, learning curves, timings, and what is missing.
 
-Nothing here fails because a part of the campaign did: what is not there is named, what is there is read. Images are
-kept small (at most 128 px and one feature vector each), so a large campaign fits into memory.
+Nothing here fails because a part of the campaign did: what is not there is named, what is there is read.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from medsyn import disk
 from medsyn.config import Config
@@ -23,34 +20,11 @@ from medsyn.data.split import is_held_out
 from medsyn.data.square import fit_square
 from medsyn.data.tables import MODALITIES, ImageRow, read_dataset
 from medsyn.errors import InputError, InputProblems
-from medsyn.evaluation.features import describe, shrink
-from medsyn.generation.filter import SURPLUS
-from medsyn.generation.shard import ATTEMPTS, TIMING, Blocks, plan_shards, read_image_bytes, read_manifest
+from medsyn.evaluation.generated import GeneratedImages, Missing, Tick, read_generated, spread
+from medsyn.evaluation.pictures import Picture, picture
+from medsyn.generation.shard import Item
 from medsyn.seeds import seed
 from medsyn.stage import STAGES, CampaignDirectory, slug
-
-PICTURE_SIDE = 128  # most pixels a side that are kept of an image
-PICTURES_PER_SET = 1000  # most images of one modality in one set (training, held out, baseline, filtered)
-
-Tick = Callable[[], None]  # called before each image is read; may raise `Saved`
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One image, small enough to keep thousands."""
-
-    modality: str
-    text: str
-    pixels: np.ndarray  # uint8 [S, S, 3], S at most PICTURE_SIDE
-    features: np.ndarray  # float32 [D]
-
-
-@dataclass(frozen=True)
-class Missing:
-    """A part of the campaign that is not there, by the name of the task that makes it."""
-
-    task: str
-    what: str
 
 
 @dataclass
@@ -62,22 +36,7 @@ class RealImages:
     counts: dict[str, int] = field(default_factory=dict)  # rows of each modality
     patients_known: bool = False  # whether the split is by patient
     unreadable: int = 0
-    left_out: int = 0  # beyond PICTURES_PER_SET
-
-
-@dataclass
-class GeneratedImages:
-    """Everything one mode made of one modality: the records, and the pictures of those that have one."""
-
-    manifest: list[dict[str, Any]] = field(default_factory=list)
-    attempts: list[dict[str, Any]] = field(default_factory=list)  # candidates that were looked at, in order
-    timing: list[dict[str, Any]] = field(default_factory=list)
-    pictures: dict[tuple[str, int], Picture] = field(default_factory=dict)  # (prompt id, replicate)
-
-    def accepted(self) -> list[Picture]:
-        """The pictures of accepted items, in the order of the prompts."""
-        keys = [(line["id"], line["replicate"]) for line in self.manifest if line["accepted"]]
-        return [self.pictures[key] for key in keys if key in self.pictures]
+    left_out: int = 0  # beyond evaluation.max_images
 
 
 @dataclass
@@ -88,6 +47,7 @@ class Gathered:
     prompts: dict[str, PromptList]  # by modality
     made: dict[str, dict[str, GeneratedImages]]  # by modality, then by mode
     missing: list[Missing]
+    chosen: dict[str, list[Item]] = field(default_factory=dict)  # prompts of the contact sheets, by modality
 
     @property
     def modalities(self) -> list[str]:
@@ -96,26 +56,22 @@ class Gathered:
 
 
 def gather(config: Config, directory: CampaignDirectory, tick: Tick) -> Gathered:
-    """Read everything; `tick` is called before each image."""
+    """Read everything; `tick` is called before each block and image."""
     real, missing = read_real(config, tick)
     missing += missing_models(config, directory)
     prompts = prompts_by_modality(config)
+    chosen = {modality: spread(rows, config.evaluation.sheet_columns) for modality, rows in prompts.items()}
     made: dict[str, dict[str, GeneratedImages]] = {}
     for modality, rows in prompts.items():
         made[modality] = {}
         for mode in config.generation.modes:
-            made[modality][mode], lost = read_generated(config, directory, mode, modality, rows, tick)
+            made[modality][mode], lost = read_generated(config, directory, mode, modality, rows, chosen[modality], tick)
             missing += lost
-    return Gathered(real, prompts, made, missing)
-
-
-def _picture(pixels: np.ndarray, modality: str, text: str) -> Picture:
-    small = shrink(pixels, min(PICTURE_SIDE, pixels.shape[0]))
-    return Picture(modality, text, small, describe(pixels))
+    return Gathered(real, prompts, made, missing, chosen)
 
 
 def read_real(config: Config, tick: Tick) -> tuple[RealImages, list[Missing]]:
-    """The data set's images as the models saw them, at most `PICTURES_PER_SET` per modality and split."""
+    """The data set's images as the models saw them, at most `max_images` per modality and split."""
     real = RealImages()
     try:
         rows = read_dataset(Path(config.data.table), config.data.root, config.data.modality_column).rows
@@ -141,7 +97,7 @@ def _held_out(config: Config, row: ImageRow) -> bool:
 
 def _read_rows(config: Config, rows: Sequence[ImageRow], real: RealImages, tick: Tick) -> Iterator[Picture]:
     """The pictures of the rows that can be read; those that cannot, or are too many, are counted."""
-    kept = _sample(rows, config.campaign.seed)
+    kept = _sample(rows, config.evaluation.max_images, config.campaign.seed)
     real.left_out += len(rows) - len(kept)
     for row in kept:
         tick()
@@ -150,14 +106,14 @@ def _read_rows(config: Config, rows: Sequence[ImageRow], real: RealImages, tick:
         except InputError:
             real.unreadable += 1
             continue
-        yield _picture(np.round(pixels * 255).astype(np.uint8), row.modality, row.text)
+        yield picture(np.round(pixels * 255).astype(np.uint8), row.modality, row.text)
 
 
-def _sample(rows: Sequence[ImageRow], campaign_seed: int) -> Sequence[ImageRow]:
-    """At most `PICTURES_PER_SET` of `rows`, whatever their order; in table order."""
-    if len(rows) <= PICTURES_PER_SET:
+def _sample(rows: Sequence[ImageRow], most: int, campaign_seed: int) -> Sequence[ImageRow]:
+    """At most so many of `rows`, whatever their order; in table order."""
+    if len(rows) <= most:
         return rows
-    lowest = sorted(rows, key=lambda row: seed(campaign_seed, "evaluate", row.file))[:PICTURES_PER_SET]
+    lowest = sorted(rows, key=lambda row: seed(campaign_seed, "evaluate", row.file))[:most]
     return sorted(lowest, key=lambda row: row.row)
 
 
@@ -168,37 +124,6 @@ def prompts_by_modality(config: Config) -> dict[str, PromptList]:
     except InputError:
         lists = {}
     return {modality: lists[modality] for modality in config.data.modalities if modality in lists}
-
-
-def read_generated(
-    config: Config, directory: CampaignDirectory, mode: str, modality: str, prompts: PromptList, tick: Tick
-) -> tuple[GeneratedImages, list[Missing]]:
-    """What one mode made of one modality, block by block; absent or damaged blocks are named by their task."""
-    made = GeneratedImages()
-    lost: dict[str, int] = {}
-    blocks = Blocks(prompts, config.generation.img_num, config.generation.block_size)
-    for shard, numbers in enumerate(plan_shards(blocks.count, config.generation.blocks_per_shard)):
-        for number in range(*numbers):
-            block = directory.block(mode, modality, number)
-            manifest = read_manifest(block)
-            if manifest is None:
-                task = f"generate {slug(modality)}-{shard:05d}"
-                lost[task] = lost.get(task, 0) + blocks.count_items([number])
-                continue
-            made.manifest += manifest
-            made.attempts += [line for line in disk.read_jsonl(block / ATTEMPTS) if line["reason"] != SURPLUS]
-            if (block / TIMING).is_file():
-                made.timing.append(disk.read_json(block / TIMING))
-            for line in manifest:
-                if line["file"] is None or len(made.pictures) >= PICTURES_PER_SET:
-                    continue
-                tick()
-                with Image.open(io.BytesIO(read_image_bytes(block, line))) as image:
-                    pixels = np.asarray(image.convert("RGB"))
-                made.pictures[line["id"], line["replicate"]] = _picture(pixels, modality, line["prompt"])
-    return made, [
-        Missing(task, f"{count} {mode} image{'s' * (count != 1)} of {modality}") for task, count in lost.items()
-    ]
 
 
 def missing_models(config: Config, directory: CampaignDirectory) -> list[Missing]:

@@ -7,9 +7,9 @@ real patients' images have no such judge, and the report then says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +163,11 @@ class Verdict:
 
 
 @torch.no_grad()
-def look(judge: Judge, images: Sequence[np.ndarray], batch_size: int = 64) -> list[Verdict]:
-    """What `judge` sees in uint8 [H, W, 3] images of any size."""
-    verdicts = []
-    for start in range(0, len(images), batch_size):
-        class_logits, side_logits = judge(_to_tensor(images[start : start + batch_size]))
+def look(judge: Judge, images: Iterable[np.ndarray], batch_size: int = 64) -> list[Verdict]:
+    """What `judge` sees in uint8 [H, W, 3] images of any size; holds a batch of them at a time."""
+    verdicts, left = [], iter(images)
+    while batch := list(islice(left, batch_size)):
+        class_logits, side_logits = judge(_to_tensor(batch))
         for index, sides in zip(class_logits.argmax(1).tolist(), side_logits, strict=True):
             kind, finding = CLASSES[index]
             verdicts.append(Verdict(kind, finding, "right" if sides[KINDS.index(kind)] > 0 else "left"))

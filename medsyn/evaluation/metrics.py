@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from skimage.metrics import structural_similarity
 
+_QUERIES_AT_ONCE = 256  # bounds the memory of their distances to thousands of images
 MEANINGFUL = 50  # images in the smaller set below which a kernel distance is an anecdote
 
 
@@ -95,34 +96,44 @@ def halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[: count // 2]), np.sort(order[count // 2 :])
 
 
-def pairwise_similarity(images: Sequence[np.ndarray], pairs: int, seed: int) -> float | None:
+def pairwise_similarity(count: int, image: Callable[[int], np.ndarray], most_pairs: int, seed: int) -> float | None:
     """Mean structural similarity (SSIM, Wang et al. 2004) over random pairs of one set: 1 means all alike.
 
     Args:
-        images: float32 [S, S] in 0..1 each, S >= 7.
-        pairs: most pairs to look at; all of them if there are no more.
+        count: images in the set.
+        image: number `k` of them as float32 [S, S] in 0..1, S >= 7.
+        most_pairs: most pairs to look at; all of them if there are no more.
         seed: which pairs.
 
     Returns:
         The mean, or None if there are fewer than two images.
     """
-    count = len(images)
     if count < 2:
         return None
-    first, second = np.triu_indices(count, k=1)
-    chosen = np.arange(len(first))
-    if len(first) > pairs:
-        chosen = np.random.default_rng(seed).choice(len(first), pairs, replace=False)
-    values = [structural_similarity(images[first[k]], images[second[k]], data_range=1.0) for k in chosen]
+    pairs = count * (count - 1) // 2
+    chosen = np.arange(pairs)
+    if pairs > most_pairs:
+        chosen = np.random.default_rng(seed).choice(pairs, most_pairs, replace=False)
+    before = np.concatenate([[0], np.cumsum(np.arange(count - 1, 0, -1))])  # pairs whose first image comes earlier
+    first = np.searchsorted(before, chosen, side="right") - 1
+    second = first + 1 + chosen - before[first]
+    values = [
+        structural_similarity(image(int(one)), image(int(other)), data_range=1.0)
+        for one, other in zip(first, second, strict=True)
+    ]
     return float(np.mean(values))
 
 
 def nearest_distances(queries: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Root mean square distance per feature, [N], of each of `queries` [N, D] to the nearest of `references` [M, D]."""
     dimensions = queries.shape[1]
-    left, right = queries.astype(np.float64), references.astype(np.float64)
-    squares = (left**2).sum(1)[:, None] + (right**2).sum(1)[None, :] - 2 * left @ right.T
-    return np.sqrt(np.maximum(squares.min(axis=1), 0) / dimensions)
+    right = references.astype(np.float64)
+    lengths = (right**2).sum(1)[None, :]
+    nearest = [np.empty(0)]
+    for start in range(0, len(queries), _QUERIES_AT_ONCE):
+        left = queries[start : start + _QUERIES_AT_ONCE].astype(np.float64)
+        nearest.append(((left**2).sum(1)[:, None] + lengths - 2 * left @ right.T).min(axis=1))
+    return np.sqrt(np.maximum(np.concatenate(nearest), 0) / dimensions)
 
 
 def nearest_summary(distances: np.ndarray, held_out: np.ndarray | None) -> dict[str, float | int | None]:
@@ -162,32 +173,3 @@ def proportion(outcomes: Iterable[bool]) -> dict[str, float | int] | None:
         return None
     low, high = wilson(sum(values), len(values))
     return {"value": sum(values) / len(values), "low": low, "high": high, "n": len(values)}
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that are there and finite, or None."""
-    present = [value for value in values if value is not None and math.isfinite(value)]
-    return float(np.mean(present)) if present else None
-
-
-def generation_summary(
-    manifest: Sequence[dict[str, Any]], attempts: Sequence[dict[str, Any]], timing: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """What one mode of generation cost and gave, from the lines of its manifests, attempts and timing files."""
-    accepted = [line for line in manifest if line["accepted"]]
-    seconds = sum(entry["seconds"] for entry in timing) if timing else None
-    evaluations = [entry["unet_evaluations"] for entry in timing if entry.get("unet_evaluations") is not None]
-    return {
-        "requested": len(manifest),
-        "accepted": len(accepted),
-        "acceptance_rate": len(accepted) / len(manifest) if manifest else None,
-        "attempts": len(attempts),
-        "attempt_pass_rate": mean(float(line["passed"]) for line in attempts),
-        "attempts_per_accepted": len(attempts) / len(accepted) if accepted and attempts else None,
-        "selector_mean": mean(line["selector"] for line in accepted),
-        "policy_mean": mean(line["policy"] for line in accepted),
-        "exhausted_prompts": sorted({line["id"] for line in manifest if not line["accepted"]}),
-        "seconds": seconds,
-        "seconds_per_accepted": seconds / len(accepted) if seconds is not None and accepted else None,
-        "unet_evaluations": sum(evaluations) if evaluations else None,
-    }

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from medsyn.config import PHANTOMS, Config
-from medsyn.evaluation import figures, report_tables
+from medsyn.evaluation import figures, report_tables, tally
 from medsyn.evaluation.gather import Curves, Gathered
 from medsyn.evaluation.sheets import contact_sheet
 
@@ -56,6 +56,7 @@ def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[s
         variety=report_tables.variety(result),
         stages=report_tables.stages(result["stages"]),
         real=gathered.real,
+        generated_left_out=facts["generated_images_left_out"],
         baseline_model=config.generation.baseline_model,
     )
 
@@ -89,10 +90,8 @@ def _training_figures(curves: Curves) -> list[tuple[str, Markup]]:
 
 
 def _score_figure(config: Config, gathered: Gathered) -> Markup | None:
-    lines = [line for modes in gathered.made.values() if "filtered" in modes for line in modes["filtered"].attempts]
-    scored = [line for line in lines if line["selector"] is not None]
-    if not scored:
+    made = tally.total(modes["filtered"].tally for modes in gathered.made.values() if "filtered" in modes)
+    passed, rejected = made.passed_scores, made.rejected_scores
+    if not (passed.any() or rejected.any()):
         return None
-    passed = [line["selector"] for line in scored if line["passed"]]
-    rejected = [line["selector"] for line in scored if not line["passed"]]
     return Markup(figures.score_histogram(passed, rejected, config.generation.quality_threshold))

@@ -172,7 +172,7 @@ def _cost_cells(mode: str, facts: Mapping[str, Any]) -> list[Cell]:
         return [Cell(str(accepted)), *price]
     return [
         Cell(f"{accepted} of {facts['requested']}"),
-        Cell(str(len(facts["exhausted_prompts"]))),
+        Cell(str(facts["exhausted"])),
         Cell(number(facts["attempts_per_accepted"], 2)),
         *price,
         Cell(number(facts["selector_mean"], 2)),

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from medsyn.evaluation.gather import Gathered, GeneratedImages, Picture
+from medsyn.evaluation.gather import Gathered
+from medsyn.evaluation.generated import GeneratedImages
+from medsyn.evaluation.pictures import Picture
 from medsyn.evaluation.report_tables import SET_NAMES
 from medsyn.generation.filter import ACCEPTED, FAILED, KEPT_BEST, SKIPPED, UNFILTERED
 
@@ -75,15 +77,13 @@ def _real_frame(picture: Picture | None, prompt: str) -> Frame:
 
 
 def _generated_frame(images: GeneratedImages, prompt_id: str, mode: str) -> Frame:
-    """The prompt's first image that there is, else what became of it."""
-    lines = sorted((line for line in images.manifest if line["id"] == prompt_id), key=lambda line: line["replicate"])
-    if not lines:
+    """The image that there is of the prompt, else what became of it."""
+    if prompt_id not in images.shown:
         return Frame(None, "not generated", ["not generated"], accepted=False)
-    keyed = [(line, images.pictures.get((line["id"], line["replicate"]))) for line in lines]
-    line, picture = next(((line, picture) for line, picture in keyed if picture is not None), keyed[0])
+    line, picture = images.shown[prompt_id]
     notes = [f"{score} {line[score]:.2f}" for score in ("selector", "policy") if line[score] is not None]
     if line["reason"] not in (ACCEPTED, UNFILTERED):
-        notes.append(_FATES.get(line["reason"], line["reason"]).format(line["attempts"]))
+        notes.append(_FATES.get(line["reason"], str(line["reason"])).format(line["attempts"]))
     elif line["reason"] == ACCEPTED:
         notes.append(f"accepted, {line['attempt'] + 1} of {line['attempts']}")
     image = None if picture is None else _data_uri(picture.pixels)
@@ -92,10 +92,7 @@ def _generated_frame(images: GeneratedImages, prompt_id: str, mode: str) -> Fram
 
 def contact_sheet(gathered: Gathered, modality: str, most: int) -> Sheet:
     """The contact sheet of a modality: prompts spread evenly over its list, real images that come closest to them."""
-    prompts = gathered.prompts.get(modality)
-    count = prompts.prompts if prompts else 0
-    columns = min(most, count)
-    chosen = [prompts.prompt(index * count // columns) for index in range(columns)] if prompts else []
+    chosen = gathered.chosen.get(modality, [])
     held_out = [picture for picture in gathered.real.held_out if picture.modality == modality]
     training = [picture for picture in gathered.real.training if picture.modality == modality]
     real, origin = (held_out, "held out") if held_out else (training, "trained on")

@@ -25,29 +25,49 @@ def pack(
     A sample's key is its file's name without the ending, dots written as `-`, because WebDataset's key ends at the
     first dot; an item's number in the block is in front, so no two keys are the same.
     """
-    members: dict[str, bytes] = {}
-    names: dict[int, str] = {}
-    for position, record in enumerate(manifest):
-        if record["file"] is None:
-            continue
-        stem, _, ending = record["file"].rpartition(".")
-        key = f"{position:06d}-{stem.replace('.', '-')}"
-        names[position] = f"{key}.{ending}"
-        members[names[position]] = files[record["file"]]
-        if record.get("dicom"):
-            members[f"{key}.dcm"] = files[record["dicom"]]
-        members[f"{key}.json"] = (json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n").encode()
-    archive, offsets = write_tar(members)
+    archive, offsets = write_tar(members(manifest, files))
     packed = []
     for position, record in enumerate(manifest):
         place: dict[str, Any] = {"archive": None, "offset": None}
-        if name := names.get(position):
+        if record["file"] is not None:
+            name = member_name(position, record["file"])
             place = {"archive": ARCHIVE, "offset": offsets[name], "file": name}
             if record.get("dicom"):
-                dicom = f"{name.rpartition('.')[0]}.dcm"
+                dicom = member_name(position, record["dicom"])
                 place |= {"dicom": dicom, "dicom_offset": offsets[dicom]}
         packed.append({**record, **place})
     return packed, {ARCHIVE: archive}
+
+
+def member_name(position: int, file: str) -> str:
+    """What a file of the item at `position` of its block is called in the archive."""
+    stem, _, ending = file.rpartition(".")
+    return f"{position:06d}-{stem.replace('.', '-')}.{ending}"
+
+
+def members(manifest: Sequence[Mapping[str, Any]], files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The archive's members by name: every image, and beside it its record."""
+    found: dict[str, bytes] = {}
+    for position, record in enumerate(manifest):
+        if record["file"] is None:
+            continue
+        found[member_name(position, record["file"])] = files[record["file"]]
+        if record.get("dicom"):
+            found[member_name(position, record["dicom"])] = files[record["dicom"]]
+        json_name = f"{record['file'].rpartition('.')[0]}.json"
+        content = json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n"
+        found[member_name(position, json_name)] = content.encode()
+    return found
+
+
+def unpacked(record: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """A record of a block with an archive as it was before it was packed, when its image was called `file`."""
+    plain = {key: value for key, value in record.items() if key not in ("archive", "offset", "dicom_offset")}
+    if record["file"] is not None:
+        plain["file"] = file
+        if record.get("dicom"):
+            plain["dicom"] = f"{file.rpartition('.')[0]}.dcm"
+    return plain
 
 
 def write_tar(members: Mapping[str, bytes]) -> tuple[bytes, dict[str, int]]:

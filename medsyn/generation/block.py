@@ -15,14 +15,17 @@ from typing import Any
 import numpy as np
 
 from medsyn import disk
+from medsyn.config import Config
 from medsyn.generation.archive import pack
 from medsyn.generation.background import Writer
 from medsyn.generation.dicom_output import add_dicom
+from medsyn.generation.facts import CIRCUMSTANCES_FILE, require_same, settings
 from medsyn.generation.filter import FAILED, Rule, Trial, next_batch
 from medsyn.generation.journal import Journal, Places
 from medsyn.generation.painter import Batch, Painter
 from medsyn.generation.provenance import publish
 from medsyn.generation.shard import BlockContent, Item, commit_block, item_fingerprint
+from medsyn.stage import CampaignDirectory
 
 Published = tuple[dict[str, Any], bytes | None, bytes | None]  # an item's record, its PNG file and its DICOM file
 
@@ -34,9 +37,28 @@ class Order:
     path: Path
     items: Sequence[Item]
     rule: Rule
-    facts: Mapping[str, str]  # on record with every image: modality, mode, fingerprints
+    facts: Mapping[str, Any]  # on record with every image: modality, mode, fingerprints, circumstances
+    settings: Mapping[str, Any]  # steps, guidance, …: on record with the images of items that do not say otherwise
     archive: bool = False  # images in one tar file instead of a file each
     dicom: bool = False  # a DICOM file of every image besides
+    made_with: Path | None = None  # where it is on record what the campaign's images are made with
+
+    @classmethod
+    def of(
+        cls, config: Config, directory: CampaignDirectory, place: Path, items: Sequence[Item], facts: Mapping[str, Any]
+    ) -> Order:
+        """A block of a campaign: where it is to be, and what it is to hold."""
+        section = config.generation
+        return cls(
+            place,
+            items,
+            Rule.of(section, facts["mode"]),
+            facts,
+            settings(section),
+            archive=section.output == "webdataset",
+            dicom=section.dicom,
+            made_with=directory.work("generate", CIRCUMSTANCES_FILE),
+        )
 
     @property
     def identity(self) -> str:
@@ -56,6 +78,7 @@ class Progress:
     order: Order
     trials: list[Trial]
     favourites: dict[int, np.ndarray] = field(default_factory=dict)
+    devices: dict[int, str] = field(default_factory=dict)  # what painted the favourites
     published: dict[int, Published] = field(default_factory=dict)
 
     @property
@@ -70,7 +93,7 @@ class Progress:
             trial = self.trials[position]
             trial.add(candidate)
             if trial.favourite is candidate:
-                self.favourites[position] = picture
+                self.favourites[position], self.devices[position] = picture, batch.device
         return [i for i, (trial, was) in enumerate(zip(self.trials, before, strict=True)) if trial.settled and not was]
 
     def publish(self, settled: Sequence[int]) -> None:
@@ -78,7 +101,7 @@ class Progress:
         for position in settled:
             picture = self.favourites.pop(position, None)
             item, trial = self.order.items[position], self.trials[position]
-            record, png = publish(item, trial, picture, self.order.facts)
+            record, png = publish(item, trial, picture, self.order.facts, self.order.settings)
             dicom = None
             if self.order.dicom and png is not None and picture is not None:
                 record, dicom = add_dicom(record, picture)
@@ -101,7 +124,13 @@ class Progress:
         return BlockContent(files, manifest, attempts, timing)
 
 
-def make_block(order: Order, painter: Painter, writer: Writer, tell: Callable[[int], None]) -> list[str]:
+def make_block(
+    order: Order,
+    painter: Painter,
+    writer: Writer,
+    tell: Callable[[int], None],
+    committed: Callable[[], None] = lambda: None,
+) -> list[str]:
     """Paint a block and hand it to `writer`, which commits it; return the ids of prompts that failed.
 
     Args:
@@ -110,6 +139,7 @@ def make_block(order: Order, painter: Painter, writer: Writer, tell: Callable[[i
         writer: encodes and writes beside the painting. The block is committed when its last job has ended.
         tell: called before each batch with the number of items that are settled; may raise to stop. What has been
             painted is in the journal by the time `writer` is closed.
+        committed: called on the writing thread when the block is on disk and its journal is gone.
     """
     journal = Journal(order.path, order.identity)
     progress = Progress(order, [Trial(order.rule) for _ in order.items])
@@ -125,20 +155,30 @@ def make_block(order: Order, painter: Painter, writer: Writer, tell: Callable[[i
         kept = journal.batch(len(batches), places)
         if kept is None:
             tell(progress.settled_count)
-        batch = kept or painter.paint([(order.items[position], attempt) for position, attempt in places])
+        batch = kept or replace(
+            painter.paint([(order.items[position], attempt) for position, attempt in places]),
+            device=painter.device_name,
+        )
         settled = progress.take(places, batch)
         writer.submit(partial(write, len(batches), places, batch, settled, kept is None))
         batches.append(replace(batch, pictures=[]))
     timing = {
         "seconds": sum(batch.seconds for batch in batches),
         "device": painter.device_name,
+        "devices": [
+            None if trial.winner is None else progress.devices[position]
+            for position, trial in enumerate(progress.trials)
+        ],
         "batches": len(batches),
         "unet_evaluations": sum(batch.unet_evaluations for batch in batches),
     }
 
     def commit() -> None:
+        if order.made_with is not None:
+            require_same(order.made_with, order.facts, keep=True)
         commit_block(order.path, progress.content(timing))
         journal.remove()
+        committed()
 
     writer.submit(commit)
     outcomes = zip(order.items, progress.trials, strict=True)

@@ -5,10 +5,11 @@ Blocks that are there are left alone, so the files are the same whatever the sha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,13 +18,16 @@ from medsyn import disk
 from medsyn.config import Config
 from medsyn.errors import InputError
 from medsyn.generation.background import Writer
-from medsyn.generation.block import Order, make_block
-from medsyn.generation.filter import FAILED, Rule
-from medsyn.generation.journal import journal_directory
+from medsyn.generation.facts import CIRCUMSTANCES_FILE, require_same
+from medsyn.generation.helping import help_others
+from medsyn.generation.lease import Leases
 from medsyn.generation.loader import Loader
-from medsyn.generation.shard import Blocks, finished_block, read_blocks
+from medsyn.generation.maker import BlockMaker, Place, sweep
+from medsyn.generation.shard import read_blocks
 from medsyn.generation.shard_tables import write_shard_tables
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Task
+
+WAIT_SECONDS = 1.0  # between two looks at blocks that other tasks are at work on
 
 
 def run(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
@@ -43,75 +47,75 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         reason = f"has {blocks.count} blocks of {modality}, the task was planned for {numbers.stop}: plan again"
         raise InputError(str(config.data.prompts), reason)
     loader = Loader(config, modality, directory)
-    facts = {mode: loader.facts(mode) for mode in config.generation.modes}
+    facts: dict[str, dict[str, Any]] = {mode: loader.facts(mode) for mode in config.generation.modes}
+    made_with = directory.work("generate", CIRCUMSTANCES_FILE)
+    disk.sweep_temporaries(made_with.parent)
+    for its in facts.values():
+        require_same(made_with, its, keep=False)
     for mode in facts:  # never later: the task may be running a second time by then
-        _sweep([directory.block(mode, modality, number) for number in numbers])
         disk.sweep_temporaries(directory.shard(mode, modality, (numbers.start, numbers.stop)))
-    shard = _Shard(config, loader, blocks, numbers, control, len(facts) * blocks.count_items(numbers))
-    with _memory_told(config), Writer() as writer:
-        for mode, its in facts.items():
-            shard.make(mode, its, writer)
-    for mode in facts:
-        write_shard_tables(directory, mode, modality, (numbers.start, numbers.stop))
-    control.beat(shard.total, shard.total, "image")
+        if not config.cluster.claim:
+            sweep([directory.block(mode, modality, number) for number in numbers])
+    with Leases(task.name) if config.cluster.claim else nullcontext() as leases:
+        shard = _Shard(BlockMaker(config, loader, blocks, facts, leases), numbers, control)
+        with memory_told(config):
+            shard.make()
+        for mode in facts:
+            write_shard_tables(directory, mode, modality, (numbers.start, numbers.stop))
+        control.beat(shard.total, shard.total, "image")
+        if leases is not None:
+            help_others(shard.maker, numbers, lambda helped: shard.tell(helped=helped))
     if shard.failed:
         raise NoProgress(_exhausted(list(shard.failed)))
 
 
-def _sweep(blocks: Sequence[Path]) -> None:
-    """Remove what killed processes left of these blocks, and the journals of those that are committed."""
-    for part in dict.fromkeys(block.parent for block in blocks):
-        names = {path.name for path in part.iterdir()} if part.is_dir() else set()
-        left = {name.partition(".tmp-")[0] for name in names if ".tmp-" in name}
-        for block in blocks:
-            if block.parent == part and f".{block.name}" in left:
-                disk.sweep_temporaries(part, of=block.name)
-            if block.parent == part and journal_directory(block).name in names and block.name in names:
-                disk.remove(journal_directory(block))
-
-
 @dataclass
 class _Shard:
-    """A task's blocks, and how far it is."""
+    """A task's own blocks, and how far it is."""
 
-    config: Config
-    loader: Loader
-    blocks: Blocks
+    maker: BlockMaker
     numbers: range
     control: Control
-    total: int  # images, all modes
-    done: int = 0
+    done: int = 0  # images, all modes
     failed: dict[str, None] = field(default_factory=dict)  # prompt ids, in order and once
 
-    def make(self, mode: str, facts: Mapping[str, str], writer: Writer) -> None:
-        """All blocks of one mode."""
-        section = self.config.generation
-        rule = Rule.of(section, mode)
-        painter = None
-        for number in self.numbers:
-            block, items = self.loader.directory.block(mode, self.loader.modality, number), self.blocks.items(number)
-            manifest: Sequence[Mapping[str, Any]] | None = finished_block(block, items, facts)
-            if manifest is None:
-                painter = painter or self.loader.painter(mode)
-                order = Order(block, items, rule, facts, section.output == "webdataset", section.dicom)
-                failed = make_block(order, painter, writer, self._between_batches)
-            else:
-                failed = [record["id"] for record in manifest if record["reason"] == FAILED]
-            self.failed |= dict.fromkeys(failed)
-            self.done += len(items)
+    @cached_property
+    def total(self) -> int:
+        """Images of all modes."""
+        return len(self.maker.facts) * self.maker.blocks.count_items(self.numbers)
 
-    def _between_batches(self, settled: int) -> None:
+    def make(self) -> None:
+        """All blocks, mode by mode; those that other tasks are at work on in the end, by waiting for them."""
+        left = [(mode, number) for mode in self.maker.facts for number in self.numbers]
+        while True:
+            with Writer() as writer:
+                left = [place for place in left if not self._settle(place, writer)]
+            if not left:
+                return
+            self.tell()
+            time.sleep(WAIT_SECONDS)
+
+    def _settle(self, place: Place, writer: Writer) -> bool:
+        failed = self.maker.settle(place, writer, self.tell)
+        if failed is None:
+            return False
+        self.failed |= dict.fromkeys(failed)
+        self.done += self.maker.blocks.count_items([place[1]])
+        return True
+
+    def tell(self, settled: int = 0, **numbers: int) -> None:
+        """Between batches: say how far the task is, and leave if asked to."""
         self.control.leave_if_asked()  # costs nothing: what is painted is in the journal
-        self.control.beat(self.done + settled, self.total, "image")
+        self.control.beat(self.done + settled, self.total, "image", **numbers)
 
 
 @contextmanager
-def _memory_told(config: Config) -> Iterator[None]:
+def memory_told(config: Config) -> Iterator[None]:
     """Say what to set where a batch does not fit; the batch size is never changed behind the user's back."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
-        size = config.generation.batch_size
+        size = config.generation.images_per_batch
         reason = f"a batch of {size} does not fit into the GPU's memory ({str(error).splitlines()[0]})"
         way_out = f"set it to {size // 2}" if size > 1 else "take a smaller data.resolution"
         raise InputError("configuration", f"{reason}: {way_out}", key="generation.batch_size") from None

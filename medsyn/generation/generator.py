@@ -1,37 +1,41 @@
 """Images from prompts as an iterator: the import path for tools.
 
-from medsyn import Generator
-
-for image in Generator("embedded", seed=3).images("Chest X-ray: clear lungs", count=4):
-    image.save("out/" + image.record["file"])
+>>> from medsyn import Generator
+>>> generator = Generator("embedded", seed=3, device="cpu", num_inference_steps=2)
+>>> for image in generator.images("Chest X-ray: clear lungs", count=2):
+...     image.save(folder / f"{image.item.replicate}.png")
+>>> image.pixels.shape
+(64, 64, 1)
+>>> image.record["modality"], image.record["selector"]
+('X-Ray', None)
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from medsyn import disk
-from medsyn.config import EMBEDDED, Config, validate
-from medsyn.data.modalities import clean_text, split_prefix
-from medsyn.data.tables import MODALITIES
-from medsyn.errors import InputError
+from medsyn.data.modalities import canonical_modality, split_prefix
+from medsyn.data.prompts import PromptRow
+from medsyn.generation.arguments import check_settings
+from medsyn.generation.asked import check_prompts
 from medsyn.generation.block import Order, Progress
+from medsyn.generation.facts import circumstances, common, settings
 from medsyn.generation.filter import Rule, Trial, next_batch
 from medsyn.generation.painter import Painter, Recipe
 from medsyn.generation.shard import Item
-from medsyn.models.device import choose_device
 from medsyn.models.scorers import load_policy, load_selector
 from medsyn.models.synthetic import load_synthetic
 from medsyn.models.weights import model_fingerprint
-from medsyn.stage import slug
 
-DEFAULT_SIDE, EMBEDDED_SIDE = 256, 64  # pixels
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class GeneratedImage:
         return bool(self.record["accepted"])
 
     def save(self, path: str | Path) -> None:
-        """Write the PNG file; raises ValueError if there is no image."""
+        """Write the PNG file and the folders above it; raises ValueError if there is no image, OSError if it cannot."""
         if self.png is None:
             raise ValueError(f"{self.item.prompt_id} has no image: {self.record['reason']}")
         disk.write_atomic(Path(path), self.png)
@@ -59,17 +63,17 @@ class Generator:
     """Loads a model once and makes images of any prompts of it; the same images as a campaign with these settings.
 
     An image depends on its prompt, its number, the seed, the settings and the weights, and on nothing else: not on
-    the prompts beside it, nor on how often the generator was used before.
+    the prompts beside it, nor on how often the generator was used before, nor on whether an iterator was left early.
     """
 
     def __init__(
         self,
-        model: str = "embedded",
+        model: str | Path = "embedded",
         *,
         finetuned: str | Path | None = None,
         selector: str | Path | None = None,
         policy: str | Path | None = None,
-        device: Literal["auto", "cpu"] = "auto",
+        device: str = "auto",
         precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
         height: int | None = None,
         width: int | None = None,
@@ -83,68 +87,75 @@ class Generator:
             finetuned: directory with a fine-tuned `unet/`.
             selector: directory of a trained Selector; with `policy` it filters the candidates.
             policy: directory of a trained Policy.
-            device: `auto` is the first visible GPU if there is one.
+            device: `auto` (the first visible GPU if there is one), `cpu` or `cuda:N`.
             precision: of the UNet; `auto` lets the device's capability decide.
-            height: pixels, a multiple of 8; 256 if not given, 64 for the embedded model, which was trained at that.
+            height: pixels, a multiple of 8 from 32 to 1024; 256 if not given, 64 for the embedded model, which was
+                trained at that.
             width: pixels; the height if not given.
-            seed: what all images depend on.
-            generation: keys of the configuration's section `generation`, such as `scheduler`,
-                `num_inference_steps`, `guidance_scale`, `batch_size`, `quality_threshold`, `max_attempts`.
+            seed: what all images depend on, from 0 to 2^63 - 1.
+            generation: how images are sampled: `scheduler` (a name of `medsyn.solvers.SOLVERS`),
+                `num_inference_steps` (1 to 1000), `guidance_scale` (1 to 1000; 1 is without), `guidance_interval`
+                ([start, end], shares of the steps), `negative_prompt`, `batch_size` (candidates denoised together),
+                `batches_per_block`; and with the filter `quality_threshold` (Selector score 0 to 1 that an image
+                needs), `min_policy_score` (0 to 1), `num_candidates` (passing ones to choose from), `max_attempts`
+                (candidates of one image at most), `on_exhausted` (`fail`, `skip` or `keep-best`).
 
         Raises:
-            InputError, InputProblems: weights that are not there, or settings that cannot work, one line each.
+            InputProblems: everything wrong with the arguments, each by its name, before anything is loaded.
+            InputError: weights that are there and cannot be read.
+            BadNode: a GPU was handed to this process and cannot be used.
         """
-        if (selector is None) != (policy is None):
-            raise InputError("generator", "the filter needs both a Selector and a Policy")
-        self._mode = "baseline" if selector is None else "filtered"
-        self._config = _configuration(model, device, precision, seed, {**generation, "modes": [self._mode]})
-        height = height or (EMBEDDED_SIDE if model == EMBEDDED else DEFAULT_SIDE)
-        self._size = _size(height), _size(width or height)
-        chosen = choose_device(self._config.device)
-        unet = None if finetuned is None else _with_unet(Path(finetuned))
-        self._system = load_synthetic(model, chosen.device, chosen.dtype, unet)
-        self._fingerprint = model_fingerprint(model, unet)
-        self._selector = None if selector is None else load_selector(Path(selector), chosen.device)
-        self._policy = None if policy is None else load_policy(Path(policy), chosen.device)
+        settings = check_settings(
+            {
+                **{"model": model, "finetuned": finetuned, "selector": selector, "policy": policy, "device": device},
+                **{"precision": precision, "height": height, "width": width, "seed": seed},
+            },
+            generation,
+        )
+        source, chosen = settings.config.model_paths.stable_diffusion, settings.device
+        self._settings = settings
+        self._system = load_synthetic(source, chosen.device, chosen.dtype, settings.unet)
+        self._fingerprint = model_fingerprint(source, settings.unet)
+        self._selector = None if settings.selector is None else load_selector(settings.selector, chosen.device)
+        self._policy = None if settings.policy is None else load_policy(settings.policy, chosen.device)
 
     def images(
         self, prompts: str | Item | Iterable[str | Item], count: int = 1, modality: str | None = None
     ) -> Iterator[GeneratedImage]:
-        """Make `count` images of every prompt, in order.
+        """Make `count` images of every prompt, in order; each is there when it is asked for, or a little before.
 
         Args:
-            prompts: one or more texts, or items with settings of their own (an item is one image).
+            prompts: one or more texts, or items with settings of their own (an item is one image). A text is held to
+                what a row of a prompt list is: one line, at most 10,000 characters, something after the modality.
             count: images of each text.
-            modality: one of the five, for prompts that do not start with theirs, as in `CT: …`.
+            modality: for prompts that do not start with theirs, as in `CT: …`; any usual spelling.
+
+        Raises:
+            InputProblems: everything wrong with the arguments, at the call and not at the first image.
         """
-        asked = [prompts] if isinstance(prompts, (str, Item)) else list(prompts)
-        runs: list[tuple[str, list[Item]]] = []  # neighbours of one modality
-        repeats: Counter[tuple[str, str]] = Counter()
-        for prompt in asked:
-            its = modality or split_prefix(prompt if isinstance(prompt, str) else prompt.prompt)[0]
-            if its is None or its not in MODALITIES:
-                reason = f"which modality? Let it start with one and a colon ({', '.join(MODALITIES)}), or name it"
-                raise InputError(f"prompt {prompt!r}", reason)
-            if isinstance(prompt, Item):
-                items = [prompt]
-            else:
-                repeats[its, clean_text(prompt)] += 1
-                repeat = repeats[its, clean_text(prompt)]
-                items = [_item(prompt, its, number, repeat) for number in range(count)]
-            if not runs or runs[-1][0] != its:
-                runs.append((its, []))
-            runs[-1][1].extend(items)
-        for its, items in runs:
-            size = self._config.generation.block_size
-            for start in range(0, len(items), size):
-                yield from self._block(items[start : start + size], its)
+        asked, warnings = check_prompts(prompts, count, modality, self._settings.config)
+        for warning in warnings:
+            _log.warning("%s", warning)
+        return self._images(asked, count, modality)
+
+    def _images(self, asked: Sequence[PromptRow | Item], count: int, modality: str | None) -> Iterator[GeneratedImage]:
+        size = self._settings.config.generation.block_size
+        for its, neighbours in groupby(asked, lambda prompt: _modality(prompt, modality)):
+            items = (item for prompt in neighbours for item in _items(prompt, count))
+            while block := list(islice(items, size)):
+                yield from self._block(block, its)
 
     def _block(self, items: Sequence[Item], modality: str) -> Iterator[GeneratedImage]:
-        recipe = replace(Recipe.of(self._config, modality), height=self._size[0], width=self._size[1])
+        config, mode = self._settings.config, self._settings.mode
+        recipe = replace(Recipe.of(config, modality), height=self._settings.height, width=self._settings.width)
         painter = Painter(recipe, self._system, self._selector, self._policy)
-        facts = {"modality": modality, "mode": self._mode, "model_fingerprint": self._fingerprint}
-        rule = Rule.of(self._config.generation, self._mode)
-        progress = Progress(Order(Path(), items, rule, facts), [Trial(rule) for _ in items])
+        facts = {
+            **common(config, modality, mode, self._fingerprint),
+            **circumstances(self._system.device, self._system.dtype),
+        }
+        rule = Rule.of(config.generation, mode)
+        order = Order(Path(), items, rule, facts, settings(config.generation))
+        progress = Progress(order, [Trial(rule) for _ in items])
         kinds = [recipe.kind(item) for item in items]
         told = 0
         while places := next_batch(progress.trials, recipe.batch_size, kinds):
@@ -158,33 +169,16 @@ class Generator:
                 told += 1
 
 
-def _item(prompt: str, modality: str, replicate: int, repeat: int) -> Item:
-    """The item that a campaign makes of the `repeat`-th such prompt without an id: the same images."""
-    text = clean_text(prompt)
-    if split_prefix(text)[0] is None:
-        text = f"{modality}: {text}"
-    return Item(f"{slug(modality)}-{disk.fingerprint([modality, text, repeat])[:16]}", text, replicate)
+def _modality(prompt: PromptRow | Item, given: str | None) -> str:
+    if isinstance(prompt, PromptRow):
+        return prompt.modality
+    its = split_prefix(prompt.prompt)[0] if given is None else canonical_modality(given)
+    assert its is not None, "check_prompts has seen to it"
+    return its
 
 
-def _size(pixels: int) -> int:
-    if pixels % 8 or not 32 <= pixels <= 1024:
-        raise InputError("height and width", f"are multiples of 8 from 32 to 1024, got {pixels}")
-    return pixels
-
-
-def _with_unet(directory: Path) -> Path:
-    """The directory that holds the `unet/`: the one given, or its parent if that is the `unet/` itself."""
-    for candidate in (directory, directory.parent):
-        if (candidate / "unet" / "diffusion_pytorch_model.safetensors").is_file():
-            return candidate
-    raise InputError(directory, "holds no unet/diffusion_pytorch_model.safetensors")
-
-
-def _configuration(model: str, device: str, precision: str, seed: int, generation: Mapping[str, Any]) -> Config:
-    tree = {
-        "campaign": {"seed": seed},
-        "model_paths": {"stable_diffusion": model},
-        "device": {"use_cuda": device != "cpu", "precision": precision},
-        "generation": {"batch_size": 4, "num_candidates": 1, **generation},
-    }
-    return validate(tree, "generator")
+def _items(prompt: PromptRow | Item, count: int) -> Iterator[Item]:
+    """The items that a campaign makes of such a row: the same images."""
+    if isinstance(prompt, Item):
+        return iter([prompt])
+    return (Item(prompt.prompt_id, prompt.prompt, replicate) for replicate in range(count))

@@ -2,16 +2,17 @@
 
 One file per batch beside the block, each written whole. The journal goes when the block is committed. It proves
 nothing by itself: a file counts only if it was made for the same items, models and settings, and for the same places.
+Two processes that make the same block write the same batches, so neither harms the other's journal.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import shutil
 import zipfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -47,12 +48,16 @@ class Journal:
             "candidates": [asdict(candidate) for candidate in batch.candidates],
             "unet_evaluations": batch.unet_evaluations,
             "seconds": batch.seconds,
+            "device": batch.device,
         }
         stream = io.BytesIO()
         text = np.frombuffer(json.dumps(record).encode(), np.uint8)
         np.savez(stream, record=text, pictures=np.stack(batch.pictures))
-        with suppress(FileNotFoundError):  # another process has committed the block and removed the journal
+        try:
             disk.write_atomic(self._file(number), stream.getvalue())
+        except OSError as error:  # another process has committed the block and removed the journal
+            if error.errno not in (errno.ENOENT, errno.ESTALE):
+                raise
 
     def batch(self, number: int, places: Places) -> Batch | None:
         """The batch `number` if it was kept and is just what is needed now."""
@@ -63,7 +68,7 @@ class Journal:
             if record["identity"] != self.identity or record["places"] != [list(place) for place in places]:
                 return None
             candidates = [Candidate(**candidate) for candidate in record["candidates"]]
-            return Batch(candidates, list(pictures), record["unet_evaluations"], record["seconds"])
+            return Batch(candidates, list(pictures), record["unet_evaluations"], record["seconds"], record["device"])
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
             return None
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from medsyn.config import Config
+from medsyn.generation.facts import device_name
 from medsyn.generation.filter import Candidate
 from medsyn.generation.provenance import quantise
 from medsyn.generation.sampler import EVERYWHERE, Guidance, build_scheduler, initial_noise, sample_finite
@@ -54,7 +55,7 @@ class Recipe:
             scheduler=section.scheduler,
             num_inference_steps=section.num_inference_steps,
             guidance_scale=section.guidance_scale,
-            batch_size=section.batch_size,
+            batch_size=section.images_per_batch,
             guidance_interval=(start, end),
             negative_prompt=section.negative_prompt,
         )
@@ -84,6 +85,7 @@ class Batch:
     pictures: list[np.ndarray]  # uint8 [H, W, 1 or 3]
     unet_evaluations: int  # rows the UNet computed, padding included
     seconds: float
+    device: str = ""  # what painted it
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Painter:
         decoded = system.decode(_numbers(samples.latents))
         decodable = decoded.isfinite().flatten(1).all(dim=1).tolist()
         pictures = [quantise(pixels, recipe.modality) for pixels in _numbers(decoded).permute(0, 2, 3, 1).cpu().numpy()]
-        scores = self._scores(pictures, torch.stack([pooled for _, pooled in features]))
+        scores = self.scores(pictures, torch.stack([pooled for _, pooled in features]))
         candidates = [
             _candidate(attempt, seeds[i], samples.finite[i] and decodable[i], *scores[i], samples.precision[i])
             for i, (_, attempt) in enumerate(wanted)
@@ -135,10 +137,9 @@ class Painter:
     @property
     def device_name(self) -> str:
         """What it runs on, for the record."""
-        device = self.system.device
-        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        return device_name(self.system.device)
 
-    def _scores(self, pictures: Sequence[np.ndarray], pooled: Tensor) -> list[tuple[float | None, float | None]]:
+    def scores(self, pictures: Sequence[np.ndarray], pooled: Tensor) -> list[tuple[float | None, float | None]]:
         """(Selector, Policy) of every picture as it will be written."""
         if self.selector is None or self.policy is None:
             return [(None, None)] * len(pictures)

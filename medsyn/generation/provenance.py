@@ -19,9 +19,9 @@ from medsyn.generation.filter import Trial
 from medsyn.generation.shard import Item, item_fingerprint
 
 NOTICE = "Generated image. It shows no patient. Not for diagnosis."
-_OF_THE_FILE = ("file", "bytes", "sha256", "width", "height")  # keys of a manifest that a file cannot say of itself
+OF_THE_FILE = ("file", "bytes", "sha256", "width", "height")  # keys of a manifest that a file cannot say of itself
 _OF_DICOM = ("dicom", "dicom_bytes", "dicom_sha256", "dicom_offset")
-_NOT_IN_THE_FILE = {*_OF_THE_FILE, "archive", "offset", *_OF_DICOM, "item_fingerprint", "extra"}
+NOT_IN_THE_FILE = {"synthetic", *OF_THE_FILE, "archive", "offset", *_OF_DICOM, "item_fingerprint", "extra"}
 COLOUR_MODALITIES = {"Fundus"}  # everything else is written as grey
 
 
@@ -54,23 +54,21 @@ def encode_png(picture: np.ndarray, facts: Mapping[str, Any]) -> bytes:
 
 def png_facts(record: Mapping[str, Any]) -> dict[str, Any]:
     """What an image's file says of itself, from its record in the manifest."""
-    texts = {key: value for key, value in record.items() if key not in _NOT_IN_THE_FILE}
+    texts = {key: value for key, value in record.items() if key not in NOT_IN_THE_FILE}
     return {key.replace("_", " ").capitalize(): value for key, value in texts.items()}
 
 
-def publish(
-    item: Item, trial: Trial, picture: np.ndarray | None, facts: Mapping[str, str]
-) -> tuple[dict[str, Any], bytes | None]:
-    """A settled item's record in the manifest, and its PNG file if it has an image.
+def describe(item: Item, trial: Trial, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A settled item's record in the manifest, without what is said of its file.
 
     Args:
         item: what was asked for.
         trial: what the filter made of it.
-        picture: uint8 [H, W, 1 or 3] of the trial's favourite.
-        facts: modality, mode, model_fingerprint, config_fingerprint.
+        facts: what all images of the mode agree on (`medsyn.generation.facts`).
+        settings: what holds where the item does not say otherwise.
     """
     winner = trial.winner
-    record: dict[str, Any] = {
+    return {
         "id": item.prompt_id,
         "prompt": item.prompt,
         "replicate": item.replicate,
@@ -83,14 +81,24 @@ def publish(
         "selector": None if winner is None else winner.selector,
         "policy": None if winner is None else winner.policy,
         "precision": None if winner is None else winner.precision,
-        "num_inference_steps": item.num_inference_steps,  # this and the next two: None where as configured
-        "guidance_scale": item.guidance_scale,
-        "negative_prompt": item.negative_prompt,
+        **{key: value if (own := getattr(item, key)) is None else own for key, value in settings.items()},
         "item_fingerprint": item_fingerprint(item),
         "extra": dict(item.extra),
     }
-    if winner is None or picture is None:
-        return record | dict.fromkeys(_OF_THE_FILE), None
+
+
+def publish(
+    item: Item, trial: Trial, picture: np.ndarray | None, facts: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], bytes | None]:
+    """A settled item's record in the manifest, and its PNG file if it has an image.
+
+    Args:
+        item, trial, facts, settings: as for `describe`.
+        picture: uint8 [H, W, 1 or 3] of the trial's favourite.
+    """
+    record = describe(item, trial, facts, settings)
+    if trial.winner is None or picture is None:
+        return record | dict.fromkeys(OF_THE_FILE), None
     image = encode_png(picture, png_facts(record))
     height, width, _ = picture.shape
     return record | {

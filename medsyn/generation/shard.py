@@ -7,10 +7,12 @@ No torch here: planners count blocks on login nodes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +23,7 @@ from medsyn.config import Config
 from medsyn.data.prompt_lists import BlockRanges, Item, PromptList, open_lists
 from medsyn.errors import InputError
 from medsyn.seeds import seed
+from medsyn.stage import CampaignDirectory
 
 MANIFEST, ATTEMPTS, TIMING = "manifest.jsonl", "attempts.jsonl", "timing.json"
 
@@ -96,12 +99,28 @@ def plan_shards(block_count: int, blocks_per_shard: int) -> list[tuple[int, int]
     return [(start, min(start + blocks_per_shard, block_count)) for start in starts]
 
 
+def recorded_shards(directory: CampaignDirectory, modality: str, block_count: int) -> list[tuple[int, int]]:
+    """The shards of a modality as its blocks were dealt when the campaign was prepared; one where nothing says so."""
+    try:
+        size = disk.read_json(directory.facts)["blocks_per_shard"][modality]
+    except (OSError, ValueError, KeyError, TypeError):
+        size = block_count
+    return plan_shards(block_count, size) if block_count else []
+
+
 def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records).encode()
 
 
 def commit_block(block: Path, content: BlockContent) -> None:
-    """Publish a block in one rename. An error on the way (a full disk, say) leaves nothing behind."""
+    """Publish a block in one rename. An error on the way (a full disk, say) leaves nothing behind.
+
+    A whole block that another process has published meanwhile stays; its content is the same.
+    """
+    if block.exists():
+        if read_manifest(block) is not None:
+            return
+        _discard(block)
     with disk.atomic_directory(block) as temporary:
         for name, image in content.images.items():
             (temporary / name).write_bytes(image)
@@ -114,7 +133,7 @@ def parse_manifest(block: Path) -> list[dict[str, Any]] | None:
     """The records of the block's manifest, or None if it cannot be read."""
     try:
         records = [json.loads(line) for line in (block / MANIFEST).read_bytes().splitlines()]
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return records if all(isinstance(record, dict) and _is_whole(record) for record in records) else None
 
@@ -135,7 +154,7 @@ def read_manifest(block: Path) -> list[dict[str, Any]] | None:
         whole = bool(records) and all(
             file.is_there() for record in records for file in stored_files(block, record).values()
         )
-        whole = whole and (block / ATTEMPTS).is_file()
+        whole = whole and (block / ATTEMPTS).is_file() and (block / TIMING).is_file()
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return records if whole else None
@@ -177,11 +196,32 @@ def stored_files(block: Path, record: Mapping[str, Any]) -> dict[str, StoredFile
 
 
 def read_image_bytes(block: Path, record: Mapping[str, Any]) -> bytes:
-    """The PNG file of a record of the block's manifest, from its own file or from the block's archive."""
-    return stored_files(block, record)["png"].read()
+    """The PNG file of a record of the block's manifest, from its own file or from the block's archive.
+
+    Raises:
+        InputError: it has another content than it was recorded with.
+    """
+    file = stored_files(block, record)["png"]
+    content = file.read()
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        reason = (
+            "has other content than when it was made; `python -m medsyn verify CAMPAIGN_DIR --repair` sets it aside"
+        )
+        raise InputError(block / file.name, reason)
+    return content
 
 
-def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, str]) -> list[dict[str, Any]] | None:
+def _discard(block: Path) -> None:
+    """Take a damaged block out of the way."""
+    _log.warning("%s is damaged and will be made again", block)
+    discarded = disk.temporary_sibling(block)
+    shutil.rmtree(discarded, ignore_errors=True)
+    with suppress(FileNotFoundError):  # another process has done it
+        block.rename(discarded)
+    shutil.rmtree(discarded, ignore_errors=True)
+
+
+def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """The manifest of a block that need not be made again, or None.
 
     A damaged block (a lost or cut file) is moved out of the way, with a warning, to be made again.
@@ -198,11 +238,7 @@ def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, str])
         return None
     records = read_manifest(block)
     if records is None:
-        _log.warning("%s is damaged and will be made again", block)
-        discarded = disk.temporary_sibling(block)
-        shutil.rmtree(discarded, ignore_errors=True)
-        block.rename(discarded)
-        shutil.rmtree(discarded, ignore_errors=True)
+        _discard(block)
         return None
     differing = {key for key, value in facts.items() for record in records if record.get(key) != value}
     if [record.get("item_fingerprint") for record in records] != [item_fingerprint(item) for item in items]:

@@ -1,17 +1,20 @@
 """A shard's records as two Parquet tables, and those of all shards as two for the campaign.
 
 `manifest.parquet` has a row for every image that was asked for, `attempts.parquet` one for every candidate. Both are
-made from the blocks' own records, which stay the truth. Only `gpu_seconds` differs from run to run.
+made from the blocks' own records, which stay the truth. Only `gpu_seconds` and `device` may differ from run to run.
 """
 
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsyn import disk
+from medsyn.data.carried import carried_name
 from medsyn.errors import InputError
 from medsyn.generation.shard import ATTEMPTS, TIMING, read_manifest
 from medsyn.stage import CampaignDirectory
@@ -29,7 +32,8 @@ _MANIFEST = {
     **{"file": "string", "member": "string", "offset": "int64", "bytes": "int64", "sha256": "string"},
     **{"width": "int32", "height": "int32", "dicom": "string", "dicom_sha256": "string"},
     **dict.fromkeys(("model_fingerprint", "config_fingerprint", "scorers_fingerprint"), "string"),
-    **{"block": "int32", "gpu_seconds": "float64"},
+    **{"synthetic": "bool", "scheduler": "string", "batch_size": "int32", "dtype": "string", "attention": "string"},
+    **{"container": "string", "software": "string", "device": "string", "block": "int32", "gpu_seconds": "float64"},
 }
 _ATTEMPTS = {
     **{"id": "string", "replicate": "int32", "modality": "string", "mode": "string"},
@@ -39,63 +43,85 @@ _ATTEMPTS = {
 }
 
 
+Rows = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # of the manifest, and of the attempts
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a block is, and what it is a block of."""
+
+    directory: CampaignDirectory
+    mode: str
+    modality: str
+    number: int
+
+    @property
+    def path(self) -> Path:
+        """The block's directory."""
+        return self.directory.block(self.mode, self.modality, self.number)
+
+
 def write_shard_tables(directory: CampaignDirectory, mode: str, modality: str, blocks: tuple[int, int]) -> None:
     """Write both tables of the shard with the (half-open) range `blocks`, which are all there."""
     manifest: list[dict[str, Any]] = []
     attempts: list[dict[str, Any]] = []
     for number in range(*blocks):
-        made, tried = _block_rows(directory, mode, modality, number)
+        made, tried = _read_rows(Place(directory, mode, modality, number))
         manifest += made
         attempts += tried
     target = directory.shard(mode, modality, blocks)
-    for name, rows, types in ((MANIFEST_TABLE, manifest, _MANIFEST), (ATTEMPTS_TABLE, attempts, _ATTEMPTS)):
-        disk.write_atomic(target / name, _parquet(_table(rows, types)))
+    for name, table in shard_tables(manifest, attempts).items():
+        disk.write_atomic(target / name, _parquet(table))
 
 
-def _block_rows(
-    directory: CampaignDirectory, mode: str, modality: str, number: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    block = directory.block(mode, modality, number)
-    records = read_manifest(block)
-    if records is None:
-        raise InputError(block, "is damaged or not there; run the task again")
-    attempts = list(disk.read_jsonl(block / ATTEMPTS))
-    seconds = float(disk.read_json(block / TIMING)["seconds"]) / max(len(attempts), 1)
-    place = {"mode": mode, "modality": modality, "block": number}
-    tried: dict[tuple[str, int], int] = {}
-    for attempt in attempts:
-        key = attempt["id"], attempt["replicate"]
-        tried[key] = tried.get(key, 0) + 1
-    root = directory.work("generate", mode).parent
+def _read_rows(place: Place) -> Rows:
+    """A block's rows of both tables; raises InputError if it is damaged."""
+    records = read_manifest(place.path)
+    try:
+        if records is not None:
+            attempts, timing = list(disk.read_jsonl(place.path / ATTEMPTS)), disk.read_json(place.path / TIMING)
+            return block_rows(place, records, attempts, timing)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    reason = "is damaged or not there; run the task again, and if that does not help `python -m medsyn verify --repair`"
+    raise InputError(place.path, reason)
+
+
+def shard_tables(manifest: Sequence[Record], attempts: Sequence[Record]) -> dict[str, pa.Table]:
+    """Both tables of a shard by their files' names, from the rows of its blocks."""
+    return {MANIFEST_TABLE: _table(manifest, _MANIFEST), ATTEMPTS_TABLE: _table(attempts, _ATTEMPTS)}
+
+
+def block_rows(place: Place, records: Sequence[Record], attempts: Sequence[Record], timing: Record) -> Rows:
+    """A block's rows of both tables, from what its three files say."""
+    seconds = float(timing["seconds"]) / max(len(attempts), 1)
+    devices = timing.get("devices") or [None] * len(records)
+    shared = {"mode": place.mode, "modality": place.modality, "block": place.number}
+    tried = Counter((attempt["id"], attempt["replicate"]) for attempt in attempts)
+    root = place.directory.work("generate", place.mode).parent
     manifest = []
-    for record in records:
-        row = {**_extra_columns(record.get("extra", {})), **record, **place}
-        row["gpu_seconds"] = seconds * tried.get((record["id"], record["replicate"]), 0)
+    for record, device in zip(records, devices, strict=True):
+        row = {key: value for key, value in record.items() if key not in _NOT_COLUMNS}
+        further = {carried_name(key): value for key, value in record.get("extra", {}).items()}
+        row |= {key: None if value is None else str(value) for key, value in further.items()}
+        row |= {**shared, "device": device, "gpu_seconds": seconds * tried[record["id"], record["replicate"]]}
         if record["file"] is not None:
             archive = record.get("archive")
-            row["file"] = str((block / (archive or record["file"])).relative_to(root))
+            row["file"] = str((place.path / (archive or record["file"])).relative_to(root))
             row["member"] = record["file"] if archive else None
         manifest.append(row)
-    return manifest, [{**attempt, **place, "gpu_seconds": seconds} for attempt in attempts]
-
-
-def _extra_columns(extra: Mapping[str, Any]) -> dict[str, str | None]:
-    """The prompt list's further columns, as text; one that is called like a column of the table gets a prefix."""
-    return {
-        (f"prompt_{name}" if name in _MANIFEST else name): None if value is None else str(value)
-        for name, value in extra.items()
-    }
+    return manifest, [{**attempt, **shared, "gpu_seconds": seconds} for attempt in attempts]
 
 
 # what a block's record has beside the table's columns
 _NOT_COLUMNS = {"extra", "item_fingerprint", "archive", "dicom_bytes", "dicom_offset"}
 
 
-def _table(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> pa.Table:
+def _table(rows: Sequence[Record], types: Mapping[str, str]) -> pa.Table:
     import pyarrow as pa
 
-    names = [name for name in dict.fromkeys(key for row in rows for key in row) if name not in _NOT_COLUMNS]
-    further = sorted(name for name in names if name not in types)
+    further = sorted({key for row in rows for key in row} - types.keys())
     schema = pa.schema([(name, pa.type_for_alias(types.get(name, "string"))) for name in (*types, *further)])
     return pa.Table.from_arrays([pa.array([row.get(f.name) for row in rows], f.type) for f in schema], schema=schema)
 
@@ -131,16 +157,23 @@ def merge(sources: Iterable[Path], target: Path) -> int:
     try:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for file in files:
-                table = pq.read_table(file)
-                absent = [field for field in schema if field.name not in table.column_names]
-                for field in absent:
-                    table = table.append_column(field, pa.nulls(len(table), field.type))
-                writer.write_table(table.select(schema.names))
+                table = fitted(pq.read_table(file), schema)
+                writer.write_table(table)
                 rows += len(table)
         disk.publish(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
     return rows
+
+
+def fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with the columns of `schema`; those that it lacks are null."""
+    import pyarrow as pa
+
+    for field in schema:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(schema.names)
 
 
 def shard_directories(

@@ -24,11 +24,15 @@ class Device:
     reasons: tuple[str, ...]
 
 
-def choose_device(section: DeviceSection) -> Device:
+def choose_device(section: DeviceSection, number: int | None = None) -> Device:
     """The device and the precision for inference; trained weights are always float32, whatever this says.
 
+    Args:
+        section: what is configured.
+        number: the visible GPU that must be used; the first one unless given, a CPU where there is none.
+
     Raises:
-        InputError: a precision was asked for that the device does not have.
+        InputError: a precision was asked for that the device does not have, or a GPU that is not there.
         BadNode: a GPU was handed to this process and cannot be used; days on a CPU are not what was meant.
     """
     torch.set_num_threads(section.cpu_threads)
@@ -36,6 +40,9 @@ def choose_device(section: DeviceSection) -> Device:
     if section.use_cuda and assigned not in ("", "-1") and not torch.cuda.is_available():
         reason = f"CUDA_VISIBLE_DEVICES is {assigned} and no CUDA device can be used here"
         raise BadNode(f"{reason}; see `python -m medsyn doctor`, or set device.use_cuda=false")
+    if number is not None and number >= torch.cuda.device_count():
+        there = f"{torch.cuda.device_count()} visible, from cuda:0 on" if torch.cuda.is_available() else "none visible"
+        raise InputError("configuration", f"there is no GPU cuda:{number}, {there}; use auto or cpu", key="device")
     if not (section.use_cuda and torch.cuda.is_available()):
         why = "device.use_cuda is false" if not section.use_cuda else "no CUDA device is visible"
         if section.precision in {"float16", "bfloat16"}:
@@ -45,16 +52,17 @@ def choose_device(section: DeviceSection) -> Device:
                 key="device.precision",
             )
         return Device(torch.device("cpu"), torch.float32, (f"CPU: {why}", "float32: CPUs compute in float32"))
-    capability = torch.cuda.get_device_capability(0)
+    device = torch.device("cuda", number or 0)
+    capability = torch.cuda.get_device_capability(device)
     name = f"sm_{capability[0]}{capability[1]}"
-    reasons = [f"CUDA: {torch.cuda.get_device_name(0)} ({name})"]
+    reasons = [f"CUDA: {torch.cuda.get_device_name(device)} ({name})"]
     if section.precision == "bfloat16" and capability < _BFLOAT16:
         raise InputError("configuration", f"bfloat16 needs sm_80 or newer, this is {name}", key="device.precision")
     if section.precision != "auto":
         reasons.append(f"{section.precision}: asked for")
-        return Device(torch.device("cuda"), getattr(torch, section.precision), tuple(reasons))
+        return Device(device, getattr(torch, section.precision), tuple(reasons))
     if capability < _TENSOR_CORES:
         reasons.append("float32: below sm_70 there are no tensor cores and fp32 is the fastest exact choice")
-        return Device(torch.device("cuda"), torch.float32, tuple(reasons))
+        return Device(device, torch.float32, tuple(reasons))
     reasons.append("float16: tensor cores; the VAE stays in float32")
-    return Device(torch.device("cuda"), torch.float16, tuple(reasons))
+    return Device(device, torch.float16, tuple(reasons))

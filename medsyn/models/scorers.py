@@ -50,7 +50,7 @@ def load_selector(directory: Path, device: torch.device) -> Selector:
     Raises:
         InputError: it is not there, is something else, or is damaged.
     """
-    described = _read_config(directory, Selector)
+    described = read_config(directory, Selector)
     selector = Selector(ScorerSection(**described["section"]))
     _load_weights(selector, directory)
     return selector.to(device).eval()
@@ -62,17 +62,23 @@ def load_policy(directory: Path, device: torch.device) -> Policy:
     Raises:
         InputError: it is not there, is something else, or is damaged.
     """
-    described = _read_config(directory, Policy)
+    described = read_config(directory, Policy)
     policy = Policy(ScorerSection(**described["section"]), described["text_dim"])
     _load_weights(policy, directory)
     return policy.to(device).eval()
 
 
-def _read_config(directory: Path, wanted: type[nn.Module]) -> dict[str, Any]:
+def read_config(directory: Path, wanted: type[nn.Module]) -> dict[str, Any]:
+    """What to build of the scorer saved in `directory`; raises InputError if it is no such scorer."""
     try:
         described: dict[str, Any] = disk.read_json(directory / CONFIG)
-    except (OSError, ValueError) as error:
-        raise InputError(directory, f"holds no saved {wanted.__name__}: {error}") from None
+    except OSError as error:
+        reason = f"holds no saved {wanted.__name__}: {CONFIG}: {error.strerror}"
+        raise InputError(directory, reason) from None
+    except ValueError:
+        raise InputError(directory, f"holds no saved {wanted.__name__}: {CONFIG} is damaged") from None
+    if not isinstance(described, dict):
+        raise InputError(directory, f"holds no saved {wanted.__name__}: {CONFIG} is damaged")
     if described.get("kind") != wanted.__name__:
         raise InputError(directory, f"holds a {described.get('kind')}, not a {wanted.__name__}")
     if described.get("metrics") != list(FEATURES):

@@ -17,7 +17,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from medsyn import disk
 from medsyn.errors import InputError, InputProblems
 from medsyn.models import weights
 
@@ -94,24 +93,15 @@ def load_unet(
     base = weights.locate(source)
     assert base is not None, "weights.missing is asked first"
     directory = _unet_directory(base, unet_from)
+    if reason := weights.misfit(base, directory):
+        raise InputError(directory, reason)
     try:
         unet = UNet2DConditionModel.from_pretrained(
             str(directory), torch_dtype=dtype, use_safetensors=True, local_files_only=True
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(directory, f"holds no UNet that can be read: {str(error).splitlines()[0]}") from None
-    _require_fit(unet, base, directory)
     return unet.to(device).eval().requires_grad_(False)
-
-
-def _require_fit(unet: UNet2DConditionModel, base: Path, directory: Path) -> None:
-    """Raise InputError if the UNet was made for another text encoder or another autoencoder than the base's."""
-    width = disk.read_json(base / "text_encoder" / "config.json")["hidden_size"]
-    channels = disk.read_json(base / "vae" / "config.json")["latent_channels"]
-    wanted = {"cross_attention_dim": width, "in_channels": channels, "out_channels": channels}
-    wrong = [f"{key} is {unet.config[key]}, not {value}" for key, value in wanted.items() if unet.config[key] != value]
-    if wrong:
-        raise InputError(directory, f"a UNet of another architecture than {base}: {', '.join(wrong)}")
 
 
 def load_synthetic(
@@ -132,16 +122,21 @@ def load_synthetic(
 
     Raises:
         InputProblems: everything that is missing from the weights.
+        InputError: a part of them cannot be read, or is of another architecture.
     """
     if problems := weights.missing(source):
         raise InputProblems(problems)
     base = weights.locate(source)
     assert base is not None
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
-    text_encoder = CLIPTextModel.from_pretrained(str(base / "text_encoder"), torch_dtype=dtype, **options)
-    vae = AutoencoderKL.from_pretrained(str(base / "vae"), torch_dtype=torch.float32, **options)
+    try:
+        text_encoder = CLIPTextModel.from_pretrained(str(base / "text_encoder"), torch_dtype=dtype, **options)
+        vae = AutoencoderKL.from_pretrained(str(base / "vae"), torch_dtype=torch.float32, **options)
+        tokenizer = CLIPTokenizer.from_pretrained(str(base / "tokenizer"), local_files_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(base, f"holds no model that can be read: {str(error).splitlines()[0]}") from None
     return SyntheticSystem(
-        tokenizer=CLIPTokenizer.from_pretrained(str(base / "tokenizer"), local_files_only=True),
+        tokenizer=tokenizer,
         text_encoder=text_encoder.to(device).eval().requires_grad_(False),
         vae=vae.to(device).eval().requires_grad_(False),
         unet=load_unet(source, device, dtype, unet_from) if with_unet else None,

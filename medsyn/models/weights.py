@@ -10,11 +10,13 @@ import functools
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from medsyn.config import EMBEDDED
 from medsyn.disk import fingerprint, sha256_file
-from medsyn.errors import Problem
+from medsyn.errors import InputError, Problem
 
 _PARTS: dict[str, tuple[str, ...]] = {
     "tokenizer": ("vocab.json", "merges.txt"),
@@ -78,6 +80,48 @@ def missing(source: str) -> list[Problem]:
                 reason += "; only a .bin is there, and pickles are not read: convert it to safetensors"
             problems.append(Problem(str(directory), reason, key=KEY))
     return problems
+
+
+def problems(source: str) -> list[Problem]:
+    """Everything that keeps `source` from making images: what is missing, or parts that do not belong together."""
+    found, base = missing(source), locate(source)
+    if found or base is None:
+        return found
+    try:
+        reason = misfit(base, base / "unet")
+    except InputError as error:
+        return [replace(error.problem, key=KEY)]
+    return [Problem(source, reason, key=KEY)] if reason else []
+
+
+def misfit(base: Path, unet: Path) -> str | None:
+    """How the UNet in the directory `unet` was made for another text encoder or autoencoder than `base`'s, or None.
+
+    Raises:
+        InputError: one of the `config.json` is none.
+    """
+    width, channels = _setting(base / "text_encoder", "hidden_size"), _setting(base / "vae", "latent_channels")
+    wanted = {"cross_attention_dim": width, "in_channels": channels, "out_channels": channels}
+    found = {key: _setting(unet, key) for key in wanted}
+    wrong = [f"{key} is {found[key]}, not {value}" for key, value in wanted.items() if found[key] != value]
+    return f"a UNet of another architecture than {base}: {', '.join(wrong)}" if wrong else None
+
+
+def text_features(base: Path) -> int:
+    """Numbers in the text encoder's pooled output; raises InputError if its `config.json` is none."""
+    return int(_setting(base / "text_encoder", "hidden_size"))
+
+
+# what diffusers and transformers take where a config.json does not say
+_DEFAULTS = {"hidden_size": 512, "latent_channels": 4, "cross_attention_dim": 1280, "in_channels": 4, "out_channels": 4}
+
+
+def _setting(part: Path, key: str) -> Any:
+    file = part / "config.json"
+    try:
+        return json.loads(file.read_bytes()).get(key, _DEFAULTS[key])
+    except (OSError, ValueError, AttributeError):
+        raise InputError(file, "is no configuration of a model that can be read") from None
 
 
 _HASHED_WHOLE = 64 << 20

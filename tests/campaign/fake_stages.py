@@ -57,6 +57,10 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     elif action == "disk-full":
         with open("/dev/full", "w") as stream:  # noqa: PTH123
             stream.write("x")
+    elif action == "disk-full-named":
+        model = directory.work(task.stage, task.name) / "model.bin"
+        with disk.atomic_directory(model), open("/dev/full", "w") as stream:  # noqa: PTH123
+            stream.write("x")
     elif action == "disk-full-abroad":
         raise RuntimeError("I/O error: No space left on device (os error 28)")
     elif action == "broken-gpu":
@@ -86,6 +90,7 @@ def _make(config: Config, task: Task, directory: CampaignDirectory) -> None:
                 size = (block / "a.png").stat().st_size
                 disk.write_atomic(block / "manifest.jsonl", json.dumps({"file": "a.png", "bytes": size}) + "\n")
                 disk.write_atomic(block / "attempts.jsonl", "{}\n")
+                disk.write_json(block / "timing.json", {"seconds": 0.0})
             for name in ("manifest.parquet", "attempts.parquet"):
                 disk.write_atomic(directory.shard(mode, task.modality, task.blocks) / name, "no table")
         return

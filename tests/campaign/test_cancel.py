@@ -122,6 +122,21 @@ def test_a_campaign_in_slurms_queue_is_not_run_here_as_well(
         launch._require_no_jobs(trial.campaign().directory)
 
 
+def test_shards_are_not_dealt_anew_while_some_are_in_slurms_queue(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial.prepare_short()
+    queued(trial, "medsyn-trial-finetune-r", "7")
+    fake_slurm(tmp_path / "bin", monkeypatch, "7|RUNNING|None|n1|(null)|medsyn-trial-finetune-r\n")
+    changed = trial.config(generation__blocks_per_shard=2)
+    launch._require_same_shards(changed)  # fine-tuning has no shards
+    trial.queued("medsyn-trial-generate-r", "generate", ("ct-00000",), "8")
+    (tmp_path / "bin" / "queue").write_text("8|PENDING|None||(null)|medsyn-trial-generate-r\n")
+    launch._require_same_shards(trial.config(cluster__max_parallel=7))
+    with pytest.raises(InputError, match=r"generation.blocks_per_shard: it deals the shards anew, but generate jobs"):
+        launch._require_same_shards(changed)
+
+
 def test_a_campaign_of_somebody_else_is_theirs(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     campaign = trial.prepare_short()
     records.require_own(campaign.directory)

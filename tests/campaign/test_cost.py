@@ -24,14 +24,20 @@ HOUR = 3600
 
 
 def config(name: str = "sd15-pascal", **changes: Any) -> Config:
-    """A configuration of the repository, of CT alone; `section__key` changes a value."""
-    overrides = [f"{key.replace('__', '.')}={value!s}" for key, value in changes.items()]
+    """A configuration of the repository, of CT alone in batches of 4; `section__key` changes a value."""
+    overrides = [
+        f"{key.replace('__', '.')}={value!s}" for key, value in {"generation__batch_size": 4, **changes}.items()
+    ]
     return configuration.load(ROOT / "configs" / f"{name}.yaml", ["data.modalities=[CT]", *overrides], environment={})
 
 
 def estimate(settings: Config, counts: Mapping[str, Mapping[str, int]] = COUNTS, on_gpu: bool = True) -> Estimate:
+    """What the campaign costs, its blocks in shards of the configuration's size or all of a modality in one."""
     counts = with_asked(settings, counts)
-    return cost.estimate(settings, build(settings, {name: [n] for name, n in counts["asked"].items()}), counts, on_gpu)
+    asked, sizes = counts["asked"], {}
+    for name, n in asked.items():
+        sizes[name] = settings.generation.blocks_per_shard or n
+    return cost.estimate(settings, build(settings, {name: [n] for name, n in asked.items()}, sizes), counts, on_gpu)
 
 
 def with_asked(settings: Config, counts: Mapping[str, Mapping[str, int]] = COUNTS) -> dict[str, Mapping[str, int]]:
@@ -67,7 +73,7 @@ class TestHours:
             ("finetune", {"finetune__use_ema": "true"}),
             ("finetune", {"finetune__checkpointing_steps": 10}),
             ("finetune", {"data__resolution": 512}),
-            ("finetune", {"cluster__gpu_tflops": 3}),
+            ("finetune", {"cluster__tflops": 3}),
             ("rlhf-stage1", {"training__max_epochs": 200}),
             ("rlhf-stage2", {"policy_model__num_layers": 12}),
             ("generate", {"generation__num_inference_steps": 50}),
@@ -102,13 +108,18 @@ class TestHours:
         assert work[0] == pytest.approx(work[1])
 
     def test_small_batches_on_a_fast_card_wait_for_the_launches(self) -> None:
-        slow, fast = (one("generate", cluster__gpu_tflops=rate).seconds for rate in (1e4, 1e5))
+        slow, fast = (one("generate", cluster__tflops=rate).seconds for rate in (1e4, 1e5))
         assert slow == pytest.approx(fast, rel=0.01)
 
     def test_a_thread_is_slower_than_a_card_and_threads_add_up(self) -> None:
-        card, thread = estimate(config()), estimate(config(device__cpu_threads=1), on_gpu=False)
+        one, four = (config(device__cpu_threads=number, cluster__tflops="null") for number in (1, 4))
+        card, thread = estimate(config()), estimate(one, on_gpu=False)
         assert thread.hours() > 50 * card.hours()
-        assert estimate(config(device__cpu_threads=4), on_gpu=False).hours() < 0.3 * thread.hours()
+        assert estimate(four, on_gpu=False).hours() < 0.3 * thread.hours()
+
+    def test_a_rate_that_was_measured_holds_without_a_card_too_whatever_the_threads(self) -> None:
+        hours = [estimate(config(device__cpu_threads=number), on_gpu=False).hours() for number in (1, 4)]
+        assert hours[0] == hours[1] == pytest.approx(estimate(config()).hours(), rel=0.01)
 
     def test_evaluation_holds_no_card(self) -> None:
         found = estimate(config())
@@ -117,7 +128,7 @@ class TestHours:
 
     def test_one_task_can_be_asked_for(self) -> None:
         settings = config()
-        for planned in build(settings, {"CT": [100]}):
+        for planned in build(settings, {"CT": [100]}, {"CT": 100}):
             expected = estimate(settings).tasks[planned.key].seconds
             assert cost.expected_seconds(settings, planned.task, with_asked(settings), on_gpu=True) == expected
 
@@ -227,7 +238,7 @@ class TestDisk:
     def test_a_full_file_system_is_an_error_for_what_runs_at_once_and_a_warning_for_all(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        settings = configuration.load(ROOT / "configs" / "sd15-pascal.yaml", environment={})
+        settings = inputs.resolve(configuration.load(ROOT / "configs" / "sd15-pascal.yaml", environment={}))
         counts = {what: dict.fromkeys(settings.data.modalities, 1000) for what in COUNTS}
         found = estimate(settings, counts)
         severities = {}

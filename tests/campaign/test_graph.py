@@ -24,7 +24,7 @@ def plan(shards: int = 2, stage: int = 2) -> Plan:
         "training": {"stage": stage},
         "generation": {"batch_size": 1, "batches_per_block": 1, "blocks_per_shard": 1},
     }
-    return build(configuration.validate(tree, "test"), {"CT": [shards], "OCT": [shards]})
+    return build(configuration.validate(tree, "test"), {"CT": [shards], "OCT": [shards]}, {"CT": 1, "OCT": 1})
 
 
 def nodes(built: Graph) -> dict[str, Node]:

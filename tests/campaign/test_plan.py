@@ -18,8 +18,11 @@ def config(**sections: dict[str, object]) -> Config:
 
 
 def plan(images: dict[str, list[int]] | None = None, **generation: object) -> Plan:
-    generation = {"batch_size": 4, "batches_per_block": 1, "blocks_per_shard": 2, **generation}
-    return build(config(generation=generation), images if images is not None else {"CT": [17], "X-Ray": [4]})
+    size = generation.pop("blocks_per_shard", 2)
+    assert isinstance(size, int)
+    settings = config(generation={"batch_size": 4, "batches_per_block": 1, **generation})
+    sizes = dict.fromkeys(settings.data.modalities, size)
+    return build(settings, images if images is not None else {"CT": [17], "X-Ray": [4]}, sizes)
 
 
 def keys(plan: Plan) -> list[Key]:
@@ -73,7 +76,7 @@ def test_a_modality_without_prompts_has_no_shard_and_no_prompts_at_all_still_pla
 
 
 def test_with_training_stage_1_there_is_no_stage_2_and_generation_does_not_wait_for_one() -> None:
-    planned = build(config(training={"stage": 1}), {"CT": [1]})
+    planned = build(config(training={"stage": 1}), {"CT": [1]}, {"CT": 1})
     assert "rlhf-stage2" not in planned.by_stage
     assert planned.by_key["generate", "ct-00000"].needs == (("finetune", "ct"), ("rlhf-stage1", "all"))
 
@@ -155,7 +158,7 @@ def test_a_changed_value_changes_the_stages_that_read_it_and_those_that_read_the
 
 def test_what_changes_no_result_changes_no_fingerprint() -> None:
     assert changed(cluster={"max_parallel": 7}, campaign={"name": "other"}) == []
-    assert changed(generation={"blocks_per_shard": 3}) == []
+    assert changed(generation={"blocks_per_shard": 3, "shard_minutes": 7}) == []
     assert changed(data={"modalities": ["CT", "X-Ray"], "table": "/elsewhere/metadata.csv"}) == []
 
 
@@ -185,8 +188,8 @@ def test_every_configuration_key_is_read_or_known_to_change_no_result() -> None:
     free = {
         *("campaign.name", "campaign.dir", "data.table", "data.root", "data.ratings_file", "data.prompts"),
         *("data.base_prompt", "model_paths.stable_diffusion"),
-        *("generation.blocks_per_shard", "cluster.max_parallel", "cluster.max_requeues"),
-        *("cluster.gpu_tflops", "cluster.gpu_memory_gib", "cluster.site"),
+        *("generation.blocks_per_shard", "generation.shard_minutes", "cluster.max_shards", "cluster.claim"),
+        *("cluster.max_parallel", "cluster.max_requeues", "cluster.tflops", "cluster.gpu_memory_gib", "cluster.site"),
         *("data.phantoms.images_per_kind", "data.phantoms.prompts_per_kind", "data.phantoms.image_size"),
     }
     unread = {key for key, _ in flatten(Config().model_dump()) if not any(reads_key(stage, key) for stage in STAGES)}

@@ -413,6 +413,8 @@ class TestPhantoms:
             "ratings": {},
             "prompts": {"CT": 2},
             "asked": {"CT": 2},
+            "guided": {"CT": 50},
+            "plain": {"CT": 0},
         }
         assert checked.plan.tasks == prepare.prepare(own).plan.tasks
 

@@ -132,6 +132,25 @@ def test_steps_that_the_sampler_cannot_take_are_refused(trial: Trial) -> None:
     assert inputs.check(trial.config(**asked)).errors == []
 
 
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ("CT:", "'CT:' says nothing"),
+        ("CT: a\nb", "'CT: a\\nb' holds a line break"),
+        ("CT: a\0b", "holds a NUL byte"),
+        ("CT: " + "x" * 20_000, "is longer than 10000 characters"),
+    ],
+    ids=["empty", "line break", "NUL", "long"],
+)
+def test_the_prompts_of_the_configuration_are_held_to_what_a_list_is(trial: Trial, prompt: str, reason: str) -> None:
+    (trial.data / "prompts.csv").unlink()
+    (problem,) = inputs.check(trial.config(data__base_prompt=prompt)).errors
+    assert (problem.source, problem.key, problem.row) == ("configuration", "data.base_prompt", None)
+    assert reason in problem.reason
+    told = inputs.check(trial.config(data__base_prompt="CT: a", generation__negative_prompt=prompt)).errors
+    assert [one.key for one in told] == ["generation.negative_prompt"] * (prompt != "CT:")
+
+
 def test_status_knows_how_many_images_the_list_asks_for(trial: Trial) -> None:
     campaign = trial.prepare(**write(trial, ROWS), generation__img_num=2)
     assert {mode: its.asked for mode, its in figures.images(reading.read(campaign)).items()} == {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -93,6 +94,16 @@ def test_what_a_stage_raises_becomes_an_exit_code(trial: Trial, action: str, cod
     assert trial.done() == set()
     assert events(trial) == [("start", 1, None), ("end", 1, code)]
     assert trial.campaign().directory.failed(*FINETUNE).is_file() == (code != 75)
+
+
+def test_a_full_disk_is_told_with_the_place_and_the_room(trial: Trial) -> None:
+    trial.prepare()
+    trial.script({"finetune ct": ["disk-full-named", "disk-full-abroad"]})
+    free = r": [\d,]+ MiB are free there"
+    _, output = trial.work(*FINETUNE)
+    assert re.search(rf"used up, at {re.escape(str(trial.root))}/work/finetune/ct/model\.bin{free}", output), output
+    _, output = trial.work(*FINETUNE)
+    assert re.search(rf"used up, at {re.escape(str(trial.root))}{free}", output), output
 
 
 def test_a_crash_is_on_record_with_class_text_place_and_traceback(trial: Trial) -> None:

@@ -93,7 +93,7 @@ def test_the_captions_of_a_data_set_are_prompts_and_nothing_of_a_patient_goes_al
 def test_a_column_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no column 'stage'.*'Finding'"):
         balance(a_data_set(tmp_path), ["stage"], per_cell=1)
-    with pytest.raises(InputError, match="no row has a value in each of stage; the columns are 'modality', 'finding'"):
+    with pytest.raises(InputError, match=r"no column 'stage'.*'modality', 'finding', 'site'; did you mean 'site'"):
         balance(a_list(tmp_path), ["stage"], per_cell=1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
 from collections.abc import Sequence
@@ -106,6 +107,7 @@ class Builder:
         """What preparing a campaign makes of the prompt list."""
         path = self.data / "prompts.csv"
         prompt_writer.resolve(PromptSource.file(path), new_faults(path), Path(str(self.config.data.prompts)))
+        disk.write_json(self.directory.facts, {"blocks_per_shard": dict.fromkeys(self.modalities, 1)})
 
     def models(self) -> None:
         disk.make_directory(self.directory.selector())
@@ -182,6 +184,7 @@ class Builder:
                 if line["file"]:
                     images[line["file"]] = png(picture)
                     line["bytes"] = len(images[line["file"]])
+                    line["sha256"] = hashlib.sha256(images[line["file"]]).hexdigest()
                 manifest.append(line)
                 attempts += self._attempts(item, line, rng)
             timing = {

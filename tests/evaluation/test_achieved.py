@@ -8,7 +8,7 @@ import pytest
 from synthetic_campaign import Builder, write_csv
 
 from medsyn.data.phantoms import draw_phantom
-from medsyn.evaluation import achieved, gather
+from medsyn.evaluation import achieved, gather, tally
 from medsyn.evaluation.report_tables import achieved as table_of
 from medsyn.stage import Control
 
@@ -66,7 +66,7 @@ def test_every_modality_and_every_value_is_counted_as_asked_and_as_accepted(meas
 def test_a_column_with_a_value_for_every_prompt_is_named_and_not_counted(
     builder: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(achieved, "MOST_VALUES", 2)
+    monkeypatch.setattr(tally, "MOST_VALUES", 2)
     gathered = gather.gather(builder.config, builder.directory, Control().leave_if_asked)
     found = achieved.measure(gathered, ["baseline", "filtered"], 2)
     assert found["dropped"] == ["serial"]

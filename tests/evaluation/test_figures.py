@@ -5,6 +5,7 @@ import sys
 import xml.etree.ElementTree as ET
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 
 from medsyn.evaluation import figures
@@ -43,8 +44,8 @@ def test_missing_columns_are_left_out() -> None:
 
 
 def test_a_histogram_of_one_kind_only() -> None:
-    assert "rejected (0)" in figures.score_histogram([0.7, 0.8], [], 0.6)
-    assert "passed (0)" in figures.score_histogram([], [0.1], 0.6)
+    assert "rejected (0)" in figures.score_histogram(np.eye(1, 40, 30, dtype=int)[0] * 2, np.zeros(40, int), 0.6)
+    assert "passed (0)" in figures.score_histogram(np.zeros(40, int), np.eye(1, 40, 4, dtype=int)[0], 0.6)
 
 
 def test_drawing_leaves_matplotlibs_settings_alone() -> None:

@@ -3,12 +3,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from synthetic_campaign import Builder, write_csv
 
 from medsyn import disk
 from medsyn.data.split import is_held_out
-from medsyn.evaluation import gather
+from medsyn.evaluation import gather, generated, pictures
 from medsyn.stage import Saved
 
 
@@ -31,8 +32,8 @@ def test_a_whole_campaign_misses_nothing(whole: Builder) -> None:
     gathered = read(whole)
     assert gathered.missing == []
     assert gathered.modalities == ["OCT", "CT"]
-    assert len(gathered.made["CT"]["baseline"].accepted()) == 3
-    assert len(gathered.made["CT"]["filtered"].accepted()) == 2, "one prompt is exhausted"
+    assert len(gathered.made["CT"]["baseline"].pictures) == 3
+    assert len(gathered.made["CT"]["filtered"].pictures) == 2, "one prompt is exhausted"
 
 
 def test_an_empty_directory_misses_everything_by_task_name(builder: Builder) -> None:
@@ -56,6 +57,17 @@ def test_a_missing_block_is_named_by_the_shard_that_owns_it(builder: Builder) ->
     assert missing(builder) == {"generate ct-00001": ["1 filtered image of CT"]}
 
 
+def test_the_owner_is_the_shard_that_the_campaign_recorded(builder: Builder) -> None:
+    builder.everything()
+    disk.write_json(builder.directory.facts, {"blocks_per_shard": {"CT": 2, "OCT": 1}})
+    for modality in ("CT", "OCT"):
+        shutil.rmtree(builder.directory.block("filtered", modality, 1))
+    assert missing(builder) == {
+        "generate ct-00000": ["1 filtered image of CT"],
+        "generate oct-00001": ["1 filtered image of OCT"],
+    }
+
+
 def test_a_block_that_lost_an_image_is_missing_not_an_error(builder: Builder) -> None:
     builder.everything()
     next(builder.directory.block("baseline", "OCT", 0).glob("*.png")).unlink()
@@ -66,7 +78,7 @@ def test_blocks_beyond_the_prompt_list_are_not_read(builder: Builder) -> None:
     builder.everything()
     stale = builder.directory.block("filtered", "CT", 7)
     shutil.copytree(builder.directory.block("filtered", "CT", 0), stale)
-    assert len(read(builder).made["CT"]["filtered"].manifest) == 3
+    assert read(builder).made["CT"]["filtered"].tally.requested == 3
 
 
 def test_stage_2_is_not_missed_where_it_was_not_asked_for(tmp_path: Path) -> None:
@@ -115,11 +127,9 @@ def test_one_file_in_two_rows_is_one_image(builder: Builder) -> None:
     assert not real.patients_known
 
 
-def test_large_sets_are_sampled_the_same_way_whatever_their_order(
-    builder: Builder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_sets_are_sampled_the_same_way_whatever_their_order(tmp_path: Path) -> None:
+    builder = Builder(tmp_path, overrides={"evaluation": {"max_images": 3}})
     builder.tables()
-    monkeypatch.setattr(gather, "PICTURES_PER_SET", 3)
     first = read(builder).real
     header, *rows = (builder.data / "metadata.csv").read_text().splitlines()
     (builder.data / "metadata.csv").write_text("\n".join([header, *reversed(rows)]) + "\n")
@@ -128,16 +138,45 @@ def test_large_sets_are_sampled_the_same_way_whatever_their_order(
     assert {one.pixels.tobytes() for one in first.training} == {one.pixels.tobytes() for one in second.training}
 
 
+def test_of_many_images_all_are_counted_and_a_fixed_sample_is_looked_at(tmp_path: Path) -> None:
+    def made(folder: str, **evaluation: int) -> generated.GeneratedImages:
+        builder = Builder(tmp_path / folder, prompts_per_kind=9, overrides={"evaluation": evaluation})
+        builder.tables()
+        builder.blocks("baseline", "CT")
+        return read(builder).made["CT"]["baseline"]
+
+    everything, some, again = made("all"), made("some", max_images=4), made("again", max_images=4)
+    assert (everything.tally.accepted, some.tally.accepted) == (9, 9)
+    assert (len(everything.pictures), len(some.pictures), everything.left_out, some.left_out) == (9, 4, 0, 5)
+    whole, sample, same = ([one.pixels.tobytes() for one in made.pictures] for made in (everything, some, again))
+    assert sample == same and sample == [pixels for pixels in whole if pixels in sample], "in the prompts' order"
+    assert sample != whole[:4], "not simply the first"
+    assert set(some.shown) == set(everything.shown) and all(picture for _, picture in some.shown.values())
+
+
 def test_surplus_attempts_are_not_counted(whole: Builder) -> None:
-    attempts = read(whole).made["CT"]["filtered"].attempts
-    assert attempts and all(line["reason"] != "surplus" for line in attempts)
+    counted = read(whole).made["CT"]["filtered"].tally
+    assert counted.attempts == 2 + 6 + 2
+    assert counted.passed == counted.passed_scores.sum() == 2 and counted.rejected_scores.sum() == 8
 
 
 def test_pictures_keep_their_place_with_replicates(tmp_path: Path) -> None:
     builder = Builder(tmp_path, prompts_per_kind=2, overrides={"generation": {"img_num": 3}}).everything()
     made = read(builder).made["OCT"]["baseline"]
-    assert set(made.pictures) == {(f"oct-{prompt}", replicate) for prompt in range(2) for replicate in range(3)}
+    assert len(made.pictures) == 6
+    assert [picture.text for picture in made.pictures[:3]] == [made.pictures[0].text] * 3
+    assert {name: line["replicate"] for name, (line, _) in made.shown.items()} == {"oct-0": 0, "oct-1": 0}
     assert missing(builder) == {}
+
+
+def test_a_picture_keeps_one_channel_of_a_grey_image_and_gives_all_three() -> None:
+    rng = np.random.default_rng(0)
+    colour = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    grey = np.repeat(colour[..., :1], 3, axis=2)
+    for pixels, channels in ((grey, 1), (colour, 3)):
+        kept = pictures.picture(pixels, "CT", "CT: x")
+        assert kept.stored.shape[2] == channels
+        assert np.array_equal(kept.pixels, pixels)
 
 
 def test_asked_to_stop_it_stops_at_the_next_image(whole: Builder) -> None:

@@ -17,6 +17,10 @@ def cloud(count: int, shift: float = 0.0, seed: int = 0) -> np.ndarray:
     return (np.random.default_rng(seed).normal(size=(count, 40)) + shift).astype(np.float32)
 
 
+def similarity(images: list[np.ndarray], most_pairs: int = 100) -> float | None:
+    return metrics.pairwise_similarity(len(images), images.__getitem__, most_pairs, seed=0)
+
+
 def test_kid_is_a_function_of_its_seed_and_leaves_the_global_generator_alone(
     kernel_distance: metrics.KernelDistance,
 ) -> None:
@@ -104,15 +108,15 @@ def test_halves_are_disjoint_cover_everything_and_depend_on_the_seed() -> None:
 def test_similarity_is_one_for_copies_and_less_for_others() -> None:
     rng = np.random.default_rng(0)
     image = rng.random((32, 32)).astype(np.float32)
-    assert metrics.pairwise_similarity([image] * 5, 100, seed=0) == pytest.approx(1)
-    assert metrics.pairwise_similarity([*[image] * 2, rng.random((32, 32)).astype(np.float32)], 100, seed=0) < 0.6  # type: ignore[operator]
-    assert metrics.pairwise_similarity([image], 100, seed=0) is None
+    assert similarity([image] * 5) == pytest.approx(1)
+    assert similarity([*[image] * 2, rng.random((32, 32)).astype(np.float32)]) < 0.6  # type: ignore[operator]
+    assert similarity([image]) is None
 
 
 def test_similarity_looks_at_no_more_pairs_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(metrics, "structural_similarity", lambda *_, **__: calls.append(1) or 0.5)
-    metrics.pairwise_similarity([np.zeros((8, 8), np.float32)] * 50, 20, seed=0)
+    similarity([np.zeros((8, 8), np.float32)] * 50, 20)
     assert len(calls) == 20
 
 
@@ -138,20 +142,25 @@ def test_wilson_interval_of_a_known_case_and_at_the_edges() -> None:
     assert metrics.proportion([]) is None
 
 
-def test_generation_summary_counts_what_was_asked_for_not_what_was_made() -> None:
-    refused = {"id": "b", "accepted": False, "selector": 0.1, "policy": 0.9}
-    manifest = [{"id": "a", "accepted": True, "selector": 0.8, "policy": 0.6}, refused, dict(refused)]
-    attempts = [{"passed": True}, *[{"passed": False}] * 7]
-    summary = metrics.generation_summary(
-        manifest, attempts, [{"seconds": 3.0, "unet_evaluations": 16}, {"seconds": 1.0}]
-    )
-    assert summary["requested"] == 3 and summary["accepted"] == 1
-    assert summary["attempts_per_accepted"] == 8 and summary["attempt_pass_rate"] == 1 / 8
-    assert summary["exhausted_prompts"] == ["b"]
-    assert summary["selector_mean"] == 0.8, "refused images do not count"
-    assert summary["seconds_per_accepted"] == 4 and summary["unet_evaluations"] == 16
+def test_every_pair_is_looked_at_once_where_there_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def look(first: int, second: int, data_range: float) -> float:
+        seen.append((first, second))
+        return 0.0
+
+    monkeypatch.setattr(metrics, "structural_similarity", look)
+    metrics.pairwise_similarity(5, lambda place: place, 10, seed=0)  # type: ignore[arg-type,return-value]
+    assert seen == [(i, j) for i in range(5) for j in range(i + 1, 5)]
+    seen.clear()
+    metrics.pairwise_similarity(3000, lambda place: place, 100, seed=0)  # type: ignore[arg-type,return-value]
+    assert len(set(seen)) == 100 and all(0 <= i < j < 3000 for i, j in seen)
 
 
-def test_generation_summary_of_nothing_has_no_numbers_and_no_error() -> None:
-    summary = metrics.generation_summary([], [], [])
-    assert summary["requested"] == 0 and summary["acceptance_rate"] is None and summary["seconds"] is None
+def test_nearest_distances_are_the_same_in_one_piece_and_in_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, references = cloud(50), cloud(70, seed=1)
+    whole = metrics.nearest_distances(queries, references)
+    monkeypatch.setattr(metrics, "_QUERIES_AT_ONCE", 7)
+    assert metrics.nearest_distances(queries, references) == pytest.approx(whole)
+    brute = np.sqrt(((queries[:, None] - references[None]) ** 2).mean(axis=2)).min(axis=1)
+    assert whole == pytest.approx(brute, rel=1e-4)

@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 from synthetic_campaign import Builder
 
+from medsyn.config import EvaluationSection
 from medsyn.evaluation import evaluate, gather, judge, sheets
-from medsyn.evaluation.gather import Gathered, Picture
+from medsyn.evaluation.gather import Gathered
+from medsyn.evaluation.pictures import Picture
 from medsyn.evaluation.report_tables import duration, number, percent, stages
 from medsyn.stage import Control, Task
 
@@ -91,7 +93,7 @@ def test_pictures_in_the_page_are_the_generated_ones(whole: Builder) -> None:
     frame = sheet.rows[1][2][0]
     assert frame.image is not None
     shown = Image.open(io.BytesIO(base64.b64decode(frame.image.partition(",")[2])))
-    line = gathered.made["CT"]["baseline"].manifest[0]
+    line, _ = next(iter(gathered.made["CT"]["baseline"].shown.values()))
     with Image.open(whole.directory.block("baseline", "CT", 0) / line["file"]) as original:
         assert np.array_equal(np.asarray(shown.convert("RGB")), np.asarray(original.convert("RGB")))
 
@@ -102,6 +104,8 @@ def test_a_sheet_spreads_over_the_prompt_list(tmp_path: Path) -> None:
     gathered = gather.gather(builder.config, builder.directory, lambda: None)
     prompts = sheets.contact_sheet(gathered, "MRI", 4).prompts
     assert [prompt.split(":")[0] for prompt in prompts] == ["Brain MRI", "Brain MRI", "Breast MRI", "Breast MRI"]
+    wide = builder.config.model_copy(update={"evaluation": EvaluationSection(sheet_columns=100)})
+    gathered = gather.gather(wide, builder.directory, lambda: None)
     assert len(sheets.contact_sheet(gathered, "MRI", 100).prompts) == 12
 
 

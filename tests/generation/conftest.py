@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from generation_campaign import CPU, PROMPTS, Campaign, random_scorers, resolve_prompts
+from generation_campaign import CPU, PROMPTS, Campaign, Maker, random_scorers, resolve_prompts
 
 from medsyn import config as configuration
 from medsyn.config import Config
@@ -99,11 +99,7 @@ def inputs(settings: Config, finetuned_unets: list[Path], tmp_path_factory: pyte
 
 @pytest.fixture
 def campaign(settings: Config, inputs: Path, tmp_path: Path) -> Campaign:
-    root = tmp_path / "campaign"
-    (root / "work").mkdir(parents=True)
-    for made in (inputs / "work").iterdir():
-        (root / "work" / made.name).symlink_to(made)
-    return Campaign(settings, CampaignDirectory(root))
+    return Maker(settings, inputs).new(tmp_path / "campaign")
 
 
 @pytest.fixture(scope="session")
@@ -112,5 +108,30 @@ def reference(settings: Config, inputs: Path, tmp_path_factory: pytest.TempPathF
     root = tmp_path_factory.mktemp("reference")
     shutil.copytree(inputs / "work", root / "work")
     whole = Campaign(settings, CampaignDirectory(root))
+    whole.run()
+    return whole
+
+
+@pytest.fixture(scope="session")
+def many(settings: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Seven blocks of two batches of two: enough for seven shards, with retries all over a block."""
+    table = tmp_path_factory.mktemp("prompts") / "prompts.csv"
+    texts = ["normal", "nodule, left", "nodule, right", "effusion, left", "effusion, right"]
+    rows = [f'ct-{number},CT,"CT: {texts[number % 5]} ({number})"' for number in range(13)]
+    table.write_text("\n".join(["id,modality,prompt", *rows]) + "\n")
+    section = settings.generation.model_copy(update={"batch_size": 2, "batches_per_block": 2})
+    data = settings.data.model_copy(update={"prompts": resolve_prompts(table)})
+    return settings.model_copy(update={"generation": section, "data": data})
+
+
+@pytest.fixture(scope="session")
+def maker(many: Config, inputs: Path) -> Maker:
+    return Maker(many, inputs)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(maker: Maker, tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    """What one shard makes that nothing disturbs; never written to."""
+    whole = maker.new(tmp_path_factory.mktemp("undisturbed") / "campaign")
     whole.run()
     return whole

@@ -29,6 +29,7 @@ PROMPTS = {
 }
 SCORER = configuration.ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=16)
 CPU = torch.device("cpu")
+BLOCKS = 7  # of the campaigns with many
 
 
 def resolve_prompts(table: Path) -> str:
@@ -44,8 +45,14 @@ class Campaign:
     config: Config
     directory: CampaignDirectory
 
-    def run(self, modality: str = "CT", blocks: tuple[int, int] | None = None, control: Control | None = None) -> None:
-        generate.run(self.config, Task("generate", 0, "x", modality, blocks), self.directory, control or Control())
+    def run(
+        self,
+        modality: str = "CT",
+        blocks: tuple[int, int] | None = None,
+        control: Control | None = None,
+        name: str = "x",
+    ) -> None:
+        generate.run(self.config, Task("generate", 0, name, modality, blocks), self.directory, control or Control())
 
     def override(self, **generation: Any) -> Campaign:
         section = self.config.generation.model_copy(update=generation)
@@ -60,7 +67,7 @@ class Campaign:
 
     def blocks(self) -> dict[str, str]:
         """The snapshot of what a reader of blocks sees."""
-        return {path: value for path, value in self.snapshot().items() if "/." not in path}
+        return {path: value for path, value in self.snapshot().items() if "/." not in f"/{path}"}
 
     def snapshot(self) -> dict[str, str]:
         """Hash of every file that generation made, temporary ones too, but for those that hold timings."""
@@ -71,6 +78,25 @@ class Campaign:
             if path.is_file() and path.name != shard.TIMING and path.suffix != ".parquet"
         ]
         return {str(path.relative_to(made)): disk.sha256_file(path) for path in files}
+
+
+@dataclass(frozen=True)
+class Maker:
+    """New campaigns with the same inputs."""
+
+    config: Config
+    inputs: Path
+
+    def new(self, root: Path) -> Campaign:
+        (root / "work").mkdir(parents=True)
+        for made in (self.inputs / "work").iterdir():
+            (root / "work" / made.name).symlink_to(made)
+        return Campaign(self.config, CampaignDirectory(root))
+
+
+def batches_of(campaign: Campaign) -> int:
+    timings = campaign.directory.root.glob("work/generate/*/*/part-*/block-*/timing.json")
+    return sum(disk.read_json(timing)["batches"] for timing in timings)
 
 
 def standardise(model: Selector | Policy, scores: list[float | None]) -> None:

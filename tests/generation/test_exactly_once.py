@@ -10,73 +10,27 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from generation_campaign import Campaign, fork, resolve_prompts, wait
+from generation_campaign import BLOCKS, Campaign, Maker, batches_of, fork, wait
 
 from medsyn import disk
-from medsyn.config import Config
 from medsyn.generation import journal
 from medsyn.generation.shard import plan_shards
 from medsyn.generation.shard_tables import merge, shard_directories
-from medsyn.stage import CampaignDirectory, Control
+from medsyn.stage import Control
 
-BLOCKS = 7
 KILLS = 20
-
-
-@pytest.fixture(scope="module")
-def many(settings: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Seven blocks of two batches of two: enough for seven shards, with retries all over a block."""
-    table = tmp_path_factory.mktemp("prompts") / "prompts.csv"
-    texts = ["normal", "nodule, left", "nodule, right", "effusion, left", "effusion, right"]
-    rows = [f'ct-{number},CT,"CT: {texts[number % 5]} ({number})"' for number in range(13)]
-    table.write_text("\n".join(["id,modality,prompt", *rows]) + "\n")
-    section = settings.generation.model_copy(update={"batch_size": 2, "batches_per_block": 2})
-    data = settings.data.model_copy(update={"prompts": resolve_prompts(table)})
-    return settings.model_copy(update={"generation": section, "data": data})
-
-
-@dataclass(frozen=True)
-class Maker:
-    """New campaigns with the same inputs."""
-
-    config: Config
-    inputs: Path
-
-    def new(self, root: Path) -> Campaign:
-        (root / "work").mkdir(parents=True)
-        for made in (self.inputs / "work").iterdir():
-            (root / "work" / made.name).symlink_to(made)
-        return Campaign(self.config, CampaignDirectory(root))
-
-
-@pytest.fixture(scope="module")
-def maker(many: Config, inputs: Path) -> Maker:
-    return Maker(many, inputs)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(maker: Maker, tmp_path_factory: pytest.TempPathFactory) -> Campaign:
-    """What one shard makes that nothing disturbs; never written to."""
-    whole = maker.new(tmp_path_factory.mktemp("undisturbed") / "campaign")
-    whole.run()
-    return whole
 
 
 def run_shards(campaign: Campaign, shards: int, control: Control | None = None) -> None:
     for blocks in plan_shards(BLOCKS, -(-BLOCKS // shards)):
         campaign.run(blocks=blocks, control=control)
-
-
-def batches_of(campaign: Campaign) -> int:
-    timings = campaign.directory.root.glob("work/generate/*/*/part-*/block-*/timing.json")
-    return sum(disk.read_json(timing)["batches"] for timing in timings)
 
 
 def test_the_undisturbed_run_has_retries_and_every_item_once(undisturbed: Campaign) -> None:

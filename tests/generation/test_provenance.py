@@ -17,6 +17,7 @@ from medsyn.generation.provenance import encode_png, file_name, publish, quantis
 from medsyn.generation.shard import Item
 
 FACTS = {"modality": "CT", "mode": "filtered", "model_fingerprint": "aa", "config_fingerprint": "bb"}
+SETTINGS = {"num_inference_steps": 25, "guidance_scale": 7.5, "negative_prompt": ""}
 ITEM = Item("ct-7", "CT: Lungenrundherd, 5 µm, 胸部 ☂", 2)
 
 
@@ -54,7 +55,7 @@ def test_the_mark_notice_and_version_are_in_every_file() -> None:
 
 
 def test_an_accepted_image_says_how_it_was_made() -> None:
-    record, png = publish(ITEM, trial(), picture(), FACTS)
+    record, png = publish(ITEM, trial(), picture(), FACTS, SETTINGS)
     assert png is not None
     text = text_of(png)
     assert text["Prompt"] == ITEM.prompt, "letters beyond Latin-1 too"
@@ -68,21 +69,21 @@ def test_an_accepted_image_says_how_it_was_made() -> None:
 
 
 def test_a_kept_best_says_in_the_file_that_it_was_not_accepted() -> None:
-    record, png = publish(ITEM, trial(0.1, "keep-best"), picture(), FACTS)
+    record, png = publish(ITEM, trial(0.1, "keep-best"), picture(), FACTS, SETTINGS)
     assert png is not None and record["accepted"] is False
     assert (text_of(png)["Accepted"], text_of(png)["Reason"]) == ("False", rules.KEPT_BEST)
 
 
 @pytest.mark.parametrize("on_exhausted", ["skip", "fail"])
 def test_an_item_without_an_image_has_a_record_with_the_same_keys(on_exhausted: str) -> None:
-    record, png = publish(ITEM, trial(0.1, on_exhausted), picture(), FACTS)
-    with_image, _ = publish(ITEM, trial(), picture(), FACTS)
+    record, png = publish(ITEM, trial(0.1, on_exhausted), picture(), FACTS, SETTINGS)
+    with_image, _ = publish(ITEM, trial(), picture(), FACTS, SETTINGS)
     assert png is None and record["file"] is None and record["seed"] is None and record["accepted"] is False
     assert list(record) == list(with_image)
 
 
 def test_the_manifest_has_the_keys_that_readers_rely_on() -> None:
-    record, _ = publish(ITEM, trial(), picture(), FACTS)
+    record, _ = publish(ITEM, trial(), picture(), FACTS, SETTINGS)
     promised = "id prompt modality mode replicate accepted reason attempt attempts seed selector policy file sha256"
     assert set(record) >= {*promised.split(), "width", "height", "model_fingerprint", "config_fingerprint"}
 

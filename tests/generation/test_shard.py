@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import subprocess
 import sys
@@ -124,13 +125,24 @@ def damage_manifest_binary(block: Path) -> None:
     (block / "manifest.jsonl").write_bytes(b"\xff\xfe\x00")
 
 
+def damage_manifest_deep(block: Path) -> None:
+    (block / "manifest.jsonl").write_bytes(b"[" * 100_000)
+
+
 def damage_attempts(block: Path) -> None:
     (block / "attempts.jsonl").unlink()
 
 
+def damage_timing(block: Path) -> None:
+    (block / "timing.json").unlink()
+
+
 @pytest.mark.parametrize(
     "damage",
-    [damage_cut, damage_lost, damage_manifest, damage_manifest_lost, damage_manifest_binary, damage_attempts],
+    [
+        *(damage_cut, damage_lost, damage_manifest, damage_manifest_lost, damage_manifest_binary),
+        *(damage_manifest_deep, damage_attempts, damage_timing),
+    ],
 )
 def test_a_damaged_block_is_moved_away_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage) -> None:  # type: ignore[no-untyped-def]
     block = tmp_path / "block-000003"
@@ -183,3 +195,12 @@ def test_planning_does_not_import_torch() -> None:
 
 def test_names_in_a_block_are_those_of_the_contract() -> None:
     assert (shard.MANIFEST, shard.ATTEMPTS, shard.TIMING) == ("manifest.jsonl", "attempts.jsonl", "timing.json")
+
+
+def test_an_image_with_other_content_than_on_record_is_not_handed_out(tmp_path: Path) -> None:
+    commit_block(tmp_path / "block-000000", content())
+    record = {**content().manifest[0], "sha256": hashlib.sha256(b"image").hexdigest()}
+    assert shard.read_image_bytes(tmp_path / "block-000000", record) == b"image"
+    (tmp_path / "block-000000" / "a_0.png").write_bytes(b"Image")
+    with pytest.raises(InputError, match=r"a_0\.png.*other content.*--repair"):
+        shard.read_image_bytes(tmp_path / "block-000000", record)

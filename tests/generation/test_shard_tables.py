@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from generation_campaign import Campaign
 
 from medsyn import disk
+from medsyn.data.carried import RESERVED
+from medsyn.errors import InputError
 from medsyn.generation import shard_tables
+from medsyn.generation.archive import pack
+from medsyn.generation.dicom_output import add_dicom
 from medsyn.generation.shard_tables import merge, write_shard_tables
 from medsyn.stage import CampaignDirectory
 
@@ -46,23 +52,48 @@ def test_gpu_seconds_add_up_to_the_blocks_time(reference: Campaign) -> None:
         assert sum(float(str(row["gpu_seconds"])) for row in table(reference, name)) == pytest.approx(seconds)
 
 
+def test_every_name_of_records_and_tables_is_reserved(reference: Campaign) -> None:
+    """Or a prompt list's column of that name would be lost."""
+    (record, *_) = reference.read("manifest.jsonl", "filtered")
+    packed, _ = pack([add_dicom(record, np.zeros((8, 8, 1), np.uint8))[0]], {record["file"]: b"", "ct-0_0.dcm": b""})
+    assert set(table(reference, "manifest.parquet")[0]) | set(packed[0]) <= RESERVED
+
+
 def test_further_columns_of_the_prompt_list_are_carried_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = {
-        "id": "a",
-        "replicate": 0,
-        "file": None,
-        "extra": {"site": "left", "age": 3, "mode": "mine", "none": None},
-    }
+    names = ["extra", "item_fingerprint", "archive", "dicom_bytes", "dicom_offset", "sha256", "mode", "gpu_seconds"]
+    extra = {"site": "left", "age": 3, "none": None, **{name: f"my {name}" for name in names}}
+    record = {"id": "a", "replicate": 0, "file": None, "sha256": None, "extra": extra}
     monkeypatch.setattr(shard_tables, "read_manifest", lambda block: [record])
     monkeypatch.setattr(shard_tables.disk, "read_json", lambda path: {"seconds": 1.0})
     directory = CampaignDirectory(tmp_path)
     write_shard_tables(directory, "baseline", "CT", (0, 1))
     (row,) = pq.read_table(directory.shard("baseline", "CT", (0, 1)) / "manifest.parquet").to_pylist()
-    assert (row["site"], row["age"], row["prompt_mode"], row["mode"], row["none"]) == (
-        "left", "3", "mine", "baseline", None
-    )  # fmt: skip
+    assert (row["site"], row["age"], row["none"], row["mode"], row["sha256"]) == ("left", "3", None, "baseline", None)
+    assert {name: row[f"prompt_{name}"] for name in names} == {name: f"my {name}" for name in names}
+
+
+def test_the_tables_say_what_every_image_is_and_was_made_with(reference: Campaign) -> None:
+    for row, record in zip(
+        table(reference, "manifest.parquet"), reference.read("manifest.jsonl", "filtered"), strict=True
+    ):
+        assert row["synthetic"] is True and row["dtype"] == "float32" and row["scheduler"] == "euler_a"
+        assert (row["software"], row["batch_size"]) == (record["software"], 3)
+        assert (row["num_inference_steps"], row["guidance_scale"], row["negative_prompt"]) == (2, 7.5, "")
+        assert row["device"] == (None if row["file"] is None else "cpu")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"seconds": "x"}', '{"seconds": 1, "devices": ["cpu"]}', "[" * 100000]
+)
+def test_a_damaged_block_is_named_and_no_table_is_written(reference: Campaign, tmp_path: Path, content: str) -> None:
+    directory = CampaignDirectory(tmp_path)
+    shutil.copytree(reference.block("baseline"), directory.block("baseline", "CT", 0))
+    (directory.block("baseline", "CT", 0) / "timing.json").write_text(content)
+    with pytest.raises(InputError, match=r"block-000000: is damaged.*--repair"):
+        write_shard_tables(directory, "baseline", "CT", (0, 1))
+    assert not directory.shard("baseline", "CT", (0, 1)).exists()
 
 
 def test_merging_keeps_all_rows_in_order_and_fills_absent_columns_with_null(tmp_path: Path) -> None:

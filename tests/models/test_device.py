@@ -58,3 +58,20 @@ def test_a_gpu_that_was_handed_out_and_does_not_work_is_a_bad_node(monkeypatch: 
     with pytest.raises(BadNode, match="CUDA_VISIBLE_DEVICES is 1"):
         choose_device(DeviceSection())
     assert choose_device(DeviceSection(use_cuda=False)).device.type == "cpu"
+
+
+def test_a_gpu_is_chosen_by_its_number_and_one_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="there is no GPU cuda:0, none visible"):
+        choose_device(DeviceSection(), number=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1 + device.index))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "card")
+    assert [str(choose_device(DeviceSection(), number=number).device) for number in (None, 0, 1)] == [
+        "cuda:0",
+        "cuda:0",
+        "cuda:1",
+    ]
+    assert "sm_62" in choose_device(DeviceSection(), number=1).reasons[0]
+    with pytest.raises(InputError, match="there is no GPU cuda:2, 2 visible, from cuda:0 on"):
+        choose_device(DeviceSection(), number=2)

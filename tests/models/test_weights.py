@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,22 @@ def test_large_files_are_told_apart_by_content_and_not_by_time(tmp_path: Path) -
             stream.write(content)
         facts.append(weights._file_fact(path, size, path.stat().st_mtime_ns))
     assert facts[0] == facts[1] != facts[2]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"cross_attention_dim": 2048, "in_channels": 4, "out_channels": 4}', "cross_attention_dim is 2048, not"),
+        ("{", "is no configuration of a model"),
+        ("[]", "is no configuration of a model"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_told_before_they_are_loaded(
+    tmp_path: Path, content: str, reason: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(weights.embedded_directory(), model)
+    assert weights.problems(str(model)) == []
+    (model / "unet" / "config.json").write_text(content)
+    (problem,) = weights.problems(str(model))
+    assert (reason in problem.reason, problem.key) == (True, "model_paths.stable_diffusion")

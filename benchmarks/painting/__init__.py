@@ -1,0 +1,1 @@
+"""Three ways of making images, for `benchmarks/generate.py`."""

@@ -1,0 +1,109 @@
+"""Damaged images out of the way, so that exactly they are made again.
+
+Nothing is deleted: what is damaged is moved into a folder of its own in the campaign's directory. A block that is gone
+makes its task count as not done, so a repair may be killed at any moment and made again.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from medsyn import disk
+from medsyn.campaign import locks, records
+from medsyn.campaign.plan import Key, PlannedTask
+from medsyn.campaign.records import Campaign
+from medsyn.generation.facts import CIRCUMSTANCES, CIRCUMSTANCES_FILE, write_circumstances
+from medsyn.generation.findings import Finding
+from medsyn.generation.shard import MANIFEST
+from medsyn.generation.shard_tables import ATTEMPTS_TABLE, MANIFEST_TABLE
+
+SET_ASIDE = "set-aside"
+_STAGES = ("generate", "evaluate")  # whose tasks write or read images
+
+
+@contextmanager
+def alone(campaign: Campaign) -> Iterator[None]:
+    """Hold the campaign's lock while nothing else is at work on its images; raises `Busy` if something is."""
+    with locks.exclusive(campaign.directory.ledger, campaign.directory.root):
+        for planned in campaign.plan:
+            path = campaign.directory.attempts(*planned.key)
+            if planned.task.stage in _STAGES and locks.is_held(path):
+                raise locks.Busy(path, " ".join(planned.key))
+        yield
+
+
+def set_aside(campaign: Campaign, findings: Sequence[Finding]) -> tuple[Path, list[PlannedTask]]:
+    """Move everything damaged away, and the done markers of the tasks that make it; call it within `alone`.
+
+    Returns:
+        Where it is now, and the tasks to run again.
+
+    Raises:
+        Busy: one of the tasks has begun meanwhile; what was moved until then stays so.
+    """
+    root = campaign.directory.root
+    damaged = list(dict.fromkeys(one.damaged for one in findings if one.damaged is not None))
+    damaged = [path for path in damaged if not any(parent in set(damaged) for parent in path.parents)]
+    target = _new_folder(root / SET_ASIDE)
+    made_by = _makers(campaign)
+    again: dict[Key, PlannedTask] = {}
+    for path in damaged:
+        is_table = path.name in (MANIFEST_TABLE, ATTEMPTS_TABLE)
+        tasks = made_by.get(path.parent if is_table else path, [])
+        with ExitStack() as held:
+            for planned in tasks:
+                lock = locks.exclusive(campaign.directory.attempts(*planned.key), " ".join(planned.key))
+                held.enter_context(lock)
+            _move(path, root, target)
+            for planned in tasks:
+                _move(campaign.directory.done(*planned.key), root, target)
+                again[planned.key] = planned
+    for name in (MANIFEST_TABLE, ATTEMPTS_TABLE) if again else ():  # they are made of what was damaged
+        _move(root / name, root, target)
+    _restore_circumstances(campaign)
+    return target, list(again.values())
+
+
+def _makers(campaign: Campaign) -> dict[Path, list[PlannedTask]]:
+    """The tasks that make each block, each folder of tables and each done marker."""
+    makers: dict[Path, list[PlannedTask]] = defaultdict(list)
+    for planned in campaign.plan.by_stage.get("generate", []):
+        task = planned.task
+        makers[campaign.directory.done(*planned.key)].append(planned)
+        if task.modality is None or task.blocks is None:
+            continue
+        for mode in campaign.config.generation.modes:
+            makers[campaign.directory.shard(mode, task.modality, task.blocks)].append(planned)
+            for number in range(*task.blocks):
+                makers[campaign.directory.block(mode, task.modality, number)].append(planned)
+    return makers
+
+
+def _new_folder(parent: Path) -> Path:
+    taken = [int(path.name) for path in parent.glob("*") if path.name.isdigit()]
+    return parent / f"{max(taken, default=0) + 1:03d}"
+
+
+def _move(path: Path, root: Path, target: Path) -> None:
+    """Move a file or a folder of the campaign under `target`, if it is still there."""
+    if path.exists() or path.is_symlink():
+        to = target / path.relative_to(root)
+        disk.make_directory(to.parent)
+        path.rename(to)
+
+
+def _restore_circumstances(campaign: Campaign) -> None:
+    """Put on record again what the images are made with, as the first whole block says it."""
+    path = campaign.directory.work("generate", CIRCUMSTANCES_FILE)
+    if path.exists():
+        return
+    for planned in campaign.plan.by_stage.get("generate", []):
+        for manifest in records.outputs(campaign, planned):
+            if manifest.name == MANIFEST and manifest.is_file():
+                record = next(disk.read_jsonl(manifest), {})
+                if all(key in record for key in CIRCUMSTANCES):
+                    write_circumstances(path, record)
+                    return

@@ -1,0 +1,305 @@
+"""Tasks that help one another make what tasks on their own make, and no batch twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from generation_campaign import Campaign, Maker, batches_of, fork, wait
+
+from medsyn.generation import generate, lease, painter
+from medsyn.generation.filter import FAILED
+from medsyn.generation.journal import journal_directory
+from medsyn.generation.lease import Leases, lease_file
+from medsyn.generation.shard import MANIFEST, Item
+from medsyn.stage import Control, NoProgress, Saved
+
+MODES = ("baseline", "filtered")
+
+
+@pytest.fixture
+def campaign(maker: Maker, tmp_path: Path) -> Campaign:
+    new = maker.new(tmp_path / "campaign")
+    cluster = new.config.cluster.model_copy(update={"claim": True})
+    return replace(new, config=new.config.model_copy(update={"cluster": cluster}))
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "WAIT_SECONDS", 0.01)
+
+
+@dataclass
+class Tasks:
+    """Tasks as processes of their own, and by whom each batch was painted."""
+
+    campaign: Campaign
+    pipe: tuple[int, int]
+
+    def start(self, name: str, blocks: tuple[int, int], slow: float = 0.0, die_at: int | None = None) -> int:
+        """Start a task called by one letter, which needs `slow` seconds more for a batch, or dies at one."""
+
+        def body() -> None:
+            real, batches = painter.Painter.paint, 0
+
+            def paint(self_: painter.Painter, wanted: Sequence[tuple[Item, int]]) -> painter.Batch:
+                nonlocal batches
+                if batches == die_at:
+                    time.sleep(0.5)  # the batch before is being written
+                    os.kill(os.getpid(), signal.SIGKILL)
+                batches += 1
+                os.write(self.pipe[1], name.encode())
+                time.sleep(slow)
+                return real(self_, wanted)
+
+            painter.Painter.paint = paint  # type: ignore[method-assign]
+            self.campaign.run(blocks=blocks, name=name)
+
+        return fork(body)
+
+    def run(self, *arguments: Any, **keywords: Any) -> int:
+        return wait(self.start(*arguments, **keywords))
+
+    def painted(self) -> str:
+        """The letters of the tasks, one for each batch since this was asked."""
+        os.write(self.pipe[1], b".")
+        told = ""
+        while not told.endswith("."):
+            told += os.read(self.pipe[0], 1 << 16).decode()
+        return told[:-1]
+
+
+@pytest.fixture
+def tasks(campaign: Campaign) -> Iterator[Tasks]:
+    pipe = os.pipe()
+    yield Tasks(campaign, pipe)
+    for end in pipe:
+        os.close(end)
+
+
+def batches_in(campaign: Campaign, numbers: range) -> int:
+    return sum(
+        json.loads((campaign.block(mode, number) / "timing.json").read_text())["batches"]
+        for mode in MODES
+        for number in numbers
+    )
+
+
+def test_a_helper_makes_blocks_of_a_slow_task(tasks: Tasks, undisturbed: Campaign) -> None:
+    children = [tasks.start("s", (0, 4), slow=0.5), tasks.start("f", (4, 7))]
+    assert [wait(child) for child in children] == [0, 0]
+    assert tasks.campaign.snapshot() == undisturbed.snapshot()
+    painted = tasks.painted()
+    assert len(painted) == batches_of(undisturbed), "no batch is painted twice"
+    assert painted.count("f") > batches_in(undisturbed, range(4, 7))
+    assert painted.count("s") > 0
+
+
+def test_a_task_that_starts_late_finds_its_blocks_made(tasks: Tasks, undisturbed: Campaign) -> None:
+    assert tasks.run("f", (2, 4)) == 0
+    assert tasks.run("s", (4, 7)) == 0
+    assert tasks.run("t", (0, 2)) == 0
+    assert tasks.painted() == "f" * batches_of(undisturbed)
+    assert tasks.campaign.snapshot() == undisturbed.snapshot()
+    for blocks in ((0, 2), (2, 4), (4, 7)):
+        assert (tasks.campaign.directory.shard("filtered", "CT", blocks) / "manifest.parquet").is_file()
+
+
+def test_three_tasks_at_once_paint_no_batch_twice(tasks: Tasks, undisturbed: Campaign) -> None:
+    children = [tasks.start(*one) for one in (("a", (0, 1)), ("b", (1, 2)), ("c", (2, 7), 0.05))]
+    assert [wait(child) for child in children] == [0, 0, 0]
+    assert tasks.campaign.snapshot() == undisturbed.snapshot()
+    assert len(tasks.painted()) == batches_of(undisturbed)
+
+
+def test_without_claim_a_task_makes_its_own_blocks_only(maker: Maker, tmp_path: Path) -> None:
+    campaign = maker.new(tmp_path / "static")
+    campaign.run(blocks=(2, 3))
+    assert [path.name for path in campaign.block("filtered").parent.iterdir()] == ["block-000002"]
+
+
+@pytest.mark.parametrize("host", [None, "elsewhere"])
+def test_a_killed_holder_is_succeeded_from_its_journal(
+    tasks: Tasks, undisturbed: Campaign, monkeypatch: pytest.MonkeyPatch, host: str | None
+) -> None:
+    assert os.WIFSIGNALED(tasks.run("k", (0, 7), die_at=5))
+    (left,) = tasks.campaign.directory.root.rglob(".block-*.lease")
+    assert list(left.parent.glob(".block-*.journal/*.npz"))
+    if host is not None:  # as another node sees it, which cannot ask whether the process lives
+        left.write_text(json.dumps(json.loads(left.read_text()) | {"host": host}))
+        monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
+    assert tasks.run("o", (0, 7)) == 0
+    assert tasks.campaign.snapshot() == undisturbed.snapshot()
+    assert len(tasks.painted()) == batches_of(undisturbed)
+
+
+def test_a_helper_passes_a_dead_lease_by_and_the_owner_takes_it_over(
+    tasks: Tasks, undisturbed: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = tasks.campaign.block("filtered", 1)
+    block.parent.mkdir(parents=True)
+    lease_file(block).write_text(json.dumps({"task": "k", "host": "elsewhere", "pid": 1, "token": "t"}))
+    assert tasks.run("h", (4, 7)) == 0
+    assert not block.exists()
+    assert tasks.campaign.blocks().keys() == {
+        path for path in undisturbed.blocks() if not path.startswith("filtered/ct/part-000/block-000001/")
+    }
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
+    assert tasks.run("o", (0, 4)) == 0
+    assert tasks.campaign.snapshot() == undisturbed.snapshot()
+
+
+@pytest.mark.parametrize("beat_seconds", [1000.0, 0.02])
+def test_two_makers_of_the_same_blocks_at_once_change_no_byte(
+    tasks: Tasks, undisturbed: Campaign, monkeypatch: pytest.MonkeyPatch, beat_seconds: float
+) -> None:
+    """Leases that expire while their holders live: one that is never told paints on, one that is told leaves."""
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.0)
+    monkeypatch.setattr(lease, "LEASE_BEAT_SECONDS", beat_seconds)
+    children = [tasks.start(name, (0, 7), slow=0.02) for name in "ab"]
+    assert [wait(child) for child in children] == [0, 0]
+    assert tasks.campaign.snapshot() == undisturbed.snapshot()
+
+
+def test_makers_without_any_lease_change_no_byte(
+    tasks: Tasks, undisturbed: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Leases, "take", lambda self, block: True)
+    monkeypatch.setattr(Leases, "require", lambda self, block: None)
+    children = [tasks.start(name, (0, 7)) for name in "ab"]
+    assert [wait(child) for child in children] == [0, 0]
+    assert tasks.campaign.snapshot() == undisturbed.snapshot()
+
+
+class StopsHelping(Control):
+    """Asked to stop when it is told of help for the nth time."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self.left = left
+        self.told: list[tuple[int, int]] = []
+
+    def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
+        self.told.append((step, total))
+        self.left -= "helped" in numbers
+        if self.left == 0:
+            self.request_stop()
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 5, 8])
+def test_a_stop_while_helping_ends_the_task_as_done_and_loses_no_batch(
+    campaign: Campaign, tasks: Tasks, undisturbed: Campaign, times: int
+) -> None:
+    control = StopsHelping(times)
+    batches: list[int] = []
+    real = painter.Painter.paint
+
+    def paint(self: painter.Painter, wanted: Sequence[tuple[Item, int]]) -> painter.Batch:
+        batches.append(len(wanted))
+        return real(self, wanted)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(painter.Painter, "paint", paint)
+        campaign.run(blocks=(6, 7), control=control, name="h")
+    assert control.stop_requested
+    assert control.told[-1] == (4, 4), "2 modes x 2 images of its own block"
+    assert not list(campaign.directory.root.rglob(".block-*.lease"))
+    assert (campaign.directory.shard("filtered", "CT", (6, 7)) / MANIFEST.replace("jsonl", "parquet")).is_file()
+    assert campaign.blocks().keys() < undisturbed.blocks().keys()
+    assert tasks.run("o", (0, 6)) == 0
+    assert campaign.snapshot() == undisturbed.snapshot()
+    assert len(batches) + len(tasks.painted()) == batches_of(undisturbed)
+
+
+def test_a_task_waits_for_a_block_that_another_is_at_work_on(tasks: Tasks, undisturbed: Campaign) -> None:
+    block = tasks.campaign.block("baseline", 1)
+    with Leases("other") as others:
+        assert others.take(block)
+        child = tasks.start("o", (0, 7))
+        while not tasks.campaign.block("filtered", 6).exists():
+            assert os.waitpid(child, os.WNOHANG) == (0, 0)
+            time.sleep(0.02)
+        time.sleep(0.3)
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it waits"
+        assert not block.exists()
+        others.give_back(block)
+        assert wait(child) == 0
+    assert tasks.campaign.snapshot() == undisturbed.snapshot()
+
+
+def test_a_task_that_waits_tells_how_far_it_is_and_leaves_when_asked(campaign: Campaign) -> None:
+    class Impatient(Control):
+        beats = 0
+
+        def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
+            assert (total, unit) == (28, "image")
+            self.beats += step == 26  # all but the block that another task has
+            if self.beats == 5:
+                self.request_stop()
+
+    with Leases("other") as others:
+        assert others.take(campaign.block("filtered", 6))
+        control = Impatient()
+        with pytest.raises(Saved):
+            campaign.run(blocks=(3, 7), control=control, name="o")
+        assert control.beats == 5
+
+
+def failing(campaign: Campaign, number: int) -> bool:
+    lines = (campaign.block("filtered", number) / MANIFEST).read_text().splitlines()
+    return any(json.loads(line)["reason"] == FAILED for line in lines)
+
+
+def test_prompts_that_failed_count_for_the_owner_of_their_block_only(campaign: Campaign) -> None:
+    strict = campaign.override(on_exhausted="fail", num_candidates=1, max_attempts=2)
+    helped = False
+    for number in range(7):  # the first makes every block
+        try:
+            strict.run(blocks=(number, number + 1), name=f"task-{number}")
+            helped = True
+        except NoProgress:
+            assert failing(strict, number)
+        else:
+            assert not failing(strict, number)
+        assert len(list(strict.block("filtered").parent.glob("block-*"))) == 7
+    assert helped and any(failing(strict, number) for number in range(7))
+
+
+def test_an_error_while_helping_ends_the_help_and_not_the_task(
+    campaign: Campaign, undisturbed: Campaign, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = painter.Painter.paint
+
+    def paint(self: painter.Painter, wanted: Sequence[tuple[Item, int]]) -> painter.Batch:
+        if campaign.block("filtered", 3).exists() and campaign.block("baseline", 3).exists():
+            raise RuntimeError("an illegal memory access")
+        return real(self, wanted)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(painter.Painter, "paint", paint)
+        campaign.run(blocks=(3, 4), name="h")
+    assert "stopped helping" in caplog.text and "illegal memory access" in caplog.text
+    assert (campaign.directory.shard("filtered", "CT", (3, 4)) / "manifest.parquet").is_file()
+    assert not list(campaign.directory.root.rglob(".block-*.lease"))
+    campaign.run(blocks=(0, 7), name="o")
+    assert campaign.snapshot() == undisturbed.snapshot()
+
+
+def test_what_a_killed_task_left_beside_committed_blocks_is_removed(campaign: Campaign, undisturbed: Campaign) -> None:
+    """Killed between the commit and the end of its lease; it may have been helping."""
+    campaign.run(name="h")
+    for number in (1, 5):
+        block = campaign.block("filtered", number)
+        journal_directory(block).mkdir()
+        lease_file(block).write_text(json.dumps({"task": "h", "host": "elsewhere", "pid": 1, "token": "t"}))
+        (block.parent / f".{block.name}.lease.tmp-{os.uname().nodename}-{os.getpid()}").touch()
+    campaign.run(blocks=(0, 2), name="h")
+    assert campaign.snapshot() == undisturbed.snapshot()
+    assert not [path for path in campaign.block("filtered").parent.iterdir() if path.name.startswith(".")]
