@@ -24,9 +24,11 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf,required=false \
     /opt/medsyn/bin/pip install --no-cache-dir --no-deps --require-hashes \
     -r /opt/medsyn/lock/requirements.txt -r /opt/medsyn/lock/requirements-build.txt
 COPY requirements-cuda11.txt /opt/medsyn/lock/
+# bitsandbytes brings a library for every CUDA: 0.2 GB are for versions that no torch above is made for
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf,required=false \
     --mount=type=secret,id=ca,target=/run/secrets/ca.crt,required=false \
-    /opt/medsyn/bin/pip install --no-cache-dir --no-deps --require-hashes -r /opt/medsyn/lock/requirements-cuda11.txt
+    /opt/medsyn/bin/pip install --no-cache-dir --no-deps --require-hashes -r /opt/medsyn/lock/requirements-cuda11.txt \
+    && find /opt/medsyn/lib -name "libbitsandbytes_cuda1*" ! -name "*cuda118*" ! -name "*cuda121*" -delete
 # not LD_LIBRARY_PATH, which Apptainer sets for the driver
 RUN ls -d /opt/medsyn/lib/python3.11/site-packages/nvidia/*/lib >/etc/ld.so.conf.d/medsyn-cuda11.conf && ldconfig
 WORKDIR /opt/medsyn/lock

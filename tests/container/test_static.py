@@ -44,7 +44,7 @@ def steps(shell: str) -> list[str]:
     text = joined(shell).replace("$lock", "/opt/medsyn/lock").replace("$TORCH_REQUIREMENTS", "{{ TORCH_REQUIREMENTS }}")
     text = re.sub(r"--mount=\S+\s*", "", text).replace('"', "")
     commands = [command.strip().removeprefix("RUN ").strip() for command in re.split(r"\n|&&", text)]
-    kinds = ("apt-get install", "/opt/medsyn/bin/pip install --no-cache-dir --no-deps --require-hashes", "ls -d")
+    kinds = ("apt-get install", "/opt/medsyn/bin/pip install --no-cache-dir --no-deps --require-hashes", "find", "ls -d")
     return [command for command in commands if command.startswith(kinds)]
 
 
@@ -77,7 +77,7 @@ def test_shellcheck_has_nothing_to_say_of_the_definition(name: str) -> None:
 def test_both_files_install_the_same_in_the_same_order() -> None:
     docker = steps(DOCKERFILE)
     assert docker == steps(section("post"))
-    assert len(docker) == 5
+    assert len(docker) == 6
 
 
 def test_both_files_use_every_lock() -> None:
