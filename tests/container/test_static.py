@@ -44,7 +44,12 @@ def steps(shell: str) -> list[str]:
     text = joined(shell).replace("$lock", "/opt/medsyn/lock").replace("$TORCH_REQUIREMENTS", "{{ TORCH_REQUIREMENTS }}")
     text = re.sub(r"--mount=\S+\s*", "", text).replace('"', "")
     commands = [command.strip().removeprefix("RUN ").strip() for command in re.split(r"\n|&&", text)]
-    kinds = ("apt-get install", "/opt/medsyn/bin/pip install --no-cache-dir --no-deps --require-hashes", "find", "ls -d")
+    kinds = (
+        "apt-get install",
+        "/opt/medsyn/bin/pip install --no-cache-dir --no-deps --require-hashes",
+        "find",
+        "ls -d",
+    )
     return [command for command in commands if command.startswith(kinds)]
 
 
