@@ -27,7 +27,10 @@ def resolve(config: Config) -> Config:
     if not machine.expects_gpu(config):
         return with_size(config, ON_CPU)
     if config.cluster.gpu_memory_gib is None:
-        reason = "generation.batch_size=auto needs to know how much memory a card has: set it, or give a batch size"
+        reason = (
+            "generation.batch_size=auto needs to know how much memory a card has: set it, or give a batch size, or set "
+            "device.use_cuda=false where tasks compute without a GPU"
+        )
         raise InputError(CONFIGURATION, reason, key="cluster.gpu_memory_gib")
     budget = (1 - RESERVE) * config.cluster.gpu_memory_gib * GIB
     return with_size(config, max((size for size in SIZES if needed(config, size) <= budget), default=SIZES[0]))

@@ -90,11 +90,12 @@ def _stages(checked: Checked) -> Table:
 def dealing(checked: Checked) -> list[str]:
     """How large the parts of the stage generate are: its shards and its batches."""
     tasks = checked.plan.by_stage.get("generate", [])
-    if not tasks:
+    is_auto = checked.given.generation.batch_size == "auto"
+    if not tasks or (is_auto and any(problem.key == "cluster.gpu_memory_gib" for problem in checked.errors)):
         return []
     minutes, size = _shard_seconds(checked) / 60, checked.config.generation.images_per_batch
     long = f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds"
-    chosen = " (generation.batch_size=auto)" if checked.given.generation.batch_size == "auto" else ""
+    chosen = " (generation.batch_size=auto)" if is_auto else ""
     told = f"generate: {len(tasks)} shards of about {long}, in batches of {size}{chosen}"
     model = CostModel(checked.config, checked.counts, checked.estimate.on_gpu)
     ends = {planned.task.modality: planned.task.blocks[1] for planned in tasks if planned.task.blocks}

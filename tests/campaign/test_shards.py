@@ -214,6 +214,7 @@ class TestBatchSize:
         told = str(caught.value)
         assert "cluster.gpu_memory_gib: generation.batch_size=auto needs to know how much memory a card has" in told
         assert "ratings.csv" in told
+        assert said(trial.config(**CARD)) == ""
 
     def test_the_campaign_has_a_number_and_the_plan_says_who_chose_it(self, trial: Trial) -> None:
         campaign = trial.prepare(generation__batch_size="auto")
