@@ -145,7 +145,7 @@ def damage_pipe(block: Path) -> None:
 
 def damage_link(block: Path) -> None:
     path = next(block.glob("*.png"))
-    path.symlink_to(path.rename(block.with_name(path.name)))
+    path.symlink_to(path.rename(block.parent.with_suffix(".png")))
 
 
 @pytest.mark.parametrize(
