@@ -253,7 +253,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "torn timing": (write(TIMING, b'{"sec'), "timing.json: is damaged"),
     "a timing of something else": (write(TIMING, b"[1]"), "timing.json: is damaged: holds no object"),
     "a timing without time": (write(TIMING, b'{"seconds": "x", "devices": []}'), "'seconds' is no time"),
-    "a timing of other images": (write(TIMING, b'{"seconds": 1, "devices": ["cpu"]}'), "the devices of 1 images"),
+    "a timing of other images": (write(TIMING, b'{"seconds": 1, "devices": ["cpu"]}'), "the devices of 1 image,"),
     "a block too many": (
         lambda block: shutil.copytree(block, block.with_name("block-000099")),
         "block-000099: belongs to nothing",
