@@ -6,15 +6,17 @@ one rename, fsync of the directory. A reader never sees half a file, and kill -9
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 FILE_MODE = 0o640  # private to the user and the group: the inputs are medical
 DIRECTORY_MODE = 0o750
@@ -103,9 +105,47 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+class NotAFile(OSError):
+    """Something else than a file, a pipe or a directory say, is where a file should be."""
+
+    def __init__(self, path: Path) -> None:
+        what = "is a link and no file" if path.is_symlink() else "is not a file"
+        super().__init__(errno.EINVAL, what, str(path))
+
+
+def open_file(path: Path, links: bool = True) -> BinaryIO:
+    """Open a regular file to read its bytes, without ever waiting as opening a pipe does.
+
+    Args:
+        path: of the file.
+        links: whether it may be a symbolic link to one.
+
+    Raises:
+        NotAFile: there is something else.
+        OSError: nothing is there, or it cannot be opened.
+    """
+    if not stat.S_ISREG((path.stat() if links else path.lstat()).st_mode):
+        raise NotAFile(path)
+    # it may be something else by now
+    further = os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW)
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | further))
+
+
+def read_own_file(path: Path) -> bytes:
+    """The content of a file that medsyn wrote under this name: a regular one, no link. Raises as `open_file` does."""
+    with open_file(path, links=False) as stream:
+        return stream.read()
+
+
+def is_own_file(path: Path) -> bool:
+    """Whether `path` is a regular file and no link; raises OSError if nothing is there."""
+    return stat.S_ISREG(path.lstat().st_mode)
+
+
 def read_json(path: Path) -> Any:
     """The JSON in `path`."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    with open_file(path) as stream:
+        return json.loads(stream.read().decode())
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
@@ -128,7 +168,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a JSONL file; a torn last line (a kill in the middle of a write) is left out."""
     if not path.exists():
         return
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         for line in stream:
             try:
                 record = json.loads(line)
@@ -225,7 +265,7 @@ def is_running(process: int) -> bool:
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes, read in pieces."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         while piece := stream.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()

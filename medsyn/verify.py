@@ -92,7 +92,7 @@ def _findings(campaign: Campaign, images: Sequence[Images], again: Rerun | None)
         for finding in one.findings(shards[one.modality]):
             told |= {finding.damaged} if finding.damaged else set()
             yield finding
-    yield from generated.check_circumstances(campaign.directory)
+    yield from generated.check_circumstances(campaign.directory, images)
     yield from generated.strangers(campaign.config, campaign.directory, list(shards))
     ranges = [(modality, blocks) for modality, its in shards.items() for blocks in its]
     folders = list(shard_tables.shard_directories(campaign.directory, campaign.config.generation.modes, ranges))
@@ -106,9 +106,11 @@ def _findings(campaign: Campaign, images: Sequence[Images], again: Rerun | None)
 
 def _summary(images: Sequence[Images], again: Rerun | None, found: int) -> None:
     expected = sum(one.blocks.item_count for one in images)
-    told = "1 finding" if found == 1 else f"{found or 'no'} findings"
+    from medsyn.generation.findings import counted
+
+    told = counted(found, "finding") if found else "no findings"
     made = f", {again.made} made again" if again is not None else ""
-    print(f"{expected} images asked for{made}: {told}")
+    print(f"{counted(expected, 'image')} asked for{made}: {told}")
     if again is not None and again.elsewhere:
         devices = ", ".join(f"{count} on {device}" for device, count in sorted(again.elsewhere.items()))
         print(f"not to be compared here: images made {devices}")
@@ -118,7 +120,8 @@ def _tell_repair(folder: Path, tasks: Sequence[PlannedTask], directory: Path) ->
     if folder.is_dir():
         print(f"what is damaged is in {folder} now; delete it when you like")
     if tasks:
-        print(f"{len(tasks)} tasks are to run again: `launch.py resume` with the campaign's configuration does, or")
+        are = "1 task is" if len(tasks) == 1 else f"{len(tasks)} tasks are"
+        print(f"{are} to run again: `launch.py resume` with the campaign's configuration does, or")
         for planned in tasks[:_TASKS_SHOWN]:
             print(f"  python -m medsyn worker {directory} {' '.join(planned.key)}")
         if len(tasks) > _TASKS_SHOWN:

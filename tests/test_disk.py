@@ -84,6 +84,18 @@ def test_a_second_directory_does_not_replace_the_first(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["block"]
 
 
+def test_reading_never_waits_for_a_pipe_and_follows_links_only_where_told(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for read in (disk.read_json, disk.sha256_file, disk.read_own_file, lambda path: list(disk.read_jsonl(path))):
+        with pytest.raises(disk.NotAFile, match="is not a file"):
+            read(tmp_path / "pipe")
+    (tmp_path / "file").write_text("1")
+    (tmp_path / "link").symlink_to("file")
+    assert disk.read_json(tmp_path / "link") == 1
+    with pytest.raises(disk.NotAFile, match="is a link"):
+        disk.read_own_file(tmp_path / "link")
+
+
 def test_json_with_nan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         disk.write_json(tmp_path / "x.json", {"loss": float("nan")})

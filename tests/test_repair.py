@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -68,6 +70,22 @@ def rot_a_record(directory: Path) -> None:
     path.write_text(path.read_text().replace('"finite": true', '"finite":true ', 1))
 
 
+def put_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def say_otherwise(directory: Path) -> None:
+    path = directory / "work/generate/made-with.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"software": "old"}))
+
+
+def cut_a_list(directory: Path) -> None:
+    path = next((directory / "tasks" / "generate" / "done").glob("*"))
+    marker = json.loads(path.read_text())
+    path.write_text(json.dumps(marker | {"outputs": marker["outputs"][1:]}))
+
+
 DAMAGE: dict[str, Callable[[Path], Any]] = {
     "an image rots": lambda directory: flip(images(directory)[0]),
     "a manifest rots": lambda directory: flip(images(directory)[-1].parent / "manifest.jsonl"),
@@ -75,7 +93,10 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "a block is lost": lambda directory: shutil.rmtree(images(directory)[0].parent),
     "a table rots": lambda directory: flip(next((directory / "work" / "generate").rglob("attempts.parquet"))),
     "a marker rots": lambda directory: next((directory / "tasks" / "generate" / "done").glob("*")).write_text("{"),
+    "a marker loses a file": cut_a_list,
     "a stranger": lambda directory: (images(directory)[0].parent / "mine.png").write_bytes(b"x"),
+    "an image becomes a pipe": lambda directory: put_a_pipe(images(directory)[0]),
+    "another record of what it is made with": lambda directory: say_otherwise(directory),
     "no record of what it is made with": lambda directory: (directory / "work/generate/made-with.json").unlink(),
 }
 
@@ -87,7 +108,8 @@ def test_what_is_damaged_is_set_aside_and_made_again(copied: Path, undisturbed: 
     code, lines = medsyn("verify", str(copied), "--repair")
     assert code == 1 and len(lines) > 1
     commands = [line.split()[3:] for line in lines if line.startswith("  python -m medsyn worker")]
-    assert bool(commands) == (name not in ("a stranger", "no record of what it is made with", "a block is lost"))
+    assert len(commands) == (0 if name == "a stranger" or "record of what" in name else 1)
+    assert not commands or lines[-2].startswith("1 task is to run again")
     for command in commands:
         assert medsyn(*command)[0] == 0
     for planned in records.open_campaign(copied).plan.by_stage["generate"]:

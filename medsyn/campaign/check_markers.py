@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from medsyn import disk
-from medsyn.campaign.records import Campaign, FileRecord, done_marker
+from medsyn.campaign.records import Campaign, FileRecord, done_marker, outputs
 from medsyn.generation.findings import Finding
 from medsyn.generation.shard_tables import ATTEMPTS_TABLE, MANIFEST_TABLE
 
@@ -25,6 +25,8 @@ def findings(campaign: Campaign, told: Collection[Path]) -> Iterator[Finding]:
             listed = [FileRecord(**output) for output in facts["outputs"]]
             places = [(record, root / record.path) for record in listed]
         except (KeyError, TypeError):
+            places = []
+        if [path for _, path in places] != list(outputs(campaign, planned)):
             yield Finding(marker, "is damaged: it does not list what the task made", marker)
             continue
         for record, path in places:

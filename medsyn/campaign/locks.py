@@ -71,7 +71,7 @@ def _take(descriptor: int) -> None:
 def is_held(path: Path) -> bool:
     """Whether some process holds the lock on `path` at this moment."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # it may be a pipe
     except FileNotFoundError:
         return False
     try:

@@ -113,7 +113,7 @@ def _version() -> dict[str, Any]:
 
 
 def open_campaign(root: Path) -> Campaign:
-    """Read a prepared campaign; raises InputError if it is none, or if its configuration was edited by hand."""
+    """Read a prepared campaign; raises InputError if it is none, or if its configuration or record was edited."""
     directory = CampaignDirectory(root.absolute())
     facts = read_facts(directory)
     if facts is None:
@@ -125,7 +125,9 @@ def open_campaign(root: Path) -> Campaign:
     contents = {name: record.sha256 for name, record in inputs.items()} | {"weights": facts["weights"]}
     fingerprints = stage_fingerprints(config, contents)
     if fingerprints != facts["fingerprints"]:
-        raise InputError(directory.config, "it was edited by hand: change your own configuration and submit that")
+        names = f"{directory.config.name} or {directory.facts.name}"
+        reason = f"{names} was edited by hand or is damaged: change your own configuration and submit that"
+        raise InputError(directory.root, reason)
     img_num = config.generation.img_num
     images = {name: [plain * img_num + asked for plain, asked in runs] for name, runs in facts["prompts"].items()}
     plan = build(config, images, facts["blocks_per_shard"])
@@ -223,7 +225,7 @@ def done_marker(campaign: Campaign, planned: PlannedTask, done: Collection[Key] 
     try:
         marker: dict[str, Any] = disk.read_json(campaign.directory.done(*planned.key))
         return marker if marker["fingerprint"] == task_fingerprint(campaign, planned, done) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

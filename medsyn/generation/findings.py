@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from medsyn import disk
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -12,10 +14,24 @@ class Finding:
 
     place: Path
     what: str
-    damaged: Path | None = None  # what must be out of the way before a task can make it again; None: nothing can
+    damaged: Path | None = (
+        None  # what a task makes again once it is out of the way, or that is missing; None: nothing can
+    )
 
     def __str__(self) -> str:
         return f"{self.place}: {self.what}"
+
+
+def unread(error: OSError) -> str:
+    """What is wrong with a file that cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return "is missing"
+    return str(error.strerror) if isinstance(error, disk.NotAFile) else f"cannot be read: {error.strerror}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: 1 image, 2 images."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def name_item(prompt_id: object, replicate: object) -> str:

@@ -108,7 +108,7 @@ def recorded_shards(directory: CampaignDirectory, modality: str, block_count: in
     return plan_shards(block_count, size) if block_count else []
 
 
-def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:
+def _json_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records).encode()
 
 
@@ -124,15 +124,15 @@ def commit_block(block: Path, content: BlockContent) -> None:
     with disk.atomic_directory(block) as temporary:
         for name, image in content.images.items():
             (temporary / name).write_bytes(image)
-        (temporary / ATTEMPTS).write_bytes(_lines(content.attempts))
+        (temporary / ATTEMPTS).write_bytes(_json_lines(content.attempts))
         (temporary / TIMING).write_text(json.dumps(content.timing, indent=2) + "\n")
-        (temporary / MANIFEST).write_bytes(_lines(content.manifest))
+        (temporary / MANIFEST).write_bytes(_json_lines(content.manifest))
 
 
 def parse_manifest(block: Path) -> list[dict[str, Any]] | None:
     """The records of the block's manifest, or None if it cannot be read."""
     try:
-        records = [json.loads(line) for line in (block / MANIFEST).read_bytes().splitlines()]
+        records = [json.loads(line) for line in disk.read_own_file(block / MANIFEST).splitlines()]
     except (OSError, ValueError, RecursionError):
         return None
     return records if all(isinstance(record, dict) and _is_whole(record) for record in records) else None
@@ -154,7 +154,7 @@ def read_manifest(block: Path) -> list[dict[str, Any]] | None:
         whole = bool(records) and all(
             file.is_there() for record in records for file in stored_files(block, record).values()
         )
-        whole = whole and (block / ATTEMPTS).is_file() and (block / TIMING).is_file()
+        whole = whole and all(disk.is_own_file(block / name) for name in (ATTEMPTS, TIMING))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return records if whole else None
@@ -172,13 +172,15 @@ class StoredFile:
     in_archive: bool
 
     def is_there(self) -> bool:
-        """Whether it is there in its size; the places in an archive are not looked at."""
+        """Whether it is there, a file in its size; the places in an archive are not looked at."""
+        if not disk.is_own_file(self.path):
+            return False
         size = self.path.stat().st_size
         return size >= self.offset + self.size if self.in_archive else size == self.size
 
     def read(self) -> bytes:
-        """Its content; raises OSError if it is not there."""
-        with self.path.open("rb") as stream:
+        """Its content; raises OSError if it is not there or no file."""
+        with disk.open_file(self.path, links=False) as stream:
             stream.seek(self.offset)
             return stream.read(self.size) if self.in_archive else stream.read()
 

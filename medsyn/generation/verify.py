@@ -16,16 +16,17 @@ from medsyn.config import Config
 from medsyn.errors import InputError
 from medsyn.generation import facts
 from medsyn.generation.filter import Rule
-from medsyn.generation.findings import Finding
+from medsyn.generation.findings import Finding, counted, unread
 from medsyn.generation.shard import Blocks
 from medsyn.generation.shard_tables import Place, Rows, block_rows
 from medsyn.generation.verify_block import Asked, Content, check_block, read_block
+from medsyn.generation.verify_files import IN_USE
 from medsyn.generation.verify_tables import TABLES, check_shard_tables
 from medsyn.models import weights
 from medsyn.stage import CampaignDirectory, slug
 
 # what running tasks and the file system keep beside blocks: temporaries, journals, leases, files in use over NFS
-_PASSING = re.compile(r"\.(.+\.tmp-.+|block-\d{6}\.(journal|lease)|nfs[0-9a-f]+)")
+_PASSING = re.compile(rf"\..+\.tmp-.+|\.block-\d{{6}}\.(journal|lease)|{IN_USE}")
 _Range = tuple[int, int]  # of block numbers, half open
 _Made = tuple[tuple[str, Any], ...]  # by which models and with what a block was made
 
@@ -81,8 +82,8 @@ class Images:
         block, asked = self.block(number), self._asked(number)
         if not block.is_dir():
             is_there = block.exists() or block.is_symlink()
-            what = f"is missing, with {len(asked.items)} images"
-            found.append(Finding(block, "is no directory" if is_there else what, block if is_there else None))
+            what = "is no directory" if is_there else f"is missing, with {counted(len(asked.items), 'image')}"
+            found.append(Finding(block, what, block))
             return None
         try:
             content = read_block(block, asked, found)
@@ -92,7 +93,7 @@ class Images:
                 self._made.setdefault(made, []).append(number)
             return content
         except OSError as error:
-            found.append(Finding(block, f"cannot be read: {error.strerror}", block))
+            found.append(Finding(block, unread(error), block))
         except Exception as error:  # whatever else damage can look like, it is a finding
             found.append(Finding(block, f"is damaged ({type(error).__name__}: {str(error)[:100]})", block))
         return None
@@ -120,6 +121,10 @@ class Images:
         scorers = ("scorers_fingerprint",) if self.mode == "filtered" else ()
         return ("model_fingerprint", *facts.CIRCUMSTANCES, *scorers)
 
+    def circumstances(self) -> set[tuple[str, ...]]:
+        """The values of `facts.CIRCUMSTANCES` that its blocks were made with, once `findings` has read them."""
+        return {tuple(dict(made)[key] for key in facts.CIRCUMSTANCES) for made in self._made}
+
     def _mixed(self) -> Iterator[Finding]:
         """Blocks that were made by other models, or with something else, than most or than is on record."""
         expected = self._expected()
@@ -136,14 +141,19 @@ class Images:
             yield Finding(self.folder, f"was made with another {', '.join(differing)} than is there or on record now")
 
     def _expected(self) -> dict[str, Any]:
-        """What the images should have been made with, as far as it is there and can be read."""
+        """What the images should have been made with, as far as it is there and can be read.
+
+        A record of the circumstances that no block agrees with is left to `check_circumstances`.
+        """
         expected: dict[str, Any] = {}
         try:
             if weights.locate(self.config.model_paths.stable_diffusion) is not None:
                 found = facts.Sources(self.config, self.modality, self.directory).facts(self.mode)
                 expected = {key: found[key] for key in self._shared if key in found}
             path = self.directory.work("generate", facts.CIRCUMSTANCES_FILE)
-            expected |= facts.read_circumstances(path) or {}
+            recorded = facts.read_circumstances(path) or {}
+            if any(_agrees(dict(made), recorded) for made in self._made):
+                expected |= recorded
         except (InputError, OSError, ValueError):  # told elsewhere, or trained models are not kept: nothing to compare
             pass
         return expected
@@ -182,13 +192,41 @@ def strangers(config: Config, directory: CampaignDirectory, modalities: Sequence
         yield from others(root / mode, {slug(modality) for modality in modalities})
 
 
-def check_circumstances(directory: CampaignDirectory) -> Iterator[Finding]:
-    """Whether it is on record what the campaign's images are made with, if there are any."""
+def check_circumstances(directory: CampaignDirectory, images: Sequence[Images]) -> Iterator[Finding]:
+    """Whether it is on record what the campaign's images are made with, if there are any, and they agree with it.
+
+    Where all blocks agree with one another and not with the record, it is the record that is wrong.
+
+    Args:
+        directory: the campaign's.
+        images: all of it, once their own findings have been told.
+    """
     path = directory.work("generate", facts.CIRCUMSTANCES_FILE)
     try:
-        if facts.read_circumstances(path) is None and any(path.parent.glob("*/*/part-*/block-*")):
+        recorded = facts.read_circumstances(path)
+        if recorded is not None:
+            yield from _outvoted(path, recorded, images)
+        elif any(path.parent.glob("*/*/part-*/block-*")):
             yield Finding(path, "is missing; `--repair` writes it again", path)
     except OSError as error:
-        yield Finding(path, f"cannot be read: {error.strerror}", path)
+        yield Finding(path, unread(error), path)
     except ValueError:
         yield Finding(path, "is damaged; `--repair` writes it again", path)
+
+
+def _outvoted(path: Path, recorded: Mapping[str, Any], images: Sequence[Images]) -> Iterator[Finding]:
+    ours = tuple(repr(recorded[key]) for key in facts.CIRCUMSTANCES)
+    said = [(one, one.circumstances()) for one in images]
+    every = {values for _, its in said for values in its}
+    if len(every) == 1 and ours not in every:
+        differing = _differing(ours, *every)
+        yield Finding(path, f"says another {differing} than all blocks do; `--repair` writes it again", path)
+        return
+    for one, its in said:
+        if its and ours not in its:
+            differing = _differing(ours, min(its))
+            yield Finding(one.folder, f"was made with another {differing} than is on record in {path.name}")
+
+
+def _differing(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    return ", ".join(key for key, a, b in zip(facts.CIRCUMSTANCES, ours, theirs, strict=True) if a != b)

@@ -13,8 +13,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from medsyn import disk
 from medsyn.generation.filter import Candidate, Rule, Trial
-from medsyn.generation.findings import Finding, name_item
+from medsyn.generation.findings import Finding, counted, name_item, unread
 from medsyn.generation.provenance import describe
 from medsyn.generation.shard import ATTEMPTS, MANIFEST, TIMING, Item, image_seed
 from medsyn.generation.verify_files import check_files
@@ -73,17 +74,15 @@ def read_block(block: Path, asked: Asked, found: list[Finding]) -> Content | Non
     for name, read in ((MANIFEST, _read_manifest), (ATTEMPTS, _read_attempts), (TIMING, _read_timing)):
         try:
             parts[name] = read(block / name, asked)
-        except FileNotFoundError:
-            found.append(Finding(block / name, "is missing", block))
         except OSError as error:
-            found.append(Finding(block / name, f"cannot be read: {error.strerror}", block))
+            found.append(Finding(block / name, unread(error), block))
         except Damaged as error:
             found.append(Finding(block / name, f"is damaged: {error}", block))
     return Content(parts[MANIFEST], parts[ATTEMPTS], parts[TIMING]) if len(parts) == 3 else None
 
 
 def _read_manifest(path: Path, asked: Asked) -> list[Record]:
-    records = _lines(path)
+    records = _read_lines(path)
     for number, record in enumerate(records, 1):
         _require(record, number, _OF_RECORD | (_OF_ARCHIVED if asked.archive else {}))
         has_image = record["file"] is not None
@@ -103,14 +102,14 @@ def _read_manifest(path: Path, asked: Asked) -> list[Record]:
 
 
 def _read_attempts(path: Path, asked: Asked) -> list[Record]:
-    attempts = _lines(path)
+    attempts = _read_lines(path)
     for number, attempt in enumerate(attempts, 1):
         _require(attempt, number, {**dict.fromkeys(_CANDIDATE, (object,)), **_OF_ATTEMPT})
     return attempts
 
 
 def _read_timing(path: Path, asked: Asked) -> Record:
-    timing = _parse(path.read_bytes())
+    timing = _parse(disk.read_own_file(path))
     if not isinstance(timing, dict):
         raise Damaged("holds no object")
     seconds, devices = timing.get("seconds"), timing.get("devices")
@@ -119,12 +118,12 @@ def _read_timing(path: Path, asked: Asked) -> Record:
     if not isinstance(devices, list) or not all(isinstance(one, (str, type(None))) for one in devices):
         raise Damaged("'devices' is no list of names")
     if len(devices) != len(asked.items):
-        raise Damaged(f"it names the devices of {len(devices)} images, {len(asked.items)} were asked for")
+        raise Damaged(f"it names the devices of {counted(len(devices), 'image')}, {len(asked.items)} were asked for")
     return timing
 
 
-def _lines(path: Path) -> list[Record]:
-    *lines, rest = path.read_bytes().split(b"\n")
+def _read_lines(path: Path) -> list[Record]:
+    *lines, rest = disk.read_own_file(path).split(b"\n")
     if rest or not lines:
         raise Damaged("its last line is cut" if rest else "it is empty")
     records = []
@@ -195,11 +194,11 @@ def _try_again(asked: Asked, item: Item, attempts: Sequence[Record]) -> tuple[Tr
         lost = sorted(set(range(max(numbers) + 1 if max(numbers) < 10**6 else 0)) - set(numbers))
         return trial, f"has the attempts {_shown(numbers)}" + (f", and not {_shown(lost)}" if lost else "")
     if len(numbers) > rule.max_attempts:
-        return trial, f"has {len(numbers)} attempts, of at most {rule.max_attempts}"
+        return trial, f"has {counted(len(numbers), 'attempt')}, of at most {rule.max_attempts}"
     for attempt in attempts:
         trial.add(Candidate(**{key: attempt[key] for key in _CANDIDATE}))
     if not trial.settled:
-        return trial, f"has {len(numbers)} attempts, which settle nothing: some are missing"
+        return trial, f"has {counted(len(numbers), 'attempt')}, which settle nothing: some are missing"
     expected = [{"id": item.prompt_id, "replicate": item.replicate, **record} for record in trial.records()]
     for line, attempt in zip(expected, attempts, strict=True):
         if differing := differing_keys(line, attempt):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,14 +13,15 @@ from typing import Any
 from PIL import Image
 from pydicom import dcmread
 
+from medsyn import disk
 from medsyn.data.images import SYNTHETIC_KEY
 from medsyn.generation.archive import ARCHIVE, member_name, members, unpacked, write_tar
-from medsyn.generation.findings import Finding
+from medsyn.generation.findings import Finding, counted, unread
 from medsyn.generation.provenance import file_name, png_facts
 from medsyn.generation.shard import ATTEMPTS, MANIFEST, TIMING, Item, StoredFile, stored_files
 
 Record = Mapping[str, Any]
-_SILLY = ".nfs"  # NFS keeps a removed file under such a name while a process reads it
+IN_USE = r"\.nfs[0-9a-f]+"  # NFS keeps a removed file under such a name while a process reads it
 
 
 def check_files(block: Path, records: Sequence[Record], items: Sequence[Item], archive: bool) -> Iterator[Finding]:
@@ -54,7 +56,7 @@ def check_files(block: Path, records: Sequence[Record], items: Sequence[Item], a
         named.add(ARCHIVE)
         yield from _check_archive(block, records, items)
     for path in sorted(block.iterdir()):
-        if path.name not in named and not path.name.startswith(_SILLY):
+        if path.name not in named and not re.fullmatch(IN_USE, path.name):
             yield Finding(path, "is in no manifest", path)
 
 
@@ -66,9 +68,9 @@ class _Reader:
         self._archives: dict[Path, bytes] = {}
 
     def __call__(self, file: StoredFile) -> bytes:
-        """The member's content; raises OSError if its archive is not there."""
+        """The member's content; raises OSError if its archive is not there or no file."""
         if file.path not in self._archives:
-            self._archives[file.path] = file.path.read_bytes()
+            self._archives[file.path] = disk.read_own_file(file.path)
         return self._archives[file.path][file.offset : file.offset + file.size]
 
 
@@ -77,10 +79,10 @@ def _check_archive(block: Path, records: Sequence[Record], items: Sequence[Item]
     path = block / ARCHIVE
     has_images = any(record["file"] is not None for record in records)
     try:
-        content = path.read_bytes()
-    except OSError:
-        if has_images:
-            yield Finding(path, "is missing", block)
+        content = disk.read_own_file(path)
+    except OSError as error:
+        if has_images or not isinstance(error, FileNotFoundError):
+            yield Finding(path, unread(error), block)
         return
     if [(record["id"], record["replicate"]) for record in records] != [(i.prompt_id, i.replicate) for i in items]:
         return  # told already; nothing is in its place
@@ -102,18 +104,20 @@ def _check_archive(block: Path, records: Sequence[Record], items: Sequence[Item]
             path, f"is not what its images and records make, from byte {first} on (in or after {name})", block
         )
     elif len(content) < len(expected):
-        yield Finding(path, f"is cut: it has {len(content)} bytes, its images and records make {len(expected)}", block)
+        yield Finding(
+            path, f"is cut: it has {counted(len(content), 'byte')}, its images and records make {len(expected)}", block
+        )
     else:
-        yield Finding(path, f"has {len(content) - len(expected)} bytes behind its end", block)
+        yield Finding(path, f"has {counted(len(content) - len(expected), 'byte')} behind its end", block)
 
 
 def _wrong_with(file: StoredFile, read: Callable[[StoredFile], bytes], record: Record, is_dicom: bool) -> str | None:
     try:
         content = read(file)
-    except OSError:
-        return "is missing"
+    except OSError as error:
+        return unread(error)
     if len(content) != file.size:
-        return f"has {len(content)} bytes, the manifest says {file.size}"
+        return f"has {counted(len(content), 'byte')}, the manifest says {file.size}"
     if hashlib.sha256(content).hexdigest() != file.sha256:
         return "has other content than the manifest says (SHA-256)"
     try:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsyn.generation.findings import Finding
+from medsyn.generation.findings import Finding, counted
 from medsyn.generation.shard_tables import ATTEMPTS_TABLE, MANIFEST_TABLE, Rows, fitted, shard_tables
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ def check_shard_tables(folder: Path, rows: Rows | None) -> Iterator[Finding]:
         expected = {}  # a value of a damaged block fits no column; the block has been told
     for name in TABLES:
         path = folder / name
+        if path.exists() and not path.is_file():  # opening a pipe would wait
+            yield Finding(path, "is not a file; running the task again makes it", path)
+            continue
         try:
             table = pq.read_table(path)
         except (OSError, pa.ArrowException):
@@ -41,7 +44,7 @@ def _difference(found: pa.Table, expected: pa.Table) -> str | None:
     if found.equals(expected):
         return None
     if len(found) != len(expected):
-        return f"{len(found)} rows, not {len(expected)}"
+        return f"{counted(len(found), 'row')}, not {len(expected)}"
     if found.schema != expected.schema:
         return "other columns"
     names = [name for name in expected.column_names if not found[name].equals(expected[name])]
@@ -54,6 +57,9 @@ def check_merged_table(merged: Path, sources: Sequence[Path]) -> Iterator[Findin
     import pyarrow.parquet as pq
 
     if not merged.exists():
+        return
+    if not merged.is_file():
+        yield Finding(merged, "is not a file: `python -m medsyn merge` makes it", merged)
         return
     try:
         with pq.ParquetFile(merged) as file:

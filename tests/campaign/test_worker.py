@@ -191,7 +191,7 @@ def test_configuration_edited_by_hand_is_refused(trial: Trial) -> None:
     path = campaign.directory.config
     path.write_text(path.read_text().replace("max_train_steps: 2000", "max_train_steps: 2001"))
     code, output = trial.work(*FINETUNE)
-    assert (code, "edited by hand" in output) == (65, True)
+    assert (code, "config.yaml or campaign.json was edited by hand or is damaged" in output) == (65, True)
 
 
 def test_a_directory_that_is_no_campaign_is_refused(trial: Trial) -> None:

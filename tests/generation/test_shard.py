@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -137,11 +138,21 @@ def damage_timing(block: Path) -> None:
     (block / "timing.json").unlink()
 
 
+def damage_pipe(block: Path) -> None:
+    (block / "manifest.jsonl").unlink()
+    os.mkfifo(block / "manifest.jsonl")
+
+
+def damage_link(block: Path) -> None:
+    path = next(block.glob("*.png"))
+    path.symlink_to(path.rename(block.parent.with_suffix(".png")))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         *(damage_cut, damage_lost, damage_manifest, damage_manifest_lost, damage_manifest_binary),
-        *(damage_manifest_deep, damage_attempts, damage_timing),
+        *(damage_manifest_deep, damage_attempts, damage_timing, damage_pipe, damage_link),
     ],
 )
 def test_a_damaged_block_is_moved_away_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage) -> None:  # type: ignore[no-untyped-def]

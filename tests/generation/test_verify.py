@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -39,9 +40,10 @@ def images(campaign: Campaign, mode: str = "filtered") -> Images:
 
 
 def found(campaign: Campaign, mode: str = "filtered") -> list[str]:
+    its = images(campaign, mode)
     findings = [
-        *images(campaign, mode).findings([(0, 3)]),
-        *check_circumstances(campaign.directory),
+        *its.findings([(0, 3)]),
+        *check_circumstances(campaign.directory, [its]),
         *strangers(campaign.config, campaign.directory, ["CT"]),
     ]
     return [str(finding) for finding in findings]
@@ -134,7 +136,29 @@ def plant_directory(*parts: str, at: int = 0) -> Callable[[Path], Any]:
     return lambda block: block.parents[at].joinpath(*parts).mkdir(parents=True)
 
 
+def in_place(name: str, make: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    """Something else in the place of a block's file."""
+
+    def plant(block: Path) -> None:
+        path = sorted(block.glob(name))[0]
+        path.unlink()
+        make(path)
+
+    return plant
+
+
+def link_to_a_copy(name: str) -> Callable[[Path], Any]:
+    """A link in the place of a block's file, to the same content elsewhere."""
+
+    def plant(block: Path) -> None:
+        path = sorted(block.glob(name))[0]
+        path.symlink_to(path.rename(block.parents[4] / path.name))
+
+    return plant
+
+
 MANIFEST, ATTEMPTS, TIMING = "manifest.jsonl", "attempts.jsonl", "timing.json"
+FILES = ("*.png", MANIFEST, ATTEMPTS, TIMING)
 DEEP = b"[" * 100_000 + b"]" * 100_000
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "lost block": (shutil.rmtree, "is missing, with 3 images"),
@@ -144,6 +168,29 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "flipped bit": (flip_a_pixel, "has other content"),
     "another image": (other_picture, "the manifest says|has other content"),
     "no mark": (unmark, "is not marked as synthetic"),
+    **{
+        f"a pipe in the place of {name}": (in_place(name, os.mkfifo), f"{name.strip('*')}: is not a file")
+        for name in FILES
+    },
+    **{
+        f"a folder in the place of {name}": (in_place(name, Path.mkdir), f"{name.strip('*')}: is not a file")
+        for name in FILES
+    },
+    **{
+        f"a link in the place of {name}": (link_to_a_copy(name), f"{name.strip('*')}: is a link and no file")
+        for name in FILES
+    },
+    "a stray pipe": (lambda block: os.mkfifo(block / "x"), "/x: is in no manifest"),
+    "what NFS never names so": (write(".nfs-notes", b""), ".nfs-notes: is in no manifest"),
+    "a pipe in a table's place": (
+        lambda b: (tables_of(b) / "attempts.parquet").unlink() or os.mkfifo(tables_of(b) / "attempts.parquet"),
+        "attempts.parquet: is not a file",
+    ),
+    "a pipe in a block's place": (lambda b: shutil.rmtree(b) or os.mkfifo(b), "is no directory"),
+    "a pipe in the place of the record of what it was made with": (
+        lambda b: (b.parents[3] / "made-with.json").unlink() or os.mkfifo(b.parents[3] / "made-with.json"),
+        "made-with.json: is not a file",
+    ),
     "a stray file": (lambda block: (block / "x.png").write_bytes(b"x"), "x.png: is in no manifest"),
     "a hidden stray file": (lambda block: (block / ".x").write_bytes(b"x"), ".x: is in no manifest"),
     "no manifest": (lambda block: (block / MANIFEST).unlink(), "manifest.jsonl: is missing"),
@@ -206,7 +253,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "torn timing": (write(TIMING, b'{"sec'), "timing.json: is damaged"),
     "a timing of something else": (write(TIMING, b"[1]"), "timing.json: is damaged: holds no object"),
     "a timing without time": (write(TIMING, b'{"seconds": "x", "devices": []}'), "'seconds' is no time"),
-    "a timing of other images": (write(TIMING, b'{"seconds": 1, "devices": ["cpu"]}'), "the devices of 1 images"),
+    "a timing of other images": (write(TIMING, b'{"seconds": 1, "devices": ["cpu"]}'), "the devices of 1 image,"),
     "a block too many": (
         lambda block: shutil.copytree(block, block.with_name("block-000099")),
         "block-000099: belongs to nothing",
@@ -285,6 +332,31 @@ def test_what_a_running_task_keeps_beside_its_blocks_is_no_stranger(made: Campai
     (tables_of(made.block("filtered")) / ".manifest.parquet.tmp-host-7").touch()
     (part.parents[2] / ".made-with.json.tmp-host-7").touch()
     assert found(made) == []
+
+
+def say_otherwise(campaign: Campaign) -> Path:
+    path = campaign.block("filtered").parents[3] / "made-with.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"software": "old"}))
+    return path
+
+
+def test_a_record_that_all_blocks_disagree_with_is_itself_at_fault(made: Campaign) -> None:
+    path = say_otherwise(made)
+    (line,) = found(made)
+    assert line == f"{path}: says another software than all blocks do; `--repair` writes it again"
+
+
+def test_a_record_that_some_blocks_agree_with_stays(made: Campaign) -> None:
+    path = say_otherwise(made)
+    for number in range(3):
+        manifest = made.block("baseline", number) / "manifest.jsonl"
+        edit(manifest, lambda lines: [line.update(software="old") for line in lines])
+    both = [images(made, mode) for mode in ("baseline", "filtered")]
+    assert list(both[0].findings([(0, 3)])), "their files say otherwise of themselves"
+    assert list(both[1].findings([(0, 3)])) == []
+    (finding,) = check_circumstances(made.directory, both)
+    assert finding.place == made.block("filtered").parents[1] and finding.damaged is None
+    assert f"another software than is on record in {path.name}" in finding.what
 
 
 def test_a_table_that_does_not_belong_to_its_blocks_is_found(made: Campaign) -> None:
