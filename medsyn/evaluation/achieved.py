@@ -6,11 +6,11 @@ A list may be balanced over findings and what passes the filter may not be; whoe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from medsyn.evaluation.gather import Gathered
-from medsyn.evaluation.tally import Cells
+from medsyn.evaluation.tally import ALL, Cell, Cells
 
 
 def measure(gathered: Gathered, modes: Iterable[str], img_num: int) -> dict[str, Any]:
@@ -18,7 +18,8 @@ def measure(gathered: Gathered, modes: Iterable[str], img_num: int) -> dict[str,
 
     Returns:
         `cells`: one record per modality, and per modality and value of a column, with the images that were `asked`
-        for and, under each mode's name, those that were accepted. `dropped`: columns with too many values.
+        for and, under each mode's name, those that were accepted; a column whose value is None counts the images of
+        prompts that have none in it. `dropped`: columns with too many values.
     """
     asked = Cells()
     for modality, prompts in gathered.prompts.items():
@@ -28,8 +29,12 @@ def measure(gathered: Gathered, modes: Iterable[str], img_num: int) -> dict[str,
         mode: Counter({cell: n for made in gathered.made.values() for cell, n in made[mode].tally.cells.cells.items()})
         for mode in modes
     }
+    columns = {cell[:2] for cell in asked.cells if cell[1] != ALL}
+    for counts in (asked.cells, *accepted.values()):
+        counts.update(_without_value(counts, columns))
     order = {modality: place for place, modality in enumerate(gathered.modalities)}
-    cells = sorted(asked.cells, key=lambda cell: (cell[1], order[cell[0]], cell[2]))
+    wanted = [cell for cell, images in asked.cells.items() if images]
+    cells = sorted(wanted, key=lambda cell: (cell[1], order[cell[0]], not cell[2], cell[2]))
     return {
         "cells": [
             {
@@ -43,3 +48,11 @@ def measure(gathered: Gathered, modes: Iterable[str], img_num: int) -> dict[str,
         ],
         "dropped": sorted({column for _, column in asked.dropped}),
     }
+
+
+def _without_value(counts: Mapping[Cell, int], columns: Iterable[tuple[str, str]]) -> dict[Cell, int]:
+    """The images of prompts without a value, by modality and column: those that no value's cell has."""
+    valued: Counter[tuple[str, str]] = Counter()
+    for (modality, column, _), images in counts.items():
+        valued[modality, column] += images
+    return {(*place, ""): counts.get((place[0], ALL, ""), 0) - valued[place] for place in columns}

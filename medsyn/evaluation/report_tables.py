@@ -196,9 +196,9 @@ def achieved(result: Mapping[str, Any]) -> Table | None:
             totals[_kind_of(cell), kind] += cell[kind]
     rows = []
     for cell in cells:
-        name = Cell(
-            cell["value"] or cell["modality"], f"{cell['modality']}, {cell['column']}" if cell["column"] else ""
-        )
+        name = Cell(cell["modality"])
+        if cell["column"]:
+            name = Cell(cell["value"] or "(none)", f"{cell['modality']}, {cell['column']}")
         shares = {
             kind: cell[kind] / totals[_kind_of(cell), kind] if totals[_kind_of(cell), kind] else 0 for kind in kinds
         }
