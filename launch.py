@@ -13,7 +13,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from medsyn import cli
@@ -23,6 +23,7 @@ from medsyn.stage import CampaignDirectory
 if TYPE_CHECKING:
     from medsyn.campaign.plan import Key
     from medsyn.campaign.records import Campaign
+    from medsyn.campaign.slurm.queue import Job
     from medsyn.config import Config
 
 WATCH_SECONDS = 5
@@ -124,28 +125,30 @@ def _require_site(loaded: Config) -> None:
 
 def _require_no_jobs(directory: CampaignDirectory) -> None:
     """Raise InputError while jobs of the campaign are in Slurm's queue: they would do the same work."""
-    from medsyn.campaign.slurm import queue, submissions
-
-    view = queue.view(submissions.read(directory.ledger)) if shutil.which("squeue") else queue.QueueView()
-    if view.tasks:
-        jobs = f"{len(view.tasks)} of its tasks are in Slurm's queue"
+    if queued := _in_queue(directory):
+        jobs = f"{len(queued)} of its tasks are in Slurm's queue"
         raise InputError(directory.root, f"{jobs}: cancel them first, or go on with --cluster slurm")
 
 
 def _require_same_shards(loaded: Config) -> None:
     """Raise InputError if blocks are to be dealt anew while generate jobs are in Slurm's queue: which means which?"""
+    from medsyn import config
     from medsyn.campaign import records, shards
-    from medsyn.campaign.slurm import queue, submissions
 
     directory = CampaignDirectory(loaded.campaign.path)
     facts = records.read_facts(directory)
-    changed = [key for key in shards.DEALT_BY if key in shards.changed_keys(facts, loaded)] if facts else []
-    if not changed:
-        return
-    view = queue.view(submissions.read(directory.ledger)) if shutil.which("squeue") else queue.QueueView()
-    if any(stage == "generate" for stage, _ in view.tasks):
+    changes = config.changes(facts["config"], loaded) if facts else {}
+    changed = [key for key in shards.DEALT_BY if key in changes]
+    if changed and any(stage == "generate" for stage, _ in _in_queue(directory)):
         reason = "it deals the shards anew, but generate jobs are in Slurm's queue: cancel them first"
         raise InputError("configuration", reason, key=changed[0])
+
+
+def _in_queue(directory: CampaignDirectory) -> Mapping[Key, Job]:
+    """The campaign's tasks that are in Slurm's queue; none where there is no Slurm."""
+    from medsyn.campaign.slurm import queue, submissions
+
+    return queue.view(submissions.read(directory.ledger)).tasks if shutil.which("squeue") else {}
 
 
 def _queue(campaign: Campaign, only: set[Key] | None, named: Sequence[str]) -> int:

@@ -47,7 +47,7 @@ from medsyn.config import Config
 from medsyn.generation.loader import Loader
 from medsyn.generation.painter import Painter
 from medsyn.generation.provenance import quantise
-from medsyn.generation.sampler import Guidance, build_scheduler, initial_noise, sample
+from medsyn.generation.sampler import build_scheduler, initial_noise, sample
 from medsyn.generation.shard import Item, read_blocks
 from medsyn.models import architecture
 
@@ -153,11 +153,7 @@ def paint(painter: Painter, wanted: Sequence[tuple[Item, int]], looks: Sequence[
     assert selector is not None, "the filtered mode has scorers"
     seeds = [recipe.image_seed(item, attempt) for item, attempt in wanted]
     features = [system.embed(item.prompt) for item, _ in wanted]
-    guidance = Guidance(
-        torch.tensor([recipe.guidance(item) for item, _ in wanted]),
-        torch.stack([system.embed(recipe.negative(item))[0] for item, _ in wanted]),
-        recipe.guidance_interval,
-    )
+    guidance = painter.guidance([item for item, _ in wanted])
     scheduler = build_scheduler(recipe.scheduler, system.scheduler_config, recipe.num_inference_steps)
     seen = watch(scheduler, looks)
     hidden = torch.stack([one for one, _ in features])
@@ -178,7 +174,7 @@ def candidates(config: Config, modality: str, batches: int) -> Iterator[list[tup
     """Batches over all prompts of the modality, attempt after attempt."""
     blocks = read_blocks(config, modality)
     items = [item for number in range(blocks.count) for item in blocks.items(number)]
-    size = config.generation.batch_size
+    size = config.generation.images_per_batch
     places = range(batches * size)
     wanted = [(items[place % len(items)], place // len(items)) for place in places]
     yield from (wanted[start : start + size] for start in range(0, len(wanted), size))
@@ -188,7 +184,7 @@ def sample_all(root: Path, count: int, looks: Sequence[int], console: Console) -
     """The scores of `count` candidates of every modality, and what one costs in seconds."""
     campaign = records.open_campaign(root)
     config = campaign.config
-    size = config.generation.batch_size
+    size = config.generation.images_per_batch
     batches = 2 * max(1, count // (2 * size))
     seconds: dict[str, float] = {}
     scores: dict[str, Scores] = {}
@@ -309,7 +305,7 @@ def verdict(rows: Sequence[Row]) -> str:
 def measure(root: Path, args: argparse.Namespace, console: Console) -> tuple[list[Row], dict[str, Any]]:
     """All rows, and the facts of the run."""
     config = records.open_campaign(root).config
-    steps, size = config.generation.num_inference_steps, config.generation.batch_size
+    steps, size = config.generation.num_inference_steps, config.generation.images_per_batch
     looks = sorted({max(1, round(fraction * steps)) for fraction in args.fractions})
     scores, costs = sample_all(root, args.candidates, looks, console)
     halves = [one.halves(size) for one in scores.values()]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from medsyn import cli
+from medsyn.campaign.footprint import GIB
 from medsyn.config import Config
 from medsyn.errors import EXIT_BAD_NODE, EXIT_DONE, InputProblems
 from medsyn.stage import BadNode, CampaignDirectory
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 FEW, MORE = 2, 6  # steps of the timed batches; what a step takes is their difference
 TIMED = 3  # batches of each; the median counts
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def calibrate(program: str, arguments: Sequence[str]) -> int:
     print(f"seconds a batch   {speed.seconds:.3g} ({speed.estimated:.3g} estimated at the rate below)")
     print(f"images a second   {speed.images / speed.seconds:.3g}")
     if speed.memory is not None:
-        estimated = batch_size.needed(resolved, speed.images) / _GIB
-        print(f"peak memory       {speed.memory / _GIB:.1f} GiB ({estimated:.1f} estimated, for all modes)")
+        estimated = batch_size.needed(resolved, speed.images) / GIB
+        print(f"peak memory       {speed.memory / GIB:.1f} GiB ({estimated:.1f} estimated, for all modes)")
     print(f"cluster.tflops={speed.tflops:.3g}")
     return EXIT_DONE
 

@@ -75,10 +75,10 @@ def _place(error: OSError) -> str:
 
 def _room(error: OSError) -> str:
     """How much is free, where that is what is wrong."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not isinstance(error.filename, str):
+    if error.errno not in disk.FULL or not isinstance(error.filename, str):
         return ""
-    free = disk.free_bytes(Path(error.filename).parent)
-    return "" if free is None else f" ({free / 2**20:,.0f} MiB are free there)"
+    room = disk.room(Path(error.filename).parent)
+    return f" ({room})" if room else ""
 
 
 def config_parser(program: str, description: str) -> argparse.ArgumentParser:

@@ -370,6 +370,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield dotted, value
 
 
+def changes(before: Mapping[str, Any], after: Config) -> dict[str, tuple[Any, Any]]:
+    """The dotted keys whose values differ: what each was (`before` is a dumped configuration), and what it is."""
+    old = dict(flatten(before))
+    return {key: (old.get(key), now) for key, now in flatten(after.model_dump()) if old.get(key) != now}
+
+
 def _field_types(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, field in section.model_fields.items():
         if isinstance(field.default, Section):
@@ -405,13 +411,18 @@ def _settings(environment: Mapping[str, str], overrides: Iterable[str]) -> Itera
         yield key, text if equals else None, _COMMAND_LINE
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written: bytes that are not UTF-8 reach a program as lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def _read_value(key: str, text: str | None, source: str) -> Any:
     """The value that a key's text stands for: text keys take it verbatim, all others read it as YAML."""
     if text is None:
         raise InputError(source, f"'{key}' is not of the form key=value")
     if key not in _FIELD_TYPES:
         raise InputError(source, _unknown_key_reason(key), key=key)
-    if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that are not UTF-8 reach a program so
+    if not is_unicode(text):
         raise InputError(source, f"{ascii(text)[:100]} is no Unicode text", key=key)
     kind = _FIELD_TYPES[key]
     if kind == str | None and text in ("", "null"):
@@ -457,9 +468,15 @@ def _shown(value: Any) -> str:
 
 def _meant_choice(given: str, choices: Iterable[str]) -> str:
     """The choice that a value which is none was most likely meant to be, as the end of a message."""
+    close = closest(given, choices, cutoff=0.5)
+    return f" (did you mean {close}?)" if close else ""
+
+
+def closest(given: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The choice most like `given`, whatever the case of both; None if none is like it by `cutoff` (difflib's)."""
     lowered = {choice.casefold(): choice for choice in choices}
-    close = difflib.get_close_matches(given.casefold(), lowered, n=1, cutoff=0.5)
-    return f" (did you mean {lowered[close[0]]}?)" if close else ""
+    close = difflib.get_close_matches(given.casefold(), lowered, n=1, cutoff=cutoff)
+    return lowered[close[0]] if close else None
 
 
 def validate(tree: Mapping[str, Any], source: str, sources: Mapping[str, str] | None = None) -> Config:

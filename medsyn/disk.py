@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 FILE_MODE = 0o640  # private to the user and the group: the inputs are medical
 DIRECTORY_MODE = 0o750
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what errors say of a full disk or a used up quota
 _ABANDONED_SECONDS = 3600.0  # a temporary of another host this old belongs to nobody: no write takes an hour
 
 
@@ -38,6 +39,12 @@ def free_bytes(path: Path) -> int | None:
     except OSError:
         return None
     return usage.free if usage.total else None  # some network file systems say nothing
+
+
+def room(path: Path) -> str:
+    """How much is free where `path` is or will be, in words; empty if that cannot be told."""
+    free = free_bytes(path)
+    return "" if free is None else f"{free / 2**20:,.0f} MiB are free there"
 
 
 @contextmanager

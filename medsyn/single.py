@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from medsyn import cli, disk
-from medsyn.config import EMBEDDED, Precision
+from medsyn.config import EMBEDDED, Precision, is_unicode
 from medsyn.data.modalities import split_prefix
 from medsyn.errors import EXIT_BAD_NODE, EXIT_DONE, EXIT_NO_PROGRESS, InputError, InputProblems, Problem
 from medsyn.generation.shard import MANIFEST
@@ -149,7 +149,7 @@ def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[str, s
             problems.extend(replace(one, source=_source(one.source, sources)) for one in error.problems)
 
     texts = {name: value for name, value in given.items() if isinstance(value, str)}
-    unreadable = [name for name, text in texts.items() if name != "prompt" and not _is_text(text)]
+    unreadable = [name for name, text in texts.items() if name != "prompt" and not is_unicode(text)]
     problems += [Problem(sources[name], f"{ascii(given[name])[:100]} is no Unicode text") for name in unreadable]
     given = {name: value for name, value in given.items() if name not in unreadable}
     arguments, generation = _settings(given)
@@ -196,11 +196,6 @@ def _settings(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 def _source(argument: str, sources: Mapping[str, str]) -> str:
     """What the user wrote for an argument of the generator; what is none (a folder, say) as it is."""
     return sources.get(_FLAG_OF.get(argument, argument), argument)
-
-
-def _is_text(text: str) -> bool:
-    """Whether it can be written: bytes that are not UTF-8 reach a program as lone surrogates."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _make(generator: Generator, prompt: str, count: int, modality: str, output: Path) -> int:

@@ -5,7 +5,7 @@ No diffusers and no torch here: configurations are checked on login nodes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -73,6 +73,12 @@ SOLVERS: dict[SchedulerName, Solver] = {
     "tcd": Solver("TCDScheduler", stochastic=True, most_steps=50),
 }
 assert set(SOLVERS) == set(get_args(SchedulerName))
+
+
+def is_in_interval(interval: Sequence[float], index: int, count: int) -> bool:
+    """Whether call `index` of `count` of the UNet is in the part of the steps, as fractions, that is guided."""
+    start, end = interval
+    return start <= index / count < end
 
 
 def wrong_steps(name: SchedulerName, steps: int) -> str | None:

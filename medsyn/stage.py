@@ -51,7 +51,7 @@ class CampaignDirectory:
 
     @property
     def facts(self) -> Path:
-        """What the campaign was prepared from."""
+        """The record that makes a directory a campaign: first a bare mark, then, last of all, every fact."""
         return self.root / "campaign.json"
 
     @property

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from medsyn.campaign.records import Campaign
     from medsyn.generation.findings import Finding
     from medsyn.generation.rerun import Rerun
-    from medsyn.generation.verify import Images
+    from medsyn.generation.verify_images import Images
 
 Shards = dict[str, list[tuple[int, int]]]  # by modality
 _TASKS_SHOWN = 10
@@ -61,7 +61,7 @@ def _require_prompts(campaign: Campaign) -> None:
 
 def _images(campaign: Campaign) -> list[Images]:
     from medsyn.generation.shard import read_blocks
-    from medsyn.generation.verify import Images
+    from medsyn.generation.verify_images import Images
 
     images = []
     for modality in _shards(campaign):
@@ -82,8 +82,7 @@ def _rerun(count: int | None) -> Rerun | None:
 def _findings(campaign: Campaign, images: Sequence[Images], again: Rerun | None) -> Iterator[Finding]:
     """Everything wrong with the images, their tables and the markers of their tasks."""
     from medsyn.campaign import check_markers
-    from medsyn.generation import shard_tables
-    from medsyn.generation import verify as generated
+    from medsyn.generation.verify_images import check_circumstances, strangers
     from medsyn.generation.verify_tables import TABLES, check_merged_table
 
     shards = _shards(campaign)
@@ -92,10 +91,9 @@ def _findings(campaign: Campaign, images: Sequence[Images], again: Rerun | None)
         for finding in one.findings(shards[one.modality]):
             told |= {finding.damaged} if finding.damaged else set()
             yield finding
-    yield from generated.check_circumstances(campaign.directory, images)
-    yield from generated.strangers(campaign.config, campaign.directory, list(shards))
-    ranges = [(modality, blocks) for modality, its in shards.items() for blocks in its]
-    folders = list(shard_tables.shard_directories(campaign.directory, campaign.config.generation.modes, ranges))
+    yield from check_circumstances(campaign.directory, images)
+    yield from strangers(campaign.config, campaign.directory, list(shards))
+    folders = _table_folders(campaign, shards)
     for name in TABLES:
         yield from check_merged_table(campaign.directory.root / name, [folder / name for folder in folders])
     yield from check_markers.findings(campaign, told)
@@ -105,9 +103,9 @@ def _findings(campaign: Campaign, images: Sequence[Images], again: Rerun | None)
 
 
 def _summary(images: Sequence[Images], again: Rerun | None, found: int) -> None:
-    expected = sum(one.blocks.item_count for one in images)
     from medsyn.generation.findings import counted
 
+    expected = sum(one.blocks.item_count for one in images)
     told = counted(found, "finding") if found else "no findings"
     made = f", {again.made} made again" if again is not None else ""
     print(f"{counted(expected, 'image')} asked for{made}: {told}")
@@ -117,11 +115,14 @@ def _summary(images: Sequence[Images], again: Rerun | None, found: int) -> None:
 
 
 def _tell_repair(folder: Path, tasks: Sequence[PlannedTask], directory: Path) -> None:
+    from medsyn.generation.findings import counted
+
     if folder.is_dir():
         print(f"what is damaged is in {folder} now; delete it when you like")
     if tasks:
-        are = "1 task is" if len(tasks) == 1 else f"{len(tasks)} tasks are"
-        print(f"{are} to run again: `launch.py resume` with the campaign's configuration does, or")
+        are = "is" if len(tasks) == 1 else "are"
+        told = f"{counted(len(tasks), 'task')} {are} to run again"
+        print(f"{told}: `launch.py resume` with the campaign's configuration does, or")
         for planned in tasks[:_TASKS_SHOWN]:
             print(f"  python -m medsyn worker {directory} {' '.join(planned.key)}")
         if len(tasks) > _TASKS_SHOWN:
@@ -137,6 +138,14 @@ def _shards(campaign: Campaign) -> Shards:
     return shards
 
 
+def _table_folders(campaign: Campaign, shards: Shards) -> list[Path]:
+    """Where the tables of all shards are, mode by mode."""
+    from medsyn.generation.shard_tables import shard_directories
+
+    ranges = [(modality, blocks) for modality, its in shards.items() for blocks in its]
+    return list(shard_directories(campaign.directory, campaign.config.generation.modes, ranges))
+
+
 def merge(program: str, arguments: Sequence[str]) -> int:
     """Write the tables of all shards as manifest.parquet and attempts.parquet of the campaign."""
     parser = argparse.ArgumentParser(prog=program, description=merge.__doc__)
@@ -147,8 +156,7 @@ def merge(program: str, arguments: Sequence[str]) -> int:
     from medsyn.generation import shard_tables
 
     campaign = records.open_campaign(args.directory)
-    ranges = [(modality, blocks) for modality, its in _shards(campaign).items() for blocks in its]
-    folders = list(shard_tables.shard_directories(campaign.directory, campaign.config.generation.modes, ranges))
+    folders = _table_folders(campaign, _shards(campaign))
     missing = [folder for folder in folders if not (folder / shard_tables.MANIFEST_TABLE).is_file()]
     for folder in missing:
         print(f"{folder}: is not there yet")

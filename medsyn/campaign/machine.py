@@ -6,7 +6,6 @@ import importlib.util
 import os
 import shutil
 
-from medsyn.campaign import records
 from medsyn.campaign.local import visible_gpus
 from medsyn.config import Config
 from medsyn.errors import Problem
@@ -48,7 +47,7 @@ def _check_directory(config: Config) -> list[Problem]:
 
 def _is_foreign(directory: CampaignDirectory) -> bool:
     """Whether something is there that no submit leaves when it is killed: it makes its lock, then claims the place."""
-    if records.campaign_file(directory).is_file():
+    if directory.facts.is_file():
         return False
     return any(
         not (path == directory.ledger and path.stat().st_size == 0)

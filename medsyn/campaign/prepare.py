@@ -118,8 +118,8 @@ def _write(checked: Checked, progress: Progress | None, warn: Warn | None) -> Ca
 
 def _sweep_tables(directory: CampaignDirectory, checked: Checked) -> None:
     """Remove the tables of shards that there are no longer; the blocks that they were made of stay."""
+    tasks = [planned.task for planned in checked.plan.by_stage.get("generate", [])]
     for mode in checked.config.generation.modes:
-        tasks = [planned.task for planned in checked.plan.by_stage.get("generate", [])]
         kept = {directory.shard(mode, str(task.modality), task.blocks) for task in tasks if task.blocks}
         for folder in directory.work("generate", mode).glob("*/shards/blocks-*"):
             if folder not in kept:
@@ -181,11 +181,10 @@ class _Change:
 
 
 def _changed_keys(before: Mapping[str, Any], after: Config) -> list[_Change]:
-    old, new = dict(configuration.flatten(before["config"])), dict(configuration.flatten(after.model_dump()))
     return [
-        _Change(key, f"was {old.get(key)!r} and is now {value!r}", [stage for stage in STAGES if reads_key(stage, key)])
-        for key, value in new.items()
-        if old.get(key) != value and not any(key == free or key.startswith(free + ".") for free in FREE)
+        _Change(key, f"was {was!r} and is now {now!r}", [stage for stage in STAGES if reads_key(stage, key)])
+        for key, (was, now) in configuration.changes(before["config"], after).items()
+        if not any(key == free or key.startswith(free + ".") for free in FREE)
     ]
 
 

@@ -13,7 +13,7 @@ from medsyn.config import Config
 from medsyn.data.modalities import split_prefix
 from medsyn.data.prompt_lists import INDEX, ListIndex, Run
 from medsyn.data.prompt_writer import index_rows, write_lists
-from medsyn.data.prompts import PromptRow, PromptSource, new_faults, read_texts
+from medsyn.data.prompts import PromptRow, PromptSource, new_faults, wrong_negative
 from medsyn.data.tables import ImageRow
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.seeds import seed
@@ -92,9 +92,9 @@ def _captions(config: Config, images: Iterable[ImageRow]) -> list[tuple[str, str
 
 
 def check_negative(config: Config) -> list[Problem]:
-    """What is wrong with the configuration's negative prompt, which is held to what a list's are."""
-    _, found = read_texts("", [{"prompt": "CT: any", "negative_prompt": config.generation.negative_prompt}])
-    return [Problem(CONFIGURATION, problem.reason, key="generation.negative_prompt") for problem in found]
+    """What is wrong with the configuration's negative prompt."""
+    reasons = wrong_negative(config.generation.negative_prompt)
+    return [Problem(CONFIGURATION, reason, key="generation.negative_prompt") for reason in reasons]
 
 
 def read(source: PromptSource | None, config: Config, problems: list[Problem]) -> Prompts:

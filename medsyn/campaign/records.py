@@ -73,20 +73,15 @@ class _Facts(BaseModel):
     config: dict[str, Any]
 
 
-def campaign_file(directory: CampaignDirectory) -> Path:
-    """The record that makes a directory a campaign: first a bare mark (`claim`), then, last of all, every fact."""
-    return directory.facts
-
-
 def write_facts(directory: CampaignDirectory, facts: Mapping[str, Any]) -> None:
     """Write down what the campaign was prepared from."""
-    disk.write_json(campaign_file(directory), {**_version(), **facts})
+    disk.write_json(directory.facts, {**_version(), **facts})
 
 
 def require_own(directory: CampaignDirectory) -> None:
     """Raise InputError if the campaign is another user's: whose jobs are in the queue, only its owner can ask Slurm."""
     try:
-        owner = campaign_file(directory).stat().st_uid
+        owner = directory.facts.stat().st_uid
     except OSError:
         return
     if owner != os.getuid():
@@ -104,7 +99,7 @@ def user_name(number: int) -> str:
 
 def claim(directory: CampaignDirectory) -> None:
     """Mark a new directory as a campaign's before anything else is in it, so that a killed submit can be made again."""
-    if not campaign_file(directory).exists():
+    if not directory.facts.exists():
         write_facts(directory, {})
 
 
@@ -162,7 +157,7 @@ def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:
     Raises:
         InputError: the record is damaged, of another format, or not medsyn's.
     """
-    path = campaign_file(directory)
+    path = directory.facts
     try:
         if not path.is_file():
             return None

@@ -15,8 +15,8 @@ from medsyn import disk
 from medsyn.campaign import locks, records
 from medsyn.campaign.plan import Key, PlannedTask
 from medsyn.campaign.records import Campaign
-from medsyn.generation.facts import CIRCUMSTANCES, CIRCUMSTANCES_FILE, write_circumstances
 from medsyn.generation.findings import Finding
+from medsyn.generation.made_with import CIRCUMSTANCES, CIRCUMSTANCES_FILE, write_circumstances
 from medsyn.generation.shard import MANIFEST
 from medsyn.generation.shard_tables import ATTEMPTS_TABLE, MANIFEST_TABLE
 

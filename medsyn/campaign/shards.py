@@ -94,12 +94,6 @@ def _longer(model: CostModel, blocks: Mapping[str, int], limit: int) -> dict[str
     return {modality: _split(count, shards[modality]) for modality, count in blocks.items()}
 
 
-def changed_keys(facts: Mapping[str, Any], config: Config) -> list[str]:
-    """Dotted keys that are not as they were when the campaign was prepared."""
-    before, now = dict(configuration.flatten(facts["config"])), dict(configuration.flatten(config.model_dump()))
-    return [key for key in now if before.get(key) != now[key]]
-
-
 def recorded(facts: Mapping[str, Any] | None, config: Config, index: ListIndex) -> dict[str, int] | None:
     """The deal of a prepared campaign, or None where it has none or is to be dealt anew.
 
@@ -110,7 +104,7 @@ def recorded(facts: Mapping[str, Any] | None, config: Config, index: ListIndex) 
     """
     if facts is None:
         return None
-    changed = changed_keys(facts, config)
+    changed = configuration.changes(facts["config"], config)
     amounts = {modality: [list(run) for run in runs] for modality, runs in index.amounts().items()}
     if facts["prompts"] != amounts or any(key in DEALT_BY or reads_key("generate", key) for key in changed):
         return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from medsyn.config import Config, GenerationSection
 from medsyn.data.prompt_lists import Run
-from medsyn.solvers import SchedulerName
+from medsyn.solvers import SchedulerName, is_in_interval
 from medsyn.stage import Task
 
 # Of images, rated images, ratings, prompts, images `asked` for, and the UNet calls that make one candidate of each of
@@ -75,8 +75,7 @@ def unet_calls(section: GenerationSection, steps: int | None = None, guided: boo
     calls = scheduler_calls(section.scheduler, section.num_inference_steps if steps is None else steps)
     if not (section.guidance_scale != 1 if guided is None else guided):
         return 0, calls
-    start, end = section.guidance_interval
-    inside = sum(start <= index / calls < end for index in range(calls))
+    inside = sum(is_in_interval(section.guidance_interval, index, calls) for index in range(calls))
     return inside, calls - inside
 
 

@@ -190,15 +190,14 @@ def _disk_full(error: BaseException, root: Path) -> str:
     """Which file found no room, and how much is free there; the campaign's directory where no file is named."""
     named = (Path(one.filename) for one in _causes(error) if isinstance(one, OSError) and isinstance(one.filename, str))
     place = next(named, root)
-    free = disk.free_bytes(place.parent)
-    room = "" if free is None else f": {free / 2**20:,.0f} MiB are free there"
-    return f"no space left on the disk, or the quota is used up, at {place}{room}"
+    room = disk.room(place.parent)
+    return f"no space left on the disk, or the quota is used up, at {place}" + (f": {room}" if room else "")
 
 
 def _is_disk_full(error: BaseException) -> bool:
     """Whether a full disk is what the exception, or one that led to it, is about."""
     return any(
-        (isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT))
+        (isinstance(one, OSError) and one.errno in disk.FULL)
         or os.strerror(errno.ENOSPC) in str(one)  # libraries in other languages raise their own types
         for one in _causes(error)
     )

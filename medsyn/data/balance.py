@@ -7,7 +7,6 @@ second keeps as many captions of each as are wanted, those that come first in an
 from __future__ import annotations
 
 import csv
-import difflib
 import heapq
 import io
 import json
@@ -18,7 +17,7 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
-from medsyn.config import MOST_IMAGES
+from medsyn.config import MOST_IMAGES, closest
 from medsyn.data.check import table_kind
 from medsyn.data.csv_rows import check_text_file, column_places, csv_rows, text_lines
 from medsyn.data.faults import Faults, show
@@ -186,10 +185,10 @@ def _count(source: PromptSource, columns: Sequence[str]) -> tuple[Counter[Cell],
 
 def _no_column(column: str, names: Iterable[str]) -> str:
     """That a source has no such column, and which one may have been meant."""
-    lowered = {name.casefold(): name for name in names}
-    close = difflib.get_close_matches(column.casefold(), lowered, n=1)
-    meant = f"; did you mean {show(lowered[close[0]])}?" if close else ""
-    return f"there is no column {show(column)} (--by); the columns are {', '.join(map(show, lowered.values()))}{meant}"
+    there = list({name.casefold(): name for name in names}.values())
+    close = closest(column, there)
+    meant = f"; did you mean {show(close)}?" if close else ""
+    return f"there is no column {show(column)} (--by); the columns are {', '.join(map(show, there))}{meant}"
 
 
 def _choose(source: PromptSource, columns: Sequence[str], wanted: Mapping[Cell, int], draw: int) -> dict[Cell, list]:

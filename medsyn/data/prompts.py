@@ -121,6 +121,12 @@ def read_texts(
     return [row for row in read if row is not None], [*faults.errors, *warnings]
 
 
+def wrong_negative(text: str) -> list[str]:
+    """What is wrong with a negative prompt that is in no list; it is held to what a list's are."""
+    _, problems = read_texts("", [{"prompt": "CT: any", "negative_prompt": text}])
+    return [problem.reason for problem in problems]
+
+
 def new_faults(source: str | Path) -> Faults:
     """Where the faults of a prompt list are told: of a million errors only the first are kept."""
     return Faults(str(source), ERRORS_SHOWN)

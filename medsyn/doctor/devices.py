@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from medsyn.doctor.finding import Finding
+from medsyn.doctor.finding import GIB, Finding
 
-_GIB = 1 << 30
 _PASCAL = {"sm_60", "sm_61"}  # binaries for sm_60 run on sm_61, the TITAN Xp
 
 
@@ -28,7 +27,7 @@ def check_devices() -> Iterator[Finding]:
         compiled = architectures()
         # binaries run on any later minor version of the same major capability
         runs = any(arch.startswith(f"sm_{properties.major}") and int(arch[3:]) <= int(name[3:]) for arch in compiled)
-        memory = properties.total_memory / _GIB
+        memory = properties.total_memory / GIB
         yield Finding(
             f"device {index}",
             f"{properties.name}, {name}, {memory:.1f} GiB",

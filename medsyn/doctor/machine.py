@@ -10,10 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from medsyn.doctor.finding import Finding
+from medsyn.doctor.finding import GIB, Finding
 
 _OFFLINE_FLAGS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-_GIB = 1 << 30
 _FREE_DISK_GIB = 20  # one SD v1.5 fine-tune with two checkpoints and its caches
 
 
@@ -51,7 +50,7 @@ def check_disk() -> Iterator[Finding]:
         if not path.is_dir():
             yield Finding(name, f"{path} does not exist", "bad", "set TMPDIR to an existing directory")
             continue
-        free = shutil.disk_usage(path).free / _GIB
+        free = shutil.disk_usage(path).free / GIB
         enough = free >= _FREE_DISK_GIB
         advice = "" if enough else f"an SD v1.5 fine-tune with two checkpoints wants {_FREE_DISK_GIB} GiB"
         yield Finding(name, f"{free:.1f} GiB free", "good" if enough else "note", advice)

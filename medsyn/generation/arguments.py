@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medsyn.config import EMBEDDED, Config, DeviceSection, validate
-from medsyn.data.prompts import read_texts
+from medsyn.data.prompts import wrong_negative
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.models import weights
 from medsyn.models.device import Device, choose_device
@@ -116,8 +116,7 @@ def _configuration(
     if isinstance(known.get("guidance_interval"), tuple):
         known["guidance_interval"] = list(known["guidance_interval"])
     if "negative_prompt" in known and isinstance(known["negative_prompt"], str):
-        _, problems = read_texts("", [{"prompt": "CT: x", "negative_prompt": known["negative_prompt"]}])
-        found.problems += [Problem("negative_prompt", one.reason) for one in problems]
+        found.problems += [Problem("negative_prompt", one) for one in wrong_negative(known["negative_prompt"])]
     section = {"batch_size": 4, "num_candidates": 1, **known, "modes": ["filtered" if filtered else "baseline"]}
     tree = {
         "campaign": {"seed": arguments["seed"]},

@@ -19,9 +19,10 @@ from medsyn.config import Config
 from medsyn.generation.archive import pack
 from medsyn.generation.background import Writer
 from medsyn.generation.dicom_output import add_dicom
-from medsyn.generation.facts import CIRCUMSTANCES_FILE, require_same, settings
+from medsyn.generation.facts import settings
 from medsyn.generation.filter import FAILED, Rule, Trial, next_batch
 from medsyn.generation.journal import Journal, Places
+from medsyn.generation.made_with import CIRCUMSTANCES_FILE, require_same
 from medsyn.generation.painter import Batch, Painter
 from medsyn.generation.provenance import publish
 from medsyn.generation.shard import BlockContent, Item, commit_block, item_fingerprint

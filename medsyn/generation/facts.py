@@ -1,14 +1,12 @@
 """What is on record about every image of a mode: that it is synthetic, what made it, and under which circumstances.
 
-All images of a mode agree on these facts; a task that would make others refuses. No torch here, except where the
-circumstances of this process are asked for.
+All images of a mode agree on these facts. No torch here, except where the circumstances of this process are asked for.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +16,15 @@ import medsyn
 from medsyn import disk
 from medsyn.config import Config, GenerationSection
 from medsyn.errors import InputError
-from medsyn.models.weights import model_fingerprint
+from medsyn.models.weights import SCORER_WEIGHTS, model_fingerprint
 from medsyn.stage import CampaignDirectory, slug
 
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS = "model.safetensors"  # of a scorer
-CIRCUMSTANCES_FILE = "made-with.json"
-CIRCUMSTANCES = ("dtype", "attention", "container", "software")
+IMAGE_VARIABLE = (
+    "MEDSYN_IMAGE"  # tells a task which container it runs in: sha256:..., or a registry's name with its digest
+)
 _PACKAGES = ("torch", "diffusers", "transformers", "pillow")  # whose versions change the bytes of a file
 
 # what an image depends on, beside its prompt and the weights
@@ -98,7 +96,7 @@ def circumstances(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "dtype": str(dtype).removeprefix("torch."),
         "attention": _attention(device),
-        "container": os.environ.get("MEDSYN_IMAGE") or None,
+        "container": os.environ.get(IMAGE_VARIABLE) or None,
         "software": software(),
     }
 
@@ -149,10 +147,10 @@ class Sources:
     def scorers(self) -> tuple[Path, Path]:
         """The weights of the Selector and of the Policy."""
         first, last = "rlhf-stage1 all", f"rlhf-stage2 {slug(self.modality)}"
-        selector = _made(self.directory.selector() / WEIGHTS, first)
+        selector = _made(self.directory.selector() / SCORER_WEIGHTS, first)
         if self.config.training.stage == 1:
-            return selector, _made(self.directory.policy() / WEIGHTS, first)
-        return selector, _made(self.directory.policy(self.modality) / WEIGHTS, last)
+            return selector, _made(self.directory.policy() / SCORER_WEIGHTS, first)
+        return selector, _made(self.directory.policy(self.modality) / SCORER_WEIGHTS, last)
 
     def finetuned(self, mode: str) -> Path | None:
         """Directory of the fine-tuned `unet/` that a mode paints with, None for the pretrained one."""
@@ -167,56 +165,3 @@ def _made(path: Path, task: str) -> Path:
     if not path.exists():
         raise InputError(path, f"is not there; the task '{task}' makes it")
     return path
-
-
-def read_circumstances(path: Path) -> dict[str, Any] | None:
-    """What a campaign's images are made with, or None where nothing is on record; raises ValueError if damaged."""
-    try:
-        found = disk.read_json(path)
-    except FileNotFoundError:
-        return None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if not isinstance(found, dict) or found.keys() != set(CIRCUMSTANCES):
-        raise ValueError(f"does not say {', '.join(CIRCUMSTANCES)}")
-    return found
-
-
-def require_same(path: Path, facts: Mapping[str, Any], keep: bool) -> None:
-    """Raise InputError if the campaign's images are made with something else than this process would use.
-
-    Args:
-        path: where it is on record what they are made with.
-        facts: what this process would make them with.
-        keep: put that on record if nothing is; of several processes the first one's stays.
-    """
-    ours = {key: facts[key] for key in CIRCUMSTANCES if key in facts}
-    try:
-        theirs = read_circumstances(path)
-        if theirs is None and keep and len(ours) == len(CIRCUMSTANCES):
-            write_circumstances(path, ours)
-            theirs = read_circumstances(path)
-    except ValueError as error:
-        reason = f"is damaged ({error}); `python -m medsyn verify --repair` writes it again"
-        raise InputError(path, reason) from None
-    differing = [
-        f"{key} {theirs[key]!r}, here it is {value!r}" for key, value in ours.items() if theirs and theirs[key] != value
-    ]
-    if differing:
-        way_out = "make them alike (device.precision, the container, the software), or choose another campaign.dir"
-        raise InputError(path, f"this campaign's images are made with {'; '.join(differing)}: {way_out}")
-
-
-def write_circumstances(path: Path, facts: Mapping[str, Any]) -> None:
-    """Put on record what the campaign's images are made with, unless another process has."""
-    disk.make_directory(path.parent)
-    temporary = disk.temporary_sibling(path)
-    disk.write_json(temporary, {key: facts[key] for key in CIRCUMSTANCES})
-    try:
-        path.hardlink_to(temporary)  # unlike a rename it fails where there is one already
-    except FileExistsError:
-        pass
-    except OSError:  # no hard links here
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -18,10 +18,10 @@ from medsyn import disk
 from medsyn.config import Config
 from medsyn.errors import InputError
 from medsyn.generation.background import Writer
-from medsyn.generation.facts import CIRCUMSTANCES_FILE, require_same
 from medsyn.generation.helping import help_others
 from medsyn.generation.lease import Leases
 from medsyn.generation.loader import Loader
+from medsyn.generation.made_with import CIRCUMSTANCES_FILE, require_same
 from medsyn.generation.maker import BlockMaker, Place, sweep
 from medsyn.generation.shard import read_blocks
 from medsyn.generation.shard_tables import write_shard_tables

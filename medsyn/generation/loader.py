@@ -6,23 +6,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from medsyn.config import Config
 from medsyn.generation.facts import Sources, circumstances
 from medsyn.generation.painter import Painter, Recipe
 from medsyn.models.device import choose_device
 from medsyn.models.scorers import load_policy, load_selector
 from medsyn.models.synthetic import SyntheticSystem, load_synthetic, load_unet
 from medsyn.models.weights import model_fingerprint
-from medsyn.stage import CampaignDirectory
 
 
 @dataclass(frozen=True)
-class Loader:
-    """One modality of a campaign; the VAE and the text encoder are loaded once for all modes."""
-
-    config: Config
-    modality: str
-    directory: CampaignDirectory
+class Loader(Sources):
+    """Loads the models of one modality of a campaign; the VAE and the text encoder once for all modes."""
 
     def facts(self, mode: str) -> dict[str, Any]:
         """What is on record about every image of a mode; nothing is loaded for it.
@@ -31,22 +25,18 @@ class Loader:
             InputError: the task that makes one of the models has not.
         """
         chosen = choose_device(self.config.device)
-        return {**self._sources.facts(mode), **circumstances(chosen.device, chosen.dtype)}
+        return {**super().facts(mode), **circumstances(chosen.device, chosen.dtype)}
 
     def painter(self, mode: str) -> Painter:
         """The models of a mode, loaded."""
-        finetuned = self._sources.finetuned(mode)
+        finetuned = self.finetuned(mode)
         unet = load_unet(self._source, self._shared.device, self._shared.dtype, finetuned)
         system = replace(self._shared, unet=unet, fingerprint=model_fingerprint(self._source, finetuned))
         recipe = Recipe.of(self.config, self.modality)
         if mode == "baseline":
             return Painter(recipe, system)
-        selector, policy = (file.parent for file in self._sources.scorers())
+        selector, policy = (file.parent for file in self.scorers())
         return Painter(recipe, system, load_selector(selector, system.device), load_policy(policy, system.device))
-
-    @property
-    def _sources(self) -> Sources:
-        return Sources(self.config, self.modality, self.directory)
 
     @property
     def _source(self) -> str:

@@ -110,16 +110,11 @@ class Painter:
         steps = padded[0][0].num_inference_steps or recipe.num_inference_steps
         seeds = [recipe.image_seed(item, attempt) for item, attempt in padded]
         features = [system.embed(item.prompt) for item, _ in padded]
-        guidance = Guidance(
-            torch.tensor([recipe.guidance(item) for item, _ in padded]),
-            torch.stack([system.embed(recipe.negative(item))[0] for item, _ in padded]),
-            recipe.guidance_interval,
-        )
         samples = sample_finite(
             system.unet,
             lambda: build_scheduler(recipe.scheduler, system.scheduler_config, steps),
             torch.stack([hidden for hidden, _ in features]),
-            guidance,
+            self.guidance([item for item, _ in padded]),
             initial_noise(seeds, system.latent_shape(recipe.height, recipe.width)),
             seeds,
         )
@@ -133,6 +128,15 @@ class Painter:
         ]
         evaluations = samples.evaluations * recipe.batch_size
         return Batch(candidates, pictures[: len(wanted)], evaluations, time.perf_counter() - started)
+
+    def guidance(self, items: Sequence[Item]) -> Guidance:
+        """How a batch of these items is guided."""
+        recipe = self.recipe
+        return Guidance(
+            torch.tensor([recipe.guidance(item) for item in items]),
+            torch.stack([self.system.embed(recipe.negative(item))[0] for item in items]),
+            recipe.guidance_interval,
+        )
 
     @property
     def device_name(self) -> str:

@@ -16,7 +16,7 @@ from medsyn.generation.findings import Finding
 from medsyn.generation.loader import Loader
 from medsyn.generation.provenance import encode_png, png_facts
 from medsyn.generation.shard import TIMING, Item, item_fingerprint, parse_manifest
-from medsyn.generation.verify import Images
+from medsyn.generation.verify_images import Images
 from medsyn.models.device import choose_device
 
 Entry = TypeVar("Entry")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from medsyn.seeds import seed
-from medsyn.solvers import SOLVERS, SchedulerName
+from medsyn.solvers import SOLVERS, SchedulerName, is_in_interval
 
 EVERYWHERE = (0.0, 1.0)  # the guidance interval that leaves no step out
 
@@ -76,8 +76,7 @@ class Guidance:
 
     def acts(self, index: int, count: int) -> bool:
         """Whether step `index` of `count` is guided; a scale of 1 needs no unconditional half."""
-        start, end = self.interval
-        return bool((self.scales != 1).any()) and start <= index / count < end
+        return bool((self.scales != 1).any()) and is_in_interval(self.interval, index, count)
 
 
 @torch.no_grad()

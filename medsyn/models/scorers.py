@@ -16,8 +16,9 @@ from medsyn.errors import InputError
 from medsyn.models.policy import Policy
 from medsyn.models.quality import FEATURES
 from medsyn.models.selector import Selector
+from medsyn.models.weights import SCORER_WEIGHTS
 
-CONFIG, WEIGHTS, FACTS = "config.json", "model.safetensors", "facts.json"
+CONFIG, WEIGHTS, FACTS = "config.json", SCORER_WEIGHTS, "facts.json"
 
 
 def save_scorer(model: Selector | Policy, directory: Path, facts: dict[str, Any] | None = None) -> None:

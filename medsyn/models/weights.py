@@ -18,6 +18,8 @@ from medsyn.config import EMBEDDED
 from medsyn.disk import fingerprint, sha256_file
 from medsyn.errors import InputError, Problem
 
+SCORER_WEIGHTS = "model.safetensors"  # of a saved Selector or Policy
+
 _PARTS: dict[str, tuple[str, ...]] = {
     "tokenizer": ("vocab.json", "merges.txt"),
     "text_encoder": ("config.json", "model.safetensors"),

@@ -67,7 +67,7 @@ def test_image_is_named_by_its_hash_and_hashed_again_only_when_it_changed(campai
     image.write_bytes(b"one")
 
     def named() -> str:
-        return container.image_environment(site(image), campaign)[container.IMAGE]
+        return container.image_environment(site(image), campaign)[container.IMAGE_VARIABLE]
 
     assert named() == f"sha256:{hashlib.sha256(b'one').hexdigest()}"
     status = image.stat()
@@ -80,12 +80,14 @@ def test_image_is_named_by_its_hash_and_hashed_again_only_when_it_changed(campai
 
 def test_image_of_a_registry_and_that_of_pyxis_are_known_too(campaign: Campaign, tmp_path: Path) -> None:
     remote = Site.model_validate({"container": {"image": "docker://example.org/medsyn@sha256:12"}})
-    assert container.image_environment(remote, campaign) == {container.IMAGE: "docker://example.org/medsyn@sha256:12"}
+    assert container.image_environment(remote, campaign) == {
+        container.IMAGE_VARIABLE: "docker://example.org/medsyn@sha256:12"
+    }
     image = tmp_path / "medsyn.sqsh"
     image.write_bytes(b"three")
     pyxis = Site.model_validate({"srun": [f"--container-image={image}"]})
     three = hashlib.sha256(b"three").hexdigest()
-    assert container.image_environment(pyxis, campaign) == {container.IMAGE: f"sha256:{three}"}
+    assert container.image_environment(pyxis, campaign) == {container.IMAGE_VARIABLE: f"sha256:{three}"}
     assert container.image_environment(Site(), campaign) == {}
 
 

@@ -16,7 +16,7 @@ from medsyn import disk
 from medsyn.data.images import read_image
 from medsyn.generation import shard
 from medsyn.generation.dicom_output import encode_dicom, uid
-from medsyn.generation.verify import Images
+from medsyn.generation.verify_images import Images
 
 RECORD: dict[str, Any] = {
     **{"id": "ct-7", "replicate": 2, "prompt": "CT: Lungenrundherd, 5 µm, 胸部", "modality": "CT", "mode": "filtered"},

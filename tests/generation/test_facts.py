@@ -11,8 +11,9 @@ from PIL import Image
 
 from medsyn import Generator, disk
 from medsyn.errors import InputError
-from medsyn.generation import facts
-from medsyn.generation.facts import circumstances, require_same, software, write_circumstances
+from medsyn.generation import facts, made_with
+from medsyn.generation.facts import circumstances, software
+from medsyn.generation.made_with import require_same, write_circumstances
 from medsyn.generation.provenance import NOT_IN_THE_FILE
 
 
@@ -24,7 +25,7 @@ def test_what_is_computed_with_is_on_record(monkeypatch: pytest.MonkeyPatch) -> 
     assert all(name in found["software"] for name in ("medsyn", "diffusers", "transformers", "pillow"))
 
 
-@pytest.mark.parametrize("key", facts.CIRCUMSTANCES)
+@pytest.mark.parametrize("key", made_with.CIRCUMSTANCES)
 def test_another_way_to_compute_is_refused_by_name(tmp_path: Path, key: str) -> None:
     path, ours = tmp_path / "made-with.json", circumstances(CPU, torch.float32)
     require_same(path, ours, keep=False)
@@ -49,7 +50,7 @@ def test_of_many_processes_that_begin_at_once_one_decides(tmp_path: Path) -> Non
     path = tmp_path / "made-with.json"
 
     def begin(name: str) -> None:
-        require_same(path, dict.fromkeys(facts.CIRCUMSTANCES, name), keep=True)
+        require_same(path, dict.fromkeys(made_with.CIRCUMSTANCES, name), keep=True)
 
     def child(name: str) -> int:
         return fork(lambda: begin(name))
@@ -65,7 +66,7 @@ def test_without_hard_links_it_is_renamed_into_place(tmp_path: Path, monkeypatch
         raise PermissionError
 
     monkeypatch.setattr(Path, "hardlink_to", no_links)
-    write_circumstances(tmp_path / "made-with.json", dict.fromkeys(facts.CIRCUMSTANCES, "a"))
+    write_circumstances(tmp_path / "made-with.json", dict.fromkeys(made_with.CIRCUMSTANCES, "a"))
     assert [path.name for path in tmp_path.iterdir()] == ["made-with.json"]
 
 

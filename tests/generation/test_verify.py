@@ -23,7 +23,7 @@ from medsyn.__main__ import COMMANDS
 from medsyn.campaign import plan, records
 from medsyn.generation import shard
 from medsyn.generation.rerun import Rerun
-from medsyn.generation.verify import Images, check_circumstances, strangers
+from medsyn.generation.verify_images import Images, check_circumstances, strangers
 from medsyn.stage import CampaignDirectory
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from medsyn import disk
 from medsyn.campaign.records import Campaign
 from medsyn.campaign.slurm.site import Container, Resources, Site
+from medsyn.generation.facts import IMAGE_VARIABLE
 
-IMAGE = "MEDSYN_IMAGE"  # tells a task which image it runs in: sha256:..., or a registry's name with its digest
 # What of the host's Python must not reach the one inside.
 _CLEAN = {"PYTHONPATH": "", "PYTHONHOME": "", "PYTHONNOUSERSITE": "1"}
 _HASH_OF_IMAGE = "image.json"
@@ -99,7 +99,7 @@ def image_of(site: Site) -> str | None:
 def image_environment(site: Site, campaign: Campaign) -> dict[str, str]:
     """The variable that tells tasks their image; empty without a container."""
     image = image_of(site)
-    return {IMAGE: _identity(image, campaign.directory.slurm(_HASH_OF_IMAGE))} if image else {}
+    return {IMAGE_VARIABLE: _identity(image, campaign.directory.slurm(_HASH_OF_IMAGE))} if image else {}
 
 
 def _identity(image: str, cache: Path) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from medsyn.config import Config
 from medsyn.errors import InputError
-from medsyn.generation import facts
+from medsyn.generation import facts, made_with
 from medsyn.generation.filter import Rule
 from medsyn.generation.findings import Finding, counted, unread
 from medsyn.generation.shard import Blocks
@@ -119,11 +119,11 @@ class Images:
     @cached_property
     def _shared(self) -> tuple[str, ...]:
         scorers = ("scorers_fingerprint",) if self.mode == "filtered" else ()
-        return ("model_fingerprint", *facts.CIRCUMSTANCES, *scorers)
+        return ("model_fingerprint", *made_with.CIRCUMSTANCES, *scorers)
 
     def circumstances(self) -> set[tuple[str, ...]]:
-        """The values of `facts.CIRCUMSTANCES` that its blocks were made with, once `findings` has read them."""
-        return {tuple(dict(made)[key] for key in facts.CIRCUMSTANCES) for made in self._made}
+        """The values of `made_with.CIRCUMSTANCES` that its blocks were made with, once `findings` has read them."""
+        return {tuple(dict(made)[key] for key in made_with.CIRCUMSTANCES) for made in self._made}
 
     def _mixed(self) -> Iterator[Finding]:
         """Blocks that were made by other models, or with something else, than most or than is on record."""
@@ -150,8 +150,8 @@ class Images:
             if weights.locate(self.config.model_paths.stable_diffusion) is not None:
                 found = facts.Sources(self.config, self.modality, self.directory).facts(self.mode)
                 expected = {key: found[key] for key in self._shared if key in found}
-            path = self.directory.work("generate", facts.CIRCUMSTANCES_FILE)
-            recorded = facts.read_circumstances(path) or {}
+            path = self.directory.work("generate", made_with.CIRCUMSTANCES_FILE)
+            recorded = made_with.read_circumstances(path) or {}
             if any(_agrees(dict(made), recorded) for made in self._made):
                 expected |= recorded
         except (InputError, OSError, ValueError):  # told elsewhere, or trained models are not kept: nothing to compare
@@ -187,7 +187,7 @@ def strangers(config: Config, directory: CampaignDirectory, modalities: Sequence
     """Modes and modalities that this campaign does not have, and what lies beside them."""
     root = directory.work("generate", "any").parent
     modes = config.generation.modes
-    yield from others(root, {*modes, facts.CIRCUMSTANCES_FILE})
+    yield from others(root, {*modes, made_with.CIRCUMSTANCES_FILE})
     for mode in modes:
         yield from others(root / mode, {slug(modality) for modality in modalities})
 
@@ -201,9 +201,9 @@ def check_circumstances(directory: CampaignDirectory, images: Sequence[Images]) 
         directory: the campaign's.
         images: all of it, once their own findings have been told.
     """
-    path = directory.work("generate", facts.CIRCUMSTANCES_FILE)
+    path = directory.work("generate", made_with.CIRCUMSTANCES_FILE)
     try:
-        recorded = facts.read_circumstances(path)
+        recorded = made_with.read_circumstances(path)
         if recorded is not None:
             yield from _outvoted(path, recorded, images)
         elif any(path.parent.glob("*/*/part-*/block-*")):
@@ -215,7 +215,7 @@ def check_circumstances(directory: CampaignDirectory, images: Sequence[Images]) 
 
 
 def _outvoted(path: Path, recorded: Mapping[str, Any], images: Sequence[Images]) -> Iterator[Finding]:
-    ours = tuple(repr(recorded[key]) for key in facts.CIRCUMSTANCES)
+    ours = tuple(repr(recorded[key]) for key in made_with.CIRCUMSTANCES)
     said = [(one, one.circumstances()) for one in images]
     every = {values for _, its in said for values in its}
     if len(every) == 1 and ours not in every:
@@ -229,4 +229,4 @@ def _outvoted(path: Path, recorded: Mapping[str, Any], images: Sequence[Images])
 
 
 def _differing(ours: Sequence[str], theirs: Sequence[str]) -> str:
-    return ", ".join(key for key, a, b in zip(facts.CIRCUMSTANCES, ours, theirs, strict=True) if a != b)
+    return ", ".join(key for key, a, b in zip(made_with.CIRCUMSTANCES, ours, theirs, strict=True) if a != b)
