@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -25,11 +27,13 @@ import signal, sys, time
 def leave(number, frame):
     print("asked by", signal.Signals(number).name, flush=True)
     sys.exit(75)
+def answer(number, frame):
+    signal.signal(signal.SIGWINCH, signal.SIG_IGN)
+    print("ready", flush=True)
 signal.signal(signal.SIGTERM, leave)
 signal.signal(signal.SIGUSR2, leave)
-time.sleep(5)  # on a busy machine Apptainer forwards signals some moments after it has started Python
-print("ready", flush=True)
-time.sleep(60)
+signal.signal(signal.SIGWINCH, answer)
+time.sleep(180)
 """
 
 
@@ -126,6 +130,11 @@ def test_signal_reaches_python_in_the_sif_and_75_comes_out(number: signal.Signal
         env=sif.environment,
     )
     assert process.stdout is not None
+    end = time.monotonic() + 120
+    # Apptainer forwards signals some moments after it has started Python; this one harms nobody before that
+    while not select.select([process.stdout], [], [], 1.0)[0]:
+        assert time.monotonic() < end
+        process.send_signal(signal.SIGWINCH)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
     output, _ = process.communicate(timeout=120)
