@@ -55,6 +55,11 @@ def text_lines(path: Path, newline: str | None = "") -> Iterator[str]:
         yield from stream
 
 
+def same_name(count: int) -> str:
+    """What is wrong with several columns of one name."""
+    return f"there are {count} columns of this name; keep one, and remove or rename the others"
+
+
 def column_places(
     source: str, header: Sequence[str], required: Sequence[str], optional: Sequence[str], settings: Mapping[str, str]
 ) -> dict[str, int]:
@@ -68,7 +73,7 @@ def column_places(
         exact = [place for place, name in enumerate(seen) if name == column]
         found = exact or [place for place, name in enumerate(seen) if name.casefold() == column.casefold()]
         if len(found) > 1:
-            raise InputError(source, f"there are {len(found)} columns of this name", row=1, key=column)
+            raise InputError(source, same_name(len(found)), row=1, key=column)
         if found:
             places[column] = found[0]
     missing = [column for column in required if column not in places]

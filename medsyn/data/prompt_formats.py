@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medsyn.data.carried import carried_name, clash
-from medsyn.data.csv_rows import check_text_file, column_places, csv_rows, text_lines
+from medsyn.data.csv_rows import check_text_file, column_places, csv_rows, same_name, text_lines
 from medsyn.data.faults import Faults, show
 from medsyn.errors import InputError
 
@@ -112,7 +112,7 @@ class _Names:
     def _tell_twins(self, row: int, record: Mapping[str, Any]) -> None:
         names = [self._known[written] for written in record if self._known[written]]
         for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-            self._faults.refuse_file(row, name, f"there are {names.count(name)} columns of this name")
+            self._faults.refuse_file(row, name, same_name(names.count(name)))
 
 
 def meant_column(name: str) -> str | None:
@@ -141,7 +141,7 @@ def _csv(path: Path, faults: Faults) -> Records:
 def _check_header(faults: Faults, header: Sequence[str]) -> None:
     """Refuse a header in which a name is there twice, or none is `prompt`; say which column may have been meant."""
     for name in dict.fromkeys(name for name in header if name.strip() and header.count(name) > 1):
-        faults.refuse_file(1, name, f"there are {header.count(name)} columns of this name")
+        faults.refuse_file(1, name, same_name(header.count(name)))
     try:
         column_places(faults.source, header, ("prompt",), (), {})
     except InputError as error:

@@ -35,7 +35,7 @@ from medsyn.stage import slug
 ERRORS_SHOWN = 50
 MOST_CHARACTERS = 10_000  # of one value; CLIP reads a few hundred
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_EMPTY = {"", "nan", "none", "null", "<na>"}  # what spreadsheets and pandas write where there is no number
+_NO_NUMBER = {"nan", "none", "null", "<na>"}  # as text it may be a program's mistake: no number is guessed for it
 
 Scalar = str | int | float | bool | None
 
@@ -211,7 +211,7 @@ class _Reader:
 
     def _number(self, row: int, values: Mapping[str, Scalar], column: str, low: float, high: float) -> float | None:
         value = values.get(column)
-        if value is None or (isinstance(value, str) and value.strip().casefold() in _EMPTY):
+        if value is None or (isinstance(value, str) and not value.strip()):
             return None
         try:
             number = math.nan if isinstance(value, bool) else float(value)
@@ -219,17 +219,19 @@ class _Reader:
             number = math.nan
         if low <= number <= high:
             return number
-        self._faults.error(row, column, f"{show(str(value))} is not a number from {low:g} to {high:g}")
+        self._faults.error(row, column, f"{show(str(value))} is not a number from {low:g} to {high:g}{_way_out(value)}")
         return None
 
     def _whole(self, row: int, values: Mapping[str, Scalar], column: str, low: int, high: int) -> int | None:
         value = values.get(column)
-        if value is None or (isinstance(value, str) and value.strip().casefold() in _EMPTY):
+        if value is None or (isinstance(value, str) and not value.strip()):
             return None
         number = _whole_number(value)
         if number is not None and low <= number <= high:
             return number
-        self._faults.error(row, column, f"{show(str(value))} is not a whole number from {low} to {high}")
+        self._faults.error(
+            row, column, f"{show(str(value))} is not a whole number from {low} to {high}{_way_out(value)}"
+        )
         return None
 
 
@@ -245,8 +247,13 @@ def _refused(value: Any) -> str | None:
     return None if value.isascii() or _encodable(value) else f"{ascii(value)[:100]} is no Unicode text"
 
 
+def _way_out(value: Scalar) -> str:
+    """What to write instead of a text that programs have for a number that is not there."""
+    return "; leave it empty if there is none" if str(value).strip().casefold() in _NO_NUMBER else ""
+
+
 def _plain(value: Any) -> Scalar:
-    """A value that JSON can hold; None for what is not a number."""
+    """A value that JSON can hold; None for a number that is NaN, which is what tables have where there is none."""
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return str(value) if isinstance(value, (date, time, Decimal)) else value
@@ -261,7 +268,7 @@ def _encodable(text: str) -> bool:
 
 
 def _whole_number(value: Scalar) -> int | None:
-    """3 of 3, '3', 3.0 and '3.0' (pandas writes whole numbers so where some are missing); else None."""
+    """3 of 3, '3', 3.0, '3.0' and '3e0' (spreadsheets and pandas write whole numbers so); else None."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):

@@ -198,9 +198,17 @@ def test_the_case_of_a_column_does_not_count(folder: Path, form: Format) -> None
     assert (table.rows[0].guidance_scale, table.rows[0].seed) == (2.0, 0)
 
 
-def test_whole_numbers_may_be_written_as_pandas_writes_them(folder: Path) -> None:
-    table = read_prompts(write(folder, "prompt,n,seed\nCT: a,3.0,\nCT: b,nan,5.0\n", "prompts.csv"))
-    assert [(row.n, row.seed) for row in table.rows] == [(3, None), (None, 5)]
+def test_whole_numbers_may_be_written_as_spreadsheets_and_pandas_write_them(folder: Path) -> None:
+    table = read_prompts(write(folder, "prompt,n,seed\nCT: a,3.0,\nCT: b,,5.0\nCT: c,1e3,\n", "prompts.csv"))
+    assert [(row.n, row.seed) for row in table.rows] == [(3, None), (None, 5), (1000, None)]
+
+
+@pytest.mark.parametrize("form", [as_jsonl, as_parquet])
+def test_a_missing_number_of_a_typed_column_is_empty(folder: Path, form: Format) -> None:
+    missing = {"n": float("nan"), "seed": float("nan"), "guidance_scale": float("nan")}
+    table = read_prompts(form(folder, [{"prompt": "CT: a", "n": 2.0}, {"prompt": "CT: b", **missing}]))
+    assert table.problems == []
+    assert [(row.n, row.seed, row.guidance_scale) for row in table.rows] == [(2, None, None), (None, None, None)]
 
 
 def test_values_of_parquet_keep_their_kind_and_missing_ones_are_none(folder: Path) -> None:
@@ -225,6 +233,9 @@ def test_values_of_parquet_keep_their_kind_and_missing_ones_are_none(folder: Pat
         ("num_inference_steps", 1001, "from 1 to 1000"),
         ("guidance_scale", 0.5, "'0.5' is not a number from 1"),
         ("guidance_scale", "inf", "'inf' is not a number"),
+        ("guidance_scale", "none", "'none' is not a number from 1 to 1000; leave it empty"),
+        ("n", "nan", "'nan' is not a whole number from 1 to 1000000; leave it empty"),
+        ("seed", "NaN", "'NaN' is not a whole number"),
         ("prompt", "", "says nothing"),
         ("prompt", "CT: " + "x" * 10**6, "is longer than 10000 characters"),
         ("prompt", "CT: a\0b", "holds a NUL byte"),
@@ -342,6 +353,6 @@ def test_a_prompt_that_is_listed_twice_is_told_unless_it_differs(folder: Path) -
 
 
 def test_a_column_that_is_there_twice_refuses_the_list(folder: Path) -> None:
-    for header in ("prompt,Prompt", "prompt,x,x"):
-        with pytest.raises((InputError, InputProblems), match="2 columns of this name"):
+    for header in ("prompt,prompt", "prompt,Prompt", "prompt,x,x"):
+        with pytest.raises((InputError, InputProblems), match=r"2 columns of this name; keep one[^;]*$"):
             read_prompts(write(folder, f"{header}\n" + ",".join(["CT: a"] * (header.count(",") + 1)), "prompts.csv"))

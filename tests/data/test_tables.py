@@ -219,7 +219,10 @@ def test_another_delimiter_is_guessed(folder: Path, mark: str) -> None:
 @pytest.mark.parametrize("header", ["path,path,Text,modality\n", "PATH,Path,Text,modality\n"])
 def test_a_column_that_is_there_twice(folder: Path, header: str) -> None:
     (problem,) = file_fault(folder, header + "img/a.png,img/b.jpg,CT: x,CT\n")
-    assert (problem.key, problem.reason) == ("path", "there are 2 columns of this name")
+    assert (problem.key, problem.reason) == (
+        "path",
+        "there are 2 columns of this name; keep one, and remove or rename the others",
+    )
 
 
 def test_ragged_rows_refuse_the_file_and_are_all_told(folder: Path) -> None:
