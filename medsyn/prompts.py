@@ -16,7 +16,7 @@ from medsyn.data import balance
 from medsyn.data.balance import Balanced
 from medsyn.data.prompt_writer import index_rows
 from medsyn.data.prompts import PromptSource, new_faults
-from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, InputProblems, Problem
+from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, InputProblems, Problem, counted
 
 CELLS_SHOWN, CELLS_NAMED = 60, 8
 
@@ -45,10 +45,10 @@ def _check(path: Path) -> int:
     for problem in [*faults.all_errors(), *faults.warnings()]:
         print(f"{problem.severity}: {problem}")
     for modality, runs in index.modalities.items():
-        images = [f"{sum(run.images for run in runs)} images"] if any(run.counted for run in runs) else []
+        images = [counted(sum(run.images for run in runs), "image")] if any(run.counted for run in runs) else []
         plain = sum(run.plain for run in runs)
-        images += [f"generation.img_num images of {plain} prompts"] if plain else []
-        print(f"{modality}: {sum(run.prompts for run in runs)} prompts, {' and '.join(images)}")
+        images += [f"generation.img_num images of {counted(plain, 'prompt')}"] if plain else []
+        print(f"{modality}: {counted(sum(run.prompts for run in runs), 'prompt')}, {' and '.join(images)}")
     return EXIT_BAD_INPUT if faults.errors else EXIT_DONE
 
 
@@ -101,16 +101,20 @@ def _show(balanced: Balanced, path: Path) -> None:
         print(f"and {len(balanced.cells) - CELLS_SHOWN} more")
     repeated = [cell.values for cell in balanced.cells if cell.images > cell.captions]
     if repeated:
-        what = "have fewer captions than images: captions are repeated (column n)"
+        have = "has" if len(repeated) == 1 else "have"
+        what = f"{have} fewer captions than images: captions are repeated (column n)"
         print(f"{len(repeated)} of {len(balanced.cells)} {what}: {_named(repeated)}")
     absent = balanced.absent(CELLS_NAMED + 1)
     if absent:
         more = "at least " if len(absent) > CELLS_NAMED else ""
-        print(f"{more}{len(absent)} combinations of values are in no row and get no image: {_named(absent)}")
+        are = "is in no row and gets" if len(absent) == 1 else "are in no row and get"
+        print(f"{more}{counted(len(absent), 'combination')} of values {are} no image: {_named(absent)}")
     if balanced.left_out:
-        print(f"{balanced.left_out} rows were left out: they have no value in {', '.join(balanced.columns)}")
+        were = "was left out: it has" if balanced.left_out == 1 else "were left out: they have"
+        print(f"{counted(balanced.left_out, 'row')} {were} no value in {', '.join(balanced.columns)}")
     images = sum(cell.images for cell in balanced.cells)
-    print(f"{path}: {images} images of {len(balanced.rows)} prompts in {len(balanced.cells)} cells")
+    prompts, cells = counted(len(balanced.rows), "prompt"), counted(len(balanced.cells), "cell")
+    print(f"{path}: {counted(images, 'image')} of {prompts} in {cells}")
 
 
 def _named(cells: Sequence[balance.Cell]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsyn import cli
-from medsyn.errors import EXIT_DONE, EXIT_FAILED, InputError
+from medsyn.errors import EXIT_DONE, EXIT_FAILED, InputError, counted
 
 if TYPE_CHECKING:
     from medsyn.campaign.plan import PlannedTask
@@ -103,8 +103,6 @@ def _findings(campaign: Campaign, images: Sequence[Images], again: Rerun | None)
 
 
 def _summary(images: Sequence[Images], again: Rerun | None, found: int) -> None:
-    from medsyn.generation.findings import counted
-
     expected = sum(one.blocks.item_count for one in images)
     told = counted(found, "finding") if found else "no findings"
     made = f", {again.made} made again" if again is not None else ""

@@ -30,9 +30,9 @@ def test_a_balanced_list_is_written_and_what_was_repeated_or_left_out_is_said(
     assert code == 0
     assert "2 of 3 have fewer captions than images: captions are repeated (column n): CT/none, OCT/drusen" in said
     assert "3 combinations of values are in no row and get no image: CT/drusen, OCT/nodule, OCT/none" in said
-    assert "1 rows were left out" in said
+    assert "1 row was left out: it has no value in modality, finding" in said
     assert "12 images of 6 prompts in 3 cells" in said
-    assert call(capsys, "check", out)[:2] == (0, "OCT: 1 prompts, 4 images\nCT: 5 prompts, 8 images\n")
+    assert call(capsys, "check", out)[:2] == (0, "OCT: 1 prompt, 4 images\nCT: 5 prompts, 8 images\n")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_check_tells_what_is_wrong_and_what_is_there(capsys: pytest.CaptureFixtu
     code, said, _ = call(capsys, "check", path)
     assert code == 65
     assert "line 3, n: '0' is not a whole number" in said
-    assert "CT: 2 prompts, 3 images and generation.img_num images of 1 prompts" in said
+    assert "CT: 2 prompts, 3 images and generation.img_num images of 1 prompt" in said
 
 
 def test_it_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from medsyn.campaign.prompt_inputs import Prompts, absolute
 from medsyn.config import PHANTOMS, Config
 from medsyn.data import tables
 from medsyn.data.prompt_lists import Run
-from medsyn.data.split import is_held_out
+from medsyn.data.split import LESS_HELD_OUT, is_held_out
 from medsyn.data.tables import ImageRow, RatingRow, Table
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.models import weights
@@ -173,7 +173,9 @@ def _check_split(config: Config, images: Iterable[ImageRow]) -> list[Problem]:
         if not held_out or (any(held_out) and not all(held_out)):
             continue
         if all(held_out):
-            reason = f"every image of {modality} ({len(held_out)}) is held out, none is left to train on"
+            reason = (
+                f"every image of {modality} ({len(held_out)}) is held out, none is left to train on: {LESS_HELD_OUT}"
+            )
         else:
             reason = (
                 f"no image of {modality} ({len(held_out)}) is held out: generated ones have nothing to compare with"

@@ -11,6 +11,7 @@ from medsyn.campaign import budget, shards
 from medsyn.campaign.cost import CostModel
 from medsyn.campaign.inputs import Checked
 from medsyn.campaign.plan import Plan, PlannedTask
+from medsyn.errors import counted
 
 NAMES_SHOWN = 5
 COLUMNS = ("images", "rated images", "prompts")  # of the tables' counts
@@ -96,7 +97,7 @@ def dealing(checked: Checked) -> list[str]:
     minutes, size = _shard_seconds(checked) / 60, checked.config.generation.images_per_batch
     long = f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds"
     chosen = " (generation.batch_size=auto)" if is_auto else ""
-    told = f"generate: {len(tasks)} shards of about {long}, in batches of {size}{chosen}"
+    told = f"generate: {counted(len(tasks), 'shard')} of about {long}, in batches of {size}{chosen}"
     model = CostModel(checked.config, checked.counts, checked.estimate.on_gpu)
     ends = {planned.task.modality: planned.task.blocks[1] for planned in tasks if planned.task.blocks}
     blocks = {modality: end for modality, end in ends.items() if modality is not None}

@@ -24,7 +24,7 @@ from medsyn.data.faults import Faults, show
 from medsyn.data.prompt_formats import COLUMNS
 from medsyn.data.prompts import PromptRow, PromptSource, Scalar, new_faults
 from medsyn.data.seen import Seen
-from medsyn.errors import InputError, InputProblems
+from medsyn.errors import InputError, InputProblems, counted
 from medsyn.seeds import seed
 
 MOST_CELLS = 10_000
@@ -86,7 +86,8 @@ def balance(
     wanted = dict.fromkeys(cells, per_cell or 0)
     if total is not None:
         if total < len(cells):
-            raise InputError("--total", f"{total} images are fewer than the {len(cells)} cells of {', '.join(columns)}")
+            are = f"{counted(total, 'image')} {'is' if total == 1 else 'are'}"
+            raise InputError("--total", f"{are} fewer than the {len(cells)} cells of {', '.join(columns)}")
         lucky = sorted(cells, key=lambda cell: seed(draw, "cell", *cell))[: total % len(cells)]
         wanted = {cell: total // len(cells) + (cell in lucky) for cell in cells}
     if max(-(-wanted[cell] // captions[cell]) for cell in cells) > MOST_IMAGES:

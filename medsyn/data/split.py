@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from medsyn.seeds import seed
 
+LESS_HELD_OUT = "lower it, or add images of further patients"  # what to do if nothing is left to train on
+
 
 def is_held_out(key: str, fraction: float, campaign_seed: int) -> bool:
     """Whether everything under `key` is held out.

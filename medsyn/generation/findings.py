@@ -29,11 +29,6 @@ def unread(error: OSError) -> str:
     return str(error.strerror) if isinstance(error, disk.NotAFile) else f"cannot be read: {error.strerror}"
 
 
-def counted(number: int, noun: str) -> str:
-    """A number of things: 1 image, 2 images."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def name_item(prompt_id: object, replicate: object) -> str:
     """An item as findings call it."""
     return f"the image of prompt {prompt_id}, replicate {replicate},"

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from medsyn import disk
+from medsyn.errors import counted
 from medsyn.generation.filter import Candidate, Rule, Trial
-from medsyn.generation.findings import Finding, counted, name_item, unread
+from medsyn.generation.findings import Finding, name_item, unread
 from medsyn.generation.provenance import describe
 from medsyn.generation.shard import ATTEMPTS, MANIFEST, TIMING, Item, image_seed
 from medsyn.generation.verify_files import check_files

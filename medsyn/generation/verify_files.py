@@ -15,8 +15,9 @@ from pydicom import dcmread
 
 from medsyn import disk
 from medsyn.data.images import SYNTHETIC_KEY
+from medsyn.errors import counted
 from medsyn.generation.archive import ARCHIVE, member_name, members, unpacked, write_tar
-from medsyn.generation.findings import Finding, counted, unread
+from medsyn.generation.findings import Finding, unread
 from medsyn.generation.provenance import file_name, png_facts
 from medsyn.generation.shard import ATTEMPTS, MANIFEST, TIMING, Item, StoredFile, stored_files
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from medsyn.config import Config
-from medsyn.errors import InputError
+from medsyn.errors import InputError, counted
 from medsyn.generation import facts, made_with
 from medsyn.generation.filter import Rule
-from medsyn.generation.findings import Finding, counted, unread
+from medsyn.generation.findings import Finding, unread
 from medsyn.generation.shard import Blocks
 from medsyn.generation.shard_tables import Place, Rows, block_rows
 from medsyn.generation.verify_block import Asked, Content, check_block, read_block

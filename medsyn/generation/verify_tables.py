@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsyn.generation.findings import Finding, counted
+from medsyn.errors import counted
+from medsyn.generation.findings import Finding
 from medsyn.generation.shard_tables import ATTEMPTS_TABLE, MANIFEST_TABLE, Rows, fitted, shard_tables
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import Tensor
 from medsyn.config import Config
 from medsyn.data.cache import TensorCache, caption_key, image_key
 from medsyn.data.images import read_image
-from medsyn.data.split import is_held_out
+from medsyn.data.split import LESS_HELD_OUT, is_held_out
 from medsyn.data.square import fit_square
 from medsyn.data.tables import ImageRow, read_dataset
 from medsyn.errors import InputError, InputProblems, Problem
@@ -67,7 +67,7 @@ def training_rows(config: Config, modality: str) -> tuple[list[ImageRow], int]:
     if not rows:
         raise InputError(config.data.table, f"there is no image of {modality}", key="data.modalities")
     if not kept:
-        reason = f"all {len(rows)} images of {modality} are held out, none is left to train on"
+        reason = f"all {len(rows)} images of {modality} are held out, none is left to train on: {LESS_HELD_OUT}"
         raise InputError(config.data.table, reason, key="data.held_out_fraction")
     return kept, len(rows) - len(kept)
 
