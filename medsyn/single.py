@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args
 from medsyn import cli, disk
 from medsyn.config import EMBEDDED, Precision, is_unicode
 from medsyn.data.modalities import split_prefix
+from medsyn.data.prompt_formats import meant_column
 from medsyn.errors import EXIT_BAD_NODE, EXIT_DONE, EXIT_NO_PROGRESS, InputError, InputProblems, Problem
 from medsyn.generation.shard import MANIFEST
 from medsyn.solvers import SchedulerName
@@ -23,6 +24,7 @@ from medsyn.stage import BadNode
 if TYPE_CHECKING:
     import numpy as np
 
+    from medsyn.data.prompts import PromptRow
     from medsyn.generation.generator import Generator
 
 SHEET = "contact_sheet.png"
@@ -41,6 +43,8 @@ _FLAG_OF = {
     "policy": "policy_checkpoint",
 }
 
+_FLAG_OF_COLUMN = {"n": "--img_num"}  # columns of prompt lists that have other names than their flags
+
 
 class _Parser(argparse.ArgumentParser):
     """Tells what is wrong with the flags in one line, and which flag a misspelt one was meant to be."""
@@ -54,8 +58,14 @@ class _Parser(argparse.ArgumentParser):
     def meant(self, word: str) -> str | None:
         """The flag that a word which is none was most likely meant to be."""
         name = word.partition("=")[0]
-        close = difflib.get_close_matches(name, self.flags(), n=1, cutoff=0.8) if name.startswith("--") else []
-        return close[0] if close else None
+        if not name.startswith("--"):
+            return None
+        flags = self.flags()
+        if close := difflib.get_close_matches(name, flags, n=1, cutoff=0.8):
+            return close[0]
+        column = meant_column(name)  # prompt lists have other names for some of the same settings
+        flag = _FLAG_OF_COLUMN.get(column, f"--{column}") if column else None
+        return flag if flag in flags else None
 
     def flags(self) -> set[str]:
         """All flags but --help."""
@@ -102,8 +112,8 @@ def generate(program: str, arguments: Sequence[str]) -> int:
     """Make images of one prompt, with names that say what they are, and a contact sheet of them."""
     given, sources = _given(parser(program).parse_args(arguments))
     try:
-        prompt, modality, output, generator = _check(given, sources)
-        return _make(generator, prompt, given["img_num"], modality, output)
+        row, output, generator = _check(given, sources)
+        return _make(generator, row, given["img_num"], output)
     except BadNode as error:
         print(error)
         return EXIT_BAD_NODE
@@ -131,8 +141,8 @@ def _number(text: str) -> int | float | str:
     return text
 
 
-def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[str, str, Path, Generator]:
-    """The prompt, its modality, the folder and the generator, once all that was given is in order.
+def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[PromptRow, Path, Generator]:
+    """The prompt, the folder and the generator, once all that was given is in order.
 
     Raises:
         InputProblems: everything wrong, each by its flag or environment variable.
@@ -169,7 +179,7 @@ def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[str, s
     from medsyn.generation.generator import Generator
 
     output = _make_output(Path(given["output_dir"]), sources["output_dir"])
-    return row.prompt, row.modality, output, Generator(**arguments, **generation)
+    return row, output, Generator(**arguments, **generation)
 
 
 def _settings(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -198,14 +208,14 @@ def _source(argument: str, sources: Mapping[str, str]) -> str:
     return sources.get(_FLAG_OF.get(argument, argument), argument)
 
 
-def _make(generator: Generator, prompt: str, count: int, modality: str, output: Path) -> int:
+def _make(generator: Generator, row: PromptRow, count: int, output: Path) -> int:
     """Write the images, their records and a contact sheet; return the exit code."""
     made, shown = 0, []
-    for number, image in enumerate(generator.images(prompt, count, modality)):
+    for number, image in enumerate(generator.images_of([row], count)):
         if image.png is None or image.pixels is None:
             print(f"image {number + 1}: none of {image.record['attempts']} candidates passed")
             continue
-        name = file_name(prompt, modality, number, image.record)
+        name = file_name(row.prompt, row.modality, number, image.record)
         image.save(output / name)
         disk.append_jsonl(output / MANIFEST, {**image.record, "file": name})
         made += 1

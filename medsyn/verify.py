@@ -113,8 +113,6 @@ def _summary(images: Sequence[Images], again: Rerun | None, found: int) -> None:
 
 
 def _tell_repair(folder: Path, tasks: Sequence[PlannedTask], directory: Path) -> None:
-    from medsyn.generation.findings import counted
-
     if folder.is_dir():
         print(f"what is damaged is in {folder} now; delete it when you like")
     if tasks:

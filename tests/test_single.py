@@ -150,6 +150,12 @@ def test_bad_input_is_one_line(
     [
         (["--promt", "CT: a"], "unrecognized arguments: --promt CT: a; did you mean --prompt?"),
         (["--prompt", "CT: a", "--img-num=3"], "unrecognized arguments: --img-num=3; did you mean --img_num?"),
+        (
+            ["--prompt", "CT: a", "--steps", "3"],
+            "unrecognized arguments: --steps 3; did you mean --num_inference_steps?",
+        ),
+        (["--prompt", "CT: a", "--cfg=3"], "unrecognized arguments: --cfg=3; did you mean --guidance_scale?"),
+        (["--prompt", "CT: a", "--replicates", "3"], "unrecognized arguments: --replicates 3; did you mean --img_num?"),
         (["--prompt", "CT: a", "--seed"], "argument --seed: expected one argument"),
     ],
 )
@@ -249,6 +255,14 @@ def test_what_is_worth_knowing_of_a_prompt_is_told(tmp_path: Path, capsys: pytes
     assert code == 0 and err.startswith("warning: --prompt: longer than about 75 CLIP tokens")
 
 
+def test_a_warning_about_the_prompt_is_told_once_by_its_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    code, _, err = call(capsys, tmp_path, "--prompt", "CT: a", "--modality", "OCT")
+    assert (code, err) == (0, "warning: --prompt: the text says CT, the modality is OCT\n")
+    assert caplog.messages == []
+
+
 def test_the_contact_sheet_has_a_limit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,7 +353,7 @@ def test_mistakes_of_the_caller_are_told(generator: Generator) -> None:
         ({"batch_size": True}, "batch_size: a whole number from 1 to 1024, got True"),
         ({"quality_threshold": 0.5}, "quality_threshold: belongs to the filter"),
         ({"img_num": 3}, "img_num: there is no such argument"),
-        ({"selector": "/nowhere"}, "policy: is not given, and selector is"),
+        ({"selector": "/nowhere"}, "policy: is not given: the filter needs both a Selector and a Policy"),
         ({"model": None}, "model: input should be a valid string, got None"),
         ({"model": "no/such"}, "model: no/such: these weights are not on this machine"),
         ({"finetuned": 3}, "finetuned: a directory, got 3"),
@@ -358,6 +372,8 @@ def test_a_wrong_argument_of_the_generator_is_told_by_name(arguments: dict[str, 
     [
         (None, {}, "prompts: a text, an Item or several of them, got None"),
         (3, {}, "prompts: a text, an Item or several of them, got 3"),
+        (b"CT: a", {}, "prompts: a text, an Item or several of them, got bytes, not text: b'CT: a'"),
+        ([b"CT: a"], {}, "prompts[0]: a text or an Item, got b'CT: a'"),
         ([], {}, "prompts: there are none"),
         (["CT: a", 3], {}, "prompts[1]: a text or an Item, got 3"),
         (["CT: a", "CT:"], {}, "prompts[1]: 'CT:' says nothing"),

@@ -78,7 +78,7 @@ def check_settings(arguments: Mapping[str, Any], generation: Mapping[str, Any]) 
     _check_names(found, generation, filtered)
     for absent, given in (("selector", "policy"), ("policy", "selector")):
         if arguments[absent] is None and arguments[given] is not None:
-            found.add(absent, f"is not given, and {given} is: the filter needs both a Selector and a Policy")
+            found.add(absent, "is not given: the filter needs both a Selector and a Policy")
     source = str(arguments["model"]) if isinstance(arguments["model"], Path) else arguments["model"]
     config = _configuration(found, {**arguments, "model": source}, filtered, generation)
     base = _base(found, source)

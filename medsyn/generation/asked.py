@@ -38,6 +38,9 @@ def check_prompts(
         if name is None:
             found.add("modality", f"{modality!r:.100} {not_a_modality(str(modality))}")
     alone = isinstance(prompts, (str, Item))
+    if isinstance(prompts, (bytes, bytearray, memoryview)):
+        found.add("prompts", f"a text, an Item or several of them, got bytes, not text: {bytes(prompts[:80])!r}")
+        prompts = []
     try:
         asked = [prompts] if alone else list(prompts)
     except TypeError:

@@ -136,9 +136,12 @@ class Generator:
         asked, warnings = check_prompts(prompts, count, modality, self._settings.config)
         for warning in warnings:
             _log.warning("%s", warning)
-        return self._images(asked, count, modality)
+        return self.images_of(asked, count, modality)
 
-    def _images(self, asked: Sequence[PromptRow | Item], count: int, modality: str | None) -> Iterator[GeneratedImage]:
+    def images_of(
+        self, asked: Sequence[PromptRow | Item], count: int = 1, modality: str | None = None
+    ) -> Iterator[GeneratedImage]:
+        """`images` of prompts that `check_prompts` has passed: nothing is checked, and no warning told, again."""
         size = self._settings.config.generation.block_size
         for its, neighbours in groupby(asked, lambda prompt: _modality(prompt, modality)):
             items = (item for prompt in neighbours for item in _items(prompt, count))
