@@ -28,6 +28,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "scheduler": ("scheduler_config.json",),
 }
 KEY = "model_paths.stable_diffusion"
+CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE")  # where weights that are named by a hub id are looked for
 
 
 def embedded_directory() -> Path:
@@ -57,6 +58,21 @@ def locate(source: str) -> Path | None:
     if directory.is_dir():
         return directory
     return _cached_snapshot(source)
+
+
+def folders(source: str) -> set[Path]:
+    """The folders that the files of `source` are in; none for the embedded model and for what is not there.
+
+    A hub's snapshot is links into the repository's other folders, so it is the repository; a directory of links has
+    the folders of their targets besides.
+    """
+    directory = locate(source)
+    if directory is None or source == EMBEDDED:
+        return set()
+    if directory.is_relative_to(_hub_cache()):
+        return {directory.parents[1]}
+    directory = directory.absolute()
+    return {directory, *(path.resolve().parent for path in directory.rglob("*") if path.is_symlink())}
 
 
 def missing(source: str) -> list[Problem]:

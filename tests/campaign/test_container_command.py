@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 from trial import Trial
 
 from medsyn.campaign.records import Campaign
-from medsyn.campaign.slurm import container
+from medsyn.campaign.slurm import check, container
 from medsyn.campaign.slurm.site import Site
+from medsyn.config import Config, ModelPathsSection
 from medsyn.errors import InputProblems
 
 
@@ -62,6 +64,48 @@ def test_campaign_data_and_cache_are_bound_where_they_are(campaign: Campaign, tm
     assert set(container.binds(campaign, profile)) == folders | {str(cache)}
 
 
+def test_cache_that_the_submitter_names_reaches_the_inside(
+    campaign: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    mine.mkdir()
+    other.mkdir()
+    monkeypatch.setenv("HF_HOME", str(mine))
+    given = words(campaign, site(tmp_path / "image.sif"))
+    assert {str(mine), f"HF_HOME={mine}"} <= set(given)
+    given = words(campaign, site(tmp_path / "image.sif", environment={"HF_HOME": str(other)}))
+    assert {str(other), f"HF_HOME={other}"} <= set(given)  # the site's wins
+    assert str(mine) not in given
+
+
+def test_weights_of_a_hub_id_and_targets_of_links_are_bound(
+    campaign: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub's snapshot is links into the repository's blobs: both must be there inside."""
+    repository = tmp_path / "hf" / "hub" / "models--somebody--diffusion"
+    snapshot, blob = repository / "snapshots" / "abc", repository / "blobs" / "123"
+    for folder in (snapshot, blob.parent, repository / "refs"):
+        folder.mkdir(parents=True)
+    blob.write_text("{}")
+    (repository / "refs" / "main").write_text("abc")
+    (snapshot / "model_index.json").symlink_to("../../blobs/123")
+
+    def bound(source: str) -> set[str]:
+        config = campaign.config.model_copy(update={"model_paths": ModelPathsSection(stable_diffusion=source)})
+        return set(container.binds(replace(campaign, config=config), site(tmp_path / "image.sif")))
+
+    without = bound("embedded")
+    assert bound(str(snapshot)) - without == {str(snapshot), str(blob.parent)}
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    assert bound("somebody/diffusion") - without == {str(tmp_path / "hf" / "hub")}
+    monkeypatch.delenv("HF_HUB_CACHE")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "hf").rename(tmp_path / ".cache" / "huggingface")
+    moved = tmp_path / ".cache" / "huggingface" / "hub" / repository.name
+    assert bound("somebody/diffusion") - without == {str(moved)}
+
+
 def test_image_is_named_by_its_hash_and_hashed_again_only_when_it_changed(campaign: Campaign, tmp_path: Path) -> None:
     image = tmp_path / "image.sif"
     image.write_bytes(b"one")
@@ -99,3 +143,17 @@ def test_options_that_hide_what_slurm_says_are_refused(option: str, tmp_path: Pa
     path.write_text(f"container: {{image: /image.sif, options: [{option}]}}\n")
     with pytest.raises(InputProblems, match="hides the SLURM_"):
         profiles.load(str(path))
+
+
+def test_paths_that_cannot_be_bound_are_refused(tmp_path: Path) -> None:
+    image, profile, table = tmp_path / "image.sif", tmp_path / "site.yaml", tmp_path / "a,b" / "metadata.csv"
+    image.touch()
+    table.parent.mkdir()
+    table.touch()
+    profile.write_text(f"container: {{image: {image}, runtime: no-such-runtime}}\n")
+    values = {"campaign": {"dir": str(tmp_path / "10:30")}, "data": {"table": str(table)}}
+    config = Config.model_validate({**values, "cluster": {"site": str(profile)}})
+    found = {problem.key for problem in check.problems(config, asks_slurm=False) if problem.severity == "error"}
+    assert found == {"campaign.dir", "data.table"}
+    profile.write_text("partition: gpu\n")
+    assert not [problem for problem in check.problems(config, asks_slurm=False) if problem.severity == "error"]

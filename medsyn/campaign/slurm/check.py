@@ -13,12 +13,14 @@ from pathlib import Path
 
 import medsyn
 from medsyn.campaign.machine import CONFIGURATION
+from medsyn.campaign.prompt_inputs import absolute
 from medsyn.campaign.slurm import container, queue, site
 from medsyn.campaign.slurm.queue import SlurmError
 from medsyn.campaign.slurm.site import GATE, Container, Site
 from medsyn.config import Config
 from medsyn.doctor import packages
 from medsyn.errors import InputError, InputProblems, Problem
+from medsyn.models import weights
 from medsyn.stage import STAGES
 
 OF_ONE_MACHINE = ("/tmp/", "/var/tmp/", "/dev/shm/", "/run/")
@@ -50,7 +52,7 @@ def problems(config: Config, asks_slurm: bool = True) -> list[Problem]:
     except (InputError, InputProblems) as error:
         return error.problems
     source = config.cluster.site or "Slurm"
-    found = _container(profile.container, source) if profile.container else []
+    found = [*_container(profile.container, source), *_unbindable(config)] if profile.container else []
     is_inside = profile.container is not None or any("--container" in word for word in profile.srun)  # Pyxis
     if profile.python is not None and not is_inside and not os.access(profile.python, os.X_OK):
         reason = f"{profile.python} cannot be run here; it must be on a file system that all nodes share"
@@ -135,6 +137,23 @@ def _container(wanted: Container, source: str) -> list[Problem]:
     elif not found:
         found += _versions(wanted, source)
     return found
+
+
+def _unbindable(config: Config) -> list[Problem]:
+    """Paths that the container runtime cannot be told: in its --bind, colons and commas separate."""
+    paths = {
+        "campaign.dir": str(config.campaign.path),
+        "data.table": config.data.table,
+        "data.root": config.data.root,
+        "data.ratings_file": config.data.ratings_file,
+        weights.KEY: config.model_paths.stable_diffusion,
+    }
+    reason = "has a colon or a comma, with which it cannot be bound into a container; choose a path without"
+    return [
+        Problem(CONFIGURATION, f"{path} {reason}", key=key)
+        for key, path in paths.items()
+        if path and (key == "campaign.dir" or Path(path).exists()) and set(str(absolute(path))) & set(":,")
+    ]
 
 
 def _versions(wanted: Container, source: str) -> list[Problem]:

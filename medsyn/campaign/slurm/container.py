@@ -16,6 +16,7 @@ from medsyn import disk
 from medsyn.campaign.records import Campaign
 from medsyn.campaign.slurm.site import Container, Resources, Site
 from medsyn.generation.facts import IMAGE_VARIABLE
+from medsyn.models import weights
 
 # What of the host's Python must not reach the one inside.
 _CLEAN = {"PYTHONPATH": "", "PYTHONHOME": "", "PYTHONNOUSERSITE": "1"}
@@ -33,7 +34,7 @@ def python(site: Site, campaign: Campaign, wanted: Resources) -> str:
     """
     if site.container is None:
         return shlex.quote(site.python or sys.executable)
-    environment = {"OMP_NUM_THREADS": campaign.config.device.cpu_threads, **site.environment}
+    environment = {"OMP_NUM_THREADS": campaign.config.device.cpu_threads, **_caches(), **site.environment}
     environment |= image_environment(site, campaign)
     return shlex.join(command(site.container, binds(campaign, site), environment, asks_for_gpu(wanted)))
 
@@ -65,24 +66,27 @@ def asks_for_gpu(wanted: Resources) -> bool:
     return any("gpu" in text for text in (wanted.gres or "", *options, *wanted.srun))
 
 
+def _caches() -> dict[str, str]:
+    """The submitter's variables for the cache in which weights were found here."""
+    return {name: os.environ[name] for name in weights.CACHE_VARIABLES if os.environ.get(name)}
+
+
 def binds(campaign: Campaign, site: Site) -> list[str]:
     """The folders that tasks read and write, at the same paths inside.
 
-    The campaign's, its tables', its weights', and HF_HOME where the site names one that exists.
+    The campaign's, its tables', its weights', and HF_HOME and HF_HUB_CACHE where they are set and there.
     """
     config = campaign.config
-    folders = [campaign.directory.root, Path(config.data.table).parent, Path(str(config.data.ratings_file)).parent]
+    folders = {campaign.directory.root, Path(config.data.table).parent, Path(str(config.data.ratings_file)).parent}
     if config.data.root:
-        folders.append(Path(config.data.root))
-    weights = Path(config.model_paths.stable_diffusion)
-    if weights.is_absolute():
-        folders.append(weights)
+        folders.add(Path(config.data.root))
+    folders |= weights.folders(config.model_paths.stable_diffusion)
     inside = site.container.environment if site.container else {}
-    cache = Path(str(inside.get("HF_HOME", site.environment.get("HF_HOME", ""))))
-    if cache.is_absolute() and cache.is_dir():
-        folders.append(cache)
+    environment = {**_caches(), **site.environment, **inside}
+    caches = [Path(str(environment[name])) for name in weights.CACHE_VARIABLES if name in environment]
+    folders |= {cache for cache in caches if cache.is_absolute() and cache.is_dir()}
     kept: list[Path] = []
-    for folder in sorted(set(folders)):  # a folder inside another one comes with it
+    for folder in sorted(folders):  # a folder inside another one comes with it
         if not any(folder.is_relative_to(other) for other in kept):
             kept.append(folder)
     return [str(folder) for folder in kept]
