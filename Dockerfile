@@ -43,6 +43,7 @@ RUN /opt/medsyn/bin/pip install --no-cache-dir --no-deps --no-index --no-build-i
 
 ENV PATH=/opt/medsyn/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONNOUSERSITE=1 \
+    PYTHONSAFEPATH=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 LABEL org.opencontainers.image.title="medsyn" \

@@ -26,7 +26,8 @@ def site(image: Path, **values: Any) -> Site:
 
 
 def words(campaign: Campaign, profile: Site, stage: str = "finetune") -> list[str]:
-    return container.python(profile, campaign, profile.resources(stage)).split()
+    environment = container.task_environment(profile, campaign)
+    return container.python(profile, campaign, profile.resources(stage), environment).split()
 
 
 def test_driver_is_bound_for_jobs_that_ask_for_a_gpu_and_for_no_other(campaign: Campaign, tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_image_is_named_by_its_hash_and_hashed_again_only_when_it_changed(campai
     image.write_bytes(b"one")
 
     def named() -> str:
-        return container.image_environment(site(image), campaign)[container.IMAGE_VARIABLE]
+        return str(container.task_environment(site(image), campaign)[container.IMAGE_VARIABLE])
 
     assert named() == f"sha256:{hashlib.sha256(b'one').hexdigest()}"
     status = image.stat()
@@ -124,15 +125,15 @@ def test_image_is_named_by_its_hash_and_hashed_again_only_when_it_changed(campai
 
 def test_image_of_a_registry_and_that_of_pyxis_are_known_too(campaign: Campaign, tmp_path: Path) -> None:
     remote = Site.model_validate({"container": {"image": "docker://example.org/medsyn@sha256:12"}})
-    assert container.image_environment(remote, campaign) == {
-        container.IMAGE_VARIABLE: "docker://example.org/medsyn@sha256:12"
-    }
+    told = container.task_environment(remote, campaign)
+    assert told[container.IMAGE_VARIABLE] == "docker://example.org/medsyn@sha256:12"
     image = tmp_path / "medsyn.sqsh"
     image.write_bytes(b"three")
-    pyxis = Site.model_validate({"srun": [f"--container-image={image}"]})
-    three = hashlib.sha256(b"three").hexdigest()
-    assert container.image_environment(pyxis, campaign) == {container.IMAGE_VARIABLE: f"sha256:{three}"}
-    assert container.image_environment(Site(), campaign) == {}
+    pyxis = Site.model_validate({"srun": [f"--container-image={image}"], "environment": {"A": "b"}})
+    told = container.task_environment(pyxis, campaign)
+    assert told[container.IMAGE_VARIABLE] == f"sha256:{hashlib.sha256(b'three').hexdigest()}"
+    assert (told["A"], told["PYTHONPATH"], told["PYTHONSAFEPATH"]) == ("b", "", "1")
+    assert container.task_environment(Site(), campaign) == {}
 
 
 @pytest.mark.parametrize("option", ["--cleanenv", "-e", "--containall", "-C"])

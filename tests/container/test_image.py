@@ -156,6 +156,7 @@ def test_poisoned_home_and_variables_do_not_reach_the_inside(sif: Sif) -> None:
     planted.mkdir(parents=True)
     for name in ("numpy.py", "medsyn.py", "sitecustomize.py", "usercustomize.py"):
         (planted / name).write_text("raise SystemExit('poison')\n")
+        shutil.copy(planted / name, sif.home)  # which is the working directory
     poison = {"PYTHONPATH": str(planted), "PYTHONHOME": "/no/such/python", "PYTHONUSERBASE": str(sif.home / ".local")}
     code = f"import os, numpy, medsyn; print(numpy.__file__, medsyn.__file__, os.path.exists('{planted}'))"
     found = sif.python(code, environment=poison)
@@ -219,6 +220,10 @@ def test_array_in_the_sif_with_torch_bound_from_outside_is_preempted_and_goes_on
     sif_file: Path, cluster: Cluster, tmp_path: Path
 ) -> None:
     """The Python and medsyn of the image; torch is that of the tests, read-only. Root enters without privileges."""
+    here = tmp_path / "here"  # Apptainer mounts the folder in which the job was submitted
+    here.mkdir()
+    for name in ("medsyn", "submitit", "torch"):
+        (here / f"{name}.py").write_text("raise SystemExit('poison')\n")
     directory, profile = tmp_path / "campaign", tmp_path / "site.yaml"
     packages = str(Path(torch.__file__).parents[1])
     profile.write_text(
@@ -236,10 +241,10 @@ stages:
   gate: {{partition: cpu}}
 """
     )
-    named = ["configs/tiny.yaml", *SMALLER, "finetune.max_train_steps=200", f"campaign.dir={directory}"]
-    launch = [sys.executable, "launch.py"]
+    named = [ROOT / "configs" / "tiny.yaml", *SMALLER, "finetune.max_train_steps=200", f"campaign.dir={directory}"]
+    launch = [sys.executable, ROOT / "launch.py"]
     site = [f"cluster.site={profile}", "--cluster", "slurm"]
-    cluster.run(*launch, "submit", *named, *site, cwd=ROOT, timeout=300)
+    cluster.run(*launch, "submit", *named, *site, cwd=here, timeout=300)
     campaign = records.open_campaign(directory)
     tasks = [planned.key for planned in campaign.plan.by_stage["finetune"]]
     assert len(tasks) == 2
@@ -253,7 +258,7 @@ stages:
     cluster.wait_for_state(urgent, "COMPLETED", timeout=180)
     done = [campaign.directory.done(*key) for key in tasks]
     cluster.wait_until(lambda: all(path.is_file() for path in done), 300, "the array to end")
-    cluster.run(*launch, "cancel", *named, cwd=ROOT)
+    cluster.run(*launch, "cancel", *named, cwd=here)
     for key in tasks:
         codes = [line["exit_code"] for line in records.attempt_lines(campaign.directory, key) if line["event"] == "end"]
         assert codes == [75, 0]

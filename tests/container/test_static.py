@@ -110,6 +110,14 @@ def test_both_files_have_the_same_entry_points() -> None:
         assert section(f"apprun {app}").split() == ["exec", start, app, '"$@"']
 
 
+def test_both_files_set_the_same_variables_but_for_the_hosts_python_and_dockers_driver() -> None:
+    block = re.search(r"^ENV (.*)$", joined(DOCKERFILE), re.MULTILINE)
+    assert block
+    docker = {word for word in block[1].split() if not word.startswith("NVIDIA_")}
+    exported = {line.removeprefix("export ") for line in map(str.strip, section("environment").splitlines()) if line}
+    assert docker == exported - {"PYTHONPATH=", "PYTHONHOME="}
+
+
 def test_both_files_have_the_same_labels_and_the_version_of_the_project() -> None:
     docker = dict(re.findall(r'(org\.opencontainers\S+)="([^"]*)"', joined(DOCKERFILE)))
     assert docker == dict(line.strip().split(" ", 1) for line in section("labels").strip().splitlines())

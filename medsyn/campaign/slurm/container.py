@@ -18,25 +18,28 @@ from medsyn.campaign.slurm.site import Container, Resources, Site
 from medsyn.generation.facts import IMAGE_VARIABLE
 from medsyn.models import weights
 
-# What of the host's Python must not reach the one inside.
-_CLEAN = {"PYTHONPATH": "", "PYTHONHOME": "", "PYTHONNOUSERSITE": "1"}
+# What of the host's Python must not reach the one inside; with a safe path that is the working directory, too, which
+# Apptainer mounts and `python -m` would look into first.
+_CLEAN = {"PYTHONPATH": "", "PYTHONHOME": "", "PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1"}
 _HASH_OF_IMAGE = "image.json"
 _PYXIS_IMAGE = "--container-image="
 
 
-def python(site: Site, campaign: Campaign, wanted: Resources) -> str:
+def python(site: Site, campaign: Campaign, wanted: Resources, environment: Mapping[str, object]) -> str:
     """Shell text that starts Python for a task of the campaign.
 
     Args:
         site: the cluster.
         campaign: whose folders are bound.
         wanted: what the task's job asks for; the driver is bound if that includes a GPU.
+        environment: `task_environment`.
     """
     if site.container is None:
         return shlex.quote(site.python or sys.executable)
-    environment = {"OMP_NUM_THREADS": campaign.config.device.cpu_threads, **_caches(), **site.environment}
-    environment |= image_environment(site, campaign)
-    return shlex.join(command(site.container, binds(campaign, site), environment, asks_for_gpu(wanted)))
+    threads = {"OMP_NUM_THREADS": campaign.config.device.cpu_threads}
+    return shlex.join(
+        command(site.container, binds(campaign, site), {**threads, **_caches(), **environment}, asks_for_gpu(wanted))
+    )
 
 
 def command(
@@ -100,10 +103,13 @@ def image_of(site: Site) -> str | None:
     return given[-1] if given else None
 
 
-def image_environment(site: Site, campaign: Campaign) -> dict[str, str]:
-    """The variable that tells tasks their image; empty without a container."""
+def task_environment(site: Site, campaign: Campaign) -> dict[str, object]:
+    """Variables of every task: the site's; in an image also what keeps the host's Python out and tells the image."""
     image = image_of(site)
-    return {IMAGE_VARIABLE: _identity(image, campaign.directory.slurm(_HASH_OF_IMAGE))} if image else {}
+    if image is None:
+        return dict(site.environment)
+    cache = campaign.directory.slurm(_HASH_OF_IMAGE)
+    return {**_CLEAN, **site.environment, IMAGE_VARIABLE: _identity(image, cache)}
 
 
 def _identity(image: str, cache: Path) -> str:

@@ -47,6 +47,7 @@ class Round:
         self.say = say
         self.number = secrets.token_hex(4)
         self.path = self.campaign.directory.ledger
+        self.environment = container.task_environment(site, campaign)
         self.made: dict[str, Submission] = {}
 
     def queue(self, wanted: Graph) -> list[str]:
@@ -78,7 +79,8 @@ class Round:
         name = on_record.name_of(node.name, self.campaign.config.campaign.name, self.number)
         folder = make_directory(self.campaign.directory.slurm(name))
         ledger.record(self.path, on_record.QUEUEING, round=self.number, name=name)
-        interpreter = container.python(self.site, self.campaign, options.wanted(self.site, node))
+        wanted = options.wanted(self.site, node)
+        interpreter = container.python(self.site, self.campaign, wanted, self.environment)
         executor = submitit.SlurmExecutor(folder=folder, python=interpreter)
         executor.update_parameters(**self._parameters(node, name, folder))
         task, gate = self.functions
@@ -104,12 +106,12 @@ class Round:
     def _parameters(self, node: Node, name: str, folder: Path) -> dict[str, Any]:
         """submitit's parameters of a node's batch script."""
         site, campaign = self.site, self.campaign
-        environment = {**site.environment, **container.image_environment(site, campaign)}
         chosen = options.sbatch(site, node, bad_nodes(campaign)) | {"job_name": name}
         if dependency := self._dependency(node):
             chosen["dependency"] = dependency
         if not node.gates and not node.after:
             chosen["hold"] = True
+        code = code_folder() if container.image_of(site) is None else None
         if node.kind == "gate":
             after = script.after_gate(folder, GATE_REQUEUES)
         else:
@@ -120,7 +122,7 @@ class Round:
             "array_parallelism": options.parallelism(site, node),
             "signal_delay_s": site.signal_seconds,
             "stderr_to_stdout": True,
-            "setup": script.before(folder, environment, site.setup, None if site.container else code_folder()),
+            "setup": script.before(folder, self.environment, site.setup, code),
             "teardown": after,
             "additional_parameters": chosen,
             "srun_args": options.srun(site, node),
