@@ -155,7 +155,7 @@ def verify(root: Path, share: slice) -> None:
 
 def merge(root: Path, share: slice) -> None:
     """`python -m medsyn merge`."""
-    from medsyn import verify as command
+    from medsyn import merge as command
 
     assert command.merge("merge", [str(root / "campaign")]) == 0
 

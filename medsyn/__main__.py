@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from medsyn import calibrate, cli, verify
+from medsyn import calibrate, cli, merge, verify
 from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, InputProblems
 
 
@@ -156,7 +156,7 @@ COMMANDS: dict[str, cli.Command] = {
     "evaluate": ("measure the campaign and write its report", partial(run_stage, "evaluate")),
     "worker": ("run one task of a prepared campaign: what schedulers call", work),
     "verify": ("check every generated file against its manifest", verify.verify),
-    "merge": ("the tables of all shards as one", verify.merge),
+    "merge": ("the tables of all shards as one", merge.merge),
     "check": ("read tables and every image they name, list what is wrong", check),
     "prompts": ("check a prompt list, or build one that is balanced", prompts),
     "phantoms": ("draw the procedural data set", phantoms),

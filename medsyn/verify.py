@@ -1,4 +1,4 @@
-"""python -m medsyn verify and merge: are all images there as recorded, and their tables as one."""
+"""python -m medsyn verify: are all images there as recorded? With --repair, what is not is set aside."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from medsyn import cli
 from medsyn.errors import EXIT_DONE, EXIT_FAILED, InputError, counted
+from medsyn.merge import table_folders
 
 if TYPE_CHECKING:
     from medsyn.campaign.plan import PlannedTask
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from medsyn.generation.rerun import Rerun
     from medsyn.generation.verify_images import Images
 
-Shards = dict[str, list[tuple[int, int]]]  # by modality
 _TASKS_SHOWN = 10
 
 
@@ -64,7 +64,7 @@ def _images(campaign: Campaign) -> list[Images]:
     from medsyn.generation.verify_images import Images
 
     images = []
-    for modality in _shards(campaign):
+    for modality in campaign.plan.shards:
         blocks = read_blocks(campaign.config, modality)
         for mode in campaign.config.generation.modes:
             images.append(Images(campaign.config, campaign.directory, mode, modality, blocks))
@@ -85,7 +85,7 @@ def _findings(campaign: Campaign, images: Sequence[Images], again: Rerun | None)
     from medsyn.generation.verify_images import check_circumstances, strangers
     from medsyn.generation.verify_tables import TABLES, check_merged_table
 
-    shards = _shards(campaign)
+    shards = campaign.plan.shards
     told: set[Path] = set()
     for one in images:
         for finding in one.findings(shards[one.modality]):
@@ -93,7 +93,7 @@ def _findings(campaign: Campaign, images: Sequence[Images], again: Rerun | None)
             yield finding
     yield from check_circumstances(campaign.directory, images)
     yield from strangers(campaign.config, campaign.directory, list(shards))
-    folders = _table_folders(campaign, shards)
+    folders = table_folders(campaign)
     for name in TABLES:
         yield from check_merged_table(campaign.directory.root / name, [folder / name for folder in folders])
     yield from check_markers.findings(campaign, told)
@@ -123,41 +123,3 @@ def _tell_repair(folder: Path, tasks: Sequence[PlannedTask], directory: Path) ->
             print(f"  python -m medsyn worker {directory} {' '.join(planned.key)}")
         if len(tasks) > _TASKS_SHOWN:
             print(f"  and {len(tasks) - _TASKS_SHOWN} more")
-
-
-def _shards(campaign: Campaign) -> Shards:
-    """The ranges of blocks of every modality's tasks."""
-    shards: Shards = {}
-    for planned in campaign.plan.by_stage.get("generate", []):
-        if planned.task.modality is not None and planned.task.blocks is not None:
-            shards.setdefault(planned.task.modality, []).append(planned.task.blocks)
-    return shards
-
-
-def _table_folders(campaign: Campaign, shards: Shards) -> list[Path]:
-    """Where the tables of all shards are, mode by mode."""
-    from medsyn.generation.shard_tables import shard_directories
-
-    ranges = [(modality, blocks) for modality, its in shards.items() for blocks in its]
-    return list(shard_directories(campaign.directory, campaign.config.generation.modes, ranges))
-
-
-def merge(program: str, arguments: Sequence[str]) -> int:
-    """Write the tables of all shards as manifest.parquet and attempts.parquet of the campaign."""
-    parser = argparse.ArgumentParser(prog=program, description=merge.__doc__)
-    parser.add_argument("directory", type=Path, metavar="CAMPAIGN_DIR")
-    args = parser.parse_args(arguments)
-
-    from medsyn.campaign import records
-    from medsyn.generation import shard_tables
-
-    campaign = records.open_campaign(args.directory)
-    folders = _table_folders(campaign, _shards(campaign))
-    missing = [folder for folder in folders if not (folder / shard_tables.MANIFEST_TABLE).is_file()]
-    for folder in missing:
-        print(f"{folder}: is not there yet")
-    present = [folder for folder in folders if folder not in set(missing)]
-    for name in (shard_tables.MANIFEST_TABLE, shard_tables.ATTEMPTS_TABLE):
-        target = campaign.directory.root / name
-        print(f"{target}: {shard_tables.merge((folder / name for folder in present), target)} rows")
-    return EXIT_FAILED if missing else EXIT_DONE

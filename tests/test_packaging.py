@@ -108,6 +108,7 @@ LAYERS = [
     {"training", "generation", "evaluation"},
     {"campaign", "doctor", "prompts"},
     {"cli"},
+    {"merge"},
     {"calibrate", "verify", "single"},
     {"__main__"},
 ]

@@ -27,6 +27,7 @@ from medsyn.models.scorers import save_scorer
 from medsyn.models.selector import Selector
 from medsyn.models.synthetic import load_unet
 from medsyn.models.tiny import TEXT_WIDTH
+from medsyn.single import folder as output_folder
 
 FAST = ("--height", "32", "--width", "32", "--num_inference_steps", "2", "--device", "cpu")
 SCORER = ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=16)
@@ -266,7 +267,7 @@ def test_a_warning_about_the_prompt_is_told_once_by_its_flag(
 def test_the_contact_sheet_has_a_limit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(single, "SHEET_IMAGES", 2)
+    monkeypatch.setattr(output_folder, "SHEET_IMAGES", 2)
     assert call(capsys, tmp_path, "--prompt", "CT: a", "--img_num", "3")[0] == 0
     assert Image.open(tmp_path / "contact_sheet.png").size == (64, 32)
     assert len(list(tmp_path.glob("ct_*.png"))) == 3
@@ -431,11 +432,11 @@ def test_a_folder_inside_a_campaign_or_with_images_of_another_run_is_refused(tmp
     block.mkdir(parents=True)
     (tmp_path / "campaign" / "campaign.json").write_text("{}")
     with pytest.raises(InputError, match="is a campaign's directory, or in one"):
-        single._check_output(str(block))
+        output_folder.check(str(block))
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "manifest.jsonl").touch()
     with pytest.raises(InputError, match="holds the images of another run"):
-        single._check_output(str(tmp_path / "images"))
+        output_folder.check(str(tmp_path / "images"))
 
 
 def test_images_come_in_the_order_of_the_prompts_and_a_prompt_given_twice_makes_two(generator: Generator) -> None:

@@ -108,6 +108,15 @@ class Plan:
         }
 
     @cached_property
+    def shards(self) -> dict[str, list[tuple[int, int]]]:
+        """The ranges of blocks of every modality's generate tasks."""
+        ranges: dict[str, list[tuple[int, int]]] = {}
+        for planned in self.by_stage.get("generate", []):
+            if planned.task.modality is not None and planned.task.blocks is not None:
+                ranges.setdefault(planned.task.modality, []).append(planned.task.blocks)
+        return ranges
+
+    @cached_property
     def by_key(self) -> dict[Key, PlannedTask]:
         """Every task by what it is called."""
         return {planned.key: planned for planned in self}
