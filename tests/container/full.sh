@@ -41,12 +41,12 @@ timed "Docker image" "$image" docker "$work/context" "$torch" medsyn:full
 "$image" buildah images medsyn:full
 timed "docker-archive" "$image" archive medsyn:full "$work/medsyn.tar"
 timed "SIF" "$image" sif "$work/context" "$torch" "$work/medsyn.sif" "$work/medsyn.tar"
-du -h --apparent-size "$work/medsyn.tar" "$work/medsyn.sif"
+du -h --si --apparent-size "$work/medsyn.tar" "$work/medsyn.sif"
 rm "$work/medsyn.tar"
 
 timed "apptainer test" "$image" as-user "$apptainer" test "$work/medsyn.sif"
 in_sif -- /opt/medsyn/bin/pip check
-in_sif -- du -sh /opt/medsyn /usr
+in_sif -- du -sh --si /opt/medsyn /usr
 timed "doctor" in_sif -- medsyn doctor
 in_sif -- medsyn doctor --json >"$work/doctor.json"
 for check in pins isolation "8-bit Adam on Pascal"; do
