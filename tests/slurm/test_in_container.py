@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -67,17 +68,28 @@ def problems(trial: SlurmTrial, container: dict[str, object]) -> str:
 def test_versions_are_compared_before_anything_is_queued(trial: SlurmTrial, container: dict[str, object]) -> None:
     assert problems(trial, container) == ""
     other = Path(str(container["runtime"])).with_name("other-python")
-    other.write_text("#!/bin/sh\necho 3.12 1.4.0 0.0.9\n")
+    answer = {"versions": ["3.12", "1.4.0", "0.0.9"], "off": {"numpy": "2.0", "torch": None}, "canary": True}
+    other.write_text(f"#!/bin/sh\necho hello\necho '{json.dumps(answer)}'\n")
     other.chmod(0o755)
     told = problems(trial, container | {"python": str(other)})
     for name in ("Python is 3.12", "submitit is 1.4.0", "medsyn is 0.0.9"):
         assert f"{name} inside the image" in told
+    assert "the image lacks torch" in told
+    assert "not at this medsyn's pins: numpy 2.0 (1." in told
+
+
+def test_variables_of_slurm_that_do_not_reach_the_inside_are_noticed(
+    trial: SlurmTrial, container: dict[str, object]
+) -> None:
+    runtime = Path(str(container["runtime"]))
+    runtime.write_text(runtime.read_text().replace("shift\n", "shift; unset SLURM_MEDSYN\n", 1))
+    assert "Slurm's variables do not reach the inside" in problems(trial, container)
 
 
 def test_an_image_that_is_not_there_and_one_that_cannot_be_entered(
     trial: SlurmTrial, container: dict[str, object]
 ) -> None:
-    assert "container.image: there is no image /no/such.sif" in problems(trial, container | {"image": "/no/such.sif"})
+    assert "image: the image /no/such.sif is not there" in problems(trial, container | {"image": "/no/such.sif"})
     broken = shutil.which("false")
     assert "could not be asked for their versions" in problems(trial, container | {"python": broken})
     assert "versions inside the image were not compared" in problems(trial, container | {"runtime": "no-apptainer"})

@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from medsyn import disk
@@ -22,7 +23,7 @@ from medsyn.models import weights
 # Apptainer mounts and `python -m` would look into first.
 _CLEAN = {"PYTHONPATH": "", "PYTHONHOME": "", "PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1"}
 _HASH_OF_IMAGE = "image.json"
-_PYXIS_IMAGE = "--container-image="
+PYXIS_IMAGE = "--container-image"
 
 
 def python(site: Site, campaign: Campaign, wanted: Resources, environment: Mapping[str, object]) -> str:
@@ -66,7 +67,8 @@ def command(
 def asks_for_gpu(wanted: Resources) -> bool:
     """Whether a job with these options is given a GPU."""
     options = [f"{name} {value}" for name, value in wanted.sbatch.items()]
-    return any("gpu" in text for text in (wanted.gres or "", *options, *wanted.srun))
+    parts = (wanted.gres or "").startswith(("shard", "mps"))  # of a GPU
+    return parts or any("gpu" in text for text in (wanted.gres or "", *options, *wanted.srun))
 
 
 def _caches() -> dict[str, str]:
@@ -99,17 +101,32 @@ def image_of(site: Site) -> str | None:
     """The image that tasks run in, as the profile names it: the container's, or the one Pyxis is given."""
     if site.container is not None:
         return site.container.image
-    given = [word.removeprefix(_PYXIS_IMAGE) for word in site.srun if word.startswith(_PYXIS_IMAGE)]
-    return given[-1] if given else None
+    return next(iter(srun_values(site.srun, PYXIS_IMAGE)), None)
 
 
-def task_environment(site: Site, campaign: Campaign) -> dict[str, object]:
-    """Variables of every task: the site's; in an image also what keeps the host's Python out and tells the image."""
+def srun_values(words: Sequence[str], option: str) -> list[str]:
+    """What an option is given in srun's arguments, as `--option=value` or as two words."""
+    found = [after for word, after in pairwise(words) if word == option]
+    return [*found, *(word.removeprefix(f"{option}=") for word in words if word.startswith(f"{option}="))]
+
+
+def task_environment(site: Site) -> dict[str, object]:
+    """Variables of every task: the site's, and in an image those that keep the host's Python out."""
+    return {**(_CLEAN if image_of(site) else {}), **site.environment}
+
+
+def tell_image(site: Site, campaign: Campaign) -> list[str]:
+    """Shell lines that tell a task its image, by its hash; of a file that is another one by then, hashed anew."""
     image = image_of(site)
     if image is None:
-        return dict(site.environment)
-    cache = campaign.directory.slurm(_HASH_OF_IMAGE)
-    return {**_CLEAN, **site.environment, IMAGE_VARIABLE: _identity(image, cache)}
+        return []
+    lines = [f"export {IMAGE_VARIABLE}={shlex.quote(_identity(image, campaign.directory.slurm(_HASH_OF_IMAGE)))}"]
+    if Path(image).is_file():
+        status, path = Path(image).stat(), shlex.quote(image)
+        then = f"{status.st_size} {status.st_mtime_ns // 10**9}"
+        anew = f"export {IMAGE_VARIABLE}=sha256:$(sha256sum {path} | cut -c-64)"
+        lines.append(f'[ "$(stat -Lc "%s %Y" {path})" = "{then}" ] || {anew}')
+    return lines
 
 
 def _identity(image: str, cache: Path) -> str:
@@ -119,8 +136,11 @@ def _identity(image: str, cache: Path) -> str:
         return image
     status = path.stat()
     key = {"image": os.path.realpath(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    known = disk.read_json(cache) if cache.is_file() else {}
-    if {name: known.get(name) for name in key} != key:
+    try:
+        known = disk.read_json(cache)
+    except (FileNotFoundError, ValueError):
+        known = {}
+    if not isinstance(known, dict) or {**known, **key} != known or "sha256" not in known:
         known = key | {"sha256": disk.sha256_file(path)}
         disk.make_directory(cache.parent)
         disk.write_json(cache, known)

@@ -47,7 +47,8 @@ class Round:
         self.say = say
         self.number = secrets.token_hex(4)
         self.path = self.campaign.directory.ledger
-        self.environment = container.task_environment(site, campaign)
+        self.environment = container.task_environment(site)
+        self.setup = [*container.tell_image(site, campaign), *site.setup]
         self.made: dict[str, Submission] = {}
 
     def queue(self, wanted: Graph) -> list[str]:
@@ -122,7 +123,7 @@ class Round:
             "array_parallelism": options.parallelism(site, node),
             "signal_delay_s": site.signal_seconds,
             "stderr_to_stdout": True,
-            "setup": script.before(folder, self.environment, site.setup, code),
+            "setup": script.before(folder, self.environment, self.setup, code),
             "teardown": after,
             "additional_parameters": chosen,
             "srun_args": options.srun(site, node),

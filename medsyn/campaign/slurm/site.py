@@ -7,11 +7,10 @@ job after a stage. A key that is left out is not passed to sbatch: the cluster's
 from __future__ import annotations
 
 import re
-import string
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, field_validator
 
 from medsyn import config
 from medsyn.config import Section
@@ -29,6 +28,15 @@ HIDE_THE_ENVIRONMENT = {"--cleanenv", "-e", "--containall", "-C"}  # options of 
 Stage = Literal["finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate", "gate"]
 Word = Annotated[str, StringConstraints(pattern=r"^\S+$")]
 _TIME = re.compile(r"^(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d\d){0,2})$")
+
+
+def _variable(name: str) -> str:
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError(f"{name!r} is no name of an environment variable")
+    return name
+
+
+Variables = dict[Annotated[str, AfterValidator(_variable)], str | int | float]  # of the environment
 
 
 def minutes(text: str) -> int:
@@ -86,6 +94,14 @@ class Resources(Section):
                 raise ValueError(f"{name} has a key of its own in the profile: give it there")
         return value
 
+    @field_validator("srun")
+    @classmethod
+    def _one_word_each(cls, value: list[str]) -> list[str]:
+        for word in value:
+            if word.startswith("-") and " " in word.partition("=")[0]:
+                raise ValueError(f"{word!r} is one argument for srun; write {'='.join(word.split(maxsplit=1))!r}")
+        return value
+
     @property
     def minutes(self) -> int | None:
         """The time limit in minutes, None for the partition's default."""
@@ -99,7 +115,7 @@ class Container(Section):
     runtime: Word = "apptainer"
     nv: bool | None = None  # the host's NVIDIA driver inside; None: for jobs that ask for a GPU
     binds: list[str] = Field([])  # besides the campaign's directory and its inputs: SOURCE or SOURCE:TARGET[:ro]
-    environment: dict[str, str | int | float] = Field({})  # set inside
+    environment: Variables = Field({})  # set inside
     options: list[str] = Field([])  # further arguments of `apptainer exec`
     python: str = "python3"  # inside the image
 
@@ -117,7 +133,7 @@ class Site(Resources):
     mail_user: Word | None = None
     mail_type: str = "END,FAIL"
     signal_seconds: int = Field(120, ge=10, le=3600)  # how long before the time limit tasks are told to save
-    environment: dict[str, str | int | float] = Field({})  # exported to every task
+    environment: Variables = Field({})  # exported to every task
     setup: list[str] = Field([])  # shell lines before the task: module load ...
     python: str | None = None  # interpreter of the compute nodes; None: the one that runs launch.py
     max_array_size: int | None = Field(None, ge=1)  # None: what the cluster says
@@ -125,15 +141,6 @@ class Site(Resources):
     stages: dict[Literal["finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate", "gate"], Resources] = Field(
         {}
     )
-
-    @field_validator("environment")
-    @classmethod
-    def _names_are_names(cls, value: dict[str, str | int | float]) -> dict[str, str | int | float]:
-        allowed = set(string.ascii_letters + string.digits + "_")
-        for name in value:
-            if not name or not set(name) <= allowed or name[0].isdigit():
-                raise ValueError(f"{name!r} is no name of an environment variable")
-        return value
 
     def resources(self, stage: str) -> Resources:
         """What the jobs of a stage (or `gate`) ask for: the site's values, replaced by the stage's own.
