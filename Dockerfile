@@ -7,6 +7,7 @@ FROM ${BASE_IMAGE}
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3 python3-venv tini \
+    && apt-get clean \
     && rm -rf /var/lib/apt/lists/*
 RUN python3 -m venv /opt/medsyn && useradd --uid 1000 --create-home medsyn
 
@@ -32,14 +33,15 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf,required=false \
 # not LD_LIBRARY_PATH, which Apptainer sets for the driver
 RUN ls -d /opt/medsyn/lib/python3.11/site-packages/nvidia/*/lib >/etc/ld.so.conf.d/medsyn-cuda11.conf && ldconfig
 WORKDIR /opt/medsyn/lock
-RUN sha256sum ./*.txt >sha256
+RUN sha256sum ./*.txt >/opt/medsyn/lock/sha256
 
 # Code last: a change of it builds in seconds. HF_HOME and OMP_NUM_THREADS are the host's to set, so they are not here.
 COPY configs /opt/medsyn/configs
 COPY pyproject.toml README.md /opt/medsyn/source/
 COPY medsyn /opt/medsyn/source/medsyn
 RUN /opt/medsyn/bin/pip install --no-cache-dir --no-deps --no-index --no-build-isolation /opt/medsyn/source \
-    && rm -r /opt/medsyn/source
+    && rm -r /opt/medsyn/source \
+    && chmod -R a+rX /opt/medsyn/configs /opt/medsyn/lock
 
 ENV PATH=/opt/medsyn/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONNOUSERSITE=1 \

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from container_images import AS_USER, CACHE, NO_TORCH, Sif, reduced_context, tool
+from container_images import AS_USER, CACHE, NO_TORCH, USER, Sif, reduced_context, tool
 from slurm_cluster import DEVCLUSTER, NO_PACKAGES, Cluster
 
 
@@ -84,7 +84,7 @@ def sif_file(context: Path, base_archive: Path) -> Path:
 def sif(sif_file: Path) -> Iterator[Sif]:
     """The SIF, and a new home of an ordinary user."""
     home = Path(tempfile.mkdtemp(prefix="home-", dir=sif_file.parent))
-    shutil.chown(home, "www-data", "www-data")
+    shutil.chown(home, USER, USER)
     yield Sif(sif_file, home)
     shutil.rmtree(home, ignore_errors=True)
 

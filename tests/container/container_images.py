@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 IMAGE_SH = Path(__file__).with_name("image.sh")
 CACHE = Path(os.environ.get("MEDSYN_CONTAINER_CACHE", "/var/tmp/medsyn-container"))
 APPTAINER = CACHE / "apptainer" / "usr" / "bin" / "apptainer"
+USER = "www-data"
 AS_USER = (str(IMAGE_SH), "as-user")
 NO_TORCH = "requirements-none.txt"
 # What a login node needs of the lock, and so what is left of it where torch would take minutes.
@@ -39,7 +40,8 @@ def tool(*words: str | Path, check: bool = True, timeout: float = 1800) -> subpr
 def reduced_context(folder: Path) -> Path:
     """The folder that images are built from, with the unmodified Dockerfile and apptainer.def but without torch.
 
-    Of the locks only what a login node needs and the smallest of the CUDA libraries are left.
+    Of the locks only what a login node needs and the smallest of the CUDA libraries are left. Nobody but the ordinary
+    user may read it, as in a clone made with umask 077.
     """
     folder.mkdir()
     for name in (
@@ -56,7 +58,14 @@ def reduced_context(folder: Path) -> Path:
     _reduce(folder / "requirements.txt", LOGIN_NODE)
     _reduce(folder / "requirements-cuda11.txt", {"nvidia-cuda-runtime-cu11"})
     (folder / NO_TORCH).write_text("# no torch\n")
+    make_private(folder)
     return folder
+
+
+def make_private(folder: Path) -> None:
+    """Give a folder and all that is in it to the ordinary user, who alone may read it."""
+    subprocess.run(["chown", "-R", USER, folder], check=True)
+    subprocess.run(["chmod", "-R", "go=", folder], check=True)
 
 
 def _reduce(target: Path, kept: set[str]) -> None:

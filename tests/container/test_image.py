@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from container_images import APPTAINER, AS_USER, NO_TORCH, ROOT, Sif, tool
+from container_images import APPTAINER, AS_USER, NO_TORCH, ROOT, Sif, make_private, tool
 from slurm_cluster import Cluster
 from small_campaign import SMALLER
 
@@ -49,6 +49,8 @@ def test_docker_image_runs_medsyn_as_an_unknown_user(docker_image: str) -> None:
         refused = tool(*start, "finetune", "/no/such.yaml", check=False)
         assert refused.returncode == 65
         assert "there is no such configuration file" in refused.stderr
+        copied = tool(*start[:-1], "sh", "-c", "cat /opt/medsyn/configs/*.yaml /opt/medsyn/lock/*")
+        assert "finetune:" in copied.stdout
     finally:
         tool("buildah", "rm", container)
 
@@ -85,13 +87,23 @@ def test_definition_upon_the_docker_image_fetches_nothing(docker_image: str, con
     archive.unlink()
     assert made.is_file()
     made.unlink()
-    assert "Successfully installed medsyn-hpc" in built.stdout + built.stderr
-    assert "Collecting" not in built.stdout + built.stderr
+    output = built.stdout + built.stderr
+    assert "only the code is installed" in output
+    assert "Successfully installed medsyn-hpc" in output
+    assert "Collecting" not in output
 
 
 def test_sif_passes_its_own_test(sif: Sif) -> None:
     tested = sif.run("test")
     assert tested.returncode == 0, tested.stderr
+
+
+@pytest.mark.parametrize("place", ["medsyn", "nvidia/cuda_runtime/lib"])
+def test_sif_fails_its_own_test_with_next_to_nothing_in_place_of(place: str, sif: Sif) -> None:
+    (sif.home / "__init__.py").touch()  # medsyn can still be imported, but not started
+    tested = sif.run("test", options=("--bind", f"{sif.home}:{SITE_PACKAGES}/{place}"))
+    assert tested.returncode == 1
+    assert "Error" in tested.stderr
 
 
 @pytest.mark.parametrize("app", ["finetune", "rlhf", "generate", "evaluate", "doctor"])
@@ -177,6 +189,7 @@ def test_newer_code_is_bound_over_that_of_the_image(sif: Sif, work: Path) -> Non
     newer = work / "newer"
     shutil.copytree(work / "context" / "medsyn", newer)
     (newer / "__init__.py").write_text("__version__ = 'newer'\n")
+    make_private(newer)
     bind = ("--bind", f"{newer}:{SITE_PACKAGES}/medsyn:ro")
     assert sif.python("import medsyn; print(medsyn.__version__)", options=bind).stdout == "newer\n"
 

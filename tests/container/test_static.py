@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import shutil
@@ -35,22 +36,35 @@ def section(name: str) -> str:
     return match[1]
 
 
+def without_comments(text: str) -> str:
+    return re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE)
+
+
 def joined(text: str) -> str:
     return re.sub(r"\s*\\\n\s*", " ", text)
 
 
-def steps(shell: str) -> list[str]:
-    """The commands that install something, in order, with paths written alike."""
-    text = joined(shell).replace("$lock", "/opt/medsyn/lock").replace("$TORCH_REQUIREMENTS", "{{ TORCH_REQUIREMENTS }}")
-    text = re.sub(r"--mount=\S+\s*", "", text).replace('"', "")
-    commands = [command.strip().removeprefix("RUN ").strip() for command in re.split(r"\n|&&", text)]
-    kinds = (
-        "apt-get install",
-        "/opt/medsyn/bin/pip install --no-cache-dir --no-deps --require-hashes",
-        "find",
-        "ls -d",
-    )
-    return [command for command in commands if command.startswith(kinds)]
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile's, in order: the name of each and what follows it."""
+    lines = joined(without_comments(DOCKERFILE)).splitlines()
+    return [(name, rest) for name, _, rest in (line.partition(" ") for line in lines if line)]
+
+
+def given(name: str) -> list[str]:
+    return [rest for instruction, rest in instructions() if instruction == name]
+
+
+def alike(text: str) -> str:
+    """The Dockerfile's words for what apptainer.def names otherwise, and no quotes."""
+    text = text.replace('"', "").replace("$lock", "/opt/medsyn/lock").replace("$build", "/opt/medsyn-build")
+    return re.sub(r"\{\{ (\w+) \}\}|\$\{(\w+)\}", r"$\1\2", text)
+
+
+def commands(script: str) -> list[str]:
+    """The commands that make the image, in order, without the shell's own words between them."""
+    text = re.sub(r"--mount=\S+\s*", "", alike(joined(without_comments(script))))
+    found = [command.strip() for command in re.split(r"\n|&&", text)]
+    return [command for command in found if command and not re.match(r"(if|else|fi|echo)\b|\w+=", command)]
 
 
 def test_hadolint_has_nothing_to_say() -> None:
@@ -79,10 +93,48 @@ def test_shellcheck_has_nothing_to_say_of_the_definition(name: str) -> None:
     assert checked.stdout == ""
 
 
-def test_both_files_install_the_same_in_the_same_order() -> None:
-    docker = steps(DOCKERFILE)
-    assert docker == steps(section("post"))
-    assert len(docker) == 6
+def test_both_files_run_the_same_commands_but_for_these() -> None:
+    compared = difflib.ndiff(commands("\n".join(given("RUN"))), commands(section("post")))
+    code = "/opt/medsyn/bin/pip install --no-cache-dir --no-deps --no-index --no-build-isolation"
+    assert [line for line in compared if line.startswith(("-", "+"))] == [
+        "+ set -eu",
+        "+ cd /opt/medsyn-build/lock",
+        "- python3 -m venv /opt/medsyn",
+        "+ python3 -m venv --clear /opt/medsyn",
+        "- useradd --uid 1000 --create-home medsyn",
+        "+ cp -r /opt/medsyn-build/lock /opt/medsyn/lock",
+        "+ cd /",
+        "+ rm -rf /opt/medsyn/configs",
+        "+ mv /opt/medsyn-build/configs /opt/medsyn/configs",
+        f"- {code} /opt/medsyn/source",
+        f"+ {code} --force-reinstall /opt/medsyn-build/source",
+        "- rm -r /opt/medsyn/source",
+        "+ rm -r /opt/medsyn-build",
+        "- chmod -R a+rX /opt/medsyn/configs /opt/medsyn/lock",
+        "+ chmod -R a+rX /opt/medsyn",
+    ]
+
+
+def test_both_files_copy_the_same_in_the_same_order() -> None:
+    copies = [alike(rest).split() for rest in given("COPY")]
+    docker = [[source, target] for *sources, target in copies for source in sources]
+    definition = alike(section("files")).replace("/opt/medsyn-build/", "/opt/medsyn/")
+    assert docker == [line.split() for line in definition.splitlines() if line]
+
+
+def test_code_comes_after_every_package_so_that_a_change_of_it_builds_in_seconds() -> None:
+    lines = [f"{name} {rest}" for name, rest in instructions()]
+    packages = [number for number, line in enumerate(lines) if "--require-hashes" in line]
+    code = [number for number, line in enumerate(lines) if line.startswith("COPY") and "REQ" not in line.upper()]
+    assert len(packages) == 3
+    assert max(packages) < min(code)
+
+
+def test_every_installation_of_packages_can_have_secrets_and_needs_none() -> None:
+    optional = [("pip_conf", "/etc/pip.conf,required=false"), ("ca", "/run/secrets/ca.crt,required=false")]
+    for command in given("RUN"):
+        wanted = optional if "--require-hashes" in command else []
+        assert re.findall(r"--mount=type=secret,id=(\w+),target=(\S+)", command) == wanted
 
 
 def test_both_files_use_every_lock() -> None:
@@ -99,9 +151,8 @@ def test_both_files_begin_with_the_same_base() -> None:
 
 
 def test_both_files_have_the_same_entry_points() -> None:
-    entry = re.search(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.MULTILINE)
-    assert entry
-    start = json.loads(entry[1])[-1]
+    *reaper, start = json.loads(*given("ENTRYPOINT"))
+    assert reaper == ["/usr/bin/tini", "--"]
     assert section("runscript").split() == ["exec", start, '"$@"']
     apps = re.findall(r"^%apprun (\w+)$", DEFINITION, re.MULTILINE)
     assert apps == ["finetune", "rlhf", "generate", "evaluate", "doctor"]
@@ -111,11 +162,15 @@ def test_both_files_have_the_same_entry_points() -> None:
 
 
 def test_both_files_set_the_same_variables_but_for_the_hosts_python_and_dockers_driver() -> None:
-    block = re.search(r"^ENV (.*)$", joined(DOCKERFILE), re.MULTILINE)
-    assert block
-    docker = {word for word in block[1].split() if not word.startswith("NVIDIA_")}
-    exported = {line.removeprefix("export ") for line in map(str.strip, section("environment").splitlines()) if line}
-    assert docker == exported - {"PYTHONPATH=", "PYTHONHOME="}
+    docker = set(" ".join(given("ENV")).split())
+    definition = {line.strip().removeprefix("export ") for line in section("environment").splitlines() if line}
+    assert docker - definition == {"NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=compute,utility"}
+    assert definition - docker == {"PYTHONPATH=", "PYTHONHOME="}
+    assert {"PYTHONNOUSERSITE=1", "PYTHONSAFEPATH=1"} < docker & definition
+
+
+def test_the_docker_image_runs_as_an_ordinary_user() -> None:
+    assert given("USER") == ["1000"]
 
 
 def test_both_files_have_the_same_labels_and_the_version_of_the_project() -> None:
@@ -141,8 +196,8 @@ def test_the_dockerfile_has_no(what: str, pattern: str) -> None:
 
 @pytest.mark.parametrize("name", OF_THE_HOST)
 def test_no_image_sets_what_the_host_decides(name: str) -> None:
-    assert not re.search(rf"^(ENV\s+|\s+){name}\w*=", DOCKERFILE, re.MULTILINE)
-    assert f"export {name}" not in section("environment")
+    for text in (DOCKERFILE, DEFINITION):
+        assert not re.search(rf"\b{name}", without_comments(text))
 
 
 def test_no_file_of_the_image_has_an_address() -> None:
