@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from medsyn import calibrate, cli, merge, verify
+from medsyn import cli, merge, verify
 from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, InputProblems
 
 
@@ -142,6 +142,13 @@ def pretrain(program: str, arguments: Sequence[str]) -> int:
     return EXIT_DONE
 
 
+def calibrate(program: str, arguments: Sequence[str]) -> int:
+    """Paint a few batches with the campaign's pretrained model, and tell the rate to put into the configuration."""
+    from medsyn import calibrate
+
+    return calibrate.calibrate(program, arguments)
+
+
 def doctor(program: str, arguments: Sequence[str]) -> int:
     """Tell whether this machine is fit for a campaign, and what it will choose."""
     from medsyn import doctor
@@ -161,7 +168,7 @@ COMMANDS: dict[str, cli.Command] = {
     "prompts": ("check a prompt list, or build one that is balanced", prompts),
     "phantoms": ("draw the procedural data set", phantoms),
     "pretrain": ("train the embedded tiny model again (an hour or more)", pretrain),
-    "calibrate": ("measure the rate of this machine, for the plan's estimates", calibrate.calibrate),
+    "calibrate": ("measure the rate of this machine, for the plan's estimates", calibrate),
     "doctor": ("is this machine fit for a campaign?", doctor),
 }
 

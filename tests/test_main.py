@@ -12,6 +12,7 @@ from PIL import Image
 
 from medsyn import __main__ as main
 from medsyn import cli
+from medsyn.campaign.slurm.queue import SlurmError
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.stage import STAGES
 
@@ -72,6 +73,8 @@ def test_bad_input_is_one_line_per_problem_and_exit_code_65(capsys: pytest.Captu
     assert capsys.readouterr().err == "a.csv, line 3: is bad\nconfiguration, data.table: is worse\n"
     assert cli.dispatch("test", {"x": fail(InputError("b.csv", "is bad"))}, ["x"]) == 65
     assert capsys.readouterr().err == "b.csv: is bad\n"
+    assert cli.dispatch("test", {"x": fail(SlurmError("sbatch: no controller"))}, ["x"]) == 1
+    assert capsys.readouterr().err == "test: sbatch: no controller\n"
     assert cli.dispatch("test", {"x": fail(KeyboardInterrupt())}, ["x"]) == 130
     with pytest.raises(ZeroDivisionError):  # a bug is not hidden
         cli.dispatch("test", {"x": fail(ZeroDivisionError())}, ["x"])

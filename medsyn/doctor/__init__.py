@@ -4,17 +4,19 @@
 
 Answers the specification's sanity checks (driver, CUDA, devices) and what decides speed and failure on old cards:
 compute capability, memory, the precision and attention that will be chosen and why, 8-bit Adam, disk, offline flags,
-versions against the pins, packages that leak in from outside, and combinations known not to work together.
+versions against the pins, packages that leak in from outside, and combinations known not to work together. In the
+container image more is bad than elsewhere (image.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 
-from medsyn.doctor import devices, gpu, machine, packages
+from medsyn.doctor import adam, devices, gpu, isolation, machine, packages  # which import packages when they check
 from medsyn.doctor.finding import Finding
 from medsyn.errors import EXIT_BAD_NODE, EXIT_DONE
 
@@ -23,11 +25,12 @@ CHECKS: tuple[Check, ...] = (
     machine.check_python,
     machine.check_driver,
     devices.check_devices,
-    packages.check_bitsandbytes,
+    devices.check_choice,
+    adam.check_bitsandbytes,
     machine.check_disk,
     machine.check_offline,
     packages.check_versions,
-    packages.check_isolation,
+    isolation.check_isolation,
     packages.known_bad_combinations,
 )
 
@@ -42,9 +45,15 @@ def examine(more: Iterable[Check] = ()) -> list[Finding]:
     for check in (*CHECKS, *more):
         try:
             findings.extend(check())
-        except Exception as error:
-            findings.append(Finding(check.__name__, f"{type(error).__name__}: {error}", "bad"))
+        except (Exception, SystemExit) as error:  # a module that another one has taken the place of does anything
+            findings.append(Finding(check.__name__, _where(error), "bad"))
     return findings
+
+
+def _where(error: BaseException) -> str:
+    """What went wrong, and the file that says so: it may be one that has no business here."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,10 +71,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _print_table(findings: list[Finding]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
+    try:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+    except (Exception, SystemExit):  # absent, or another module of that name
+        _print_lines(findings)
+        return
     colours = {"good": "green", "note": "yellow", "bad": "bold red"}
     table = Table(title="medsyn doctor", title_justify="left")
     for column in ("check", "found", "", "what to do"):
@@ -74,3 +86,9 @@ def _print_table(findings: list[Finding]) -> None:
         verdict = f"[{colours[finding.verdict]}]{finding.verdict}[/]"
         table.add_row(finding.check, escape(finding.value), verdict, escape(finding.advice))
     Console().print(table)
+
+
+def _print_lines(findings: list[Finding]) -> None:
+    for finding in findings:
+        advice = f"\n      {finding.advice}" if finding.advice else ""
+        print(f"{finding.verdict:<5} {finding.check}: {finding.value}{advice}")

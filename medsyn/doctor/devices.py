@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from medsyn.doctor import image
 from medsyn.doctor.finding import GIB, Finding
 
 _PASCAL = {"sm_60", "sm_61"}  # binaries for sm_60 run on sm_61, the TITAN Xp
 
 
 def check_devices() -> Iterator[Finding]:
-    """Devices, capability, memory, and what will be chosen on them."""
+    """What torch was built for, and the devices it sees: capability and memory."""
     import torch
 
-    from medsyn.config import DeviceSection
-    from medsyn.models.device import choose_device
-
-    built = torch.version.cuda or "without CUDA"
-    yield Finding("torch", f"{torch.__version__} (CUDA {built})")
+    yield cuda_build(torch.__version__, torch.version.cuda)
     yield _pascal(architectures())
     yield Finding("cuda available", str(torch.cuda.is_available()), "good" if torch.cuda.is_available() else "note")
     yield Finding("cuda devices", str(torch.cuda.device_count()))
@@ -34,9 +31,27 @@ def check_devices() -> Iterator[Finding]:
             "good" if runs else "bad",
             "" if runs else f"this torch has no kernels for {name} ({', '.join(compiled)}): use the CUDA 11.8 image",
         )
+
+
+def check_choice() -> Iterator[Finding]:
+    """The device, precision and attention that tasks will choose."""
+    import torch
+
+    from medsyn.config import DeviceSection
+    from medsyn.models.device import choose_device
+
     for reason in choose_device(DeviceSection()).reasons:
         yield Finding("chosen", reason)
     yield _attention(torch.cuda.get_device_capability(0) if torch.cuda.is_available() else None)
+
+
+def cuda_build(version: str, cuda: str | None) -> Finding:
+    """The torch that is installed, and the CUDA it was built for; the image is made for a certain one."""
+    value = f"{version} ({f'CUDA {cuda}' if cuda else 'without CUDA'})"
+    if image.inside() and cuda != image.CUDA:
+        advice = f"the image is made for CUDA {image.CUDA}: for an older driver build it with requirements-cu118.txt"
+        return Finding("torch", value, "note", advice)
+    return Finding("torch", value)
 
 
 def _attention(capability: tuple[int, int] | None) -> Finding:

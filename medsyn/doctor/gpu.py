@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 from medsyn.doctor.finding import Finding
-from medsyn.models.weights import embedded_directory
 
 _ELEMENTS = (64, 1024)  # bitsandbytes keeps 8-bit state for tensors of 4096 elements or more only
 
@@ -72,6 +71,8 @@ def _half_vae() -> Finding:
     """The embedded model's decoder; medsyn itself keeps VAEs in float32."""
     import torch
     from diffusers import AutoencoderKL
+
+    from medsyn.models.weights import embedded_directory
 
     vae = AutoencoderKL.from_pretrained(str(embedded_directory() / "vae"), torch_dtype=torch.float16).to("cuda")
     size, channels = 16, vae.config.latent_channels

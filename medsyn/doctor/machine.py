@@ -7,12 +7,14 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from medsyn.doctor.finding import GIB, Finding
 
 _OFFLINE_FLAGS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_ON = {"1", "ON", "YES", "TRUE"}  # as huggingface_hub and transformers read them, in any case
 _FREE_DISK_GIB = 20  # one SD v1.5 fine-tune with two checkpoints and its caches
 
 
@@ -45,11 +47,12 @@ def check_driver() -> Iterator[Finding]:
 
 
 def check_disk() -> Iterator[Finding]:
-    """Room where campaigns and temporary files go."""
-    for name, path in (("disk here", Path.cwd()), ("disk TMPDIR", Path(os.environ.get("TMPDIR", "/tmp")))):
-        if not path.is_dir():
-            yield Finding(name, f"{path} does not exist", "bad", "set TMPDIR to an existing directory")
-            continue
+    """Room where campaigns and temporary files go; Python passes over a TMPDIR that it cannot write to."""
+    wanted, temporary = os.environ.get("TMPDIR"), Path(tempfile.gettempdir())
+    if wanted and not (Path(wanted).is_dir() and temporary.samefile(wanted)):
+        advice = f"temporary files go to {temporary}: set TMPDIR to an existing directory that can be written to"
+        yield Finding("TMPDIR", f"{wanted} cannot be used", "note", advice)
+    for name, path in (("disk here", Path.cwd()), ("disk TMPDIR", temporary)):
         free = shutil.disk_usage(path).free / GIB
         enough = free >= _FREE_DISK_GIB
         advice = "" if enough else f"an SD v1.5 fine-tune with two checkpoints wants {_FREE_DISK_GIB} GiB"
@@ -60,9 +63,10 @@ def check_offline() -> Iterator[Finding]:
     """Compute nodes have no internet; these flags turn a long time-out into a clear error."""
     for flag in _OFFLINE_FLAGS:
         value = os.environ.get(flag)
-        yield Finding(
-            flag,
-            value or "unset",
-            "good" if value in {"1", "true", "TRUE"} else "note",
-            "" if value else "weights are loaded from local files only, whatever this says",
-        )
+        if value and value.upper() in _ON:
+            yield Finding(flag, value)
+            continue
+        advice = "weights are loaded from local files only, whatever this says"
+        if value:
+            advice += "; it is not on, so other code may wait for the network: set it to 1"
+        yield Finding(flag, value or "unset", "note", advice)

@@ -1,21 +1,14 @@
-"""The packages Python finds: their versions, where they come from, combinations that fail, and 8-bit Adam's library."""
+"""The versions of packages: against the pins, and combinations that fail."""
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
-import importlib.util
-import os
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
-from medsyn.doctor.finding import Finding, Verdict
+from medsyn.doctor import image
+from medsyn.doctor.finding import Finding
 
 DISTRIBUTION = "medsyn-hpc"
-IMAGE_PREFIX = "/opt/medsyn"  # where the Dockerfile and apptainer.def install
-_PASCAL_LIBRARY = "libbitsandbytes_cuda118_nocublaslt.so"  # bitsandbytes takes it below sm_75
-_ADAM_SYMBOL = "cadam_8bit_blockwise_grad_fp32"
 
 
 def installed_version(package: str) -> str | None:
@@ -26,13 +19,14 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-def pins() -> dict[str, str]:
-    """Exact versions that medsyn asks for, by distribution name."""
+def pins(extras: bool = False) -> dict[str, str]:
+    """Exact versions that medsyn asks for, by distribution name; with `extras` those of its optional packages, too."""
     try:
         required = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
         return {}
-    exact = (line.split(";")[0].strip().split("==") for line in required if "==" in line and "extra" not in line)
+    wanted = (line.partition(";") for line in required)
+    exact = (name.split("==") for name, _, marker in wanted if "==" in name and (extras or "extra" not in marker))
     return {name.strip(): version.strip() for name, version in exact}
 
 
@@ -40,71 +34,25 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
 
 
-def check_bitsandbytes() -> Iterator[Finding]:
-    """8-bit Adam: what makes full fine-tuning of SD v1.5 fit 12 GB."""
-    version = installed_version("bitsandbytes")
-    if version is None:
-        yield Finding(
-            "bitsandbytes", "absent", "note", "finetune.use_8bit_adam needs it: pip install 'medsyn-hpc[bnb]'"
-        )
-        return
-    yield Finding("bitsandbytes", version)
-    spec = importlib.util.find_spec("bitsandbytes")  # not imported: that asks for a GPU
-    library = Path(spec.origin).with_name(_PASCAL_LIBRARY) if spec and spec.origin else None
-    if library is not None and library.is_file():
-        yield pascal_adam(library)
-
-
-def pascal_adam(library: Path) -> Finding:
-    """Whether bitsandbytes' library for Pascal finds the CUDA 11 libraries it needs; that takes no GPU."""
-    try:
-        getattr(ctypes.CDLL(str(library)), _ADAM_SYMBOL)
-    except (OSError, AttributeError) as error:
-        verdict: Verdict = "bad" if sys.prefix == IMAGE_PREFIX else "note"
-        advice = "Pascal cards need it for use_8bit_adam: install requirements-cuda11.txt, or take the image"
-        return Finding("8-bit Adam on Pascal", str(error), verdict, advice)
-    return Finding("8-bit Adam on Pascal", f"{library.name} resolves")
-
-
 def check_versions() -> Iterator[Finding]:
-    """Installed versions against the pins."""
-    wanted = pins()
+    """Installed versions against the pins; the code runs on other versions as well, the image has none but these."""
+    wanted = pins(extras=image.inside())
     if not wanted:
-        yield Finding("pins", f"{DISTRIBUTION} is not installed", "note", "run through `uv run`, or pip install -e .")
+        advice = image.BUILD_AGAIN if image.inside() else "run through `uv run`, or pip install -e ."
+        yield Finding("pins", f"{DISTRIBUTION} is not installed", image.verdict(), advice)
         return
-    off = {
-        name: installed_version(name) for name, version in wanted.items() if _is_other(installed_version(name), version)
-    }
+    found = {name: installed_version(name) for name in wanted}
+    off = {name: version for name, version in found.items() if _is_other(version, wanted[name])}
     if not off:
         yield Finding("pins", f"all {len(wanted)} packages as pinned")
-    for name, found in off.items():
-        missing = found is None
-        yield Finding(f"pin {name}", found or "absent", "bad" if missing else "note", f"pinned at {wanted[name]}")
+    for name, version in off.items():
+        advice = f"pinned at {wanted[name]}" + (f"; {image.BUILD_AGAIN}" if image.inside() else "")
+        yield Finding(f"pin {name}", version or "absent", image.verdict() if version else "bad", advice)
 
 
 def _is_other(found: str | None, wanted: str) -> bool:
     """2.1.2+cu118 is the pinned 2.1.2, built for a certain CUDA."""
     return found is None or found.split("+")[0] != wanted
-
-
-def check_isolation() -> Iterator[Finding]:
-    """Packages from a home folder or from PYTHONPATH take the place of the pinned ones, unseen."""
-    own = Path(sys.prefix).resolve()
-    elsewhere: dict[str, str] = {}
-    for distribution in importlib.metadata.distributions():
-        folder = Path(str(distribution.locate_file(""))).resolve()
-        if not folder.is_relative_to(own):
-            elsewhere.setdefault(distribution.name, str(folder))
-    in_image = sys.prefix == IMAGE_PREFIX
-    for place in sorted(set(elsewhere.values())):
-        names = [name for name, where in elsewhere.items() if where == place]
-        listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        advice = "unset PYTHONPATH and set PYTHONNOUSERSITE=1"
-        yield Finding("packages from elsewhere", f"{place}: {listed}", "bad" if in_image else "note", advice)
-    if not elsewhere:
-        yield Finding("isolation", f"every package is from {sys.prefix}")
-    if os.environ.get("PYTHONPATH"):
-        yield Finding("PYTHONPATH", os.environ["PYTHONPATH"], "note", "its modules come before the installed ones")
 
 
 def known_bad_combinations(version_of: Callable[[str], str | None] = installed_version) -> Iterator[Finding]:

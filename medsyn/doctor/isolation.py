@@ -1,0 +1,68 @@
+"""Where packages and modules come from: those of a home folder or of PYTHONPATH take the pinned ones' place, unseen."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator
+from importlib.machinery import FrozenImporter, PathFinder
+from pathlib import Path
+
+from medsyn.doctor import image
+from medsyn.doctor.finding import Finding
+
+_NAMES_SHOWN = 10
+
+
+def check_isolation() -> Iterator[Finding]:
+    """Every distribution and module that is found outside of this Python, by place; and PYTHONPATH."""
+    elsewhere: dict[str, set[str]] = {}
+    for name, place in (*_distributions(), *_modules()):
+        if not _is_own(place):
+            elsewhere.setdefault(str(place), set()).add(name)
+    for place_name, names in sorted(elsewhere.items()):
+        listed = ", ".join(sorted(names)[:_NAMES_SHOWN])
+        listed += f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        advice = "unset PYTHONPATH and set PYTHONNOUSERSITE=1"
+        yield Finding("packages from elsewhere", f"{place_name}: {listed}", image.verdict(), advice)
+    if not elsewhere:
+        yield Finding("isolation", f"every package is from {sys.prefix}")
+    if path := os.environ.get("PYTHONPATH"):
+        advice = "its modules come before the installed ones" + (": enter the image without" if image.inside() else "")
+        yield Finding("PYTHONPATH", path, image.verdict(), advice)
+
+
+def _is_own(place: Path) -> bool:
+    """Below this environment, or the standard library itself: other packages may be in folders below that."""
+    standard = (sysconfig.get_path("stdlib"), sysconfig.get_config_var("DESTSHARED"))
+    is_standard = place in [Path(folder).resolve() for folder in standard if folder]
+    return is_standard or place.is_relative_to(Path(sys.prefix).resolve())
+
+
+def _distributions() -> Iterator[tuple[str, Path]]:
+    for distribution in importlib.metadata.distributions():
+        yield distribution.name or "a package without a name", Path(str(distribution.locate_file(""))).resolve()
+
+
+def _modules() -> Iterator[tuple[str, Path]]:
+    """Every module of an installed distribution or of the standard library, and the folder it would come from."""
+    installed = {name for name in importlib.metadata.packages_distributions() if name.isidentifier()}
+    for name in sorted(installed | sys.stdlib_module_names):
+        for place in _places(name):
+            yield name, place
+
+
+def _places(name: str) -> list[Path]:
+    """The folders that `import name` reads from, several for a namespace package; none if it is not found.
+
+    Nothing is imported, so finders that packages add (editable installs, setuptools' distutils) are not asked.
+    """
+    if name in sys.builtin_module_names or FrozenImporter.find_spec(name):
+        return []
+    spec = PathFinder.find_spec(name)
+    if spec is None:
+        return []
+    found = list(spec.submodule_search_locations or ([spec.origin] if spec.origin else []))
+    return [Path(place).parent.resolve() for place in found]
