@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING
 from medsyn import disk
 from medsyn.campaign.locks import Busy
 from medsyn.campaign.preempt import EXIT_INTERRUPTED
-from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_SAVED, InputError, InputProblems, Problem
+from medsyn.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_SAVED,
+    InputError,
+    InputProblems,
+    Problem,
+    SlurmError,
+)
 
 if TYPE_CHECKING:
     from medsyn.campaign.records import Campaign
@@ -52,6 +61,9 @@ def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[
     except Busy as busy:
         print(f"{program}: {busy}; try again when it has ended", file=sys.stderr)
         return EXIT_SAVED
+    except SlurmError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
@@ -63,13 +75,6 @@ def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[
     except OSError as error:  # a full disk, a read-only file system, a stale handle
         print(f"{program}: {_place(error)}: {error.strerror or error}{_room(error)}", file=sys.stderr)
         return EXIT_BAD_INPUT if error.errno in _WRONG_PATH else EXIT_FAILED
-    except Exception as error:
-        from medsyn.campaign.slurm.queue import SlurmError  # imports pydantic and yaml, which doctor must not need
-
-        if not isinstance(error, SlurmError):
-            raise
-        print(f"{program}: {error}", file=sys.stderr)
-        return EXIT_FAILED
 
 
 def _place(error: OSError) -> str:

@@ -12,8 +12,7 @@ from PIL import Image
 
 from medsyn import __main__ as main
 from medsyn import cli
-from medsyn.campaign.slurm.queue import SlurmError
-from medsyn.errors import InputError, InputProblems, Problem
+from medsyn.errors import InputError, InputProblems, Problem, SlurmError
 from medsyn.stage import STAGES
 
 

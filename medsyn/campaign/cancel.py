@@ -12,6 +12,7 @@ from pathlib import Path
 from medsyn.campaign import ledger, locks
 from medsyn.campaign.slurm import queue
 from medsyn.campaign.slurm import submissions as on_record
+from medsyn.errors import SlurmError
 from medsyn.stage import CampaignDirectory
 
 GONE_SECONDS = 120.0  # Slurm's KillWait is 30 s unless the site says otherwise
@@ -34,7 +35,7 @@ def jobs(directory: CampaignDirectory, say: Say) -> int:
         if not found:
             say(f"cancelling {len(left)} jobs; waiting until they have ended")
         if time.monotonic() > end:
-            raise queue.SlurmError(f"{len(left)} cancelled jobs are still in the queue, {min(left)} among them")
+            raise SlurmError(f"{len(left)} cancelled jobs are still in the queue, {min(left)} among them")
         found |= left
         queue.cancel(left)  # again: one may have come back
         time.sleep(POLL_SECONDS)

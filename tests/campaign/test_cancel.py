@@ -13,8 +13,7 @@ from medsyn import disk
 from medsyn.campaign import cancel, ledger, locks, records
 from medsyn.campaign.slurm import queue
 from medsyn.campaign.slurm import submissions as on_record
-from medsyn.campaign.slurm.queue import SlurmError
-from medsyn.errors import InputError
+from medsyn.errors import InputError, SlurmError
 
 
 def test_the_launcher_at_work_is_asked_to_stop_and_its_tasks_save(trial: Trial) -> None:

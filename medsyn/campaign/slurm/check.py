@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from medsyn.campaign.machine import CONFIGURATION
 from medsyn.campaign.slurm import check_container, queue, site
 from medsyn.campaign.slurm.container import image_of
-from medsyn.campaign.slurm.queue import SlurmError
 from medsyn.campaign.slurm.site import GATE, Site
 from medsyn.config import Config
-from medsyn.errors import InputError, InputProblems, Problem
+from medsyn.errors import InputError, InputProblems, Problem, SlurmError
 from medsyn.stage import STAGES
 
 OF_ONE_MACHINE = ("/tmp/", "/var/tmp/", "/dev/shm/", "/run/")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from medsyn.campaign.plan import Key
 from medsyn.campaign.slurm.submissions import Submission
+from medsyn.errors import SlurmError
 
 TIMEOUT_SECONDS = 20.0
 WAITING_STATES = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED", "PREEMPTED")
@@ -50,10 +51,6 @@ class QueueView:
     tasks: Mapping[Key, Job] = field(default_factory=dict)
     gates: Mapping[str, Job] = field(default_factory=dict)  # by the name of the submission
     problem: str | None = None
-
-
-class SlurmError(Exception):
-    """A Slurm command failed; the message is its last line."""
 
 
 def call(*command: str, timeout: float = TIMEOUT_SECONDS) -> str:

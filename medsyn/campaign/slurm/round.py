@@ -21,10 +21,10 @@ from medsyn.campaign.records import Campaign
 from medsyn.campaign.slurm import container, options, queue, script
 from medsyn.campaign.slurm import submissions as on_record
 from medsyn.campaign.slurm.graph import Graph, Node
-from medsyn.campaign.slurm.queue import SlurmError
 from medsyn.campaign.slurm.site import Site
 from medsyn.campaign.slurm.submissions import Submission
 from medsyn.disk import make_directory
+from medsyn.errors import SlurmError
 
 GATE_REQUEUES = 3
 BAD_NODES = "bad-nodes"

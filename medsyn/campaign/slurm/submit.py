@@ -18,11 +18,11 @@ from medsyn.campaign.records import Campaign
 from medsyn.campaign.slurm import entry, graph, queue
 from medsyn.campaign.slurm import submissions as on_record
 from medsyn.campaign.slurm.graph import Graph, Queued
-from medsyn.campaign.slurm.queue import QueueView, SlurmError
+from medsyn.campaign.slurm.queue import QueueView
 from medsyn.campaign.slurm.round import Functions, Round, Say, take_back_unreleased
 from medsyn.campaign.slurm.site import Site
 from medsyn.campaign.slurm.submissions import Submission
-from medsyn.errors import InputProblems, Problem
+from medsyn.errors import InputProblems, Problem, SlurmError
 
 SLURMS_MAX_ARRAY_SIZE = 1001
 LEAVING_SECONDS = 60.0
