@@ -100,7 +100,7 @@ def _inside(wanted: Container, profile: Site, source: str) -> list[Problem]:
         reason = f"{wanted.runtime} is not on this machine, so the versions inside the image were not compared"
         return [Problem(source, reason, key="container.runtime", severity="warning")]
     pins = packages.pins()
-    command = [*container.command(wanted, [], profile.environment), "-c", _PROBE, json.dumps(pins)]
+    command = [*container.command(wanted, [], container.task_environment(profile)), "-c", _PROBE, json.dumps(pins)]
     try:
         done = subprocess.run(
             command,

@@ -44,7 +44,7 @@ def python(site: Site, campaign: Campaign, wanted: Resources, environment: Mappi
 
 
 def command(
-    container: Container, paths: Sequence[str], environment: Mapping[str, object] | None = None, gpu: bool = False
+    container: Container, paths: Sequence[str], environment: Mapping[str, object], gpu: bool = False
 ) -> list[str]:
     """The words before Python's arguments: `apptainer exec ... IMAGE python3`.
 
@@ -59,7 +59,7 @@ def command(
         words.append("--nv")
     for bind in [*paths, *container.binds]:
         words += ["--bind", bind]
-    for name, value in {**_CLEAN, **(environment or {}), **container.environment}.items():
+    for name, value in {**environment, **container.environment}.items():
         words += ["--env", f"{name}={value}"]
     return [*words, *container.options, container.image, container.python]
 
