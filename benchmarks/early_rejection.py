@@ -42,14 +42,14 @@ from rich.table import Table
 from torch import Tensor
 
 from medsyn import disk
-from medsyn.campaign import records
+from medsyn.campaign.estimate import architecture
+from medsyn.campaign.state import campaign_file
 from medsyn.config import Config
-from medsyn.generation.loader import Loader
-from medsyn.generation.painter import Painter
-from medsyn.generation.provenance import quantise
-from medsyn.generation.sampler import build_scheduler, initial_noise, sample
-from medsyn.generation.shard import Item, read_blocks
-from medsyn.models import architecture
+from medsyn.generation.block_store import Item, read_blocks
+from medsyn.generation.sample.batch import Painter
+from medsyn.generation.sample.load import Loader
+from medsyn.generation.sample.sampler import build_scheduler, initial_noise, sample
+from medsyn.generation.write.png import quantise
 
 RATIOS = {  # of a row, by what they are called
     "UNet": "unet",
@@ -182,7 +182,7 @@ def candidates(config: Config, modality: str, batches: int) -> Iterator[list[tup
 
 def sample_all(root: Path, count: int, looks: Sequence[int], console: Console) -> tuple[dict[str, Scores], Costs]:
     """The scores of `count` candidates of every modality, and what one costs in seconds."""
-    campaign = records.open_campaign(root)
+    campaign = campaign_file.open_campaign(root)
     config = campaign.config
     size = config.generation.images_per_batch
     batches = 2 * max(1, count // (2 * size))
@@ -304,7 +304,7 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def measure(root: Path, args: argparse.Namespace, console: Console) -> tuple[list[Row], dict[str, Any]]:
     """All rows, and the facts of the run."""
-    config = records.open_campaign(root).config
+    config = campaign_file.open_campaign(root).config
     steps, size = config.generation.num_inference_steps, config.generation.images_per_batch
     looks = sorted({max(1, round(fraction * steps)) for fraction in args.fractions})
     scores, costs = sample_all(root, args.candidates, looks, console)

@@ -24,12 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from medsyn import disk
-from medsyn.campaign import ledger, records
-from medsyn.campaign.records import Campaign
+from medsyn.campaign.state import campaign_file, ledger
+from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.worker import STAGE_FUNCTIONS
-from medsyn.evaluation.gather import stage_times
+from medsyn.evaluation.read_campaign import stage_times
 from medsyn.evaluation.report_tables import duration
-from medsyn.generation.shard import TIMING
+from medsyn.generation.block_store import TIMING
 from medsyn.stage import slug
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +63,7 @@ def main() -> int:
             started = time.perf_counter()
             submit(args.config, root, args.overrides)
             whole = time.perf_counter() - started
-        campaign = records.open_campaign(root)
+        campaign = campaign_file.open_campaign(root)
         rows = [row for row in measure(campaign) if row.attempts]
         show(Console(), campaign, rows, whole)
         if args.json:

@@ -41,11 +41,11 @@ from rich.table import Table
 from torch import nn
 
 from medsyn.config import DeviceSection, ScorerSection
-from medsyn.generation.painter import Painter, Recipe
-from medsyn.generation.shard import Item
+from medsyn.generation.block_store import Item
+from medsyn.generation.sample.batch import Painter, Recipe
 from medsyn.models import weights
 from medsyn.models.device import choose_device
-from medsyn.models.synthetic import SyntheticSystem, load_synthetic
+from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
 
 NAMES = {"a": "(a) specification's loop", "b": "(b) diffusers, a batch a call", "c": "(c) medsyn"}
 SCORERS = {

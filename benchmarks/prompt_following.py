@@ -30,14 +30,14 @@ from rich.table import Table
 
 from medsyn import config as configuration
 from medsyn import disk
-from medsyn.data.phantoms import KINDS, Phantom, draw_phantom
+from medsyn.data.phantoms.phantom import KINDS, Phantom, draw_phantom
 from medsyn.evaluation import judge
 from medsyn.evaluation.features import shrink
-from medsyn.generation.painter import Painter, Recipe
-from medsyn.generation.provenance import quantise
-from medsyn.generation.shard import Item
+from medsyn.generation.block_store import Item
+from medsyn.generation.sample.batch import Painter, Recipe
+from medsyn.generation.write.png import quantise
 from medsyn.models.device import choose_device
-from medsyn.models.synthetic import SyntheticSystem, load_synthetic
+from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
 
 DEMANDED = {"modality": 0.9, "finding": 0.6}
 PROMPT_SEED, REAL_SEED = 1_000_003, 1_000_033  # neither a campaign's nor the judge's

@@ -34,7 +34,7 @@ from rich.table import Table
 
 from medsyn import config as configuration
 from medsyn import disk
-from medsyn.campaign import records
+from medsyn.campaign.state import campaign_file, markers
 from medsyn.config import Config
 
 ROOT = Path(__file__).parents[1]
@@ -96,14 +96,14 @@ def write_prompts(path: Path, count: int) -> None:
 
 def plan(root: Path, share: slice) -> None:
     """`launch.py plan`."""
-    from medsyn.campaign import inputs
+    from medsyn.campaign.plan import inputs
 
     assert inputs.check(make_config(root)).plan.tasks
 
 
 def prepare(root: Path, share: slice) -> None:
     """Check every input and write what tasks read: `launch.py submit` before anything is queued."""
-    from medsyn.campaign import prepare as preparing
+    from medsyn.campaign.plan import prepare as preparing
 
     preparing.prepare(make_config(root))
 
@@ -112,10 +112,10 @@ def generate(root: Path, share: slice) -> None:
     """A share of the shards, with images that cost nothing."""
     import numpy as np
 
-    from medsyn.generation import generate as stage
+    from medsyn.generation import stage
     from medsyn.generation.filter import Candidate
-    from medsyn.generation.loader import Loader
-    from medsyn.generation.painter import Batch, Recipe
+    from medsyn.generation.sample.batch import Batch, Recipe
+    from medsyn.generation.sample.load import Loader
     from medsyn.stage import Control
 
     class Stub:
@@ -131,33 +131,33 @@ def generate(root: Path, share: slice) -> None:
             candidates = [Candidate(attempt, self.recipe.image_seed(item, attempt)) for item, attempt in wanted]
             return Batch(candidates, [np.full((32, 32, 1), 128, np.uint8)] * len(wanted), 0, 0.0)
 
-    campaign = records.open_campaign(root / "campaign")
+    campaign = campaign_file.open_campaign(root / "campaign")
     stub: Any = lambda self, mode: Stub(Recipe.of(self.config, self.modality))  # noqa: E731
     Loader.painter = stub  # type: ignore[method-assign]
     for planned in campaign.plan.by_stage["generate"][share]:
         stage.run(campaign.config, planned.task, campaign.directory, Control())
-        records.write_done(campaign, planned, {})
+        markers.write_done(campaign, planned, {})
 
 
 def status(root: Path, share: slice) -> None:
     """`launch.py status`."""
-    from medsyn.campaign.status import reading
+    from medsyn.campaign.status import read
 
-    assert reading.read(records.open_campaign(root / "campaign")).exit_code
+    assert read.read(campaign_file.open_campaign(root / "campaign")).exit_code
 
 
 def verify(root: Path, share: slice) -> None:
     """`python -m medsyn verify`."""
-    from medsyn import verify as command
+    from medsyn.cli import verify as cli_verify
 
-    assert command.verify("verify", [str(root / "campaign")]) == 0
+    assert cli_verify.verify("verify", [str(root / "campaign")]) == 0
 
 
 def merge(root: Path, share: slice) -> None:
     """`python -m medsyn merge`."""
-    from medsyn import merge as command
+    from medsyn.cli import verify as cli_verify
 
-    assert command.merge("merge", [str(root / "campaign")]) == 0
+    assert cli_verify.merge("merge", [str(root / "campaign")]) == 0
 
 
 STEPS: dict[str, Callable[[Path, slice], None]] = {
@@ -198,7 +198,7 @@ def start_up(root: Path) -> tuple[float, float]:
 
     The stages before `generate` are run for it.
     """
-    campaign = records.open_campaign(root / "campaign")
+    campaign = campaign_file.open_campaign(root / "campaign")
     tasks = campaign.plan.by_stage["generate"]
     for planned in campaign.plan.tasks:
         if planned.task.stage in TRAINING:
@@ -234,7 +234,7 @@ def run(root: Path, count: int, processes: int, tell: Callable[[str], None]) -> 
         size.seconds[step], size.cpu[step], size.memory[step] = measure(step, root, shared)
         tell(f"{count:,} prompts: {step} {_cell(size, step)}")
     size.start_up_done = start_up_done(root)
-    size.shards = len(records.open_campaign(root / "campaign").plan.by_stage["generate"])
+    size.shards = len(campaign_file.open_campaign(root / "campaign").plan.by_stage["generate"])
     for folder, folders, files in os.walk(root / "campaign"):
         size.files += len(files)
         size.fullest = max(size.fullest, len(folders) + len(files))

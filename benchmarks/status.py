@@ -23,10 +23,11 @@ from pathlib import Path
 
 from medsyn import config as configuration
 from medsyn import disk
-from medsyn.campaign import ledger, prepare, records, summary
-from medsyn.campaign.plan import PlannedTask
-from medsyn.campaign.records import Campaign
+from medsyn.campaign.plan import prepare
 from medsyn.campaign.slurm import submissions
+from medsyn.campaign.state import done_index, ledger, markers
+from medsyn.campaign.state.campaign_file import Campaign
+from medsyn.campaign.tasks import PlannedTask
 
 ROOT = Path(__file__).parents[1]
 MODALITIES = ("CT", "OCT")
@@ -123,10 +124,10 @@ def _queue(campaign: Campaign, shards: list[PlannedTask]) -> Iterator[tuple[str,
 
 def _write_marker(campaign: Campaign, planned: PlannedTask) -> None:
     """What `records.write_done` leaves; the files it lists are not there, and status does not look at them."""
-    files = [{"path": str(path), "size": 1234, "sha256": "0" * 64} for path in records.outputs(campaign, planned)]
+    files = [{"path": str(path), "size": 1234, "sha256": "0" * 64} for path in markers.outputs(campaign, planned)]
     made = {"made": BLOCKS * BATCH, "accepted": BLOCKS * BATCH, "candidates": 2 * BLOCKS * BATCH}
     marker = {
-        "fingerprint": records.task_fingerprint(campaign, planned),
+        "fingerprint": markers.task_fingerprint(campaign, planned),
         "time": time.time(),
         "attempts": 1,
         "seconds": 600.0,
@@ -135,7 +136,7 @@ def _write_marker(campaign: Campaign, planned: PlannedTask) -> None:
         "outputs": files,
     }
     disk.write_json(campaign.directory.done(*planned.key), marker)
-    summary.append(campaign.directory, *planned.key, marker)
+    done_index.append(campaign.directory, *planned.key, marker)
 
 
 def _time(config: Path, environment: dict[str, str]) -> tuple[float, float]:

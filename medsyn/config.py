@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
-from medsyn.solvers import MOST_GUIDANCE, TRAINING_STEPS, SchedulerName, wrong_steps
+from medsyn.schedulers import MOST_GUIDANCE, TRAINING_STEPS, SchedulerName, wrong_steps
 
 EMBEDDED = "embedded"  # model_paths.stable_diffusion: the tiny model that ships with medsyn
 MOST_IMAGES = 1_000_000  # of one prompt

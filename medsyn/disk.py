@@ -282,3 +282,8 @@ def fingerprint(value: Any, encode: Callable[[Any], Any] = str) -> str:
     """Hex SHA-256 of a JSON-ready value in canonical form: same value, same fingerprint, on every machine."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=encode)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def absolute(path: str) -> Path:
+    """The path from the root on, links kept."""
+    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 (Path.absolute keeps '..')

@@ -17,6 +17,9 @@ EXIT_BAD_INPUT = 65  # EX_DATAERR: running again without a change would fail aga
 EXIT_NO_PROGRESS = 70  # EX_SOFTWARE: failed twice at the same place
 EXIT_SAVED = 75  # EX_TEMPFAIL: progress is on disk, run me again
 EXIT_BAD_NODE = 78  # EX_CONFIG: this machine is unfit (no GPU visible, disk full)
+EXIT_INTERRUPTED = 130  # Ctrl-C, as shells count it
+
+CONFIGURATION = "configuration"  # how messages name it
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.helpers.paths import SHARED_DATA
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from small_campaign import finish
 
 from medsyn.config import ENVIRONMENT
-
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
-
+from tests.helpers.small_campaign import finish
 
 # Files are dealt to processes in this order: those that take minutes begin first, and one that waits for Slurm runs
 # beside one that computes.

@@ -7,8 +7,9 @@ import pytest
 from medsyn import config
 from medsyn.config import Config
 from medsyn.errors import InputError, InputProblems
+from tests.helpers.paths import ROOT
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -29,7 +30,7 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
 
 
 def test_the_tiny_file_explains_every_key_there_is() -> None:
-    tree = config.yaml.safe_load((Path(__file__).parents[1] / "configs" / "tiny.yaml").read_text())
+    tree = config.yaml.safe_load((ROOT / "configs" / "tiny.yaml").read_text())
     assert {key for key, _ in config.flatten(tree)} == {key for key, _ in config.flatten(Config().model_dump())}
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from small_campaign import ROOT, SMALLER, finish, kill_when, results
 
-from medsyn.data.images import read_image
+from medsyn.data.images.read import read_image
 from medsyn.disk import read_jsonl
+from tests.helpers.small_campaign import ROOT, SMALLER, finish, kill_when, results
 
 pytestmark = pytest.mark.slow
 

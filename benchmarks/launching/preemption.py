@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 from launching import cluster
 from launching.startup import SMALL, heartbeat
 from medsyn import config as configuration
-from medsyn.campaign import cancel, locks, prepare, records
-from medsyn.campaign.plan import Key
-from medsyn.campaign.records import Campaign
+from medsyn.campaign import cancel
+from medsyn.campaign.plan import prepare
 from medsyn.campaign.slurm import site, submit
+from medsyn.campaign.state import attempts, locks
+from medsyn.campaign.state.campaign_file import Campaign
+from medsyn.campaign.tasks import Key
 
 KEY: Key = ("finetune", "x-ray")
 ENDLESS = ["finetune.max_train_steps=1000000", "finetune.checkpointing_steps=1000"]
@@ -89,7 +91,7 @@ def process_start(process: int) -> float:
 
 
 def _line(campaign: Campaign, event: str, attempt: int) -> dict[str, Any] | None:
-    lines = records.attempt_lines(campaign.directory, KEY)
+    lines = attempts.attempt_lines(campaign.directory, KEY)
     return next((line for line in lines if line["event"] == event and line["attempt"] == attempt), None)
 
 

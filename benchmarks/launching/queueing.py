@@ -12,10 +12,12 @@ from pathlib import Path
 from launching import cluster
 from medsyn import config as configuration
 from medsyn import disk
-from medsyn.campaign import cancel, locks, prepare, records
-from medsyn.campaign.records import Campaign
+from medsyn.campaign import cancel
+from medsyn.campaign.plan import prepare
 from medsyn.campaign.slurm import queue, site, submit
 from medsyn.campaign.slurm import submissions as on_record
+from medsyn.campaign.state import campaign_file, locks
+from medsyn.campaign.state.campaign_file import Campaign
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def measure(folder: Path, shards: int) -> Queued:
     looked = seconds_of_status(overrides)
     seconds.append(_seconds_to_queue(campaign, profile))
     started = time.perf_counter()
-    records.open_campaign(campaign.directory.root).plan.find(
+    campaign_file.open_campaign(campaign.directory.root).plan.find(
         "generate", campaign.plan.by_stage["generate"][-1].task.name
     )
     opened = time.perf_counter() - started

@@ -15,9 +15,10 @@ from typing import Any
 
 from launching import cluster
 from medsyn import disk
-from medsyn.campaign import records
-from medsyn.campaign.plan import Key, PlannedTask
-from medsyn.campaign.records import Campaign
+from medsyn.campaign.state import attempts as state_attempts
+from medsyn.campaign.state import campaign_file
+from medsyn.campaign.state.campaign_file import Campaign
+from medsyn.campaign.tasks import Key, PlannedTask
 from medsyn.campaign.worker import STAGE_FUNCTIONS
 from medsyn.stage import CampaignDirectory
 
@@ -33,7 +34,7 @@ SMALL = [
     "generation.quality_threshold=0.3",
     "evaluation.kid_subsets=3",
 ]
-SUBMITIT = "submitit.core.submission, medsyn.campaign.slurm.entry"  # what a job imports before its stage
+SUBMITIT = "submitit.core.submission, medsyn.campaign.slurm.job"  # what a job imports before its stage
 WORKER = "medsyn.__main__, medsyn.campaign.worker"
 _IMPORT = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)")
 REPEATS = 2
@@ -56,7 +57,7 @@ def run_campaign(folder: Path) -> Campaign:
     words = [*SMALL, f"campaign.dir={folder / 'campaign'}", "--cluster", "local"]
     command = [sys.executable, "launch.py", "submit", str(cluster.CONFIG), *words]
     subprocess.run(command, cwd=cluster.ROOT, check=True, stdout=subprocess.DEVNULL)
-    return records.open_campaign(folder / "campaign")
+    return campaign_file.open_campaign(folder / "campaign")
 
 
 def measure(campaign: Campaign) -> list[StartUp]:
@@ -81,7 +82,7 @@ def start_up(campaign: Campaign, planned: PlannedTask, to_the_end: bool = True) 
         RuntimeError: the task ended before it came to its first step, or took too long.
     """
     directory = campaign.directory
-    attempts = len(records.attempt_lines(directory, planned.key))
+    attempts = len(state_attempts.attempt_lines(directory, planned.key))
     started = time.time()
     command = [sys.executable, "-m", "medsyn", "worker", str(directory.root), *planned.key]
     with subprocess.Popen(command, cwd=cluster.ROOT, stdout=subprocess.DEVNULL) as process:
@@ -94,7 +95,7 @@ def start_up(campaign: Campaign, planned: PlannedTask, to_the_end: bool = True) 
         cpu = cpu_seconds(process.pid)
         if not to_the_end:
             process.kill()
-    tried = records.attempt_lines(directory, planned.key)[attempts]["time"]
+    tried = state_attempts.attempt_lines(directory, planned.key)[attempts]["time"]
     return StartUp(planned.task.stage, tried - started, beat["time"] - started, cpu)
 
 
@@ -110,7 +111,7 @@ def _forget(campaign: Campaign, planned: PlannedTask) -> None:
 
 def heartbeat(directory: CampaignDirectory, key: Key, unit: str | None = None) -> dict[str, Any] | None:
     """The task's newest heartbeat (counted in `unit`), or None."""
-    beat = records.progress(directory, key)
+    beat = state_attempts.progress(directory, key)
     return beat if beat and unit in (None, beat["unit"]) else None
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from medsyn.config import ScorerSection
-from medsyn.generation.sampler import build_scheduler
+from medsyn.generation.sample.sampler import build_scheduler
 from medsyn.models.policy import Policy
 from medsyn.models.selector import Selector
-from medsyn.models.synthetic import SyntheticSystem
-from medsyn.solvers import SchedulerName
+from medsyn.models.stable_diffusion import SyntheticSystem
+from medsyn.schedulers import SchedulerName
 
 
 def sd15(system: SyntheticSystem) -> None:

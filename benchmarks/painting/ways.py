@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from medsyn.generation.background import Writer
-from medsyn.generation.block import Order, make_block
+from medsyn.generation.block_store import ATTEMPTS, Item, read_manifest
 from medsyn.generation.filter import Rule
-from medsyn.generation.painter import Painter
-from medsyn.generation.shard import ATTEMPTS, Item, read_manifest
-from medsyn.models.synthetic import SyntheticSystem
+from medsyn.generation.make.block import Order, make_block
+from medsyn.generation.make.writer_thread import Writer
+from medsyn.generation.sample.batch import Painter
+from medsyn.models.stable_diffusion import SyntheticSystem
 from painting.models import Judge, pipeline
 
 Work = Literal["painting", "files", "filter"]

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from medsyn.campaign import ledger, locks
 from medsyn.campaign.slurm import queue
 from medsyn.campaign.slurm import submissions as on_record
+from medsyn.campaign.state import ledger, locks
 from medsyn.errors import SlurmError
 from medsyn.stage import CampaignDirectory
 

@@ -2,23 +2,26 @@
 
 Nothing is deleted: what is damaged is moved into a folder of its own in the campaign's directory. A block that is gone
 makes its task count as not done, so a repair may be killed at any moment and made again.
+
+Are the records and tables of finished generate tasks, byte by byte, what they were when the task ended?
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from medsyn import disk
-from medsyn.campaign import locks, records
-from medsyn.campaign.plan import Key, PlannedTask
-from medsyn.campaign.records import Campaign
-from medsyn.generation.findings import Finding
-from medsyn.generation.made_with import CIRCUMSTANCES, CIRCUMSTANCES_FILE, write_circumstances
-from medsyn.generation.shard import MANIFEST
-from medsyn.generation.shard_tables import ATTEMPTS_TABLE, MANIFEST_TABLE
+from medsyn.campaign.state import locks, markers
+from medsyn.campaign.state.campaign_file import Campaign, FileRecord
+from medsyn.campaign.state.markers import done_marker, outputs
+from medsyn.campaign.tasks import Key, PlannedTask
+from medsyn.generation.block_store import MANIFEST
+from medsyn.generation.verify.finding import Finding
+from medsyn.generation.write.parquet import ATTEMPTS_TABLE, MANIFEST_TABLE
+from medsyn.generation.write.provenance import CIRCUMSTANCES, CIRCUMSTANCES_FILE, write_circumstances
 
 SET_ASIDE = "set-aside"
 _STAGES = ("generate", "evaluate")  # whose tasks write or read images
@@ -101,9 +104,35 @@ def _restore_circumstances(campaign: Campaign) -> None:
     if path.exists():
         return
     for planned in campaign.plan.by_stage.get("generate", []):
-        for manifest in records.outputs(campaign, planned):
+        for manifest in markers.outputs(campaign, planned):
             if manifest.name == MANIFEST and manifest.is_file():
                 record = next(disk.read_jsonl(manifest), {})
                 if all(key in record for key in CIRCUMSTANCES):
                     write_circumstances(path, record)
                     return
+
+
+def marker_findings(campaign: Campaign, told: Collection[Path]) -> Iterator[Finding]:
+    """A finding for every file that a done marker lists otherwise; blocks and tables in `told` are passed over."""
+    root = campaign.directory.root
+    for planned in campaign.plan.by_stage.get("generate", []):
+        marker = campaign.directory.done(*planned.key)
+        facts = done_marker(campaign, planned)
+        if facts is None:
+            if marker.exists():
+                yield Finding(marker, "is damaged, or of another campaign", marker)
+            continue
+        try:
+            listed = [FileRecord(**output) for output in facts["outputs"]]
+            places = [(record, root / record.path) for record in listed]
+        except (KeyError, TypeError):
+            places = []
+        if [path for _, path in places] != list(outputs(campaign, planned)):
+            yield Finding(marker, "is damaged: it does not list what the task made", marker)
+            continue
+        for record, path in places:
+            damaged = path if path.name in (MANIFEST_TABLE, ATTEMPTS_TABLE) else path.parent
+            if damaged in told or not path.is_file():
+                continue
+            if path.stat().st_size != record.size or disk.sha256_file(path) != record.sha256:
+                yield Finding(path, "has other content than when its task ended", damaged)

@@ -3,27 +3,35 @@
 A task that is done leaves before anything heavy is imported. Otherwise its inputs are checked by record, its stage's
 function runs, and whatever comes out of that becomes one of the exit codes of `medsyn.errors` and a record on disk.
 Any task may be killed at any instruction and run again.
+
+Signals: asking a running task to save and leave.
+
+A handler only sets a flag (rule 3 of the design); the stage's loop looks at it where everything is on disk. submitit's
+own handlers are replaced by these, because on a default cluster they ignore SIGTERM.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import gc
 import importlib
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeAlias
 
 from medsyn import disk, errors
-from medsyn.campaign import locks, preempt, records
-from medsyn.campaign.plan import Key, PlannedTask
-from medsyn.campaign.records import Campaign
+from medsyn.campaign.state import attempts, campaign_file, locks, markers
+from medsyn.campaign.state.campaign_file import Campaign
+from medsyn.campaign.tasks import Key, PlannedTask
 from medsyn.config import Config
 from medsyn.errors import InputError, InputProblems
 from medsyn.stage import BadNode, CampaignDirectory, Control, NoProgress, Saved, Task
@@ -35,13 +43,15 @@ STAGE_FUNCTIONS = {
     "finetune": "medsyn.training.finetune:run",
     "rlhf-stage1": "medsyn.training.rlhf:run_stage1",
     "rlhf-stage2": "medsyn.training.rlhf:run_stage2",
-    "generate": "medsyn.generation.generate:run",
+    "generate": "medsyn.generation.stage:run",
     "evaluate": "medsyn.evaluation.evaluate:run",
 }
 LOCK_POLL_SECONDS = 0.2
 TRACEBACK_LINES = 20
 # What the CUDA runtime says (cudaGetErrorString) when it is the card, and not the program, that fails.
 BROKEN_GPU = ("uncorrectable ECC error", "no CUDA-capable device is detected", "hardware stack error", "GPU is lost")
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def run_task(
@@ -59,17 +69,17 @@ def run_task(
     Raises:
         InputError: there is no such campaign or task.
     """
-    campaign = records.open_campaign(root)
+    campaign = campaign_file.open_campaign(root)
     planned = campaign.plan.find(stage, which)
-    if records.why_not_done(campaign, planned) is None:
+    if markers.why_not_done(campaign, planned) is None:
         return _already_done(planned)
     control = Control(campaign.directory.beat(*planned.key))
-    preempt.install(control)
+    install(control)
     if parent is not None:
-        preempt.leave_with_parent(parent, control)
+        leave_with_parent(parent, control)
     try:
         with _lock(campaign.directory.attempts(*planned.key), planned, control):
-            if records.why_not_done(campaign, planned) is None:  # whoever held the lock did it
+            if markers.why_not_done(campaign, planned) is None:  # whoever held the lock did it
                 return _already_done(planned)
             return _attempt(campaign, planned, control, functions[stage])
     except Saved:
@@ -99,19 +109,19 @@ def _lock(path: Path, planned: PlannedTask, control: Control) -> ExitStack:
 
 def _attempt(campaign: Campaign, planned: PlannedTask, control: Control, function: str) -> int:
     directory, key = campaign.directory, planned.key
-    before = records.read_failure(directory, key)
+    before = attempts.read_failure(directory, key)
     started = time.time()
     number = 0
     try:
-        number = records.start_attempt(directory, key)
-        _check_inputs(campaign, planned, control, records.LATENCY_SECONDS if records.slurm_job() else 0.0)
+        number = attempts.start_attempt(directory, key)
+        _check_inputs(campaign, planned, control, campaign_file.LATENCY_SECONDS if attempts.slurm_job() else 0.0)
         run = _load(function, campaign.config.device.cpu_threads)
         control.leave_if_asked()
         run(campaign.config, planned.task, directory, control)
-        records.write_done(campaign, planned, {"attempts": number, "seconds": time.time() - started})
+        markers.write_done(campaign, planned, {"attempts": number, "seconds": time.time() - started})
         code, reason = errors.EXIT_DONE, "done"
     except KeyboardInterrupt:
-        code, reason = preempt.EXIT_INTERRUPTED, "interrupted"
+        code, reason = errors.EXIT_INTERRUPTED, "interrupted"
     except Saved:
         code, reason = errors.EXIT_SAVED, "saved"
         directory.failed(*key).unlink(missing_ok=True)
@@ -119,7 +129,7 @@ def _attempt(campaign: Campaign, planned: PlannedTask, control: Control, functio
         code, reason = _fail(error, control, directory, key, before)
     print(f"{' '.join(key)}: {reason} (exit code {code})", flush=True)
     with suppress(OSError):  # a full disk must not hide why the task ended
-        records.end_attempt(directory, key, number, code, reason, control.asked)
+        attempts.end_attempt(directory, key, number, code, reason, control.asked)
     return code
 
 
@@ -128,7 +138,7 @@ def _check_inputs(campaign: Campaign, planned: PlannedTask, control: Control, la
     end = time.monotonic() + latency_seconds
     while True:
         try:
-            return records.check_inputs(campaign, planned)
+            return markers.check_inputs(campaign, planned)
         except InputError:
             if time.monotonic() > end:
                 raise
@@ -160,13 +170,13 @@ def _fail(
         text = "".join(traceback.format_exception(error))
         print(text, file=sys.stderr, flush=True)
         failure["traceback"] = text.splitlines()[-TRACEBACK_LINES:]
-        if before is not None and records.same_place(before, failure):
+        if before is not None and attempts.same_place(before, failure):
             code = errors.EXIT_NO_PROGRESS
             print("this is the second failure at the same place", file=sys.stderr, flush=True)
     else:
         print(message, file=sys.stderr, flush=True)
     with suppress(OSError):
-        records.write_failure(directory, key, {"exit_code": code, **failure})
+        attempts.write_failure(directory, key, {"exit_code": code, **failure})
     return code, f"{type(error).__name__}: {message}".splitlines()[0]
 
 
@@ -208,3 +218,29 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def install(control: Control) -> None:
+    """Turn SIGTERM, SIGUSR2 and the first Ctrl-C into `control.request_stop()`; the second Ctrl-C interrupts.
+
+    Forked children (data loaders) inherit the handlers and ignore the signals: some process trackers of Slurm signal
+    every descendant, and a task must not lose its data loader before it has saved.
+    """
+    main = os.getpid()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != main:
+            return
+        control.request_stop()
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+        signal.signal(number, ask)
+
+
+def leave_with_parent(parent: int, control: Control) -> None:
+    """Be sent SIGTERM by the kernel when the scheduler with process id `parent` dies, however it dies."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the line above
+        control.request_stop()

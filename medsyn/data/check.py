@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from medsyn.data.images import read_image
-from medsyn.data.prompt_formats import SUFFIXES
-from medsyn.data.prompts import check_prompts
-from medsyn.data.tables import ImageRow, RatingRow, read_dataset, read_ratings
+from medsyn.data.images.read import read_image
+from medsyn.data.prompts.formats import table_kind
+from medsyn.data.prompts.rows import check_prompts
+from medsyn.data.tables.read import ImageRow, RatingRow, read_dataset, read_ratings
 from medsyn.errors import InputError, InputProblems, Problem
 
 # of a data set only: generated images are there to be rated
@@ -81,24 +80,6 @@ def _read_table(
         return ratings.problems, [*ratings.rows]
     dataset = read_dataset(path, root, modality_column)
     return dataset.problems, [*dataset.rows]
-
-
-def table_kind(path: Path) -> str:
-    """`dataset`, `ratings` or `prompts`, by the columns in the first line; what is no CSV file is a prompt list.
-
-    What is none of them is called a data set, whose reader says what is missing.
-    """
-    if path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".csv":
-        return "prompts"
-    try:
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
-            line = next((line for line in iter(lambda: stream.readline(1 << 16), "") if line.strip()), "")
-        columns = {name.strip().casefold() for fields in csv.reader([line]) for name in fields}
-    except (OSError, csv.Error):
-        return "dataset"
-    if columns & {"rating", "image_path"}:
-        return "ratings"
-    return "prompts" if "prompt" in columns and "path" not in columns else "dataset"
 
 
 def _check_image(path: Path, modality: str) -> tuple[list[Problem], bool]:

@@ -16,7 +16,14 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 
-from medsyn.doctor import adam, devices, gpu, isolation, machine, packages  # which import packages when they check
+from medsyn.doctor import (
+    adam,
+    devices,
+    gpu,
+    isolation,
+    machine,
+    packages,  # which import packages when they check
+)
 from medsyn.doctor.finding import Finding
 from medsyn.errors import EXIT_BAD_NODE, EXIT_DONE
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from medsyn import __version__, disk
 from medsyn.config import PHANTOMS, Config
-from medsyn.evaluation import achieved, features, gather, judge, metrics, report, tally
-from medsyn.evaluation.gather import Gathered
-from medsyn.evaluation.pictures import Picture
+from medsyn.evaluation import coverage, features, judge, metrics, read_campaign, report, tally
+from medsyn.evaluation.generated import Picture
+from medsyn.evaluation.read_campaign import Gathered
 from medsyn.evaluation.report_tables import OVERALL
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control, Task
@@ -57,7 +57,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         control.leave_if_asked()
         control.beat(part, len(_PARTS), "part", doing=_PARTS[part])
 
-    gathered = gather.gather(config, directory, tick)
+    gathered = read_campaign.gather(config, directory, tick)
     groups = _groups(config, gathered)
     part = 1
     following, judge_facts = _prompt_following(groups, work / "judge", tick)
@@ -81,14 +81,16 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
             }
             for name, group in groups.items()
         },
-        "achieved": achieved.measure(gathered, config.generation.modes, config.generation.img_num),
-        "rlhf": gather.read_summaries(config, directory),
-        "stages": [asdict(time) for time in gather.stage_times(directory) if time.stage != task.stage],
+        "achieved": coverage.measure(gathered, config.generation.modes, config.generation.img_num),
+        "rlhf": read_campaign.read_summaries(config, directory),
+        "stages": [asdict(time) for time in read_campaign.stage_times(directory) if time.stage != task.stage],
     }
     disk.write_json(work / "metrics.json", result)
     part = 3
     tick()
-    disk.write_atomic(directory.report, report.render(config, gathered, gather.read_curves(config, directory), result))
+    disk.write_atomic(
+        directory.report, report.render(config, gathered, read_campaign.read_curves(config, directory), result)
+    )
     control.beat(len(_PARTS), len(_PARTS), "part")
 
 

@@ -2,6 +2,8 @@
 
 Records are read block by block and never held; images are looked at for a fixed sample, those whose hash is lowest,
 and for the prompts of the contact sheets. A campaign of a million images needs no more memory than one of thousands.
+
+One image as evaluation keeps it: small, with its features, so that thousands fit into memory.
 """
 
 from __future__ import annotations
@@ -18,16 +20,26 @@ from PIL import Image
 
 from medsyn import disk
 from medsyn.config import Config
-from medsyn.data.prompt_lists import PromptList
-from medsyn.evaluation.pictures import Picture, picture
+from medsyn.data.prompts.store import PromptList
+from medsyn.evaluation.features import describe, shrink
 from medsyn.evaluation.tally import Tally
+from medsyn.generation.block_store import (
+    ATTEMPTS,
+    TIMING,
+    Blocks,
+    Item,
+    read_image_bytes,
+    read_manifest,
+    recorded_shards,
+)
 from medsyn.generation.filter import SURPLUS
-from medsyn.generation.shard import ATTEMPTS, TIMING, Blocks, Item, read_image_bytes, read_manifest, recorded_shards
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, slug
 
 Tick = Callable[[], None]  # called before each block and image is read; may raise `Saved`
 Record = dict[str, Any]  # of an image, from a block's manifest
+
+PICTURE_SIDE = 128  # most pixels a side that are kept of an image
 
 
 @dataclass(frozen=True)
@@ -147,3 +159,25 @@ def _read(block: Path, line: Record, modality: str, tick: Tick) -> Picture:
     with Image.open(io.BytesIO(read_image_bytes(block, line))) as image:
         pixels = np.asarray(image.convert("RGB"))
     return picture(pixels, modality, line["prompt"])
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image, about 27 kB if it is grey."""
+
+    modality: str
+    text: str
+    stored: np.ndarray  # uint8 [S, S, 1 or 3], S at most PICTURE_SIDE; one channel if all three are equal
+    features: np.ndarray  # float32 [D]
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """Uint8 [S, S, 3]."""
+        return np.broadcast_to(self.stored, (*self.stored.shape[:2], 3)).copy()
+
+
+def picture(pixels: np.ndarray, modality: str, text: str) -> Picture:
+    """The picture of uint8 [H, W, 3]."""
+    small = shrink(pixels, min(PICTURE_SIDE, pixels.shape[0]))
+    is_grey = bool((small == small[..., :1]).all())
+    return Picture(modality, text, (small[..., :1] if is_grey else small).copy(), describe(pixels))

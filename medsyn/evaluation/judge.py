@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from medsyn import disk
-from medsyn.data.phantoms import FINDINGS, KINDS, MODALITY_OF, Facts, draw_phantom, parse_caption, render
-from medsyn.data.square import fit_square
+from medsyn.data.images.pixels import fit_square
+from medsyn.data.phantoms.phantom import FINDINGS, KINDS, MODALITY_OF, Facts, draw_phantom, parse_caption, render
 from medsyn.evaluation.features import shrink
 from medsyn.evaluation.metrics import proportion
 from medsyn.seeds import seed

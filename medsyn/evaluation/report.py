@@ -13,9 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from medsyn.config import PHANTOMS, Config
-from medsyn.evaluation import figures, report_tables, tally
-from medsyn.evaluation.gather import Curves, Gathered
-from medsyn.evaluation.sheets import contact_sheet
+from medsyn.evaluation import plots, report_tables, tally
+from medsyn.evaluation.contact_sheets import contact_sheet
+from medsyn.evaluation.read_campaign import Curves, Gathered
 
 NOTICE = "All generated images are synthetic. Not for diagnosis."
 
@@ -82,9 +82,9 @@ def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _training_figures(curves: Curves) -> list[tuple[str, Markup]]:
     """(title, SVG) of every stage that left a curve."""
     drawn: Iterable[tuple[str, Any, Any]] = (
-        ("Fine-tuning", figures.loss_curves, curves.finetune),
-        ("RLHF stage 1: Selector and Policy on all ratings", figures.stage1_curves, curves.stage1),
-        ("RLHF stage 2: the Policy of each modality", figures.stage2_curves, curves.stage2),
+        ("Fine-tuning", plots.loss_curves, curves.finetune),
+        ("RLHF stage 1: Selector and Policy on all ratings", plots.stage1_curves, curves.stage1),
+        ("RLHF stage 2: the Policy of each modality", plots.stage2_curves, curves.stage2),
     )
     return [(title, Markup(draw(data))) for title, draw, data in drawn if data]
 
@@ -94,4 +94,4 @@ def _score_figure(config: Config, gathered: Gathered) -> Markup | None:
     passed, rejected = made.passed_scores, made.rejected_scores
     if not (passed.any() or rejected.any()):
         return None
-    return Markup(figures.score_histogram(passed, rejected, config.generation.quality_threshold))
+    return Markup(plots.score_histogram(passed, rejected, config.generation.quality_threshold))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from medsyn.config import ScorerSection
-from medsyn.models.vit import ImageEncoder, Standardise
+from medsyn.models.image_encoder import ImageEncoder, Standardise
 
 
 class Policy(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from medsyn.config import ScorerSection
-from medsyn.models.vit import ImageEncoder
+from medsyn.models.image_encoder import ImageEncoder
 
 
 class Selector(nn.Module):

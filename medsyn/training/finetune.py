@@ -20,16 +20,16 @@ from torch import Tensor, nn
 
 from medsyn import disk
 from medsyn.config import Config, DeviceSection, FinetuneSection, flatten
-from medsyn.data.cache import TensorCache, hash_files
-from medsyn.data.tables import ImageRow
+from medsyn.data.images.latent_cache import TensorCache, hash_files
+from medsyn.data.tables.read import ImageRow
 from medsyn.errors import InputError
 from medsyn.models.device import choose_device
-from medsyn.models.synthetic import load_synthetic
+from medsyn.models.stable_diffusion import load_synthetic
 from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Task
 from medsyn.training.checkpoint import load_newest, refuse_mismatch, save_checkpoint
+from medsyn.training.finetune_data import Samples, prepare_samples, training_rows
 from medsyn.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
-from medsyn.training.samples import Samples, prepare_samples, training_rows
 from medsyn.training.schedule import draws, learning_rate
 
 FACTS = "facts.json"  # beside unet/: the conditions the model was made under

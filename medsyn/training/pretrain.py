@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from medsyn.data.phantoms import KINDS, draw_phantom, render
-from medsyn.data.square import fit_square
+from medsyn.data.images.pixels import fit_square
+from medsyn.data.phantoms.phantom import KINDS, draw_phantom, render
 from medsyn.models import tiny
 from medsyn.seeds import seed
 

@@ -20,8 +20,8 @@ import torch
 
 from medsyn import disk
 from medsyn.config import Config, flatten
-from medsyn.data.cache import TensorCache, hash_files
-from medsyn.data.tables import RatingRow
+from medsyn.data.images.latent_cache import TensorCache, hash_files
+from medsyn.data.tables.read import RatingRow
 from medsyn.errors import InputError
 from medsyn.models.device import choose_device
 from medsyn.models.policy import Policy
@@ -31,13 +31,13 @@ from medsyn.models.weights import weights_fingerprint
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control, Task
 from medsyn.training.checkpoint import refuse_mismatch
-from medsyn.training.fit_scorers import Run, finite, fit, standing
-from medsyn.training.held_out import NOTE, describe_scorer, suggest_thresholds
-from medsyn.training.ratings import RatedSet, load_rated, rated_rows
-from medsyn.training.rewards import TOGETHER, Learner
+from medsyn.training.rating_data import RatedSet, load_rated, rated_rows
+from medsyn.training.scorer_loop import Run, finite, fit, standing
+from medsyn.training.scorer_loss import TOGETHER, Learner
+from medsyn.training.scorer_report import NOTE, describe_scorer, suggest_thresholds
 
 if TYPE_CHECKING:
-    from medsyn.models.synthetic import SyntheticSystem
+    from medsyn.models.stable_diffusion import SyntheticSystem
 
 FEWEST_ROWS = 8  # of a modality, for stage 2 to learn anything from
 
@@ -203,7 +203,7 @@ class _Ratings:
 
         @functools.cache
         def load_system() -> SyntheticSystem:
-            from medsyn.models.synthetic import load_synthetic  # 7 s to import, for nothing once all is cached
+            from medsyn.models.stable_diffusion import load_synthetic  # 7 s to import, for nothing once all is cached
 
             return load_synthetic(source, self.device, with_unet=False)
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from trial import Trial
 
-from medsyn.campaign import inputs
+from medsyn.campaign.plan import inputs
+from tests.helpers.trial import Trial
 
 
 @pytest.fixture

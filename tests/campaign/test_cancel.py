@@ -6,20 +6,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from trial import Trial, wait_until
 
-import launch
 from medsyn import disk
-from medsyn.campaign import cancel, ledger, locks, records
+from medsyn.campaign import cancel, guards
 from medsyn.campaign.slurm import queue
 from medsyn.campaign.slurm import submissions as on_record
+from medsyn.campaign.state import ledger, locks
 from medsyn.errors import InputError, SlurmError
+from tests.helpers.trial import Trial, wait_until
 
 
 def test_the_launcher_at_work_is_asked_to_stop_and_its_tasks_save(trial: Trial) -> None:
     trial.prepare_short()
     trial.script({"finetune ct": ["steps:200"]})
-    process = trial.start("fake_launcher.py", "2")
+    process = trial.start("fake_launcher", "2")
     wait_until(lambda: trial.steps("finetune ct"))
     said: list[str] = []
     assert cancel.launcher(trial.campaign().directory, said.append) == 1
@@ -118,7 +118,7 @@ def test_a_campaign_in_slurms_queue_is_not_run_here_as_well(
     queued(trial, "medsyn-trial-finetune-r", "7")
     fake_slurm(tmp_path / "bin", monkeypatch, "7|RUNNING|None|n1|(null)|medsyn-trial-finetune-r\n")
     with pytest.raises(InputError, match="1 of its tasks are in Slurm's queue"):
-        launch._require_no_jobs(trial.campaign().directory)
+        guards._require_no_jobs(trial.campaign().directory)
 
 
 def test_shards_are_not_dealt_anew_while_some_are_in_slurms_queue(
@@ -128,17 +128,17 @@ def test_shards_are_not_dealt_anew_while_some_are_in_slurms_queue(
     queued(trial, "medsyn-trial-finetune-r", "7")
     fake_slurm(tmp_path / "bin", monkeypatch, "7|RUNNING|None|n1|(null)|medsyn-trial-finetune-r\n")
     changed = trial.config(generation__blocks_per_shard=2)
-    launch._require_same_shards(changed)  # fine-tuning has no shards
+    guards._require_same_shards(changed)  # fine-tuning has no shards
     trial.queued("medsyn-trial-generate-r", "generate", ("ct-00000",), "8")
     (tmp_path / "bin" / "queue").write_text("8|PENDING|None||(null)|medsyn-trial-generate-r\n")
-    launch._require_same_shards(trial.config(cluster__max_parallel=7))
+    guards._require_same_shards(trial.config(cluster__max_parallel=7))
     with pytest.raises(InputError, match=r"generation.blocks_per_shard: it deals the shards anew, but generate jobs"):
-        launch._require_same_shards(changed)
+        guards._require_same_shards(changed)
 
 
 def test_a_campaign_of_somebody_else_is_theirs(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     campaign = trial.prepare_short()
-    records.require_own(campaign.directory)
+    guards.require_own(campaign.directory)
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(InputError, match="who alone can submit, resume or cancel it"):
-        records.require_own(campaign.directory)
+        guards.require_own(campaign.directory)

@@ -12,12 +12,14 @@ import threading
 import time
 
 import pytest
-from trial import HERE, Trial, wait_until
 
 from medsyn import disk
-from medsyn.campaign import locks, worker
+from medsyn.campaign import worker
+from medsyn.campaign.state import locks
 from medsyn.errors import EXIT_BAD_INPUT
 from medsyn.stage import STAGES
+from tests.helpers.paths import ROOT
+from tests.helpers.trial import Trial, wait_until
 
 FINETUNE = ("finetune", "ct")
 
@@ -203,7 +205,7 @@ def test_a_directory_that_is_no_campaign_is_refused(trial: Trial) -> None:
 def test_a_signal_makes_a_task_save_leave_and_go_on_later(trial: Trial, number: signal.Signals) -> None:
     trial.prepare()
     trial.script({"finetune ct": ["steps:20"]})
-    process = trial.start("fake_worker.py", *FINETUNE)
+    process = trial.start("fake_worker", *FINETUNE)
     wait_until(lambda: len(trial.steps("finetune ct")) > 2)
     sent = time.time()
     process.send_signal(number)
@@ -231,7 +233,7 @@ def test_progress_before_and_after_every_attempt_is_on_record(trial: Trial) -> N
 def test_a_killed_task_goes_on_where_it_was(trial: Trial) -> None:
     trial.prepare()
     trial.script({"finetune ct": ["steps:20"]})
-    process = trial.start("fake_worker.py", *FINETUNE)
+    process = trial.start("fake_worker", *FINETUNE)
     wait_until(lambda: len(trial.steps("finetune ct")) > 2)
     process.kill()
     process.wait()
@@ -244,7 +246,7 @@ def test_a_killed_task_goes_on_where_it_was(trial: Trial) -> None:
 def test_two_workers_of_one_task_never_run_at_once_and_the_second_finds_it_done(trial: Trial) -> None:
     trial.prepare()
     trial.script({"finetune ct": ["steps:15"]})
-    first, second = (trial.start("fake_worker.py", *FINETUNE) for _ in range(2))
+    first, second = (trial.start("fake_worker", *FINETUNE) for _ in range(2))
     outputs = [process.communicate(timeout=20)[0] for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0]
     assert trial.calls() == ["finetune ct"]
@@ -254,7 +256,7 @@ def test_two_workers_of_one_task_never_run_at_once_and_the_second_finds_it_done(
 def test_a_worker_that_waits_for_another_one_can_be_stopped(trial: Trial) -> None:
     trial.prepare()
     with locks.exclusive(trial.campaign().directory.attempts(*FINETUNE)):
-        process = trial.start("fake_worker.py", *FINETUNE)
+        process = trial.start("fake_worker", *FINETUNE)
         assert process.stdout is not None
         assert "waiting" in process.stdout.readline()
         process.terminate()
@@ -264,8 +266,8 @@ def test_a_worker_that_waits_for_another_one_can_be_stopped(trial: Trial) -> Non
 def test_a_worker_saves_and_leaves_when_its_scheduler_dies(trial: Trial) -> None:
     trial.prepare()
     trial.script({"finetune ct": ["steps:1000"]})
-    command = f"{sys.executable} {HERE}/fake_worker.py {trial.root} finetune ct --parent $$ & wait"
-    parent = subprocess.Popen(["bash", "-c", command])
+    command = f"{sys.executable} -m tests.helpers.fake_worker {trial.root} finetune ct --parent $$ & wait"
+    parent = subprocess.Popen(["bash", "-c", command], cwd=ROOT)
     trial.processes.append(parent)  # type: ignore[arg-type]
     wait_until(lambda: trial.steps("finetune ct"))
     parent.kill()
@@ -277,7 +279,7 @@ def test_a_worker_saves_and_leaves_when_its_scheduler_dies(trial: Trial) -> None
 
 def test_a_worker_whose_scheduler_is_dead_already_leaves_before_it_starts(trial: Trial) -> None:
     trial.prepare()
-    process = trial.start("fake_worker.py", *FINETUNE, "--parent", "1" if os.getpid() != 1 else "2")
+    process = trial.start("fake_worker", *FINETUNE, "--parent", "1" if os.getpid() != 1 else "2")
     assert process.wait(timeout=20) == 75
     assert trial.calls() == []
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from container_images import AS_USER, CACHE, NO_TORCH, USER, Sif, reduced_context, tool
-from slurm_cluster import DEVCLUSTER, NO_PACKAGES, Cluster
+
+from tests.helpers.container_images import AS_USER, CACHE, NO_TORCH, USER, Sif, reduced_context, tool
+from tests.helpers.slurm_cluster import DEVCLUSTER, NO_PACKAGES, Cluster
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

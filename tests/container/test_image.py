@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from container_images import APPTAINER, AS_USER, NO_TORCH, ROOT, Sif, make_private, tool
-from slurm_cluster import Cluster
-from small_campaign import SMALLER
 
-from medsyn.campaign import records
+from medsyn.campaign.state import attempts, campaign_file
 from medsyn.disk import sha256_file
+from tests.helpers.container_images import APPTAINER, AS_USER, NO_TORCH, ROOT, Sif, make_private, tool
+from tests.helpers.slurm_cluster import Cluster
+from tests.helpers.small_campaign import SMALLER
 
 SITE_PACKAGES = "/opt/medsyn/lib/python3.11/site-packages"
 WAITS = """
@@ -258,7 +258,7 @@ stages:
     launch = [sys.executable, ROOT / "launch.py"]
     site = [f"cluster.site={profile}", "--cluster", "slurm"]
     cluster.run(*launch, "submit", *named, *site, cwd=here, timeout=300)
-    campaign = records.open_campaign(directory)
+    campaign = campaign_file.open_campaign(directory)
     tasks = [planned.key for planned in campaign.plan.by_stage["finetune"]]
     assert len(tasks) == 2
 
@@ -273,7 +273,9 @@ stages:
     cluster.wait_until(lambda: all(path.is_file() for path in done), 300, "the array to end")
     cluster.run(*launch, "cancel", *named, cwd=here)
     for key in tasks:
-        codes = [line["exit_code"] for line in records.attempt_lines(campaign.directory, key) if line["event"] == "end"]
+        codes = [
+            line["exit_code"] for line in attempts.attempt_lines(campaign.directory, key) if line["event"] == "end"
+        ]
         assert codes == [75, 0]
     script = next(directory.glob("tasks/slurm/*finetune*/*.sh")).read_text()
     assert f"MEDSYN_IMAGE=sha256:{sha256_file(sif_file)}" in script

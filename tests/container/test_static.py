@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from medsyn.__main__ import COMMANDS
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 DEFINITION = (ROOT / "apptainer.def").read_text()
 LOCKS = {"requirements.txt", "requirements-build.txt", "requirements-cu118.txt", "requirements-cuda11.txt"}

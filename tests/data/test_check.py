@@ -10,8 +10,9 @@ from PIL import Image as PillowImage
 from PIL import PngImagePlugin
 
 import medsyn.data.check as check
-from medsyn.data.check import check_tables, table_kind
-from medsyn.data.images import SYNTHETIC_KEY, Image
+from medsyn.data.check import check_tables
+from medsyn.data.images.read import SYNTHETIC_KEY, Image
+from medsyn.data.prompts.formats import table_kind
 from medsyn.errors import Problem
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from synthetic_campaign import Builder
 
 from medsyn.evaluation import judge
+from tests.helpers.synthetic_campaign import Builder
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic_campaign import Builder
 
-from medsyn.data.phantoms import parse_caption
+from medsyn.data.phantoms.phantom import parse_caption
 from medsyn.evaluation import evaluate, judge
 from medsyn.stage import Control, Saved, Task
+from tests.helpers.synthetic_campaign import Builder
 
 TASK = Task("evaluate", 0, "all")
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image, ImageFilter
-from synthetic_campaign import phantom_pixels
 
-from medsyn.data.phantoms import KINDS, draw_phantom
+from medsyn.data.phantoms.phantom import KINDS, draw_phantom
 from medsyn.evaluation.features import describe, grey, shrink
+from tests.helpers.synthetic_campaign import phantom_pixels
 
 
 def distance(first: np.ndarray, second: np.ndarray) -> float:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medsyn import disk
-from medsyn.data.phantoms import KINDS, Facts, draw_phantom
+from medsyn.data.phantoms.phantom import KINDS, Facts, draw_phantom
 from medsyn.evaluation import judge
 
 SMALL = judge.Recipe(images_per_kind=6, epochs=1, batch_size=12, width=8)
@@ -46,7 +46,7 @@ def test_a_mirrored_image_is_on_the_other_side(expert: judge.Judge, unseen: Draw
 
 
 def test_the_judge_sees_other_sizes(expert: judge.Judge) -> None:
-    from synthetic_campaign import phantom_pixels
+    from tests.helpers.synthetic_campaign import phantom_pixels
 
     phantoms = [draw_phantom(kind, k, 77, quality=3) for kind in KINDS for k in range(3)]
     verdicts = judge.look(expert, [phantom_pixels(phantom, 128) for phantom in phantoms])

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic_campaign import Builder
 
 from medsyn.config import EvaluationSection
-from medsyn.evaluation import evaluate, gather, judge, sheets
-from medsyn.evaluation.gather import Gathered
-from medsyn.evaluation.pictures import Picture
+from medsyn.evaluation import contact_sheets, evaluate, judge, read_campaign
+from medsyn.evaluation.generated import Picture
+from medsyn.evaluation.read_campaign import Gathered
 from medsyn.evaluation.report_tables import duration, number, percent, stages
 from medsyn.stage import Control, Task
+from tests.helpers.synthetic_campaign import Builder
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -88,8 +88,8 @@ def test_the_notice_is_at_the_top_and_at_the_end(html: str) -> None:
 
 
 def test_pictures_in_the_page_are_the_generated_ones(whole: Builder) -> None:
-    gathered = gather.gather(whole.config, whole.directory, lambda: None)
-    sheet = sheets.contact_sheet(gathered, "CT", 4)
+    gathered = read_campaign.gather(whole.config, whole.directory, lambda: None)
+    sheet = contact_sheets.contact_sheet(gathered, "CT", 4)
     frame = sheet.rows[1][2][0]
     assert frame.image is not None
     shown = Image.open(io.BytesIO(base64.b64decode(frame.image.partition(",")[2])))
@@ -101,17 +101,17 @@ def test_pictures_in_the_page_are_the_generated_ones(whole: Builder) -> None:
 def test_a_sheet_spreads_over_the_prompt_list(tmp_path: Path) -> None:
     builder = Builder(tmp_path, kinds=("Brain MRI", "Breast MRI"), images_per_kind=4, prompts_per_kind=6)
     builder.tables()
-    gathered = gather.gather(builder.config, builder.directory, lambda: None)
-    prompts = sheets.contact_sheet(gathered, "MRI", 4).prompts
+    gathered = read_campaign.gather(builder.config, builder.directory, lambda: None)
+    prompts = contact_sheets.contact_sheet(gathered, "MRI", 4).prompts
     assert [prompt.split(":")[0] for prompt in prompts] == ["Brain MRI", "Brain MRI", "Breast MRI", "Breast MRI"]
     wide = builder.config.model_copy(update={"evaluation": EvaluationSection(sheet_columns=100)})
-    gathered = gather.gather(wide, builder.directory, lambda: None)
-    assert len(sheets.contact_sheet(gathered, "MRI", 100).prompts) == 12
+    gathered = read_campaign.gather(wide, builder.directory, lambda: None)
+    assert len(contact_sheets.contact_sheet(gathered, "MRI", 100).prompts) == 12
 
 
 def test_an_exhausted_prompt_says_so_and_has_no_image(whole: Builder) -> None:
-    gathered = gather.gather(whole.config, whole.directory, lambda: None)
-    frame = sheets.contact_sheet(gathered, "OCT", 4).rows[2][2][1]
+    gathered = read_campaign.gather(whole.config, whole.directory, lambda: None)
+    frame = contact_sheets.contact_sheet(gathered, "OCT", 4).rows[2][2][1]
     assert frame.image is None and not frame.accepted
     assert list(frame.lines) == ["none of 6 candidates passed"]
 
@@ -122,16 +122,16 @@ def test_real_images_are_those_whose_caption_comes_closest_and_not_always_the_sa
         Picture("CT", text, pixels, features)
         for text in ("CT: liver", "CT: lung nodule", "CT: lung nodule", "CT: head")
     ]
-    chosen = sheets.closest_captions(
+    chosen = contact_sheets.closest_captions(
         ["CT: lung nodule", "CT: lung nodule", "CT: lung nodule, left", "CT: head, bone"], pictures
     )
     assert [pictures.index(one) for one in chosen if one][-1] == 3
     assert chosen[0] is not chosen[1] and {id(chosen[0]), id(chosen[1])} == {id(pictures[1]), id(pictures[2])}
-    assert sheets.closest_captions(["CT: lung"], []) == [None]
+    assert contact_sheets.closest_captions(["CT: lung"], []) == [None]
 
 
 def test_a_sheet_without_anything_is_empty() -> None:
-    assert sheets.contact_sheet(Gathered(gather.RealImages(), {}, {}, []), "CT", 4).prompts == []
+    assert contact_sheets.contact_sheet(Gathered(read_campaign.RealImages(), {}, {}, []), "CT", 4).prompts == []
 
 
 @pytest.mark.parametrize(

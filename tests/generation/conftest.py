@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from generation_campaign import CPU, PROMPTS, Campaign, Maker, random_scorers, resolve_prompts
 
 from medsyn import config as configuration
 from medsyn.config import Config
-from medsyn.generation import painter
+from medsyn.generation.sample import batch
 from medsyn.models import tiny
 from medsyn.models.scorers import save_scorer
-from medsyn.models.synthetic import load_synthetic
+from medsyn.models.stable_diffusion import load_synthetic
 from medsyn.stage import CampaignDirectory
+from tests.helpers.generation_campaign import CPU, PROMPTS, Campaign, Maker, random_scorers, resolve_prompts
 
 
 def save_random_unet(directory: Path, seed: int) -> None:
@@ -89,7 +89,7 @@ def inputs(settings: Config, finetuned_unets: list[Path], tmp_path_factory: pyte
     for modality, finetuned in zip(PROMPTS, finetuned_unets, strict=True):
         shutil.copytree(finetuned, directory.finetuned_unet(modality) / "unet")
     source, unet = settings.model_paths.stable_diffusion, directory.finetuned_unet("CT")
-    make = partial(painter.Painter, painter.Recipe.of(settings, "CT"))
+    make = partial(batch.Painter, batch.Recipe.of(settings, "CT"))
     for seed, modality in enumerate((*PROMPTS, None)):
         selector, policy = random_scorers(partial(make, load_synthetic(source, CPU, unet_from=unet)), seed)
         save_scorer(policy, directory.policy(modality))

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from generation_campaign import Campaign, Maker, batches_of, fork, wait
 
-from medsyn.generation import generate, lease, painter
+from medsyn.generation import stage
+from medsyn.generation.block_store import MANIFEST, Item
 from medsyn.generation.filter import FAILED
-from medsyn.generation.journal import journal_directory
-from medsyn.generation.lease import Leases, lease_file
-from medsyn.generation.shard import MANIFEST, Item
+from medsyn.generation.make import lease
+from medsyn.generation.make.journal import journal_directory
+from medsyn.generation.make.lease import Leases, lease_file
+from medsyn.generation.sample import batch
 from medsyn.stage import Control, NoProgress, Saved
+from tests.helpers.generation_campaign import Campaign, Maker, batches_of, fork, wait
 
 MODES = ("baseline", "filtered")
 
@@ -33,7 +35,7 @@ def campaign(maker: Maker, tmp_path: Path) -> Campaign:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(stage, "WAIT_SECONDS", 0.01)
 
 
 @dataclass
@@ -47,9 +49,9 @@ class Tasks:
         """Start a task called by one letter, which needs `slow` seconds more for a batch, or dies at one."""
 
         def body() -> None:
-            real, batches = painter.Painter.paint, 0
+            real, batches = batch.Painter.paint, 0
 
-            def paint(self_: painter.Painter, wanted: Sequence[tuple[Item, int]]) -> painter.Batch:
+            def paint(self_: batch.Painter, wanted: Sequence[tuple[Item, int]]) -> batch.Batch:
                 nonlocal batches
                 if batches == die_at:
                     time.sleep(0.5)  # the batch before is being written
@@ -59,7 +61,7 @@ class Tasks:
                 time.sleep(slow)
                 return real(self_, wanted)
 
-            painter.Painter.paint = paint  # type: ignore[method-assign]
+            batch.Painter.paint = paint  # type: ignore[method-assign]
             self.campaign.run(blocks=blocks, name=name)
 
         return fork(body)
@@ -199,14 +201,14 @@ def test_a_stop_while_helping_ends_the_task_as_done_and_loses_no_batch(
 ) -> None:
     control = StopsHelping(times)
     batches: list[int] = []
-    real = painter.Painter.paint
+    real = batch.Painter.paint
 
-    def paint(self: painter.Painter, wanted: Sequence[tuple[Item, int]]) -> painter.Batch:
+    def paint(self: batch.Painter, wanted: Sequence[tuple[Item, int]]) -> batch.Batch:
         batches.append(len(wanted))
         return real(self, wanted)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(painter.Painter, "paint", paint)
+        patch.setattr(batch.Painter, "paint", paint)
         campaign.run(blocks=(6, 7), control=control, name="h")
     assert control.stop_requested
     assert control.told[-1] == (4, 4), "2 modes x 2 images of its own block"
@@ -275,15 +277,15 @@ def test_prompts_that_failed_count_for_the_owner_of_their_block_only(campaign: C
 def test_an_error_while_helping_ends_the_help_and_not_the_task(
     campaign: Campaign, undisturbed: Campaign, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real = painter.Painter.paint
+    real = batch.Painter.paint
 
-    def paint(self: painter.Painter, wanted: Sequence[tuple[Item, int]]) -> painter.Batch:
+    def paint(self: batch.Painter, wanted: Sequence[tuple[Item, int]]) -> batch.Batch:
         if campaign.block("filtered", 3).exists() and campaign.block("baseline", 3).exists():
             raise RuntimeError("an illegal memory access")
         return real(self, wanted)
 
     with monkeypatch.context() as patch:
-        patch.setattr(painter.Painter, "paint", paint)
+        patch.setattr(batch.Painter, "paint", paint)
         campaign.run(blocks=(3, 4), name="h")
     assert "stopped helping" in caplog.text and "illegal memory access" in caplog.text
     assert (campaign.directory.shard("filtered", "CT", (3, 4)) / "manifest.parquet").is_file()

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from generation_campaign import BLOCKS, Campaign, Maker, batches_of, fork, wait
 
 from medsyn import disk
-from medsyn.generation import journal
-from medsyn.generation.shard import plan_shards
-from medsyn.generation.shard_tables import merge, shard_directories
+from medsyn.generation.block_store import plan_shards
+from medsyn.generation.make import journal
+from medsyn.generation.write.parquet import merge, shard_directories
 from medsyn.stage import Control
+from tests.helpers.generation_campaign import BLOCKS, Campaign, Maker, batches_of, fork, wait
 
 KILLS = 20
 

@@ -13,10 +13,10 @@ from PIL import Image
 
 from medsyn import config as configuration
 from medsyn import disk
-from medsyn.data import prompt_writer
-from medsyn.data.prompts import PromptSource, new_faults
-from medsyn.generation import generate
-from medsyn.generation.shard import MANIFEST
+from medsyn.data.prompts import write
+from medsyn.data.prompts.rows import PromptSource, new_faults
+from medsyn.generation import stage
+from medsyn.generation.block_store import MANIFEST
 from medsyn.stage import CampaignDirectory, Control, Task
 
 Records = dict[tuple[str, int], dict[str, Any]]
@@ -31,7 +31,7 @@ def make(tiny_model: Path, tmp_path: Path) -> Make:
         root = tmp_path / name
         source = disk.make_directory(root) / "list.jsonl"
         source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        prompt_writer.resolve(PromptSource.file(source), new_faults(source), root / "lists")
+        write.resolve(PromptSource.file(source), new_faults(source), root / "lists")
         section = {
             "modes": ["baseline"],
             "batch_size": 3,
@@ -49,7 +49,7 @@ def make(tiny_model: Path, tmp_path: Path) -> Make:
             },
             "test",
         )
-        generate.run(config, Task("generate", 0, "ct", "CT"), CampaignDirectory(root / "campaign"), Control())
+        stage.run(config, Task("generate", 0, "ct", "CT"), CampaignDirectory(root / "campaign"), Control())
         found: Records = {}
         for manifest in sorted((root / "campaign").rglob(MANIFEST)):
             for record in disk.read_jsonl(manifest):

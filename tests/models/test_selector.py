@@ -12,11 +12,11 @@ from torch.nn import functional
 from medsyn import disk
 from medsyn.config import ScorerSection
 from medsyn.errors import InputError
+from medsyn.models.image_encoder import ImageEncoder, Standardise
 from medsyn.models.policy import Policy
 from medsyn.models.quality import FEATURES
 from medsyn.models.scorers import CONFIG, FACTS, WEIGHTS, load_policy, load_selector, save_scorer
 from medsyn.models.selector import Selector
-from medsyn.models.vit import ImageEncoder, Standardise
 
 SECTION = ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32)
 CPU = torch.device("cpu")

@@ -7,11 +7,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
-from medsyn.data.phantoms import KINDS, draw_phantom
+from medsyn.data.phantoms.phantom import KINDS, draw_phantom
 from medsyn.disk import sha256_file
 from medsyn.models import tiny, weights
+from tests.helpers.paths import ROOT
 
-HASHES = Path(__file__).parents[2] / "docs" / "embedded-model.sha256"
+HASHES = ROOT / "docs" / "embedded-model.sha256"
 EMBEDDED_FILES = sorted(path for path in weights.embedded_directory().rglob("*") if path.is_file())
 
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from slurm_cluster import DEVCLUSTER, FOREIGN, NO_PACKAGES, Cluster
-from slurm_trial import SlurmTrial
 
-from medsyn.campaign import inputs
+from medsyn.campaign.plan import inputs
+from tests.helpers.slurm_cluster import DEVCLUSTER, FOREIGN, NO_PACKAGES, Cluster
+from tests.helpers.slurm_trial import SlurmTrial
 
 PREFIX = "medsyn-test-"  # below /tmp: a unix socket's path has at most 107 characters
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slurm_cluster import Cluster
-from small_campaign import ROOT, SMALLER, results
 
 from medsyn.disk import read_jsonl
+from tests.helpers.slurm_cluster import Cluster
+from tests.helpers.small_campaign import ROOT, SMALLER, results
 
 pytestmark = pytest.mark.slow
 SITE = "slurm/devcluster.yaml"

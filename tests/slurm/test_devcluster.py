@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from slurm_cluster import DEVCLUSTER, NO_PACKAGES, Cluster
+
+from tests.helpers.slurm_cluster import DEVCLUSTER, NO_PACKAGES, Cluster
 
 Start = Callable[..., Cluster]
 QUIET = "--output=/dev/null"

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from slurm_cluster import Cluster
-from slurm_trial import PATHS, SlurmTrial
 
 from medsyn.campaign.slurm import check
+from tests.helpers.paths import ROOT
+from tests.helpers.slurm_cluster import Cluster
+from tests.helpers.slurm_trial import SlurmTrial
 
 STUB = """#!/bin/bash
 # apptainer exec [--nv] [--bind X] [--env NAME=VALUE] IMAGE COMMAND: no tool of Slurm is on the PATH inside
@@ -39,7 +40,7 @@ def container(tmp_path: Path) -> dict[str, object]:
         "image": str(image),
         "runtime": str(runtime),
         "python": sys.executable,
-        "environment": {"PYTHONPATH": PATHS},
+        "environment": {"PYTHONPATH": str(ROOT)},
     }
 
 
@@ -60,7 +61,7 @@ def test_exit_codes_and_signals_cross_the_boundary(trial: SlurmTrial, container:
 def problems(trial: SlurmTrial, container: dict[str, object]) -> str:
     profile = trial.data / "site.yaml"
     lines = "".join(f"\n  {key}: {value}" for key, value in container.items() if key != "environment")
-    profile.write_text(f"partition: cpu\ncontainer:{lines}\n  environment: {{PYTHONPATH: '{PATHS}'}}\n")
+    profile.write_text(f"partition: cpu\ncontainer:{lines}\n  environment: {{PYTHONPATH: '{ROOT}'}}\n")
     found = check.problems(trial.config(cluster__site=str(profile)))
     return "\n".join(str(problem) for problem in found if problem.key != "campaign.dir")  # which is in /tmp
 

@@ -8,13 +8,13 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from slurm_cluster import Cluster
-from slurm_trial import SlurmTrial
 
-from medsyn.campaign import records
-from medsyn.campaign.slurm import round as queueing
-from medsyn.campaign.status import reading
+from medsyn.campaign.slurm import submit as queueing
+from medsyn.campaign.state import attempts
+from medsyn.campaign.status import read
 from medsyn.errors import EXIT_BAD_NODE, EXIT_FAILED, EXIT_NO_PROGRESS, EXIT_SAVED
+from tests.helpers.slurm_cluster import Cluster
+from tests.helpers.slurm_trial import SlurmTrial
 
 MakeTrial = Callable[[Cluster], SlurmTrial]
 
@@ -122,7 +122,7 @@ def test_what_fails_twice_at_the_same_place_stops_and_what_crashes_once_goes_on(
     trial.finish()
     assert trial.codes("finetune", "ct") == [EXIT_FAILED, EXIT_NO_PROGRESS]
     assert trial.codes("finetune", "oct") == [EXIT_FAILED, 0]
-    failure = records.read_failure(trial.campaign().directory, ("finetune", "ct"))
+    failure = attempts.read_failure(trial.campaign().directory, ("finetune", "ct"))
     assert failure and any("boom" in line for line in failure["traceback"])
     assert "generate oct-00000" in trial.done()
 
@@ -150,7 +150,7 @@ def test_a_task_that_cannot_even_begin_is_tried_twice(trial: SlurmTrial) -> None
     assert said.count("queueing") == 1
     assert "before the task began, twice" in said
     assert trial.starts("finetune", "ct") == []
-    found = reading.read(trial.campaign())
+    found = read.read(trial.campaign())
     assert found.states["finetune", "ct"] == "failed"  # accounting's word
     trial.queue()
     trial.finish()

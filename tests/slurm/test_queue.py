@@ -6,15 +6,16 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from slurm_cluster import Cluster
-from slurm_trial import SlurmTrial, settle_down
 
 from medsyn import disk
-from medsyn.campaign import cancel, records
+from medsyn.campaign import cancel
 from medsyn.campaign.slurm import queue
 from medsyn.campaign.slurm import submissions as on_record
-from medsyn.campaign.status import reading
+from medsyn.campaign.state import attempts
+from medsyn.campaign.status import read
 from medsyn.errors import EXIT_BAD_INPUT, InputProblems
+from tests.helpers.slurm_cluster import Cluster
+from tests.helpers.slurm_trial import SlurmTrial, settle_down
 
 MakeTrial = Callable[[Cluster], SlurmTrial]
 
@@ -80,7 +81,7 @@ def test_jobs_that_are_held_are_said_and_released_by_the_next_submission(trial: 
     trial.queue()
     gate = next(one for one in on_record.read(trial.campaign().directory.ledger) if one.kind == "gate")
     trial.cluster.run("scontrol", "hold", gate.job)
-    assert any("1 jobs are held" in note for note in reading.read(trial.campaign()).notes)
+    assert any("1 jobs are held" in note for note in read.read(trial.campaign()).notes)
     trial.queue()
     trial.finish()
     assert trial.done() == all_tasks(trial)
@@ -120,7 +121,7 @@ def test_when_nothing_can_go_on_nothing_stays_in_the_queue(trial: SlurmTrial) ->
     trial.queue()
     trial.finish()
     assert trial.done() == set()
-    found = reading.read(trial.campaign())
+    found = read.read(trial.campaign())
     assert {" ".join(key) for key in found.by_state["failed"]} == {"finetune ct", "finetune oct"}
     assert len(found.by_state["blocked"]) == 6
 
@@ -220,7 +221,7 @@ def test_a_cluster_without_accounting_with_small_arrays_that_forgets_quickly(
     assert trial.queue().queued == 7
     trial.finish()
     assert trial.done() == all_tasks(trial)
-    assert records.read_failure(trial.campaign().directory, ("finetune", "oct")) is None
+    assert attempts.read_failure(trial.campaign().directory, ("finetune", "oct")) is None
 
 
 @pytest.mark.parametrize("moment", ["before it is recorded", "before the release"])
@@ -230,8 +231,8 @@ def test_a_launcher_that_is_killed_leaves_nothing_that_runs_twice(trial: SlurmTr
     trial.prepare()
     child = os.fork()
     if child == 0:  # the launcher
-        from medsyn.campaign import ledger
-        from medsyn.campaign.slurm import round as queueing
+        from medsyn.campaign.slurm import submit as queueing
+        from medsyn.campaign.state import ledger
 
         write = ledger.record
         queued = 0
@@ -258,7 +259,7 @@ def test_a_launcher_that_is_killed_leaves_nothing_that_runs_twice(trial: SlurmTr
 
 
 def test_an_interrupted_launcher_takes_everything_back(trial: SlurmTrial, monkeypatch: pytest.MonkeyPatch) -> None:
-    from medsyn.campaign.slurm.round import Interrupted
+    from medsyn.campaign.slurm.submit import Interrupted
 
     trial.prepare()
 

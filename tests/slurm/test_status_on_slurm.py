@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import signal
 
-from slurm_trial import SlurmTrial
-
 from medsyn.campaign import cancel
-from medsyn.campaign.status import reading
-from medsyn.campaign.status.status import Status
+from medsyn.campaign.status import read
+from medsyn.campaign.status.state import Status
+from tests.helpers.slurm_trial import SlurmTrial
 
 
 def now(trial: SlurmTrial) -> Status:
-    return reading.read(trial.campaign())
+    return read.read(trial.campaign())
 
 
 def state(trial: SlurmTrial, stage: str, task: str) -> str:
@@ -83,7 +82,7 @@ def test_while_the_controller_is_silent_nothing_is_called_lost(trial: SlurmTrial
     trial.script({"finetune ct": ["steps:100"]})
     trial.queue()
     trial.wait_for_steps("finetune ct", 5)
-    status = reading.read(trial.campaign(), timeout=0.001)
+    status = read.read(trial.campaign(), timeout=0.001)
     assert (status.states["rlhf-stage1", "all"], status.exit_code) == ("unknown", 75)
     assert "squeue did not answer" in status.notes[0]
     trial.finish()

@@ -21,13 +21,13 @@ from safetensors.torch import load_file, save_file
 
 from medsyn import disk
 from medsyn.config import Config, validate
-from medsyn.data.images import SYNTHETIC_KEY
-from medsyn.data.split import is_held_out
+from medsyn.data.images.read import SYNTHETIC_KEY
+from medsyn.data.tables.split import is_held_out
 from medsyn.errors import InputError, InputProblems
 from medsyn.models import tiny
-from medsyn.models.synthetic import SyntheticSystem
+from medsyn.models.stable_diffusion import SyntheticSystem
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
-from medsyn.training import checkpoint, finetune, samples
+from medsyn.training import checkpoint, finetune, finetune_data
 
 TASK = Task("finetune", 0, "ct", "CT")
 STEPS = 6
@@ -219,7 +219,7 @@ KILLS: dict[str, tuple[Any, str, Callable[[Any], Callable]]] = {
     "before the second is pruned": (checkpoint, "_discard", lambda real: on_call(1, real, kill_self)),
     "in a line of the metrics": (disk, "append_jsonl", lambda real: on_call(3, real, half_a_line)),
     "between two saves": (finetune, "draws", lambda real: on_call(4, real, kill_self)),
-    "while images are encoded": (samples, "read_image", lambda real: on_call(5, real, kill_self)),
+    "while images are encoded": (finetune_data, "read_image", lambda real: on_call(5, real, kill_self)),
     "before the model is published": (finetune, "_publish", lambda real: kill_self),
     "while the model is published": (UNet2DConditionModel, "save_pretrained", lambda real: kill_self),
     "when the model is published": (finetune.shutil, "rmtree", lambda real: on_call(9, real, kill_self)),
@@ -327,7 +327,7 @@ def test_changed_images_captions_or_weights_are_refused_by_name(weights: Path, t
     config = training(model, data / "table.csv")
     stopped_at_four(config, tmp_path / "run")
 
-    used, _ = samples.training_rows(config, "CT")
+    used, _ = finetune_data.training_rows(config, "CT")
     content, text = used[0].path.read_bytes(), (data / "table.csv").read_text()
     Image.fromarray(np.arange(1024, dtype=np.uint8).reshape(32, 32)).save(used[0].path)
     with pytest.raises(InputError, match=r"data\.table"):
@@ -381,14 +381,14 @@ def test_images_are_encoded_once_and_captions_embedded_once(
     weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded, embedded, read = [], [], []
-    encode, embed, read_image = AutoencoderKL.encode, SyntheticSystem.embed, samples.read_image
+    encode, embed, read_image = AutoencoderKL.encode, SyntheticSystem.embed, finetune_data.read_image
     monkeypatch.setattr(AutoencoderKL, "encode", lambda self, x: (encoded.append(len(x)), encode(self, x))[1])
     monkeypatch.setattr(SyntheticSystem, "embed", lambda self, text: (embedded.append(text), embed(self, text))[1])
-    monkeypatch.setattr(samples, "read_image", lambda path, m: (read.append(path), read_image(path, m))[1])
+    monkeypatch.setattr(finetune_data, "read_image", lambda path, m: (read.append(path), read_image(path, m))[1])
     config = training(weights, table)
     run(config, tmp_path)  # 24 samples: three epochs
 
-    rows, held_out = samples.training_rows(config, "CT")
+    rows, held_out = finetune_data.training_rows(config, "CT")
     assert 0 < held_out == 10 - len(rows)
     assert read == [row.path for row in rows]
     assert sum(encoded) == len(encoded) == len(rows)
@@ -402,7 +402,7 @@ def test_images_are_encoded_once_and_captions_embedded_once(
 
 def test_no_patient_is_on_both_sides(weights: Path, table: Path) -> None:
     config = training(weights, table, data={"held_out_fraction": 0.4})
-    rows, held_out = samples.training_rows(config, "CT")
+    rows, held_out = finetune_data.training_rows(config, "CT")
     assert held_out
     assert not any(is_held_out(str(row.patient_id), 0.4, 0) for row in rows)
 
@@ -456,7 +456,7 @@ def own_table(table: Path, tmp_path: Path) -> Path:
 
 def spoil(table: Path, weights: Path) -> list[str]:
     """Make two training images unusable, one unreadable and one synthetic; their names."""
-    rows, _ = samples.training_rows(training(weights, table), "CT")
+    rows, _ = finetune_data.training_rows(training(weights, table), "CT")
     rows[1].path.write_bytes(rows[1].path.read_bytes()[:60])
     mark = PngInfo()
     mark.add_text(SYNTHETIC_KEY, "YES")
@@ -479,7 +479,7 @@ def test_without_strictness_they_are_left_out_and_counted(weights: Path, own_tab
     spoil(own_table, weights)
     config = training(weights, own_table, data={"strict": False}, max_train_steps=1)
     run(config, tmp_path)
-    rows, _ = samples.training_rows(config, "CT")
+    rows, _ = finetune_data.training_rows(config, "CT")
     assert summary(tmp_path)["skipped"] == 2
     assert summary(tmp_path)["samples"] == len(rows) - 2
 
@@ -520,7 +520,7 @@ def test_holding_out_everything_is_an_error(weights: Path, table: Path, tmp_path
 def test_the_same_image_with_two_captions_is_two_samples_and_one_encode(
     weights: Path, own_table: Path, tmp_path: Path
 ) -> None:
-    rows, _ = samples.training_rows(training(weights, own_table), "CT")
+    rows, _ = finetune_data.training_rows(training(weights, own_table), "CT")
     with own_table.open("a") as stream:
         stream.write(f"{rows[0].file},CT: seen again,CT,{rows[0].patient_id}\n")
     run(training(weights, own_table, max_train_steps=1), tmp_path)

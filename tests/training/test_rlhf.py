@@ -17,15 +17,15 @@ from PIL.PngImagePlugin import PngInfo
 
 from medsyn import disk
 from medsyn.config import Config, validate
-from medsyn.data.images import SYNTHETIC_KEY
-from medsyn.data.split import is_held_out
+from medsyn.data.images.read import SYNTHETIC_KEY
+from medsyn.data.tables.split import is_held_out
 from medsyn.errors import InputError, InputProblems
-from medsyn.models import synthetic, tiny
+from medsyn.models import stable_diffusion, tiny
 from medsyn.models.scorers import load_policy, load_selector
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
-from medsyn.training import fit_scorers as fit
 from medsyn.training import rlhf
-from medsyn.training.rewards import Judgements, Learner
+from medsyn.training import scorer_loop as fit
+from medsyn.training.scorer_loss import Judgements, Learner
 
 STAGE1 = Task("rlhf-stage1", 0, "all")
 STAGE2 = Task("rlhf-stage2", 0, "ct", "CT")
@@ -269,7 +269,9 @@ def test_scores_of_images_never_seen_follow_their_quality(undisturbed: Path, wei
     selector, policy = load_selector(directory.selector(), CPU), load_policy(directory.policy(), CPU)
     new = {r: np.stack([picture(1000 + 10 * n + r, r) for n in range(12)]) for r in (1, 2, 3)}
     pixels = {r: torch.from_numpy(p)[:, None].expand(-1, 3, -1, -1).float() / 255 for r, p in new.items()}
-    pooled = synthetic.load_synthetic(str(weights), CPU, with_unet=False).embed("CT: finding 0")[1].expand(12, -1)
+    pooled = (
+        stable_diffusion.load_synthetic(str(weights), CPU, with_unet=False).embed("CT: finding 0")[1].expand(12, -1)
+    )
     for poor, good in (
         (selector.score(pixels[1]), selector.score(pixels[3])),
         (policy.score(pixels[1], pooled), policy.score(pixels[3], pooled)),
@@ -359,7 +361,7 @@ def test_rated_images_pass_the_decoder_once_and_synthetic_ones_do_not(
     Image.fromarray(picture(0, 1)).save(folder / "0.png", pnginfo=mark)
     calls = {"encode": 0, "decode": 0, "embed": 0}
     for name in calls:
-        monkeypatch.setattr(synthetic.SyntheticSystem, name, _counted(calls, name))
+        monkeypatch.setattr(stable_diffusion.SyntheticSystem, name, _counted(calls, name))
     config = campaign(weights, folder / table.name, raters={"match_decoder": True}, training={"max_epochs": 1})
     stage1(config, tmp_path / "run")
     assert calls == {"encode": IMAGES - 1, "decode": IMAGES - 1, "embed": 8}
@@ -368,7 +370,7 @@ def test_rated_images_pass_the_decoder_once_and_synthetic_ones_do_not(
 
 
 def _counted(calls: dict[str, int], name: str) -> Any:
-    original = getattr(synthetic.SyntheticSystem, name)
+    original = getattr(stable_diffusion.SyntheticSystem, name)
 
     def counted(self: Any, argument: Any) -> Any:
         calls[name] += 1
@@ -443,7 +445,7 @@ def test_without_a_selector_everything_passes(weights: Path, table: Path, tmp_pa
 def test_cached_ratings_need_no_generator(
     weights: Path, table: Path, after_stage1: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(synthetic, "load_synthetic", lambda *_, **__: pytest.fail("seven seconds for nothing"))
+    monkeypatch.setattr(stable_diffusion, "load_synthetic", lambda *_, **__: pytest.fail("seven seconds for nothing"))
     stage2(campaign(weights, table), after_stage1)
 
 

@@ -1,19 +1,53 @@
-"""What is wrong with a site profile on this cluster, before anything is queued. Asks Slurm, changes nothing."""
+"""What is wrong with a site profile on this cluster, before anything is queued. Asks Slurm, changes nothing.
+
+What is wrong with the image that tasks are to run in, before anything is queued: enters it once, changes nothing.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import os
-from collections.abc import Mapping
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
-from medsyn.campaign.machine import CONFIGURATION
-from medsyn.campaign.slurm import check_container, queue, site
+import medsyn
+from medsyn.campaign.slurm import container, queue, site
 from medsyn.campaign.slurm.container import image_of
-from medsyn.campaign.slurm.site import GATE, Site
+from medsyn.campaign.slurm.site import GATE, Container, Site
 from medsyn.config import Config
-from medsyn.errors import InputError, InputProblems, Problem, SlurmError
+from medsyn.disk import absolute
+from medsyn.doctor import packages
+from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem, SlurmError
+from medsyn.models import weights
 from medsyn.stage import STAGES
 
 OF_ONE_MACHINE = ("/tmp/", "/var/tmp/", "/dev/shm/", "/run/")
+
+PROBE_SECONDS = 120.0  # a first start of a large image from a shared file system is slow
+_CANARY = "SLURM_MEDSYN"  # a variable as Slurm's are, to see that they reach the inside
+_MOUNTS = "--container-mounts"  # Pyxis: SOURCE:TARGET[:FLAGS], and commas between several
+_HOME_STAYS_OUT = "--no-container-mount-home"
+# Prints, as the last line, the versions that jobs depend on, what is not at the pins in its argument, and the canary.
+_PROBE = f"""
+import importlib.metadata, json, os, sys
+import submitit, medsyn
+def installed(name):
+    try:
+        return importlib.metadata.version(name).split("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return None
+pins = json.loads(sys.argv[1])
+print(json.dumps({{
+    "versions": [".".join(map(str, sys.version_info[:2])), submitit.__version__, medsyn.__version__],
+    "off": {{name: installed(name) for name in pins if installed(name) != pins[name]}},
+    "canary": "{_CANARY}" in os.environ,
+}}))
+"""
 
 
 def problems(config: Config, asks_slurm: bool = True) -> list[Problem]:
@@ -28,7 +62,7 @@ def problems(config: Config, asks_slurm: bool = True) -> list[Problem]:
     except (InputError, InputProblems) as error:
         return error.problems
     source = config.cluster.site or "Slurm"
-    found = check_container.problems(profile, config, source)
+    found = container_problems(profile, config, source)
     if profile.python is not None and image_of(profile) is None and not os.access(profile.python, os.X_OK):
         reason = f"{profile.python} cannot be run here; it must be on a file system that all nodes share"
         found.append(Problem(source, reason, key="python"))
@@ -96,3 +130,132 @@ def _known_partitions() -> dict[str, Mapping[str, int | bool | None]]:
             "limit": None if limit in ("infinite", "n/a") else site.minutes(limit),
         }
     return known
+
+
+def container_problems(profile: Site, config: Config, source: str) -> list[Problem]:
+    """Everything wrong with the profile's image and with what it is to see; none where tasks run in no image.
+
+    Args:
+        profile: the cluster.
+        config: the campaign's.
+        source: how messages name the profile.
+    """
+    if profile.container is not None:
+        found = [*_missing(profile.container, source), *_unbindable(config)]
+        return found or _inside(profile.container, profile, source)
+    return list(_pyxis(profile, config, source))
+
+
+def _missing(wanted: Container, source: str) -> Iterator[Problem]:
+    if "://" not in wanted.image and (reason := _cannot_be_read(wanted.image)):
+        yield Problem(source, f"the image {wanted.image} {reason}", key="container.image")
+    for bind in wanted.binds:
+        path = bind.partition(":")[0]
+        if reason := _cannot_be_read(path):
+            yield Problem(source, f"{path}, which is to be bound, {reason}", key="container.binds")
+
+
+def _cannot_be_read(path: str) -> str | None:
+    """Why, or None if it can."""
+    try:
+        if not Path(path).exists():
+            return "is not there"
+    except OSError as error:  # below a folder that cannot be entered, too long a name
+        return f"cannot be looked at: {error.strerror}"
+    return None if os.access(path, os.R_OK) else "cannot be read: Permission denied"
+
+
+def _unbindable(config: Config) -> list[Problem]:
+    """Paths that the container runtime cannot be told: in its --bind, colons and commas separate."""
+    paths = {
+        "campaign.dir": str(config.campaign.path),
+        "data.table": config.data.table,
+        "data.root": config.data.root,
+        "data.ratings_file": config.data.ratings_file,
+        weights.KEY: config.model_paths.stable_diffusion,
+    }
+    reason = "has a colon or a comma, with which it cannot be bound into a container; choose a path without"
+    return [
+        Problem(CONFIGURATION, f"{path} {reason}", key=key)
+        for key, path in paths.items()
+        if path and (key == "campaign.dir" or Path(path).exists()) and set(str(absolute(path))) & set(":,")
+    ]
+
+
+def _inside(wanted: Container, profile: Site, source: str) -> list[Problem]:
+    """What is wrong inside the image; a warning if it cannot be entered from here."""
+    if shutil.which(wanted.runtime) is None:
+        reason = f"{wanted.runtime} is not on this machine, so the versions inside the image were not compared"
+        return [Problem(source, reason, key="container.runtime", severity="warning")]
+    pins = packages.pins()
+    command = [*container.command(wanted, [], container.task_environment(profile)), "-c", _PROBE, json.dumps(pins)]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PROBE_SECONDS,
+            env={**os.environ, _CANARY: "1"},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [Problem(source, f"the image could not be entered: {error}", key="container.image")]
+    told = _told(done.stdout)
+    if done.returncode or told is None:
+        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        reason = f"Python, submitit and medsyn could not be asked for their versions inside the image: {last}"
+        return [Problem(source, reason, key="container.image")]
+    found = [*_versions(told["versions"], source), *_off_the_pins(told["off"], pins, source)]
+    if not told["canary"]:
+        reason = "Slurm's variables do not reach the inside: leave out --cleanenv, --containall and APPTAINER_CLEANENV"
+        found.append(Problem(source, reason, key="container.options"))
+    return found
+
+
+def _told(output: str) -> dict[str, Any] | None:
+    """What the probe said; the image may have printed before it."""
+    try:
+        told = json.loads(output.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        return None
+    return told if isinstance(told, dict) else None
+
+
+def _versions(inside: list[str], source: str) -> Iterator[Problem]:
+    """Compare what runs inside the image with what queues it: submitit's pickles must be read there."""
+    here = {
+        "Python": ".".join(map(str, sys.version_info[:2])),
+        "submitit": importlib.metadata.version("submitit"),
+        "medsyn": medsyn.__version__,
+    }
+    for (name, ours), theirs in zip(here.items(), inside, strict=True):
+        if ours != theirs:
+            reason = f"{name} is {theirs} inside the image and {ours} here; they must be the same"
+            yield Problem(source, reason, key="container.image")
+
+
+def _off_the_pins(off: Mapping[str, str | None], pins: Mapping[str, str], source: str) -> Iterator[Problem]:
+    """Packages that the image lacks, and a warning about those that are not at this medsyn's pins."""
+    if absent := sorted(name for name, version in off.items() if version is None):
+        reason = f"the image lacks {', '.join(absent)}; build it again"
+        yield Problem(source, reason, key="container.image")
+    if other := [f"{name} {version} ({pins[name]})" for name, version in sorted(off.items()) if version is not None]:
+        reason = f"packages inside the image are not at this medsyn's pins: {', '.join(other)}; build it again"
+        yield Problem(source, reason, key="container.image", severity="warning")
+
+
+def _pyxis(profile: Site, config: Config, source: str) -> Iterator[Problem]:
+    """What can be told of Pyxis' options from here, where nothing can be entered."""
+    image = container.image_of(profile)
+    if image is None:
+        return
+    if image.startswith(("/", ".")) and (reason := _cannot_be_read(image)):
+        yield Problem(source, f"the image {image} {reason}", key="srun")
+    mounts = ",".join(container.srun_values(profile.srun, _MOUNTS)).split(",")
+    seen = [Path(mount.split(":")[0]) for mount in mounts if mount]
+    if _HOME_STAYS_OUT not in profile.srun:
+        seen.append(Path.home())
+    path = config.campaign.path
+    if not any(path.is_relative_to(folder) for folder in seen):
+        reason = f"{path} is in none of {_MOUNTS}; unless the site mounts it, tasks will not find the campaign"
+        yield Problem(source, reason, key="srun", severity="warning")

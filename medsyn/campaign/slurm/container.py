@@ -14,9 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from medsyn import disk
-from medsyn.campaign.records import Campaign
 from medsyn.campaign.slurm.site import Container, Resources, Site
-from medsyn.generation.facts import IMAGE_VARIABLE
+from medsyn.campaign.state.campaign_file import Campaign
+from medsyn.generation.write.provenance import IMAGE_VARIABLE
 from medsyn.models import weights
 
 # What of the host's Python must not reach the one inside; with a safe path that is the working directory, too, which

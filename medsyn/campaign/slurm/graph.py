@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from medsyn.campaign.plan import Key, Plan, PlannedTask
 from medsyn.campaign.slurm.submissions import Kind, Submission
+from medsyn.campaign.tasks import Key, Plan, PlannedTask
 from medsyn.stage import slug
 
 PER_MODALITY_GATES = ("rlhf-stage2", "generate")  # a modality goes on without waiting for the others

@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from medsyn.campaign.plan import Key
 from medsyn.campaign.slurm.submissions import Submission
+from medsyn.campaign.tasks import Key
 from medsyn.errors import SlurmError
 
 TIMEOUT_SECONDS = 20.0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from medsyn import disk
-from medsyn.campaign.plan import Key
+from medsyn.campaign.tasks import Key
 
 QUEUEING, QUEUED = "queueing", "queued"
 RELEASING, RELEASED, WITHDRAWN = "releasing", "released", "withdrawn"

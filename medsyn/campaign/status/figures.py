@@ -1,4 +1,7 @@
-"""The figures of a status: images accepted against asked, time spent and expected, and how long it will take."""
+"""The figures of a status: images accepted against asked, time spent and expected, and how long it will take.
+
+What the cost model expects each stage to take; apart from the figures, which need no model.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from medsyn.campaign import records
-from medsyn.campaign.plan import PlannedTask
-from medsyn.campaign.status.states import State
-from medsyn.campaign.status.status import NOTHING_KNOWN, Status
+from medsyn.campaign.estimate import cost
+from medsyn.campaign.plan import machine
+from medsyn.campaign.state import attempts as state_attempts
+from medsyn.campaign.state.campaign_file import Campaign
+from medsyn.campaign.status.state import NOTHING_KNOWN, State, Status
+from medsyn.campaign.tasks import PlannedTask
 
 TO_COME: tuple[State, ...] = ("running", "preempted", "pending", "idle", "unknown")
 
@@ -70,7 +75,7 @@ def _spent(status: Status, planned: PlannedTask) -> float:
         return its.seconds
     if status.states[planned.key] == "running":
         return its.spent(status.time)
-    beat = records.progress(status.campaign.directory, planned.key)
+    beat = state_attempts.progress(status.campaign.directory, planned.key)
     return its.spent(beat.get("time") if beat else None)
 
 
@@ -87,3 +92,14 @@ def images(status: Status) -> dict[str, Images]:
     return {
         mode: Images(asked, its["made"], its["accepted"], its["candidates"]) for mode, its in counts.items() if asked
     }
+
+
+def expected_seconds(campaign: Campaign) -> dict[str, float]:
+    """Seconds of all tasks of each stage, done ones included; empty for a campaign that did not record its tables."""
+    if "images" not in campaign.counts:
+        return {}
+    found = cost.estimate(campaign.config, campaign.plan, campaign.counts, machine.expects_gpu(campaign.config))
+    totals = dict.fromkeys(campaign.plan.by_stage, 0.0)
+    for (stage, _), its in found.tasks.items():
+        totals[stage] += its.seconds
+    return totals

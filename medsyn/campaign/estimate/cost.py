@@ -1,0 +1,205 @@
+"""What a campaign is expected to cost: seconds, memory and disk of every task. Pure functions; estimates, not promises.
+
+Seconds are the floating-point operations of the work over the rate of a card, and at least what starting every layer
+takes. docs/performance.md says where the constants come from and how far off they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from medsyn.campaign.estimate import architecture
+from medsyn.campaign.estimate import memory as estimate_memory
+from medsyn.campaign.estimate.architecture import Architecture, Count
+from medsyn.campaign.estimate.workload import Counts, Volume, unet_calls, volume
+from medsyn.campaign.tasks import Key, Plan
+from medsyn.config import Config
+from medsyn.stage import Task
+
+# TFLOP/s that Stable Diffusion reaches, where cluster.tflops says nothing: what the slowest card in use with the
+# precision reaches. `auto` may be a Pascal card.
+GPU_TFLOPS = {"auto": 5.0, "float32": 5.0, "float16": 10.0, "bfloat16": 30.0}
+CPU_TFLOPS = 0.04  # of one thread
+LAYER_SECONDS = 1e-4  # to start one layer, its activation included: a floor for small batches
+BACKWARD = 2  # times a forward pass
+START_SECONDS = 8.0  # of a task: Python, torch, the weights
+CHECKPOINT_BYTES_PER_SECOND = 300e6  # to write, flush and hash
+AVERAGE_BYTES_PER_SECOND = 4e9  # to the processor, for the moving average
+CANDIDATES_PER_PASS = 1.5  # two of three candidates pass the Selector
+EVALUATION_SECONDS = 0.03  # for one image
+JUDGE_SECONDS = 15.0  # to train the judge of phantoms
+
+
+@dataclass(frozen=True)
+class TaskCost:
+    """One task, of which nothing is done yet."""
+
+    seconds: float  # expected
+    least: float  # if every candidate passes the filter
+    most: float  # if every image takes generation.max_attempts
+    memory: int  # peak bytes of the card
+    kept: int  # bytes of disk for good
+    scratch: int  # bytes of disk besides, while it runs
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """All tasks of a campaign."""
+
+    tasks: Mapping[Key, TaskCost]
+    on_gpu: bool
+    tflops: float
+    candidates: float  # that a filtered image is expected to take
+    assumed: bool  # the networks' sizes are those of SD v1.5, for want of the weights
+
+    def of(self, stage: str) -> list[TaskCost]:
+        """The tasks of a stage, in order."""
+        return [cost for (its, _), cost in self.tasks.items() if its == stage]
+
+    def hours(self, which: str = "seconds") -> float:
+        """Hours of all tasks that hold a card (of all tasks where there is none): `seconds`, `least` or `most`."""
+        held = (cost for (stage, _), cost in self.tasks.items() if stage != "evaluate" or not self.on_gpu)
+        return sum(float(getattr(cost, which)) for cost in held) / 3600
+
+
+def estimate(config: Config, plan: Plan, counts: Counts, on_gpu: bool) -> Estimate:
+    """What every task of a plan costs.
+
+    Args:
+        config: resolved.
+        plan: its tasks.
+        counts: what there is to do, by modality; what is absent counts as none.
+        on_gpu: whether the tasks will find a card.
+    """
+    model = CostModel(config, counts, on_gpu)
+    tasks = {planned.key: model.task(planned.task) for planned in plan}
+    return Estimate(tasks, on_gpu, model.flops_per_second / 1e12, model.candidates[0], model.networks.assumed)
+
+
+def expected_seconds(config: Config, task: Task, counts: Counts, on_gpu: bool) -> float:
+    """How long one task is expected to compute; for many tasks, ask one `CostModel`."""
+    return CostModel(config, counts, on_gpu).task(task).seconds
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Costs of the tasks of one campaign; what they share is computed once."""
+
+    config: Config
+    counts: Counts
+    on_gpu: bool
+
+    @cached_property
+    def networks(self) -> Architecture:
+        """Of the campaign's generator."""
+        return architecture.read(self.config.model_paths.stable_diffusion, self.config.data.resolution)
+
+    @cached_property
+    def flops_per_second(self) -> float:
+        """The rate that the work is divided by."""
+        device = self.config.device
+        usual = GPU_TFLOPS[device.precision] if self.on_gpu else CPU_TFLOPS * device.cpu_threads
+        return 1e12 * (self.config.cluster.tflops or usual)
+
+    @cached_property
+    def candidates(self) -> tuple[float, float, float]:
+        """Candidates for one filtered image: expected, at least, at most."""
+        section = self.config.generation
+        expected = min(section.num_candidates * CANDIDATES_PER_PASS, section.max_attempts)
+        return expected, section.num_candidates, section.max_attempts
+
+    @cached_property
+    def _known(self) -> dict[tuple[str, str | None, Volume], TaskCost]:
+        return {}
+
+    def task(self, task: Task) -> TaskCost:
+        """The cost of one task; tasks with as much to do cost the same, and of shards there may be 100,000."""
+        work = volume(self.config, task, self.counts)
+        key = (task.stage, task.modality, work)
+        if key not in self._known:
+            self._known[key] = self._cost(task, work)
+        return self._known[key]
+
+    def _cost(self, task: Task, work: Volume) -> TaskCost:
+        seconds = {
+            "finetune": self._finetune,
+            "rlhf-stage1": self._rlhf,
+            "rlhf-stage2": self._rlhf,
+            "generate": self._generate,
+            "evaluate": self._evaluate,
+        }[task.stage]
+        expected, least, most = (START_SECONDS + seconds(task, work, candidates) for candidates in self.candidates)
+        memory = estimate_memory.memory(self.config, task.stage, self.networks)
+        disk = estimate_memory.disk(self.config, task, self.networks, work, self.candidates[0])
+        return TaskCost(expected, least, most, memory, disk.kept, disk.scratch)
+
+    def _seconds(self, network: Count, rows: int, passes: float = 1) -> float:
+        """Of `passes` forward passes of `rows` samples."""
+        return passes * max(rows * network.flops / self.flops_per_second, network.layers * LAYER_SECONDS)
+
+    def _finetune(self, task: Task, work: Volume, _: float) -> float:
+        section, networks = self.config.finetune, self.networks
+        captions = work.images + 1
+        encoding = self._seconds(networks.encoder, 1, work.images) + self._seconds(networks.text, 1, captions)
+        passes = 1 + BACKWARD + section.gradient_checkpointing
+        steps = section.max_train_steps
+        training = self._seconds(
+            networks.unet, section.train_batch_size, steps * section.gradient_accumulation_steps * passes
+        )
+        averaging = (
+            section.use_ema * steps * estimate_memory.FLOAT * networks.unet.parameters / AVERAGE_BYTES_PER_SECOND
+        )
+        saves = -(-steps // section.checkpointing_steps)
+        saving = saves * estimate_memory.checkpoint_bytes(self.config, networks) / CHECKPOINT_BYTES_PER_SECOND
+        return encoding + training + averaging + saving
+
+    def _rlhf(self, task: Task, work: Volume, _: float) -> float:
+        """Stage 2 finds the images of stage 1 in the cache."""
+        section, seconds = self.config.training, 0.0
+        if task.stage == "rlhf-stage1":
+            if self.config.raters.match_decoder:
+                seconds += self._seconds(self.networks.encoder, 1, work.rated)
+                seconds += self._seconds(self.networks.decoder, 1, work.rated)
+            seconds += self._seconds(self.networks.text, 1, work.rated)
+        held_out = work.ratings * self.config.data.held_out_fraction
+        steps = -(-(work.ratings - held_out) // section.batch_size)
+        for network in estimate_memory.scorers(self.config, task.stage):
+            training = self._seconds(network, section.batch_size, steps * (1 + BACKWARD))
+            judging = self._seconds(
+                network, estimate_memory.JUDGED_TOGETHER, held_out / estimate_memory.JUDGED_TOGETHER
+            )
+            seconds += section.max_epochs * (training + judging)
+        return seconds
+
+    def _generate(self, task: Task, work: Volume, candidates: float) -> float:
+        section, networks, size = self.config.generation, self.networks, self.config.generation.images_per_batch
+        batch = self.batch(work.guided, work.plain)
+        judging = sum(self._seconds(network, size) for network in estimate_memory.scorers(self.config, task.stage))
+        batches = work.places / size
+        seconds = self._seconds(networks.text, 1, work.asked / section.img_num)
+        for mode in section.modes:
+            seconds += batches * (candidates * (batch + judging) if mode == "filtered" else batch)
+        return seconds
+
+    def batch(self, guided: float, plain: float) -> float:
+        """Seconds to sample and decode one batch, with so many guided and unguided calls of the UNet."""
+        networks, size = self.networks, self.config.generation.images_per_batch
+        denoising = self._seconds(networks.unet, 2 * size, guided) + self._seconds(networks.unet, size, plain)
+        return denoising + self._seconds(networks.decoder, size)
+
+    def rate_for(self, seconds: float) -> float:
+        """The TFLOP/s at which one batch of the configuration's settings takes so many seconds.
+
+        Where starting the layers alone takes longer, the operations over the seconds: an estimate then stays longer.
+        """
+        guided, plain = unet_calls(self.config.generation)
+        size, networks = self.config.generation.images_per_batch, self.networks
+        flops = size * ((2 * guided + plain) * networks.unet.flops + networks.decoder.flops)
+        return flops / seconds / 1e12
+
+    def _evaluate(self, task: Task, work: Volume, _: float) -> float:
+        """On the processor, wherever the rest computes."""
+        images = sum(self.counts.get("images", {}).values())
+        return JUDGE_SECONDS + EVALUATION_SECONDS * (images + work.asked * len(self.config.generation.modes))

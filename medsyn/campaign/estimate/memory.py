@@ -1,0 +1,130 @@
+"""How many bytes the stages need: of a card's memory while they run, of disk while they run and for good.
+
+Estimates from the networks' shapes; docs/performance.md says what they rest on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from medsyn.campaign.estimate import architecture
+from medsyn.campaign.estimate.architecture import Architecture, Count
+from medsyn.campaign.estimate.workload import Volume
+from medsyn.config import Config
+from medsyn.stage import Task
+
+GIB = 2**30
+CONTEXT = 0.75 * GIB  # CUDA's context, loaded kernels and convolution workspaces: 0.5 to 0.8 GiB
+FLOAT = 4
+HALF = 2
+ADAM = 8  # bytes of state per parameter: two float32 averages
+ADAM_8BIT = 2
+AUTOCAST_SAVED = 3  # bytes of a number saved under bfloat16 autocast, on average: norms stay in float32
+WORKING = 3  # tensors as large as the widest one, alive at once in a forward pass
+# The next three repeat constants of modules that a login node does not import; a test holds them in step.
+JUDGED_TOGETHER = 64  # rated images in one forward pass
+SCORER_CHECKPOINTS = 2  # kept while the scorers learn
+COLOURS = {"Fundus": 3}  # channels of a modality's PNG files; all others are grey
+
+PNG_BYTES_PER_VALUE = 0.8  # of a noisy grey or colour image; smooth ones need half of it
+IMAGE_RECORDS = 2_500  # bytes of an image's text chunks and its line in the manifest
+ATTEMPT_RECORD = 300  # bytes of a candidate's line
+DISK_BLOCK = 4_096  # what the file system gives out at once
+BLOCK_FILES = 3  # of a block of images, beside the images
+REPORT = 5 * 2**20  # bytes of report, metrics and judge
+
+
+def scorers(config: Config, stage: str) -> list[Count]:
+    """The scorers that a stage trains or asks."""
+    policy = architecture.scorer(config.policy_model)
+    if stage == "rlhf-stage2" or not config.training.stage1.train_selector:
+        return [policy]
+    return [architecture.scorer(config.selector), policy]
+
+
+def memory(config: Config, stage: str, model: Architecture) -> int:
+    """Peak bytes of a card's memory (of the machine's where there is no card) that one task of a stage needs."""
+    if stage == "finetune":
+        return round(CONTEXT + max(_encoding(model, True), _finetuning(config, model)))
+    if stage == "generate":
+        return round(CONTEXT + _generating(config, model))
+    if stage == "evaluate":
+        return 0  # it computes on the processor
+    return round(CONTEXT + _encoding(model, False) + _fitting(config, stage))
+
+
+def _encoding(model: Architecture, with_unet: bool) -> float:
+    """Images pass the VAE one by one."""
+    parameters = model.vae_parameters + model.text.parameters + (model.unet.parameters if with_unet else 0)
+    return FLOAT * (parameters + WORKING * model.decoder.widest)
+
+
+def _finetuning(config: Config, model: Architecture) -> float:
+    """Weights, gradients, optimizer, and what the backward pass needs; a moving average lies in the host's memory."""
+    section, unet = config.finetune, model.unet
+    saved = unet.inputs + unet.block if section.gradient_checkpointing else unet.saved
+    number = AUTOCAST_SAVED if config.device.precision in ("float16", "bfloat16") else FLOAT
+    weights = FLOAT + (HALF if number != FLOAT else 0)  # autocast keeps a copy in half precision
+    optimizer = ADAM_8BIT if section.use_8bit_adam else ADAM
+    return unet.parameters * (weights + FLOAT + optimizer) + section.train_batch_size * saved * number
+
+
+def _generating(config: Config, model: Architecture) -> float:
+    """The UNet counts as float32 in half precision too: a batch that overflows is repeated in float32."""
+    section, size = config.generation, config.generation.images_per_batch
+    rows = size * (2 if section.guidance_scale != 1 else 1)
+    working = WORKING * max(rows * model.unet.widest, size * model.decoder.widest)
+    beside = sum(count.parameters for count in scorers(config, "generate")) if "filtered" in section.modes else 0
+    return FLOAT * (model.unet.parameters + model.vae_parameters + model.text.parameters + beside + working)
+
+
+def _fitting(config: Config, stage: str) -> float:
+    """Weights, gradients, two averages and the best weights so far of each scorer."""
+    trained = scorers(config, stage)
+    batch = max(config.training.batch_size * max(count.saved for count in trained), JUDGED_TOGETHER * trained[0].widest)
+    return FLOAT * (5 * sum(count.parameters for count in trained) + batch)
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes that one task leaves, and those that it needs besides while it runs."""
+
+    kept: int
+    scratch: int = 0
+
+
+def disk(config: Config, task: Task, model: Architecture, work: Volume, candidates: float) -> Disk:
+    """Bytes of disk of one task; `candidates` is how many each filtered image is expected to take."""
+    if task.stage == "finetune":
+        captions = work.images + 1  # at most: many images share one
+        cache = HALF * (2 * work.images * model.latent + captions * architecture.TOKENS * model.text_width)
+        checkpoints = (config.finetune.checkpoints_total_limit + 1) * checkpoint_bytes(config, model)
+        return Disk(cache + FLOAT * model.unet.parameters, checkpoints)
+    if task.stage == "generate":
+        return Disk(round(_images(config, task, work, candidates)))
+    if task.stage == "evaluate":
+        return Disk(REPORT)
+    weights = FLOAT * sum(count.parameters for count in scorers(config, task.stage))
+    pixels = 3 * config.data.resolution**2
+    # stage 2 finds its images in stage 1's cache
+    cache = HALF * work.rated * (pixels + model.text_width) if task.stage == "rlhf-stage1" else 0
+    # in each: weights, the best ones so far, two averages
+    return Disk(cache + weights, (SCORER_CHECKPOINTS + 1) * 4 * weights)
+
+
+def checkpoint_bytes(config: Config, model: Architecture) -> int:
+    """Bytes of one checkpoint of a fine-tuning: weights, optimizer, moving average."""
+    section = config.finetune
+    each = FLOAT + (ADAM_8BIT if section.use_8bit_adam else ADAM) + (FLOAT if section.use_ema else 0)
+    return each * model.unet.parameters
+
+
+def _images(config: Config, task: Task, work: Volume, candidates: float) -> float:
+    values = COLOURS.get(task.modality or "", 1) * config.data.resolution**2
+    image = PNG_BYTES_PER_VALUE * values + IMAGE_RECORDS + DISK_BLOCK
+    blocks = work.places / config.generation.block_size
+    total = 0.0
+    for mode in config.generation.modes:
+        attempts = candidates if mode == "filtered" else 1
+        total += work.asked * (image + attempts * ATTEMPT_RECORD) + blocks * BLOCK_FILES * DISK_BLOCK
+    return total

@@ -1,0 +1,1 @@
+"""The same task graph on one machine."""

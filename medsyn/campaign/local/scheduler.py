@@ -1,0 +1,229 @@
+"""A small scheduler for one machine: the same plan, the same worker, the same exit codes as on a cluster.
+
+Starts a task when the plan allows it, at most `max_parallel` at once, GPUs dealt round-robin. A worker that saved and
+left, or was killed, is started again; so is one that crashed, until it crashes twice at the same place.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+
+from medsyn import errors
+from medsyn.campaign.local.live_table import Display
+from medsyn.campaign.plan.machine import visible_gpus
+from medsyn.campaign.state import attempts, ledger, markers
+from medsyn.campaign.state.campaign_file import Campaign
+from medsyn.campaign.tasks import Key, PlannedTask, Settled, settle
+from medsyn.disk import FILE_MODE, make_directory
+
+WORKER = (sys.executable, "-m", "medsyn", "worker")
+POLL_SECONDS = 0.1
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A worker at work."""
+
+    planned: PlannedTask
+    process: subprocess.Popen[bytes]
+    gpu: str | None
+
+
+@dataclass
+class _Stop:
+    """The wish to stop, as signals express it."""
+
+    number: int | None = None
+    repeated: bool = False
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler."""
+        self.repeated = self.number is not None
+        self.number = self.number or number
+
+
+@dataclass
+class _Scheduler:
+    campaign: Campaign
+    max_parallel: int
+    command: Sequence[str]
+    display: Display
+    gpus: list[str]
+    done: set[Key]
+    only: Collection[Key] | None = None
+    failed: dict[Key, int] = field(default_factory=dict)  # with the exit code
+    restarts: Counter[Key] = field(default_factory=Counter)
+    running: dict[Key, Running] = field(default_factory=dict)
+
+    def settled(self) -> Settled:
+        return settle(self.campaign.plan, self.done, self.failed)
+
+    def start_ready(self, settled: Settled) -> None:
+        """Start what the plan allows and the machine has room for."""
+        for planned in self.campaign.plan:
+            if len(self.running) >= self.max_parallel:
+                return
+            chosen = self.only is None or planned.key in self.only
+            if chosen and settled.states[planned.key] == "ready" and planned.key not in self.running:
+                self.start(planned)
+
+    def start(self, planned: PlannedTask) -> None:
+        """Start a worker in a session of its own (Ctrl-C is ours to forward), its output in the task's log."""
+        directory, (stage, name) = self.campaign.directory, planned.key
+        gpu = self._least_used_gpu()
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
+        path = directory.log(stage, name)
+        make_directory(path.parent)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, FILE_MODE), "ab") as log:
+            process = subprocess.Popen(
+                [*self.command, str(directory.root), stage, name, "--parent", str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        self.running[planned.key] = Running(planned, process, gpu)
+        ledger.record(directory.ledger, ledger.STARTED, stage=stage, task=name, attempt=self.restarts[planned.key] + 1)
+        self.display.started(planned.key)
+
+    def _least_used_gpu(self) -> str | None:
+        used = Counter(running.gpu for running in self.running.values())
+        return min(self.gpus, key=lambda gpu: used[gpu], default=None)
+
+    def collect(self, stopping: bool) -> bool:
+        """Take note of the workers that have ended; return whether there were any."""
+        ended = [running for running in self.running.values() if running.process.poll() is not None]
+        for running in ended:
+            key, code = running.planned.key, running.process.returncode
+            del self.running[key]
+            ledger.record(
+                self.campaign.directory.ledger,
+                ledger.ENDED,
+                stage=key[0],
+                task=key[1],
+                attempt=self.restarts[key] + 1,
+                exit_code=code,
+            )
+            self._judge(running.planned, code, stopping)
+        return bool(ended)
+
+    def _judge(self, planned: PlannedTask, code: int, stopping: bool) -> None:
+        """What an exit code means for a task: done, failed, or once more."""
+        key = planned.key
+        if code == errors.EXIT_DONE and (reason := markers.why_not_done(self.campaign, planned)):
+            self._fail(key, code, f"ended as if done, but {reason}")
+        elif code == errors.EXIT_DONE:
+            self.done.add(key)
+            self.display.ended(key, "done")
+        elif code not in (errors.EXIT_SAVED, errors.EXIT_FAILED) and code >= 0:
+            self._fail(key, code, f"failed (exit code {code})")
+        elif stopping:
+            self.display.ended(key, "stopped")
+        elif self.restarts[key] < self.campaign.config.cluster.max_requeues:
+            self.restarts[key] += 1
+            self.display.ended(key, f"{_say(code)}; starting it again")
+        else:
+            if code < 0:  # it could not write this down itself
+                failure = {"exit_code": code, "error": _say(code), "message": "", "step": None}
+                attempts.write_failure(self.campaign.directory, key, failure)
+            self._fail(key, code, f"{_say(code)}, and cluster.max_requeues is used up")
+
+    def _fail(self, key: Key, code: int, why: str) -> None:
+        self.failed[key] = code
+        self.display.ended(key, why)
+
+    def signal_all(self, number: signal.Signals) -> None:
+        """Pass a signal on to every worker."""
+        for running in self.running.values():
+            running.process.send_signal(number)
+
+
+def run(
+    campaign: Campaign,
+    display: Display,
+    max_parallel: int | None = None,
+    command: Sequence[str] = WORKER,
+    only: Collection[Key] | None = None,
+) -> int:
+    """Run everything of the campaign that is not done; the caller holds the campaign's lock.
+
+    Args:
+        campaign: the prepared campaign.
+        display: where progress is shown.
+        max_parallel: workers at once; `cluster.max_parallel` unless given.
+        command: how a worker is started; campaign directory, stage and task name are appended.
+        only: start none but these tasks.
+
+    Returns:
+        EXIT_DONE if everything is done, EXIT_SAVED or 130 if asked to stop; if something failed EXIT_FAILED, or
+        EXIT_BAD_INPUT where that is all it failed on.
+    """
+    plan = campaign.plan
+    done = markers.done_keys(campaign, plan)
+    if len(done) == len(plan.tasks):
+        display.nothing_to_do()
+        return errors.EXIT_DONE
+    if only is None:
+        done -= {planned.key for planned in plan.by_stage["evaluate"]}  # there will be more to evaluate
+    gpus = visible_gpus() if campaign.config.device.use_cuda else []
+    max_parallel = max_parallel or campaign.config.cluster.max_parallel
+    scheduler = _Scheduler(campaign, max_parallel, command, display, gpus, done, only)
+    ledger.record(campaign.directory.ledger, ledger.SUBMITTED, tasks=len(plan.tasks), done=len(done))
+    stop = _Stop()
+    before = {number: signal.signal(number, stop.ask) for number in STOP_SIGNALS}
+    try:
+        with display:
+            _loop(scheduler, stop)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    settled = scheduler.settled()
+    display.summary(settled)
+    if (set(plan.by_key) if only is None else set(only)) <= scheduler.done:
+        return errors.EXIT_DONE
+    if stop.number is not None:
+        return errors.EXIT_INTERRUPTED if stop.number == signal.SIGINT else errors.EXIT_SAVED
+    only_bad_input = set(scheduler.failed.values()) == {errors.EXIT_BAD_INPUT}
+    return errors.EXIT_BAD_INPUT if only_bad_input else errors.EXIT_FAILED
+
+
+def _loop(scheduler: _Scheduler, stop: _Stop) -> None:
+    told = killed = False
+    settled = scheduler.settled()
+    while True:
+        if stop.number is None:
+            scheduler.start_ready(settled)
+        elif not told:
+            told = True
+            count = len(scheduler.running)
+            tasks = "1 task" if count == 1 else f"{count} tasks"
+            scheduler.display.say(f"stopping: waiting for {tasks} to save; ask again to kill")
+            scheduler.signal_all(signal.SIGTERM)
+        elif stop.repeated and not killed:
+            killed = True
+            scheduler.signal_all(signal.SIGKILL)
+        if not scheduler.running:
+            return
+        scheduler.display.show(settled, scheduler.running)
+        time.sleep(POLL_SECONDS)
+        if scheduler.collect(stop.number is not None):
+            settled = scheduler.settled()
+
+
+def _say(code: int) -> str:
+    """What an exit code says about how a worker ended."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return "saved and left" if code == errors.EXIT_SAVED else "crashed"

@@ -1,0 +1,153 @@
+"""Whether what a campaign is expected to need is there: memory on the cards, room on the file system.
+
+`generation.batch_size: auto`: the largest batch that a card's memory is estimated to hold, chosen at plan time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from medsyn import disk
+from medsyn.campaign.estimate import architecture, memory
+from medsyn.campaign.estimate.cost import Estimate
+from medsyn.campaign.estimate.memory import GIB
+from medsyn.campaign.plan import machine
+from medsyn.campaign.tasks import Key
+from medsyn.config import Config
+from medsyn.errors import CONFIGURATION, InputError, Problem
+from medsyn.stage import STAGES, CampaignDirectory
+
+# What makes a stage need less, the mildest first; each keeps what the ones before it have changed.
+_REMEDIES: dict[str, tuple[tuple[str, Any], ...]] = {
+    "finetune": (
+        ("finetune.use_8bit_adam", True),
+        ("finetune.gradient_checkpointing", True),
+        ("finetune.train_batch_size", 1),
+    ),
+    "generate": (("generation.batch_size", 1),),
+    "rlhf-stage1": (("training.batch_size", 1),),
+    "rlhf-stage2": (("training.batch_size", 1),),
+}
+
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+ON_CPU = 8
+RESERVE = 0.1  # of the card's memory: how far off the estimate may be
+
+
+def check(config: Config, estimate: Estimate, done: Collection[Key]) -> list[Problem]:
+    """Stages that do not fit a card of `cluster.gpu_memory_gib`, and a file system too full for what is not done."""
+    return [*_check_memory(config, estimate), *_check_disk(config, estimate, done)]
+
+
+def marked_done(directory: CampaignDirectory) -> set[Key]:
+    """The tasks with a done marker; one listing per stage, and no marker is read."""
+    markers = {stage: directory.done(stage, "any").parent for stage in STAGES}
+    return {(stage, path.stem) for stage, folder in markers.items() for path in folder.glob("*.json")}
+
+
+def disk_needed(estimate: Estimate, done: Collection[Key], at_once: int | None = None) -> int:
+    """Bytes that the tasks not in `done` leave, and those that `at_once` of them (None: all) need besides."""
+    open_tasks = [cost for key, cost in estimate.tasks.items() if key not in done]
+    scratch = sorted((cost.scratch for cost in open_tasks), reverse=True)
+    return sum(cost.kept for cost in open_tasks) + sum(scratch[:at_once])
+
+
+def disk_free(config: Config) -> int | None:
+    """Bytes free where the campaign's directory is or will be; None if that cannot be told."""
+    return disk.free_bytes(config.campaign.path)
+
+
+def _check_disk(config: Config, estimate: Estimate, done: Collection[Key]) -> Iterator[Problem]:
+    """An error if the tasks that run at once on one machine do not find room, a warning if all at once would not."""
+    free = disk_free(config)
+    surely = disk_needed(estimate, done, config.cluster.max_parallel)
+    if free is None or disk_needed(estimate, done) <= free:
+        return
+    too_full = surely > free
+    needed = surely if too_full else disk_needed(estimate, done)
+    when = "" if too_full else " if all its tasks run at once"
+    reason = (
+        f"the campaign is estimated to need {_gib(needed)} GiB more{when}, and {config.campaign.path} has "
+        f"{_gib(free)} GiB free: make room, choose another place, or lower finetune.checkpoints_total_limit"
+    )
+    yield Problem(CONFIGURATION, reason, key="campaign.dir", severity="error" if too_full else "warning")
+
+
+def _check_memory(config: Config, estimate: Estimate) -> Iterator[Problem]:
+    card = config.cluster.gpu_memory_gib
+    if card is None or not estimate.on_gpu:
+        return
+    for stage in STAGES:
+        needed = max((cost.memory for cost in estimate.of(stage)), default=0)
+        if needed > card * GIB:
+            reason = (
+                f"{stage} is estimated to need {_gib(needed)} GiB of a card's memory, and one has {card:g} "
+                f"(cluster.gpu_memory_gib): {_advice(config, stage, card)}"
+            )
+            yield Problem(CONFIGURATION, reason, key=_first_key(config, stage))
+
+
+def _first_key(config: Config, stage: str) -> str:
+    """What a problem of the stage names: the first key that would help and is not set so already."""
+    remedies = [key for key, value in _REMEDIES[stage] if _value(config, key) != value]
+    return remedies[0] if remedies else "data.resolution"
+
+
+def _value(config: Config, key: str) -> Any:
+    section, _, leaf = key.partition(".")
+    return getattr(getattr(config, section), leaf)
+
+
+def _advice(config: Config, stage: str, card: float) -> str:
+    """The fewest changes that make the stage fit."""
+    network = architecture.read(config.model_paths.stable_diffusion, config.data.resolution)
+    tree, changes = config.model_dump(), []
+    for key, value in _REMEDIES[stage]:
+        if _value(config, key) == value:
+            continue
+        section, _, leaf = key.partition(".")
+        tree[section][leaf] = value
+        changes.append(f"{key}={str(value).lower()}")
+        needed = memory.memory(Config.model_validate(tree), stage, network)
+        if needed <= card * GIB:
+            return f"{', '.join(changes)} would need {_gib(needed)} GiB"
+    tried = f"{', '.join(changes)} is not enough; " if changes else ""
+    return f"{tried}lower data.resolution, or use a card with more memory"
+
+
+def _gib(amount: float) -> str:
+    return f"{amount / GIB:.1f}"
+
+
+def resolve_batch_size(config: Config) -> Config:
+    """The configuration with a number in the place of `auto`.
+
+    A batch of one is chosen where even that is too large: `capacity.check` says what would help.
+
+    Raises:
+        InputError: the tasks will run on a GPU and `cluster.gpu_memory_gib` does not say how much memory it has.
+    """
+    if config.generation.batch_size != "auto":
+        return config
+    if not machine.expects_gpu(config):
+        return with_size(config, ON_CPU)
+    if config.cluster.gpu_memory_gib is None:
+        reason = (
+            "generation.batch_size=auto needs to know how much memory a card has: set it, or give a batch size, or set "
+            "device.use_cuda=false where tasks compute without a GPU"
+        )
+        raise InputError(CONFIGURATION, reason, key="cluster.gpu_memory_gib")
+    budget = (1 - RESERVE) * config.cluster.gpu_memory_gib * GIB
+    return with_size(config, max((size for size in SIZES if needed(config, size) <= budget), default=SIZES[0]))
+
+
+def with_size(config: Config, size: int) -> Config:
+    """The configuration with another batch size."""
+    return config.model_copy(update={"generation": config.generation.model_copy(update={"batch_size": size})})
+
+
+def needed(config: Config, size: int) -> int:
+    """Bytes of a card's memory that generation in batches of `size` is estimated to need."""
+    networks = architecture.read(config.model_paths.stable_diffusion, config.data.resolution)
+    return memory.memory(with_size(config, size), "generate", networks)

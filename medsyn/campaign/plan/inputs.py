@@ -1,0 +1,398 @@
+"""A campaign's inputs: which files a configuration means, what is in them, and everything that is wrong with them.
+
+Nothing is written here; `plan` and `submit` both call `check`, and find the same problems, all at once.
+
+The campaign's prompts: which list a configuration means, and what is in it. The rows never are in memory at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from medsyn.campaign.estimate import cost, workload
+from medsyn.campaign.plan import capacity, machine, shards
+from medsyn.campaign.state import campaign_file
+from medsyn.campaign.tasks import Plan, build, count_blocks
+from medsyn.config import PHANTOMS, Config
+from medsyn.data.modalities import split_prefix
+from medsyn.data.prompts.rows import PromptRow, PromptSource, new_faults, wrong_negative
+from medsyn.data.prompts.store import INDEX, ListIndex, Run
+from medsyn.data.prompts.write import index_rows, write_lists
+from medsyn.data.tables import read as tables_read
+from medsyn.data.tables.read import ImageRow, RatingRow, Table
+from medsyn.data.tables.split import LESS_HELD_OUT, is_held_out
+from medsyn.disk import absolute
+from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem
+from medsyn.models import weights
+from medsyn.schedulers import SchedulerName, wrong_steps
+from medsyn.seeds import seed
+from medsyn.stage import CampaignDirectory
+
+IMAGES_READ_AT_MOST = 2000  # a larger data set is checked by `python -m medsyn check`, once, not at every submit
+
+Row = TypeVar("Row", ImageRow, RatingRow)
+Runs = Mapping[str, Sequence[int]]  # images of each run of prompts with equal settings, by modality
+Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
+
+BASE_PROMPT = "data.base_prompt"
+CAPTIONS_PER_MODALITY = 8  # drawn as prompts where there is no prompt list
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A configuration with everything that was found out about its inputs; nothing has been written."""
+
+    given: Config  # as the user wrote it
+    config: Config  # resolved
+    plan: Plan
+    counts: dict[str, Counter[str]]  # see `medsyn.campaign.estimate.workload`
+    blocks_per_shard: dict[str, int]  # by modality
+    estimate: cost.Estimate
+    prompts: Prompts  # empty where they are still to be drawn
+    problems: list[Problem]
+
+    @property
+    def errors(self) -> list[Problem]:
+        """What keeps the campaign from starting."""
+        return [problem for problem in self.problems if problem.severity == "error"]
+
+
+def resolve(config: Config) -> Config:
+    """The configuration with nothing left to look up; looks at no table's content.
+
+    Raises:
+        InputError: the batch size is `auto`, and nothing says how much memory a card has.
+    """
+    return capacity.resolve_batch_size(_with_paths(config))
+
+
+def _with_paths(config: Config) -> Config:
+    """The configuration with every path absolute and every default path filled in."""
+    root, data = config.campaign.path, config.data
+    table = root / "phantoms" / "metadata.csv" if data.table == PHANTOMS else absolute(data.table)
+    ratings = absolute(data.ratings_file) if data.ratings_file else table.parent / "ratings.csv"
+    sources = {
+        key: str(absolute(source)) if source and absolute(source).is_dir() else source
+        for key, source in config.model_paths.model_dump().items()
+    }
+    changes: dict[str, Any] = {
+        "campaign": {"dir": str(root)},
+        "data": {
+            "table": str(table),
+            "root": str(absolute(data.root)) if data.root else None,
+            "ratings_file": str(ratings),
+            "prompts": str(root / "inputs" / "prompts"),
+        },
+        "model_paths": sources,
+    }
+    tree = config.model_dump()
+    for section, values in changes.items():
+        tree[section] |= values
+    return Config.model_validate(tree)
+
+
+def prompt_source(config: Config) -> Path | None:
+    """The prompt list that the user means, or None where it is `data.base_prompt` or the table's captions."""
+    return prompt_file(config, Path(_with_paths(config).data.table))
+
+
+def check(config: Config, progress: Progress | None = None) -> Checked:
+    """Read every table, look for weights and (up to 2,000) images; everything wrong is in the result's `problems`."""
+    problems: list[Problem] = []
+    resolved = _resolve(config, problems)
+    modalities = resolved.data.modalities
+    problems += machine.check(resolved)
+    drawn_later = config.data.table == PHANTOMS and not Path(resolved.data.table).is_file()
+    has_ratings = not drawn_later or config.data.ratings_file is not None
+    has_prompts = not drawn_later or config.data.prompts is not None or config.data.base_prompt is not None
+    images = [] if drawn_later else _read_images(resolved, problems)
+    ratings = _read_ratings(resolved, problems) if has_ratings else []
+    source = find_source(config, prompt_source(config), images, problems) if has_prompts else None
+    prompts = read_prompts(source, config, problems)
+    problems += check_negative(config)
+    problems += _check_split(resolved, images)
+    rated = {(row.path, row.modality) for row in ratings}
+    counts: dict[str, Counter[str]] = {
+        "images": Counter(row.modality for row in images if row.modality in modalities),
+        "rated images": Counter(modality for _, modality in rated if modality in modalities),
+        "ratings": Counter(row.modality for row in ratings if row.modality in modalities),
+        "prompts": prompts.counts,
+    }
+    rows = {"images": len(images), "rated images": len(rated), "prompts": prompts.rows_read}
+    runs = prompts.index.modalities
+    if drawn_later:
+        known = {"images": False, "rated images": has_ratings, "prompts": has_prompts}
+        counts |= {what: expected for what, expected in _phantom_counts(config).items() if not known[what]}
+        if not has_prompts:
+            runs = {modality: (Run.plain_prompts(n),) for modality, n in counts["prompts"].items()}
+    counts |= workload.asked(runs, resolved.generation)
+    for what, number in rows.items():
+        absent = [modality for modality in modalities if not counts[what][modality]]
+        if number and absent:  # a table without any row has been told of already
+            problems.append(_absent(resolved, what, absent))
+    own = {}  # tables whose images are not medsyn's own drawings
+    if config.data.table != PHANTOMS:
+        own[resolved.data.table] = len(images)
+    if config.data.table != PHANTOMS or config.data.ratings_file:
+        own[str(resolved.data.ratings_file)] = len(ratings)
+    problems += _check_images(resolved, own, progress)
+    asked = {modality: [run.items(config.generation.img_num) for run in its] for modality, its in runs.items()}
+    sizes = _deal(resolved, asked, counts, prompts)
+    plan = build(resolved, asked, sizes)
+    estimate = cost.estimate(resolved, plan, counts, machine.expects_gpu(resolved))
+    problems += capacity.check(resolved, estimate, capacity.marked_done(CampaignDirectory(resolved.campaign.path)))
+    problems = list(dict.fromkeys(problems))  # what two readers say is said once
+    return Checked(config, resolved, plan, counts, sizes, estimate, prompts, problems)
+
+
+def _resolve(config: Config, problems: list[Problem]) -> Config:
+    """`resolve`, in batches of one where no size can be chosen."""
+    try:
+        return resolve(config)
+    except InputError as error:
+        problems += error.problems
+        return capacity.with_size(_with_paths(config), 1)
+
+
+def _deal(config: Config, asked: Runs, counts: workload.Counts, prompts: Prompts) -> dict[str, int]:
+    """Blocks of one shard, by modality: as on record, or else as the cost model says."""
+    try:
+        facts = campaign_file.read_facts(CampaignDirectory(config.campaign.path))
+    except InputError:  # a damaged record is told by who compares it
+        facts = None
+    known = shards.recorded(facts, config, prompts.index)
+    if known is not None:
+        return known
+    model = cost.CostModel(config, counts, machine.expects_gpu(config))
+    return shards.deal(model, {modality: count_blocks(config, runs) for modality, runs in asked.items()})
+
+
+def _check_split(config: Config, images: Iterable[ImageRow]) -> list[Problem]:
+    """Modalities of which held-out images leave nothing to train on, or of which none is held out."""
+    data, problems = config.data, []
+    keys: dict[str, list[str]] = {}
+    for row in images:
+        keys.setdefault(row.modality, []).append(row.patient_id or row.file)
+    for modality in data.modalities:
+        held_out = [is_held_out(key, data.held_out_fraction, config.campaign.seed) for key in keys.get(modality, [])]
+        if not held_out or (any(held_out) and not all(held_out)):
+            continue
+        if all(held_out):
+            reason = (
+                f"every image of {modality} ({len(held_out)}) is held out, none is left to train on: {LESS_HELD_OUT}"
+            )
+        else:
+            reason = (
+                f"no image of {modality} ({len(held_out)}) is held out: generated ones have nothing to compare with"
+            )
+        severity = _severity(all(held_out))
+        problems.append(Problem(data.table, reason, key="data.held_out_fraction", severity=severity))
+    return problems
+
+
+def weights_of(config: Config) -> str:
+    """Fingerprint of the pretrained weights that the campaign uses."""
+    return weights.weights_fingerprint(config.model_paths.stable_diffusion)
+
+
+def phantoms(module: str) -> ModuleType:
+    """A module of `medsyn.data.phantoms`, which needs numpy, and most campaigns need no phantoms."""
+    try:
+        return importlib.import_module(f"medsyn.data.phantoms.{module}")
+    except ImportError as error:
+        reason = f"drawing phantoms needs {error.name}, which is not installed here; name a table of images"
+        raise InputError(CONFIGURATION, reason, key="data.table") from None
+
+
+def _phantom_counts(config: Config) -> dict[str, Counter[str]]:
+    """What the phantoms' tables will hold."""
+    wanted = config.data.phantoms
+    all_kinds = phantoms("phantom").MODALITY_OF.values()
+    kinds = Counter(modality for modality in all_kinds if modality in config.data.modalities)
+    sizes = {
+        "images": wanted.images_per_kind,
+        "rated images": wanted.images_per_kind,
+        "prompts": wanted.prompts_per_kind,
+    }
+    return {what: Counter({modality: n * size for modality, n in kinds.items()}) for what, size in sizes.items()}
+
+
+def _rows(read: Callable[[], Table[Row]], strict: bool, problems: list[Problem]) -> list[Row]:
+    """A table's good rows. A bad row is an error if `strict`; else it is left out and told."""
+    try:
+        table = read()
+    except (InputError, InputProblems) as error:
+        problems += error.problems
+        return []
+    problems += table.problems if strict else [replace(one, severity="warning") for one in table.problems]
+    if not table.rows:
+        problems += table.errors
+    return table.rows
+
+
+def _read_images(config: Config, problems: list[Problem]) -> list[ImageRow]:
+    data = config.data
+    return _rows(lambda: tables_read.read_dataset(data.table, data.root, data.modality_column), data.strict, problems)
+
+
+def _read_ratings(config: Config, problems: list[Problem]) -> list[RatingRow]:
+    path = str(config.data.ratings_file)
+    if not Path(path).is_file():
+        reason = "there is no such file; the Selector and the Policy learn from expert ratings of images"
+        problems.append(Problem(path, reason, key="data.ratings_file"))
+        return []
+    return _rows(lambda: tables_read.read_ratings(path, config.data.root), config.data.strict, problems)
+
+
+def _absent(config: Config, what: str, modalities: Sequence[str]) -> Problem:
+    """What it means that a table has nothing of some of the configuration's modalities."""
+    data, names = config.data, ", ".join(modalities)
+    if what == "images":
+        return Problem(data.table, f"it has no row of {names}: leave them out of data.modalities")
+    nothing_at_all = len(modalities) == len(data.modalities)
+    if what == "rated images":
+        needed = nothing_at_all or config.training.stage == 2
+        reason = f"it has no rating of {names}, whose Policy has nothing to learn from"
+        return Problem(str(data.ratings_file), reason, key="data.ratings_file", severity=_severity(needed))
+    reason = f"there is no prompt for {names}: nothing will be generated of them"
+    return Problem(CONFIGURATION, reason, key="data.prompts", severity=_severity(nothing_at_all))
+
+
+def _severity(is_error: bool) -> str:
+    return "error" if is_error else "warning"
+
+
+def _check_images(config: Config, rows: Mapping[str, int], progress: Progress | None) -> list[Problem]:
+    """What is wrong with the images of tables with so many rows, if there are few enough to read them all."""
+    data = config.data
+    paths = [Path(path) for path in rows if Path(path).is_file()]
+    if not any(rows.values()):
+        return []
+    if sum(rows.values()) > IMAGES_READ_AT_MOST:
+        command = f"python -m medsyn check {' '.join(map(str, paths))}"
+        return [
+            Problem(
+                str(paths[0]), f"its images were not read, there are too many; `{command}` does", severity="warning"
+            )
+        ]
+    try:
+        from medsyn.data.check import check_tables  # needs the image readers
+    except ImportError as error:  # a login node needs no more than pydantic, PyYAML, rich and submitit
+        reason = f"its images were not read: {error.name} is not installed here; tasks will read them"
+        return [Problem(str(paths[0]), reason, severity="warning")]
+
+    tell = (lambda done, total: progress("reading images", done, total)) if progress else None
+    root = Path(data.root) if data.root else None
+    found = check_tables(paths, root, data.modality_column, data.allow_synthetic, tell)
+    return found if data.strict else [replace(one, severity="warning") if one.row else one for one in found]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of the campaign's modalities: what there is, and where to read it again."""
+
+    source: PromptSource
+    index: ListIndex
+    rows_read: int  # those of other modalities too
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many prompts there are of each modality."""
+        return Counter({modality: sum(run.prompts for run in runs) for modality, runs in self.index.modalities.items()})
+
+    def write(self, directory: Path) -> None:
+        """Write the list as the tasks read it; nothing is done where it is already."""
+        write_lists(self._rows(), self.index, directory)
+
+    def _rows(self) -> Iterator[PromptRow]:
+        rows = self.source.rows(new_faults(self.source.name))
+        return (row for row in rows if row.modality in self.index.modalities)
+
+
+def prompt_file(config: Config, table: Path) -> Path | None:
+    """The prompt list that the user means, or None where it is `data.base_prompt` or the table's captions."""
+    if config.data.prompts:
+        path = absolute(config.data.prompts)
+        return path / INDEX if (path / INDEX).is_file() else path  # the lists of a prepared campaign
+    beside = table.with_name("prompts.csv")
+    return beside if config.data.base_prompt is None and beside.is_file() else None
+
+
+def find_source(
+    config: Config, file: Path | None, images: Iterable[ImageRow], problems: list[Problem]
+) -> PromptSource | None:
+    """What is to be generated: the prompt list, the one prompt, or some of the table's own captions."""
+    base = config.data.base_prompt
+    if file is not None and base is not None:
+        reason = "there is a prompt list as well (data.prompts); keep one of the two"
+        problems.append(Problem(CONFIGURATION, reason, key=BASE_PROMPT))
+    if file is not None:
+        return PromptSource.file(file)
+    if base is None:
+        captions = _captions(config, images)
+        return PromptSource.texts(config.data.table, captions) if captions else None
+    modality = split_prefix(base)[0] or (config.data.modalities[0] if len(config.data.modalities) == 1 else None)
+    if modality is None:
+        reason = f"which modality? Let it start with one, as in 'CT: {base}', or let data.modalities name just one"
+        problems.append(Problem(CONFIGURATION, reason, key=BASE_PROMPT))
+        return None
+    return PromptSource.texts(BASE_PROMPT, [(modality, base)])
+
+
+def _captions(config: Config, images: Iterable[ImageRow]) -> list[tuple[str, str]]:
+    """The same few captions of each modality every time."""
+    drawn: list[tuple[str, str]] = []
+    captions = dict.fromkeys((row.modality, row.text) for row in images)
+    for modality in config.data.modalities:
+        texts = [text for its, text in captions if its == modality]
+        texts.sort(key=lambda text: seed(config.campaign.seed, "prompts", text))
+        drawn += [(modality, text) for text in texts[:CAPTIONS_PER_MODALITY]]
+    return drawn
+
+
+def check_negative(config: Config) -> list[Problem]:
+    """What is wrong with the configuration's negative prompt."""
+    reasons = wrong_negative(config.generation.negative_prompt)
+    return [Problem(CONFIGURATION, reason, key="generation.negative_prompt") for reason in reasons]
+
+
+def read_prompts(source: PromptSource | None, config: Config, problems: list[Problem]) -> Prompts:
+    """Read the list through. A bad row is an error if `data.strict`; else it is left out and told."""
+    nothing = Prompts(PromptSource.texts("", ()), ListIndex({}), 0)
+    if source is None:
+        return nothing
+    faults = new_faults(source.name)
+    try:
+        index = index_rows(source.rows(faults))
+    except (InputError, InputProblems) as error:
+        problems += map(_of_configuration, dict.fromkeys([*faults.all_errors(), *error.problems]))
+        return nothing
+    found = [*faults.all_errors(), *(faults.warnings() if source.is_file else ())]
+    found = list(map(_of_configuration, found))
+    strict = config.data.strict or not index.modalities
+    problems += found if strict else [replace(one, severity="warning") for one in found]
+    rows = sum(run.prompts for runs in index.modalities.values() for run in runs)
+    wanted: set[str] = set(config.data.modalities)
+    chosen = {modality: runs for modality, runs in index.modalities.items() if modality in wanted}
+    problems += _wrong_steps(source.name, chosen, config.generation.scheduler)
+    return Prompts(source, ListIndex(chosen), rows)
+
+
+def _of_configuration(problem: Problem) -> Problem:
+    """A problem of the one prompt that is in no file, by its key."""
+    if problem.source != BASE_PROMPT:
+        return problem
+    return replace(problem, source=CONFIGURATION, row=None, key=BASE_PROMPT)
+
+
+def _wrong_steps(source: str, modalities: Mapping[str, Sequence[Run]], scheduler: SchedulerName) -> list[Problem]:
+    """Numbers of steps that some prompts ask for and the campaign's sampler cannot take."""
+    asked = {run.num_inference_steps for runs in modalities.values() for run in runs}
+    told = (wrong_steps(scheduler, steps) for steps in sorted(steps for steps in asked if steps is not None))
+    return [Problem(source, f"{reason} (generation.scheduler)", key="num_inference_steps") for reason in told if reason]

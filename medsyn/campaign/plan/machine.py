@@ -1,0 +1,87 @@
+"""What a campaign needs of the machine: a folder of its own, pretrained weights, optional packages, a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+
+from medsyn.config import Config
+from medsyn.errors import CONFIGURATION, Problem
+from medsyn.models import weights
+from medsyn.stage import CampaignDirectory
+
+
+def check(config: Config) -> list[Problem]:
+    """Everything that is missing or in the way, of a resolved configuration."""
+    return _check_directory(config) + weights.problems(config.model_paths.stable_diffusion) + _check_packages(config)
+
+
+def has_gpu(config: Config) -> bool:
+    """Whether the tasks will find a GPU; where there is a queue it is in the compute nodes and cannot be seen."""
+    return config.device.use_cuda and (shutil.which("sbatch") is not None or bool(visible_gpus()))
+
+
+def expects_gpu(config: Config) -> bool:
+    """Whether estimates are made for a GPU: there is one, or the configuration says how much memory it has."""
+    return config.device.use_cuda and (config.cluster.gpu_memory_gib is not None or has_gpu(config))
+
+
+def _check_directory(config: Config) -> list[Problem]:
+    path = config.campaign.path
+    try:
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+            reason = f"{existing} is no folder that can be written to"
+        elif existing == path and _is_foreign(CampaignDirectory(path)):
+            reason = f"{path} holds other files, and no campaign: choose another campaign.name or campaign.dir"
+        else:
+            return []
+    except OSError as error:
+        reason = f"{path} cannot be looked into: {error.strerror}"
+    return [Problem(CONFIGURATION, reason, key="campaign.dir")]
+
+
+def _is_foreign(directory: CampaignDirectory) -> bool:
+    """Whether something is there that no submit leaves when it is killed: it makes its lock, then claims the place."""
+    if directory.facts.is_file():
+        return False
+    return any(
+        not (path == directory.ledger and path.stat().st_size == 0)
+        and path.name != f"{directory.ledger.name}.lock"
+        and not (path.name.startswith(".") and ".tmp-" in path.name)
+        for path in directory.root.iterdir()
+    )
+
+
+def _check_packages(config: Config) -> list[Problem]:
+    """Switches that need an optional package, or a GPU that a run on this machine would not have."""
+    wanted = {"enable_xformers": "xformers", "use_8bit_adam": "bitsandbytes"}
+    on = {key: package for key, package in wanted.items() if getattr(config.finetune, key)}
+    absent = {key: package for key, package in on.items() if importlib.util.find_spec(package) is None}
+    if shutil.which("sbatch") is None:
+        where, severity = "install it, or use false", "error"
+    else:
+        where, severity = "see to it that it is on the compute nodes, or in the container", "warning"
+    problems = [
+        Problem(CONFIGURATION, f"{package} is not installed here: {where}", key=f"finetune.{key}", severity=severity)
+        for key, package in absent.items()
+    ]
+    if on and not has_gpu(config):
+        why = "no NVIDIA GPU is visible" if config.device.use_cuda else "device.use_cuda is false"
+        problems += [
+            Problem(CONFIGURATION, f"it needs a GPU and {why}: use false", key=f"finetune.{key}") for key in on
+        ]
+    return problems
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that workers may use, as CUDA_VISIBLE_DEVICES names them; asks nvidia-smi, not torch."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None:
+        return [gpu.strip() for gpu in allowed.split(",") if gpu.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return [str(index) for index in range(sum(line.startswith("GPU ") for line in listing.stdout.splitlines()))]

@@ -1,0 +1,257 @@
+"""Everything before the first task: check every input and write what the tasks read.
+
+A prepared campaign's directory holds phantoms (if it is to draw them), `inputs/prompts/`, `config.yaml` with all
+paths absolute and nothing left to look up, and `campaign.json`: first a mark that the directory is medsyn's, then,
+written last, what all results depend on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medsyn import config as configuration
+from medsyn import disk
+from medsyn.campaign.plan import inputs, shards
+from medsyn.campaign.plan.inputs import Checked, Progress
+from medsyn.campaign.state import campaign_file, locks
+from medsyn.campaign.state.campaign_file import Campaign, FileRecord
+from medsyn.campaign.tasks import READS, reads_key, stage_fingerprints
+from medsyn.config import PHANTOMS, Config
+from medsyn.data.prompts.store import INDEX
+from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem
+from medsyn.stage import STAGES, CampaignDirectory
+
+# What may change at any time: it changes no result, or (evaluation) only the last stage's, which is made again.
+FREE = ("campaign.name", "cluster", "evaluation", *shards.DEALT_BY)
+
+
+Warn = Callable[[list[Problem]], None]
+
+
+def unchanged(config: Config) -> Campaign | None:
+    """The campaign if it was prepared from just this configuration and these inputs: nothing is left to check."""
+    try:
+        resolved = inputs.resolve(config)
+    except InputError:  # `check` tells it, with everything else
+        return None
+    directory = CampaignDirectory(resolved.campaign.path)
+    facts = campaign_file.read_facts(directory)
+    if facts is None or facts["config"] != resolved.model_dump() or facts["weights"] != inputs.weights_of(resolved):
+        return None
+    source = inputs.prompt_source(config)
+    if (facts["prompt_source"] or {}).get("path") != (str(source) if source else None):
+        return None
+    files = [*facts["inputs"].values(), *([facts["prompt_source"]] if source else [])]
+    if any(campaign_file.difference(FileRecord(**file), directory.root, hashes=True) for file in files):
+        return None
+    try:
+        return campaign_file.open_campaign(directory.root)
+    except (InputError, InputProblems):  # a killed submit, or an edit by hand: prepare it again
+        return None
+
+
+def check(config: Config, progress: Progress | None = None) -> Checked:
+    """What `inputs.check` finds, and whatever has changed that something already made depends on."""
+    checked = inputs.check(config, progress)
+    try:
+        refused = _refused(checked)
+    except InputError as error:
+        refused = error.problems
+    return replace(checked, problems=[*checked.problems, *refused])
+
+
+def prepare(config: Config, progress: Progress | None = None, warn: Warn | None = None) -> Campaign:
+    """The campaign of a configuration, ready to run; checks and writes only what is not as it was before.
+
+    Raises:
+        InputProblems: everything that is wrong with the inputs, or the keys that changed what is already made.
+        Busy: another process is at work on the campaign.
+    """
+    campaign = unchanged(config)
+    if campaign is None:
+        _raise(_refused_keys(config))  # before images are read, which takes a while
+        checked = _require(check(config, progress), warn)
+        root = checked.config.campaign.path
+        try:
+            disk.make_directory(root)
+        except OSError as error:
+            reason = f"{root} cannot be made: {error.strerror}"
+            raise InputError(CONFIGURATION, reason, key="campaign.dir") from None
+        with locks.exclusive(CampaignDirectory(root).ledger, root):
+            campaign = _write(checked, progress, warn)
+    return campaign
+
+
+def _write(checked: Checked, progress: Progress | None, warn: Warn | None) -> Campaign:
+    config, resolved = checked.given, checked.config
+    directory = CampaignDirectory(resolved.campaign.path)
+    _raise(_refused(checked))  # once more: who held the lock before us may have made something
+    campaign_file.claim(directory)
+    if config.data.table == PHANTOMS:
+        _draw_phantoms(config, directory.root / "phantoms", progress)
+        checked = _require(check(config), warn)
+    source = inputs.prompt_source(config)
+    files, contents = _files(checked), _contents(checked)
+    checked.prompts.write(Path(str(resolved.data.prompts)))
+    _sweep_tables(directory, checked)
+    disk.write_atomic(directory.config, configuration.save(resolved))
+    campaign_file.write_facts(
+        directory,
+        {
+            "fingerprints": stage_fingerprints(resolved, contents),
+            "prompts": checked.prompts.index.amounts(),
+            "counts": {what: dict(counts) for what, counts in checked.counts.items()},
+            "blocks_per_shard": checked.blocks_per_shard,
+            "weights": contents["weights"],
+            "inputs": {name: asdict(record) for name, record in files.items()},
+            "prompt_source": asdict(campaign_file.record_file(source)) if source else None,
+            "config": resolved.model_dump(),
+        },
+    )
+    return campaign_file.open_campaign(directory.root)
+
+
+def _sweep_tables(directory: CampaignDirectory, checked: Checked) -> None:
+    """Remove the tables of shards that there are no longer; the blocks that they were made of stay."""
+    tasks = [planned.task for planned in checked.plan.by_stage.get("generate", [])]
+    for mode in checked.config.generation.modes:
+        kept = {directory.shard(mode, str(task.modality), task.blocks) for task in tasks if task.blocks}
+        for folder in directory.work("generate", mode).glob("*/shards/blocks-*"):
+            if folder not in kept:
+                disk.remove(folder)
+
+
+def _draw_phantoms(config: Config, directory: Path, progress: Progress | None) -> None:
+    for left in directory.parent.glob(f".{directory.name}.tmp-*"):  # by a submit that was killed: we hold the lock
+        shutil.rmtree(left, ignore_errors=True)
+    wanted = config.data.phantoms
+    tell = (lambda done, total: progress("drawing phantoms", done, total)) if progress else None
+    inputs.phantoms("dataset").write_dataset(
+        directory, wanted.images_per_kind, wanted.prompts_per_kind, wanted.image_size, config.campaign.seed, tell
+    )
+
+
+def _require(checked: Checked, warn: Warn | None) -> Checked:
+    if warn:
+        warn([problem for problem in checked.problems if problem.severity == "warning"])
+    _raise(checked.errors)
+    return checked
+
+
+def _raise(problems: list[Problem]) -> None:
+    if problems:
+        raise InputProblems(problems)
+
+
+def _files(checked: Checked) -> dict[str, FileRecord]:
+    """What the campaign's tables hold, or will hold."""
+    data = checked.config.data
+    return {
+        "table": campaign_file.record_file(Path(data.table)),
+        "ratings": campaign_file.record_file(Path(str(data.ratings_file))),
+        "prompts": _record_text(Path(str(data.prompts)) / INDEX, checked.prompts.index.text()),
+    }
+
+
+def _contents(checked: Checked) -> dict[str, str]:
+    """A fingerprint of each input."""
+    files = {name: record.sha256 for name, record in _files(checked).items()}
+    return files | {"weights": inputs.weights_of(checked.config)}
+
+
+def _record_text(path: Path, text: str) -> FileRecord:
+    """The record of a file that will hold `text`."""
+    content = text.encode()
+    return FileRecord(str(path), len(content), hashlib.sha256(content).hexdigest())
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A key whose value, or the file it names, is another than when the campaign was prepared."""
+
+    key: str
+    how: str
+    stages: list[str]  # that read it
+    way_back: str = "change it back"
+
+
+def _changed_keys(before: Mapping[str, Any], after: Config) -> list[_Change]:
+    return [
+        _Change(key, f"was {was!r} and is now {now!r}", [stage for stage in STAGES if reads_key(stage, key)])
+        for key, (was, now) in configuration.changes(before["config"], after).items()
+        if not any(key == free or key.startswith(free + ".") for free in FREE)
+    ]
+
+
+_INPUT_KEYS = {
+    "table": "data.table",
+    "ratings": "data.ratings_file",
+    "prompts": "data.prompts",
+    "weights": "model_paths.stable_diffusion",
+}
+
+
+def _changed_inputs(before: Mapping[str, Any], contents: Mapping[str, str]) -> list[_Change]:
+    old = {name: record["sha256"] for name, record in before["inputs"].items()} | {"weights": before["weights"]}
+    return [
+        _Change(key, "has other content than before", [stage for stage in STAGES if name in READS[stage].inputs])
+        for name, key in _INPUT_KEYS.items()
+        if old[name] != contents[name]
+    ]
+
+
+def _refused_keys(given: Config) -> list[Problem]:
+    directory = CampaignDirectory(given.campaign.path)
+    before = campaign_file.read_facts(directory)
+    if before is None:
+        return []
+    try:
+        resolved = inputs.resolve(given)
+    except InputError:  # `check` tells it, with everything else
+        return []
+    changes = _changed_keys(before, resolved)
+    if given.generation.batch_size == "auto":
+        changes = [_auto_told(change, before, resolved) for change in changes]
+    return _depended_on(changes, directory)
+
+
+def _auto_told(change: _Change, before: Mapping[str, Any], resolved: Config) -> _Change:
+    """A batch size that nobody wrote cannot be changed back."""
+    if change.key != "generation.batch_size":
+        return change
+    was, size = before["config"]["generation"]["batch_size"], resolved.generation.batch_size
+    return replace(change, how=f"was {was}, and auto now gives {size}", way_back=f"set it to {was}")
+
+
+def _refused(checked: Checked) -> list[Problem]:
+    """Every changed key and, where the inputs can be read, every changed content that something made depends on."""
+    directory = CampaignDirectory(checked.config.campaign.path)
+    problems = _refused_keys(checked.given)
+    before = campaign_file.read_facts(directory)
+    if before and not checked.errors and Path(checked.config.data.table).is_file():
+        problems += _depended_on(_changed_inputs(before, _contents(checked)), directory)
+    return problems
+
+
+def _depended_on(changes: Iterable[_Change], directory: CampaignDirectory) -> list[Problem]:
+    """Every change that something already made depends on, as an error."""
+    problems = []
+    for change in changes:
+        made = [stage for stage in change.stages if stage != "evaluate" and _has_made(directory, stage)]
+        if change.key.startswith("data.phantoms.") and (directory.root / "phantoms").is_dir():
+            made.insert(0, "phantoms")
+        if made:
+            reason = f"{change.how}, but {', '.join(made)} of this campaign exists: {change.way_back}, or choose "
+            problems.append(Problem(CONFIGURATION, reason + "another campaign.name or campaign.dir", key=change.key))
+    return problems
+
+
+def _has_made(directory: CampaignDirectory, stage: str) -> bool:
+    """Whether a task of the stage has left anything."""
+    work = directory.work(stage, "any").parent
+    return work.is_dir() and any(work.iterdir())

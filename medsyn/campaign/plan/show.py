@@ -1,0 +1,216 @@
+"""What `launch.py plan` says: stages, tasks, what each waits for, what there is of each modality, and what it costs.
+
+What `launch.py plan` says about cost: hours, memory and disk, all of them estimates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from medsyn.campaign.estimate.cost import CostModel, Estimate, TaskCost
+from medsyn.campaign.estimate.memory import GIB
+from medsyn.campaign.plan import capacity, shards
+from medsyn.campaign.plan.inputs import Checked
+from medsyn.campaign.tasks import Key, Plan, PlannedTask
+from medsyn.errors import counted
+from medsyn.stage import CampaignDirectory
+
+NAMES_SHOWN = 5
+COLUMNS = ("images", "rated images", "prompts")  # of the tables' counts
+
+
+def show(console: Console, checked: Checked) -> None:
+    """Print the plan of a campaign as three tables."""
+    console.print(f"campaign {checked.config.campaign.name}, {checked.config.campaign.path}", soft_wrap=True)
+    console.print(_modalities(checked))
+    console.print(_stages(checked))
+    for line in dealing(checked):
+        console.print(line, soft_wrap=True, highlight=False)
+    console.print(cost_table(checked))
+    for line in cost_totals(checked):
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def as_dict(checked: Checked) -> dict[str, Any]:
+    """The plan for scripts."""
+    return {
+        "campaign": checked.config.campaign.name,
+        "directory": str(checked.config.campaign.path),
+        "stages": {stage: len(tasks) for stage, tasks in checked.plan.by_stage.items()},
+        "tasks": [
+            {
+                "stage": planned.task.stage,
+                "index": planned.task.index,
+                "task": planned.task.name,
+                "modality": planned.task.modality,
+                "blocks": planned.task.blocks,
+                "needs": [list(key) for key in planned.needs],
+                "after": sorted({stage for stage, _ in planned.after}),
+            }
+            for planned in checked.plan
+        ],
+        "counts": {what: dict(counts) for what, counts in checked.counts.items()},
+        "generate": {
+            "batch_size": checked.config.generation.images_per_batch,
+            "blocks_per_shard": checked.blocks_per_shard,
+            "shard_minutes": _shard_seconds(checked) / 60,
+        },
+        "estimate": cost_as_dict(checked),
+        "problems": [problem.as_dict() for problem in checked.problems],
+    }
+
+
+def _modalities(checked: Checked) -> Table:
+    """Rows of each table and what will be made of them; `?` where a table could not be read."""
+    table = Table("modality")
+    for column in (*COLUMNS, "images to make", "blocks", "shards"):
+        table.add_column(column, justify="right")
+    known = checked.counts["prompts"]
+    for modality in checked.config.data.modalities:
+        rows = [str(checked.counts[what][modality]) if checked.counts[what] else "?" for what in COLUMNS]
+        shards = [planned.task.blocks for planned in _generate(checked.plan, modality) if planned.task.blocks]
+        asked = checked.counts["asked"][modality] * len(checked.config.generation.modes)
+        made = (asked, sum(end - start for start, end in shards), len(shards))
+        table.add_row(modality, *rows, *(str(number) if known else "?" for number in made))
+    return table
+
+
+def _generate(plan: Plan, modality: str) -> list[PlannedTask]:
+    return [planned for planned in plan.by_stage.get("generate", []) if planned.task.modality == modality]
+
+
+def _stages(checked: Checked) -> Table:
+    table = Table("stage", "tasks", "names", "starts when")
+    for stage, tasks in checked.plan.by_stage.items():
+        if stage == "evaluate" and not checked.counts["prompts"]:
+            table.add_row("generate", "?", "", "the prompt list can be read")
+        names = [planned.task.name for planned in tasks]
+        shown = ", ".join(names) if len(names) <= NAMES_SHOWN else f"{names[0]} ... {names[-1]}"
+        table.add_row(stage, str(len(tasks)), shown, _condition(tasks[0]))
+    return table
+
+
+def dealing(checked: Checked) -> list[str]:
+    """How large the parts of the stage generate are: its shards and its batches."""
+    tasks = checked.plan.by_stage.get("generate", [])
+    is_auto = checked.given.generation.batch_size == "auto"
+    if not tasks or (is_auto and any(problem.key == "cluster.gpu_memory_gib" for problem in checked.errors)):
+        return []
+    minutes, size = _shard_seconds(checked) / 60, checked.config.generation.images_per_batch
+    long = f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds"
+    chosen = " (generation.batch_size=auto)" if is_auto else ""
+    told = f"generate: {counted(len(tasks), 'shard')} of about {long}, in batches of {size}{chosen}"
+    model = CostModel(checked.config, checked.counts, checked.estimate.on_gpu)
+    ends = {planned.task.modality: planned.task.blocks[1] for planned in tasks if planned.task.blocks}
+    blocks = {modality: end for modality, end in ends.items() if modality is not None}
+    return [told, *(f"generate: {note}" for note in shards.notes(model, blocks, checked.blocks_per_shard))]
+
+
+def _shard_seconds(checked: Checked) -> float:
+    """What a shard is expected to take on average; 0 where there is none."""
+    costs = checked.estimate.of("generate")
+    return sum(cost.seconds for cost in costs) / len(costs) if costs else 0.0
+
+
+def _condition(planned: PlannedTask) -> str:
+    """When the task may start; said of its modality, so that it holds for every task of the stage."""
+    if planned.after:
+        stages = dict.fromkeys(stage for stage, _ in planned.after)
+        return f"{', '.join(stages)} is over, something of it done"
+    needs = [stage if name == "all" else f"its {stage}" for stage, name in planned.needs]
+    return f"{', '.join(needs)} is done" if needs else "at once"
+
+
+def cost_table(checked: Checked) -> Table:
+    """What each stage is expected to cost. The longest task counts: a time limit must hold for it."""
+    estimate = checked.estimate
+    shown = Table("stage", title="estimates", title_justify="left")
+    for column in ("hours a task", "hours in all", "memory GiB", "disk GiB", "more while all run"):
+        shown.add_column(column, justify="right")
+    for stage in checked.plan.by_stage:
+        tasks = estimate.of(stage)
+        memory = max(cost.memory for cost in tasks)
+        scratch = sum(cost.scratch for cost in tasks)
+        shown.add_row(
+            stage,
+            _hours(max(cost.seconds for cost in tasks)),
+            _hours(sum(cost.seconds for cost in tasks)),
+            f"{memory / GIB:.1f}" if memory else "",
+            _gib(sum(cost.kept for cost in tasks)),
+            _gib(scratch) if scratch else "",
+        )
+    return shown
+
+
+def cost_totals(checked: Checked) -> list[str]:
+    """The campaign as a whole, and what the estimates take for granted."""
+    config, estimate = checked.config, checked.estimate
+    if estimate.on_gpu:
+        hours = f"estimated GPU-hours: {_range(estimate)}, at {estimate.tflops:.3g} TFLOP/s; evaluate needs no GPU"
+    else:
+        hours = f"estimated hours of computing: {_range(estimate)}, on {config.device.cpu_threads} CPU thread(s) a task"
+    done, free = _done(checked), capacity.disk_free(config)
+    at_once = config.cluster.max_parallel
+    least, most = (capacity.disk_needed(estimate, done, parallel) for parallel in (at_once, None))
+    lines = [
+        hours,
+        f"estimated disk for what is not done: {_gib(least)} GiB with {at_once} tasks at once, {_gib(most)} GiB with "
+        f"all at once; free: {'unknown' if free is None else f'{_gib(free)} GiB'}",
+    ]
+    section = config.generation
+    if "filtered" in section.modes and estimate.of("generate"):
+        bounds = f"{section.num_candidates} to {section.max_attempts}"
+        lines.append(f"a filtered image takes {bounds} candidates; {estimate.candidates:g} are assumed")
+    if estimate.assumed:
+        lines.append("the model's configuration is not on this machine: the sizes are those of Stable Diffusion v1.5")
+    return lines
+
+
+def _range(estimate: Estimate) -> str:
+    least, most = _hours(3600 * estimate.hours("least")), _hours(3600 * estimate.hours("most"))
+    return _hours(3600 * estimate.hours()) + (f" ({least} to {most})" if least != most else "")
+
+
+def _done(checked: Checked) -> set[Key]:
+    return capacity.marked_done(CampaignDirectory(checked.config.campaign.path))
+
+
+def cost_as_dict(checked: Checked) -> dict[str, Any]:
+    """Everything about cost for scripts: hours, and bytes."""
+    estimate = checked.estimate
+    done = _done(checked)
+    return {
+        "on_gpu": estimate.on_gpu,
+        "tflops": estimate.tflops,
+        "model_assumed": estimate.assumed,
+        "hours": {"expected": estimate.hours(), "least": estimate.hours("least"), "most": estimate.hours("most")},
+        "disk": {
+            "needed": capacity.disk_needed(estimate, done, checked.config.cluster.max_parallel),
+            "needed_all_at_once": capacity.disk_needed(estimate, done),
+            "free": capacity.disk_free(checked.config),
+        },
+        "stages": {stage: _stage_as_dict(estimate.of(stage)) for stage in checked.plan.by_stage},
+    }
+
+
+def _stage_as_dict(tasks: Sequence[TaskCost]) -> dict[str, float]:
+    return {
+        "hours": sum(cost.seconds for cost in tasks) / 3600,
+        "longest_task_hours": max(cost.seconds for cost in tasks) / 3600,
+        "memory": max(cost.memory for cost in tasks),
+        "disk_kept": sum(cost.kept for cost in tasks),
+        "disk_scratch": sum(cost.scratch for cost in tasks),
+    }
+
+
+def _hours(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.3f}"
+
+
+def _gib(amount: float) -> str:
+    return f"{amount / GIB:.0f}" if amount >= 10 * GIB else f"{amount / GIB:.2f}"

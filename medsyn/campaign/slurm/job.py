@@ -1,0 +1,129 @@
+"""What a job runs: the functions that submitit's pickles name. They carry coordinates, never state.
+
+Both end with one of the exit codes of `medsyn.errors`, which the batch script reads; nothing here talks to Slurm. A
+gate decides, after a stage is over, which queued jobs can never run because of what failed in it. Nothing else stops a
+dependent: one failed modality takes its own branch out of the queue and no other.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from medsyn import disk, errors
+from medsyn.campaign import worker
+from medsyn.campaign.slurm import sbatch
+from medsyn.campaign.slurm import submissions as on_record
+from medsyn.campaign.slurm.submissions import Submission
+from medsyn.campaign.state import attempts, campaign_file, markers
+from medsyn.campaign.state.campaign_file import Campaign
+from medsyn.campaign.tasks import Key, settle
+from medsyn.errors import InputError, InputProblems
+from medsyn.stage import CampaignDirectory
+
+POLL_SECONDS = 1.0
+
+
+def run_task(root: str, stage: str, name: str, functions: Mapping[str, str] = worker.STAGE_FUNCTIONS) -> None:
+    """Run one task; its output goes to the task's log, as that of a local run does."""
+    _leave_when_asked()
+    if begun := os.environ.get(sbatch.BEGUN):
+        with suppress(OSError):  # a full disk is for the task to meet, and to say
+            Path(begun).touch()
+    _write_to(CampaignDirectory(Path(root)).log(stage, name))
+    job, restarts = attempts.slurm_job(), os.environ.get("SLURM_RESTART_COUNT", "0")
+    print(f"--- job {job} on {os.uname().nodename}, restart {restarts}", flush=True)
+    try:
+        code = worker.run_task(Path(root), stage, name, functions)
+    except (InputError, InputProblems) as error:
+        print(error, file=sys.stderr, flush=True)
+        code = errors.EXIT_BAD_INPUT
+    if code:
+        sys.exit(code)
+
+
+def run_gate(root: str, name: str, folder: str) -> None:
+    """Decide what cannot run any more, and leave the list to the batch script."""
+    try:
+        blocked = blocked_jobs(campaign_file.open_campaign(Path(root)), name)
+    except (InputError, InputProblems) as error:
+        print(error, file=sys.stderr, flush=True)
+        sys.exit(errors.EXIT_BAD_INPUT)
+    lines = [f"{job_name} {' '.join(jobs)}" for job_name, jobs in blocked.items()]
+    print(f"{name}: cancelling {'; '.join(lines) or 'nothing'}", flush=True)
+    disk.write_atomic(Path(folder) / sbatch.CANCEL_LIST, "".join(f"{line}\n" for line in lines))
+
+
+def _leave_when_asked() -> None:
+    """Until the worker has handlers of its own there is nothing to save; submitit's would ignore SIGTERM."""
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda *_: os._exit(errors.EXIT_SAVED))
+
+
+def _write_to(log: Path) -> None:
+    disk.make_directory(log.parent)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, disk.FILE_MODE)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def blocked_jobs(
+    campaign: Campaign, name: str, latency_seconds: float = campaign_file.LATENCY_SECONDS
+) -> dict[str, list[str]]:
+    """The jobs that the gate called `name` takes out of the queue: {job name: Slurm's ids}.
+
+    A task of which there is no word, neither done nor failed nor blocked, gets `latency_seconds`: on a shared file
+    system a marker that another node wrote may show late.
+    """
+    submissions = on_record.read(campaign.directory.ledger)
+    place = next((place for place, one in enumerate(submissions) if one.name == name), None)
+    if place is None:  # it was withdrawn, or queued by a launcher that died before it could write that down
+        return {}
+    newest = on_record.newest(submissions)
+    its = over(submissions[place], place, newest)
+    end = time.monotonic() + latency_seconds
+    done = markers.done_keys(campaign, campaign.plan)
+    while (silent := _silent(campaign, its, done)) and time.monotonic() < end:
+        time.sleep(POLL_SECONDS)
+        done = markers.done_keys(campaign, campaign.plan)
+    if silent:
+        print(f"no word of {', '.join(' '.join(key) for key in sorted(silent)[:5])}: taken for failed", flush=True)
+    failed = its - done
+    blocked = [key for key, state in settle(campaign.plan, done, failed).states.items() if state == "blocked"]
+    return ids(submissions, [key for key in blocked if key in newest], newest)
+
+
+def _silent(campaign: Campaign, keys: Iterable[Key], done: Collection[Key]) -> set[Key]:
+    """Those of the tasks that are neither done nor failed, nor blocked by one that has failed."""
+    failed = {key for key in campaign.plan.by_key if key not in done and campaign.directory.failed(*key).is_file()}
+    states = settle(campaign.plan, done, failed).states
+    return {key for key in keys if states.get(key) in ("ready", "waiting")}
+
+
+def over(gate: Submission, place: int, newest: Mapping[Key, tuple[int, str]]) -> set[Key]:
+    """The tasks the gate looks at, less those that were queued again after it: another gate will look at them."""
+    keys = ((gate.stage, task) for task in gate.tasks)
+    return {key for key in keys if newest.get(key, (-1, ""))[0] < place}
+
+
+def ids(
+    submissions: Sequence[Submission], keys: Iterable[Key], newest: Mapping[Key, tuple[int, str]]
+) -> dict[str, list[str]]:
+    """{job name: Slurm's ids} of the tasks' newest jobs; an array of which every element is meant is named once."""
+    by_place: dict[int, list[str]] = {}
+    for key in keys:
+        place, identity = newest[key]
+        by_place.setdefault(place, []).append(identity)
+    found: dict[str, list[str]] = {}
+    for place, elements in sorted(by_place.items()):
+        whole = len(elements) == len(submissions[place].tasks)
+        found[submissions[place].name] = [submissions[place].job] if whole else elements
+    return found

@@ -1,0 +1,1 @@
+"""What happened, on disk: the campaign's file, done markers, attempts, the ledger, and locks."""

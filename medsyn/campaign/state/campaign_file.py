@@ -1,0 +1,172 @@
+"""The record that makes a directory a campaign (campaign.json): what it was prepared from, and reading it back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, PositiveInt
+
+import medsyn
+from medsyn import config as configuration
+from medsyn import disk
+from medsyn.campaign.tasks import SCHEMA, Plan, build, stage_fingerprints
+from medsyn.config import Config
+from medsyn.data.prompts import store
+from medsyn.errors import InputError
+from medsyn.generation.block_store import MANIFEST, read_manifest
+from medsyn.stage import CampaignDirectory
+
+LATENCY_SECONDS = 30.0  # how late a shared file system may show what another node has renamed into place
+HASH_LIMIT = 256 << 20  # bytes; a larger file's hash is recorded, but only its size is checked again
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file as it was: absolute path, or relative to the campaign's directory."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A prepared campaign: where it is, its resolved configuration, its plan, and what its results depend on."""
+
+    directory: CampaignDirectory
+    config: Config
+    plan: Plan
+    fingerprints: Mapping[str, str]  # of each stage
+    inputs: Mapping[str, FileRecord]  # table, ratings, prompts
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # of images, ratings, …, by modality
+
+
+class _Inputs(BaseModel):
+    table: FileRecord
+    ratings: FileRecord
+    prompts: FileRecord
+
+
+class _Facts(BaseModel):
+    """What must be in a prepared campaign's record."""
+
+    fingerprints: dict[str, str]
+    prompts: dict[str, list[tuple[int, int]]]  # by modality, of each run: prompts without an `n`, images of the others
+    counts: dict[str, dict[str, int]]
+    blocks_per_shard: dict[str, PositiveInt]
+    weights: str
+    inputs: _Inputs
+    prompt_source: FileRecord | None
+    config: dict[str, Any]
+
+
+def write_facts(directory: CampaignDirectory, facts: Mapping[str, Any]) -> None:
+    """Write down what the campaign was prepared from."""
+    disk.write_json(directory.facts, {**_version(), **facts})
+
+
+def claim(directory: CampaignDirectory) -> None:
+    """Mark a new directory as a campaign's before anything else is in it, so that a killed submit can be made again."""
+    if not directory.facts.exists():
+        write_facts(directory, {})
+
+
+def _version() -> dict[str, Any]:
+    return {"schema": SCHEMA, "medsyn": medsyn.__version__}
+
+
+def open_campaign(root: Path) -> Campaign:
+    """Read a prepared campaign; raises InputError if it is none, or if its configuration or record was edited."""
+    directory = CampaignDirectory(root.absolute())
+    facts = read_facts(directory)
+    if facts is None:
+        raise InputError(root, "this is not a campaign's directory: `launch.py submit CONFIG` makes one")
+    config = configuration.load(directory.config, environment={})
+    inputs: Mapping[str, FileRecord] = {name: FileRecord(**one) for name, one in facts["inputs"].items()}
+    if config.campaign.path != directory.root:
+        config, inputs = _moved(config, inputs, directory.root)
+    contents = {name: record.sha256 for name, record in inputs.items()} | {"weights": facts["weights"]}
+    fingerprints = stage_fingerprints(config, contents)
+    if fingerprints != facts["fingerprints"]:
+        names = f"{directory.config.name} or {directory.facts.name}"
+        reason = f"{names} was edited by hand or is damaged: change your own configuration and submit that"
+        raise InputError(directory.root, reason)
+    img_num = config.generation.img_num
+    images = {name: [plain * img_num + asked for plain, asked in runs] for name, runs in facts["prompts"].items()}
+    plan = build(config, images, facts["blocks_per_shard"])
+    return Campaign(directory, config, plan, fingerprints, inputs, facts["counts"])
+
+
+def _moved(config: Config, inputs: Mapping[str, FileRecord], root: Path) -> tuple[Config, Mapping[str, FileRecord]]:
+    """The configuration and the inputs of a campaign whose directory was moved or copied to `root`.
+
+    Every path into the directory it was prepared in becomes one into `root`; no fingerprint depends on a path.
+    """
+    old = config.campaign.path
+
+    def move(path: Any) -> Any:
+        inside = isinstance(path, str) and Path(path).is_absolute() and Path(path).is_relative_to(old)
+        return str(root / Path(path).relative_to(old)) if inside else path
+
+    tree = config.model_dump()
+    for section, keys in (
+        ("campaign", ["dir"]),
+        ("data", ["table", "root", "ratings_file", "prompts"]),
+        ("model_paths", tree["model_paths"]),
+    ):
+        tree[section] |= {key: move(tree[section][key]) for key in keys}
+    moved = {name: replace(record, path=move(record.path)) for name, record in inputs.items()}
+    return Config.model_validate(tree), moved
+
+
+def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:
+    """What `prepare` wrote down about the campaign, or None if it has not been prepared.
+
+    Raises:
+        InputError: the record is damaged, of another format, or not medsyn's.
+    """
+    path = directory.facts
+    try:
+        if not path.is_file():
+            return None
+        facts: dict[str, Any] = disk.read_json(path)
+        if facts["schema"] != SCHEMA:
+            reason = f"medsyn {facts['medsyn']} made this campaign in another format: choose another campaign.name"
+            raise InputError(path, reason)
+        if facts.keys() == _version().keys():  # claimed, and killed before it was ready
+            return None
+        _Facts.model_validate(facts)
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror}") from None
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError):
+        reason = "damaged, or not medsyn's: choose another campaign.name or campaign.dir"
+        raise InputError(path, reason) from None
+    return facts
+
+
+def record_file(path: Path, base: Path | None = None) -> FileRecord:
+    """What is in `path` now; named relative to `base` if that is given."""
+    return FileRecord(str(path.relative_to(base) if base else path), path.stat().st_size, disk.sha256_file(path))
+
+
+def difference(record: FileRecord, base: Path, hashes: bool) -> str | None:
+    """How the file differs from its record, or None: its size always, its content if `hashes` and not too large."""
+    path = base / record.path
+    if not path.is_file():
+        return f"{path} is not there"
+    size = path.stat().st_size
+    if size != record.size:
+        return f"{path} has {size} bytes and had {record.size}"
+    if hashes and size <= HASH_LIMIT and disk.sha256_file(path) != record.sha256:
+        return f"{path} has other content than when it was recorded"
+    if path.name == MANIFEST and read_manifest(path.parent) is None:
+        return f"{path.parent} has lost an image"
+    if path.name == store.INDEX:
+        large = sum(file.stat().st_size for file in path.parent.iterdir()) > HASH_LIMIT
+        return store.damage(path.parent, hashes and not large)
+    return None

@@ -1,0 +1,205 @@
+"""A campaign's status at one moment: every task's state, and why it is in it.
+
+A task's state as a pure function of what the files and Slurm's queue say of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from medsyn import errors
+from medsyn.campaign.slurm.queue import NEVER, Job
+from medsyn.campaign.slurm.submissions import Submission
+from medsyn.campaign.state import attempts
+from medsyn.campaign.state.attempts import Attempts
+from medsyn.campaign.state.campaign_file import Campaign
+from medsyn.campaign.status import logs
+from medsyn.campaign.tasks import Key
+
+State = Literal["done", "running", "preempted", "pending", "failed", "blocked", "idle", "unknown"]
+STATES: tuple[State, ...] = get_args(State)
+ACTIVE: tuple[State, ...] = ("running", "preempted", "pending", "unknown")  # something may happen by itself
+BAD_ENDS = ("FAILED", "OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")  # accounting's words
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of one task.
+
+    A task is *lost* if its newest attempt was part of a Slurm job of this campaign and has no end on record: once the
+    job is gone from the queue, it was killed together with everything that could have written the end down. A job that
+    is gone and of which there is no attempt either ended before the task began, or was cancelled while it waited.
+    """
+
+    done: bool = False  # its marker has today's fingerprint
+    locked: bool = False  # a process that this machine can see works on it
+    job: Job | None = None  # in Slurm's queue
+    failed: bool = False  # a failure is on record
+    is_final: bool = False  # and trying again would not change it
+    attempts: Attempts = attempts.NONE
+    is_lost: bool = False
+    unbegun: str | None = None  # the newest job it was queued as, if no attempt was part of that
+    word: str = ""  # how that job, or the lost one, ended, as accounting has it
+    is_known: bool = True  # whether it is in the queue: false if Slurm does not answer
+    is_taken_care_of: bool = False  # a launcher is at work that will start or queue it
+
+
+def judge(facts: Facts, is_blocked: bool) -> State:
+    """The task's state.
+
+    Args:
+        facts: what is known of it.
+        is_blocked: something that it needs has failed.
+    """
+    if facts.done:
+        return "done"
+    if facts.locked or (facts.job is not None and not facts.job.waits):
+        return "running"
+    if facts.job is not None:
+        return "blocked" if is_blocked or facts.job.reason == NEVER else _waiting(facts)
+    if facts.failed and (facts.is_known or facts.is_final):
+        return "failed"
+    if not facts.is_known:
+        return "blocked" if is_blocked else "unknown"
+    if facts.is_lost or (facts.unbegun and facts.word in BAD_ENDS):
+        return "failed"
+    if is_blocked:
+        return "blocked"
+    return _waiting(facts) if facts.is_taken_care_of else "idle"
+
+
+def _waiting(facts: Facts) -> State:
+    return "preempted" if facts.attempts.begun else "pending"
+
+
+NOTHING_KNOWN = Facts()
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """What there is to do: why, and the subcommand of `launch.py` to type (None: nothing)."""
+
+    why: str
+    command: str | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """Every task's state, and what it was derived from."""
+
+    campaign: Campaign
+    states: Mapping[Key, State]
+    blocked_by: Mapping[Key, tuple[Key, ...]]  # of blocked tasks: the failed ones at the root of it
+    time: float  # of the look
+    facts: Mapping[Key, Facts] = field(default_factory=dict)
+    made: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict)  # what the done tasks' markers say
+    submitted: Sequence[Submission] = ()  # what of it was handed to Slurm
+    notes: tuple[str, ...] = ()  # what is wrong with this view: Slurm does not answer, say
+
+    @cached_property
+    def by_state(self) -> Mapping[State, list[Key]]:
+        """The tasks in each state, in the plan's order."""
+        found: dict[State, list[Key]] = {state: [] for state in STATES}
+        for planned in self.campaign.plan:
+            found[self.states[planned.key]].append(planned.key)
+        return found
+
+    @cached_property
+    def counts(self) -> Mapping[str, Counter[State]]:
+        """How many tasks of each stage are in each state."""
+        return {
+            stage: Counter(self.states[planned.key] for planned in tasks)
+            for stage, tasks in self.campaign.plan.by_stage.items()
+        }
+
+    @cached_property
+    def _batch_logs(self) -> dict[Key, list[Path]]:
+        return logs.batch_logs(self.campaign.directory, self.submitted)
+
+    def log(self, key: Key) -> Path | None:
+        """The file with the task's output, if there is any."""
+        return logs.find(self.campaign.directory.log(*key), self._batch_logs.get(key, ()))
+
+    @property
+    def on_slurm(self) -> bool:
+        """Whether something of the campaign was handed to Slurm."""
+        return bool(self.submitted)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether something may still happen without anybody's doing."""
+        return any(self.by_state[state] for state in ACTIVE)
+
+    @property
+    def exit_code(self) -> int:
+        """EXIT_DONE if all is done, EXIT_FAILED if something failed, EXIT_SAVED while there is more to come."""
+        if self.by_state["failed"]:
+            return errors.EXIT_FAILED
+        return errors.EXIT_DONE if len(self.by_state["done"]) == len(self.states) else errors.EXIT_SAVED
+
+    @property
+    def next_step(self) -> NextStep:
+        """What to do now."""
+        failed, active = self.by_state["failed"], self.is_active
+        if len(self.by_state["done"]) == len(self.states):
+            return NextStep("everything is done")
+        if self.by_state["unknown"]:
+            return NextStep("when Slurm answers again", "status")
+        if failed:
+            return NextStep("when the cause is gone", "resume")
+        if self.by_state["idle"] or not active:
+            return NextStep("to go on", "resume")
+        return NextStep("to follow it", "status --watch")
+
+    def why(self, key: Key) -> str:
+        """Why the task is in its state, in one line; empty where there is nothing to say."""
+        facts, state = self.facts.get(key, NOTHING_KNOWN), self.states[key]
+        if state == "running":
+            return self._progress(key, facts)
+        if state == "failed":
+            return self._failure(key, facts)
+        if state == "blocked":
+            return self._block(key, facts)
+        if state == "unknown":
+            return "Slurm does not answer"
+        if state == "idle" and facts.unbegun:
+            return f"job {facts.unbegun} left the queue before it began{_says(facts.word)}{self._last_word(key)}"
+        said = [facts.job.reason if facts.job else "", facts.attempts.reason or ""]
+        return ", ".join(word for word in said if word and word != "None")
+
+    def _last_word(self, key: Key) -> str:
+        """What Slurm or the batch script said last, where the task itself has said nothing."""
+        path = logs.find(self.campaign.directory.log(*key), self._batch_logs.get(key, ()))
+        said = logs.last_lines(path, 1) if path else []
+        return f"; its log ends with: {said[0]}" if said else ""
+
+    def _progress(self, key: Key, facts: Facts) -> str:
+        beat = attempts.progress(self.campaign.directory, key)
+        said = [f"{beat['step']}/{beat['total']} {beat['unit']}" if beat else "starting"]
+        if facts.job:
+            said += [f"job {facts.job.id}", facts.job.node, "" if facts.job.state == "RUNNING" else facts.job.state]
+        return ", ".join(word for word in said if word)
+
+    def _failure(self, key: Key, facts: Facts) -> str:
+        if failure := attempts.read_failure(self.campaign.directory, key):
+            message = str(failure.get("message") or "").splitlines()
+            return ": ".join(part for part in (failure.get("error"), message[0] if message else None) if part)
+        if facts.is_lost:
+            gone = f"job {facts.attempts.job} on {facts.attempts.host} is gone and wrote down no end"
+            return f"lost: {gone}{_says(facts.word) or '; accounting has no trace of it'}"
+        return f"job {facts.unbegun} ended before it began{_says(facts.word)}" if facts.unbegun else ""
+
+    def _block(self, key: Key, facts: Facts) -> str:
+        roots = ", ".join(" ".join(root) for root in self.blocked_by.get(key, ()))
+        if roots:
+            return f"by {roots}"
+        return f"by Slurm: {NEVER}, job {facts.job.id}" if facts.job else ""
+
+
+def _says(word: str) -> str:
+    return f"; accounting says {word}" if word else ""

@@ -1,0 +1,254 @@
+"""What runs, in which order, and what each result depends on: pure functions of the configuration.
+
+finetune[modality] -> rlhf-stage1 -> rlhf-stage2[modality] -> generate[modality, shard] -> evaluate
+
+A plan is data. Whoever runs it (the local scheduler, Slurm) obeys two rules only: a task starts when everything it
+`needs` is done and everything it comes `after` is over. So one failed modality stops its own branch and no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from medsyn.config import Config
+from medsyn.data.prompts.store import BlockRanges
+from medsyn.disk import fingerprint
+from medsyn.errors import InputError
+from medsyn.generation.block_store import plan_shards
+from medsyn.stage import STAGES, Task, slug
+
+SCHEMA = 3  # of campaign.json, of everything below tasks/, and of the records of images
+Key = tuple[str, str]  # (stage, task name)
+State = Literal["done", "failed", "blocked", "ready", "waiting"]
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a stage's result depends on: configuration keys, input files, results of other stages."""
+
+    keys: tuple[str, ...]
+    inputs: tuple[str, ...]
+    results: tuple[str, ...] = ()
+
+
+_ALWAYS = ("campaign.seed", "device", "data.strict", "data.allow_synthetic")  # threads change bits too
+_RLHF = (
+    *_ALWAYS,
+    *("data.modalities", "data.resolution", "data.held_out_fraction", "raters", "selector", "policy_model"),
+    *("training.max_epochs", "training.batch_size", "training.checkpoints", "training.stage1"),
+)
+
+_DEALING = ("blocks_per_shard", "shard_minutes")
+
+# Keys that name a file are not here: the file's content counts, not its path. Neither are those by which blocks are
+# dealt to tasks, which shows in no result.
+READS: dict[str, Reads] = {
+    "finetune": Reads(
+        (*_ALWAYS, "data.modality_column", "data.resolution", "data.held_out_fraction", "finetune"),
+        ("table", "weights"),
+    ),
+    "rlhf-stage1": Reads(_RLHF, ("ratings", "weights")),
+    "rlhf-stage2": Reads((*_RLHF, "training.stage2"), ("ratings", "weights"), ("rlhf-stage1",)),
+    "generate": Reads(
+        (
+            *_ALWAYS,
+            "data.resolution",
+            "training.stage",
+            *(f"generation.{key}" for key in type(Config().generation).model_fields if key not in _DEALING),
+        ),
+        ("prompts", "weights"),
+        ("finetune", "rlhf-stage1", "rlhf-stage2"),
+    ),
+    "evaluate": Reads(
+        (
+            *_ALWAYS,
+            "data.modalities",
+            "data.modality_column",
+            "data.resolution",
+            "data.held_out_fraction",
+            "evaluation",
+        ),
+        ("table", "ratings", "prompts", "weights"),
+        ("finetune", "rlhf-stage1", "rlhf-stage2", "generate"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class PlannedTask:
+    """A task and what it waits for.
+
+    `needs` must be done. `after` must be over (done, failed or blocked), at least one of them done.
+    """
+
+    task: Task
+    needs: tuple[Key, ...] = ()
+    after: tuple[Key, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        """(stage, name): what the task is called everywhere."""
+        return self.task.stage, self.task.name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All tasks of a campaign, each after everything it waits for."""
+
+    tasks: tuple[PlannedTask, ...]
+
+    @cached_property
+    def by_stage(self) -> dict[str, list[PlannedTask]]:
+        """The tasks of each stage that has any, in order."""
+        return {
+            stage: tasks for stage in STAGES if (tasks := [planned for planned in self if planned.task.stage == stage])
+        }
+
+    @cached_property
+    def shards(self) -> dict[str, list[tuple[int, int]]]:
+        """The ranges of blocks of every modality's generate tasks."""
+        ranges: dict[str, list[tuple[int, int]]] = {}
+        for planned in self.by_stage.get("generate", []):
+            if planned.task.modality is not None and planned.task.blocks is not None:
+                ranges.setdefault(planned.task.modality, []).append(planned.task.blocks)
+        return ranges
+
+    @cached_property
+    def by_key(self) -> dict[Key, PlannedTask]:
+        """Every task by what it is called."""
+        return {planned.key: planned for planned in self}
+
+    def __iter__(self) -> Iterator[PlannedTask]:
+        return iter(self.tasks)
+
+    def select(self, words: Iterable[str]) -> set[Key]:
+        """The tasks that words such as `finetune` and `generate:ct-00000` name; raises InputError for any other."""
+        chosen: set[Key] = set()
+        for word in words:
+            stage, colon, which = word.partition(":")
+            if colon:
+                chosen.add(self.find(stage, which).key)
+            elif stage in self.by_stage:
+                chosen |= {planned.key for planned in self.by_stage[stage]}
+            else:
+                raise InputError(word, f"this campaign has no such stage; it has {', '.join(self.by_stage)}")
+        return chosen
+
+    def find(self, stage: str, which: str) -> PlannedTask:
+        """The task of `stage` with this name or index; raises InputError saying which there are."""
+        tasks = self.by_stage.get(stage, [])
+        for planned in tasks:
+            if which in (planned.task.name, str(planned.task.index)):
+                return planned
+        names = ", ".join(planned.task.name for planned in tasks[:8]) + (", ..." if len(tasks) > 8 else "")
+        has = f"it has {len(tasks)}: {names}" if tasks else "this campaign does not have that stage"
+        raise InputError(stage, f"there is no task {which!r}; {has}")
+
+
+def build(config: Config, images: Mapping[str, Sequence[int]], blocks_per_shard: Mapping[str, int]) -> Plan:
+    """The plan of a campaign.
+
+    Args:
+        config: the campaign's configuration.
+        images: how many images are asked for, by modality and run of prompts with equal settings; a modality without
+            any gets no generate task.
+        blocks_per_shard: by modality, see `medsyn.campaign.plan.shards`.
+    """
+    modalities = config.data.modalities
+    finetunes = {
+        modality: PlannedTask(Task("finetune", index, slug(modality), modality))
+        for index, modality in enumerate(modalities)
+    }
+    stage1 = PlannedTask(Task("rlhf-stage1", 0, "all"), after=tuple(planned.key for planned in finetunes.values()))
+    stage2: dict[str, PlannedTask] = {}
+    if config.training.stage == 2:
+        stage2 = {
+            modality: PlannedTask(
+                Task("rlhf-stage2", index, slug(modality), modality), needs=(finetunes[modality].key, stage1.key)
+            )
+            for index, modality in enumerate(modalities)
+        }
+    generates: list[PlannedTask] = []
+    for modality in modalities:
+        needs = (finetunes[modality].key, stage1.key, *([stage2[modality].key] if stage2 else []))
+        count = count_blocks(config, images.get(modality, ()))
+        for shard, blocks in enumerate(plan_shards(count, blocks_per_shard[modality]) if count else ()):
+            task = Task("generate", len(generates), f"{slug(modality)}-{shard:05d}", modality, blocks)
+            generates.append(PlannedTask(task, needs))
+    before = (*finetunes.values(), stage1, *stage2.values(), *generates)
+    evaluate = PlannedTask(Task("evaluate", 0, "all"), after=tuple(planned.key for planned in before))
+    return Plan((*before, evaluate))
+
+
+def count_blocks(config: Config, runs: Sequence[int]) -> int:
+    """How many blocks there are of a modality with so many images in its runs of prompts."""
+    return BlockRanges(tuple(runs), config.generation.block_size).count
+
+
+def stage_fingerprints(config: Config, inputs: Mapping[str, str]) -> dict[str, str]:
+    """One fingerprint per stage of everything its results depend on, results of earlier stages included.
+
+    Args:
+        config: the resolved configuration.
+        inputs: fingerprints of the contents of `table`, `ratings`, `prompts` and `weights`.
+    """
+    fingerprints: dict[str, str] = {}
+    for stage in STAGES:
+        reads = READS[stage]
+        fingerprints[stage] = fingerprint(
+            {
+                "schema": SCHEMA,
+                "stage": stage,
+                "config": config.section_fingerprint(*reads.keys),
+                "inputs": {name: inputs[name] for name in reads.inputs},
+                "results": {name: fingerprints[name] for name in reads.results},
+            }
+        )
+    return fingerprints
+
+
+def reads_key(stage: str, key: str) -> bool:
+    """Whether a stage's own result depends on the configuration key."""
+    return any(key == read or key.startswith(read + ".") for read in READS[stage].keys)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Where every task stands, and for the blocked ones the failed tasks at the root of it."""
+
+    states: Mapping[Key, State]
+    blocked_by: Mapping[Key, tuple[Key, ...]]
+
+    def count(self, stage: str, state: State) -> int:
+        """How many tasks of the stage are in the state."""
+        return sum(1 for key, its in self.states.items() if key[0] == stage and its == state)
+
+
+def settle(plan: Plan, done: Collection[Key], failed: Collection[Key]) -> Settled:
+    """Derive every task's state from what is done and what has failed."""
+    states: dict[Key, State] = {}
+    blocked_by: dict[Key, tuple[Key, ...]] = {}
+
+    def roots(keys: Collection[Key]) -> tuple[Key, ...]:
+        return tuple(dict.fromkeys(root for key in keys for root in blocked_by.get(key, (key,))))
+
+    for planned in plan:
+        key = planned.key
+        stopped = [need for need in planned.needs if states[need] in ("failed", "blocked")]
+        is_over = all(states[other] not in ("ready", "waiting") for other in planned.after)
+        nothing_made = bool(planned.after) and not any(states[other] == "done" for other in planned.after)
+        if key in done:
+            states[key] = "done"
+        elif key in failed:
+            states[key] = "failed"
+        elif stopped or (is_over and nothing_made):
+            states[key] = "blocked"
+            blocked_by[key] = roots(stopped or planned.after)
+        elif is_over and all(states[need] == "done" for need in planned.needs):
+            states[key] = "ready"
+        else:
+            states[key] = "waiting"
+    return Settled(states, blocked_by)

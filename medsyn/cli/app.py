@@ -1,0 +1,141 @@
+"""What both command lines (`launch.py` and `python -m medsyn`) share: a table of commands, and errors said plainly."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medsyn import disk
+from medsyn.campaign.state.locks import Busy
+from medsyn.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_SAVED,
+    InputError,
+    InputProblems,
+    Problem,
+    SlurmError,
+)
+
+if TYPE_CHECKING:
+    from medsyn.campaign.state.campaign_file import Campaign
+
+Command = tuple[str, Callable[[str, Sequence[str]], int]]  # help; function of (how it was called, arguments)
+EXIT_USAGE = 2  # argparse's own
+_PLACE_SHOWN = 300  # characters of a path
+_WRONG_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EISDIR)  # the user named another than was meant
+
+
+def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[str]) -> int:
+    """Run the command that the first argument names; return its exit code.
+
+    A user's mistake is printed, one problem per line, and ends with EXIT_BAD_INPUT.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: {program} COMMAND ...\n")
+        for name, (text, _) in commands.items():
+            print(f"  {name:<10} {text}")
+        print(f"\n`{program} COMMAND --help` says more")
+        return EXIT_DONE if arguments else EXIT_USAGE
+    name, rest = arguments[0], arguments[1:]
+    if name not in commands:
+        close = difflib.get_close_matches(name, commands, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(commands)}"
+        print(f"{program}: there is no command {name!r}; {hint}", file=sys.stderr)
+        return EXIT_USAGE
+    try:
+        return commands[name][1](f"{program} {name}", rest)
+    except (InputError, InputProblems) as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except Busy as busy:
+        print(f"{program}: {busy}; try again when it has ended", file=sys.stderr)
+        return EXIT_SAVED
+    except SlurmError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+        print(f"{program}: {_place(error)}: {error.strerror}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except BrokenPipeError:  # the reader, say `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit would raise once more
+        return EXIT_DONE
+    except OSError as error:  # a full disk, a read-only file system, a stale handle
+        print(f"{program}: {_place(error)}: {error.strerror or error}{_room(error)}", file=sys.stderr)
+        return EXIT_BAD_INPUT if error.errno in _WRONG_PATH else EXIT_FAILED
+
+
+def _place(error: OSError) -> str:
+    return str(error.filename or "a file of the campaign")[:_PLACE_SHOWN]
+
+
+def _room(error: OSError) -> str:
+    """How much is free, where that is what is wrong."""
+    if error.errno not in disk.FULL or not isinstance(error.filename, str):
+        return ""
+    room = disk.room(Path(error.filename).parent)
+    return f" ({room})" if room else ""
+
+
+def config_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """A parser for `CONFIG [key=value ...]`; to be used with `parse_intermixed_args`."""
+    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser.add_argument("config", metavar="CONFIG", help="the campaign's configuration, a YAML file")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="values that replace those of the file")
+    return parser
+
+
+def prepare(config: str, overrides: Sequence[str]) -> Campaign:
+    """Prepare the campaign of a configuration, progress and warnings on standard error."""
+    from medsyn import config as configuration
+    from medsyn.campaign.plan import prepare
+
+    loaded = configuration.load(config, overrides)
+    warnings: list[Problem] = []
+    try:
+        with progress_bars() as progress:
+            return prepare.prepare(loaded, progress, warnings.extend)
+    finally:
+        show_problems(dict.fromkeys(warnings))
+
+
+def show_problems(problems: Iterable[Problem]) -> None:
+    """Print problems of a check to standard error, one per line."""
+    for problem in problems:
+        print(f"{problem.severity}: {problem}", file=sys.stderr)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A function (what, done, total) that shows how far something is, on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    tasks: dict[str, TaskID] = {}
+
+    def show(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            bars.start()
+            tasks[what] = bars.add_task(what)
+        bars.update(tasks[what], completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        if tasks:
+            bars.stop()

@@ -1,0 +1,116 @@
+"""python -m medsyn calibrate CONFIG: how fast this machine paints, as the key that makes the plan's estimates match."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from medsyn.campaign.estimate.memory import GIB
+from medsyn.cli import app
+from medsyn.config import Config
+from medsyn.errors import EXIT_BAD_NODE, EXIT_DONE, InputProblems
+from medsyn.stage import BadNode, CampaignDirectory
+
+if TYPE_CHECKING:
+    from medsyn.generation.sample.batch import Painter
+
+FEW, MORE = 2, 6  # steps of the timed batches; what a step takes is their difference
+TIMED = 3  # batches of each; the median counts
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured."""
+
+    device: str
+    seconds: float  # to sample and decode one batch with the configuration's steps
+    images: int  # in one batch
+    tflops: float  # the rate by which the cost model comes to these seconds
+    estimated: float  # seconds, by the cost model at that rate: more where layers are too small for the device
+    memory: int | None  # peak bytes of a GPU
+
+
+def calibrate(program: str, arguments: Sequence[str]) -> int:
+    """Paint a few batches with the campaign's pretrained model, and tell the rate to put into the configuration."""
+    parser = app.config_parser(program, str(calibrate.__doc__))
+    args = parser.parse_intermixed_args(arguments)
+
+    from medsyn import config
+    from medsyn.campaign.plan import capacity, inputs
+    from medsyn.models import weights
+
+    resolved = inputs.resolve(config.load(args.config, args.overrides))
+    if missing := weights.missing(resolved.model_paths.stable_diffusion):
+        raise InputProblems(missing)
+    try:
+        speed = measure(resolved)
+    except BadNode as error:
+        print(error)
+        return EXIT_BAD_NODE
+    section = resolved.generation
+    print(f"device            {speed.device}")
+    print(f"batch             {speed.images} at {resolved.data.resolution} px, {section.num_inference_steps} steps")
+    print(f"seconds a batch   {speed.seconds:.3g} ({speed.estimated:.3g} estimated at the rate below)")
+    print(f"images a second   {speed.images / speed.seconds:.3g}")
+    if speed.memory is not None:
+        estimated = capacity.needed(resolved, speed.images) / GIB
+        print(f"peak memory       {speed.memory / GIB:.1f} GiB ({estimated:.1f} estimated, for all modes)")
+    print(f"cluster.tflops={speed.tflops:.3g}")
+    return EXIT_DONE
+
+
+def measure(config: Config) -> Speed:
+    """Paint batches of the configured size as generation does, with few steps, and reckon what all steps take.
+
+    Args:
+        config: resolved. The campaign need not be prepared; the pretrained model paints, as fine-tuning changes no
+            shape.
+
+    Raises:
+        InputError: the batch does not fit into the device's memory.
+        BadNode: the GPU cannot be used.
+    """
+    import torch
+
+    from medsyn.campaign.estimate.cost import CostModel
+    from medsyn.campaign.estimate.workload import unet_calls
+    from medsyn.generation.sample.load import Loader
+    from medsyn.generation.stage import memory_told
+
+    section, size = config.generation, config.generation.images_per_batch
+    plain = config.model_copy(update={"generation": section.model_copy(update={"baseline_model": "pretrained"})})
+    painter = Loader(plain, config.data.modalities[0], CampaignDirectory(config.campaign.path)).painter("baseline")
+    on_gpu = painter.system.device.type == "cuda"
+    with memory_told(config):
+        paint(painter, FEW)  # the first batch loads kernels and embeds the prompts
+        few, more = (_median(painter, steps) for steps in (FEW, MORE))
+    guided, unguided = unet_calls(section)
+    of_a_row = max(more[0] - few[0], 0.0) / (more[1] - few[1])
+    seconds = few[0] + of_a_row * (size * (2 * guided + unguided) - few[1])
+    tflops = CostModel(config, {}, on_gpu).rate_for(seconds)
+    cluster = config.cluster.model_copy(update={"tflops": tflops})
+    estimated = CostModel(config.model_copy(update={"cluster": cluster}), {}, on_gpu).batch(guided, unguided)
+    memory = torch.cuda.max_memory_reserved() if on_gpu else None
+    return Speed(painter.device_name, seconds, size, tflops, estimated, memory)
+
+
+def _median(painter: Painter, steps: int) -> tuple[float, int]:
+    """(seconds, rows the UNet computed) of a batch with so many steps."""
+    made = [paint(painter, steps) for _ in range(TIMED)]
+    return statistics.median(seconds for seconds, _ in made), made[0][1]
+
+
+def paint(painter: Painter, steps: int) -> tuple[float, int]:
+    """Paint one full batch with so many steps: (seconds, rows the UNet computed)."""
+    from medsyn.data.prompts.store import Item
+
+    modality = painter.recipe.modality
+    batch = painter.paint(
+        [
+            (Item(f"calibrate-{number}", f"{modality}: calibration", number, num_inference_steps=steps), 0)
+            for number in range(painter.recipe.batch_size)
+        ]
+    )
+    return batch.seconds, batch.unet_evaluations

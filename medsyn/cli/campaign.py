@@ -1,0 +1,276 @@
+"""The commands of a campaign: plan, submit, resume, cancel, status, logs.
+
+Only argument parsing; everything else is in `medsyn.campaign`. Answers in well under a second: no torch here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from medsyn.campaign.guards import _require_no_jobs, _require_same_shards
+from medsyn.cli import app
+from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, InputError, InputProblems
+from medsyn.stage import CampaignDirectory
+
+if TYPE_CHECKING:
+    from medsyn.campaign.state.campaign_file import Campaign
+    from medsyn.campaign.tasks import Key
+    from medsyn.config import Config
+
+
+WATCH_SECONDS = 5
+
+
+def plan(program: str, arguments: Sequence[str]) -> int:
+    """Print what a campaign would run, and everything that is wrong with its inputs; write nothing."""
+    parser = app.config_parser(program, "Show stages, tasks and shards, and check every input; nothing is written.")
+    _add_cluster(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_intermixed_args(arguments)
+
+    from rich.console import Console
+
+    from medsyn import config
+    from medsyn.campaign.plan import prepare, show
+    from medsyn.campaign.slurm import check, site, submit
+    from medsyn.campaign.slurm import show as queue_outline
+
+    loaded = config.load(args.config, args.overrides)
+    with app.progress_bars() as progress:
+        checked = prepare.check(loaded, progress)
+    problems, arrays = list(checked.problems), None
+    if args.cluster == "slurm":
+        found = check.problems(loaded, asks_slurm=shutil.which("sinfo") is not None)
+        problems += found
+        if not any(problem.severity == "error" for problem in found):
+            profile = site.load(loaded.cluster.site)
+            arrays = profile, submit.chunk_size(profile) if shutil.which("scontrol") else submit.assumed_chunk(profile)
+    if args.json:
+        told = show.as_dict(checked) | {"problems": [problem.as_dict() for problem in problems]}
+        print(json.dumps(told | ({"slurm": queue_outline.as_list(checked.plan, *arrays)} if arrays else {}), indent=2))
+    else:
+        show.show(Console(), checked)
+        if arrays:
+            queue_outline.show(Console(), checked.plan, *arrays)
+        app.show_problems(problems)
+    return EXIT_BAD_INPUT if any(problem.severity == "error" for problem in problems) else EXIT_DONE
+
+
+def submit(program: str, arguments: Sequence[str]) -> int:
+    """Run everything of a campaign that is not done, or go on with it."""
+    return _submit(program, arguments, str(submit.__doc__), resumes=False)
+
+
+def resume(program: str, arguments: Sequence[str]) -> int:
+    """Go on with a campaign that was submitted: whatever is neither done nor in the queue."""
+    return _submit(program, arguments, str(resume.__doc__), resumes=True)
+
+
+def _submit(program: str, arguments: Sequence[str], description: str, resumes: bool) -> int:
+    parser = app.config_parser(program, description)
+    _add_cluster(parser)
+    parser.add_argument("--max-parallel", type=_positive, metavar="N", help="tasks at once (cluster.max_parallel)")
+    if resumes:
+        text = "nothing but this stage or task; may be given again"
+        parser.add_argument("--only", action="append", metavar="STAGE[:TASK]", default=[], help=text)
+    args = parser.parse_intermixed_args(arguments)
+
+    from medsyn import config
+    from medsyn.campaign import guards
+    from medsyn.campaign.state import campaign_file, locks
+
+    loaded = config.load(args.config, args.overrides)
+    if resumes and campaign_file.read_facts(CampaignDirectory(loaded.campaign.path)) is None:
+        command = _command("submit", [args.config, *args.overrides])
+        raise InputError(args.config, f"this campaign has not been submitted: `{command}` does")
+    if args.cluster == "slurm":
+        _require_site(loaded)
+        _require_same_shards(loaded)
+    guards.require_own(CampaignDirectory(loaded.campaign.path))
+    if args.cluster == "local":
+        _require_no_jobs(CampaignDirectory(loaded.campaign.path))
+    campaign = app.prepare(args.config, args.overrides)
+    only = campaign.plan.select(args.only) if resumes and args.only else None
+    with locks.exclusive(campaign.directory.ledger, campaign.directory.root):
+        if args.cluster == "slurm":
+            return _queue(campaign, only, [args.config, *args.overrides])
+
+        from rich.console import Console
+
+        from medsyn.campaign.local import scheduler
+        from medsyn.campaign.local.live_table import Display
+
+        display = Display(campaign, Console(), _command(program.split()[-1], arguments))
+        return scheduler.run(campaign, display, args.max_parallel, only=only)
+
+
+def _require_site(loaded: Config) -> None:
+    """Raise InputProblems with all that is wrong with the cluster's profile and, if anything is, with the inputs."""
+    from medsyn.campaign.plan import prepare
+    from medsyn.campaign.slurm import check
+
+    found = check.problems(loaded)
+    app.show_problems(problem for problem in found if problem.severity == "warning")
+    errors = [problem for problem in found if problem.severity == "error"]
+    if errors:
+        raise InputProblems([*errors, *prepare.check(loaded).errors])
+
+
+def _queue(campaign: Campaign, only: set[Key] | None, named: Sequence[str]) -> int:
+    from medsyn.campaign.slurm import site, submit
+    from medsyn.campaign.slurm import submit as queueing
+
+    try:
+        outcome = submit.submit(campaign, site.load(campaign.config.cluster.site), only)
+    except queueing.Interrupted:
+        print("interrupted; nothing was queued")
+        return EXIT_INTERRUPTED
+    for line in outcome.lines():
+        print(line)
+    if not outcome.all_done:
+        print(f"next      {_command('status', [*named, '--watch'])}")
+    return EXIT_DONE
+
+
+def cancel(program: str, arguments: Sequence[str]) -> int:
+    """End every job and process of a campaign; what is done and what is saved stays."""
+    parser = app.config_parser(program, str(cancel.__doc__))
+    args = parser.parse_intermixed_args(arguments)
+
+    from medsyn import config
+    from medsyn.campaign import cancel as campaign_cancel
+    from medsyn.campaign import guards
+    from medsyn.campaign.slurm import submissions
+    from medsyn.campaign.state import campaign_file
+
+    directory = campaign_file.open_campaign(config.load(args.config, args.overrides).campaign.path).directory
+    guards.require_own(directory)
+    count = campaign_cancel.launcher(directory, print) + campaign_cancel.jobs(directory, print)
+    print("cancelled" if count else "nothing of this campaign is running or queued")
+    where = "slurm" if submissions.read(directory.ledger) else "local"
+    print(f"next      to go on: {_command('resume', [args.config, *args.overrides, '--cluster', where])}")
+    return EXIT_DONE
+
+
+def status(program: str, arguments: Sequence[str]) -> int:
+    """Show where a campaign stands. Exit code: 0 all done, 1 something failed, 75 there is more to come."""
+    parser = app.config_parser(program, str(status.__doc__))
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--watch", type=_seconds, metavar="[SECONDS]", help=f"show it again every so often ({WATCH_SECONDS} s)"
+    )
+    args = parser.parse_intermixed_args(_with_seconds(arguments))
+    if args.json and args.watch:
+        parser.error("--json prints once: leave --watch out")
+
+    from rich.console import Console
+
+    from medsyn.campaign.status import as_json, as_text, figures, read
+
+    campaign = _open(args)
+    found, seconds = read.read(campaign), figures.expected_seconds(campaign)
+    command = _commands(args, found.on_slurm)
+    if args.watch:
+        return as_text.watch(Console(), lambda: read.read(campaign), command, args.watch, seconds)
+    if args.json:
+        print(json.dumps(as_json.as_dict(found, command, seconds), indent=2))
+    else:
+        as_text.show(Console(), found, command, seconds)
+    return found.exit_code
+
+
+def logs(program: str, arguments: Sequence[str]) -> int:
+    """Show what a task printed; of a STAGE list its tasks and logs; without one the last lines of failed tasks."""
+    parser = app.config_parser(program, str(logs.__doc__))
+    parser.add_argument("--lines", type=_positive, default=50, metavar="N", help="how many of the last lines (50)")
+    parser.add_argument("--all", action="store_true", help="the whole log")
+    parser.add_argument("--follow", action="store_true", help="go on printing until the task ends")
+    parser.usage = f"{program} [-h] [--lines N | --all] [--follow] CONFIG [STAGE[:TASK]] [key=value ...]"
+    args = parser.parse_intermixed_args(arguments)
+    named = [word for word in args.overrides if "=" not in word]
+    args.overrides = [word for word in args.overrides if "=" in word]
+    if named[1:]:
+        parser.error(f"one STAGE[:TASK] at a time: {' '.join(named)}")
+
+    from rich.console import Console
+
+    from medsyn.campaign.status import read, show_logs
+
+    campaign = _open(args)
+    which = named[0] if named else None
+    chosen = campaign.plan.select(named)
+    keys = [planned.key for planned in campaign.plan if planned.key in chosen]
+    if args.follow and len(keys) > 1:
+        parser.error("--follow follows one task: name it as STAGE:TASK")
+    found = read.read(campaign)
+    if which is None:
+        show_logs.failures(Console(), found)
+    elif ":" in which or args.follow:
+        again = (lambda: read.read(campaign)) if args.follow else None
+        return show_logs.show(found, keys[0], None if args.all else args.lines, again)
+    else:
+        show_logs.overview(Console(), found, keys)
+    return EXIT_DONE
+
+
+def _open(args: argparse.Namespace) -> Campaign:
+    """The campaign, which must have been submitted, that the configuration is of."""
+    from medsyn import config
+    from medsyn.campaign.state import campaign_file
+
+    return campaign_file.open_campaign(config.load(args.config, args.overrides).campaign.path)
+
+
+def _commands(args: argparse.Namespace, on_slurm: bool) -> Callable[[str], str]:
+    """What the user would type for a subcommand on the same campaign."""
+
+    def command(words: str) -> str:
+        name, *options = words.split()
+        if name == "resume":
+            options += ["--cluster", "slurm" if on_slurm else "local"]
+        return _command(name, [args.config, *args.overrides, *options])
+
+    return command
+
+
+def _with_seconds(arguments: Sequence[str]) -> list[str]:
+    """`--watch` with its default, unless a number comes next: what follows may be the configuration."""
+    following = [*arguments[1:], ""]
+    return [
+        f"--watch={WATCH_SECONDS}" if word == "--watch" and not after.replace(".", "", 1).isdigit() else word
+        for word, after in zip(arguments, following, strict=True)
+    ]
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0.1 <= number < 86400:
+        raise argparse.ArgumentTypeError("seconds, at least 0.1")
+    return number
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    default = "slurm" if shutil.which("sbatch") else "local"
+    parser.add_argument(
+        "--cluster", choices=("local", "slurm"), default=default, help=f"where it runs (here: {default})"
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
+def _command(name: str, arguments: Sequence[str]) -> str:
+    """What the user would type, from the same place and in the same way."""
+    runner = "uv run" if "UV" in os.environ else "python"
+    return f"{runner} {shlex.join([sys.argv[0], name, *arguments])}"

@@ -1,0 +1,123 @@
+"""`python -m medsyn prompts`: check a prompt list, or build a balanced one."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from medsyn import disk
+from medsyn.config import MOST_IMAGES
+from medsyn.data.prompts import balance
+from medsyn.data.prompts.balance import Balanced
+from medsyn.data.prompts.rows import PromptSource, new_faults
+from medsyn.data.prompts.write import index_rows
+from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, InputProblems, Problem, counted
+
+CELLS_SHOWN, CELLS_NAMED = 60, 8
+
+
+def main(program: str, arguments: Sequence[str]) -> int:
+    """Check a prompt list, or build one that is balanced."""
+    parser = argparse.ArgumentParser(prog=program, description=main.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    checked = commands.add_parser("check", help="list everything that is wrong with a prompt list, and what is in it")
+    checked.add_argument("list", type=Path, metavar="FILE", help="CSV, JSON lines, Parquet or text")
+    balanced = commands.add_parser("balance", help="as many images of every combination of some columns' values")
+    balanced.add_argument("source", type=Path, metavar="SOURCE", help="a data set's table, or a prompt list")
+    balanced.add_argument("--by", default="modality", metavar="COLUMN,...", help="such as modality,finding")
+    amount = balanced.add_mutually_exclusive_group(required=True)
+    amount.add_argument("--total", type=int, metavar="N", help="images in all")
+    amount.add_argument("--per-cell", type=int, metavar="N", help="images of each combination")
+    balanced.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new .csv or .jsonl file")
+    balanced.add_argument("--seed", type=int, default=0, help="which captions are taken where there are too many (0)")
+    args = parser.parse_args(arguments)
+    return _check(args.list) if args.command == "check" else _balance(args)
+
+
+def _check(path: Path) -> int:
+    source, faults = PromptSource.file(path), new_faults(path)
+    index = index_rows(source.rows(faults))
+    for problem in [*faults.all_errors(), *faults.warnings()]:
+        print(f"{problem.severity}: {problem}")
+    for modality, runs in index.modalities.items():
+        images = [counted(sum(run.images for run in runs), "image")] if any(run.counted for run in runs) else []
+        plain = sum(run.plain for run in runs)
+        images += [f"generation.img_num images of {counted(plain, 'prompt')}"] if plain else []
+        print(f"{modality}: {counted(sum(run.prompts for run in runs), 'prompt')}, {' and '.join(images)}")
+    return EXIT_BAD_INPUT if faults.errors else EXIT_DONE
+
+
+def _balance(args: argparse.Namespace) -> int:
+    columns = list(dict.fromkeys(column.strip() for column in args.by.split(",") if column.strip()))
+    problems = list(_wrong_arguments(args, columns))
+    if problems:
+        raise InputProblems(problems)
+    balanced = balance.balance(args.source, columns, args.total, args.per_cell, args.seed)
+    try:
+        disk.write_atomic(args.out, balance.as_text(balanced, args.out.suffix.lower()))
+    except OSError as error:
+        raise InputError(args.out, f"cannot be written: {error.strerror}") from None
+    _show(balanced, args.out)
+    return EXIT_DONE
+
+
+def _wrong_arguments(args: argparse.Namespace, columns: Sequence[str]) -> Iterator[Problem]:
+    """What is wrong before the source is read."""
+    flag, number = ("--total", args.total) if args.per_cell is None else ("--per-cell", args.per_cell)
+    if not columns:
+        yield Problem("--by", "names no column")
+    if number < 1:
+        yield Problem(flag, f"{number} is not 1 or more")
+    if args.per_cell is not None and number > MOST_IMAGES:
+        yield Problem(flag, f"{number} is more than {MOST_IMAGES}, the most images of one prompt")
+    if args.out.suffix.lower() not in (".csv", ".jsonl"):
+        yield Problem(str(args.out), "the list is written as a .csv or a .jsonl file")
+    try:
+        if args.out.exists():
+            yield Problem(str(args.out), "is there already; choose another --out")
+            return
+        existing = next(parent for parent in args.out.absolute().parents if parent.exists())
+    except OSError as error:
+        yield Problem(str(args.out)[:200], f"cannot be written: {error.strerror}")
+        return
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        yield Problem(str(args.out), f"cannot be written: {existing} is no folder that can be written to")
+
+
+def _show(balanced: Balanced, path: Path) -> None:
+    table = Table(*balanced.columns)
+    for column in ("captions", "images", "of one caption at most"):
+        table.add_column(column, justify="right")
+    for cell in balanced.cells[:CELLS_SHOWN]:
+        table.add_row(*cell.values, str(cell.captions), str(cell.images), str(cell.most_of_one))
+    console = Console()
+    console.print(table)
+    if len(balanced.cells) > CELLS_SHOWN:
+        print(f"and {len(balanced.cells) - CELLS_SHOWN} more")
+    repeated = [cell.values for cell in balanced.cells if cell.images > cell.captions]
+    if repeated:
+        have = "has" if len(repeated) == 1 else "have"
+        what = f"{have} fewer captions than images: captions are repeated (column n)"
+        print(f"{len(repeated)} of {len(balanced.cells)} {what}: {_named(repeated)}")
+    absent = balanced.absent(CELLS_NAMED + 1)
+    if absent:
+        more = "at least " if len(absent) > CELLS_NAMED else ""
+        are = "is in no row and gets" if len(absent) == 1 else "are in no row and get"
+        print(f"{more}{counted(len(absent), 'combination')} of values {are} no image: {_named(absent)}")
+    if balanced.left_out:
+        were = "was left out: it has" if balanced.left_out == 1 else "were left out: they have"
+        print(f"{counted(balanced.left_out, 'row')} {were} no value in {', '.join(balanced.columns)}")
+    images = sum(cell.images for cell in balanced.cells)
+    prompts, cells = counted(len(balanced.rows), "prompt"), counted(len(balanced.cells), "cell")
+    print(f"{path}: {counted(images, 'image')} of {prompts} in {cells}")
+
+
+def _named(cells: Sequence[balance.Cell]) -> str:
+    """The first few cells by their values."""
+    named = ["/".join(cell) for cell in cells[:CELLS_NAMED]]
+    return ", ".join([*named, "..."] if len(cells) > CELLS_NAMED else named)

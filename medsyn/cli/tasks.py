@@ -1,0 +1,69 @@
+"""Single tasks by hand (`finetune`, `rlhf`, `generate`, `evaluate`), and `worker`, which schedulers call."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from medsyn.cli import app
+from medsyn.errors import EXIT_DONE, InputError, InputProblems
+
+
+def run_stage(stage: str, program: str, arguments: Sequence[str]) -> int:
+    """Run one task of a stage, or list the tasks; `stage` is `rlhf` or one of `medsyn.stage.STAGES`."""
+    parser = app.config_parser(program, "Run one task of a campaign, exactly as a queued task runs it.")
+    parser.add_argument("--task", help="the task's name or index; without it the tasks are listed")
+    if stage == "rlhf":
+        parser.add_argument("--stage", choices=("1", "2"), required=True, help="1: all ratings; 2: one modality")
+    args = parser.parse_intermixed_args(arguments)
+    if stage == "rlhf":
+        stage = f"rlhf-stage{args.stage}"
+
+    if args.task is None:
+        return _list_tasks(args.config, args.overrides, stage)
+
+    from medsyn.campaign import worker
+
+    return worker.run_task(app.prepare(args.config, args.overrides).directory.root, stage, args.task)
+
+
+def _list_tasks(path: str, overrides: Sequence[str], stage: str) -> int:
+    from medsyn import config
+    from medsyn.campaign.plan import inputs
+
+    with app.progress_bars() as progress:
+        checked = inputs.check(config.load(path, overrides), progress)
+    tasks = checked.plan.by_stage.get(stage, [])
+    for planned in tasks:
+        print(f"{planned.task.index:>6}  {planned.task.name}")
+    if not tasks and checked.errors:
+        raise InputProblems(checked.errors)
+    if not tasks:
+        raise InputError(stage, "this campaign does not have that stage")
+    return EXIT_DONE
+
+
+def generate(program: str, arguments: Sequence[str]) -> int:
+    """Run one shard of a campaign, or, with --prompt, make images of one prompt."""
+    from medsyn.cli import one_prompt
+
+    if one_prompt.is_meant(arguments):
+        return one_prompt.generate(program, arguments)
+    if list(arguments) in (["-h"], ["--help"]):
+        print(f"{one_prompt.parser(program).format_help()}\nor, of a campaign:\n")
+    return run_stage("generate", program, arguments)
+
+
+def work(program: str, arguments: Sequence[str]) -> int:
+    """Run one task of a prepared campaign: what schedulers call."""
+    parser = argparse.ArgumentParser(prog=program, description=work.__doc__)
+    parser.add_argument("directory", type=Path, metavar="CAMPAIGN_DIR")
+    parser.add_argument("stage", metavar="STAGE")
+    parser.add_argument("task", metavar="INDEX", help="the task's index or name")
+    parser.add_argument("--parent", type=int, metavar="PID", help="save and leave when this process ends")
+    args = parser.parse_args(arguments)
+
+    from medsyn.campaign import worker
+
+    return worker.run_task(args.directory, args.stage, args.task, parent=args.parent)

@@ -1,0 +1,96 @@
+"""Commands around campaigns: check, prompts, phantoms, pretrain, calibrate, doctor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from medsyn.cli import app
+from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError
+
+
+def check(program: str, arguments: Sequence[str]) -> int:
+    """Read tables and every image they name; list everything that is wrong."""
+    parser = argparse.ArgumentParser(prog=program, description=check.__doc__)
+    parser.add_argument("tables", nargs="+", type=Path, metavar="TABLE", help="data set, ratings or prompt list")
+    parser.add_argument("--root", type=Path, help="folder that the tables' files are in (the table's own)")
+    parser.add_argument("--modality-column", default="modality", metavar="NAME", help="header of the modality column")
+    parser.add_argument("--allow-synthetic", action="store_true", help="images marked as synthetic are no problem")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_args(arguments)
+
+    from medsyn.data.check import check_tables
+
+    with app.progress_bars() as progress:
+        tell = partial(progress, "reading images")
+        problems = check_tables(args.tables, args.root, args.modality_column, args.allow_synthetic, tell)
+    if args.json:
+        print(json.dumps([problem.as_dict() for problem in problems], indent=2, ensure_ascii=False))
+    else:
+        for problem in problems:
+            print(f"{problem.severity}: {problem}")
+        print("1 problem" if len(problems) == 1 else f"{len(problems) or 'no'} problems")
+    return EXIT_BAD_INPUT if any(problem.severity == "error" for problem in problems) else EXIT_DONE
+
+
+def prompts(program: str, arguments: Sequence[str]) -> int:
+    """Check a prompt list, or build one that is balanced."""
+    from medsyn.cli import prompts
+
+    return prompts.main(program, arguments)
+
+
+def phantoms(program: str, arguments: Sequence[str]) -> int:
+    """Draw the procedural data set: images, metadata.csv, ratings.csv and prompts.csv."""
+    from medsyn.config import PhantomsSection, validate
+
+    defaults = PhantomsSection()
+    parser = argparse.ArgumentParser(prog=program, description=phantoms.__doc__)
+    parser.add_argument("directory", type=Path, metavar="DIR")
+    parser.add_argument("--images-per-kind", type=int, default=defaults.images_per_kind, metavar="N")
+    parser.add_argument("--prompts-per-kind", type=int, default=defaults.prompts_per_kind, metavar="N")
+    parser.add_argument("--image-size", type=int, default=defaults.image_size, metavar="PIXELS")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(arguments)
+
+    size = {name: getattr(args, name) for name in PhantomsSection.model_fields}
+    validate({"campaign": {"seed": args.seed}, "data": {"phantoms": size}}, "command line")
+
+    from medsyn.data.phantoms.dataset import write_dataset
+
+    try:
+        with app.progress_bars() as progress:
+            write_dataset(args.directory, **size, seed=args.seed, progress=partial(progress, "drawing phantoms"))
+    except OSError as error:
+        raise InputError(args.directory, f"cannot be written: {error.strerror}") from None
+    print(args.directory)
+    return EXIT_DONE
+
+
+def pretrain(program: str, arguments: Sequence[str]) -> int:
+    """Train the embedded tiny model again (an hour or more)."""
+    parser = argparse.ArgumentParser(prog=program, description=pretrain.__doc__)
+    parser.add_argument("directory", type=Path, metavar="DIR", help="where the diffusers directory is written")
+    args = parser.parse_args(arguments)
+
+    from medsyn.training import pretrain as training
+
+    print(training.pretrain(args.directory))
+    return EXIT_DONE
+
+
+def calibrate(program: str, arguments: Sequence[str]) -> int:
+    """Paint a few batches with the campaign's pretrained model, and tell the rate to put into the configuration."""
+    from medsyn.cli import calibrate
+
+    return calibrate.calibrate(program, arguments)
+
+
+def doctor(program: str, arguments: Sequence[str]) -> int:
+    """Tell whether this machine is fit for a campaign, and what it will choose."""
+    from medsyn import doctor
+
+    return doctor.main(list(arguments))

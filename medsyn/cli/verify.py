@@ -1,0 +1,155 @@
+"""python -m medsyn verify and merge: every file against its records; the tables of all shards as one."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medsyn.cli import app
+from medsyn.errors import EXIT_DONE, EXIT_FAILED, InputError, counted
+
+if TYPE_CHECKING:
+    from medsyn.campaign.state.campaign_file import Campaign
+    from medsyn.campaign.tasks import PlannedTask
+    from medsyn.generation.verify.campaign import Images
+    from medsyn.generation.verify.finding import Finding
+    from medsyn.generation.verify.rerun import Rerun
+
+
+_TASKS_SHOWN = 10
+
+
+def verify(program: str, arguments: Sequence[str]) -> int:
+    """Check every generated file of a campaign against its records; exit code 1 and one line per finding."""
+    parser = argparse.ArgumentParser(prog=program, description=verify.__doc__)
+    parser.add_argument("directory", type=Path, metavar="CAMPAIGN_DIR")
+    parser.add_argument("--rerun", type=int, metavar="N", help="make N random images again and compare")
+    text = "move what is damaged away, so that the tasks that made it make it again"
+    parser.add_argument("--repair", action="store_true", help=text)
+    args = parser.parse_args(arguments)
+    if args.rerun is not None and args.rerun < 1:
+        raise InputError("--rerun", f"at least 1 image, got {args.rerun}")
+
+    from medsyn.campaign import repair
+    from medsyn.campaign.state import campaign_file
+
+    campaign = campaign_file.open_campaign(args.directory)
+    _require_prompts(campaign)
+    with repair.alone(campaign) if args.repair else nullcontext():
+        images = _images(campaign)
+        again = _rerun(args.rerun)
+        findings = []
+        for finding in _findings(campaign, images, again):
+            print(finding)
+            findings.append(finding)
+        _summary(images, again, len(findings))
+        if args.repair and findings:
+            _tell_repair(*repair.set_aside(campaign, findings), args.directory)
+    return EXIT_FAILED if findings else EXIT_DONE
+
+
+def _require_prompts(campaign: Campaign) -> None:
+    """Raise InputError if the prompt list, which says what was asked for, is damaged itself."""
+    from medsyn.campaign.state import campaign_file
+
+    if reason := campaign_file.difference(campaign.inputs["prompts"], campaign.directory.root, hashes=True):
+        way_out = "submit the campaign's configuration again, which writes it anew"
+        raise InputError(str(campaign.config.data.prompts), f"{reason}: {way_out}")
+
+
+def _images(campaign: Campaign) -> list[Images]:
+    from medsyn.generation.block_store import read_blocks
+    from medsyn.generation.verify.campaign import Images
+
+    images = []
+    for modality in campaign.plan.shards:
+        blocks = read_blocks(campaign.config, modality)
+        for mode in campaign.config.generation.modes:
+            images.append(Images(campaign.config, campaign.directory, mode, modality, blocks))
+    return images
+
+
+def _rerun(count: int | None) -> Rerun | None:
+    if count is None:
+        return None
+    from medsyn.generation.verify.rerun import Rerun  # torch
+
+    return Rerun(count)
+
+
+def _findings(campaign: Campaign, images: Sequence[Images], again: Rerun | None) -> Iterator[Finding]:
+    """Everything wrong with the images, their tables and the markers of their tasks."""
+    from medsyn.campaign import repair
+    from medsyn.generation.verify.campaign import check_circumstances, strangers
+    from medsyn.generation.verify.parquet import TABLES, check_merged_table
+
+    shards = campaign.plan.shards
+    told: set[Path] = set()
+    for one in images:
+        for finding in one.findings(shards[one.modality]):
+            told |= {finding.damaged} if finding.damaged else set()
+            yield finding
+    yield from check_circumstances(campaign.directory, images)
+    yield from strangers(campaign.config, campaign.directory, list(shards))
+    folders = table_folders(campaign)
+    for name in TABLES:
+        yield from check_merged_table(campaign.directory.root / name, [folder / name for folder in folders])
+    yield from repair.marker_findings(campaign, told)
+    if again is not None:
+        with app.progress_bars() as progress:
+            yield from again.findings(images, progress)
+
+
+def _summary(images: Sequence[Images], again: Rerun | None, found: int) -> None:
+    expected = sum(one.blocks.item_count for one in images)
+    told = counted(found, "finding") if found else "no findings"
+    made = f", {again.made} made again" if again is not None else ""
+    print(f"{counted(expected, 'image')} asked for{made}: {told}")
+    if again is not None and again.elsewhere:
+        devices = ", ".join(f"{count} on {device}" for device, count in sorted(again.elsewhere.items()))
+        print(f"not to be compared here: images made {devices}")
+
+
+def _tell_repair(folder: Path, tasks: Sequence[PlannedTask], directory: Path) -> None:
+    if folder.is_dir():
+        print(f"what is damaged is in {folder} now; delete it when you like")
+    if tasks:
+        are = "is" if len(tasks) == 1 else "are"
+        told = f"{counted(len(tasks), 'task')} {are} to run again"
+        print(f"{told}: `launch.py resume` with the campaign's configuration does, or")
+        for planned in tasks[:_TASKS_SHOWN]:
+            print(f"  python -m medsyn worker {directory} {' '.join(planned.key)}")
+        if len(tasks) > _TASKS_SHOWN:
+            print(f"  and {len(tasks) - _TASKS_SHOWN} more")
+
+
+def merge(program: str, arguments: Sequence[str]) -> int:
+    """Write the tables of all shards as manifest.parquet and attempts.parquet of the campaign."""
+    parser = argparse.ArgumentParser(prog=program, description=merge.__doc__)
+    parser.add_argument("directory", type=Path, metavar="CAMPAIGN_DIR")
+    args = parser.parse_args(arguments)
+
+    from medsyn.campaign.state import campaign_file
+    from medsyn.generation.write import parquet
+
+    campaign = campaign_file.open_campaign(args.directory)
+    folders = table_folders(campaign)
+    missing = [folder for folder in folders if not (folder / parquet.MANIFEST_TABLE).is_file()]
+    for folder in missing:
+        print(f"{folder}: is not there yet")
+    present = [folder for folder in folders if folder not in set(missing)]
+    for name in (parquet.MANIFEST_TABLE, parquet.ATTEMPTS_TABLE):
+        target = campaign.directory.root / name
+        print(f"{target}: {parquet.merge((folder / name for folder in present), target)} rows")
+    return EXIT_FAILED if missing else EXIT_DONE
+
+
+def table_folders(campaign: Campaign) -> list[Path]:
+    """Where the tables of all shards are, mode by mode."""
+    from medsyn.generation.write.parquet import shard_directories
+
+    ranges = [(modality, blocks) for modality, its in campaign.plan.shards.items() for blocks in its]
+    return list(shard_directories(campaign.directory, campaign.config.generation.modes, ranges))

@@ -1,0 +1,266 @@
+"""DICOM files: what is refused from the header, which frame is taken, and how its pixels are decoded.
+
+Only the elements in `_TAGS` are ever read: names, dates and identifiers of patients do not even reach memory, and no
+message quotes a header's text. How grey values become 0..1 is the subject of `medsyn.data.images.dicom_window`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+import zlib
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from pydicom import Dataset, dcmread
+from pydicom.encaps import get_frame
+from pydicom.filereader import read_dataset
+from pydicom.multival import MultiValue
+from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
+from pydicom.pixels.utils import get_expected_length
+from pydicom.uid import (
+    HTJ2K,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RTDoseStorage,
+    SegmentationStorage,
+)
+
+from medsyn.data.images.dicom_window import frame_header, grey_levels, number
+from medsyn.data.images.pixels import (
+    MAX_FILE_BYTES,
+    MAX_INFLATED_BYTES,
+    MAX_PIXELS,
+    Image,
+    Record,
+    finish,
+    nearest_first,
+    refuse_shape,
+    square_pixels,
+)
+from medsyn.data.modalities import canonical_modality
+from medsyn.errors import InputError
+
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_LAYOUT = ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation", "SamplesPerPixel")
+_TAGS = [
+    *_LAYOUT,
+    *("SOPClassUID", "Modality", "SyntheticData", "NumberOfFrames", "PlanarConfiguration"),
+    *("BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
+    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
+    *("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"),
+    *(
+        f"{colour}PaletteColorLookupTable{part}"
+        for colour in ("Red", "Green", "Blue")
+        for part in ("Descriptor", "Data")
+    ),
+    *(f"Segmented{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+]
+_NO_PICTURES = (SegmentationStorage, RTDoseStorage)  # they have pixels, but of a mask and of a dose
+_PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
+_OTHER_MODALITIES = ("US", "NM", "PT", "ES", "SM")  # named in a warning; any other code is not quoted
+_FRAMES_TRIED = 32
+
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # its log lines quote header values
+
+
+def read_dicom(path: Path, modality: str | None = None) -> Image:
+    """Read one frame of a DICOM image: the middle one, or the nearest to it that is not blank.
+
+    Args:
+        path: the file.
+        modality: what the table says; only used where the header does not tell.
+
+    Raises:
+        InputError: no image, damaged, blank, or of a size that is refused.
+    """
+    record = Record(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's warnings quote header values
+            return _read(record, modality)
+    except InputError:
+        raise
+    except Exception as error:
+        # A parser fed a damaged file raises anything, and its message may quote the header: neither it nor the
+        # chained traceback may be shown.
+        raise record.refuse(f"is damaged and cannot be read as DICOM ({type(error).__name__})") from None
+
+
+def _read(record: Record, modality: str | None) -> Image:
+    dataset = _load(record)
+    _check_modality(record, dataset, modality)
+    frames = _frame_count(record, dataset)
+    index, stored = _decode(record, dataset, frames)
+    if frames > 1:
+        record.steps.append(f"frame: {index + 1} of {frames}")
+    header = frame_header(dataset, index)
+    if stored.ndim == 3:
+        pixels = stored.astype(np.float32) / (2 ** int(dataset.BitsStored) - 1)
+        record.steps.append("colour: RGB")
+    elif dataset.PhotometricInterpretation == "PALETTE COLOR":
+        coloured = apply_color_lut(stored, dataset)
+        pixels = coloured.astype(np.float32) / np.iinfo(coloured.dtype).max
+        record.steps.append("colour: palette applied")
+    else:
+        is_ct = (canonical_modality(str(header.get("Modality", ""))) or modality) == "CT"
+        pixels = grey_levels(record, header, stored, is_ct)[..., None]
+    return finish(
+        record, square_pixels(record, pixels, *_spacing(header)), synthetic=dataset.get("SyntheticData") == "YES"
+    )
+
+
+# --- the file: refused by its header, or loaded ---------------------------------------------------------------------
+
+
+def _load(record: Record) -> Dataset:
+    """The file's image elements with its pixel data, still encoded."""
+    size = record.path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise record.refuse(f"has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+    with record.path.open("rb") as stream:
+        part10 = stream.read(132)[128:] == b"DICM"
+        stream.seek(132 if part10 else 0)
+        _check_inflated_size(record, stream)
+    header = dcmread(record.path, stop_before_pixels=True, specific_tags=_TAGS, force=not part10)
+    _check_header(record, header, part10)
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if not syntax:
+        raise record.refuse("does not name its transfer syntax, so its pixels cannot be decoded")
+    if not part10:
+        record.warnings.append("there is no DICM preamble; read as DICOM all the same")
+    _check_decoder(record, syntax)
+    dataset = dcmread(record.path, specific_tags=[*_TAGS, *_PIXELS], force=not part10)
+    present = [keyword for keyword in _PIXELS if keyword in dataset]
+    if not present:
+        raise record.refuse("has no pixel data, or ends before its end")
+    if not syntax.is_encapsulated:
+        expected, found = get_expected_length(dataset), len(dataset[present[0]].value)
+        if found < expected:
+            raise record.refuse(f"has {found:,} bytes of pixel data, but its header announces {expected:,}")
+    return dataset
+
+
+def _check_inflated_size(record: Record, stream: BinaryIO) -> None:
+    """Refuse a deflated data set that unpacks to more than the limit, holding one piece of it at a time.
+
+    `stream` is at the file meta information, which is never deflated.
+    """
+    meta = read_dataset(stream, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag.group != 2)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    total, packed = 0, stream.read(1 << 16)
+    while packed and not unpacker.eof:
+        total += len(unpacker.decompress(packed, 1 << 20))
+        if total > MAX_INFLATED_BYTES:
+            raise record.refuse(f"unpacks to more than the {MAX_INFLATED_BYTES:,} bytes that are read")
+        packed = unpacker.unconsumed_tail or stream.read(1 << 16)
+
+
+def _check_header(record: Record, header: Dataset, part10: bool) -> None:
+    """Refuse what is no picture, by the name of its SOP class, and what has an absurd size."""
+    kind = UID(str(header.get("SOPClassUID", "")))
+    known = kind.name if kind.name != kind else "of an unknown SOP class"
+    if not part10 and kind.name == kind:
+        raise record.refuse("is not DICOM: it has no DICM preamble and no known SOP class")
+    if kind in _NO_PICTURES:
+        raise record.refuse(f"is not an image of a patient: {known}")
+    missing = [keyword for keyword in _LAYOUT if header.get(keyword) is None]
+    if missing:
+        raise record.refuse(f"is not an image, or its header is cut off: {known}, without {', '.join(missing)}")
+    if header.PhotometricInterpretation not in _PHOTOMETRIC:
+        raise record.refuse(f"has a photometric interpretation that is none of {', '.join(_PHOTOMETRIC)}")
+    refuse_shape(record, int(header.Rows), int(header.Columns))
+
+
+def _check_decoder(record: Record, syntax: UID) -> None:
+    named = f"transfer syntax {syntax.name} ({syntax})" if syntax.is_valid else "its transfer syntax"
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise record.refuse(f"{named} cannot be decoded: pydicom has no decoder for it") from None
+    if not decoder.is_available:
+        raise record.refuse(f"{named} needs a plugin that is not installed: {'; '.join(decoder.missing_dependencies)}")
+
+
+def _check_modality(record: Record, dataset: Dataset, modality: str | None) -> None:
+    """Warn where the header's modality is none of the five, or not the table's."""
+    code = str(dataset.get("Modality", ""))
+    said = canonical_modality(code)
+    if code in _OTHER_MODALITIES:
+        record.warnings.append(f"the header's modality {code} is none of the five")
+    elif said and modality and said != modality:
+        record.warnings.append(f"the header's modality is {said}, the table says {modality}")
+
+
+def _frame_count(record: Record, dataset: Dataset) -> int:
+    frames = number(dataset, "NumberOfFrames")
+    if frames is not None and frames < 1:
+        record.warnings.append(f"the header announces {frames:g} frames; read as one")
+        dataset.NumberOfFrames = 1
+    return max(1, int(frames or 1))
+
+
+# --- the pixels -----------------------------------------------------------------------------------------------------
+
+
+def _decode(record: Record, dataset: Dataset, frames: int) -> tuple[int, np.ndarray]:
+    """Index and stored values of the frame with content that is nearest the middle.
+
+    The values are [rows, columns], or [rows, columns, 3] RGB.
+    """
+    for index in islice(nearest_first(frames), _FRAMES_TRIED):
+        _check_codestream(record, dataset, index, frames)
+        try:
+            stored = pixel_array(dataset, index=index)
+        except Exception as error:  # decoders raise anything; their message may quote the header
+            syntax = dataset.file_meta.TransferSyntaxUID
+            raise record.refuse(
+                f"has pixel data that cannot be decoded as {syntax.name} ({type(error).__name__})"
+            ) from None
+        if stored.min() < stored.max():
+            break
+    if index != frames // 2:
+        record.warnings.append("the middle frame is blank; the nearest that is not is taken")
+    return index, stored
+
+
+def _check_codestream(record: Record, dataset: Dataset, index: int, frames: int) -> None:
+    """Refuse a JPEG or JPEG 2000 stream that is larger than the header says: its decoder would allocate all of it."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax in (*JPEG2000TransferSyntaxes, HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL):
+        plugin = "openjpeg"
+    elif syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes):
+        plugin = "libjpeg"
+    else:
+        return
+    try:
+        frame = get_frame(dataset.PixelData, index, number_of_frames=frames)
+        size = importlib.import_module(plugin).get_parameters(frame)
+    except Exception:  # another plugin is installed, or the stream is damaged: decoding says so
+        return
+    if size["rows"] * size["columns"] > MAX_PIXELS:
+        raise record.refuse(
+            f"holds a compressed frame of {size['columns']} x {size['rows']} pixels; at most {MAX_PIXELS:,} are read"
+        )
+
+
+def _spacing(header: Dataset) -> tuple[float, float]:
+    """Distance between rows and between columns, in any common unit; equal where the header is silent."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
+        value = header.get(keyword)
+        if isinstance(value, MultiValue) and len(value) == 2:
+            return float(value[0]), float(value[1])
+    return 1.0, 1.0

@@ -1,0 +1,167 @@
+"""What every reader shares: the picture it hands out, the sizes it refuses, and how stored values become 0..1.
+
+A reader asks `refuse_shape` before it decodes anything and ends with `finish`, which refuses pictures without content.
+
+From a picture of any shape to the square that the models take, without distorting or cropping anatomy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as PillowImage
+
+from medsyn.errors import InputError
+
+MAX_PIXELS = 2**25  # of one picture: 5792 x 5792, more than the largest mammography and fundus detectors
+MAX_FILE_BYTES = 2**29  # of a DICOM file, which is held in memory whole
+MAX_INFLATED_BYTES = 2**28  # that a deflated DICOM file may unpack to, also held whole
+MAX_VOLUME_BYTES = 2**31  # of one NIfTI volume, which is read slice by slice and never held: a bound on time
+MIN_SIDE = 16
+MAX_ASPECT = 8  # longer side : shorter side
+CT_WINDOW = (40.0, 400.0)  # centre and width in Hounsfield units: soft tissue
+PERCENTILES = (0.5, 99.5)
+
+
+@dataclass(frozen=True)
+class Image:
+    """One picture and the record of how it was made from the file."""
+
+    pixels: np.ndarray  # float32 [H, W, C], C 1 (grey) or 3 (RGB), values in 0..1
+    steps: tuple[str, ...]
+    warnings: tuple[str, ...]
+    synthetic: bool  # the file says that it was generated
+
+
+@dataclass
+class Record:
+    """What a reader did to one file, as it goes. Never holds a header's text: that may name a patient."""
+
+    path: Path
+    steps: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def refuse(self, reason: str) -> InputError:
+        """The error that says why this file cannot be used."""
+        return InputError(self.path, reason)
+
+
+def refuse_shape(record: Record, rows: int, columns: int) -> None:
+    """Raise `InputError` for a picture of a size that no medical image has; called before anything is decoded."""
+    size = f"{columns} x {rows} pixels"
+    if min(rows, columns) < MIN_SIDE:
+        raise record.refuse(f"is {size}; the shorter side must have at least {MIN_SIDE}")
+    if max(rows, columns) > MAX_ASPECT * min(rows, columns):
+        raise record.refuse(f"is {size}; one side may be at most {MAX_ASPECT} times the other")
+    if rows * columns > MAX_PIXELS:
+        raise record.refuse(f"is {size}; at most {MAX_PIXELS:,} pixels are read")
+
+
+def nearest_first(count: int) -> Iterator[int]:
+    """0..count-1, from the middle (count // 2) outwards."""
+    middle = count // 2
+    for distance in range(count - middle + 1):
+        for index in sorted({middle - distance, middle + distance}):
+            if 0 <= index < count:
+                yield index
+
+
+def stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """`values` as float32, low..high mapped to 0..1 and clipped there."""
+    scaled = np.subtract(values, low, dtype=np.result_type(values, np.float32))  # the one copy: pictures may be large
+    scaled /= high - low
+    return np.clip(scaled, 0.0, 1.0, out=scaled).astype(np.float32, copy=False)
+
+
+def stretch_percentiles(record: Record, values: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
+    """`values` mapped to 0..1 between their `PERCENTILES`, so that single hot pixels do not darken the rest.
+
+    Args:
+        record: receives the step.
+        values: grey values, any unit, finite.
+        counted: bool, same shape: the pixels that decide the range (all unless given); padding does not.
+
+    Raises:
+        InputError: all counted values are equal.
+    """
+    inside = values if counted is None else values[counted]
+    if inside.size == 0:
+        raise record.refuse("is blank: there is nothing but padding")
+    low, high = (float(value) for value in np.percentile(inside, PERCENTILES))
+    name = f"percentiles {PERCENTILES[0]:g} to {PERCENTILES[1]:g}"
+    if low == high:
+        low, high, name = float(inside.min()), float(inside.max()), "least to greatest value"
+    if low == high:
+        raise record.refuse("is blank: all pixels have the same value")
+    record.steps.append(f"scale: {name}, {low:g} to {high:g}")
+    return stretch(values, low, high)
+
+
+def resize(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """float32 [H, W, C] in 0..1 -> [rows, columns, C], bicubic, with antialiasing where it shrinks."""
+    channels = [
+        PillowImage.fromarray(np.ascontiguousarray(pixels[..., channel], dtype=np.float32)).resize(
+            (columns, rows), PillowImage.Resampling.BICUBIC
+        )
+        for channel in range(pixels.shape[2])
+    ]
+    return np.clip(np.stack([np.asarray(channel) for channel in channels], axis=2), 0.0, 1.0)
+
+
+def square_pixels(record: Record, pixels: np.ndarray, row_spacing: float, column_spacing: float) -> np.ndarray:
+    """The picture with the coarser axis enlarged until a pixel is as high as it is wide.
+
+    Args:
+        record: receives the step.
+        pixels: float32 [H, W, C] in 0..1.
+        row_spacing: distance between rows; any unit.
+        column_spacing: distance between columns, same unit.
+    """
+    if not (np.isfinite([row_spacing, column_spacing]).all() and row_spacing > 0 and column_spacing > 0):
+        return pixels
+    ratio = row_spacing / column_spacing
+    if 0.99 < ratio < 1.01:
+        return pixels
+    rows, columns = pixels.shape[:2]
+    rows, columns = (round(rows * ratio), columns) if ratio > 1 else (rows, round(columns / ratio))
+    refuse_shape(record, rows, columns)
+    record.steps.append(f"square pixels: spacing {row_spacing:g} x {column_spacing:g}, now {columns} x {rows}")
+    return resize(pixels, rows, columns)
+
+
+def finish(record: Record, pixels: np.ndarray, synthetic: bool) -> Image:
+    """The picture; raises `InputError` if it is blank (less than two of 255 grey levels between its extremes)."""
+    pixels = np.ascontiguousarray(pixels[..., None] if pixels.ndim == 2 else pixels, dtype=np.float32)
+    if not float(pixels.max()) - float(pixels.min()) >= 2 / 255:
+        raise record.refuse("is blank: all pixels have the same value")
+    return Image(pixels, tuple(record.steps), tuple(record.warnings), synthetic)
+
+
+def fit_square(pixels: np.ndarray, resolution: int) -> np.ndarray:
+    """The whole picture, centred on a square of its background, resized with antialiasing.
+
+    An OCT scan is about 512 x 190: squeezed into a square, a healthy retina looks swollen. The bars beside the picture
+    are, per channel, as dark as the darkest twentieth of the two edges that they continue: black beside black, white
+    beside white, and dark where anatomy reaches the edge (its median would put grey bars beside most chest X-rays).
+    Nothing is cropped and nothing is flipped (captions say left and right).
+
+    Args:
+        pixels: float32 [H, W, C] in 0..1, C 1 or 3.
+        resolution: R, the side of the result.
+
+    Returns:
+        float32 [R, R, 3] in 0..1; grey is repeated.
+    """
+    height, width = pixels.shape[:2]
+    scale = resolution / max(height, width)
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    edges = pixels[[0, -1]] if height < width else pixels[:, [0, -1]]
+    background = np.percentile(edges, 5, axis=(0, 1)).astype(np.float32)
+    square = np.empty((resolution, resolution, 3), dtype=np.float32)
+    square[:] = background
+    top, left = (resolution - rows) // 2, (resolution - columns) // 2
+    square[top : top + rows, left : left + columns] = resize(pixels, rows, columns)
+    return square

@@ -1,0 +1,83 @@
+"""PNG and JPEG files of any bit depth and mode.
+
+Eight bits and less are shown as they are stored. Sixteen-bit files seldom use their whole range (a CT has 12 bits),
+so their own range is what becomes 0..1. Alpha of any kind is composited on black; the EXIF orientation is applied.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, ImageOps
+from PIL import Image as PillowImage
+
+from medsyn.data.images.pixels import MAX_PIXELS, Image, Record, finish, refuse_shape, stretch
+from medsyn.errors import InputError
+
+SYNTHETIC_KEY = "Synthetic"  # PNG text chunk; its value "YES" marks a generated image
+
+
+def read_raster(path: Path) -> Image:
+    """Read a PNG or JPEG file; grey stays one channel.
+
+    Raises:
+        InputError: the file is damaged, blank, or of a size that is refused.
+    """
+    record = Record(path)
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns about a picture of up to 179 megapixels; `refuse_shape` refuses far smaller ones.
+            warnings.simplefilter("ignore", PillowImage.DecompressionBombWarning)
+            with PillowImage.open(path, formats=("PNG", "JPEG")) as opened:
+                return _read(record, opened)
+    except InputError:
+        raise
+    except PillowImage.DecompressionBombError:
+        raise record.refuse(f"has more than the {MAX_PIXELS:,} pixels that are read") from None
+    except Exception as error:  # decoders of damaged files raise anything: OSError, SyntaxError, struct.error, ...
+        raise record.refuse(f"is damaged and cannot be decoded ({type(error).__name__})") from None
+
+
+def _read(record: Record, opened: PillowImage.Image) -> Image:
+    refuse_shape(record, opened.height, opened.width)
+    opened.load()  # before `info` is read: a PNG may keep text chunks behind its pixels
+    synthetic = opened.info.get(SYNTHETIC_KEY) == "YES"
+    if opened.format == "PNG" and getattr(opened, "n_frames", 1) > 1:
+        record.warnings.append(f"animated PNG: the first of {getattr(opened, 'n_frames', 1)} frames is read")
+    record.steps.append(f"decode: {opened.format}, mode {opened.mode}, {opened.width} x {opened.height}")
+    if opened.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        record.steps.append("rotate: EXIF orientation applied")
+    ImageOps.exif_transpose(opened, in_place=True)
+    if opened.mode.startswith(("I", "F")):
+        return finish(record, _own_range(record, np.asarray(opened)), synthetic)
+    values = np.asarray(_eight_bit(record, opened), dtype=np.float32)
+    values /= 255
+    if opened.format == "PNG" and _png_bit_depth(record.path) == 16:
+        record.warnings.append("16-bit colour or alpha is read at 8 bits a channel")
+        values = _own_range(record, values)
+    return finish(record, values, synthetic)
+
+
+def _eight_bit(record: Record, picture: PillowImage.Image) -> PillowImage.Image:
+    """The picture in mode L or RGB, without alpha."""
+    mode = "L" if picture.mode in ("1", "L", "LA", "La") else "RGB"
+    if picture.has_transparency_data:
+        record.steps.append("alpha: composited on black")
+        solid = PillowImage.new("RGBA", picture.size, (0, 0, 0, 255))
+        picture = PillowImage.alpha_composite(solid, picture.convert("RGBA"))
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _png_bit_depth(path: Path) -> int:
+    with path.open("rb") as stream:
+        return stream.read(25)[24]  # signature, length and name of IHDR, width, height, depth
+
+
+def _own_range(record: Record, values: np.ndarray) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        raise record.refuse("is blank: all pixels have the same value")
+    record.steps.append(f"scale: least to greatest value, {low:g} to {high:g}")
+    return stretch(values, low, high)

@@ -1,0 +1,100 @@
+"""The one door to image files: PNG, JPEG, DICOM or NIfTI in, float32 [H, W, C] in 0..1 out, with what was done.
+
+A file must be what its name says, so nothing is decoded by guess: the first bytes decide, before any decoder sees
+them. Sizes are refused from the header (`medsyn.data.images.pixels`): a small file cannot make a large array.
+"""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from medsyn.data.images.pixels import Image, Record
+from medsyn.data.images.raster import SYNTHETIC_KEY, read_raster
+
+__all__ = ["SYNTHETIC_KEY", "Image", "read_image"]
+
+_FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".dcm": "DICOM",
+    ".dicom": "DICOM",
+    ".nii": "NIfTI",
+    ".nii.gz": "gzip",
+}
+_SIGNATURES = {
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"\x1f\x8b": "gzip",
+    b"GIF8": "GIF",
+    b"RIFF": "WebP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"BM": "BMP",
+    b"%PDF": "PDF",
+    b"PK\x03\x04": "zip",
+}
+_NIFTI_STARTS = [size.to_bytes(4, order) for size in (348, 540) for order in ("little", "big")]
+
+
+def read_image(path: str | Path, modality: str | None = None) -> Image:
+    """Read one image file.
+
+    Args:
+        path: a `.png`, `.jpg`, `.jpeg`, `.dcm`, `.dicom`, `.nii` or `.nii.gz` file; case does not count.
+        modality: one of the five modalities, where a table names it. It decides how values without a window of their
+            own are shown (CT: soft tissue, 40/400 HU), and a DICOM header that contradicts it is a warning.
+
+    Raises:
+        InputError: the file cannot be used; the reason holds nothing that a header says about a patient.
+    """
+    record = Record(Path(path))
+    expected = _FORMATS.get(_extension(record.path))
+    if expected is None:
+        raise record.refuse(f"is not an image by its name; supported are {', '.join(_FORMATS)}")
+    content = _content(_head(record))
+    # A DICOM file without its preamble starts like no other format; its reader can say more about it.
+    if content != expected and not (expected == "DICOM" and content is None):
+        said = f"its content is {content}" if content else "its content is of no known kind"
+        raise record.refuse(f"{said}, but its name says {expected}")
+    if expected in ("PNG", "JPEG"):
+        return read_raster(record.path)
+    if expected == "DICOM":
+        from medsyn.data.images.dicom import (
+            read_dicom,  # pydicom and nibabel take half a second: only who needs them waits
+        )
+
+        return read_dicom(record.path, modality)
+    from medsyn.data.images.nifti import read_nifti
+
+    return read_nifti(record.path, modality)
+
+
+def _extension(path: Path) -> str:
+    name = path.name.lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
+
+
+def _head(record: Record) -> bytes:
+    """The first bytes of a regular file that is not empty; a pipe or a device would hang or never end."""
+    try:
+        mode = record.path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise record.refuse("is a folder" if stat.S_ISDIR(mode) else "is not a regular file")
+        with record.path.open("rb") as stream:
+            head = stream.read(132)
+    except OSError as error:
+        raise record.refuse(f"cannot be read: {error.strerror}") from None
+    if not head:
+        raise record.refuse("is empty")
+    return head
+
+
+def _content(head: bytes) -> str | None:
+    """The format that a file's first bytes tell, None if they tell none."""
+    if head[128:132] == b"DICM":
+        return "DICOM"
+    if head[:4] in _NIFTI_STARTS:
+        return "NIfTI"
+    return next((name for signature, name in _SIGNATURES.items() if head.startswith(signature)), None)

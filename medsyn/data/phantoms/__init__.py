@@ -1,0 +1,1 @@
+"""Procedural images whose captions are true by construction: the embedded data set."""

@@ -1,0 +1,1 @@
+"""Prompt lists of any length: read, checked, stored by modality, balanced."""

@@ -1,0 +1,254 @@
+"""From a prompt list's file to (row, {column: value}), one row at a time: CSV, JSON lines, Parquet, plain text.
+
+Known columns come under their own names however their case is written, further ones under the file's. A further column
+that is most likely a misspelt known one refuses the file: its values would be carried along and do nothing.
+
+What a prompt list's further columns are called in the tables of generated images.
+
+A column keeps its name, unless the tables have one of that name (case does not count): then it is `prompt_<name>`.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medsyn.data.tables.csv_rows import check_text_file, column_places, csv_rows, same_name, text_lines
+from medsyn.data.tables.row_errors import Faults, show
+from medsyn.errors import InputError
+
+COLUMNS = ("id", "prompt", "modality", "n", "seed", "num_inference_steps", "guidance_scale", "negative_prompt")
+MOST_FURTHER_COLUMNS = 64
+MOST_LETTERS = 100  # of a column's name
+INDEX = "index.json"  # of a campaign's own lists
+
+Records = Iterator[tuple[int, Mapping[str, Any]]]
+
+_MEANT = {
+    "text": "prompt",
+    "caption": "prompt",
+    "promptid": "id",
+    "modal": "modality",
+    "imgnum": "n",
+    "numimages": "n",
+    "replicates": "n",
+    "steps": "num_inference_steps",
+    "numsteps": "num_inference_steps",
+    "inferencesteps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "cfg": "guidance_scale",
+    "cfgscale": "guidance_scale",
+    "negative": "negative_prompt",
+}
+_PATIENTS = {"patient", "patientid", "patientname"}
+_LONG_PIECE = re.compile(r'[^",\r\n]{20000,}')
+
+# the columns of manifest.parquet, and what else an image's record has
+_NAMES = (
+    "id prompt modality mode replicate seed accepted reason attempts attempt selector policy precision synthetic "
+    "num_inference_steps guidance_scale negative_prompt scheduler batch_size dtype attention container software "
+    "file member offset bytes sha256 width height archive dicom dicom_bytes dicom_sha256 dicom_offset "
+    "model_fingerprint config_fingerprint scorers_fingerprint item_fingerprint extra block device gpu_seconds"
+)
+RESERVED = frozenset(_NAMES.split())
+
+
+def read_records(path: Path, faults: Faults) -> Records:
+    """The rows of a prompt list, numbered as the file's lines are (Parquet: as its rows, from 1).
+
+    Raises:
+        InputError: the file as a whole cannot be read.
+    """
+    if path.name == INDEX:  # a campaign's own lists: each line says its modality
+        for file in sorted(path.parent.glob("*.jsonl")):
+            yield from _json_lines(file, faults)
+        return
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(path, f"a prompt list is a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
+    yield from reader(path, faults)
+
+
+class _Names:
+    """What the columns of one file are called."""
+
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+        self._known: dict[str, str] = {}  # as written -> as it is called here; "" for none
+
+    def translate(self, row: int, record: Mapping[str, Any]) -> dict[str, Any]:
+        """A record under the names used here."""
+        known = self._known
+        for written in record:
+            if written not in known:
+                known[written] = self._name(row, written, record)
+        translated = {known[written]: value for written, value in record.items() if known[written]}
+        if len(translated) != len(record):
+            self._tell_twins(row, record)
+        return translated
+
+    def _name(self, row: int, written: str, among: Iterable[str]) -> str:
+        name = written.strip()
+        if name.casefold() in COLUMNS:
+            return name.casefold()
+        if not name.isprintable() or len(name) > MOST_LETTERS:
+            self._faults.refuse_file(row, None, f"{ascii(name)[:100]} is no name of a column")
+            return ""
+        if not name:
+            self._faults.warn(row, None, "a column without a name is not read")
+            return ""
+        if re.sub(r"[\W_]", "", name.casefold()) in _PATIENTS:
+            self._faults.warn(row, name, "is not carried to the images: nothing of a patient is")
+            return ""
+        present = {other.strip().casefold() for other in among}
+        meant = meant_column(name)
+        if meant is not None and meant not in present:
+            self._faults.refuse_file(row, name, f"is not a known column; rename it to {show(meant)}, or to what it is")
+        elif sum(other not in COLUMNS for other in self._known.values()) == MOST_FURTHER_COLUMNS:
+            reason = f"there are more than {MOST_FURTHER_COLUMNS} further columns"
+            raise InputError(self._faults.source, reason, row, name)
+        self._tell_clash(row, name)
+        return name
+
+    def _tell_clash(self, row: int, name: str) -> None:
+        """Refuse a list of which two further columns would have one name in the tables of images."""
+        further = [other for other in self._known.values() if other and other not in COLUMNS]
+        if other := clash(name, further):
+            reason = f"{show(other)} and it would both be called {show(carried_name(name))} in the tables of images"
+            self._faults.refuse_file(row, name, f"{reason}; rename one of the two")
+
+    def _tell_twins(self, row: int, record: Mapping[str, Any]) -> None:
+        names = [self._known[written] for written in record if self._known[written]]
+        for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+            self._faults.refuse_file(row, name, same_name(names.count(name)))
+
+
+def meant_column(name: str) -> str | None:
+    """The known column that a column of another name was most likely meant to be."""
+    squeezed = {re.sub(r"[\W_]", "", column): column for column in COLUMNS}
+    key = re.sub(r"[\W_]", "", name.casefold())
+    if key in squeezed:
+        return squeezed[key]
+    close = difflib.get_close_matches(key, [column for column in squeezed if len(column) > 2], n=1, cutoff=0.86)
+    return squeezed[close[0]] if close else _MEANT.get(key)
+
+
+def _csv(path: Path, faults: Faults) -> Records:
+    check_text_file(path, allow_nul=True)
+    names = _Names(faults)
+
+    def columns(header: list[str]) -> dict[str, int]:
+        _check_header(faults, header)
+        return names.translate(1, {name: place for place, name in enumerate(header)})
+
+    # cut what no field may hold, and the csv module gives no such field up: the row is told, with its column
+    lines = (_LONG_PIECE.sub(lambda match: match[0][:20000], line) for line in text_lines(path))
+    yield from csv_rows(faults, lines, columns)
+
+
+def _check_header(faults: Faults, header: Sequence[str]) -> None:
+    """Refuse a header in which a name is there twice, or none is `prompt`; say which column may have been meant."""
+    for name in dict.fromkeys(name for name in header if name.strip() and header.count(name) > 1):
+        faults.refuse_file(1, name, same_name(header.count(name)))
+    try:
+        column_places(faults.source, header, ("prompt",), (), {})
+    except InputError as error:
+        problem = error.problem
+        meant = next((name.strip() for name in header if meant_column(name) == "prompt"), None)
+        if meant is None or "rename" in problem.reason or problem.key != "prompt":
+            raise
+        reason = f"{problem.reason}; rename {show(meant)} to 'prompt'"
+        raise InputError(problem.source, reason, problem.row, problem.key) from None
+
+
+def _json_lines(path: Path, faults: Faults) -> Records:
+    check_text_file(path, allow_nul=True)
+    names = _Names(faults)
+    for row, line in enumerate(text_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply, or too long a number"
+            faults.error(row, None, f"is not JSON: {reason}; every line is one object such as {_EXAMPLE}")
+            continue
+        if not isinstance(record, dict):
+            faults.error(row, None, f"is JSON but no object; every line is one such as {_EXAMPLE}")
+            continue
+        yield row, names.translate(row, record)
+
+
+_EXAMPLE = '{"prompt": "CT: normal", "modality": "CT"}'
+
+
+def _parquet(path: Path, faults: Faults) -> Records:
+    if not path.is_file():
+        raise InputError(path, "is a folder, not a table" if path.is_dir() else "there is no such file")
+    try:
+        from pyarrow import ArrowException, parquet  # takes a second that other lists need not wait
+    except ImportError:
+        reason = "needs pyarrow, which is not installed here; write the list as CSV or JSON lines"
+        raise InputError(path, reason) from None
+
+    names, row = _Names(faults), 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            _check_header(faults, file.schema_arrow.names)
+            for batch in file.iter_batches(batch_size=1024):
+                for record in batch.to_pylist():
+                    row += 1
+                    yield row, names.translate(row, record)
+    except (ArrowException, OSError) as error:
+        reason = f"cannot be read as Parquet after row {row}: {str(error).splitlines()[0]}"
+        raise InputError(path, reason) from None
+
+
+def _text(path: Path, faults: Faults) -> Records:
+    check_text_file(path, allow_nul=True)
+    for row, line in enumerate(text_lines(path, newline=None), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield row, {"prompt": line.strip()}
+
+
+_READERS: dict[str, Callable[[Path, Faults], Records]] = {
+    ".csv": _csv,
+    ".jsonl": _json_lines,
+    ".parquet": _parquet,
+    ".txt": _text,
+}
+SUFFIXES = tuple(_READERS)
+
+
+def carried_name(column: str) -> str:
+    """What a further column is called in the tables."""
+    return f"prompt_{column}" if column.casefold() in RESERVED else column
+
+
+def clash(column: str, others: Iterable[str]) -> str | None:
+    """That one of `others` which would be called in the tables as `column` would, or None."""
+    name = carried_name(column).casefold()
+    return next((other for other in others if other != column and carried_name(other).casefold() == name), None)
+
+
+def table_kind(path: Path) -> str:
+    """`dataset`, `ratings` or `prompts`, by the columns in the first line; what is no CSV file is a prompt list.
+
+    What is none of them is called a data set, whose reader says what is missing.
+    """
+    if path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".csv":
+        return "prompts"
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+            line = next((line for line in iter(lambda: stream.readline(1 << 16), "") if line.strip()), "")
+        columns = {name.strip().casefold() for fields in csv.reader([line]) for name in fields}
+    except (OSError, csv.Error):
+        return "dataset"
+    if columns & {"rating", "image_path"}:
+        return "ratings"
+    return "prompts" if "prompt" in columns and "path" not in columns else "dataset"

@@ -1,0 +1,284 @@
+"""The third table a campaign reads: the prompt list. It is streamed, because it may have millions of rows.
+
+The file is a CSV, JSON lines, Parquet or a text file with a prompt a line (blank lines and lines that start with `#`
+are skipped). `prompt` is required; `id`, `modality`, `n`, `seed`, `num_inference_steps`, `guidance_scale` and
+`negative_prompt` are optional, and an empty value is the configuration's; further columns are carried to the manifest.
+
+* The modality comes from its column or else from the prompt's prefix (`Chest X-ray: ...`).
+* A prompt without an `id` is named after its modality, its text and how often the list had it before, so the name
+  does not depend on the order of the list. A prompt that is listed twice is two prompts.
+* Everything wrong is found in one pass and told with its row and column; of many errors the first are shown.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date, time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from medsyn.config import MOST_IMAGES, MOST_SEED
+from medsyn.data.modalities import MODALITIES, clean_text, split_prefix
+from medsyn.data.prompts.formats import COLUMNS, Records, read_records
+from medsyn.data.prompts.hash_counter import Seen
+from medsyn.data.tables.row_errors import Faults, show
+from medsyn.data.tables.text_checks import check_modality, check_text
+from medsyn.disk import fingerprint
+from medsyn.errors import InputError, InputProblems, Problem
+from medsyn.schedulers import MOST_GUIDANCE, TRAINING_STEPS
+from medsyn.stage import slug
+
+ERRORS_SHOWN = 50
+MOST_CHARACTERS = 10_000  # of one value; CLIP reads a few hundred
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NO_NUMBER = {"nan", "none", "null", "<na>"}  # as text it may be a program's mistake: no number is guessed for it
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """One prompt, and what the list says about it; None where that is left to the configuration."""
+
+    row: int
+    prompt_id: str  # safe as a file name, unique in the list
+    prompt: str
+    modality: str
+    n: int | None = None  # images to make of it
+    seed: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    negative_prompt: str | None = None
+    extra: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """A prompt list that can be read as often as need be: a file, or a few texts."""
+
+    name: str  # what problems name as their place
+    records: Callable[[Faults], Records]
+    is_file: bool = True
+
+    @classmethod
+    def file(cls, path: str | Path) -> PromptSource:
+        """The list in a file."""
+        return cls(str(path), lambda faults: read_records(Path(path), faults))
+
+    @classmethod
+    def texts(cls, name: str, texts: Iterable[tuple[str, str]]) -> PromptSource:
+        """A list of (modality, text)."""
+        records = [(row, {"modality": modality, "prompt": text}) for row, (modality, text) in enumerate(texts, 1)]
+        return cls(name, lambda faults: iter(records), is_file=False)
+
+    def rows(self, faults: Faults) -> Iterator[PromptRow]:
+        """The good rows, one at a time; what is wrong with the others is told to `faults`.
+
+        Raises:
+            InputError, InputProblems: the list as a whole cannot be used; the latter once it has been read to its end.
+        """
+        reader, empty = _Reader(faults), True
+        for row, record in self.records(faults):
+            good = reader.row(row, record)
+            if good is not None:
+                empty = False
+                yield good
+        if faults.file_refused:
+            raise InputProblems(faults.all_errors())
+        if empty and not faults.errors:
+            raise InputError(self.name, "there are no rows")
+
+
+def check_prompts(path: Path) -> list[Problem]:
+    """Everything that is wrong with a prompt list, and what else is worth knowing about it."""
+    source, faults = PromptSource.file(path), new_faults(path)
+    try:
+        for _ in source.rows(faults):
+            pass
+    except (InputError, InputProblems) as error:
+        return [*dict.fromkeys([*faults.all_errors(), *error.problems]), *faults.warnings()]
+    return [*faults.all_errors(), *faults.warnings()]
+
+
+def read_texts(
+    name: str, texts: Iterable[Mapping[str, Any]], modality: str | None = None
+) -> tuple[list[PromptRow], list[Problem]]:
+    """Prompts that are in no file, held to what the rows of a list are: those that are good, and every problem.
+
+    Args:
+        name: what problems name as their place.
+        texts: the columns of a list's row of each prompt.
+        modality: of all that do not say theirs.
+    """
+    faults = Faults(name)
+    reader = _Reader(faults)
+    read = [reader.row(row, {"modality": modality, **record}) for row, record in enumerate(texts, 1)]
+    warnings = [Problem(name, reason, rows.first[0], key, "warning") for (key, reason), rows in faults.warned.items()]
+    return [row for row in read if row is not None], [*faults.errors, *warnings]
+
+
+def wrong_negative(text: str) -> list[str]:
+    """What is wrong with a negative prompt that is in no list; it is held to what a list's are."""
+    _, problems = read_texts("", [{"prompt": "CT: any", "negative_prompt": text}])
+    return [problem.reason for problem in problems]
+
+
+def new_faults(source: str | Path) -> Faults:
+    """Where the faults of a prompt list are told: of a million errors only the first are kept."""
+    return Faults(str(source), ERRORS_SHOWN)
+
+
+class _Reader:
+    """From records to rows; knows the ids and prompts it has had."""
+
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+        self._ids = Seen()
+        self._prompts = Seen()
+
+    def row(self, row: int, record: Mapping[str, Any]) -> PromptRow | None:
+        """The row that a record means, or None if something is wrong with it."""
+        faults = self._faults
+        before = faults.count
+        values = self._plain_values(row, record)
+        modality, prompt = self._text(row, values)
+        count = self._whole(row, values, "n", 1, MOST_IMAGES)
+        seed = self._whole(row, values, "seed", 0, MOST_SEED)
+        steps = self._whole(row, values, "num_inference_steps", 1, TRAINING_STEPS)
+        guidance = self._number(row, values, "guidance_scale", 1, MOST_GUIDANCE)
+        negative = clean_text(self._line(row, values, "negative_prompt") or "") or None
+        given = self._line(row, values, "id")
+        if modality is None or prompt is None or faults.count > before:
+            return None
+        repeats = self._prompts.count(f"{modality}\0{prompt}")
+        prompt_id = given or f"{slug(modality)}-{fingerprint([modality, prompt, repeats])[:16]}"
+        if not self._check_id(row, prompt_id):
+            return None
+        if repeats > 1 and not given and {count, seed, steps, guidance, negative} == {None}:
+            faults.warn(row, "prompt", "the same prompt as in an earlier row: further images are made of it")
+        extra = {column: value for column, value in values.items() if column not in COLUMNS}
+        return PromptRow(row, prompt_id, prompt, modality, count, seed, steps, guidance, negative, extra)
+
+    def _plain_values(self, row: int, record: Mapping[str, Any]) -> dict[str, Scalar]:
+        """The record's values; what cannot be one is told and left out."""
+        values: dict[str, Scalar] = {}
+        for column, value in record.items():
+            reason = _refused(value)
+            if reason is None:
+                values[column] = _plain(value)
+            else:
+                self._faults.error(row, column, reason)
+        if "prompt" not in record:
+            self._faults.error(row, "prompt", "is not there; every row needs one")
+        return values
+
+    def _text(self, row: int, values: Mapping[str, Scalar]) -> tuple[str | None, str | None]:
+        """The modality and the prompt."""
+        name, written = self._line(row, values, "modality"), self._line(row, values, "prompt")
+        if name is None or written is None or "prompt" not in values:
+            return None, None
+        modality = check_modality(self._faults, row, "modality", name) if name else split_prefix(written)[0]
+        prompt = check_text(self._faults, row, "prompt", written, modality)
+        if prompt and not modality and not name:
+            way_out = f"start it with one of the five ({', '.join(MODALITIES)}) and a colon"
+            self._faults.error(row, "prompt", f"{show(prompt)} names no modality; {way_out}")
+        return modality, prompt
+
+    def _check_id(self, row: int, prompt_id: str) -> bool:
+        """Whether the row may be called so."""
+        first = self._ids.first(prompt_id.casefold(), row)
+        if not _ID.fullmatch(prompt_id):
+            reason = "is no file name: up to 64 letters, digits, '.', '_', '-'"
+        elif first != row:
+            reason = f"is the id of line {first} already (case does not count)"
+        else:
+            return True
+        self._faults.error(row, "id", f"{show(prompt_id)} {reason}")
+        return False
+
+    def _line(self, row: int, values: Mapping[str, Scalar], column: str) -> str | None:
+        """A value as one line of text, '' if there is none; None if it has line breaks."""
+        value = values.get(column)
+        text = "" if value is None else str(value).strip()
+        if "\n" in text or "\r" in text:
+            self._faults.error(row, column, f"{show(text)} holds a line break; write it in one line")
+            return None
+        return text
+
+    def _number(self, row: int, values: Mapping[str, Scalar], column: str, low: float, high: float) -> float | None:
+        value = values.get(column)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return None
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if low <= number <= high:
+            return number
+        self._faults.error(row, column, f"{show(str(value))} is not a number from {low:g} to {high:g}{_way_out(value)}")
+        return None
+
+    def _whole(self, row: int, values: Mapping[str, Scalar], column: str, low: int, high: int) -> int | None:
+        value = values.get(column)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return None
+        number = _whole_number(value)
+        if number is not None and low <= number <= high:
+            return number
+        self._faults.error(
+            row, column, f"{show(str(value))} is not a whole number from {low} to {high}{_way_out(value)}"
+        )
+        return None
+
+
+def _refused(value: Any) -> str | None:
+    """Why a value cannot be one of a prompt list, or None if it can."""
+    if not isinstance(value, str):
+        known = value is None or isinstance(value, (bool, int, float, date, time, Decimal))
+        return None if known else f"holds a {type(value).__name__}; a value is a text or a number"
+    if len(value) > MOST_CHARACTERS:
+        return f"{show(value)} is longer than {MOST_CHARACTERS} characters"
+    if "\0" in value:
+        return "holds a NUL byte"
+    return None if value.isascii() or _encodable(value) else f"{ascii(value)[:100]} is no Unicode text"
+
+
+def _way_out(value: Scalar) -> str:
+    """What to write instead of a text that programs have for a number that is not there."""
+    return "; leave it empty if there is none" if str(value).strip().casefold() in _NO_NUMBER else ""
+
+
+def _plain(value: Any) -> Scalar:
+    """A value that JSON can hold; None for a number that is NaN, which is what tables have where there is none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return str(value) if isinstance(value, (date, time, Decimal)) else value
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _whole_number(value: Scalar) -> int | None:
+    """3 of 3, '3', 3.0, '3.0' and '3e0' (spreadsheets and pandas write whole numbers so); else None."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    try:
+        return int(value) if isinstance(value, str) and value.strip().lstrip("+-").isdecimal() else _from_float(value)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _from_float(value: Any) -> int | None:
+    number = float(value)
+    return int(number) if number.is_integer() else None

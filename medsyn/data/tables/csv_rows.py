@@ -1,0 +1,150 @@
+"""From a table's file to the fields of its rows: encoding, header, delimiter, quotes."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from medsyn.data.tables.row_errors import Faults, show
+from medsyn.errors import InputError
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def check_text_file(path: Path, allow_nul: bool = False) -> None:
+    """Read the file once, line by line, and raise `InputError` if it is no UTF-8 text with something in it."""
+    if not path.is_file():
+        raise InputError(path, "is a folder, not a table" if path.is_dir() else "there is no such file")
+    blank, nul, first_broken, broken = True, 0, 0, 0
+    try:
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                if number == 1:
+                    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                        raise InputError(path, "is UTF-16, not UTF-8; save it as 'CSV UTF-8'", row=1)
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                if not _is_utf8(line):
+                    first_broken, broken = first_broken or number, broken + 1
+                elif blank:
+                    blank = not line.decode().strip()
+                if not nul and b"\0" in line:
+                    nul = number
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror}") from None
+    if broken:
+        where = "here" if broken == 1 else f"here and on {broken - 1} further lines"
+        raise InputError(path, f"is not UTF-8 {where}; save it as 'CSV UTF-8'", row=first_broken)
+    if blank:
+        raise InputError(path, "is empty")
+    if nul and not allow_nul:
+        raise InputError(path, "holds a NUL byte", row=nul)
+
+
+def text_lines(path: Path, newline: str | None = "") -> Iterator[str]:
+    """The lines of a file that `check_text_file` has passed, with their ends as `open` treats `newline`."""
+    with path.open(encoding="utf-8-sig", newline=newline) as stream:
+        yield from stream
+
+
+def same_name(count: int) -> str:
+    """What is wrong with several columns of one name."""
+    return f"there are {count} columns of this name; keep one, and remove or rename the others"
+
+
+def column_places(
+    source: str, header: Sequence[str], required: Sequence[str], optional: Sequence[str], settings: Mapping[str, str]
+) -> dict[str, int]:
+    """Where each known column is; raises `InputError` naming those that are missing, those seen, and the way out."""
+    seen = [name.strip() for name in header]
+    mark = next((mark for mark in ";\t|" if mark in seen[0]), None)
+    if len(seen) == 1 and mark:
+        raise InputError(source, f"one column is seen, {show(seen[0])}: write commas, not {mark!r}", row=1)
+    places: dict[str, int] = {}
+    for column in (*required, *optional):
+        exact = [place for place, name in enumerate(seen) if name == column]
+        found = exact or [place for place, name in enumerate(seen) if name.casefold() == column.casefold()]
+        if len(found) > 1:
+            raise InputError(source, same_name(len(found)), row=1, key=column)
+        if found:
+            places[column] = found[0]
+    missing = [column for column in required if column not in places]
+    if missing:
+        reason = f"there is no column {', '.join(map(show, missing))}; the columns seen are "
+        reason += ", ".join(map(show, seen[:12])) + (", ..." if len(seen) > 12 else "")
+        if len(missing) == len(required):
+            reason += f"; the first line must be the header: {','.join(required)}"
+        for column in missing:
+            for close in difflib.get_close_matches(column, seen, n=1):
+                way_out = f"pass {settings[column]}={close} or " if column in settings else ""
+                reason += f"; {way_out}rename {show(close)} to {show(column)}"
+        raise InputError(source, reason, row=1, key=", ".join(missing))
+    return places
+
+
+def csv_rows(
+    faults: Faults, lines: Iterable[str], columns: Callable[[list[str]], Mapping[str, int]]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, its values by column, stripped) for every row.
+
+    Rows with broken quotes or another number of fields than the header are told as they come, and the file is refused
+    in the end: where one row's fields are cut wrongly, no row's can be trusted.
+
+    Args:
+        faults: where what is wrong is told.
+        lines: the file's.
+        columns: which columns are wanted and where they are, given the header; may raise `InputError`.
+    """
+    reader = csv.reader(lines, strict=True, skipinitialspace=True)
+    width = 0
+    places: Mapping[str, int] = {}
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            what = "this one is never closed" if "end of data" in str(error) else str(error)
+            reason = f"the quotes are broken: {what}; a quote inside a text is written as two"
+            if not width:
+                raise InputError(faults.source, reason, row=line) from None
+            faults.refuse_file(line, None, reason)
+            continue
+        if len(fields) < 2 and not "".join(fields).strip():
+            continue
+        if not width:
+            width, places = len(fields), columns(fields)
+        elif len(fields) != width:
+            hint = "; a text that has commas must be in double quotes" if len(fields) > width else ""
+            faults.refuse_file(line, None, f"{len(fields)} fields, {width} expected{hint}")
+        else:
+            yield line, {column: fields[place].strip() for column, place in places.items()}
+
+
+def csv_records(
+    faults: Faults,
+    path: Path,
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[tuple[int, list[str]]]:
+    """(line, its required and optional columns' values) for every row; '' where there is no such column.
+
+    `settings` says which configuration key names a column. The faults are those of `csv_rows` and `column_places`.
+    """
+    rows = csv_rows(
+        faults,
+        text_lines(path),
+        lambda header: column_places(faults.source, header, required, optional, settings or {}),
+    )
+    for line, row in rows:
+        yield line, [row.get(column, "") for column in (*required, *optional)]

@@ -1,0 +1,132 @@
+"""The files that a table names: all of them inside one folder, which is listed rather than asked file by file."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import stat
+import unicodedata
+from pathlib import Path
+
+from medsyn.data.tables.row_errors import show
+from medsyn.errors import InputError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".nii", ".nii.gz")
+
+
+class Refused(Exception):
+    """Why a file that a table names cannot be used."""
+
+
+class DataFolder:
+    """The folder that every file of a table must be in.
+
+    Each folder below it is listed once: on a shared file system that is far cheaper than one look per row.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(os.path.abspath(folder))  # noqa: PTH100 (Path.absolute keeps '..')
+        if not self.path.is_dir():
+            raise InputError(folder, "there is no such folder; it should hold the files that the table names")
+        self.asked = self.found = 0
+        self._real = os.path.realpath(self.path)
+        self._listings: dict[str, dict[str, str] | str] = {}  # folder -> {name: kind}, or why it cannot be used
+        self._guesses_left = 20
+
+    def find(self, written: str) -> Path:
+        """The absolute path of an image file as a table names it; raises `Refused`."""
+        if not written:
+            raise Refused("is no file name")
+        if "://" in written:
+            raise Refused("is a URL, not a file in the data folder")
+        if ".." in written.split("/"):
+            raise Refused("may not have '..' in it")
+        relative = self._relative(os.path.normpath(written))
+        folder, _, name = relative.rpartition("/")
+        self.asked += 1
+        kind = self._kinds(folder).get(name) if name else "folder"
+        if kind is None:
+            hint = "; folders are separated by '/'" if "\\" in written else self._guess(folder, name)
+            raise Refused(f"does not exist{hint}")
+        self.found += 1
+        path = self.path / relative
+        if kind == "link":
+            kind = self._kind_behind(path)
+        if kind != "file":
+            raise Refused("is a folder, not a file" if kind == "folder" else "is not a regular file")
+        if not name.lower().endswith(IMAGE_SUFFIXES):
+            raise Refused(f"is not an image; supported are {', '.join(IMAGE_SUFFIXES)}")
+        return path
+
+    def name(self, path: Path) -> str:
+        """What a found file is called in every table, whoever wrote it how: its place below the data folder."""
+        return path.relative_to(self.path).as_posix()
+
+    def _relative(self, path: str) -> str:
+        """A normalised path as one below the data folder; '' is the data folder itself."""
+        for root in (self.path, Path(self._real)) if path.startswith("/") else ():
+            if Path(path).is_relative_to(root):
+                path = str(Path(path).relative_to(root))
+        if path.startswith("/"):
+            raise Refused(f"is outside the data folder {self.path}")
+        return "" if path == "." else path
+
+    def _is_inside(self, path: Path) -> bool:
+        return Path(os.path.realpath(path)).is_relative_to(self._real)  # Path.resolve raises on a link to itself
+
+    def _kinds(self, folder: str) -> dict[str, str]:
+        """What is in a folder below the data folder: name -> file, link, folder or other; raises `Refused`."""
+        if folder not in self._listings:
+            self._listings[folder] = self._list(folder)
+        listing = self._listings[folder]
+        if isinstance(listing, str):
+            raise Refused(listing)
+        return listing
+
+    def _list(self, folder: str) -> dict[str, str] | str:
+        if not self._is_inside(self.path / folder):
+            return "is behind a symbolic link that leaves the data folder"
+        try:
+            with os.scandir(self.path / folder) as entries:
+                return {entry.name: _kind(entry) for entry in entries}
+        except (FileNotFoundError, NotADirectoryError):
+            return self._why_no_folder(folder) if folder else "cannot be found: the data folder has gone"
+        except OSError as error:
+            return f"is in a folder that cannot be listed: {error.strerror}"
+
+    def _why_no_folder(self, folder: str) -> str:
+        above = ""
+        for name in folder.split("/"):
+            below = f"{above}/{name}".lstrip("/")
+            if name not in self._kinds(above):
+                return f"does not exist: there is no folder {show(below)}{self._guess(above, name)}"
+            above = below
+        return f"does not exist: {show(folder)} is no folder"
+
+    def _kind_behind(self, link: Path) -> str:
+        if not self._is_inside(link):
+            raise Refused("is a symbolic link that leaves the data folder")
+        try:
+            mode = link.stat().st_mode
+        except OSError:
+            raise Refused("is a symbolic link to nothing") from None
+        return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
+
+    def _guess(self, folder: str, name: str) -> str:
+        """'; did you mean …?' for a name that is not in a folder; only where that is quickly found out."""
+        names = self._kinds(folder)
+        if not self._guesses_left or len(names) > 2000:
+            return ""
+        self._guesses_left -= 1
+        folded = {unicodedata.normalize("NFC", other).casefold(): other for other in names}
+        wanted = unicodedata.normalize("NFC", name).casefold()
+        other_suffix = [other for other in folded if Path(other).stem == Path(wanted).stem]
+        for close in (other_suffix or difflib.get_close_matches(wanted, folded, cutoff=0.75))[:1]:
+            return f"; did you mean {show(str(Path(folder, folded[close])))}?"
+        return ""
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    if entry.is_symlink():
+        return "link"
+    return "file" if entry.is_file() else "folder" if entry.is_dir() else "other"

@@ -1,0 +1,184 @@
+"""Two of the tables a campaign reads: the data set and the expert ratings (`medsyn.data.prompts.rows` has the third).
+
+Everything wrong with a table is found in one pass and told with line numbers. A fault of the file as a whole (no
+header, not UTF-8, broken quoting, …) raises; a fault of one row is collected and the row left out. The rules:
+
+* UTF-8, with or without a byte order mark; commas; fields that hold commas or line breaks in double quotes.
+* Columns are found by name in any order, and case does not count (`text` is read as `Text`); further ones are ignored.
+* A file is named relative to the data folder, or absolutely inside it. `..`, URLs and symbolic links that leave it
+  are refused; no file but the table itself is ever opened.
+* Texts lose line breaks and invisible characters, and carry their modality: one without a prefix such as `CT:` or
+  `Chest X-ray:` gets `{Modality}: `. Texts that are empty or say `nan` are refused.
+* A row of the data set that repeats an earlier one is dropped; two ratings of one image are two raters.
+
+This module imports neither torch nor pandas: login nodes check tables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from medsyn.data.modalities import MODALITIES, canonical_modality, says_nothing
+from medsyn.data.tables.csv_rows import check_text_file, csv_records
+from medsyn.data.tables.data_folder import IMAGE_SUFFIXES, DataFolder, Refused
+from medsyn.data.tables.row_errors import Faults, show
+from medsyn.data.tables.text_checks import check_modality, check_text
+from medsyn.errors import InputError, InputProblems, Problem
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MODALITIES",
+    "ImageRow",
+    "RatingRow",
+    "Table",
+    "canonical_modality",
+    "read_dataset",
+    "read_ratings",
+]
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """One real image and its caption."""
+
+    row: int  # 1-based line of the table
+    file: str  # relative to the data folder, in one spelling however it was written
+    path: Path  # absolute, inside the data folder
+    text: str  # with its modality prefix
+    modality: str
+    patient_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RatingRow:
+    """One rater's judgement of one image."""
+
+    row: int
+    file: str
+    path: Path
+    rating: int  # 1 poor, 2 acceptable, 3 excellent
+    modality: str
+    expert_level: int  # 1 to 3
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Table(Generic[Row]):
+    """A table's good rows in their order, and everything that was found wrong with it."""
+
+    path: Path
+    rows: list[Row]
+    problems: list[Problem]
+
+    @property
+    def errors(self) -> list[Problem]:
+        """The problems that cost a row."""
+        return [problem for problem in self.problems if problem.severity == "error"]
+
+    def require(self, strict: bool) -> list[Row]:
+        """The good rows; raises `InputProblems` if there are none, or if `strict` and any row is bad."""
+        if not self.rows or (strict and self.errors):
+            raise InputProblems(self.errors or [Problem(str(self.path), "there are no rows")])
+        return self.rows
+
+
+def read_dataset(
+    path: str | Path, root: str | Path | None = None, modality_column: str = "modality"
+) -> Table[ImageRow]:
+    """Read the data set: columns `path`, `Text`, `modality`, and `patient_id` (or `patient`) where it is known.
+
+    Args:
+        path: the CSV file.
+        root: the data folder, which every file is in; the table's own folder unless given.
+        modality_column: what the modality column is called, if it is called something else, such as `modal`.
+
+    Raises:
+        InputError, InputProblems: the file as a whole cannot be used.
+    """
+    path = Path(path)
+    check_text_file(path)
+    folder, faults = DataFolder(root or path.parent), Faults(str(path))
+    settings = {modality_column: "data.modality_column"}
+    rows: list[ImageRow] = []
+    seen: set[tuple[str, str, str]] = set()
+    seen_files: set[str] = set()
+    records = csv_records(faults, path, ("path", "Text", modality_column), ("patient_id", "patient"), settings)
+    for line, (written, caption, name, patient_id, patient) in records:
+        file = _check_file(faults, line, "path", written, folder)
+        modality = check_modality(faults, line, modality_column, name)
+        checked = check_text(faults, line, "Text", caption, modality)
+        if file is None or modality is None or checked is None:
+            continue
+        key = (str(file), checked, modality)
+        if key in seen:
+            faults.warn(line, None, "repeats an earlier row, which is kept once")
+            continue
+        if key[0] in seen_files:
+            faults.warn(line, "path", "the same image as in an earlier row, with another text or modality")
+        seen.add(key)
+        seen_files.add(key[0])
+        known = next((name for name in (patient_id, patient) if not says_nothing(name)), None)
+        rows.append(ImageRow(line, folder.name(file), file, checked, modality, known))
+    return _table(path, rows, faults, folder)
+
+
+def read_ratings(path: str | Path, root: str | Path | None = None) -> Table[RatingRow]:
+    """Read expert ratings: columns `image_path`, `rating`, `modality`, `expert_level`, `prompt`.
+
+    Ratings (1 poor, 2 acceptable, 3 excellent) and expert levels are the integers 1 to 3; 2.5 is refused, not rounded.
+
+    Raises:
+        InputError, InputProblems: the file as a whole cannot be used, or all its ratings are poor (1) or all are good
+            (2 and 3), from which no Selector can be trained.
+    """
+    path = Path(path)
+    check_text_file(path)
+    folder, faults = DataFolder(root or path.parent), Faults(str(path))
+    rows: list[RatingRow] = []
+    columns = ("image_path", "rating", "modality", "expert_level", "prompt")
+    for line, (written, grade, name, level, prompt) in csv_records(faults, path, columns):
+        file = _check_file(faults, line, "image_path", written, folder)
+        rating = _check_grade(faults, line, "rating", grade)
+        modality = check_modality(faults, line, "modality", name)
+        expert_level = _check_grade(faults, line, "expert_level", level)
+        checked = check_text(faults, line, "prompt", prompt, modality)
+        if file is None or rating is None or modality is None or expert_level is None or checked is None:
+            continue
+        rows.append(RatingRow(line, folder.name(file), file, rating, modality, expert_level, checked))
+    if rows and len({row.rating == 1 for row in rows}) == 1:
+        missing = "no row is rated 1 (poor)" if rows[0].rating > 1 else "no row is rated 2 or 3 (good)"
+        faults.refuse_file(None, "rating", f"cannot train the Selector, which needs both kinds: {missing}")
+    return _table(path, rows, faults, folder)
+
+
+def _table(path: Path, rows: list[Row], faults: Faults, folder: DataFolder) -> Table[Row]:
+    """The table as it was read; raises `InputProblems` if the file as a whole is of no use."""
+    if not rows and not faults.errors:
+        raise InputError(path, "there are no rows")
+    if folder.asked and not folder.found:
+        faults.error(None, None, f"not one of its files is in {folder.path}; is that the data folder (data.root)?")
+    if faults.file_refused:
+        raise InputProblems(faults.errors)
+    return Table(path, rows, faults.errors + faults.warnings())
+
+
+# From a row's fields to values: a check tells what is wrong and returns None ---------------------------------------
+
+
+def _check_file(faults: Faults, row: int, key: str, written: str, folder: DataFolder) -> Path | None:
+    try:
+        return folder.find(written)
+    except Refused as refused:
+        faults.error(row, key, f"{show(written)} {refused}")
+        return None
+
+
+def _check_grade(faults: Faults, row: int, key: str, written: str) -> int | None:
+    if written not in ("1", "2", "3"):
+        faults.error(row, key, f"{show(written)} is not 1, 2 or 3 (whole numbers only)")
+        return None
+    return int(written)

@@ -1,0 +1,41 @@
+"""From a row's fields to a modality and a text that names it: what is wrong is told, and None returned."""
+
+from __future__ import annotations
+
+from medsyn.data.modalities import (
+    CLIP_TOKENS,
+    canonical_modality,
+    clean_text,
+    is_over_long,
+    not_a_modality,
+    says_nothing,
+    split_prefix,
+)
+from medsyn.data.tables.row_errors import Faults, show
+
+
+def check_modality(faults: Faults, row: int, key: str, written: str) -> str | None:
+    """The modality that is meant."""
+    modality = canonical_modality(written)
+    if modality is None:
+        faults.error(row, key, f"{show(written)} {not_a_modality(written)}")
+    return modality
+
+
+def check_text(faults: Faults, row: int, key: str, written: str, modality: str | None) -> str | None:
+    """The text in one line and, where the modality is known, with its prefix."""
+    text = clean_text(written)
+    said, body = split_prefix(text)
+    if says_nothing(body):
+        faults.error(row, key, f"{show(text)} says nothing; a text is needed")
+        return None
+    if modality is None:
+        return text
+    if said is None:
+        text = f"{modality}: {text}"
+        faults.warn(row, key, "does not start with its modality, as in 'CT: ...'; it was added")
+    elif said != modality:
+        faults.warn(row, key, f"the text says {said}, the modality is {modality}")
+    if is_over_long(text):
+        faults.warn(row, key, f"longer than about {CLIP_TOKENS} CLIP tokens (an estimate); the rest is not read")
+    return text

@@ -1,0 +1,219 @@
+"""What evaluation reads from disk: real and generated images, learning curves, timings, and what is missing.
+
+Nothing here fails because a part of the campaign did: what is not there is named, what is there is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medsyn import disk
+from medsyn.config import Config
+from medsyn.data.images.pixels import fit_square
+from medsyn.data.images.read import read_image
+from medsyn.data.prompts.store import PromptList, open_lists
+from medsyn.data.tables.read import MODALITIES, ImageRow, read_dataset
+from medsyn.data.tables.split import is_held_out
+from medsyn.errors import InputError, InputProblems
+from medsyn.evaluation.generated import GeneratedImages, Missing, Picture, Tick, picture, read_generated, spread
+from medsyn.generation.block_store import Item
+from medsyn.seeds import seed
+from medsyn.stage import STAGES, CampaignDirectory, slug
+
+
+@dataclass
+class RealImages:
+    """The data set's images, those that were trained on apart from those that were held out."""
+
+    training: list[Picture] = field(default_factory=list)
+    held_out: list[Picture] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)  # rows of each modality
+    patients_known: bool = False  # whether the split is by patient
+    unreadable: int = 0
+    left_out: int = 0  # beyond evaluation.max_images
+
+
+@dataclass
+class Gathered:
+    """Everything a campaign has on disk that the report is about."""
+
+    real: RealImages
+    prompts: dict[str, PromptList]  # by modality
+    made: dict[str, dict[str, GeneratedImages]]  # by modality, then by mode
+    missing: list[Missing]
+    chosen: dict[str, list[Item]] = field(default_factory=dict)  # prompts of the contact sheets, by modality
+
+    @property
+    def modalities(self) -> list[str]:
+        """The modalities that have real images or prompts, in one order everywhere."""
+        return [modality for modality in MODALITIES if modality in self.real.counts or modality in self.prompts]
+
+
+def gather(config: Config, directory: CampaignDirectory, tick: Tick) -> Gathered:
+    """Read everything; `tick` is called before each block and image."""
+    real, missing = read_real(config, tick)
+    missing += missing_models(config, directory)
+    prompts = prompts_by_modality(config)
+    chosen = {modality: spread(rows, config.evaluation.sheet_columns) for modality, rows in prompts.items()}
+    made: dict[str, dict[str, GeneratedImages]] = {}
+    for modality, rows in prompts.items():
+        made[modality] = {}
+        for mode in config.generation.modes:
+            made[modality][mode], lost = read_generated(config, directory, mode, modality, rows, chosen[modality], tick)
+            missing += lost
+    return Gathered(real, prompts, made, missing, chosen)
+
+
+def read_real(config: Config, tick: Tick) -> tuple[RealImages, list[Missing]]:
+    """The data set's images as the models saw them, at most `max_images` per modality and split."""
+    real = RealImages()
+    try:
+        rows = read_dataset(Path(config.data.table), config.data.root, config.data.modality_column).rows
+    except (InputError, InputProblems):
+        return real, [Missing("the data set", "its table cannot be read")]
+    real.patients_known = all(row.patient_id is not None for row in rows)
+    missing = []
+    for modality in config.data.modalities:
+        files = {row.path: row for row in reversed(rows) if row.modality == modality}  # a file's first row
+        members = sorted(files.values(), key=lambda row: row.row)
+        if not members:
+            missing.append(Missing("the data set", f"it has no image of {modality}"))
+            continue
+        real.counts[modality] = len(members)
+        for held_out, pictures in ((False, real.training), (True, real.held_out)):
+            pictures += _read_rows(config, [row for row in members if _held_out(config, row) == held_out], real, tick)
+    return real, missing
+
+
+def _held_out(config: Config, row: ImageRow) -> bool:
+    return is_held_out(row.patient_id or row.file, config.data.held_out_fraction, config.campaign.seed)
+
+
+def _read_rows(config: Config, rows: Sequence[ImageRow], real: RealImages, tick: Tick) -> Iterator[Picture]:
+    """The pictures of the rows that can be read; those that cannot, or are too many, are counted."""
+    kept = _sample(rows, config.evaluation.max_images, config.campaign.seed)
+    real.left_out += len(rows) - len(kept)
+    for row in kept:
+        tick()
+        try:
+            pixels = fit_square(read_image(row.path, row.modality).pixels, config.data.resolution)
+        except InputError:
+            real.unreadable += 1
+            continue
+        yield picture(np.round(pixels * 255).astype(np.uint8), row.modality, row.text)
+
+
+def _sample(rows: Sequence[ImageRow], most: int, campaign_seed: int) -> Sequence[ImageRow]:
+    """At most so many of `rows`, whatever their order; in table order."""
+    if len(rows) <= most:
+        return rows
+    lowest = sorted(rows, key=lambda row: seed(campaign_seed, "evaluate", row.file))[:most]
+    return sorted(lowest, key=lambda row: row.row)
+
+
+def prompts_by_modality(config: Config) -> dict[str, PromptList]:
+    """The campaign's prompts; empty where the list is absent or unreadable, which generation has told already."""
+    try:
+        lists = open_lists(Path(config.data.prompts)) if config.data.prompts else {}
+    except InputError:
+        lists = {}
+    return {modality: lists[modality] for modality in config.data.modalities if modality in lists}
+
+
+def missing_models(config: Config, directory: CampaignDirectory) -> list[Missing]:
+    """The models that training should have left and did not."""
+    expected = {
+        f"finetune {slug(modality)}": (
+            directory.finetuned_unet(modality) / "unet",
+            f"the fine-tuned UNet of {modality}",
+        )
+        for modality in config.data.modalities
+    }
+    expected["rlhf-stage1 all"] = (directory.policy(), "the Selector and the Policy")
+    if config.training.stage == 2:
+        for modality in config.data.modalities:
+            name = f"rlhf-stage2 {slug(modality)}"
+            expected[name] = (directory.policy(modality), f"the Policy of {modality}")
+    return [Missing(task, what) for task, (path, what) in expected.items() if not path.is_dir()]
+
+
+def _read_curve(path: Path, key: str) -> list[dict[str, Any]]:
+    """A metrics file's records by ascending `key`; of a step that was done twice (a resumed run) the later record."""
+    records = {record[key]: record for record in disk.read_jsonl(path) if key in record}
+    return [records[step] for step in sorted(records)]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The metrics that training left, by modality where there is one model per modality."""
+
+    finetune: dict[str, list[dict[str, Any]]]
+    stage1: list[dict[str, Any]]
+    stage2: dict[str, list[dict[str, Any]]]
+
+
+def read_curves(config: Config, directory: CampaignDirectory) -> Curves:
+    """Every learning curve that is there."""
+
+    def by_modality(stage: str, key: str) -> dict[str, list[dict[str, Any]]]:
+        found = {name: _read_curve(directory.work(stage, slug(name)) / "metrics.jsonl", key) for name in MODALITIES}
+        return {name: records for name, records in found.items() if records and name in config.data.modalities}
+
+    return Curves(
+        finetune=by_modality("finetune", "step"),
+        stage1=_read_curve(directory.work("rlhf-stage1", "all") / "metrics.jsonl", "epoch"),
+        stage2=by_modality("rlhf-stage2", "epoch"),
+    )
+
+
+def read_summaries(config: Config, directory: CampaignDirectory) -> dict[str, Any]:
+    """What the RLHF stages say of their scorers: of stage 1 its summary or None, of stage 2 one per modality."""
+
+    def summary(stage: str, name: str) -> dict[str, Any] | None:
+        path = directory.work(stage, name) / "summary.json"
+        return disk.read_json(path) if path.is_file() else None
+
+    second = {modality: summary("rlhf-stage2", slug(modality)) for modality in config.data.modalities}
+    return {"stage1": summary("rlhf-stage1", "all"), "stage2": {name: facts for name, facts in second.items() if facts}}
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """What one stage took: tasks, attempts (more than tasks if some were run again) and seconds over all of them."""
+
+    stage: str
+    tasks: int
+    attempts: int
+    unfinished: int  # attempts without an end on record: killed, or running
+    seconds: float
+
+
+def stage_times(directory: CampaignDirectory) -> list[StageTime]:
+    """Task seconds per stage from the attempts on record; stages without a record are left out."""
+    times = []
+    for stage in STAGES:
+        tasks = sorted(directory.attempts(stage, "any").parent.glob("*.jsonl"))
+        spans = [_attempt_seconds(disk.read_jsonl(path)) for path in tasks]
+        ended = [seconds for task in spans for seconds in task if seconds is not None]
+        attempts = sum(len(task) for task in spans)
+        if attempts:
+            times.append(StageTime(stage, len(tasks), attempts, attempts - len(ended), sum(ended)))
+    return times
+
+
+def _attempt_seconds(events: Iterable[dict[str, Any]]) -> list[float | None]:
+    """Seconds of every attempt of one task, in order; None where no end is on record."""
+    seconds: dict[int, float | None] = {}
+    started: dict[int, float] = {}
+    for event in events:
+        number = event["attempt"]
+        if event["event"] == "start":
+            started[number], seconds[number] = event["time"], None
+        elif number in started:
+            seconds[number] = event["time"] - started[number]
+    return list(seconds.values())

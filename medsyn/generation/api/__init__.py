@@ -1,0 +1,1 @@
+"""`medsyn.Generator`: images from Python, without a campaign."""

@@ -1,0 +1,186 @@
+"""Images from prompts as an iterator: the import path for tools.
+
+>>> from medsyn import Generator
+>>> generator = Generator("embedded", seed=3, device="cpu", num_inference_steps=2)
+>>> for image in generator.images("Chest X-ray: clear lungs", count=2):
+...     image.save(folder / f"{image.item.replicate}.png")
+>>> image.pixels.shape
+(64, 64, 1)
+>>> image.record["modality"], image.record["selector"]
+('X-Ray', None)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from medsyn import disk
+from medsyn.data.modalities import canonical_modality, split_prefix
+from medsyn.data.prompts.rows import PromptRow
+from medsyn.generation.api.arguments import check_prompts, check_settings
+from medsyn.generation.block_store import Item
+from medsyn.generation.filter import Rule, Trial, next_batch
+from medsyn.generation.make.block import Order, Progress
+from medsyn.generation.sample.batch import Painter, Recipe
+from medsyn.generation.write.provenance import circumstances, common, settings
+from medsyn.models.scorers import load_policy, load_selector
+from medsyn.models.stable_diffusion import load_synthetic
+from medsyn.models.weights import model_fingerprint
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """One prompt and replicate that is settled: its image, if there is one, and what is on record about it."""
+
+    item: Item
+    record: Mapping[str, Any]  # as in a campaign's manifest
+    pixels: np.ndarray | None  # uint8 [H, W, 1 or 3]; None: no candidate passed the filter
+    png: bytes | None  # the file: marked as synthetic, with its record as text
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it passed the filter, or there was none."""
+        return bool(self.record["accepted"])
+
+    def save(self, path: str | Path) -> None:
+        """Write the PNG file and the folders above it; raises ValueError if there is no image, OSError if it cannot."""
+        if self.png is None:
+            raise ValueError(f"{self.item.prompt_id} has no image: {self.record['reason']}")
+        disk.write_atomic(Path(path), self.png)
+
+
+class Generator:
+    """Loads a model once and makes images of any prompts of it; the same images as a campaign with these settings.
+
+    An image depends on its prompt, its number, the seed, the settings and the weights, and on nothing else: not on
+    the prompts beside it, nor on how often the generator was used before, nor on whether an iterator was left early.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "embedded",
+        *,
+        finetuned: str | Path | None = None,
+        selector: str | Path | None = None,
+        policy: str | Path | None = None,
+        device: str = "auto",
+        precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
+        height: int | None = None,
+        width: int | None = None,
+        seed: int = 0,
+        **generation: Any,
+    ) -> None:
+        """Load what makes the images.
+
+        Args:
+            model: `embedded`, a diffusers directory, or a hub id in the local cache.
+            finetuned: directory with a fine-tuned `unet/`.
+            selector: directory of a trained Selector; with `policy` it filters the candidates.
+            policy: directory of a trained Policy.
+            device: `auto` (the first visible GPU if there is one), `cpu` or `cuda:N`.
+            precision: of the UNet; `auto` lets the device's capability decide.
+            height: pixels, a multiple of 8 from 32 to 1024; 256 if not given, 64 for the embedded model, which was
+                trained at that.
+            width: pixels; the height if not given.
+            seed: what all images depend on, from 0 to 2^63 - 1.
+            generation: how images are sampled: `scheduler` (a name of `medsyn.schedulers.SOLVERS`),
+                `num_inference_steps` (1 to 1000), `guidance_scale` (1 to 1000; 1 is without), `guidance_interval`
+                ([start, end], shares of the steps), `negative_prompt`, `batch_size` (candidates denoised together),
+                `batches_per_block`; and with the filter `quality_threshold` (Selector score 0 to 1 that an image
+                needs), `min_policy_score` (0 to 1), `num_candidates` (passing ones to choose from), `max_attempts`
+                (candidates of one image at most), `on_exhausted` (`fail`, `skip` or `keep-best`).
+
+        Raises:
+            InputProblems: everything wrong with the arguments, each by its name, before anything is loaded.
+            InputError: weights that are there and cannot be read.
+            BadNode: a GPU was handed to this process and cannot be used.
+        """
+        settings = check_settings(
+            {
+                **{"model": model, "finetuned": finetuned, "selector": selector, "policy": policy, "device": device},
+                **{"precision": precision, "height": height, "width": width, "seed": seed},
+            },
+            generation,
+        )
+        source, chosen = settings.config.model_paths.stable_diffusion, settings.device
+        self._settings = settings
+        self._system = load_synthetic(source, chosen.device, chosen.dtype, settings.unet)
+        self._fingerprint = model_fingerprint(source, settings.unet)
+        self._selector = None if settings.selector is None else load_selector(settings.selector, chosen.device)
+        self._policy = None if settings.policy is None else load_policy(settings.policy, chosen.device)
+
+    def images(
+        self, prompts: str | Item | Iterable[str | Item], count: int = 1, modality: str | None = None
+    ) -> Iterator[GeneratedImage]:
+        """Make `count` images of every prompt, in order; each is there when it is asked for, or a little before.
+
+        Args:
+            prompts: one or more texts, or items with settings of their own (an item is one image). A text is held to
+                what a row of a prompt list is: one line, at most 10,000 characters, something after the modality.
+            count: images of each text.
+            modality: for prompts that do not start with theirs, as in `CT: …`; any usual spelling.
+
+        Raises:
+            InputProblems: everything wrong with the arguments, at the call and not at the first image.
+        """
+        asked, warnings = check_prompts(prompts, count, modality, self._settings.config)
+        for warning in warnings:
+            _log.warning("%s", warning)
+        return self.images_of(asked, count, modality)
+
+    def images_of(
+        self, asked: Sequence[PromptRow | Item], count: int = 1, modality: str | None = None
+    ) -> Iterator[GeneratedImage]:
+        """`images` of prompts that `check_prompts` has passed: nothing is checked, and no warning told, again."""
+        size = self._settings.config.generation.block_size
+        for its, neighbours in groupby(asked, lambda prompt: _modality(prompt, modality)):
+            items = (item for prompt in neighbours for item in _items(prompt, count))
+            while block := list(islice(items, size)):
+                yield from self._block(block, its)
+
+    def _block(self, items: Sequence[Item], modality: str) -> Iterator[GeneratedImage]:
+        config, mode = self._settings.config, self._settings.mode
+        recipe = replace(Recipe.of(config, modality), height=self._settings.height, width=self._settings.width)
+        painter = Painter(recipe, self._system, self._selector, self._policy)
+        facts = {
+            **common(config, modality, mode, self._fingerprint),
+            **circumstances(self._system.device, self._system.dtype),
+        }
+        rule = Rule.of(config.generation, mode)
+        order = Order(Path(), items, rule, facts, settings(config.generation))
+        progress = Progress(order, [Trial(rule) for _ in items])
+        kinds = [recipe.kind(item) for item in items]
+        told = 0
+        while places := next_batch(progress.trials, recipe.batch_size, kinds):
+            batch = painter.paint([(items[position], attempt) for position, attempt in places])
+            progress.take(places, batch)
+            while told < len(items) and progress.trials[told].settled:
+                pixels = progress.favourites.get(told) if progress.trials[told].winner else None
+                progress.publish([told])
+                record, png, _ = progress.published.pop(told)
+                yield GeneratedImage(items[told], record, pixels, png)
+                told += 1
+
+
+def _modality(prompt: PromptRow | Item, given: str | None) -> str:
+    if isinstance(prompt, PromptRow):
+        return prompt.modality
+    its = split_prefix(prompt.prompt)[0] if given is None else canonical_modality(given)
+    assert its is not None, "check_prompts has seen to it"
+    return its
+
+
+def _items(prompt: PromptRow | Item, count: int) -> Iterator[Item]:
+    """The items that a campaign makes of such a row: the same images."""
+    if isinstance(prompt, Item):
+        return iter([prompt])
+    return (Item(prompt.prompt_id, prompt.prompt, replicate) for replicate in range(count))

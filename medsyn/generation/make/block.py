@@ -1,0 +1,285 @@
+"""A block from its first batch to its commit: paint until every item is settled, keep what is painted, publish.
+
+Batches are packed over the whole block, retries with first attempts, so that few places are padding. Which batches
+those are follows from the outcomes alone; a resumed block packs the same ones and takes those that its journal has.
+
+Makes one block after the other, of one modality and in any mode: one that is there is left alone.
+
+Where tasks help one another a block is touched only under its lease (`medsyn.generation.make.lease`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medsyn import disk
+from medsyn.config import Config
+from medsyn.generation.block_store import (
+    BlockContent,
+    Blocks,
+    Item,
+    commit_block,
+    finished_block,
+    item_fingerprint,
+    read_manifest,
+)
+from medsyn.generation.filter import FAILED, Rule, Trial, next_batch
+from medsyn.generation.make.journal import Journal, Places, journal_directory
+from medsyn.generation.make.lease import LeaseLost, Leases, lease_file
+from medsyn.generation.make.writer_thread import Writer
+from medsyn.generation.sample.batch import Batch, Painter
+from medsyn.generation.sample.load import Loader
+from medsyn.generation.write.dicom import add_dicom
+from medsyn.generation.write.png import publish
+from medsyn.generation.write.provenance import CIRCUMSTANCES_FILE, require_same, settings
+from medsyn.generation.write.webdataset import pack
+from medsyn.stage import CampaignDirectory
+
+Published = tuple[dict[str, Any], bytes | None, bytes | None]  # an item's record, its PNG file and its DICOM file
+
+Place = tuple[str, int]  # a block: mode and number
+
+
+@dataclass(frozen=True)
+class Order:
+    """One block to make."""
+
+    path: Path
+    items: Sequence[Item]
+    rule: Rule
+    facts: Mapping[str, Any]  # on record with every image: modality, mode, fingerprints, circumstances
+    settings: Mapping[str, Any]  # steps, guidance, …: on record with the images of items that do not say otherwise
+    archive: bool = False  # images in one tar file instead of a file each
+    dicom: bool = False  # a DICOM file of every image besides
+    made_with: Path | None = None  # where it is on record what the campaign's images are made with
+
+    @classmethod
+    def of(
+        cls, config: Config, directory: CampaignDirectory, place: Path, items: Sequence[Item], facts: Mapping[str, Any]
+    ) -> Order:
+        """A block of a campaign: where it is to be, and what it is to hold."""
+        section = config.generation
+        return cls(
+            place,
+            items,
+            Rule.of(section, facts["mode"]),
+            facts,
+            settings(section),
+            archive=section.output == "webdataset",
+            dicom=section.dicom,
+            made_with=directory.work("generate", CIRCUMSTANCES_FILE),
+        )
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of all that the block's batches depend on."""
+        items = [item_fingerprint(item) for item in self.items]
+        return disk.fingerprint([items, asdict(self.rule), dict(self.facts)])
+
+
+@dataclass
+class Progress:
+    """A block on its way: the trials of its items, the pictures that may become images, and what is settled.
+
+    The painting thread calls `take`; what the writing thread touches (settled trials, their pictures) it never
+    touches again.
+    """
+
+    order: Order
+    trials: list[Trial]
+    favourites: dict[int, np.ndarray] = field(default_factory=dict)
+    devices: dict[int, str] = field(default_factory=dict)  # what painted the favourites
+    published: dict[int, Published] = field(default_factory=dict)
+
+    @property
+    def settled_count(self) -> int:
+        """How many items are settled."""
+        return sum(trial.settled for trial in self.trials)
+
+    def take(self, places: Places, batch: Batch) -> list[int]:
+        """Take a batch into account; return the positions of the items that it settled."""
+        before = [trial.settled for trial in self.trials]
+        for (position, _), candidate, picture in zip(places, batch.candidates, batch.pictures, strict=True):
+            trial = self.trials[position]
+            trial.add(candidate)
+            if trial.favourite is candidate:
+                self.favourites[position], self.devices[position] = picture, batch.device
+        return [i for i, (trial, was) in enumerate(zip(self.trials, before, strict=True)) if trial.settled and not was]
+
+    def publish(self, settled: Sequence[int]) -> None:
+        """Make the records and the image files of settled items; their pictures are not needed any more."""
+        for position in settled:
+            picture = self.favourites.pop(position, None)
+            item, trial = self.order.items[position], self.trials[position]
+            record, png = publish(item, trial, picture, self.order.facts, self.order.settings)
+            dicom = None
+            if self.order.dicom and png is not None and picture is not None:
+                record, dicom = add_dicom(record, picture)
+            self.published[position] = record, png, dicom
+
+    def content(self, timing: Mapping[str, Any]) -> BlockContent:
+        """Everything the block's directory holds, once every item is published."""
+        manifest = [self.published[position][0] for position in range(len(self.order.items))]
+        files: dict[str, bytes] = {}
+        for record, png, dicom in self.published.values():
+            files |= {record["file"]: png} if png is not None else {}
+            files |= {record["dicom"]: dicom} if dicom is not None else {}
+        if self.order.archive:
+            manifest, files = pack(manifest, files)
+        attempts = [
+            {"id": item.prompt_id, "replicate": item.replicate, **record}
+            for item, trial in zip(self.order.items, self.trials, strict=True)
+            for record in trial.records()
+        ]
+        return BlockContent(files, manifest, attempts, timing)
+
+
+def make_block(
+    order: Order,
+    painter: Painter,
+    writer: Writer,
+    tell: Callable[[int], None],
+    committed: Callable[[], None] = lambda: None,
+) -> list[str]:
+    """Paint a block and hand it to `writer`, which commits it; return the ids of prompts that failed.
+
+    Args:
+        order: what to make.
+        painter: who makes it.
+        writer: encodes and writes beside the painting. The block is committed when its last job has ended.
+        tell: called before each batch with the number of items that are settled; may raise to stop. What has been
+            painted is in the journal by the time `writer` is closed.
+        committed: called on the writing thread when the block is on disk and its journal is gone.
+    """
+    journal = Journal(order.path, order.identity)
+    progress = Progress(order, [Trial(order.rule) for _ in order.items])
+    kinds = [painter.recipe.kind(item) for item in order.items]
+    batches: list[Batch] = []
+
+    def write(number: int, places: Places, batch: Batch, settled: Sequence[int], is_new: bool) -> None:
+        if is_new:
+            journal.append(number, places, batch)
+        progress.publish(settled)
+
+    while places := next_batch(progress.trials, painter.recipe.batch_size, kinds):
+        kept = journal.batch(len(batches), places)
+        if kept is None:
+            tell(progress.settled_count)
+        batch = kept or replace(
+            painter.paint([(order.items[position], attempt) for position, attempt in places]),
+            device=painter.device_name,
+        )
+        settled = progress.take(places, batch)
+        writer.submit(partial(write, len(batches), places, batch, settled, kept is None))
+        batches.append(replace(batch, pictures=[]))
+    timing = {
+        "seconds": sum(batch.seconds for batch in batches),
+        "device": painter.device_name,
+        "devices": [
+            None if trial.winner is None else progress.devices[position]
+            for position, trial in enumerate(progress.trials)
+        ],
+        "batches": len(batches),
+        "unet_evaluations": sum(batch.unet_evaluations for batch in batches),
+    }
+
+    def commit() -> None:
+        if order.made_with is not None:
+            require_same(order.made_with, order.facts, keep=True)
+        commit_block(order.path, progress.content(timing))
+        journal.remove()
+        committed()
+
+    writer.submit(commit)
+    outcomes = zip(order.items, progress.trials, strict=True)
+    return list(dict.fromkeys(item.prompt_id for item, trial in outcomes if trial.reason == FAILED))
+
+
+@dataclass
+class BlockMaker:
+    """The models and the blocks of one modality; the models of one mode at a time are loaded."""
+
+    config: Config
+    loader: Loader
+    blocks: Blocks
+    facts: Mapping[str, Mapping[str, Any]]  # by mode: what is on record about every image
+    leases: Leases | None = None  # None: no other task makes these blocks
+    _loaded: dict[str, Painter] = field(default_factory=dict)
+
+    def block(self, place: Place) -> Path:
+        """Where a block is."""
+        return self.loader.directory.block(place[0], self.loader.modality, place[1])
+
+    @property
+    def modes(self) -> list[str]:
+        """All modes, first the one whose models are loaded."""
+        return sorted(self.facts, key=lambda mode: mode not in self._loaded)
+
+    def settle(self, place: Place, writer: Writer, tell: Callable[[int], None]) -> list[str] | None:
+        """Make a block unless it is there; return the ids of its prompts that failed.
+
+        Args:
+            place: which block.
+            writer: writes it; the block is on disk when the writer is closed.
+            tell: as for `make_block`.
+
+        Returns:
+            None if the block is left to another task, which holds its lease.
+        """
+        block = self.block(place)
+        if self.leases is not None and not is_settled(block):
+            if not self.leases.take(block):
+                return None
+            sweep([block])
+        items, facts = self.blocks.items(place[1]), self.facts[place[0]]
+        manifest = finished_block(block, items, facts)
+        if manifest is not None:
+            self._give_back(block)
+            return [record["id"] for record in manifest if record["reason"] == FAILED]
+        order = Order.of(self.config, self.loader.directory, block, items, facts)
+
+        def before_batch(settled: int) -> None:
+            if self.leases is not None:
+                self.leases.require(block)
+            tell(settled)
+
+        try:
+            return make_block(order, self._painter(place[0]), writer, before_batch, lambda: self._give_back(block))
+        except LeaseLost:
+            return None
+
+    def _give_back(self, block: Path) -> None:
+        if self.leases is not None:
+            self.leases.give_back(block)
+
+    def _painter(self, mode: str) -> Painter:
+        if mode not in self._loaded:
+            self._loaded.clear()  # before the others are loaded: a card has room for one mode's
+            self._loaded[mode] = self.loader.painter(mode)
+        return self._loaded[mode]
+
+
+def is_settled(block: Path) -> bool:
+    """Whether the block is whole and nothing that its makers need is left beside it."""
+    return not (lease_file(block).exists() or journal_directory(block).exists()) and read_manifest(block) is not None
+
+
+def sweep(blocks: Sequence[Path]) -> None:
+    """Remove what killed processes left of these blocks, and the journals of those that are committed."""
+    for part in dict.fromkeys(block.parent for block in blocks):
+        names = {path.name for path in part.iterdir()} if part.is_dir() else set()
+        left = {name.partition(".tmp-")[0] for name in names if ".tmp-" in name}
+        for block in blocks:
+            if block.parent != part:
+                continue
+            for name in (block.name, lease_file(block).name.removeprefix(".")):
+                if f".{name}" in left:
+                    disk.sweep_temporaries(part, of=name)
+            if journal_directory(block).name in names and block.name in names:
+                disk.remove(journal_directory(block))

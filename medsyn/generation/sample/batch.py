@@ -1,0 +1,171 @@
+"""One batch: from what is asked for to pictures with scores.
+
+An image is a function of its prompt, replicate, attempt and overrides, the campaign's seed, the weights and the
+recipe. Every batch has the same size, because the size changes bits; the companions in it change none.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medsyn.config import Config
+from medsyn.generation.block_store import Item, image_seed
+from medsyn.generation.filter import Candidate
+from medsyn.generation.sample.sampler import EVERYWHERE, Guidance, build_scheduler, initial_noise, sample_finite
+from medsyn.generation.write.png import quantise
+from medsyn.generation.write.provenance import device_name
+from medsyn.models.policy import Policy
+from medsyn.models.selector import Selector
+from medsyn.models.stable_diffusion import SyntheticSystem
+from medsyn.schedulers import SchedulerName
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the images of one modality are sampled, where the item itself does not say otherwise."""
+
+    modality: str
+    seed: int
+    height: int
+    width: int
+    scheduler: SchedulerName
+    num_inference_steps: int
+    guidance_scale: float
+    batch_size: int
+    guidance_interval: tuple[float, float] = EVERYWHERE
+    negative_prompt: str = ""
+
+    @classmethod
+    def of(cls, config: Config, modality: str) -> Recipe:
+        """The recipe of a campaign."""
+        section, side = config.generation, config.data.resolution
+        start, end = section.guidance_interval
+        return cls(
+            modality=modality,
+            seed=config.campaign.seed,
+            height=side,
+            width=side,
+            scheduler=section.scheduler,
+            num_inference_steps=section.num_inference_steps,
+            guidance_scale=section.guidance_scale,
+            batch_size=section.images_per_batch,
+            guidance_interval=(start, end),
+            negative_prompt=section.negative_prompt,
+        )
+
+    def guidance(self, item: Item) -> float:
+        """The guidance scale of an item."""
+        return self.guidance_scale if item.guidance_scale is None else item.guidance_scale
+
+    def negative(self, item: Item) -> str:
+        """The negative prompt of an item."""
+        return self.negative_prompt if item.negative_prompt is None else item.negative_prompt
+
+    def kind(self, item: Item) -> Hashable:
+        """What the items of one batch must have in common: the steps, and whether there is guidance at all."""
+        return item.num_inference_steps or self.num_inference_steps, self.guidance(item) != 1
+
+    def image_seed(self, item: Item, attempt: int) -> int:
+        """The seed of one candidate."""
+        return image_seed(self.seed, item, attempt)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of sampled images, without its padding."""
+
+    candidates: list[Candidate]
+    pictures: list[np.ndarray]  # uint8 [H, W, 1 or 3]
+    unet_evaluations: int  # rows the UNet computed, padding included
+    seconds: float
+    device: str = ""  # what painted it
+
+
+@dataclass(frozen=True)
+class Painter:
+    """The models of one modality in one mode, and how they are used."""
+
+    recipe: Recipe
+    system: SyntheticSystem
+    selector: Selector | None = None  # the baseline has no scorers
+    policy: Policy | None = None
+
+    def paint(self, wanted: Sequence[tuple[Item, int]]) -> Batch:
+        """Sample, decode and score the attempts `wanted`: one batch of the recipe's size, padded by repetition.
+
+        Args:
+            wanted: 1 to `batch_size` items of one kind (`Recipe.kind`), each with its attempt.
+        """
+        started = time.perf_counter()
+        recipe, system = self.recipe, self.system
+        padded = [*wanted, *[wanted[-1]] * (recipe.batch_size - len(wanted))]
+        assert len({recipe.kind(item) for item, _ in padded}) == 1, "a batch is of one kind"
+        steps = padded[0][0].num_inference_steps or recipe.num_inference_steps
+        seeds = [recipe.image_seed(item, attempt) for item, attempt in padded]
+        features = [system.embed(item.prompt) for item, _ in padded]
+        samples = sample_finite(
+            system.unet,
+            lambda: build_scheduler(recipe.scheduler, system.scheduler_config, steps),
+            torch.stack([hidden for hidden, _ in features]),
+            self.guidance([item for item, _ in padded]),
+            initial_noise(seeds, system.latent_shape(recipe.height, recipe.width)),
+            seeds,
+        )
+        decoded = system.decode(_numbers(samples.latents))
+        decodable = decoded.isfinite().flatten(1).all(dim=1).tolist()
+        pictures = [quantise(pixels, recipe.modality) for pixels in _numbers(decoded).permute(0, 2, 3, 1).cpu().numpy()]
+        scores = self.scores(pictures, torch.stack([pooled for _, pooled in features]))
+        candidates = [
+            _candidate(attempt, seeds[i], samples.finite[i] and decodable[i], *scores[i], samples.precision[i])
+            for i, (_, attempt) in enumerate(wanted)
+        ]
+        evaluations = samples.evaluations * recipe.batch_size
+        return Batch(candidates, pictures[: len(wanted)], evaluations, time.perf_counter() - started)
+
+    def guidance(self, items: Sequence[Item]) -> Guidance:
+        """How a batch of these items is guided."""
+        recipe = self.recipe
+        return Guidance(
+            torch.tensor([recipe.guidance(item) for item in items]),
+            torch.stack([self.system.embed(recipe.negative(item))[0] for item in items]),
+            recipe.guidance_interval,
+        )
+
+    @property
+    def device_name(self) -> str:
+        """What it runs on, for the record."""
+        return device_name(self.system.device)
+
+    def scores(self, pictures: Sequence[np.ndarray], pooled: Tensor) -> list[tuple[float | None, float | None]]:
+        """(Selector, Policy) of every picture as it will be written."""
+        if self.selector is None or self.policy is None:
+            return [(None, None)] * len(pictures)
+        pixels = torch.from_numpy(np.stack(pictures)).to(self.system.device).permute(0, 3, 1, 2).float() / 255
+        pixels = pixels.expand(-1, 3, -1, -1)
+        # some CPUs' matrix libraries give a row other last bits beside other rows; alone it is always the same
+        together = 1 if self.system.device.type == "cpu" else len(pictures)
+        selector = [score for part in pixels.split(together) for score in self.selector.score(part).tolist()]
+        parts = zip(pixels.split(together), pooled.split(together), strict=True)
+        policy = [score for part, text in parts for score in self.policy.score(part, text).tolist()]
+        return list(zip(selector, policy, strict=True))
+
+
+def _candidate(
+    attempt: int, image: int, finite: bool, selector: float | None, policy: float | None, precision: str
+) -> Candidate:
+    finite = finite and all(score is None or math.isfinite(score) for score in (selector, policy))
+    if not finite:
+        selector = policy = None
+    return Candidate(attempt, image, finite, selector, policy, precision)
+
+
+def _numbers(values: Tensor) -> Tensor:
+    """Zero in the place of what is not finite: the image is lost, the batch keeps its size."""
+    return values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

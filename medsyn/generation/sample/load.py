@@ -1,0 +1,48 @@
+"""What a mode needs of the earlier stages: which weights paint, which score, and what is on record about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from medsyn.generation.sample.batch import Painter, Recipe
+from medsyn.generation.write.provenance import Sources, circumstances
+from medsyn.models.device import choose_device
+from medsyn.models.scorers import load_policy, load_selector
+from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic, load_unet
+from medsyn.models.weights import model_fingerprint
+
+
+@dataclass(frozen=True)
+class Loader(Sources):
+    """Loads the models of one modality of a campaign; the VAE and the text encoder once for all modes."""
+
+    def facts(self, mode: str) -> dict[str, Any]:
+        """What is on record about every image of a mode; nothing is loaded for it.
+
+        Raises:
+            InputError: the task that makes one of the models has not.
+        """
+        chosen = choose_device(self.config.device)
+        return {**super().facts(mode), **circumstances(chosen.device, chosen.dtype)}
+
+    def painter(self, mode: str) -> Painter:
+        """The models of a mode, loaded."""
+        finetuned = self.finetuned(mode)
+        unet = load_unet(self._source, self._shared.device, self._shared.dtype, finetuned)
+        system = replace(self._shared, unet=unet, fingerprint=model_fingerprint(self._source, finetuned))
+        recipe = Recipe.of(self.config, self.modality)
+        if mode == "baseline":
+            return Painter(recipe, system)
+        selector, policy = (file.parent for file in self.scorers())
+        return Painter(recipe, system, load_selector(selector, system.device), load_policy(policy, system.device))
+
+    @property
+    def _source(self) -> str:
+        return self.config.model_paths.stable_diffusion
+
+    @cached_property
+    def _shared(self) -> SyntheticSystem:
+        chosen = choose_device(self.config.device)
+        return load_synthetic(self._source, chosen.device, chosen.dtype, with_unet=False)

@@ -1,0 +1,161 @@
+"""The denoising loop as a pure function: the same seeds, prompts and model give the same latents.
+
+In the spirit of k-diffusion (https://github.com/crowsonkb/k-diffusion): no pipeline object, no state. Noise belongs to
+the image, not to the batch: each has its own generators, so the images beside it and its place in the batch change no
+bit. The batch's size does change bits, so callers keep it fixed.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from torch import Tensor
+
+from medsyn.schedulers import SOLVERS, SchedulerName, is_in_interval
+from medsyn.seeds import seed
+
+EVERYWHERE = (0.0, 1.0)  # the guidance interval that leaves no step out
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What one batch came to; the lists have one entry per image."""
+
+    latents: Tensor  # [B, c, h, w], float32
+    finite: list[bool]
+    precision: list[str]  # the UNet's dtype, "float32" where half precision overflowed and was repeated
+    evaluations: int  # rows the UNet computed per image: its calls, guided ones twice, again for a repetition
+
+
+def build_scheduler(name: SchedulerName, scheduler_config: Mapping[str, Any], steps: int) -> Any:
+    """A fresh diffusers scheduler with its timesteps set. Sampling uses it up: solvers remember past steps.
+
+    Args:
+        name: the sampler, see `medsyn.schedulers`.
+        scheduler_config: the model's own: noise schedule, prediction type, offset of the steps.
+        steps: number of denoising steps.
+    """
+    solver = SOLVERS[name]
+    scheduler = getattr(diffusers, solver.scheduler).from_config(dict(scheduler_config), **solver.settings)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
+    """Unit Gaussian noise [B, c, h, w], float32 on the CPU, image i a function of `seeds[i]` alone.
+
+    NumPy draws it: PyTorch's CPU generator keeps 32 bits of its seed, and among a million images about a hundred
+    pairs would begin with the same noise.
+    """
+    drawn = [np.random.default_rng(image).standard_normal(shape, dtype=np.float32) for image in seeds]
+    return torch.from_numpy(np.stack(drawn))
+
+
+def _step_generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One CPU generator per image for the noise that stochastic schedulers add at every step."""
+    return [torch.Generator().manual_seed(seed("sampler-steps", image)) for image in seeds]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598) of a batch.
+
+    `interval` is the part of the steps, as fractions, in which it acts (Kynkaanniemi et al. 2024,
+    https://arxiv.org/abs/2404.07724); before and after it only the conditional prediction is made.
+    """
+
+    scales: Tensor  # [B], all 1 or none of them
+    negative_hidden: Tensor  # text features of the negative prompts [B or 1, 77, D]
+    interval: tuple[float, float] = EVERYWHERE
+
+    def acts(self, index: int, count: int) -> bool:
+        """Whether step `index` of `count` is guided; a scale of 1 needs no unconditional half."""
+        return bool((self.scales != 1).any()) and is_in_interval(self.interval, index, count)
+
+
+@torch.no_grad()
+def sample(
+    unet: Any, scheduler: Any, hidden: Tensor, guidance: Guidance, noise: Tensor, seeds: Sequence[int]
+) -> tuple[Tensor, int]:
+    """Denoise a batch.
+
+    Latents stay in float32 whatever the UNet computes in. Both halves of the guidance go through the UNet as one
+    batch.
+
+    Args:
+        unet: a `UNet2DConditionModel`.
+        scheduler: fresh from `build_scheduler`.
+        hidden: text features of the prompts [B, 77, D].
+        guidance: towards the prompts and away from the negative ones.
+        noise: unit noise [B, c, h, w] from `initial_noise`.
+        seeds: one per image, for stochastic schedulers.
+
+    Returns:
+        The latents [B, c, h, w] in float32 on the UNet's device, and the rows the UNet computed per image.
+    """
+    device, dtype = unet.device, unet.dtype
+    conditional = hidden.to(device, dtype)
+    both = torch.cat([guidance.negative_hidden.to(device, dtype).expand_as(conditional), conditional])
+    scales = guidance.scales.to(device, torch.float32).view(-1, 1, 1, 1)
+    options: dict[str, Any] = {}
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        options["generator"] = _step_generators(seeds)
+    latents = noise.to(device, torch.float32) * scheduler.init_noise_sigma
+    evaluations = 0
+    for index, timestep in enumerate(scheduler.timesteps):
+        guided = guidance.acts(index, len(scheduler.timesteps))
+        rows = scheduler.scale_model_input(latents, timestep).to(dtype)
+        rows, context = (torch.cat([rows, rows]), both) if guided else (rows, conditional)
+        prediction = unet(rows, timestep, encoder_hidden_states=context).sample.float()
+        evaluations += 2 if guided else 1
+        if guided:
+            away, towards = prediction.chunk(2)
+            prediction = away + scales * (towards - away)
+        latents = scheduler.step(prediction, timestep, latents, **options).prev_sample
+    return latents, evaluations
+
+
+def sample_finite(
+    unet: Any,
+    new_scheduler: Callable[[], Any],
+    hidden: Tensor,
+    guidance: Guidance,
+    noise: Tensor,
+    seeds: Sequence[int],
+) -> Samples:
+    """`sample`, once more in float32 if half precision overflowed; only images that overflowed take the new result.
+
+    The repetition runs the whole batch, so that its size is the same; finite images keep their bits, whoever is
+    beside them. The arguments are those of `sample`, with a function that makes a fresh scheduler.
+    """
+    dtype = unet.dtype
+
+    def attempt() -> tuple[Tensor, list[bool], int]:
+        latents, evaluations = sample(unet, new_scheduler(), hidden, guidance, noise, seeds)
+        return latents, latents.isfinite().flatten(1).all(dim=1).tolist(), evaluations
+
+    latents, finite, evaluations = attempt()
+    if dtype == torch.float32 or all(finite):
+        return Samples(latents, finite, [_name(dtype)] * len(finite), evaluations)
+    try:
+        unet.float()  # and back: widening a half-precision weight is exact
+        again, finite_again, evaluations_again = attempt()
+    finally:
+        unet.to(dtype)
+    keep = torch.tensor(finite, device=latents.device).view(-1, 1, 1, 1)
+    return Samples(
+        latents=torch.where(keep, latents, again),
+        finite=[first or second for first, second in zip(finite, finite_again, strict=True)],
+        precision=[_name(dtype) if first else "float32" for first in finite],
+        evaluations=evaluations + evaluations_again,
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,186 @@
+"""The stage `generate`: one shard's blocks of one modality, in every mode, each block committed whole.
+
+Blocks that are there are left alone, so the files are the same whatever the shards, the order and the interruptions.
+
+What a task does when its own blocks are made: it helps the other tasks of its modality (`cluster.claim`).
+
+A helper takes blocks that nobody is at work on, never waits, and never fails: its own part is done.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medsyn import disk
+from medsyn.config import Config
+from medsyn.errors import InputError
+from medsyn.generation.block_store import read_blocks
+from medsyn.generation.make.block import BlockMaker, Place, sweep
+from medsyn.generation.make.journal import journal_directory
+from medsyn.generation.make.lease import Leases, lease_file
+from medsyn.generation.make.writer_thread import Writer
+from medsyn.generation.sample.load import Loader
+from medsyn.generation.write.parquet import write_shard_tables
+from medsyn.generation.write.provenance import CIRCUMSTANCES_FILE, require_same
+from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
+
+WAIT_SECONDS = 1.0  # between two looks at blocks that other tasks are at work on
+
+_log = logging.getLogger(__name__)
+
+
+def run(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
+    """Make those of the blocks `task.blocks` of `task.modality` that are not there yet, mode by mode.
+
+    Raises:
+        InputError: an earlier stage's result is missing, blocks of other settings are in the way, or a batch does
+            not fit into the device's memory.
+        NoProgress: prompts spent their attempts and `on_exhausted` is `fail`; their blocks are on disk all the same.
+        Saved: a stop was requested; every batch that was painted is on disk.
+    """
+    modality = task.modality
+    assert modality is not None, "a generate task has a modality"
+    blocks = read_blocks(config, modality)
+    numbers = range(*(task.blocks or (0, blocks.count)))
+    if numbers.stop > blocks.count:
+        reason = f"has {blocks.count} blocks of {modality}, the task was planned for {numbers.stop}: plan again"
+        raise InputError(str(config.data.prompts), reason)
+    loader = Loader(config, modality, directory)
+    facts: dict[str, dict[str, Any]] = {mode: loader.facts(mode) for mode in config.generation.modes}
+    made_with = directory.work("generate", CIRCUMSTANCES_FILE)
+    disk.sweep_temporaries(made_with.parent)
+    for its in facts.values():
+        require_same(made_with, its, keep=False)
+    for mode in facts:  # never later: the task may be running a second time by then
+        disk.sweep_temporaries(directory.shard(mode, modality, (numbers.start, numbers.stop)))
+        if not config.cluster.claim:
+            sweep([directory.block(mode, modality, number) for number in numbers])
+    with Leases(task.name) if config.cluster.claim else nullcontext() as leases:
+        shard = _Shard(BlockMaker(config, loader, blocks, facts, leases), numbers, control)
+        with memory_told(config):
+            shard.make()
+        for mode in facts:
+            write_shard_tables(directory, mode, modality, (numbers.start, numbers.stop))
+        control.beat(shard.total, shard.total, "image")
+        if leases is not None:
+            help_others(shard.maker, numbers, lambda helped: shard.tell(helped=helped))
+    if shard.failed:
+        raise NoProgress(_exhausted(list(shard.failed)))
+
+
+@dataclass
+class _Shard:
+    """A task's own blocks, and how far it is."""
+
+    maker: BlockMaker
+    numbers: range
+    control: Control
+    done: int = 0  # images, all modes
+    failed: dict[str, None] = field(default_factory=dict)  # prompt ids, in order and once
+
+    @cached_property
+    def total(self) -> int:
+        """Images of all modes."""
+        return len(self.maker.facts) * self.maker.blocks.count_items(self.numbers)
+
+    def make(self) -> None:
+        """All blocks, mode by mode; those that other tasks are at work on in the end, by waiting for them."""
+        left = [(mode, number) for mode in self.maker.facts for number in self.numbers]
+        while True:
+            with Writer() as writer:
+                left = [place for place in left if not self._settle(place, writer)]
+            if not left:
+                return
+            self.tell()
+            time.sleep(WAIT_SECONDS)
+
+    def _settle(self, place: Place, writer: Writer) -> bool:
+        failed = self.maker.settle(place, writer, self.tell)
+        if failed is None:
+            return False
+        self.failed |= dict.fromkeys(failed)
+        self.done += self.maker.blocks.count_items([place[1]])
+        return True
+
+    def tell(self, settled: int = 0, **numbers: int) -> None:
+        """Between batches: say how far the task is, and leave if asked to."""
+        self.control.leave_if_asked()  # costs nothing: what is painted is in the journal
+        self.control.beat(self.done + settled, self.total, "image", **numbers)
+
+
+@contextmanager
+def memory_told(config: Config) -> Iterator[None]:
+    """Say what to set where a batch does not fit; the batch size is never changed behind the user's back."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        size = config.generation.images_per_batch
+        reason = f"a batch of {size} does not fit into the GPU's memory ({str(error).splitlines()[0]})"
+        way_out = f"set it to {size // 2}" if size > 1 else "take a smaller data.resolution"
+        raise InputError("configuration", f"{reason}: {way_out}", key="generation.batch_size") from None
+
+
+def _exhausted(prompt_ids: Sequence[str]) -> str:
+    shown = ", ".join(prompt_ids[:10]) + (f" and {len(prompt_ids) - 10} more" if len(prompt_ids) > 10 else "")
+    return f"no acceptable image after generation.max_attempts for prompts {shown} (generation.on_exhausted is 'fail')"
+
+
+def help_others(maker: BlockMaker, own: range, tell: Callable[[int], None]) -> int:
+    """Make blocks outside of `own` until there is none left that is missing and has no lease.
+
+    Args:
+        maker: makes them.
+        own: the numbers of the task's own blocks.
+        tell: called before each block and each batch with the number of blocks made so far; may raise Saved, which ends
+            the help: what is painted is in the block's journal, for whoever makes the block.
+
+    Returns:
+        How many blocks were made or found made.
+    """
+    helped = 0
+
+    def before_batch(settled: int) -> None:
+        tell(helped)
+
+    try:
+        while True:
+            before = helped
+            with Writer() as writer:
+                for place in unsettled(maker, own):
+                    tell(helped)
+                    helped += maker.settle(place, writer, before_batch) is not None
+            if helped == before:
+                return helped
+    except Saved:
+        _log.info("asked to leave while helping other tasks; the task's own blocks are all there")
+    except Exception as error:  # whoever owns the block will meet it too, and tell
+        _log.warning("stopped helping other tasks: %s: %s", type(error).__name__, error)
+    return helped
+
+
+def unsettled(maker: BlockMaker, own: range) -> Iterator[Place]:
+    """The blocks outside of `own` that are missing, or have something left beside them.
+
+    Downwards from `own`, then down from the last: so each helper begins at the far end of another task's blocks,
+    whose owner works upwards.
+    """
+    numbers = [*range(own.start - 1, -1, -1), *range(maker.blocks.count - 1, own.stop - 1, -1)]
+    for mode in maker.modes:
+        names: dict[Path, set[str]] = {}  # what is in a folder of blocks; by now some of it has changed
+        for number in numbers:
+            block = maker.block((mode, number))
+            folder = block.parent
+            if folder not in names:
+                names[folder] = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+            left = {lease_file(block).name, journal_directory(block).name} & names[folder]
+            if left or block.name not in names[folder]:
+                yield mode, number

@@ -1,0 +1,1 @@
+"""Every generated file against its records, and a sample of the images made again."""

@@ -1,0 +1,270 @@
+"""One block: are its three files whole, and is every record what follows from the prompt list and its attempts?
+
+The filter is a pure function of an item's candidates, so what it decided is decided again and compared.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from medsyn import disk
+from medsyn.errors import counted
+from medsyn.generation.block_store import ATTEMPTS, MANIFEST, TIMING, Item, image_seed
+from medsyn.generation.filter import Candidate, Rule, Trial
+from medsyn.generation.verify.files import check_files
+from medsyn.generation.verify.finding import Finding, name_item, unread
+from medsyn.generation.write.png import describe
+
+Record = dict[str, Any]
+Key = tuple[str, int]  # prompt id, replicate
+
+_NUMBER = (int, float)
+# what the checks rely on, before they compare anything: key -> what its value may be
+_OF_RECORD: dict[str, tuple[type, ...]] = {
+    **{"id": (str,), "replicate": (int,), "file": (str, type(None)), "extra": (dict,)},
+    **dict.fromkeys(("bytes", "width", "height"), (int, type(None))),
+    "sha256": (str, type(None)),
+}
+_OF_ARCHIVED: dict[str, tuple[type, ...]] = {"archive": (str, type(None)), "offset": (int, type(None))}
+_OF_DICOM: dict[str, tuple[type, ...]] = {"dicom": (str,), "dicom_bytes": (int,), "dicom_sha256": (str,)}
+_OF_ATTEMPT: dict[str, tuple[type, ...]] = {
+    **{"id": (str,), "replicate": (int,), "attempt": (int,), "seed": (int,), "finite": (bool,), "precision": (str,)},
+    **dict.fromkeys(("selector", "policy"), (*_NUMBER, type(None))),
+    **{"passed": (bool,), "reason": (str, type(None)), "chosen": (bool,)},
+}
+_CANDIDATE = tuple(field.name for field in fields(Candidate))
+_SHOWN = 3  # items or keys that one finding names
+
+
+class Damaged(ValueError):
+    """A file of a block cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a block should hold."""
+
+    items: Sequence[Item]
+    rule: Rule
+    campaign_seed: int
+    facts: Mapping[str, Any]  # what every record should say
+    shared: Sequence[str]  # further facts, that all records of a block agree on
+    settings: Mapping[str, Any]
+    archive: bool
+    dicom: bool
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a block's files say, each of them whole by itself."""
+
+    records: list[Record]
+    attempts: list[Record]
+    timing: Record
+
+
+def read_block(block: Path, asked: Asked, found: list[Finding]) -> Content | None:
+    """The block's three files, or None where one cannot be used; what is wrong is added to `found`."""
+    parts: dict[str, Any] = {}
+    for name, read in ((MANIFEST, _read_manifest), (ATTEMPTS, _read_attempts), (TIMING, _read_timing)):
+        try:
+            parts[name] = read(block / name, asked)
+        except OSError as error:
+            found.append(Finding(block / name, unread(error), block))
+        except Damaged as error:
+            found.append(Finding(block / name, f"is damaged: {error}", block))
+    return Content(parts[MANIFEST], parts[ATTEMPTS], parts[TIMING]) if len(parts) == 3 else None
+
+
+def _read_manifest(path: Path, asked: Asked) -> list[Record]:
+    records = _read_lines(path)
+    for number, record in enumerate(records, 1):
+        _require(record, number, _OF_RECORD | (_OF_ARCHIVED if asked.archive else {}))
+        has_image = record["file"] is not None
+        if has_image and None in (record["bytes"], record["sha256"], record["width"], record["height"]):
+            raise Damaged(f"line {number} names a file and not its size and hash")
+        if has_image and asked.archive and None in (record["archive"], record["offset"]):
+            raise Damaged(f"line {number} does not say where in the archive its image is")
+        if has_image and asked.dicom:
+            _require(record, number, _OF_DICOM | ({"dicom_offset": (int,)} if asked.archive else {}))
+        for key in ("file", "archive", "dicom"):
+            name = record.get(key)
+            if name is not None and (not isinstance(name, str) or "/" in name or name in ("", ".", "..")):
+                raise Damaged(f"line {number} names a file outside of its block ({key})")
+        if any(record.get(key) is not None and record[key] < 0 for key in ("bytes", "offset", "dicom_offset")):
+            raise Damaged(f"line {number} has a negative size or place")
+    return records
+
+
+def _read_attempts(path: Path, asked: Asked) -> list[Record]:
+    attempts = _read_lines(path)
+    for number, attempt in enumerate(attempts, 1):
+        _require(attempt, number, {**dict.fromkeys(_CANDIDATE, (object,)), **_OF_ATTEMPT})
+    return attempts
+
+
+def _read_timing(path: Path, asked: Asked) -> Record:
+    timing = _parse(disk.read_own_file(path))
+    if not isinstance(timing, dict):
+        raise Damaged("holds no object")
+    seconds, devices = timing.get("seconds"), timing.get("devices")
+    if isinstance(seconds, bool) or not isinstance(seconds, _NUMBER) or not 0 <= seconds < math.inf:
+        raise Damaged("'seconds' is no time")
+    if not isinstance(devices, list) or not all(isinstance(one, (str, type(None))) for one in devices):
+        raise Damaged("'devices' is no list of names")
+    if len(devices) != len(asked.items):
+        raise Damaged(f"it names the devices of {counted(len(devices), 'image')}, {len(asked.items)} were asked for")
+    return timing
+
+
+def _read_lines(path: Path) -> list[Record]:
+    *lines, rest = disk.read_own_file(path).split(b"\n")
+    if rest or not lines:
+        raise Damaged("its last line is cut" if rest else "it is empty")
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = _parse(line)
+        except Damaged as error:
+            raise Damaged(f"line {number} {error}") from None
+        if not isinstance(record, dict):
+            raise Damaged(f"line {number} holds no object")
+        records.append(record)
+    return records
+
+
+def _parse(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        raise Damaged("is not JSON") from None
+
+
+def _require(record: Record, number: int, types: Mapping[str, tuple[type, ...]]) -> None:
+    for key, allowed in types.items():
+        if key not in record:
+            raise Damaged(f"line {number} lacks {key!r}")
+        value = record[key]
+        if not isinstance(value, allowed) or (isinstance(value, bool) and int in allowed):
+            raise Damaged(f"line {number}: {key!r} is {json.dumps(value)[:40]}")
+
+
+def check_block(block: Path, asked: Asked, content: Content) -> Iterator[Finding]:
+    """Everything wrong with a block whose three files can be read."""
+    trials, faults = _replay(asked, content.attempts)
+    for reason in faults:
+        yield Finding(block / ATTEMPTS, reason, block)
+    for reason in _wrong_items(asked, content.records):
+        yield Finding(block / MANIFEST, reason, block)
+    yield from _check_records(block, asked, content.records, trials)
+    yield from check_files(block, content.records, asked.items, archive=asked.archive)
+
+
+def _replay(asked: Asked, attempts: Sequence[Record]) -> tuple[dict[Key, Trial], list[str]]:
+    """Every item's trial, made of its attempts on record; and what is wrong with those."""
+    by_item: dict[Key, list[Record]] = {}
+    for attempt in attempts:
+        by_item.setdefault((attempt["id"], attempt["replicate"]), []).append(attempt)
+    trials, faults, expected = {}, [], []
+    for item in asked.items:
+        key = item.prompt_id, item.replicate
+        its = by_item.pop(key, [])
+        trial, reason = _try_again(asked, item, its)
+        if reason is not None:
+            faults.append(f"{name_item(*key)} {reason}")
+        else:
+            trials[key] = trial
+        expected += its
+    faults += [f"{name_item(*key)} was not asked for" for key in by_item]
+    if not faults and expected != list(attempts):
+        faults.append("its lines are in another order than the images")
+    return trials, faults
+
+
+def _try_again(asked: Asked, item: Item, attempts: Sequence[Record]) -> tuple[Trial, str | None]:
+    """An item's trial, and what is wrong with its attempts."""
+    trial, rule = Trial(asked.rule), asked.rule
+    numbers = [attempt["attempt"] for attempt in attempts]
+    if numbers != list(range(len(numbers))):
+        lost = sorted(set(range(max(numbers) + 1 if max(numbers) < 10**6 else 0)) - set(numbers))
+        return trial, f"has the attempts {_shown(numbers)}" + (f", and not {_shown(lost)}" if lost else "")
+    if len(numbers) > rule.max_attempts:
+        return trial, f"has {counted(len(numbers), 'attempt')}, of at most {rule.max_attempts}"
+    for attempt in attempts:
+        trial.add(Candidate(**{key: attempt[key] for key in _CANDIDATE}))
+    if not trial.settled:
+        return trial, f"has {counted(len(numbers), 'attempt')}, which settle nothing: some are missing"
+    expected = [{"id": item.prompt_id, "replicate": item.replicate, **record} for record in trial.records()]
+    for line, attempt in zip(expected, attempts, strict=True):
+        if differing := differing_keys(line, attempt):
+            return trial, f"attempt {attempt['attempt']}, was judged otherwise: {_shown(differing)}"
+        if attempt["seed"] != image_seed(asked.campaign_seed, item, attempt["attempt"]):
+            return trial, f"attempt {attempt['attempt']}, has another seed than follows from its number"
+    return trial, None
+
+
+def _wrong_items(asked: Asked, records: Sequence[Record]) -> Iterator[str]:
+    """Gaps, doubles and strangers."""
+    wanted = [(item.prompt_id, item.replicate) for item in asked.items]
+    found = [(record["id"], record["replicate"]) for record in records]
+    if wanted == found:
+        return
+    counts = Counter(found)
+    for key in wanted:
+        if key not in counts:
+            yield f"{name_item(*key)} is not in it"
+    for key, count in counts.items():
+        if count > 1:
+            yield f"{name_item(*key)} is in it {count} times"
+        if key not in set(wanted):
+            yield f"{name_item(*key)} was not asked for"
+    if sorted(wanted) == sorted(found):
+        yield "its lines are in another order than the prompts"
+
+
+def _check_records(
+    block: Path, asked: Asked, records: Sequence[Record], trials: Mapping[Key, Trial]
+) -> Iterator[Finding]:
+    """Whether each record says what follows from the item, its attempts and what all images agree on."""
+    items = {(item.prompt_id, item.replicate): item for item in asked.items}
+    facts = {**asked.facts, **{key: records[0].get(key) for key in asked.shared}}
+    for record in records:
+        key = record["id"], record["replicate"]
+        item, trial = items.get(key), trials.get(key)
+        if item is None or trial is None:
+            continue
+        expected = describe(item, trial, facts, asked.settings)
+        # what is said of the file is compared with the file
+        said = {key: value for key, value in record.items() if key in expected or key not in _SAID_OF_FILES}
+        if differing := differing_keys(expected, said):
+            what = f"{name_item(*key)} is on record with another {_shown(differing)} than it was made with"
+            yield Finding(block / MANIFEST, what, block)
+        if (trial.winner is None) != (record["file"] is None):
+            has = "no image" if record["file"] is None else "an image"
+            yield Finding(block / MANIFEST, f"{name_item(*key)} has {has}, its attempts say otherwise", block)
+
+
+_SAID_OF_FILES = {*_OF_RECORD, *_OF_ARCHIVED, *_OF_DICOM, "dicom_offset"} - {"id", "replicate", "extra"}
+
+
+def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The keys that two records do not have with the same value; true and 1 are not the same."""
+    if one == other and list(map(type, one.values())) == [type(other[key]) for key in one]:
+        return []
+    missing = object()
+    return [
+        key
+        for key in dict.fromkeys((*one, *other))
+        if (one.get(key, missing), type(one.get(key))) != (other.get(key, missing), type(other.get(key)))
+    ]
+
+
+def _shown(values: Sequence[object]) -> str:
+    rest = len(values) - _SHOWN
+    return ", ".join(map(str, values[:_SHOWN])) + (f" and {rest} more" if rest > 0 else "")

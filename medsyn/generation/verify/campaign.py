@@ -1,0 +1,232 @@
+"""Is what is on disk what was asked for and what the records say? Every finding is one line.
+
+Blocks are looked at one after the other, tables shard by shard; nothing else is kept. No torch here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from medsyn.config import Config
+from medsyn.errors import InputError, counted
+from medsyn.generation.block_store import Blocks
+from medsyn.generation.filter import Rule
+from medsyn.generation.verify.block import Asked, Content, check_block, read_block
+from medsyn.generation.verify.files import IN_USE
+from medsyn.generation.verify.finding import Finding, unread
+from medsyn.generation.verify.parquet import TABLES, check_shard_tables
+from medsyn.generation.write import provenance
+from medsyn.generation.write.parquet import Place, Rows, block_rows
+from medsyn.models import weights
+from medsyn.stage import CampaignDirectory, slug
+
+# what running tasks and the file system keep beside blocks: temporaries, journals, leases, files in use over NFS
+_PASSING = re.compile(rf"\..+\.tmp-.+|\.block-\d{{6}}\.(journal|lease)|{IN_USE}")
+_Range = tuple[int, int]  # of block numbers, half open
+_Made = tuple[tuple[str, Any], ...]  # by which models and with what a block was made
+
+
+@dataclass
+class Images:
+    """What one mode made of one modality, and what it should have made."""
+
+    config: Config
+    directory: CampaignDirectory
+    mode: str
+    modality: str
+    blocks: Blocks
+    _made: dict[_Made, list[int]] = field(default_factory=dict)  # numbers of the blocks that were made so
+
+    def block(self, number: int) -> Path:
+        """Where a block is."""
+        return self.directory.block(self.mode, self.modality, number)
+
+    @property
+    def folder(self) -> Path:
+        """Where all of it is."""
+        return self.directory.work("generate", self.mode) / slug(self.modality)
+
+    def findings(self, shards: Sequence[_Range]) -> Iterator[Finding]:
+        """Everything wrong: gaps, doubles, strangers, each file, record and attempt that is not as it should be.
+
+        Args:
+            shards: the ranges of blocks that the modality's tables are of.
+        """
+        self._made.clear()
+        for numbers in shards:
+            yield from self._check_shard(numbers)
+        yield from self._mixed()
+        yield from self._strangers(shards)
+
+    def _check_shard(self, numbers: _Range) -> Iterator[Finding]:
+        rows: Rows | None = ([], [])
+        for number in range(*numbers):
+            found: list[Finding] = []
+            content = self._check(number, found)
+            yield from found
+            if content is None or len(content.records) != len(content.timing["devices"]):
+                rows = None
+            elif rows is not None:
+                place = Place(self.directory, self.mode, self.modality, number)
+                made, tried = block_rows(place, content.records, content.attempts, content.timing)
+                rows[0].extend(made)
+                rows[1].extend(tried)
+        yield from check_shard_tables(self.directory.shard(self.mode, self.modality, numbers), rows)
+
+    def _check(self, number: int, found: list[Finding]) -> Content | None:
+        block, asked = self.block(number), self._asked(number)
+        if not block.is_dir():
+            is_there = block.exists() or block.is_symlink()
+            what = "is no directory" if is_there else f"is missing, with {counted(len(asked.items), 'image')}"
+            found.append(Finding(block, what, block))
+            return None
+        try:
+            content = read_block(block, asked, found)
+            if content is not None:
+                found += check_block(block, asked, content)
+                made = tuple((key, repr(content.records[0].get(key))) for key in asked.shared)
+                self._made.setdefault(made, []).append(number)
+            return content
+        except OSError as error:
+            found.append(Finding(block, unread(error), block))
+        except Exception as error:  # whatever else damage can look like, it is a finding
+            found.append(Finding(block, f"is damaged ({type(error).__name__}: {str(error)[:100]})", block))
+        return None
+
+    def _asked(self, number: int) -> Asked:
+        section = self.config.generation
+        return Asked(
+            items=self.blocks.items(number),
+            rule=Rule.of(section, self.mode),
+            campaign_seed=self.config.campaign.seed,
+            facts=self._facts,
+            shared=self._shared,
+            settings=provenance.settings(section),
+            archive=section.output == "webdataset",
+            dicom=section.dicom,
+        )
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        found = provenance.common(self.config, self.modality, self.mode, "")
+        return {key: value for key, value in found.items() if key != "model_fingerprint"}
+
+    @cached_property
+    def _shared(self) -> tuple[str, ...]:
+        scorers = ("scorers_fingerprint",) if self.mode == "filtered" else ()
+        return ("model_fingerprint", *provenance.CIRCUMSTANCES, *scorers)
+
+    def circumstances(self) -> set[tuple[str, ...]]:
+        """The values of `made_with.CIRCUMSTANCES` that its blocks were made with, once `findings` has read them."""
+        return {tuple(dict(made)[key] for key in provenance.CIRCUMSTANCES) for made in self._made}
+
+    def _mixed(self) -> Iterator[Finding]:
+        """Blocks that were made by other models, or with something else, than most or than is on record."""
+        expected = self._expected()
+        agreeing = {made: numbers for made, numbers in self._made.items() if _agrees(dict(made), expected)}
+        kept = max(agreeing or self._made, key=lambda made: len(self._made[made]), default=())
+        for made, numbers in self._made.items():
+            differing = [key for (key, value), (_, ours) in zip(made, kept, strict=True) if value != ours]
+            for number in numbers if differing else ():
+                what = f"was made with another {', '.join(differing)} than the other blocks"
+                yield Finding(self.block(number), what, self.block(number))
+        if self._made and not agreeing:
+            said = dict(kept)
+            differing = [key for key, value in expected.items() if said[key] != repr(value)]
+            yield Finding(self.folder, f"was made with another {', '.join(differing)} than is there or on record now")
+
+    def _expected(self) -> dict[str, Any]:
+        """What the images should have been made with, as far as it is there and can be read.
+
+        A record of the circumstances that no block agrees with is left to `check_circumstances`.
+        """
+        expected: dict[str, Any] = {}
+        try:
+            if weights.locate(self.config.model_paths.stable_diffusion) is not None:
+                found = provenance.Sources(self.config, self.modality, self.directory).facts(self.mode)
+                expected = {key: found[key] for key in self._shared if key in found}
+            path = self.directory.work("generate", provenance.CIRCUMSTANCES_FILE)
+            recorded = provenance.read_circumstances(path) or {}
+            if any(_agrees(dict(made), recorded) for made in self._made):
+                expected |= recorded
+        except (InputError, OSError, ValueError):  # told elsewhere, or trained models are not kept: nothing to compare
+            pass
+        return expected
+
+    def _strangers(self, shards: Sequence[_Range]) -> Iterator[Finding]:
+        parts: dict[Path, set[str]] = {}
+        for number in range(self.blocks.count):
+            parts.setdefault(self.block(number).parent, set()).add(self.block(number).name)
+        folder = self.directory.shard(self.mode, self.modality, (0, 0)).parent
+        yield from others(self.folder, {part.name for part in parts} | {folder.name})
+        for part, blocks in parts.items():
+            yield from others(part, blocks)
+        tables = [self.directory.shard(self.mode, self.modality, numbers) for numbers in shards]
+        yield from others(folder, {table.name for table in tables})
+        for table in tables:
+            yield from others(table, set(TABLES))
+
+
+def _agrees(made: Mapping[str, str], expected: Mapping[str, Any]) -> bool:
+    return all(made[key] == repr(value) for key, value in expected.items())
+
+
+def others(folder: Path, expected: Collection[str]) -> Iterator[Finding]:
+    """What is in a folder and belongs to nothing: neither expected nor a running task's."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name not in expected and not _PASSING.fullmatch(path.name):
+            yield Finding(path, "belongs to nothing that this campaign makes", path)
+
+
+def strangers(config: Config, directory: CampaignDirectory, modalities: Sequence[str]) -> Iterator[Finding]:
+    """Modes and modalities that this campaign does not have, and what lies beside them."""
+    root = directory.work("generate", "any").parent
+    modes = config.generation.modes
+    yield from others(root, {*modes, provenance.CIRCUMSTANCES_FILE})
+    for mode in modes:
+        yield from others(root / mode, {slug(modality) for modality in modalities})
+
+
+def check_circumstances(directory: CampaignDirectory, images: Sequence[Images]) -> Iterator[Finding]:
+    """Whether it is on record what the campaign's images are made with, if there are any, and they agree with it.
+
+    Where all blocks agree with one another and not with the record, it is the record that is wrong.
+
+    Args:
+        directory: the campaign's.
+        images: all of it, once their own findings have been told.
+    """
+    path = directory.work("generate", provenance.CIRCUMSTANCES_FILE)
+    try:
+        recorded = provenance.read_circumstances(path)
+        if recorded is not None:
+            yield from _outvoted(path, recorded, images)
+        elif any(path.parent.glob("*/*/part-*/block-*")):
+            yield Finding(path, "is missing; `--repair` writes it again", path)
+    except OSError as error:
+        yield Finding(path, unread(error), path)
+    except ValueError:
+        yield Finding(path, "is damaged; `--repair` writes it again", path)
+
+
+def _outvoted(path: Path, recorded: Mapping[str, Any], images: Sequence[Images]) -> Iterator[Finding]:
+    ours = tuple(repr(recorded[key]) for key in provenance.CIRCUMSTANCES)
+    said = [(one, one.circumstances()) for one in images]
+    every = {values for _, its in said for values in its}
+    if len(every) == 1 and ours not in every:
+        differing = _differing(ours, *every)
+        yield Finding(path, f"says another {differing} than all blocks do; `--repair` writes it again", path)
+        return
+    for one, its in said:
+        if its and ours not in its:
+            differing = _differing(ours, min(its))
+            yield Finding(one.folder, f"was made with another {differing} than is on record in {path.name}")
+
+
+def _differing(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    return ", ".join(key for key, a, b in zip(provenance.CIRCUMSTANCES, ours, theirs, strict=True) if a != b)

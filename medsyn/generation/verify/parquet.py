@@ -1,0 +1,96 @@
+"""Are the tables, of a shard and of the campaign, what the blocks' own files make?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medsyn.errors import counted
+from medsyn.generation.verify.finding import Finding
+from medsyn.generation.write.parquet import ATTEMPTS_TABLE, MANIFEST_TABLE, Rows, fitted, shard_tables
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+TABLES = (MANIFEST_TABLE, ATTEMPTS_TABLE)
+_ROWS_AT_ONCE = 4096
+
+
+def check_shard_tables(folder: Path, rows: Rows | None) -> Iterator[Finding]:
+    """Whether a shard's two tables are there and have just these rows; `rows` None: its blocks cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        expected = shard_tables(*rows) if rows is not None else {}
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        expected = {}  # a value of a damaged block fits no column; the block has been told
+    for name in TABLES:
+        path = folder / name
+        if path.exists() and not path.is_file():  # opening a pipe would wait
+            yield Finding(path, "is not a file; running the task again makes it", path)
+            continue
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowException):
+            yield Finding(path, "is missing or damaged; running the task again makes it", path)
+            continue
+        if name in expected and (what := _difference(table, expected[name])):
+            yield Finding(path, f"has other rows than its blocks' files make ({what})", path)
+
+
+def _difference(found: pa.Table, expected: pa.Table) -> str | None:
+    if found.equals(expected):
+        return None
+    if len(found) != len(expected):
+        return f"{counted(len(found), 'row')}, not {len(expected)}"
+    if found.schema != expected.schema:
+        return "other columns"
+    names = [name for name in expected.column_names if not found[name].equals(expected[name])]
+    return f"in {', '.join(names)}"
+
+
+def check_merged_table(merged: Path, sources: Sequence[Path]) -> Iterator[Finding]:
+    """Whether a table of the campaign, if it is there, has the rows of its shards' tables, one of them at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not merged.exists():
+        return
+    if not merged.is_file():
+        yield Finding(merged, "is not a file: `python -m medsyn merge` makes it", merged)
+        return
+    try:
+        with pq.ParquetFile(merged) as file:
+            rows, schema = _Rows(file), file.schema_arrow
+            present = [source for source in sources if source.is_file()]
+            same = schema.equals(pa.unify_schemas([pq.read_schema(source) for source in present]))
+            for source in present if same else ():
+                table = fitted(pq.read_table(source), schema)
+                same = same and rows.take(len(table)).equals(table)
+            if not same or len(rows.take(1)):
+                yield Finding(merged, "is not what the shards' tables make: `python -m medsyn merge` makes it", merged)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0][:100]
+        yield Finding(merged, f"cannot be compared with the shards' tables ({reason})", merged)
+
+
+class _Rows:
+    """The rows of a Parquet file, some at a time, in order."""
+
+    def __init__(self, file: pq.ParquetFile) -> None:
+        self._batches = file.iter_batches(batch_size=_ROWS_AT_ONCE)
+        self._rest = file.schema_arrow.empty_table()
+
+    def take(self, count: int) -> pa.Table:
+        """The next `count` rows, or as many as there are."""
+        import pyarrow as pa
+
+        parts = [self._rest]
+        while sum(map(len, parts)) < count and (batch := next(self._batches, None)) is not None:
+            parts.append(pa.Table.from_batches([batch]))
+        table = pa.concat_tables(parts)
+        self._rest = table.slice(count)
+        return table.slice(0, count)

@@ -1,0 +1,110 @@
+"""What people keep: PNG files that each say that they are synthetic and how they were made, and their manifest.
+
+A file's bytes are a function of its pixels and its facts: no time, no host, no path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from medsyn import __version__
+from medsyn.data.images.read import SYNTHETIC_KEY
+from medsyn.generation.block_store import Item, item_fingerprint
+from medsyn.generation.filter import Trial
+
+NOTICE = "Generated image. It shows no patient. Not for diagnosis."
+OF_THE_FILE = ("file", "bytes", "sha256", "width", "height")  # keys of a manifest that a file cannot say of itself
+_OF_DICOM = ("dicom", "dicom_bytes", "dicom_sha256", "dicom_offset")
+NOT_IN_THE_FILE = {"synthetic", *OF_THE_FILE, "archive", "offset", *_OF_DICOM, "item_fingerprint", "extra"}
+COLOUR_MODALITIES = {"Fundus"}  # everything else is written as grey
+
+
+def quantise(pixels: np.ndarray, modality: str) -> np.ndarray:
+    """The picture as it is written: uint8 [H, W, 3] for a colour modality, else [H, W, 1], of [H, W, 3] in 0..1.
+
+    The scorers are shown this one too: a score on record is the score of the file.
+    """
+    if modality not in COLOUR_MODALITIES:
+        pixels = pixels.mean(axis=2, keepdims=True)
+    return np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
+
+
+def file_name(item: Item) -> str:
+    """The image's file; the prompt list has made sure that ids are unique and safe as file names."""
+    return f"{item.prompt_id}_{item.replicate}.png"
+
+
+def encode_png(picture: np.ndarray, facts: Mapping[str, Any]) -> bytes:
+    """A PNG file of uint8 pixels [H, W, 1 or 3], marked as synthetic, with one text chunk per fact that is not None."""
+    text = PngImagePlugin.PngInfo()
+    for key, value in {SYNTHETIC_KEY: "YES", "Notice": NOTICE, "Software": f"medsyn {__version__}", **facts}.items():
+        if value is not None:
+            text.add_text(key, str(value))  # beyond Latin-1 it becomes an international text chunk
+    stream = io.BytesIO()
+    image = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
+    image.save(stream, format="PNG", pnginfo=text, compress_level=6)
+    return stream.getvalue()
+
+
+def png_facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What an image's file says of itself, from its record in the manifest."""
+    texts = {key: value for key, value in record.items() if key not in NOT_IN_THE_FILE}
+    return {key.replace("_", " ").capitalize(): value for key, value in texts.items()}
+
+
+def describe(item: Item, trial: Trial, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A settled item's record in the manifest, without what is said of its file.
+
+    Args:
+        item: what was asked for.
+        trial: what the filter made of it.
+        facts: what all images of the mode agree on (`medsyn.generation.write.provenance`).
+        settings: what holds where the item does not say otherwise.
+    """
+    winner = trial.winner
+    return {
+        "id": item.prompt_id,
+        "prompt": item.prompt,
+        "replicate": item.replicate,
+        **facts,
+        "accepted": trial.passed > 0,
+        "reason": trial.reason,
+        "attempts": trial.considered,
+        "attempt": None if winner is None else winner.attempt,
+        "seed": None if winner is None else winner.seed,
+        "selector": None if winner is None else winner.selector,
+        "policy": None if winner is None else winner.policy,
+        "precision": None if winner is None else winner.precision,
+        **{key: value if (own := getattr(item, key)) is None else own for key, value in settings.items()},
+        "item_fingerprint": item_fingerprint(item),
+        "extra": dict(item.extra),
+    }
+
+
+def publish(
+    item: Item, trial: Trial, picture: np.ndarray | None, facts: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], bytes | None]:
+    """A settled item's record in the manifest, and its PNG file if it has an image.
+
+    Args:
+        item, trial, facts, settings: as for `describe`.
+        picture: uint8 [H, W, 1 or 3] of the trial's favourite.
+    """
+    record = describe(item, trial, facts, settings)
+    if trial.winner is None or picture is None:
+        return record | dict.fromkeys(OF_THE_FILE), None
+    image = encode_png(picture, png_facts(record))
+    height, width, _ = picture.shape
+    return record | {
+        "file": file_name(item),
+        "bytes": len(image),
+        "sha256": hashlib.sha256(image).hexdigest(),
+        "width": width,
+        "height": height,
+    }, image

@@ -1,0 +1,227 @@
+"""What is on record about every image of a mode: that it is synthetic, what made it, and under which circumstances.
+
+All images of a mode agree on these facts. No torch here, except where the circumstances of this process are asked for.
+
+What a campaign's images are made with, on record once for all; a task that would compute otherwise refuses.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import medsyn
+from medsyn import disk
+from medsyn.config import Config, GenerationSection
+from medsyn.errors import InputError
+from medsyn.models.weights import SCORER_WEIGHTS, model_fingerprint
+from medsyn.stage import CampaignDirectory, slug
+
+if TYPE_CHECKING:
+    import torch
+
+
+IMAGE_VARIABLE = (
+    "MEDSYN_IMAGE"  # tells a task which container it runs in: sha256:..., or a registry's name with its digest
+)
+_PACKAGES = ("torch", "diffusers", "transformers", "pillow")  # whose versions change the bytes of a file
+
+# what an image depends on, beside its prompt and the weights
+_SETTINGS = (
+    "campaign.seed",
+    "data.resolution",
+    "device.precision",
+    "generation.scheduler",
+    "generation.num_inference_steps",
+    "generation.guidance_scale",
+    "generation.guidance_interval",
+    "generation.negative_prompt",
+    "generation.batch_size",
+    "generation.on_exhausted",
+)
+_MODE_SETTINGS = {
+    "baseline": ("generation.baseline_model",),
+    "filtered": (
+        "training.stage",
+        "generation.num_candidates",
+        "generation.quality_threshold",
+        "generation.min_policy_score",
+        "generation.max_attempts",
+    ),
+}
+
+CIRCUMSTANCES_FILE = "made-with.json"
+CIRCUMSTANCES = ("dtype", "attention", "container", "software")  # what can be chosen, and changes bits
+
+
+def config_fingerprint(config: Config, mode: str) -> str:
+    """Fingerprint of every setting that an image of a mode depends on."""
+    return config.section_fingerprint(*_SETTINGS, *_MODE_SETTINGS[mode])
+
+
+def common(config: Config, modality: str, mode: str, model: str) -> dict[str, Any]:
+    """The facts that follow from the configuration and the fingerprint of the model."""
+    return {
+        "synthetic": True,
+        "modality": modality,
+        "mode": mode,
+        "model_fingerprint": model,
+        "config_fingerprint": config_fingerprint(config, mode),
+        "scheduler": config.generation.scheduler,
+        "batch_size": config.generation.batch_size,
+    }
+
+
+def settings(section: GenerationSection) -> dict[str, Any]:
+    """What holds for every prompt that does not say otherwise."""
+    return {
+        "num_inference_steps": section.num_inference_steps,
+        "guidance_scale": section.guidance_scale,
+        "negative_prompt": section.negative_prompt,
+    }
+
+
+def software() -> str:
+    """The versions of medsyn and of the packages that change an image's bytes, in one line."""
+    versions = [f"medsyn {medsyn.__version__}"]
+    for package in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+    return ", ".join(versions)
+
+
+def circumstances(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What this process computes with, as far as it can be chosen: dtype, attention, container image and software.
+
+    The container is what MEDSYN_IMAGE says of it (a digest, say), or None.
+    """
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "attention": _attention(device),
+        "container": os.environ.get(IMAGE_VARIABLE) or None,
+        "software": software(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """A device as the records call it: the model of the GPU, or `cpu`."""
+    if device.type != "cuda":
+        return device.type
+    from torch.cuda import get_device_name
+
+    return get_device_name(device)
+
+
+def _attention(device: torch.device) -> str:
+    """PyTorch's own attention, and on a GPU which of its kernels may be used."""
+    if device.type != "cuda":
+        return "sdpa"
+    from torch.backends import cuda
+
+    kernels = {
+        "flash": cuda.flash_sdp_enabled,
+        "efficient": cuda.mem_efficient_sdp_enabled,
+        "math": cuda.math_sdp_enabled,
+    }
+    return f"sdpa ({' '.join(name for name, enabled in kernels.items() if enabled())})"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the earlier stages of a campaign made that one modality is generated with."""
+
+    config: Config
+    modality: str
+    directory: CampaignDirectory
+
+    def facts(self, mode: str) -> dict[str, Any]:
+        """The facts that any process finds out, whatever it computes with.
+
+        Raises:
+            InputError: the task that makes one of the models has not.
+        """
+        model = model_fingerprint(self.config.model_paths.stable_diffusion, self.finetuned(mode))
+        found = common(self.config, self.modality, mode, model)
+        if mode == "filtered":
+            found["scorers_fingerprint"] = disk.fingerprint([disk.sha256_file(file) for file in self.scorers()])
+        return found
+
+    def scorers(self) -> tuple[Path, Path]:
+        """The weights of the Selector and of the Policy."""
+        first, last = "rlhf-stage1 all", f"rlhf-stage2 {slug(self.modality)}"
+        selector = _made(self.directory.selector() / SCORER_WEIGHTS, first)
+        if self.config.training.stage == 1:
+            return selector, _made(self.directory.policy() / SCORER_WEIGHTS, first)
+        return selector, _made(self.directory.policy(self.modality) / SCORER_WEIGHTS, last)
+
+    def finetuned(self, mode: str) -> Path | None:
+        """Directory of the fine-tuned `unet/` that a mode paints with, None for the pretrained one."""
+        if mode == "baseline" and self.config.generation.baseline_model == "pretrained":
+            return None
+        directory = self.directory.finetuned_unet(self.modality)
+        _made(directory / "unet" / "diffusion_pytorch_model.safetensors", f"finetune {slug(self.modality)}")
+        return directory
+
+
+def _made(path: Path, task: str) -> Path:
+    if not path.exists():
+        raise InputError(path, f"is not there; the task '{task}' makes it")
+    return path
+
+
+def read_circumstances(path: Path) -> dict[str, Any] | None:
+    """What a campaign's images are made with, or None where nothing is on record; raises ValueError if damaged."""
+    try:
+        found = disk.read_json(path)
+    except FileNotFoundError:
+        return None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(found, dict) or found.keys() != set(CIRCUMSTANCES):
+        raise ValueError(f"does not say {', '.join(CIRCUMSTANCES)}")
+    return found
+
+
+def require_same(path: Path, facts: Mapping[str, Any], keep: bool) -> None:
+    """Raise InputError if the campaign's images are made with something else than this process would use.
+
+    Args:
+        path: where it is on record what they are made with.
+        facts: what this process would make them with.
+        keep: put that on record if nothing is; of several processes the first one's stays.
+    """
+    ours = {key: facts[key] for key in CIRCUMSTANCES if key in facts}
+    try:
+        theirs = read_circumstances(path)
+        if theirs is None and keep and len(ours) == len(CIRCUMSTANCES):
+            write_circumstances(path, ours)
+            theirs = read_circumstances(path)
+    except ValueError as error:
+        reason = f"is damaged ({error}); `python -m medsyn verify --repair` writes it again"
+        raise InputError(path, reason) from None
+    differing = [
+        f"{key} {theirs[key]!r}, here it is {value!r}" for key, value in ours.items() if theirs and theirs[key] != value
+    ]
+    if differing:
+        way_out = "make them alike (device.precision, the container, the software), or choose another campaign.dir"
+        raise InputError(path, f"this campaign's images are made with {'; '.join(differing)}: {way_out}")
+
+
+def write_circumstances(path: Path, facts: Mapping[str, Any]) -> None:
+    """Put on record what the campaign's images are made with, unless another process has."""
+    disk.make_directory(path.parent)
+    temporary = disk.temporary_sibling(path)
+    disk.write_json(temporary, {key: facts[key] for key in CIRCUMSTANCES})
+    try:
+        path.hardlink_to(temporary)  # unlike a rename it fails where there is one already
+    except FileExistsError:
+        pass
+    except OSError:  # no hard links here
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

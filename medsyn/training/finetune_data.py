@@ -1,0 +1,141 @@
+"""What a modality is trained on: its real images as latents and their captions as text features, each made once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medsyn.config import Config
+from medsyn.data.images.latent_cache import TensorCache, caption_key, image_key
+from medsyn.data.images.pixels import fit_square
+from medsyn.data.images.read import read_image
+from medsyn.data.tables.read import ImageRow, read_dataset
+from medsyn.data.tables.split import LESS_HELD_OUT, is_held_out
+from medsyn.errors import InputError, InputProblems, Problem
+from medsyn.models.stable_diffusion import SyntheticSystem
+from medsyn.models.weights import weights_fingerprint
+from medsyn.stage import Control
+from medsyn.training.schedule import Draws
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Training samples as keys into a cache: sample i is an image and its caption."""
+
+    cache: TensorCache
+    images: list[str]
+    captions: list[str]
+    empty_caption: str
+    counts: dict[str, int]  # for the summary
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(c, h, w)."""
+        return tuple(self.cache.read(self.images[0], "mean").shape)
+
+    def batch(self, chosen: Draws) -> tuple[Tensor, Tensor]:
+        """Latents [B, c, h, w], drawn from the VAE's posterior, and text features [B, 77, D]; float32, on the CPU."""
+        images = [self.images[i] for i in chosen.samples]
+        captions = [
+            self.empty_caption if dropped else self.captions[i]
+            for i, dropped in zip(chosen.samples, chosen.unconditional, strict=True)
+        ]
+        mean, std = (torch.stack([self.cache.read(key, name) for key in images]).float() for name in ("mean", "std"))
+        hidden = torch.stack([self.cache.read(key, "hidden") for key in captions]).float()
+        return mean + std * torch.from_numpy(chosen.posterior), hidden
+
+
+def training_rows(config: Config, modality: str) -> tuple[list[ImageRow], int]:
+    """The rows of one modality that are trained on, and how many are held out for evaluation.
+
+    Raises:
+        InputProblems: the table has bad rows (`data.strict`) or none.
+        InputError: nothing is left to train on.
+    """
+    table = read_dataset(config.data.table, config.data.root, config.data.modality_column)
+    rows = [row for row in table.require(config.data.strict) if row.modality == modality]
+    fraction, seed = config.data.held_out_fraction, config.campaign.seed
+    kept = [row for row in rows if not is_held_out(row.patient_id or row.file, fraction, seed)]
+    if not rows:
+        raise InputError(config.data.table, f"there is no image of {modality}", key="data.modalities")
+    if not kept:
+        reason = f"all {len(rows)} images of {modality} are held out, none is left to train on: {LESS_HELD_OUT}"
+        raise InputError(config.data.table, reason, key="data.held_out_fraction")
+    return kept, len(rows) - len(kept)
+
+
+def prepare_samples(
+    config: Config,
+    rows: Sequence[ImageRow],
+    hashes: dict[Path, str],
+    system: SyntheticSystem,
+    cache: TensorCache,
+    control: Control,
+) -> Samples:
+    """Encode the images and embed the captions that the cache lacks.
+
+    Args:
+        config: of the campaign.
+        rows: what to train on.
+        hashes: SHA-256 of every row's file, '' where it could not be read.
+        system: encodes images and captions; its UNet is not used.
+        cache: where the results are kept.
+        control: progress goes there; a stop request is obeyed between two images.
+
+    Raises:
+        InputProblems: every image that cannot be used (`data.strict`), or that none can.
+        Saved: a stop was requested.
+    """
+    resolution, allow_synthetic = config.data.resolution, config.data.allow_synthetic
+    weights = weights_fingerprint(config.model_paths.stable_diffusion)
+
+    def encode(row: ImageRow) -> dict[str, Tensor]:
+        if not hashes[row.path]:
+            raise InputError(row.path, "cannot be read")
+        image = read_image(row.path, row.modality)
+        if image.synthetic and not allow_synthetic:
+            raise InputError(row.path, "carries the mark of a generated image; data.allow_synthetic=true trains on it")
+        pixels = np.ascontiguousarray(fit_square(image.pixels, resolution).transpose(2, 0, 1))
+        mean, std = system.encode(torch.from_numpy(pixels)[None])  # alone: companions in a batch change bits
+        return {"mean": mean[0], "std": std[0]}
+
+    def embed(caption: str) -> dict[str, Tensor]:
+        return {"hidden": system.embed(caption)[0]}
+
+    keys = [
+        image_key(hashes[row.path] or str(row.path), row.modality, resolution, weights, allow_synthetic) for row in rows
+    ]
+    keyed = list(zip(keys, rows, strict=True))
+    encoded, failures = cache.fill(dict(keyed), encode, control, "image")
+    problems = [
+        Problem(config.data.table, f"{row.file}: {failures[key].problem.reason}", row.row)
+        for key, row in keyed
+        if key in failures
+    ]
+    if problems and (config.data.strict or len(problems) == len(rows)):
+        raise InputProblems(problems)
+    good = [(key, row) for key, row in keyed if key not in failures]
+    captions = {caption_key(text, weights): text for text in ["", *(row.text for _, row in good)]}
+    embedded, _ = cache.fill(captions, embed, control, "caption")
+    return Samples(
+        cache=cache,
+        images=[key for key, _ in good],
+        captions=[caption_key(row.text, weights) for _, row in good],
+        empty_caption=caption_key("", weights),
+        counts={
+            "samples": len(good),
+            "images": len({key for key, _ in good}),
+            "captions": len(captions) - 1,
+            "skipped": len(problems),
+            "vae_encodes": encoded,
+            "text_encoder_calls": embedded,
+        },
+    )

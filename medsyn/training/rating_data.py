@@ -1,0 +1,163 @@
+"""Expert ratings as tensors: what each row's image looks like, what its prompt says, and how it is trained on.
+
+Candidates come from the generator's decoder and are judged as 8-bit pictures. So a rated image passes through the VAE
+once and is rounded to 8 bits before a scorer sees it (`raters.match_decoder`): else the scorers learn to tell a camera
+from a decoder. An image that a generator made has been through a decoder already and stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medsyn import disk
+from medsyn.config import Config
+from medsyn.data.images.latent_cache import TensorCache, caption_key, image_key
+from medsyn.data.images.pixels import fit_square
+from medsyn.data.images.read import read_image
+from medsyn.data.tables.read import RatingRow, read_ratings
+from medsyn.data.tables.split import is_held_out
+from medsyn.errors import InputError, InputProblems, Problem
+from medsyn.models.weights import weights_fingerprint
+from medsyn.stage import Control
+
+if TYPE_CHECKING:
+    from medsyn.models.stable_diffusion import SyntheticSystem
+
+GOOD = 2  # a rating from here on is good: the Selector's positive class
+
+
+@dataclass(frozen=True)
+class RatedSet:
+    """N rated rows; rows of several raters share an image, rows of several images share a prompt."""
+
+    pixels: Tensor  # uint8 [images, 3, R, R]
+    pooled: Tensor  # float32 [prompts, D]
+    line: np.ndarray  # int64 [N], of the table: names a row in every stage
+    image: np.ndarray  # int64 [N], into pixels
+    prompt: np.ndarray  # int64 [N], into pooled
+    rating: np.ndarray  # int64 [N], 1 to 3
+    weight: np.ndarray  # float32 [N], mean 1
+    held_out: np.ndarray  # bool [N]
+    modality: np.ndarray  # str [N]
+    prompt_modality: np.ndarray  # str [prompts]
+    counts: dict[str, int]  # for the summary
+
+    @property
+    def good(self) -> np.ndarray:
+        """bool [N]: rated acceptable or excellent."""
+        return self.rating >= GOOD
+
+    @property
+    def reward(self) -> np.ndarray:
+        """float32 [N]: the rating as 0, 0.5 or 1."""
+        return ((self.rating - 1) / 2).astype(np.float32)
+
+
+def rated_rows(config: Config) -> list[RatingRow]:
+    """The rows of the ratings table that belong to one of the campaign's modalities.
+
+    Raises:
+        InputProblems: the table has bad rows (`data.strict`) or none.
+        InputError: none is of the campaign's modalities.
+    """
+    source = str(config.data.ratings_file)
+    rows = [
+        row
+        for row in read_ratings(source, config.data.root).require(config.data.strict)
+        if row.modality in config.data.modalities
+    ]
+    if not rows:
+        reason = f"rates no image of {', '.join(config.data.modalities)}"
+        raise InputError(source, reason, key="data.modalities")
+    return rows
+
+
+def load_rated(
+    config: Config,
+    rows: Sequence[RatingRow],
+    hashes: dict[Path, str],
+    prompts_of: Sequence[RatingRow],
+    load_system: Callable[[], SyntheticSystem],
+    cache: TensorCache,
+    control: Control,
+) -> RatedSet:
+    """Read, match and embed what the cache lacks.
+
+    Args:
+        config: of the campaign.
+        rows: what to train on and to hold out.
+        hashes: SHA-256 of every row's file, '' where it could not be read.
+        prompts_of: the rows whose prompts may serve as wrong ones; all of `rows` are among them.
+        load_system: called only if something must be computed.
+        cache: where the results are kept.
+        control: progress goes there; a stop request is obeyed between two images.
+
+    Raises:
+        InputProblems: every image that cannot be used (`data.strict`), or that none can.
+        Saved: a stop was requested.
+    """
+    weights = weights_fingerprint(config.model_paths.stable_diffusion)
+    resolution, matched = config.data.resolution, config.raters.match_decoder
+
+    def key_of(row: RatingRow) -> str:
+        image = image_key(hashes[row.path] or str(row.path), row.modality, resolution, weights, True)
+        return disk.fingerprint(["rated", matched, image])
+
+    def read(row: RatingRow) -> dict[str, Tensor]:
+        if not hashes[row.path]:
+            raise InputError(row.path, "cannot be read")
+        image = read_image(row.path, row.modality)
+        fitted = np.ascontiguousarray(fit_square(image.pixels, resolution).transpose(2, 0, 1))
+        pixels = torch.from_numpy(fitted)[None]
+        if matched and not image.synthetic:
+            system = load_system()
+            pixels = system.decode(system.encode(pixels)[0])  # alone: companions in a batch change bits
+        return {"pixels": pixels[0]}
+
+    def embed(prompt: str) -> dict[str, Tensor]:
+        return {"pooled": load_system().embed(prompt)[1]}
+
+    keys = [key_of(row) for row in rows]
+    _, failures = cache.fill(dict(zip(keys, rows, strict=True)), read, control, "image")
+    problems = [
+        Problem(str(config.data.ratings_file), f"{row.file}: {failures[key].problem.reason}", row.row)
+        for key, row in zip(keys, rows, strict=True)
+        if key in failures
+    ]
+    if problems and (config.data.strict or len(problems) == len(rows)):
+        raise InputProblems(problems)
+    modality_of = {row.prompt: row.modality for row in prompts_of}
+    prompts = {caption_key(prompt, weights): prompt for prompt in modality_of}
+    cache.fill(prompts, embed, control, "prompt")
+
+    kept = [(key, row) for key, row in zip(keys, rows, strict=True) if key not in failures]
+    places = {key: place for place, key in enumerate(dict.fromkeys(key for key, _ in kept))}
+    prompt_places = {prompt: place for place, prompt in enumerate(prompts.values())}
+    fraction, campaign_seed = config.data.held_out_fraction, config.campaign.seed
+    level = np.array([row.expert_level if config.raters.expert_weights else 1 for _, row in kept], dtype=np.float32)
+    return RatedSet(
+        # kept as the 8-bit picture that a candidate is judged as: a quarter of the memory besides
+        pixels=torch.stack([(cache.read(key, "pixels").float() * 255).round().to(torch.uint8) for key in places]),
+        pooled=torch.stack([cache.read(key, "pooled").float() for key in prompts]),
+        line=np.array([row.row for _, row in kept]),
+        image=np.array([places[key] for key, _ in kept]),
+        prompt=np.array([prompt_places[row.prompt] for _, row in kept]),
+        rating=np.array([row.rating for _, row in kept]),
+        weight=level / level.mean(),
+        held_out=np.array([is_held_out(row.file, fraction, campaign_seed) for _, row in kept]),
+        modality=np.array([row.modality for _, row in kept]),
+        prompt_modality=np.array(list(modality_of.values())),
+        counts={
+            "ratings": len(kept),
+            "images": len(places),
+            "prompts": len(prompts),
+            "skipped": len(problems),
+        },
+    )

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import importlib.util
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from medsyn.data.phantoms.phantom import FINDINGS, KINDS, draw_phantom
+from medsyn.evaluation import judge
+from tests.helpers.paths import ROOT
+from tests.helpers.synthetic_campaign import Builder
+
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def load(name: str) -> ModuleType:
+    if not (BENCHMARKS / f"{name}.py").is_file():
+        pytest.skip("the benchmarks are not part of an installed package")
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_working_seconds_are_what_the_stages_recorded(whole: Builder, builder: Builder) -> None:
+    end_to_end = load("end_to_end")
+    made = SimpleNamespace(directory=whole.directory, config=whole.config)
+    assert end_to_end.working_seconds(made, "generate") == 2.5 * 12, "twelve images at 2.5 s"
+    images = 80 * whole.config.finetune.train_batch_size * whole.config.finetune.gradient_accumulation_steps
+    assert end_to_end.working_seconds(made, "finetune") == pytest.approx(2 * images / 40.0)
+    assert end_to_end.working_seconds(made, "rlhf-stage1") is None
+    empty = SimpleNamespace(directory=builder.directory, config=builder.config)
+    assert end_to_end.working_seconds(empty, "finetune") == 0
+
+
+def test_prompts_of_the_benchmark_are_balanced() -> None:
+    prompt_following = load("prompt_following")
+    assert judge.RECIPE.seed not in (prompt_following.PROMPT_SEED, prompt_following.REAL_SEED)
+    for kind in KINDS:
+        first, seed = prompt_following.FIRST_INDEX, prompt_following.PROMPT_SEED
+        asked = [draw_phantom(kind, first + k, seed, quality=3) for k in range(6)]
+        assert sorted(phantom.finding for phantom in asked) == sorted(2 * FINDINGS[kind])

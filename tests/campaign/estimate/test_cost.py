@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medsyn import config as configuration
+from medsyn import disk
+from medsyn.campaign.estimate import architecture, cost, memory
+from medsyn.campaign.estimate.cost import Estimate, TaskCost
+from medsyn.campaign.estimate.memory import GIB
+from medsyn.campaign.plan import capacity, inputs, prepare
+from medsyn.campaign.tasks import build
+from medsyn.config import Config
+from medsyn.errors import Problem
+from tests.helpers.paths import ROOT
+from tests.helpers.trial import Trial
+
+COUNTS = {"images": {"CT": 1000}, "rated images": {"CT": 400}, "ratings": {"CT": 800}, "prompts": {"CT": 100}}
+HOUR = 3600
+
+
+def config(name: str = "sd15-pascal", **changes: Any) -> Config:
+    """A configuration of the repository, of CT alone in batches of 4; `section__key` changes a value."""
+    overrides = [
+        f"{key.replace('__', '.')}={value!s}" for key, value in {"generation__batch_size": 4, **changes}.items()
+    ]
+    return configuration.load(ROOT / "configs" / f"{name}.yaml", ["data.modalities=[CT]", *overrides], environment={})
+
+
+def estimate(settings: Config, counts: Mapping[str, Mapping[str, int]] = COUNTS, on_gpu: bool = True) -> Estimate:
+    """What the campaign costs, its blocks in shards of the configuration's size or all of a modality in one."""
+    counts = with_asked(settings, counts)
+    asked, sizes = counts["asked"], {}
+    for name, n in asked.items():
+        sizes[name] = settings.generation.blocks_per_shard or n
+    return cost.estimate(settings, build(settings, {name: [n] for name, n in asked.items()}, sizes), counts, on_gpu)
+
+
+def with_asked(settings: Config, counts: Mapping[str, Mapping[str, int]] = COUNTS) -> dict[str, Mapping[str, int]]:
+    """The counts with the images that are asked for: as many of each prompt as the configuration says."""
+    return {**counts, "asked": {name: n * settings.generation.img_num for name, n in counts["prompts"].items()}}
+
+
+def one(stage: str, **changes: Any) -> TaskCost:
+    """The first task of a stage."""
+    return estimate(config(**changes)).of(stage)[0]
+
+
+def said(settings: Config) -> list[Problem]:
+    return capacity.check(settings, estimate(settings), done=())
+
+
+class TestHours:
+    def test_a_finetuning_on_a_titan_xp_takes_what_its_operations_take(self) -> None:
+        """537 GFLOP a sample at 5.9 TFLOP/s: 11 samples a second."""
+        expected = 2000 * 32 / 11
+        assert one("finetune").seconds == pytest.approx(expected, rel=0.15)  # encoding and checkpoints on top
+
+    def test_an_image_on_a_titan_xp_takes_what_its_operations_take(self) -> None:
+        settings = config(generation__modes="[baseline]")
+        assert estimate(settings).of("generate")[0].seconds == pytest.approx(100 / 0.61, rel=0.15)
+
+    @pytest.mark.parametrize(
+        ("stage", "changes"),
+        [
+            ("finetune", {"finetune__max_train_steps": 4000}),
+            ("finetune", {"finetune__train_batch_size": 8}),
+            ("finetune", {"finetune__gradient_checkpointing": "true"}),
+            ("finetune", {"finetune__use_ema": "true"}),
+            ("finetune", {"finetune__checkpointing_steps": 10}),
+            ("finetune", {"data__resolution": 512}),
+            ("finetune", {"cluster__tflops": 3}),
+            ("rlhf-stage1", {"training__max_epochs": 200}),
+            ("rlhf-stage2", {"policy_model__num_layers": 12}),
+            ("generate", {"generation__num_inference_steps": 50}),
+            ("generate", {"generation__scheduler": "pndm"}),
+            ("generate", {"generation__num_candidates": 4}),
+            ("generate", {"generation__img_num": 3}),
+        ],
+    )
+    def test_more_work_takes_longer(self, stage: str, changes: dict[str, Any]) -> None:
+        assert one(stage, **changes).seconds > one(stage).seconds
+
+    def test_without_guidance_the_unet_sees_half_as_much(self) -> None:
+        assert one("generate", generation__guidance_scale=1).seconds < 0.65 * one("generate").seconds
+
+    def test_filtered_images_have_bounds_and_the_expectation_lies_between(self) -> None:
+        task = one("generate", generation__modes="[filtered]")
+        assert task.least < task.seconds < task.most
+        assert task.most == pytest.approx(10 / 3 * task.least, rel=0.05)  # max_attempts over num_candidates
+        assert one("generate", generation__max_attempts=3).seconds == one("generate", generation__max_attempts=3).most
+
+    def test_baseline_images_have_none(self) -> None:
+        task = one("generate", generation__modes="[baseline]")
+        assert task.least == task.seconds == task.most
+
+    def test_how_blocks_are_dealt_to_tasks_changes_only_the_starts(self) -> None:
+        coarse, fine = (
+            estimate(config(generation__batches_per_block=1, generation__blocks_per_shard=size)).of("generate")
+            for size in (128, 5)
+        )
+        work = [sum(task.seconds - cost.START_SECONDS for task in tasks) for tasks in (coarse, fine)]
+        assert (len(coarse), len(fine)) == (1, 5)
+        assert work[0] == pytest.approx(work[1])
+
+    def test_small_batches_on_a_fast_card_wait_for_the_launches(self) -> None:
+        slow, fast = (one("generate", cluster__tflops=rate).seconds for rate in (1e4, 1e5))
+        assert slow == pytest.approx(fast, rel=0.01)
+
+    def test_a_thread_is_slower_than_a_card_and_threads_add_up(self) -> None:
+        one, four = (config(device__cpu_threads=number, cluster__tflops="null") for number in (1, 4))
+        card, thread = estimate(config()), estimate(one, on_gpu=False)
+        assert thread.hours() > 50 * card.hours()
+        assert estimate(four, on_gpu=False).hours() < 0.3 * thread.hours()
+
+    def test_a_rate_that_was_measured_holds_without_a_card_too_whatever_the_threads(self) -> None:
+        hours = [estimate(config(device__cpu_threads=number), on_gpu=False).hours() for number in (1, 4)]
+        assert hours[0] == hours[1] == pytest.approx(estimate(config()).hours(), rel=0.01)
+
+    def test_evaluation_holds_no_card(self) -> None:
+        found = estimate(config())
+        everything = sum(task.seconds for task in found.tasks.values())
+        assert found.hours() * HOUR == pytest.approx(everything - found.of("evaluate")[0].seconds)
+
+    def test_one_task_can_be_asked_for(self) -> None:
+        settings = config()
+        for planned in build(settings, {"CT": [100]}, {"CT": 100}):
+            expected = estimate(settings).tasks[planned.key].seconds
+            assert cost.expected_seconds(settings, planned.task, with_asked(settings), on_gpu=True) == expected
+
+    def test_the_tiny_campaign_took_about_what_is_expected(self) -> None:
+        """One run on one core, tasks one after the other: seconds."""
+        took = {"finetune": 144, "rlhf-stage1": 39, "rlhf-stage2": 39, "generate": 66, "evaluate": 23}
+        settings = configuration.load(ROOT / "configs" / "tiny.yaml", environment={})
+        of_each = {modality: 120 if modality == "MRI" else 60 for modality in settings.data.modalities}
+        counts = {"images": of_each, "rated images": of_each, "prompts": {key: n // 10 for key, n in of_each.items()}}
+        found = estimate(settings, counts, on_gpu=False)
+        for stage, seconds in took.items():
+            assert seconds / 2 < sum(task.seconds for task in found.of(stage)) < 2 * seconds, stage
+
+
+class TestMemory:
+    def test_sd15_with_8_bit_adam_fits_12_gib_at_batch_4(self) -> None:
+        """Weights 3.2, gradients 3.2, optimizer 1.6, activations 1.77; context 0.5 to 0.8 GiB."""
+        assert one("finetune").memory / GIB == pytest.approx(9.8 + 0.65, abs=0.25)
+        assert said(config()) == []
+
+    def test_without_it_it_does_not_and_the_plan_says_what_to_change(self) -> None:
+        settings = config(finetune__use_8bit_adam="false")
+        assert estimate(settings).of("finetune")[0].memory / GIB == pytest.approx(12.8 + 1.77 + 0.65, abs=0.25)
+        [problem] = said(settings)
+        assert (problem.severity, problem.key) == ("error", "finetune.use_8bit_adam")
+        assert "15.3 GiB of a card's memory, and one has 12" in problem.reason
+        assert problem.reason.endswith("finetune.use_8bit_adam=true would need 10.5 GiB")
+
+    def test_what_is_set_already_is_not_advised_and_changes_add_up(self) -> None:
+        [problem] = said(config(finetune__train_batch_size=16))
+        assert problem.key == "finetune.gradient_checkpointing"
+        [both] = said(config(finetune__train_batch_size=16, finetune__use_8bit_adam="false"))
+        assert "finetune.use_8bit_adam=true, finetune.gradient_checkpointing=true would need" in both.reason
+
+    def test_where_nothing_helps_that_is_said(self) -> None:
+        problems = {problem.reason.split()[0]: problem for problem in said(config(cluster__gpu_memory_gib=4))}
+        assert problems.keys() == {"finetune", "generate"}
+        assert "is not enough; lower data.resolution, or use a card with more memory" in problems["finetune"].reason
+
+    def test_generation_names_its_own_batch_size(self) -> None:
+        [problem] = said(config(generation__batch_size=64, data__resolution=256))
+        assert (problem.key, "generation.batch_size=1 would need" in problem.reason) == ("generation.batch_size", True)
+
+    def test_without_a_card_or_without_its_size_nothing_is_refused(self) -> None:
+        settings = config(finetune__use_8bit_adam="false")
+        assert capacity.check(settings, replace(estimate(settings), on_gpu=False), ()) == []
+        assert said(config(finetune__use_8bit_adam="false", cluster__gpu_memory_gib="null")) == []
+
+    @pytest.mark.parametrize(
+        "less",
+        [
+            {"finetune__gradient_checkpointing": "true"},
+            {"finetune__train_batch_size": 1},
+            {"data__resolution": 128},
+        ],
+    )
+    def test_what_takes_less(self, less: dict[str, Any]) -> None:
+        assert one("finetune", **less).memory < one("finetune").memory
+
+    def test_half_precision_saves_activations_and_costs_a_copy_of_the_weights(self) -> None:
+        half, full = (
+            one("finetune", finetune__train_batch_size=32, device__precision=precision).memory
+            for precision in ("bfloat16", "float32")
+        )
+        assert half < full
+
+
+class TestDisk:
+    def test_checkpoints_count_once_more_than_are_kept(self) -> None:
+        """The new one is whole before the oldest goes."""
+        task = one("finetune")
+        assert task.scratch == pytest.approx(3 * 859_520_964 * (4 + 2))
+        assert one("finetune", finetune__use_8bit_adam="false").scratch == pytest.approx(3 * 859_520_964 * 12)
+        assert one("finetune", finetune__checkpoints_total_limit=1).scratch == pytest.approx(2 * 859_520_964 * 6)
+
+    def test_latents_and_the_unet_stay(self) -> None:
+        cache = 800 * (2 * 4 * 32 * 32 * 2) + 801 * 77 * 768 * 2
+        assert one("finetune").kept == 859_520_964 * 4 + cache
+
+    def test_a_checkpoint_is_as_large_as_one_that_training_wrote(self, tmp_path: Path) -> None:
+        import torch
+        from safetensors.torch import save_file
+
+        from medsyn.models.device import choose_device
+        from medsyn.models.stable_diffusion import load_synthetic
+        from medsyn.training.finetune import _first_state
+
+        settings = config("tiny", device__use_cuda="false")
+        unet = load_synthetic("embedded", choose_device(settings.device).device).unet
+        state = _first_state(unet, settings.finetune)
+        unet(torch.zeros(1, 4, 16, 16), torch.tensor([1]), torch.zeros(1, 77, 64)).sample.sum().backward()
+        state.optimizer.step()
+        save_file(state.tensors(), tmp_path / "state")
+        expected = memory.checkpoint_bytes(settings, architecture.read("embedded", 64))
+        assert expected == pytest.approx((tmp_path / "state").stat().st_size, rel=0.05)
+
+    def test_the_tiny_campaign_left_about_what_is_expected(self) -> None:
+        """One run on a file system with blocks of 4 KiB, in bytes, caches included and phantoms not."""
+        left = {"finetune": 68_829_184, "rlhf-stage1": 10_170_368, "rlhf-stage2": 2_912_256, "generate": 618_496}
+        settings = configuration.load(ROOT / "configs" / "tiny.yaml", environment={})
+        of_each = {modality: 120 if modality == "MRI" else 60 for modality in settings.data.modalities}
+        counts = {"images": of_each, "rated images": of_each, "prompts": {key: n // 10 for key, n in of_each.items()}}
+        found = estimate(settings, counts, on_gpu=False)
+        for stage, size in left.items():
+            assert size / 2 < sum(task.kept for task in found.of(stage)) < 2 * size, stage
+
+    def test_a_full_file_system_is_an_error_for_what_runs_at_once_and_a_warning_for_all(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = inputs.resolve(configuration.load(ROOT / "configs" / "sd15-pascal.yaml", environment={}))
+        counts = {what: dict.fromkeys(settings.data.modalities, 1000) for what in COUNTS}
+        found = estimate(settings, counts)
+        severities = {}
+        for free in (40, 60, 100):
+            monkeypatch.setattr(capacity, "disk_free", lambda config, free=free: free * GIB)
+            severities[free] = [problem.severity for problem in capacity.check(settings, found, done=())]
+        assert severities == {40: ["error"], 60: ["warning"], 100: []}
+
+    def test_what_is_done_needs_no_more_room(self) -> None:
+        found = estimate(config())
+        assert capacity.disk_needed(found, done=found.tasks.keys()) == 0
+        assert capacity.disk_needed(found, done={("finetune", "ct")}) < 5 * GIB < capacity.disk_needed(found, done=())
+
+
+def test_a_campaign_that_does_not_fit_is_refused_before_anything_is_written(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "disk_free", lambda config: 2**20)
+    [problem] = inputs.check(trial.config()).errors
+    assert "estimated to need 1.6 GiB more" in problem.reason
+    with pytest.raises(ValueError, match="GiB free: make room"):
+        prepare.prepare(trial.config())
+    assert not trial.root.exists()
+
+
+def test_a_prepared_campaign_remembers_its_counts_so_that_expected_and_spent_can_be_compared(trial: Trial) -> None:
+    campaign, checked = trial.prepare(), inputs.check(trial.config())
+    assert campaign.counts == checked.counts
+    again = cost.estimate(campaign.config, campaign.plan, campaign.counts, on_gpu=False)
+    assert again == cost.estimate(checked.config, checked.plan, checked.counts, on_gpu=False)
+
+
+def test_tasks_that_are_done_are_found_by_their_markers(trial: Trial) -> None:
+    directory = trial.prepare().directory
+    assert capacity.marked_done(directory) == set()
+    disk.write_json(directory.done("generate", "ct-00000"), {})
+    assert capacity.marked_done(directory) == {("generate", "ct-00000")}
+
+
+def test_constants_that_are_repeated_are_the_same() -> None:
+    from medsyn.generation.write.png import COLOUR_MODALITIES
+    from medsyn.training import scorer_loop, scorer_loss
+
+    assert memory.COLOURS.keys() == COLOUR_MODALITIES
+    assert memory.JUDGED_TOGETHER == scorer_loss.TOGETHER
+    assert memory.SCORER_CHECKPOINTS == scorer_loop.CHECKPOINTS_KEPT
+
+
+def test_a_hundred_thousand_tasks_are_estimated_in_no_time() -> None:
+    settings = config(generation__batch_size=1, generation__batches_per_block=1, generation__blocks_per_shard=1)
+    found = estimate(settings, {**COUNTS, "prompts": {"CT": 100_000}})
+    assert len(found.of("generate")) == 100_000

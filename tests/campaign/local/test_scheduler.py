@@ -1,0 +1,281 @@
+"""The local scheduler with real workers, in a process of its own: order, failures, kills, and going on after them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from medsyn import disk
+from medsyn.campaign.local import scheduler
+from medsyn.campaign.plan import machine
+from medsyn.campaign.state import locks
+from medsyn.campaign.status import as_json, read
+from tests.helpers.trial import Trial, wait_until
+
+ALL = {
+    *("finetune ct", "finetune oct", "rlhf-stage1 all", "rlhf-stage2 ct", "rlhf-stage2 oct"),
+    *("generate ct-00000", "generate oct-00000", "evaluate all"),
+}
+SHORT = {"finetune ct", "rlhf-stage1 all", "generate ct-00000", "evaluate all"}
+
+
+def ledger(trial: Trial) -> list[dict[str, object]]:
+    return list(disk.read_jsonl(trial.campaign().directory.ledger))
+
+
+def test_a_campaign_runs_through_in_order_and_says_where_everything_is(trial: Trial) -> None:
+    trial.prepare()
+    code, output = trial.submit()
+    assert code == 0, output
+    assert trial.done() == ALL
+    calls = trial.calls()
+    assert sorted(calls) == sorted(ALL)  # each once
+    order = {name: calls.index(name) for name in ALL}
+    for planned in trial.campaign().plan:
+        for other in (*planned.needs, *planned.after):
+            assert order[" ".join(other)] < order[" ".join(planned.key)]
+    assert f"report    {trial.root}/report.html" in output
+    assert f"campaign  {trial.root}" in output
+
+    code, output = trial.submit()
+    assert (code, "everything is done; nothing to do" in output) == (0, True)
+    assert len(trial.calls()) == len(ALL)
+
+
+def test_what_happened_is_in_the_ledger(trial: Trial) -> None:
+    trial.prepare_short()
+    trial.script({"finetune ct": ["save", "input"]})
+    trial.submit()
+    assert [(line["event"], line.get("attempt"), line.get("exit_code")) for line in ledger(trial)] == [
+        ("submitted", None, None),
+        ("started", 1, None),
+        ("ended", 1, 75),
+        ("started", 2, None),
+        ("ended", 2, 65),
+    ]
+
+
+def test_no_more_workers_at_once_than_allowed(trial: Trial) -> None:
+    trial.prepare()
+    trial.script({"finetune ct": ["input"], "finetune oct": ["input"]})
+    trial.submit(parallel=1)
+    assert [line["event"] for line in ledger(trial)] == ["submitted", "started", "ended", "started", "ended"]
+
+
+def test_a_failed_modality_stops_its_own_branch_only(trial: Trial) -> None:
+    trial.prepare(training__stage=1)
+    trial.script({"finetune oct": ["crash:hard"]})
+    code, output = trial.submit()
+    assert code == 1
+    assert trial.done() == SHORT
+    assert trial.calls().count("finetune oct") == 2  # a crash is tried once more, and not a third time
+    assert "finetune oct failed ValueError: boom hard" in output
+    assert "the second failure at the same place" in output  # the end of its log
+    assert "generate oct-00000 blocked by finetune oct" in output
+    assert f"log: {trial.root}/tasks/finetune/log/oct.log" in output
+    assert "next      when the cause is gone: submit again" in output
+
+    trial.script({})
+    code, output = trial.submit()
+    assert code == 0, output
+    assert trial.done() == SHORT | {"finetune oct", "generate oct-00000"}
+    assert trial.calls().count("evaluate all") == 2  # there is more to evaluate now
+    assert trial.calls().count("rlhf-stage1 all") == 1
+
+
+def test_failures_that_would_happen_again_are_not_tried_again(trial: Trial) -> None:
+    trial.prepare()
+    trial.script({"finetune ct": ["stuck"], "finetune oct": ["disk-full"]})
+    assert trial.submit()[0] == 1
+    codes = {line["task"]: line["exit_code"] for line in ledger(trial) if "exit_code" in line}
+    assert codes == {"ct": 70, "oct": 78}
+    assert sorted(trial.calls()) == ["finetune ct", "finetune oct"]
+
+
+def test_when_everything_fails_nothing_else_starts(trial: Trial) -> None:
+    trial.prepare()
+    trial.script({"finetune oct": ["input"], "finetune ct": ["input"]})
+    code, output = trial.submit()
+    assert code == 65  # bad input is all it failed on
+    assert "evaluate all blocked by finetune ct, finetune oct" in output
+    assert sorted(trial.calls()) == ["finetune ct", "finetune oct"]
+    trial.script({"finetune oct": ["input"], "finetune ct": ["stuck"]})
+    assert trial.submit()[0] == 1
+
+
+def test_saving_crashing_elsewhere_and_being_killed_are_each_tried_again(trial: Trial) -> None:
+    trial.prepare_short()
+    actions = ["save", "kill:SIGKILL", "crash:here", "crash:there", "kill:SIGSEGV", "input"]
+    trial.script({"finetune ct": actions})
+    output = trial.submit()[1]
+    codes = [line["exit_code"] for line in ledger(trial) if "exit_code" in line]
+    assert codes == [75, -signal.SIGKILL, 1, 1, -signal.SIGSEGV, 65]
+    assert "killed by SIGKILL; starting it again" in output
+    assert "saved and left; starting it again" in output
+
+
+def test_a_task_that_never_gets_further_ends_when_max_requeues_is_used_up(trial: Trial) -> None:
+    trial.prepare(cluster__max_requeues=2)
+    trial.script({"finetune ct": ["save"], "finetune oct": ["kill:SIGKILL"]})
+    code, output = trial.submit()
+    assert code == 1
+    assert Counter(trial.calls()) == {"finetune ct": 3, "finetune oct": 3}
+    assert "cluster.max_requeues is used up" in output
+    assert "finetune oct failed killed by SIGKILL" in output
+    assert "rlhf-stage1 all blocked by finetune ct, finetune oct" in output
+
+
+STOP_AFTER_FINETUNE = {"rlhf-stage1 all": ["input"]}
+
+
+def start_counting(trial: Trial) -> subprocess.Popen[str]:
+    """A run whose only worker counts to 40, caught while it does."""
+    trial.prepare_short()
+    trial.script({"finetune ct": ["steps:40"], **STOP_AFTER_FINETUNE})
+    process = trial.start("fake_launcher", "2")
+    wait_until(lambda: trial.steps("finetune ct"))
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGHUP, 75)])
+def test_a_stopped_run_lets_its_workers_save(trial: Trial, number: signal.Signals, code: int) -> None:
+    process = start_counting(trial)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == code, output
+    assert "stopping: waiting for 1 task to save" in output
+    assert "next      to go on: submit again" in output
+    lines = list(disk.read_jsonl(trial.campaign().directory.attempts("finetune", "ct")))
+    assert lines[-1]["exit_code"] == 75
+
+
+def test_a_second_ctrl_c_does_not_wait(trial: Trial) -> None:
+    trial.prepare_short()
+    trial.script({"finetune ct": ["deaf"]})
+    process = trial.start("fake_launcher", "2")
+    wait_until(trial.calls)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 130
+    assert not locks.is_held(trial.campaign().directory.attempts("finetune", "ct"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_after_a_stop_or_a_kill_the_next_run_goes_on_and_repeats_nothing(trial: Trial, number: signal.Signals) -> None:
+    process = start_counting(trial)
+    process.send_signal(number)
+    process.wait(timeout=30)
+    assert "rlhf-stage1 all failed" in trial.submit()[1]
+    assert trial.steps("finetune ct") == list(range(40))
+    assert "finetune ct" in trial.done()
+
+
+def test_a_worker_that_ends_while_no_scheduler_lives_counts(trial: Trial) -> None:
+    trial.prepare_short()
+    trial.script({"finetune ct": ["steps:40"], **STOP_AFTER_FINETUNE})
+    by_hand = trial.start("fake_worker", "finetune", "ct")
+    wait_until(lambda: trial.steps("finetune ct"))
+    trial.submit()  # its own worker waits for the one by hand, and finds the task done
+    assert by_hand.wait(timeout=10) == 0
+    assert "finetune ct" in trial.done()
+    assert Counter(trial.calls())["finetune ct"] == 1
+
+
+def test_two_submissions_at_once_are_one(trial: Trial) -> None:
+    first = start_counting(trial)
+    code, output = trial.submit()
+    assert (code, "another process" in output, f"process {first.pid}" in output) == (75, True, True)
+    assert trial.calls() == ["finetune ct"]
+
+
+def work_through(trial: Trial) -> None:
+    for planned in trial.campaign().plan:
+        assert trial.work(*planned.key)[0] == 0
+
+
+def test_a_result_that_was_deleted_is_made_again_and_only_that(trial: Trial) -> None:
+    trial.prepare_short()
+    work_through(trial)
+    (trial.campaign().directory.block("baseline", "CT", 0) / "a.png").unlink()
+    code, output = trial.submit()
+    assert code == 0, output
+    assert Counter(trial.calls()) == Counter([*SHORT, "generate ct-00000"])
+
+
+def test_other_shards_of_the_same_blocks_are_another_deal_not_another_result(trial: Trial) -> None:
+    trial.write_tables(prompts=4)
+    trial.prepare_short()
+    work_through(trial)
+    trial.prepare_short(generation__blocks_per_shard=2)
+    assert trial.done() == {"finetune ct", "rlhf-stage1 all"}
+    work_through(trial)
+    assert trial.done() == SHORT
+
+
+def test_a_worker_that_says_done_without_a_marker_has_failed(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign = trial.prepare()
+    said: list[str] = []
+
+    class Silent:
+        def __getattr__(self, name: str) -> object:
+            return lambda *arguments: said.append(" ".join(str(argument) for argument in arguments))
+
+        def __enter__(self) -> None: ...
+        def __exit__(self, *error: object) -> None: ...
+
+    code = scheduler.run(campaign, Silent(), 2, command=(sys.executable, "-c", "pass"))  # type: ignore[arg-type]
+    assert code == 1
+    assert any("ended as if done, but it has not been done" in line for line in said)
+
+
+def test_gpus_are_dealt_round_robin(trial: Trial) -> None:
+    trial.prepare(device__use_cuda=True)
+    trial.script({"finetune ct": ["input"], "finetune oct": ["input"]})
+    trial.submit(CUDA_VISIBLE_DEVICES="3,5")
+    gpus = {line["task"]: line["gpu"] for line in disk.read_jsonl(trial.root / "calls.jsonl")}
+    assert {gpus["finetune ct"], gpus["finetune oct"]} == {"3", "5"}
+
+
+def test_gpus_are_counted_by_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(
+        "#!/bin/sh\necho 'GPU 0: TITAN Xp (UUID: GPU-a)'\necho '  MIG 1g (UUID: b)'\necho 'GPU 1: TITAN Xp'\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert machine.visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert machine.visible_gpus() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", "")
+    assert machine.visible_gpus() == []
+
+
+def test_status_tells_what_runs_what_failed_and_what_is_blocked(trial: Trial) -> None:
+    trial.prepare()
+    trial.script({"finetune oct": ["input"], "finetune ct": ["steps:200"]})
+    process = trial.start("fake_launcher", "2")
+    directory = trial.campaign().directory
+    wait_until(lambda: directory.failed("finetune", "oct").is_file() and trial.steps("finetune ct"))
+    wait_until(lambda: read.read(trial.campaign()).by_state["running"])
+    found = read.read(trial.campaign())
+    facts = as_json.as_dict(found, str)
+    states = {state: count for state, count in facts["stages"]["finetune"]["states"].items() if count}
+    tasks = {f"{task['stage']} {task['task']}": task for task in facts["tasks"]}
+    assert (found.exit_code, states) == (1, {"running": 1, "failed": 1})
+    assert tasks["finetune ct"]["state"] == "running"
+    assert tasks["finetune oct"]["failure"]["message"] == "table.csv, line 3: row 3 is wrong"
+    assert tasks["generate oct-00000"]["by"] == [{"stage": "finetune", "task": "oct"}]
+    process.terminate()
+    process.wait(timeout=30)
+    assert not read.read(trial.campaign()).by_state["running"]

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+import pytest
+
+from medsyn import config as configuration
+from medsyn import disk
+from medsyn.campaign.slurm import graph
+from medsyn.campaign.slurm import job as slurm_job
+from medsyn.campaign.slurm import submissions as on_record
+from medsyn.campaign.slurm.graph import Graph, Node, Queued
+from medsyn.campaign.slurm.submissions import Submission
+from medsyn.campaign.tasks import Key, Plan, build
+from tests.helpers.trial import Trial
+
+CT, OCT = ("finetune", "ct"), ("finetune", "oct")
+STAGE1 = ("rlhf-stage1", "all")
+
+
+def plan(shards: int = 2, stage: int = 2) -> Plan:
+    tree = {
+        "data": {"modalities": ["CT", "OCT"]},
+        "training": {"stage": stage},
+        "generation": {"batch_size": 1, "batches_per_block": 1, "blocks_per_shard": 1},
+    }
+    return build(configuration.validate(tree, "test"), {"CT": [shards], "OCT": [shards]}, {"CT": 1, "OCT": 1})
+
+
+def nodes(built: Graph) -> dict[str, Node]:
+    return {node.name: node for node in built.nodes}
+
+
+def everything(of: Plan) -> set[Key]:
+    return {planned.key for planned in of}
+
+
+def test_a_modality_waits_for_its_own_gate_only() -> None:
+    built = nodes(graph.build(plan(), set(), Queued(), 1001))
+    assert built["finetune"].tasks == ("ct", "oct")
+    assert built["gate-finetune"].after == ("finetune",)
+    assert built["rlhf-stage1"].gates == ("gate-finetune",)
+    assert built["gate-rlhf-stage2-ct"].tasks == ("ct",)
+    assert "gate-rlhf-stage2-oct" not in built["generate-ct"].gates
+    assert "gate-rlhf-stage2-ct" in built["generate-ct"].gates
+    assert {"gate-generate-ct", "gate-generate-oct"} <= set(built["evaluate"].gates)
+
+
+def test_each_node_comes_after_everything_it_refers_to() -> None:
+    seen: set[str] = set()
+    for node in graph.build(plan(), set(), Queued(), 1001).nodes:
+        assert {*node.gates, *node.after} <= seen
+        seen.add(node.name)
+
+
+@pytest.mark.parametrize(("shards", "arrays"), [(1, 1), (3, 1), (4, 2), (6, 2), (7, 3)])
+def test_shards_are_cut_into_arrays_that_the_cluster_takes(shards: int, arrays: int) -> None:
+    of = plan(shards)
+    built = graph.build(of, set(), Queued(), chunk=3)
+    cut = [node for node in built.nodes if node.name.startswith("generate-ct")]
+    assert len(cut) == arrays
+    assert max(len(node.tasks) for node in cut) <= 3
+    assert [task for node in cut for task in node.tasks] == [f"ct-{number:05d}" for number in range(shards)]
+    assert nodes(built)["gate-generate-ct"].after == tuple(node.name for node in cut)
+
+
+def test_the_number_of_jobs_does_not_depend_on_the_number_of_shards() -> None:
+    assert len(graph.build(plan(900), set(), Queued(), 1001).nodes) == len(
+        graph.build(plan(1), set(), Queued(), 9).nodes
+    )
+
+
+def test_without_stage_2_generation_waits_for_stage_1() -> None:
+    built = nodes(graph.build(plan(stage=1), set(), Queued(), 1001))
+    assert "gate-rlhf-stage1" in built["generate-ct"].gates
+    assert not any("stage2" in name for name in built)
+
+
+def test_only_what_is_missing_is_queued_and_waits_for_what_is_missing() -> None:
+    of = plan()
+    done = everything(of) - {OCT, ("rlhf-stage2", "oct"), ("evaluate", "all")}
+    built = nodes(graph.build(of, done, Queued(), 1001))
+    assert set(built) == {"finetune", "gate-finetune", "rlhf-stage2", "gate-rlhf-stage2-oct", "evaluate"}
+    assert built["rlhf-stage2"].gates == ("gate-finetune",)
+
+
+def test_nothing_is_missing_and_nothing_is_queued() -> None:
+    of = plan()
+    assert graph.build(of, everything(of), Queued(), 1001).nodes == ()
+
+
+def test_what_is_in_the_queue_is_waited_for_by_its_gate_there() -> None:
+    of = plan()
+    queued = Queued({CT: "7_0", OCT: "7_1"}, {CT: "8", OCT: "8"})
+    built = nodes(graph.build(of, set(), queued, 1001))
+    assert "finetune" not in built
+    assert (built["rlhf-stage1"].gates, built["rlhf-stage1"].queued_gates) == ((), ("8",))
+
+
+def test_a_task_whose_gate_was_cancelled_gets_another() -> None:
+    built = nodes(graph.build(plan(), set(), Queued({CT: "7_0", OCT: "7_1"}), 1001))
+    assert built["gate-finetune-again"].queued_tasks == ("7_0", "7_1")
+    assert built["rlhf-stage1"].gates == ("gate-finetune-again",)
+
+
+def submitted(job: str, kind: on_record.Kind, stage: str, *tasks: str) -> Submission:
+    return Submission(f"medsyn-x-{job}", kind, stage, tasks, job)
+
+
+def test_a_gate_does_not_count_for_what_was_queued_after_it() -> None:
+    submissions = [
+        submitted("1", "tasks", "finetune", "ct", "oct"),
+        submitted("2", "gate", "finetune", "ct", "oct"),
+        submitted("3", "tasks", "finetune", "ct"),
+    ]
+    tasks: Mapping[Key, str] = {CT: "3", OCT: "1_1"}
+    found = graph.queued(submissions, tasks, {"medsyn-x-2"})
+    assert found.gates == {OCT: "2"}
+    newest = on_record.newest(submissions)
+    assert slurm_job.over(submissions[1], 1, newest) == {OCT}
+
+
+def test_a_whole_array_is_cancelled_by_its_own_id() -> None:
+    submissions = [submitted("5", "tasks", "generate", "a", "b"), submitted("6", "tasks", "generate", "c", "d")]
+    newest = on_record.newest(submissions)
+    keys = [("generate", name) for name in ("a", "b", "d")]
+    assert slurm_job.ids(submissions, keys, newest) == {"medsyn-x-5": ["5"], "medsyn-x-6": ["6_1"]}
+
+
+def test_a_gate_waits_for_a_marker_that_the_file_system_shows_late(trial: Trial) -> None:
+    trial.prepare()
+    directory = trial.campaign().directory
+    for event in (
+        {"name": "a", "kind": "tasks", "stage": "finetune", "job": "1"},
+        {"name": "g", "kind": "gate", "stage": "finetune", "job": "2"},
+        {"name": "b", "kind": "tasks", "stage": "rlhf-stage2", "job": "3"},
+    ):
+        facts = {"event": on_record.QUEUED, "round": "r", "tasks": ["ct", "oct"]}
+        disk.append_jsonl(directory.ledger, facts | event)
+    trial.work("finetune", "ct")
+    trial.work("finetune", "oct")
+    marker = directory.done("finetune", "ct")
+    hidden = marker.with_suffix(".late")
+    marker.rename(hidden)
+    assert slurm_job.blocked_jobs(trial.campaign(), "g", latency_seconds=0) == {"b": ["3_0"]}
+    late = threading.Timer(1.0, hidden.rename, [marker])
+    late.start()
+    assert slurm_job.blocked_jobs(trial.campaign(), "g") == {}
+    late.join()

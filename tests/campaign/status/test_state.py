@@ -1,0 +1,87 @@
+"""Which state follows from which facts."""
+
+from __future__ import annotations
+
+import pytest
+
+from medsyn.campaign.slurm.queue import NEVER, Job
+from medsyn.campaign.state.attempts import Attempts, summarize
+from medsyn.campaign.status.state import Facts, judge
+
+TRIED = Attempts(begun=1)
+RUNNING, COMPLETING, CONFIGURING = (Job("7_1", state, "None") for state in ("RUNNING", "COMPLETING", "CONFIGURING"))
+WAITING = Job("7_1", "PENDING", "Resources")
+STUCK = Job("7_1", "PENDING", NEVER)
+REQUEUED = Job("7_1", "PENDING", "BeginTime")
+
+
+@pytest.mark.parametrize(
+    ("facts", "state", "state_if_blocked"),
+    [
+        (Facts(), "idle", "blocked"),
+        (Facts(done=True), "done", "done"),
+        (Facts(done=True, job=RUNNING, locked=True), "done", "done"),
+        (Facts(locked=True), "running", "running"),
+        (Facts(job=RUNNING), "running", "running"),
+        (Facts(job=COMPLETING, attempts=TRIED), "running", "running"),
+        (Facts(job=CONFIGURING), "running", "running"),
+        (Facts(job=WAITING), "pending", "blocked"),
+        (Facts(job=REQUEUED, attempts=TRIED), "preempted", "blocked"),
+        (Facts(job=REQUEUED, attempts=TRIED, is_lost=True), "preempted", "blocked"),
+        (Facts(job=REQUEUED, attempts=TRIED, failed=True), "preempted", "blocked"),  # it is tried again
+        (Facts(job=STUCK), "blocked", "blocked"),
+        (Facts(job=STUCK, attempts=TRIED), "blocked", "blocked"),
+        (Facts(failed=True, attempts=TRIED), "failed", "failed"),
+        (Facts(failed=True, locked=True), "running", "running"),
+        (Facts(is_lost=True, attempts=TRIED), "failed", "failed"),
+        (Facts(unbegun="7_1"), "idle", "blocked"),
+        (Facts(unbegun="7_1", word="CANCELLED"), "idle", "blocked"),
+        (Facts(unbegun="7_1", word="NODE_FAIL"), "failed", "failed"),
+        (Facts(unbegun="7_1", job=WAITING), "pending", "blocked"),
+        (Facts(attempts=TRIED), "idle", "blocked"),  # saved and cancelled, or stopped by Ctrl-C
+        (Facts(is_taken_care_of=True), "pending", "blocked"),
+        (Facts(is_taken_care_of=True, attempts=TRIED), "preempted", "blocked"),
+        (Facts(is_known=False), "unknown", "blocked"),
+        (Facts(is_known=False, is_lost=True, attempts=TRIED), "unknown", "blocked"),
+        (Facts(is_known=False, failed=True), "unknown", "blocked"),  # it may be in the queue again
+        (Facts(is_known=False, failed=True, is_final=True), "failed", "failed"),
+        (Facts(is_known=False, locked=True), "running", "running"),
+        (Facts(is_known=False, done=True), "done", "done"),
+    ],
+)
+def test_a_state_follows_from_facts(facts: Facts, state: str, state_if_blocked: str) -> None:
+    assert (judge(facts, is_blocked=False), judge(facts, is_blocked=True)) == (state, state_if_blocked)
+
+
+def start(time: float, beat: float | None = None, **more: object) -> dict[str, object]:
+    return {"event": "start", "time": time, "progress": {"time": beat} if beat is not None else None, **more}
+
+
+def end(time: float) -> dict[str, object]:
+    return {"event": "end", "time": time, "reason": "saved"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "begun", "seconds", "open_since"),
+    [
+        ([], 0, 0, None),
+        ([start(10)], 1, 0, 10),
+        ([start(10), end(25)], 1, 15, None),
+        ([start(10), end(25), start(30), end(31)], 2, 16, None),
+        ([start(10), start(100, beat=40), end(105)], 2, 35, None),  # killed at about 40
+        ([start(10), start(100)], 2, 0, 100),  # killed before it said anything
+        ([start(10), end(25), start(30, beat=24)], 2, 15, 30),  # the beat is of the attempt that has an end
+        ([end(5), {"event": "start"}, start(10), end(11)], 1, 1, None),  # damaged lines
+    ],
+)
+def test_the_time_of_attempts_ends_with_the_last_sign_of_life(
+    lines: list[dict[str, object]], begun: int, seconds: float, open_since: float | None
+) -> None:
+    found = summarize(lines)
+    assert (found.begun, found.seconds, found.open_since) == (begun, seconds, open_since)
+
+
+def test_the_newest_attempt_says_which_job_it_was() -> None:
+    found = summarize([start(1, job="7_1", host="n1"), end(2), start(3, job="9_0", host="n2")])
+    assert (found.job, found.host, found.reason) == ("9_0", "n2", None)
+    assert found.spent(until=10) == 1 + 7

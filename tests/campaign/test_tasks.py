@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from medsyn import config as configuration
+from medsyn.campaign.tasks import READS, Key, Plan, build, reads_key, settle, stage_fingerprints
+from medsyn.config import Config, flatten
+from medsyn.errors import InputError
+from medsyn.stage import STAGES
+
+INPUTS = {"table": "t", "ratings": "r", "prompts": "p", "weights": "w"}
+
+
+def config(**sections: dict[str, object]) -> Config:
+    return configuration.validate({"data": {"modalities": ["CT", "X-Ray"]}, **sections}, "test")
+
+
+def plan(images: dict[str, list[int]] | None = None, **generation: object) -> Plan:
+    size = generation.pop("blocks_per_shard", 2)
+    assert isinstance(size, int)
+    settings = config(generation={"batch_size": 4, "batches_per_block": 1, **generation})
+    sizes = dict.fromkeys(settings.data.modalities, size)
+    return build(settings, images if images is not None else {"CT": [17], "X-Ray": [4]}, sizes)
+
+
+def keys(plan: Plan) -> list[Key]:
+    return [planned.key for planned in plan]
+
+
+def test_the_whole_chain_in_order() -> None:
+    assert keys(plan()) == [
+        ("finetune", "ct"),
+        ("finetune", "x-ray"),
+        ("rlhf-stage1", "all"),
+        ("rlhf-stage2", "ct"),
+        ("rlhf-stage2", "x-ray"),
+        ("generate", "ct-00000"),
+        ("generate", "ct-00001"),
+        ("generate", "ct-00002"),
+        ("generate", "x-ray-00000"),
+        ("evaluate", "all"),
+    ]
+
+
+def test_every_task_comes_after_what_it_waits_for_and_indices_count_from_zero_in_each_stage() -> None:
+    seen: set[Key] = set()
+    for planned in plan():
+        assert {*planned.needs, *planned.after} <= seen
+        seen.add(planned.key)
+    for tasks in plan().by_stage.values():
+        assert [planned.task.index for planned in tasks] == list(range(len(tasks)))
+
+
+def test_generation_waits_for_its_own_modality_only() -> None:
+    needs = plan().by_key["generate", "x-ray-00000"].needs
+    assert needs == (("finetune", "x-ray"), ("rlhf-stage1", "all"), ("rlhf-stage2", "x-ray"))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "images", "batch", "per_shard"), [*itertools.product((1, 7, 8, 9), (1, 3), (1, 4), (1, 2, 99))]
+)
+def test_shards_cover_every_item_once(prompts: int, images: int, batch: int, per_shard: int) -> None:
+    planned = plan({"CT": [prompts * images]}, batch_size=batch, blocks_per_shard=per_shard)
+    ranges = [task.task.blocks for task in planned.by_stage["generate"]]
+    blocks = [block for start, end in ranges for block in range(start, end)]
+    assert blocks == list(range(-(-prompts * images // batch)))
+    assert all(end - start == per_shard for start, end in ranges[:-1])
+
+
+def test_a_modality_without_prompts_has_no_shard_and_no_prompts_at_all_still_plan_the_rest() -> None:
+    assert [key for key in keys(plan({"CT": [1]})) if key[0] == "generate"] == [("generate", "ct-00000")]
+    assert "generate" not in plan({}).by_stage
+    assert ("evaluate", "all") in keys(plan({}))
+
+
+def test_with_training_stage_1_there_is_no_stage_2_and_generation_does_not_wait_for_one() -> None:
+    planned = build(config(training={"stage": 1}), {"CT": [1]}, {"CT": 1})
+    assert "rlhf-stage2" not in planned.by_stage
+    assert planned.by_key["generate", "ct-00000"].needs == (("finetune", "ct"), ("rlhf-stage1", "all"))
+
+
+def test_a_hundred_thousand_shards_are_planned() -> None:
+    planned = plan({"CT": [800_000]})
+    assert len(planned.by_stage["generate"]) == 100_000
+
+
+def test_find_by_name_and_by_index_and_not_at_all() -> None:
+    assert plan().find("generate", "3").task.name == plan().find("generate", "x-ray-00000").task.name
+    with pytest.raises(InputError, match=r"no task 'mri'.*ct, x-ray"):
+        plan().find("finetune", "mri")
+    with pytest.raises(InputError, match="does not have that stage"):
+        plan().find("rlhf", "0")
+
+
+def states(done: set[Key], failed: set[Key]) -> dict[str, str]:
+    return {" ".join(key): state for key, state in settle(plan(), done, failed).states.items()}
+
+
+def test_only_finetuning_is_ready_at_first() -> None:
+    assert [name for name, state in states(set(), set()).items() if state == "ready"] == [
+        "finetune ct",
+        "finetune x-ray",
+    ]
+
+
+def test_stage_1_waits_until_every_finetuning_is_over_and_then_needs_just_one() -> None:
+    assert states({("finetune", "ct")}, set())["rlhf-stage1 all"] == "waiting"
+    assert states({("finetune", "ct")}, {("finetune", "x-ray")})["rlhf-stage1 all"] == "ready"
+
+
+def test_a_failed_modality_blocks_its_own_branch_only() -> None:
+    now = settle(plan(), {("finetune", "ct"), ("rlhf-stage1", "all")}, {("finetune", "x-ray")})
+    assert now.states["rlhf-stage2", "ct"] == "ready"
+    assert now.states["rlhf-stage2", "x-ray"] == now.states["generate", "x-ray-00000"] == "blocked"
+    assert now.blocked_by["generate", "x-ray-00000"] == (("finetune", "x-ray"),)
+    assert now.states["evaluate", "all"] == "waiting"
+
+
+def test_when_all_failed_everything_is_blocked_by_the_failures_themselves() -> None:
+    failed = {("finetune", "ct"), ("finetune", "x-ray")}
+    now = settle(plan(), set(), failed)
+    assert {state for key, state in now.states.items() if key not in failed} == {"blocked"}
+    assert set(now.blocked_by["evaluate", "all"]) == failed
+
+
+def test_evaluation_starts_when_everything_is_over_though_not_everything_is_done() -> None:
+    done = {key for key in keys(plan()) if key[0] != "evaluate"} - {("generate", "ct-00001")}
+    assert states(done, set())["evaluate all"] == "waiting"
+    assert states(done, {("generate", "ct-00001")})["evaluate all"] == "ready"
+
+
+def test_what_is_done_stays_done_while_something_it_needed_is_made_again() -> None:
+    done = set(keys(plan())) - {("finetune", "ct")}
+    now = states(done, set())
+    assert now["finetune ct"] == "ready"
+    assert now["generate ct-00000"] == "done"
+
+
+def fingerprints(inputs: dict[str, str] | None = None, **sections: dict[str, object]) -> dict[str, str]:
+    return stage_fingerprints(config(**sections), inputs or INPUTS)
+
+
+def changed(**sections: dict[str, object]) -> list[str]:
+    before, after = fingerprints(), fingerprints(**sections)
+    return [stage for stage in STAGES if before[stage] != after[stage]]
+
+
+def test_a_changed_value_changes_the_stages_that_read_it_and_those_that_read_their_results() -> None:
+    assert changed(finetune={"learning_rate": 1e-4}) == ["finetune", "generate", "evaluate"]
+    assert changed(training={"stage2": {"selector_threshold": 0.3}}) == ["rlhf-stage2", "generate", "evaluate"]
+    assert changed(generation={"guidance_scale": 5.0}) == ["generate", "evaluate"]
+    assert changed(evaluation={"kid_subsets": 7}) == ["evaluate"]
+    assert changed(campaign={"seed": 1}) == list(STAGES)
+    assert changed(device={"cpu_threads": 3}) == list(STAGES)  # it changes bits
+
+
+def test_what_changes_no_result_changes_no_fingerprint() -> None:
+    assert changed(cluster={"max_parallel": 7}, campaign={"name": "other"}) == []
+    assert changed(generation={"blocks_per_shard": 3, "shard_minutes": 7}) == []
+    assert changed(data={"modalities": ["CT", "X-Ray"], "table": "/elsewhere/metadata.csv"}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("table", ["finetune", "generate", "evaluate"]),
+        ("ratings", ["rlhf-stage1", "rlhf-stage2", "generate", "evaluate"]),
+        ("prompts", ["generate", "evaluate"]),
+        ("weights", list(STAGES)),
+    ],
+)
+def test_a_changed_file_changes_the_stages_that_read_it(name: str, expected: list[str]) -> None:
+    after = fingerprints(INPUTS | {name: "other"})
+    assert [stage for stage in STAGES if fingerprints()[stage] != after[stage]] == expected
+
+
+def test_every_key_that_a_stage_reads_exists() -> None:
+    known = [key for key, _ in flatten(Config().model_dump())]
+    for stage, reads in READS.items():
+        for key in reads.keys:
+            assert any(key == name or name.startswith(key + ".") for name in known), f"{stage} reads {key}"
+
+
+def test_every_configuration_key_is_read_or_known_to_change_no_result() -> None:
+    """A new key must be put into a stage's list, or here."""
+    free = {
+        *("campaign.name", "campaign.dir", "data.table", "data.root", "data.ratings_file", "data.prompts"),
+        *("data.base_prompt", "model_paths.stable_diffusion"),
+        *("generation.blocks_per_shard", "generation.shard_minutes", "cluster.max_shards", "cluster.claim"),
+        *("cluster.max_parallel", "cluster.max_requeues", "cluster.tflops", "cluster.gpu_memory_gib", "cluster.site"),
+        *("data.phantoms.images_per_kind", "data.phantoms.prompts_per_kind", "data.phantoms.image_size"),
+    }
+    unread = {key for key, _ in flatten(Config().model_dump()) if not any(reads_key(stage, key) for stage in STAGES)}
+    assert unread == free

@@ -1,0 +1,465 @@
+from __future__ import annotations
+
+import doctest
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from PIL import Image
+
+import medsyn
+from medsyn import Generator, disk
+from medsyn.__main__ import COMMANDS
+from medsyn.cli import app, one_prompt
+from medsyn.cli import one_prompt as output_folder
+from medsyn.config import ScorerSection
+from medsyn.data.images.read import read_image
+from medsyn.errors import InputError, InputProblems
+from medsyn.generation.api import generator as generator_module
+from medsyn.generation.block_store import Item
+from medsyn.models.policy import Policy
+from medsyn.models.scorers import save_scorer
+from medsyn.models.selector import Selector
+from medsyn.models.stable_diffusion import load_unet
+from medsyn.models.tiny import TEXT_WIDTH
+
+FAST = ("--height", "32", "--width", "32", "--num_inference_steps", "2", "--device", "cpu")
+SCORER = ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=16)
+
+
+def call(capsys: pytest.CaptureFixture[str], output: Path, *arguments: str) -> tuple[int, str, str]:
+    code = app.dispatch("medsyn", COMMANDS, ["generate", "--output_dir", str(output), *FAST, *arguments])
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+@pytest.fixture(scope="module")
+def scorers(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    root = tmp_path_factory.mktemp("scorers")
+    save_scorer(Selector(SCORER), root / "selector")
+    save_scorer(Policy(SCORER, TEXT_WIDTH), root / "policy")
+    return str(root / "selector"), str(root / "policy")
+
+
+def test_a_prompt_becomes_marked_images_with_the_specifications_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = call(capsys, tmp_path, "--prompt", "Chest X-ray: clear lungs", "--img_num", "3")
+    assert code == 0
+    names = ["chest_xray_0.png", "chest_xray_1.png", "chest_xray_2.png", "contact_sheet.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == names
+    assert [Path(line).name for line in out.splitlines()] == names
+    for name in names:
+        assert read_image(tmp_path / name).synthetic
+    assert Image.open(tmp_path / "contact_sheet.png").size == (64, 64)
+    assert len({disk.sha256_file(tmp_path / name) for name in names}) == 4
+    records = list(disk.read_jsonl(tmp_path / "manifest.jsonl"))
+    assert [record["file"] for record in records] == names[:3]
+
+
+def test_the_filtered_path_has_scores_in_its_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], scorers: tuple[str, str]
+) -> None:
+    filters = ("--selector_checkpoint", scorers[0], "--policy_checkpoint", scorers[1], "--quality_threshold", "0")
+    code, out, _ = call(capsys, tmp_path, "--prompt", "Brain MRI: tumour", "--modality", "BrainMRI", *filters)
+    assert code == 0
+    name = Path(out.splitlines()[0]).name
+    record = next(disk.read_jsonl(tmp_path / "manifest.jsonl"))
+    assert name == f"Brain_MRI_1_selector_{record['selector']:.2f}_policy_{record['policy']:.2f}.png"
+
+
+def test_a_threshold_that_nothing_passes_ends_with_70_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], scorers: tuple[str, str]
+) -> None:
+    filters = ("--selector_checkpoint", scorers[0], "--policy_checkpoint", scorers[1], "--quality_threshold", "1")
+    code, out, _ = call(capsys, tmp_path, "--prompt", "CT: nodule", *filters, "--max_attempts", "2")
+    assert code == 70 and out == "image 1: none of 2 candidates passed\n"
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_environment_variables_stand_in_for_flags(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BASE_PROMPT", "Fundus: drusen")
+    monkeypatch.setenv("NUM_IMAGES", "2")
+    monkeypatch.setenv("E2E_OUTPUT_DIR", str(tmp_path))
+    assert app.dispatch("medsyn", COMMANDS, ["generate", *FAST]) == 0
+    assert {path.name for path in tmp_path.glob("fundus_*.png")} == {"fundus_0.png", "fundus_1.png"}
+    assert Image.open(tmp_path / "fundus_0.png").mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--seed", "1"], "--prompt: there is nothing to show"),
+        (["--prompt", " "], "--prompt: '' says nothing"),
+        (["--prompt", ""], "--prompt: '' says nothing"),
+        (["--prompt", "CT:"], "--prompt: 'CT:' says nothing"),
+        (["--prompt", "CT: a\nb"], "--prompt: 'CT: a\\nb' holds a line break"),
+        (["--prompt", "CT: a\0b"], "--prompt: holds a NUL byte"),
+        (["--prompt", "clear lungs"], "--prompt: 'clear lungs' names no modality"),
+        (["--prompt", "CT: a", "--negative_prompt", "b\nc"], "--negative_prompt: 'b\\nc' holds a line break"),
+        (["--prompt", "CT: a", "--modality", "ultrasound"], "--modality: 'ultrasound' is not one of the five"),
+        (["--prompt", "CT: a", "--device", "tpu"], "--device: auto, cpu or cuda:N, got 'tpu'"),
+        (["--prompt", "CT: a", "--device", ""], "--device: auto, cpu or cuda:N, got ''"),
+        (["--prompt", "CT: a", "--device", "cuda:7"], "--device: there is no GPU cuda:7"),
+        (["--prompt", "CT: a", "--modality", ""], "--modality: '' is not one of the five"),
+        (["--prompt", "CT: a", "--modality", "Fundos"], "did you mean Fundus?"),
+        (["--prompt", "CT: a", "--height", "33"], "--height: a multiple of 8 from 32 to 1024, got 33"),
+        (["--prompt", "CT: a", "--height", "0"], "--height: a multiple of 8 from 32 to 1024, got 0"),
+        (["--prompt", "CT: a", "--width", "abc"], "--width: a multiple of 8 from 32 to 1024, got 'abc'"),
+        (["--prompt", "CT: a", "--img_num", "0"], "--img_num: a whole number from 1 to 1000000, got 0"),
+        (["--prompt", "CT: a", "--img_num", "-3"], "--img_num: a whole number from 1 to 1000000, got -3"),
+        (["--prompt", "CT: a", "--img_num", "1e3"], "--img_num: a whole number from 1 to 1000000, got 1000.0"),
+        (["--prompt", "CT: a", "--batch_size", "0"], "--batch_size: a whole number from 1 to 1024, got 0"),
+        (["--prompt", "CT: a", "--num_inference_steps", "0"], "--num_inference_steps: input should be greater"),
+        (["--prompt", "CT: a", "--num_inference_steps", "2.5"], "--num_inference_steps: input should be a valid int"),
+        (["--prompt", "CT: a", "--seed", "-1"], "--seed: input should be greater than or equal to 0"),
+        (["--prompt", "CT: a", "--seed", str(2**70)], "--seed: input should be less than or equal to"),
+        (["--prompt", "CT: a", "--guidance_scale", "0.5"], "--guidance_scale: input should be greater"),
+        (["--prompt", "CT: a", "--guidance_scale", "nan"], "--guidance_scale: input should be a finite number"),
+        (["--prompt", "CT: a", "--guidance_scale", "inf"], "--guidance_scale: input should be a finite number"),
+        (["--prompt", "CT: a", "--guidance_scale", "1e9"], "--guidance_scale: input should be less than"),
+        (["--prompt", "CT: a", "--scheduler", "eulr"], "did you mean euler?"),
+        (["--prompt", "CT: a", "--precision", "float8"], "--precision: input should be 'auto'"),
+        (["--prompt", "CT: a", "--quality_threshold", "0.6"], "--quality_threshold: belongs to the filter"),
+        (["--prompt", "CT: a", "--scheduler", "lcm", "--num_inference_steps", "60"], "lcm takes 1 to 50 steps, not 60"),
+        (["--prompt", "CT: a", "--precision", "float16"], "--precision: float16 needs a GPU"),
+        (["--prompt", "CT: a", "--pretrained_model", "no/such"], "no/such"),
+        (["--prompt", "CT: a", "--model_used", "/nowhere"], "--model_used: /nowhere holds no unet/"),
+        (["--prompt", "CT: a", "--output_dir", ""], "--output_dir: a directory, got ''"),
+        (["--prompt", "CT: a", "--pretrained_model", " "], "--pretrained_model: `embedded`, a diffusers directory"),
+        (["--prompt", "CT: a", "--model_used", ""], "--model_used: a directory, got ''"),
+    ],
+)
+def test_bad_input_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    code, out, err = call(capsys, tmp_path, *arguments)
+    assert code == 65 and out == ""
+    assert told in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--promt", "CT: a"], "unrecognized arguments: --promt CT: a; did you mean --prompt?"),
+        (["--prompt", "CT: a", "--img-num=3"], "unrecognized arguments: --img-num=3; did you mean --img_num?"),
+        (
+            ["--prompt", "CT: a", "--steps", "3"],
+            "unrecognized arguments: --steps 3; did you mean --num_inference_steps?",
+        ),
+        (["--prompt", "CT: a", "--cfg=3"], "unrecognized arguments: --cfg=3; did you mean --guidance_scale?"),
+        (["--prompt", "CT: a", "--replicates", "3"], "unrecognized arguments: --replicates 3; did you mean --img_num?"),
+        (["--prompt", "CT: a", "--seed"], "argument --seed: expected one argument"),
+    ],
+)
+def test_a_misspelt_flag_is_suggested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    code = app.dispatch("medsyn", COMMANDS, ["generate", *arguments])
+    assert (code, capsys.readouterr().err) == (65, f"command line: {told}\n")
+
+
+def told_of(capsys: pytest.CaptureFixture[str], output: Path, *arguments: str) -> list[str]:
+    """The flags and variables that are named, in order."""
+    code, out, err = call(capsys, output, *arguments)
+    assert (code, out) == (65, "")
+    return [line.partition(":")[0] for line in err.splitlines()]
+
+
+def test_everything_wrong_is_told_at_once_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], scorers: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = (
+        "--prompt",
+        "CT:",
+        "--height",
+        "0",
+        "--batch_size",
+        "0",
+        "--seed",
+        "-1",
+        "--scheduler",
+        "x",
+        "--device",
+        "y",
+    )
+    paths = ("--pretrained_model", "no/such", "--model_used", "/nowhere", "--selector_checkpoint", scorers[1])
+    limits = ("--quality_threshold", "2", "--max_attempts", "0", "--img_num", "0")
+    flags = told_of(capsys, tmp_path / "out", *wrong, *paths, *limits)
+    assert set(flags) == {flag for flag in (*wrong, *paths, *limits) if flag.startswith("--")} | {"--policy_checkpoint"}
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("BASE_PROMPT", "CT: " + "a" * 20_000)
+    monkeypatch.setenv("NUM_IMAGES", "abc")
+    named = told_of(capsys, tmp_path)
+    assert named == ["environment variable NUM_IMAGES", "environment variable BASE_PROMPT"]
+
+
+def test_a_text_of_a_million_characters_is_told_in_one_short_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], generator: Generator
+) -> None:
+    text = "CT: " + "x" * 10**6
+    code, _, err = call(capsys, tmp_path, "--prompt", text)
+    assert code == 65 and err.startswith("--prompt: 'CT: xxx") and len(err) < 300
+    with pytest.raises(InputProblems, match=r"prompts: 'CT: xxx.{,200} is longer than 10000 characters"):
+        generator.images(text)
+
+
+def test_bytes_that_are_no_utf_8_are_told_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "medsyn", "generate", "--output_dir", str(tmp_path)]
+    environment = {**os.environb, b"PYTHONPATH": os.fsencode(Path(medsyn.__file__).parents[1])}
+    for arguments, variables, told in (
+        ([b"--prompt", b"CT: \xff"], {}, "--prompt"),
+        ([], {b"BASE_PROMPT": b"CT: \xff"}, "environment variable BASE_PROMPT"),
+        ([b"--prompt", b"CT: a", b"--output_dir", b"/tmp/\xff"], {}, "--output_dir"),
+        ([b"--prompt", b"CT: a", b"--pretrained_model", b"\xff"], {}, "--pretrained_model"),
+    ):
+        ended = subprocess.run(
+            [*command, "--seed", "1", *arguments], capture_output=True, env={**environment, **variables}, check=False
+        )
+        assert ended.returncode == 65
+        assert ended.stderr.decode().startswith(told) and ended.stderr.count(b"\n") == 1
+
+
+def test_a_scorer_of_the_other_kind_or_for_another_text_encoder_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], scorers: tuple[str, str]
+) -> None:
+    save_scorer(Policy(SCORER, TEXT_WIDTH + 1), tmp_path / "policy")
+    selector, policy = scorers
+    for first, second, told in (
+        (policy, policy, "--selector_checkpoint: " + policy + " holds a Policy, not a Selector"),
+        (selector, "/nowhere", "--policy_checkpoint: /nowhere holds no saved Policy"),
+        (selector, str(tmp_path / "policy"), "text features"),
+    ):
+        flags = ("--prompt", "CT: a", "--selector_checkpoint", first, "--policy_checkpoint", second)
+        code, _, err = call(capsys, tmp_path / "out", *flags)
+        assert code == 65 and told in err and err.count("\n") == 1
+
+
+def test_a_flag_that_is_zero_is_not_one_that_is_absent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], scorers: tuple[str, str]
+) -> None:
+    filters = ("--selector_checkpoint", scorers[0], "--policy_checkpoint", scorers[1], "--quality_threshold", "0")
+    code, out, _ = call(capsys, tmp_path, "--prompt", "CT: a", "--seed", "0", *filters, "--max_attempts", "1")
+    assert code == 0 and "selector" in out
+
+
+def test_what_is_worth_knowing_of_a_prompt_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, tmp_path, "--prompt", "CT: " + "nodule " * 200)
+    assert code == 0 and err.startswith("warning: --prompt: longer than about 75 CLIP tokens")
+
+
+def test_a_warning_about_the_prompt_is_told_once_by_its_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    code, _, err = call(capsys, tmp_path, "--prompt", "CT: a", "--modality", "OCT")
+    assert (code, err) == (0, "warning: --prompt: the text says CT, the modality is OCT\n")
+    assert caplog.messages == []
+
+
+def test_the_contact_sheet_has_a_limit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_folder, "SHEET_IMAGES", 2)
+    assert call(capsys, tmp_path, "--prompt", "CT: a", "--img_num", "3")[0] == 0
+    assert Image.open(tmp_path / "contact_sheet.png").size == (64, 32)
+    assert len(list(tmp_path.glob("ct_*.png"))) == 3
+
+
+def test_a_campaigns_directory_and_one_that_cannot_be_written_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "campaign").mkdir()
+    (tmp_path / "campaign" / "campaign.json").write_text("{}")
+    assert "is a campaign's directory" in call(capsys, tmp_path / "campaign", "--prompt", "CT: a")[2]
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / ("x" * 300), Path("/proc/x")):
+        code, _, err = call(capsys, folder, "--prompt", "CT: a")
+        assert code == 65 and err.startswith("--output_dir: ") and "cannot be written" in err
+        assert err.count("\n") == 1
+
+
+def test_the_same_command_of_a_campaign_is_still_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not one_prompt.is_meant(["configs/tiny.yaml", "--task", "ct-00000", "generation.img_num=2"])
+    assert one_prompt.is_meant(["--prompt=CT: nodule"]) and one_prompt.is_meant(["--img_num", "3"])
+    with pytest.raises(SystemExit):
+        app.dispatch("medsyn", COMMANDS, ["generate", "--help"])
+    out = capsys.readouterr().out
+    assert "--pretrained_model" in out and "--task" in out
+
+
+# --- the import path for tools --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return Generator(device="cpu", height=32, seed=3, num_inference_steps=2, batch_size=2, batches_per_block=2)
+
+
+def test_the_generator_is_an_iterator_over_prompts_and_replicates(generator: Generator) -> None:
+    images = list(generator.images(["CT: normal", "Fundus: drusen"], count=3))
+    assert [(image.item.prompt, image.item.replicate) for image in images] == [
+        *itertools.product(["CT: normal", "Fundus: drusen"], range(3))
+    ]
+    assert [image.pixels.shape for image in images if image.pixels is not None] == [(32, 32, 1)] * 3 + [(32, 32, 3)] * 3
+    assert all(image.accepted for image in images)
+    assert len({image.png for image in images}) == 6
+
+
+def test_an_image_does_not_depend_on_what_else_is_asked_for(generator: Generator) -> None:
+    (alone,) = generator.images("CT: nodule, left", count=1)
+    beside = list(generator.images(["CT: normal", "CT: nodule, left"], count=3))[3]
+    assert alone.png == beside.png and alone.item == beside.item
+
+
+def test_items_carry_their_own_settings(generator: Generator) -> None:
+    items = [Item("a", "CT: normal", 0, seed=5), Item("b", "CT: normal", 0, seed=5, num_inference_steps=3)]
+    one, other = generator.images(items)
+    assert one.record["seed"] == other.record["seed"]
+    assert not np.array_equal(one.pixels, other.pixels)  # type: ignore[arg-type]
+
+
+def test_saving_writes_the_marked_file(generator: Generator, tmp_path: Path) -> None:
+    (image,) = generator.images("CT: normal")
+    image.save(tmp_path / "a" / "x.png")
+    assert read_image(tmp_path / "a" / "x.png").synthetic
+
+
+def test_mistakes_of_the_caller_are_told(generator: Generator) -> None:
+    with pytest.raises(InputProblems, match="names no modality"):
+        generator.images("a lung")
+    with pytest.raises(InputProblems, match=r"batch_sise.*did you mean"):
+        Generator(batch_sise=3)
+    with pytest.raises(AttributeError, match="Generatr"):
+        medsyn.Generatr  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"device": "gpu"}, "device: auto, cpu or cuda:N, got 'gpu'"),
+        ({"device": None}, "device: auto, cpu or cuda:N, got None"),
+        ({"device": "cuda:7"}, "device: there is no GPU cuda:7"),
+        ({"precision": "float16", "device": "cpu"}, "precision: float16 needs a GPU"),
+        ({"height": 0}, "height: a multiple of 8 from 32 to 1024, got 0"),
+        ({"width": 64.0}, "width: a multiple of 8 from 32 to 1024, got 64.0"),
+        ({"seed": "3"}, "seed: input should be a valid integer, got '3'"),
+        ({"batch_size": True}, "batch_size: a whole number from 1 to 1024, got True"),
+        ({"quality_threshold": 0.5}, "quality_threshold: belongs to the filter"),
+        ({"img_num": 3}, "img_num: there is no such argument"),
+        ({"selector": "/nowhere"}, "policy: is not given: the filter needs both a Selector and a Policy"),
+        ({"model": None}, "model: input should be a valid string, got None"),
+        ({"model": "no/such"}, "model: no/such: these weights are not on this machine"),
+        ({"finetuned": 3}, "finetuned: a directory, got 3"),
+        ({"guidance_interval": (0.5, 0.2)}, "guidance_interval: guidance_interval is [start, end]"),
+        ({"negative_prompt": "a\0"}, "negative_prompt: holds a NUL byte"),
+    ],
+)
+def test_a_wrong_argument_of_the_generator_is_told_by_name(arguments: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputProblems) as caught:
+        Generator(**arguments)
+    assert [str(one)[: len(told)] for one in caught.value.problems if str(one).startswith(told)] == [told]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "told"),
+    [
+        (None, {}, "prompts: a text, an Item or several of them, got None"),
+        (3, {}, "prompts: a text, an Item or several of them, got 3"),
+        (b"CT: a", {}, "prompts: a text, an Item or several of them, got bytes, not text: b'CT: a'"),
+        ([b"CT: a"], {}, "prompts[0]: a text or an Item, got b'CT: a'"),
+        ([], {}, "prompts: there are none"),
+        (["CT: a", 3], {}, "prompts[1]: a text or an Item, got 3"),
+        (["CT: a", "CT:"], {}, "prompts[1]: 'CT:' says nothing"),
+        ("CT: a", {"count": "3"}, "count: a whole number from 1 to 1000000, got '3'"),
+        ("CT: a", {"count": 0}, "count: a whole number from 1 to 1000000, got 0"),
+        ("a", {"modality": "ultrasound"}, "modality: 'ultrasound' is not one of the five"),
+        ("a", {"modality": 3}, "modality: 3 is not one of the five"),
+        (Item("a/b", "CT: a", 0), {}, "prompts, id: 'a/b' is no file name"),
+        (Item("", "CT: a", 0), {}, "prompts: prompt_id is empty"),
+        (Item("a", "CT: a", -1), {}, "prompts: replicate is a whole number"),
+        (Item("a", "CT: a", 0, num_inference_steps=0), {}, "prompts, num_inference_steps: '0' is not"),
+    ],
+)
+def test_a_wrong_prompt_is_told_when_it_is_asked_for(
+    generator: Generator, prompts: Any, options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(InputProblems) as caught:
+        generator.images(prompts, **options)
+    (problem,) = caught.value.problems
+    assert str(problem).startswith(told)
+
+
+def test_an_iterator_left_early_and_another_generator_change_no_image(generator: Generator) -> None:
+    whole = [image.png for image in generator.images(["CT: a", "MRI: b"], count=3)]
+    first = generator.images(["CT: a", "MRI: b"], count=3)
+    assert next(first).png == whole[0]
+    other = Generator(device="cpu", height=32, seed=4, num_inference_steps=2, batch_size=2, batches_per_block=2)
+    beside = zip(generator.images(["CT: a", "MRI: b"], count=3), other.images("CT: a", count=6), strict=True)
+    pairs = [(image.png, another.png) for image, another in beside]
+    assert [png for png, _ in pairs] == whole
+    assert all(png != another for png, another in pairs)
+    assert [image.png for image in first] == whole[1:]
+
+
+def test_the_same_text_with_and_without_its_modality_are_two_prompts(generator: Generator) -> None:
+    images = list(generator.images(["CT: a", "a"], modality="CT"))
+    assert len({image.png for image in images}) == 2
+
+
+def test_the_example_of_the_import_path_runs(tmp_path: Path) -> None:
+    failed, tried = doctest.testmod(generator_module, extraglobs={"folder": tmp_path})
+    assert (failed, tried > 0) == (0, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.png", "1.png"]
+
+
+def test_importing_medsyn_imports_no_torch() -> None:
+    code = "import sys, medsyn; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    root = Path(medsyn.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    assert subprocess.run([sys.executable, "-c", code], check=False, env=environment).returncode == 0
+
+
+def test_a_folder_inside_a_campaign_or_with_images_of_another_run_is_refused(tmp_path: Path) -> None:
+    block = tmp_path / "campaign" / "work" / "block-000000"
+    block.mkdir(parents=True)
+    (tmp_path / "campaign" / "campaign.json").write_text("{}")
+    with pytest.raises(InputError, match="is a campaign's directory, or in one"):
+        output_folder.check_folder(str(block))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "manifest.jsonl").touch()
+    with pytest.raises(InputError, match="holds the images of another run"):
+        output_folder.check_folder(str(tmp_path / "images"))
+
+
+def test_images_come_in_the_order_of_the_prompts_and_a_prompt_given_twice_makes_two(generator: Generator) -> None:
+    prompts = ["CT: a", "MRI: b", "CT: c", "CT: a"]
+    images = list(generator.images(prompts))
+    assert [image.record["prompt"] for image in images] == prompts
+    assert len({image.record["id"] for image in images}) == len(images)
+
+
+@pytest.mark.parametrize(("key", "value"), [("cross_attention_dim", 48), ("in_channels", 9)])
+def test_a_unet_of_another_architecture_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: int
+) -> None:
+    config = dict(load_unet("embedded", torch.device("cpu"), torch.float32).config)
+    UNet2DConditionModel.from_config(config | {key: value}).save_pretrained(str(tmp_path / "model" / "unet"))
+    code, _, error = call(capsys, tmp_path / "out", "--prompt", "CT: x", "--model_used", str(tmp_path / "model"))
+    assert code == 65
+    assert "a UNet of another architecture than" in error and f"{key} is {value}" in error
+
+
+def test_a_unet_that_cannot_be_read_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load_unet("embedded", torch.device("cpu"), torch.float32).save_pretrained(str(tmp_path / "model" / "unet"))
+    next((tmp_path / "model" / "unet").glob("*.safetensors")).write_bytes(b"torn")
+    code, _, error = call(capsys, tmp_path / "out", "--prompt", "CT: x", "--model_used", str(tmp_path / "model"))
+    assert (code, "holds no UNet that can be read" in error) == (65, True), error

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from medsyn.evaluation import plots
+
+CURVE = [
+    {"step": step, "loss": 1 / step, "epoch": step, "policy_loss": 1.0, "policy_auroc": 0.5} for step in range(1, 30)
+]
+
+
+def test_the_same_numbers_give_the_same_text() -> None:
+    assert plots.loss_curves({"CT": CURVE}) == plots.loss_curves({"CT": CURVE})
+
+
+def test_a_figure_is_one_svg_element_in_the_colour_of_the_page() -> None:
+    svg = plots.loss_curves({"CT": CURVE, "OCT": CURVE})
+    assert ET.fromstring(svg).tag.endswith("svg")
+    assert svg.startswith("<svg ") and "<?xml" not in svg and "#010203" not in svg and "currentColor" in svg
+    assert "metadata" not in svg
+
+
+def test_a_modality_has_one_colour_whoever_is_beside_it() -> None:
+    colour = plots.COLOURS[1]
+    assert colour in plots.loss_curves({"CT": CURVE}) and colour in plots.stage2_curves({"OCT": CURVE, "CT": CURVE})
+
+
+@pytest.mark.parametrize(
+    "records", [CURVE[:1], [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 0.5}], [{"step": 1, "loss": None}]]
+)
+def test_short_and_broken_curves_are_drawn(records: list[dict[str, float]]) -> None:
+    ET.fromstring(plots.loss_curves({"CT": records}))
+
+
+def test_missing_columns_are_left_out() -> None:
+    ET.fromstring(plots.stage1_curves([{"epoch": 1, "policy_loss": 0.3}, {"epoch": 2, "policy_loss": 0.2}]))
+    ET.fromstring(plots.stage2_curves({"CT": [{"epoch": 1, "policy_auroc": None}]}))
+
+
+def test_a_histogram_of_one_kind_only() -> None:
+    assert "rejected (0)" in plots.score_histogram(np.eye(1, 40, 30, dtype=int)[0] * 2, np.zeros(40, int), 0.6)
+    assert "passed (0)" in plots.score_histogram(np.zeros(40, int), np.eye(1, 40, 4, dtype=int)[0], 0.6)
+
+
+def test_drawing_leaves_matplotlibs_settings_alone() -> None:
+    before = dict(mpl.rcParams)
+    plots.loss_curves({"CT": CURVE})
+    assert dict(mpl.rcParams) == before
+
+
+def test_pyplot_is_not_needed() -> None:
+    code = (
+        "import sys, medsyn.evaluation.plots as figures\n"
+        "figures.loss_curves({'CT': [{'step': 1, 'loss': 1.0}]})\n"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,533 @@
+"""Whole shards through the random tiny model: same files whatever happens, everything on record."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from medsyn import disk
+from medsyn.data.images.read import read_image
+from medsyn.errors import InputError
+from medsyn.generation import block_store
+from medsyn.generation import filter as rules
+from medsyn.generation.block_store import Item
+from medsyn.generation.sample import batch as sample_batch
+from medsyn.generation.sample import load
+from medsyn.stage import CampaignDirectory, NoProgress, Saved
+from tests.helpers.generation_campaign import Campaign, StopAfter, fork, wait
+
+# --- the same files whatever happens -------------------------------------------------------------------------------
+
+
+def test_the_reference_has_every_kind_of_outcome(reference: Campaign) -> None:
+    """Without retries, refusals and exhausted prompts the tests below would show little."""
+    attempts = reference.read("attempts.jsonl", "filtered")
+    manifest = reference.read("manifest.jsonl", "filtered")
+    assert {record["reason"] for record in manifest} == {rules.ACCEPTED, rules.SKIPPED}
+    assert {record["reason"] for record in attempts} >= {rules.SELECTOR_LOW, rules.OUTRANKED, None}
+    assert len({record["attempts"] for record in manifest}) > 1
+
+
+@pytest.mark.parametrize("ranges", [[(2, 3), (1, 2), (0, 1)], [(1, 3), (0, 2)]])
+def test_shards_and_their_order_change_no_byte(
+    campaign: Campaign, reference: Campaign, ranges: list[tuple[int, int]]
+) -> None:
+    for blocks in ranges:
+        campaign.run(blocks=blocks)
+    assert campaign.snapshot() == reference.snapshot()
+
+
+def test_kill_9_at_any_moment_changes_no_byte(campaign: Campaign, reference: Campaign) -> None:
+    timings = reference.directory.root.glob("work/generate/*/*/*/*/timing.json")
+    whole = 1 + sum(disk.read_json(timing)["seconds"] for timing in timings)
+    killed = 0
+    for delay in np.random.default_rng(3).uniform(0.1, 0.8, 5) * whole:
+        child = fork(campaign.run)
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+        killed += os.WIFSIGNALED(wait(child))
+        assert campaign.blocks().items() <= reference.snapshot().items(), "a reader sees whole blocks only"
+    assert killed
+    campaign.run()
+    assert campaign.snapshot() == reference.snapshot()
+
+
+@pytest.mark.parametrize("moment", ["write", "fsync", "rename", "renamed"])
+def test_kill_9_inside_a_commit_changes_no_byte(
+    campaign: Campaign, reference: Campaign, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    countdown = 3 if moment in {"write", "fsync"} else 2
+
+    def fatal(real: Callable[..., Any], after: bool = False) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            nonlocal countdown
+            countdown -= 1
+            if countdown == 0:
+                if after:
+                    real(*args, **kwargs)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        if moment == "write":
+            patch.setattr(Path, "write_bytes", fatal(Path.write_bytes))
+        elif moment == "fsync":
+            patch.setattr(disk, "_fsync_file", fatal(disk._fsync_file))
+        else:
+            patch.setattr(Path, "rename", fatal(Path.rename, after=moment == "renamed"))
+        status = wait(fork(campaign.run))
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    left = [path for path in campaign.snapshot() if ".tmp-" in path]
+    assert bool(left) == (moment != "renamed")
+    campaign.run()
+    assert campaign.snapshot() == reference.snapshot()
+
+
+def test_two_processes_with_the_same_task_change_no_byte(campaign: Campaign, reference: Campaign) -> None:
+    """A node that was given up may go on beside the task's second run."""
+    children = [fork(campaign.run), fork(campaign.run)]
+    statuses = [wait(child) for child in children]
+    assert 0 in statuses, "the second to start is not disturbed by the first"
+    assert campaign.snapshot() == reference.snapshot()
+
+
+@pytest.mark.parametrize("beats", [1, 3, 8])
+def test_a_stop_request_saves_whole_blocks_and_changes_no_byte(
+    campaign: Campaign, reference: Campaign, beats: int
+) -> None:
+    with pytest.raises(Saved):
+        campaign.run(control=StopAfter(beats))
+    assert campaign.blocks().items() < reference.snapshot().items()
+    campaign.run()
+    assert campaign.snapshot() == reference.snapshot()
+
+
+def test_progress_is_told_in_images_and_ends_at_the_total(campaign: Campaign) -> None:
+    control = StopAfter(0)
+    campaign.run(control=control)
+    steps = [step for step, _, _ in control.told]
+    assert {(total, unit) for _, total, unit in control.told} == {(16, "image")}, "2 modes x 4 prompts x 2 replicates"
+    assert steps == sorted(steps) and steps[-1] == 16
+
+
+@pytest.mark.parametrize("victim", ["ct-1_0.png", "attempts.jsonl", "manifest.jsonl"])
+def test_a_full_disk_leaves_no_half_block(
+    campaign: Campaign, reference: Campaign, monkeypatch: pytest.MonkeyPatch, victim: str
+) -> None:
+    real = Path.write_bytes
+
+    def full(self: Path, data: bytes) -> int:
+        if self.name == victim:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, data)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(Path, "write_bytes", full)
+        campaign.run()
+    assert campaign.blocks().items() < reference.snapshot().items(), "whole blocks"
+    assert not [path for path in campaign.snapshot() if ".tmp-" in path]
+    campaign.run()
+    assert campaign.snapshot() == reference.snapshot()
+
+
+def test_a_damaged_block_is_made_again_to_the_same_bytes(campaign: Campaign, reference: Campaign) -> None:
+    campaign.run()
+    victim = next(campaign.block("filtered", 1).glob("*.png"))
+    victim.write_bytes(victim.read_bytes()[:100])
+    (campaign.block("baseline", 2) / "manifest.jsonl").unlink()
+    campaign.run()
+    assert campaign.snapshot() == reference.snapshot()
+
+
+def test_what_is_there_is_left_alone_without_loading_a_model(
+    campaign: Campaign, reference: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign.run(blocks=(0, 2))
+    before = {path: path.stat().st_mtime_ns for path in campaign.directory.root.rglob("*.png")}
+
+    def forbidden(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(load, "load_synthetic", forbidden)
+    monkeypatch.setattr(load, "load_unet", forbidden)
+    monkeypatch.setattr(load, "load_selector", forbidden)
+    campaign.run(blocks=(0, 2))
+    assert before == {path: path.stat().st_mtime_ns for path in campaign.directory.root.rglob("*.png")}
+
+
+# --- one image ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def filtered(reference: Campaign) -> sample_batch.Painter:
+    return load.Loader(reference.config, "CT", reference.directory).painter("filtered")
+
+
+def test_companions_position_and_padding_change_no_bit_of_picture_or_score(filtered: sample_batch.Painter) -> None:
+    wanted = (Item("ct-1", "CT: nodule, left", 1), 3)
+    others = [(Item(f"o-{i}", f"CT: {text}", 0), i) for i, text in enumerate(["normal", "effusion", "nodule, right"])]
+    batches = [([wanted], 0), ([*others[:2], wanted], 2), ([others[2], wanted, others[0]], 1), ([others[1], wanted], 1)]
+    results = []
+    for batch, position in batches:
+        made = filtered.paint(batch)
+        assert len(made.candidates) == len(made.pictures) == len(batch), "padding is dropped"
+        assert made.unet_evaluations == 3 * 2 * 2, "padding is computed: batch 3, guidance, 2 steps"
+        results.append((made.candidates[position], made.pictures[position].tobytes()))
+    assert len(set(results)) == 1
+
+
+def test_an_image_depends_on_seed_prompt_replicate_and_attempt(filtered: sample_batch.Painter) -> None:
+    item = Item("ct-1", "CT: nodule, left", 0)
+    others = [
+        (item, 1),
+        (Item("ct-1", item.prompt, 1), 0),
+        (Item("ct-2", item.prompt, 0), 0),
+    ]
+    made = [picture.tobytes() for wanted in [(item, 0), *others] for picture in filtered.paint([wanted]).pictures]
+    assert len(set(made)) == 4
+    assert filtered.recipe.image_seed(item, 0) != replace(filtered.recipe, seed=1).image_seed(item, 0)
+    assert filtered.recipe.image_seed(item, 0) == 5529676483254214139, "published seeds do not change between versions"
+
+
+# --- the record -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["baseline", "filtered"])
+def test_every_item_once_and_every_candidate_on_record(reference: Campaign, mode: str) -> None:
+    manifest, attempts = reference.read("manifest.jsonl", mode), reference.read("attempts.jsonl", mode)
+    recipe = sample_batch.Recipe.of(reference.config, "CT")
+    asked = [(f"ct-{prompt}", replicate) for prompt in range(4) for replicate in range(2)]
+    assert [(record["id"], record["replicate"]) for record in manifest] == asked
+    for record in manifest:
+        mine = [line for line in attempts if (line["id"], line["replicate"]) == (record["id"], record["replicate"])]
+        item = Item(record["id"], record["prompt"], record["replicate"])
+        assert [line["attempt"] for line in mine] == list(range(len(mine)))
+        assert [line["seed"] for line in mine] == [recipe.image_seed(item, n) for n in range(len(mine))]
+        assert sum(line["reason"] != rules.SURPLUS for line in mine) == record["attempts"]
+        chosen = [line for line in mine if line["chosen"]]
+        assert len(chosen) == (record["file"] is not None)
+        for line in chosen:
+            assert all(line[key] == record[key] for key in ("attempt", "seed", "selector", "policy"))
+
+
+def test_the_filter_did_what_the_attempts_say(reference: Campaign) -> None:
+    attempts = reference.read("attempts.jsonl", "filtered")
+    for record in reference.read("manifest.jsonl", "filtered"):
+        mine = [line for line in attempts if (line["id"], line["replicate"]) == (record["id"], record["replicate"])]
+        passing = [line for line in mine[: record["attempts"]] if line["selector"] >= 0.6]
+        assert record["accepted"] == bool(passing)
+        assert len(passing) == 2 or record["attempts"] == 5, "stops at the second that passes, or when spent"
+        if passing:
+            assert record["policy"] == max(line["policy"] for line in passing)
+        else:
+            assert record["file"] is None and record["reason"] == rules.SKIPPED
+
+
+def test_a_place_that_would_be_padding_is_an_early_attempt_and_on_record(campaign: Campaign) -> None:
+    campaign.override(modes=["filtered"], num_candidates=1, quality_threshold=0.0).run(blocks=(2, 3))
+    attempts = list(disk.read_jsonl(campaign.block("filtered", 2) / "attempts.jsonl"))
+    made = [(line["id"], line["replicate"], line["attempt"], line["reason"], line["chosen"]) for line in attempts]
+    assert made == [("ct-3", 0, 0, None, True), ("ct-3", 0, 1, rules.SURPLUS, False), ("ct-3", 1, 0, None, True)]
+
+
+def test_the_baseline_has_the_pretrained_weights_attempt_0_and_no_scores(reference: Campaign) -> None:
+    baseline, better = (reference.read("manifest.jsonl", mode) for mode in ("baseline", "filtered"))
+    assert all(
+        (r["attempt"], r["attempts"], r["selector"], r["reason"]) == (0, 1, None, "unfiltered") for r in baseline
+    )
+    assert {r["model_fingerprint"] for r in baseline}.isdisjoint({r["model_fingerprint"] for r in better})
+    assert {r["config_fingerprint"] for r in baseline}.isdisjoint({r["config_fingerprint"] for r in better})
+
+
+@pytest.mark.parametrize("mode", ["baseline", "filtered"])
+def test_every_file_is_marked_grey_and_what_the_manifest_says(reference: Campaign, mode: str) -> None:
+    listed = set()
+    for number in range(3):
+        block = reference.block(mode, number)
+        for record in disk.read_jsonl(block / "manifest.jsonl"):
+            if record["file"] is None:
+                continue
+            path = block / record["file"]
+            listed.add(path)
+            assert disk.sha256_file(path) == record["sha256"] and path.stat().st_size == record["bytes"]
+            assert read_image(path).synthetic
+            with Image.open(path) as image:
+                assert image.mode == "L" and image.size == (record["width"], record["height"]) == (32, 32)
+                assert image.text["Seed"] == str(record["seed"])  # type: ignore[attr-defined]
+    assert listed == set(reference.block(mode).parent.parent.rglob("*.png")), "no file that the manifest does not name"
+
+
+def test_fundus_is_written_in_colour(campaign: Campaign) -> None:
+    campaign.override(modes=["baseline"]).run("Fundus")
+    with Image.open(campaign.block("baseline", 0, "Fundus") / "fundus-0_1.png") as image:
+        assert image.mode == "RGB"
+
+
+def test_a_score_on_record_is_the_score_of_the_file(reference: Campaign, filtered: sample_batch.Painter) -> None:
+    """So a threshold can be applied again to what is on disk."""
+    for number in range(3):
+        block = reference.block("filtered", number)
+        for record in disk.read_jsonl(block / "manifest.jsonl"):
+            if record["file"] is not None:
+                pixels = torch.from_numpy(read_image(block / record["file"]).pixels).permute(2, 0, 1)[None]
+                assert filtered.selector is not None
+                score = float(filtered.selector.score(pixels.expand(1, 3, -1, -1)))
+                assert score == pytest.approx(record["selector"], abs=1e-4)
+
+
+def test_work_is_counted(reference: Campaign) -> None:
+    for mode in ("baseline", "filtered"):
+        for number in range(3):
+            timing = disk.read_json(reference.block(mode, number) / "timing.json")
+            made = sum(1 for _ in disk.read_jsonl(reference.block(mode, number) / "attempts.jsonl"))
+            assert timing["unet_evaluations"] == timing["batches"] * 3 * 2 * 2
+            assert made <= timing["batches"] * 3
+            assert mode == "filtered" or timing["batches"] == 1
+            assert timing["seconds"] > 0 and timing["device"] == "cpu"
+
+
+def test_without_guidance_the_unet_does_half_the_work(campaign: Campaign) -> None:
+    campaign.override(modes=["baseline"], guidance_scale=1.0).run(blocks=(0, 1))
+    assert disk.read_json(campaign.block("baseline") / "timing.json")["unet_evaluations"] == 3 * 2
+
+
+def test_models_are_loaded_once_and_prompts_embedded_once(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    real_system, real_unet = load.load_synthetic, load.load_unet
+
+    def system(*args: Any, **kwargs: Any) -> Any:
+        calls.append("system")
+        loaded = real_system(*args, **kwargs)
+        loaded.text_encoder.register_forward_hook(lambda *_: calls.append("text encoder"))
+        return loaded
+
+    def unet(*args: Any, **kwargs: Any) -> Any:
+        calls.append("unet")
+        return real_unet(*args, **kwargs)
+
+    monkeypatch.setattr(load, "load_synthetic", system)
+    monkeypatch.setattr(load, "load_unet", unet)
+    campaign.run()
+    assert [call for call in calls if call != "text encoder"] == ["system", "unet", "unet"]
+    assert calls.count("text encoder") == 4 + 1, "four prompts and the negative one"
+
+
+# --- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+def test_exhausted_prompts_fail_by_name_with_their_record_on_disk(
+    campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = campaign.override(modes=["filtered"], quality_threshold=1.0, on_exhausted="fail", max_attempts=2)
+    with pytest.raises(NoProgress, match=r"ct-0, ct-1(?!.*ct-0)"):
+        strict.run(blocks=(0, 1))
+    manifest = strict.read("manifest.jsonl", "filtered")
+    assert {record["reason"] for record in manifest} == {rules.FAILED}
+    assert len(strict.read("attempts.jsonl", "filtered")) == 3 * 2
+    monkeypatch.setattr(load, "load_synthetic", None)
+    with pytest.raises(NoProgress, match="ct-1"):
+        strict.run(blocks=(0, 1))
+
+
+def test_a_kept_best_is_written_but_not_accepted(campaign: Campaign) -> None:
+    lenient = campaign.override(modes=["filtered"], quality_threshold=1.0, on_exhausted="keep-best", max_attempts=2)
+    lenient.run(blocks=(0, 1))
+    attempts = lenient.read("attempts.jsonl", "filtered")
+    for record in lenient.read("manifest.jsonl", "filtered"):
+        mine = [line for line in attempts if (line["id"], line["replicate"]) == (record["id"], record["replicate"])]
+        assert record["accepted"] is False and record["reason"] == rules.KEPT_BEST
+        assert record["selector"] == max(line["selector"] for line in mine)
+        assert (lenient.block("filtered") / record["file"]).is_file()
+
+
+def own(path: Path) -> Path:
+    """A copy of a file in place of the link to it that leads into the shared inputs."""
+    link = next(parent for parent in path.parents if parent.is_symlink())
+    target = link.resolve()
+    link.unlink()
+    shutil.copytree(target, link)
+    return path
+
+
+def break_weights(path: Path) -> None:
+    tensors = load_file(own(path))
+    save_file({name: tensor * float("nan") for name, tensor in tensors.items()}, path)
+
+
+def test_a_model_of_nan_makes_a_record_and_no_image(campaign: Campaign, recwarn: pytest.WarningsRecorder) -> None:
+    break_weights(campaign.directory.finetuned_unet("CT") / "unet" / "diffusion_pytorch_model.safetensors")
+    campaign.override(modes=["filtered"], on_exhausted="keep-best").run(blocks=(0, 1))
+    attempts = campaign.read("attempts.jsonl", "filtered")
+    assert len(attempts) == 3 * 5
+    assert {(a["reason"], a["finite"], a["selector"], a["passed"]) for a in attempts} == {
+        (rules.NON_FINITE, False, None, False)
+    }
+    assert not list(campaign.directory.root.rglob("generate/**/*.png"))
+    assert not [warning for warning in recwarn if "invalid value" in str(warning.message)]
+
+
+def test_a_scorer_of_nan_accepts_nothing(campaign: Campaign) -> None:
+    break_weights(campaign.directory.selector() / "model.safetensors")
+    campaign.override(modes=["filtered"]).run(blocks=(0, 1))
+    assert {record["reason"] for record in campaign.read("attempts.jsonl", "filtered")} == {rules.NON_FINITE}
+
+
+def test_one_broken_candidate_costs_its_neighbours_nothing(
+    campaign: Campaign, reference: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = sample_batch.initial_noise
+    broken = sample_batch.Recipe.of(campaign.config, "CT").image_seed(Item("ct-0", "", 1), 0)
+
+    def one_broken(seeds: list[int], shape: tuple[int, int, int]) -> torch.Tensor:
+        noise = real(seeds, shape)
+        noise[[seed == broken for seed in seeds]] = float("inf")
+        return noise
+
+    monkeypatch.setattr(sample_batch, "initial_noise", one_broken)
+    campaign.override(modes=["baseline"]).run(blocks=(0, 1))
+    files = {record["id"] + str(record["replicate"]): record for record in campaign.read("manifest.jsonl", "baseline")}
+    expected = list(disk.read_jsonl(reference.block("baseline") / "manifest.jsonl"))
+    assert files["ct-01"]["file"] is None and files["ct-01"]["accepted"] is False
+    assert files["ct-00"] == expected[0] and files["ct-10"] == expected[2]
+
+
+@pytest.mark.parametrize(
+    ("missing", "task"),
+    [
+        (lambda d: d.finetuned_unet("CT"), "finetune ct"),
+        (lambda d: d.selector(), "rlhf-stage1 all"),
+        (lambda d: d.policy("CT"), "rlhf-stage2 ct"),
+    ],
+)
+def test_what_an_earlier_task_should_have_made_is_asked_for_before_any_work(
+    campaign: Campaign, missing: Callable[[CampaignDirectory], Path], task: str
+) -> None:
+    shutil.rmtree(own(missing(campaign.directory) / "x").parent)
+    with pytest.raises(InputError, match=task):
+        campaign.run()
+    assert campaign.snapshot() == {}
+
+
+def test_the_policy_of_stage_1_is_used_where_there_is_no_stage_2(campaign: Campaign, reference: Campaign) -> None:
+    shutil.rmtree(own(campaign.directory.policy("CT") / "x").parent.parent.parent)
+    training = campaign.config.training.model_copy(update={"stage": 1})
+    config = campaign.config.model_copy(update={"training": training})
+    Campaign(config, campaign.directory).override(modes=["filtered"]).run(blocks=(0, 1))
+    first = campaign.read("attempts.jsonl", "filtered")
+    second = list(disk.read_jsonl(reference.block("filtered") / "attempts.jsonl"))
+    assert first[0]["selector"] == second[0]["selector"] and first[0]["policy"] != second[0]["policy"]
+
+
+@pytest.mark.parametrize("changed", [{"guidance_scale": 3.0}, {"batch_size": 4}, {"img_num": 1}, {"scheduler": "ddim"}])
+def test_blocks_of_other_settings_are_refused_and_kept(campaign: Campaign, changed: dict[str, Any]) -> None:
+    campaign.run(blocks=(0, 1))
+    before = campaign.snapshot()
+    with pytest.raises(InputError, match=r"config_fingerprint|prompts"):
+        campaign.override(**changed).run(blocks=(0, 1))
+    assert campaign.snapshot() == before
+
+
+def test_settings_that_change_no_image_are_free(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign.run(blocks=(0, 1))
+    monkeypatch.setattr(load, "load_synthetic", None)
+    campaign.override(blocks_per_shard=99).run(blocks=(0, 1))
+
+
+def test_blocks_of_another_model_are_refused(campaign: Campaign) -> None:
+    campaign.run(blocks=(0, 1))
+    path = own(campaign.directory.finetuned_unet("CT") / "unet" / "diffusion_pytorch_model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(InputError, match="model_fingerprint"):
+        campaign.run(blocks=(0, 1))
+
+
+def test_a_plan_of_another_prompt_list_is_refused(campaign: Campaign) -> None:
+    with pytest.raises(InputError, match="3 blocks of CT, the task was planned for 4"):
+        campaign.run(blocks=(2, 4))
+
+
+def test_a_modality_without_prompts_is_done_at_once(campaign: Campaign) -> None:
+    shutil.copytree(own(campaign.directory.finetuned_unet("CT") / "x").parent, campaign.directory.finetuned_unet("OCT"))
+    campaign.override(modes=["baseline"]).run("OCT", (0, 0))
+    assert campaign.snapshot() == {}
+
+
+# --- what an item may ask for ---------------------------------------------------------------------------------------
+
+
+def test_overrides_of_an_item_are_what_is_painted(reference: Campaign) -> None:
+    plain = load.Loader(reference.config, "CT", reference.directory).painter("baseline")
+    item = Item("ct-1", "CT: nodule, left", 0, num_inference_steps=4, guidance_scale=2.0, negative_prompt="noise")
+    recipe = replace(plain.recipe, num_inference_steps=4, guidance_scale=2.0, negative_prompt="noise")
+    asked = Item("ct-1", "CT: nodule, left", 0)
+    overridden, configured = plain.paint([(item, 1)]), replace(plain, recipe=recipe).paint([(asked, 1)])
+    assert np.array_equal(overridden.pictures[0], configured.pictures[0])
+    assert overridden.unet_evaluations == configured.unet_evaluations == 3 * 2 * 4
+    assert not np.array_equal(overridden.pictures[0], plain.paint([(asked, 1)]).pictures[0])
+
+
+def test_a_given_seed_takes_the_place_of_the_campaigns_and_the_prompts(reference: Campaign) -> None:
+    recipe = sample_batch.Recipe.of(reference.config, "CT")
+    one, other = Item("a", "CT: normal", 0, seed=5), Item("b", "CT: effusion", 0, seed=5)
+    assert recipe.image_seed(one, 0) == replace(recipe, seed=9).image_seed(other, 0)
+    seeds = {recipe.image_seed(Item("a", "", replicate, seed=5), attempt) for replicate in (0, 1) for attempt in (0, 1)}
+    assert len(seeds) == 4
+
+
+def test_items_of_several_kinds_in_one_block_are_painted_as_each_alone(
+    campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [
+        Item("a", "CT: normal", 0, num_inference_steps=3),
+        Item("b", "CT: normal", 0),
+        Item("c", "CT: normal", 0, guidance_scale=1.0),
+        Item("d", "CT: normal", 0, num_inference_steps=3, negative_prompt="noise", extra={"site": "left"}),
+    ]
+    only = campaign.override(modes=["baseline"], batches_per_block=2)
+    monkeypatch.setattr(block_store.Blocks, "items", lambda self, number: items)
+    only.run(blocks=(0, 1))
+    manifest = only.read("manifest.jsonl", "baseline")
+    assert [record["id"] for record in manifest] == ["a", "b", "c", "d"] and manifest[3]["extra"] == {"site": "left"}
+    alone = load.Loader(only.config, "CT", only.directory).painter("baseline")
+    for item, record in zip(items, manifest, strict=True):
+        pixels = np.rint(read_image(only.block("baseline") / record["file"]).pixels * 255).astype(np.uint8)
+        assert np.array_equal(pixels, alone.paint([(item, 0)]).pictures[0])
+    assert disk.read_json(only.block("baseline") / "timing.json")["batches"] == 3
+
+
+@pytest.mark.parametrize("output", ["png", "webdataset"])
+def test_a_tar_holds_the_same_images_as_the_files(campaign: Campaign, reference: Campaign, output: str) -> None:
+    campaign.override(output=output).run()
+    for number in range(3):
+        block, other = campaign.block("filtered", number), reference.block("filtered", number)
+        for record, expected in zip(
+            *(disk.read_jsonl(path / "manifest.jsonl") for path in (block, other)), strict=True
+        ):
+            assert record["sha256"] == expected["sha256"]
+            if record["file"] is not None:
+                assert block_store.read_image_bytes(block, record) == (other / expected["file"]).read_bytes()
+        assert [path.name for path in block.glob("*.tar")] == (["images.tar"] if output == "webdataset" else [])
+
+
+def test_too_little_memory_says_what_to_set(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(sample_batch.Painter, "paint", full)
+    with pytest.raises(InputError, match=r"generation.batch_size: a batch of 3 does not fit .*: set it to 1"):
+        campaign.run()

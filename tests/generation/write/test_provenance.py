@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from medsyn import Generator, disk
+from medsyn.errors import InputError
+from medsyn.generation.write import provenance
+from medsyn.generation.write.png import NOT_IN_THE_FILE
+from medsyn.generation.write.provenance import circumstances, require_same, software, write_circumstances
+from tests.helpers.generation_campaign import CPU, Campaign, fork, wait
+
+
+def test_what_is_computed_with_is_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDSYN_IMAGE", "sha256:1234")
+    found = circumstances(CPU, torch.float32)
+    assert (found["dtype"], found["attention"], found["container"]) == ("float32", "sdpa", "sha256:1234")
+    assert f"torch {torch.__version__.partition('+')[0]}" in found["software"]
+    assert all(name in found["software"] for name in ("medsyn", "diffusers", "transformers", "pillow"))
+
+
+@pytest.mark.parametrize("key", provenance.CIRCUMSTANCES)
+def test_another_way_to_compute_is_refused_by_name(tmp_path: Path, key: str) -> None:
+    path, ours = tmp_path / "made-with.json", circumstances(CPU, torch.float32)
+    require_same(path, ours, keep=False)
+    assert not path.exists(), "nothing is on record before something is made"
+    require_same(path, ours, keep=True)
+    require_same(path, ours, keep=True)
+    with pytest.raises(InputError, match=f"made with {key} .*, here it is 'another'"):
+        require_same(path, {**ours, key: "another"}, keep=True)
+    assert disk.read_json(path) == ours
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"dtype": 1}', "\udcff", "[" * 100_000])
+def test_a_damaged_record_is_told_and_not_written_over(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "made-with.json"
+    path.write_text(content, errors="surrogateescape")
+    with pytest.raises(InputError, match=r"damaged.*--repair"):
+        require_same(path, circumstances(CPU, torch.float32), keep=True)
+    assert path.read_text(errors="surrogateescape") == content
+
+
+def test_of_many_processes_that_begin_at_once_one_decides(tmp_path: Path) -> None:
+    path = tmp_path / "made-with.json"
+
+    def begin(name: str) -> None:
+        require_same(path, dict.fromkeys(provenance.CIRCUMSTANCES, name), keep=True)
+
+    def child(name: str) -> int:
+        return fork(lambda: begin(name))
+
+    statuses = {name: wait(one) for name, one in [(name, child(name)) for name in "abcdefgh"]}
+    (winner,) = set(disk.read_json(path).values())
+    assert [name for name, status in statuses.items() if os.waitstatus_to_exitcode(status) == 0] == [winner]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_without_hard_links_it_is_renamed_into_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(self: Path, target: Path) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "hardlink_to", no_links)
+    write_circumstances(tmp_path / "made-with.json", dict.fromkeys(provenance.CIRCUMSTANCES, "a"))
+    assert [path.name for path in tmp_path.iterdir()] == ["made-with.json"]
+
+
+def test_a_task_with_other_software_makes_nothing(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign.run(blocks=(0, 1))
+    assert {record["software"] for record in campaign.read("manifest.jsonl", "baseline")} == {software()}
+    monkeypatch.setattr(provenance, "software", lambda: "medsyn 9")
+    with pytest.raises(InputError, match=r"software .*medsyn 9"):
+        campaign.run(blocks=(1, 2))
+    assert not campaign.block("baseline", 1).exists()
+
+
+def test_a_single_image_says_all_that_it_was_made_with(tiny_model: Path) -> None:
+    generator = Generator(str(tiny_model), height=32, num_inference_steps=2, scheduler="ddim", negative_prompt="blur")
+    (image,) = generator.images("CT: nodule")
+    record = image.record
+    assert record["synthetic"] is True and record["software"] == software()
+    assert (record["num_inference_steps"], record["guidance_scale"], record["negative_prompt"]) == (2, 7.5, "blur")
+    assert (record["scheduler"], record["dtype"], record["precision"]) == ("ddim", "float32", "float32")
+    assert (record["width"], record["height"], record["seed"] is None) == (32, 32, False)
+    assert record["model_fingerprint"] and record["config_fingerprint"]
+    assert image.png is not None
+    with Image.open(io.BytesIO(image.png)) as opened:
+        text = opened.text  # type: ignore[attr-defined]
+    in_the_file = {key: value for key, value in record.items() if value is not None and key not in NOT_IN_THE_FILE}
+    assert {key: text[key.replace("_", " ").capitalize()] for key in in_the_file} == {
+        key: str(value) for key, value in in_the_file.items()
+    }
+    assert text["Synthetic"] == "YES"

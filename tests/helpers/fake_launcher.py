@@ -1,0 +1,25 @@
+"""`launch.py submit` of a prepared campaign, with workers that run the fake stages."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from medsyn.campaign.local import scheduler
+from medsyn.campaign.local.live_table import Display
+from medsyn.campaign.state import campaign_file, locks
+from medsyn.cli import app
+
+WORKER = (sys.executable, "-m", "tests.helpers.fake_worker")
+
+
+def submit(program: str, arguments: list[str]) -> int:
+    campaign = campaign_file.open_campaign(Path(arguments[0]))
+    with locks.exclusive(campaign.directory.ledger):
+        return scheduler.run(campaign, Display(campaign, Console(width=200), "submit again"), int(arguments[1]), WORKER)
+
+
+if __name__ == "__main__":
+    sys.exit(app.dispatch("launcher", {"submit": ("", submit)}, ["submit", *sys.argv[1:]]))
