@@ -13,10 +13,19 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
@@ -77,11 +86,27 @@ class DataSection(Section):
     base_prompt: str | None = None
     modality_column: str = "modality"
     strict: bool = True
-    modalities: list[Modality] = Field(["OCT", "CT", "X-Ray", "MRI", "Fundus"], min_length=1)
+    modalities: list[Modality] = Field([], min_length=1)  # [] stands for null: those of the table, once it is read
     resolution: int = Field(256, ge=32, le=1024, multiple_of=8)
     held_out_fraction: float = Field(0.2, gt=0, lt=1)
     allow_synthetic: bool = False
     phantoms: PhantomsSection = PhantomsSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _phantoms_are_of_all(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and tree.get("table", PHANTOMS) == PHANTOMS and tree.get("modalities") is None:
+            return {**tree, "modalities": list(get_args(Modality))}
+        return tree
+
+    @field_validator("modalities", mode="wrap")
+    @classmethod
+    def _null_is_not_known_yet(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> list[Modality]:
+        return [] if value is None else validate(value)
+
+    @field_serializer("modalities")
+    def _not_known_yet_is_null(self, value: list[Modality]) -> list[Modality] | None:
+        return value or None
 
     @field_validator("base_prompt")
     @classmethod

@@ -20,7 +20,7 @@ from medsyn.campaign.plan import capacity, machine, shards
 from medsyn.campaign.state import campaign_file
 from medsyn.campaign.tasks import Plan, build, count_blocks
 from medsyn.config import PHANTOMS, Config
-from medsyn.data.modalities import split_prefix
+from medsyn.data.modalities import MODALITIES, split_prefix
 from medsyn.data.prompts.rows import PromptRow, PromptSource, new_faults, wrong_negative
 from medsyn.data.prompts.store import INDEX, ListIndex, Run
 from medsyn.data.prompts.write import index_rows, write_lists
@@ -64,12 +64,25 @@ class Checked:
 
 
 def resolve(config: Config) -> Config:
-    """The configuration with nothing left to look up; looks at no table's content.
+    """The configuration with nothing left to look up; of the data set's table only the modalities are read.
 
     Raises:
         InputError: the batch size is `auto`, and nothing says how much memory a card has.
     """
-    return capacity.resolve_batch_size(_with_paths(config))
+    return capacity.resolve_batch_size(_with_paths(with_modalities(config)))
+
+
+def with_modalities(config: Config) -> Config:
+    """The configuration with its modalities named: where `data.modalities` is null, those of the table.
+
+    All five stand for those of a table that cannot be read, which `check` tells.
+    """
+    if config.data.modalities:
+        return config
+    found = tables_read.modalities_of(absolute(config.data.table), config.data.modality_column)
+    tree = config.model_dump()
+    tree["data"]["modalities"] = found or list(MODALITIES)
+    return Config.model_validate(tree)
 
 
 def _with_paths(config: Config) -> Config:
@@ -105,6 +118,8 @@ def prompt_source(config: Config) -> Path | None:
 def check(config: Config, progress: Progress | None = None) -> Checked:
     """Read every table, look for weights and (up to 2,000) images; everything wrong is in the result's `problems`."""
     problems: list[Problem] = []
+    of_the_table = not config.data.modalities
+    config = with_modalities(config)
     resolved = _resolve(config, problems)
     modalities = resolved.data.modalities
     problems += machine.check(resolved)
@@ -115,6 +130,8 @@ def check(config: Config, progress: Progress | None = None) -> Checked:
     ratings = _read_ratings(resolved, problems) if has_ratings else []
     source = find_source(config, prompt_source(config), images, problems) if has_prompts else None
     prompts = read_prompts(source, config, problems)
+    if of_the_table:
+        problems += _left_out(prompts)
     problems += check_negative(config)
     problems += _check_split(resolved, images)
     rated = {(row.path, row.modality) for row in ratings}
@@ -262,6 +279,15 @@ def _absent(config: Config, what: str, modalities: Sequence[str]) -> Problem:
         return Problem(str(data.ratings_file), reason, key="data.ratings_file", severity=_severity(needed))
     reason = f"there is no prompt for {names}: nothing will be generated of them"
     return Problem(CONFIGURATION, reason, key="data.prompts", severity=_severity(nothing_at_all))
+
+
+def _left_out(prompts: Prompts) -> Iterator[Problem]:
+    """A warning where a list has prompts of modalities that the table does not have, and that nobody chose away."""
+    number = prompts.rows_read - sum(prompts.counts.values())
+    if number:
+        are = "prompt is" if number == 1 else "prompts are"
+        reason = f"{number} {are} left out: the data set has no image of their modalities (data.modalities)"
+        yield Problem(prompts.source.name, reason, severity="warning")
 
 
 def _severity(is_error: bool) -> str:
