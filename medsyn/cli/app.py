@@ -97,16 +97,16 @@ def config_parser(program: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def prepare(config: str, overrides: Sequence[str]) -> Campaign:
-    """Prepare the campaign of a configuration, progress and warnings on standard error."""
+def open_for_change(config: str, overrides: Sequence[str], here: bool) -> Campaign:
+    """See `medsyn.campaign.guards.open_for_change`; progress and warnings go to standard error."""
     from medsyn import config as configuration
-    from medsyn.campaign.plan import prepare
+    from medsyn.campaign import guards
 
     loaded = configuration.load(config, overrides)
     warnings: list[Problem] = []
     try:
         with progress_bars() as progress:
-            return prepare.prepare(loaded, progress, warnings.extend)
+            return guards.open_for_change(loaded, here, progress, warnings.extend)
     finally:
         show_problems(dict.fromkeys(warnings))
 

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from medsyn.campaign.guards import _require_no_jobs, _require_same_shards
 from medsyn.cli import app
 from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, InputError, InputProblems
 from medsyn.stage import CampaignDirectory
@@ -83,7 +82,6 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
     args = parser.parse_intermixed_args(arguments)
 
     from medsyn import config
-    from medsyn.campaign import guards
     from medsyn.campaign.state import campaign_file, locks
 
     loaded = config.load(args.config, args.overrides)
@@ -92,11 +90,7 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
         raise InputError(args.config, f"this campaign has not been submitted: `{command}` does")
     if args.cluster == "slurm":
         _require_site(loaded)
-        _require_same_shards(loaded)
-    guards.require_own(CampaignDirectory(loaded.campaign.path))
-    if args.cluster == "local":
-        _require_no_jobs(CampaignDirectory(loaded.campaign.path))
-    campaign = app.prepare(args.config, args.overrides)
+    campaign = app.open_for_change(args.config, args.overrides, here=args.cluster == "local")
     only = campaign.plan.select(args.only) if resumes and args.only else None
     with locks.exclusive(campaign.directory.ledger, campaign.directory.root):
         if args.cluster == "slurm":

@@ -25,7 +25,8 @@ def run_stage(stage: str, program: str, arguments: Sequence[str]) -> int:
 
     from medsyn.campaign import worker
 
-    return worker.run_task(app.prepare(args.config, args.overrides).directory.root, stage, args.task)
+    campaign = app.open_for_change(args.config, args.overrides, here=True)
+    return worker.run_task(campaign.directory.root, stage, args.task)
 
 
 def _list_tasks(path: str, overrides: Sequence[str], stage: str) -> int:

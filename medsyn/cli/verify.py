@@ -33,10 +33,12 @@ def verify(program: str, arguments: Sequence[str]) -> int:
     if args.rerun is not None and args.rerun < 1:
         raise InputError("--rerun", f"at least 1 image, got {args.rerun}")
 
-    from medsyn.campaign import repair
+    from medsyn.campaign import guards, repair
     from medsyn.campaign.state import campaign_file
 
     campaign = campaign_file.open_campaign(args.directory)
+    if args.repair:
+        guards.require_own(campaign.directory)
     _require_prompts(campaign)
     with repair.alone(campaign) if args.repair else nullcontext():
         images = _images(campaign)
@@ -132,10 +134,12 @@ def merge(program: str, arguments: Sequence[str]) -> int:
     parser.add_argument("directory", type=Path, metavar="CAMPAIGN_DIR")
     args = parser.parse_args(arguments)
 
+    from medsyn.campaign import guards
     from medsyn.campaign.state import campaign_file
     from medsyn.generation.write import parquet
 
     campaign = campaign_file.open_campaign(args.directory)
+    guards.require_own(campaign.directory)
     folders = table_folders(campaign)
     missing = [folder for folder in folders if not (folder / parquet.MANIFEST_TABLE).is_file()]
     for folder in missing:
