@@ -1,4 +1,4 @@
-"""python -m medsyn verify and merge: every file against its records; the tables of all shards as one."""
+"""medsyn verify and merge: every file against its records; the tables of all shards as one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsyn.cli import app
+from medsyn.cli.invocation import command
 from medsyn.errors import EXIT_DONE, EXIT_FAILED, InputError, counted
 
 if TYPE_CHECKING:
@@ -121,9 +122,9 @@ def _tell_repair(folder: Path, tasks: Sequence[PlannedTask], directory: Path) ->
     if tasks:
         are = "is" if len(tasks) == 1 else "are"
         told = f"{counted(len(tasks), 'task')} {are} to run again"
-        print(f"{told}: `launch.py resume` with the campaign's configuration does, or")
+        print(f"{told}: `medsyn resume` with the campaign's configuration does, or")
         for planned in tasks[:_TASKS_SHOWN]:
-            print(f"  python -m medsyn worker {directory} {' '.join(planned.key)}")
+            print(f"  {command('worker', [str(directory), *planned.key])}")
         if len(tasks) > _TASKS_SHOWN:
             print(f"  and {len(tasks) - _TASKS_SHOWN} more")
 

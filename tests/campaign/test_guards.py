@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from medsyn import __main__ as main
 from medsyn import config as configuration
+from medsyn.__main__ import COMMANDS
 from medsyn.campaign import guards
-from medsyn.cli import app, campaign
+from medsyn.cli import app
 from tests.helpers.fake_slurm import Slurm
 from tests.helpers.paths import ROOT
 from tests.helpers.trial import Trial
 
-COMMANDS = main.COMMANDS | {name: ("", getattr(campaign, name)) for name in ("submit", "resume", "cancel")}
 BY_HAND = (
     ("finetune", "--task", "ct"),
     ("rlhf", "--stage", "1", "--task", "all"),
