@@ -1,4 +1,4 @@
-"""How long does `launch.py status` take for a campaign of many shards?
+"""How long does `medsyn status` take for a campaign of many shards?
 
     python benchmarks/status.py --shards 10000
 

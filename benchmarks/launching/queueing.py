@@ -110,7 +110,7 @@ def sbatch_calls(ledger: Path) -> int:
 
 
 def seconds_of_status(overrides: Sequence[str]) -> float:
-    """Seconds of the whole command `launch.py status`."""
+    """Seconds of the whole command `medsyn status`."""
     started = time.perf_counter()
     command = [sys.executable, "launch.py", "status", str(cluster.CONFIG), *overrides]
     subprocess.run(command, cwd=cluster.ROOT, check=False, stdout=subprocess.DEVNULL)

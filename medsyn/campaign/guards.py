@@ -1,4 +1,4 @@
-"""Who may change a campaign, and when: asked before anything of it is written."""
+"""Who may change a campaign, and when: asked in one place, before anything of it is written."""
 
 from __future__ import annotations
 
@@ -6,17 +6,42 @@ import os
 import pwd
 import shutil
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from medsyn import config as configuration
+from medsyn.campaign.plan import prepare, shards
+from medsyn.campaign.plan.inputs import Progress
+from medsyn.campaign.plan.prepare import Warn
+from medsyn.campaign.slurm import queue, submissions
+from medsyn.campaign.slurm.queue import Job
+from medsyn.campaign.state import campaign_file
+from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.tasks import Key
 from medsyn.config import Config
-from medsyn.errors import InputError
+from medsyn.errors import CONFIGURATION, InputError, SlurmError
 from medsyn.stage import CampaignDirectory
 
-if TYPE_CHECKING:
-    from medsyn.campaign.slurm.queue import Job
-    from medsyn.campaign.tasks import Key
-    from medsyn.config import Config
+
+def open_for_change(config: Config, here: bool, progress: Progress | None = None, warn: Warn | None = None) -> Campaign:
+    """The campaign of a configuration, prepared, for a command that runs or queues tasks of it.
+
+    Args:
+        config: as the user gave it.
+        here: its tasks are to run on this machine, and not in Slurm's queue.
+        progress: see `medsyn.campaign.plan.prepare.prepare`.
+        warn: likewise.
+
+    Raises:
+        InputError: it is another user's; shards would be dealt anew while generate jobs are in Slurm's queue; or tasks
+            would run here while jobs in the queue are to do the same work.
+        InputProblems, Busy: see `medsyn.campaign.plan.prepare.prepare`.
+        SlurmError: jobs may be in the queue, and Slurm does not answer.
+    """
+    directory = CampaignDirectory(config.campaign.path)
+    require_own(directory)
+    _require_same_shards(config, directory)
+    if here:
+        _require_no_jobs(directory)
+    return prepare.prepare(config, progress, warn)
 
 
 def require_own(directory: CampaignDirectory) -> None:
@@ -26,7 +51,7 @@ def require_own(directory: CampaignDirectory) -> None:
     except OSError:
         return
     if owner != os.getuid():
-        reason = f"this campaign belongs to {user_name(owner)}, who alone can submit, resume or cancel it"
+        reason = f"this campaign belongs to {user_name(owner)}, who alone can change it"
         raise InputError(directory.root, reason, key="campaign.dir")
 
 
@@ -38,30 +63,32 @@ def user_name(number: int) -> str:
         return str(number)
 
 
+def _require_same_shards(config: Config, directory: CampaignDirectory) -> None:
+    """Raise InputError if blocks are to be dealt anew while generate jobs are in Slurm's queue: which means which?"""
+    facts = campaign_file.read_facts(directory)
+    changes = configuration.changes(facts["config"], config) if facts else {}
+    changed = [key for key in shards.DEALT_BY if key in changes]
+    if changed and any(stage == "generate" for stage, _ in _in_queue(directory)):
+        reason = "it deals the shards anew, but generate jobs are in Slurm's queue: cancel them first (`medsyn cancel`)"
+        raise InputError(CONFIGURATION, reason, key=changed[0])
+
+
 def _require_no_jobs(directory: CampaignDirectory) -> None:
     """Raise InputError while jobs of the campaign are in Slurm's queue: they would do the same work."""
     if queued := _in_queue(directory):
-        jobs = f"{len(queued)} of its tasks are in Slurm's queue"
-        raise InputError(directory.root, f"{jobs}: cancel them first, or go on with --cluster slurm")
-
-
-def _require_same_shards(loaded: Config) -> None:
-    """Raise InputError if blocks are to be dealt anew while generate jobs are in Slurm's queue: which means which?"""
-    from medsyn import config
-    from medsyn.campaign.plan import shards
-    from medsyn.campaign.state import campaign_file
-
-    directory = CampaignDirectory(loaded.campaign.path)
-    facts = campaign_file.read_facts(directory)
-    changes = config.changes(facts["config"], loaded) if facts else {}
-    changed = [key for key in shards.DEALT_BY if key in changes]
-    if changed and any(stage == "generate" for stage, _ in _in_queue(directory)):
-        reason = "it deals the shards anew, but generate jobs are in Slurm's queue: cancel them first"
-        raise InputError("configuration", reason, key=changed[0])
+        reason = (
+            f"{len(queued)} of its tasks are in Slurm's queue, which would do the same work: cancel them first "
+            "(`medsyn cancel`), or go on in the queue (`medsyn resume --cluster slurm`)"
+        )
+        raise InputError(directory.root, reason)
 
 
 def _in_queue(directory: CampaignDirectory) -> Mapping[Key, Job]:
-    """The campaign's tasks that are in Slurm's queue; none where there is no Slurm."""
-    from medsyn.campaign.slurm import queue, submissions
-
-    return queue.view(submissions.read(directory.ledger)).tasks if shutil.which("squeue") else {}
+    """The campaign's tasks that are in Slurm's queue; none where there is no Slurm, or it was handed nothing."""
+    submitted = submissions.read(directory.ledger)
+    if not submitted or shutil.which("squeue") is None:
+        return {}
+    view = queue.view(submitted)
+    if view.problem:
+        raise SlurmError(f"{view.problem}; jobs of this campaign may be in its queue")
+    return view.tasks

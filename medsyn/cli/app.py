@@ -1,4 +1,4 @@
-"""What both command lines (`launch.py` and `python -m medsyn`) share: a table of commands, and errors said plainly."""
+"""What all commands share: finding the one that is meant, the campaign that is meant, and errors said plainly."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+import medsyn
 from medsyn import disk
 from medsyn.campaign.state.locks import Busy
 from medsyn.errors import (
@@ -29,10 +30,17 @@ from medsyn.errors import (
 if TYPE_CHECKING:
     from medsyn.campaign.state.campaign_file import Campaign
 
-Command = tuple[str, Callable[[str, Sequence[str]], int]]  # help; function of (how it was called, arguments)
 EXIT_USAGE = 2  # argparse's own
 _PLACE_SHOWN = 300  # characters of a path
 _WRONG_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EISDIR)  # the user named another than was meant
+
+
+class Command(NamedTuple):
+    """One command of the program."""
+
+    help: str
+    run: Callable[[str, Sequence[str]], int]  # of (how it was called, arguments); returns the exit code
+    group: str = ""  # what users do with it
 
 
 def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[str]) -> int:
@@ -41,11 +49,11 @@ def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[
     A user's mistake is printed, one problem per line, and ends with EXIT_BAD_INPUT.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: {program} COMMAND ...\n")
-        for name, (text, _) in commands.items():
-            print(f"  {name:<10} {text}")
-        print(f"\n`{program} COMMAND --help` says more")
+        print(_overview(program, commands))
         return EXIT_DONE if arguments else EXIT_USAGE
+    if arguments[0] == "--version":
+        print(f"medsyn {medsyn.__version__}")
+        return EXIT_DONE
     name, rest = arguments[0], arguments[1:]
     if name not in commands:
         close = difflib.get_close_matches(name, commands, n=1)
@@ -53,7 +61,7 @@ def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[
         print(f"{program}: there is no command {name!r}; {hint}", file=sys.stderr)
         return EXIT_USAGE
     try:
-        return commands[name][1](f"{program} {name}", rest)
+        return commands[name].run(f"{program} {name}", rest)
     except (InputError, InputProblems) as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
@@ -77,6 +85,17 @@ def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[
         return EXIT_BAD_INPUT if error.errno in _WRONG_PATH else EXIT_FAILED
 
 
+def _overview(program: str, commands: Mapping[str, Command]) -> str:
+    """The help of the program: every command, by what users do."""
+    lines, group = [f"usage: {program} COMMAND ...", f"       {program} --version"], None
+    for name, its in commands.items():
+        if its.group != group:
+            group = its.group
+            lines += ["", f"{group}:"]
+        lines.append(f"  {name:<10} {its.help}")
+    return "\n".join([*lines, "", f"`{program} COMMAND --help` says more"])
+
+
 def _place(error: OSError) -> str:
     return str(error.filename or "a file of the campaign")[:_PLACE_SHOWN]
 
@@ -93,20 +112,21 @@ def config_parser(program: str, description: str) -> argparse.ArgumentParser:
     """A parser for `CONFIG [key=value ...]`; to be used with `parse_intermixed_args`."""
     parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument("config", metavar="CONFIG", help="the campaign's configuration, a YAML file")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="values that replace those of the file")
+    text = "values that replace those of the file"
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=text)
     return parser
 
 
-def prepare(config: str, overrides: Sequence[str]) -> Campaign:
-    """Prepare the campaign of a configuration, progress and warnings on standard error."""
+def open_for_change(config: str, overrides: Sequence[str], here: bool) -> Campaign:
+    """See `medsyn.campaign.guards.open_for_change`; progress and warnings go to standard error."""
     from medsyn import config as configuration
-    from medsyn.campaign.plan import prepare
+    from medsyn.campaign import guards
 
     loaded = configuration.load(config, overrides)
     warnings: list[Problem] = []
     try:
         with progress_bars() as progress:
-            return prepare.prepare(loaded, progress, warnings.extend)
+            return guards.open_for_change(loaded, here, progress, warnings.extend)
     finally:
         show_problems(dict.fromkeys(warnings))
 

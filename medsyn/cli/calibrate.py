@@ -1,4 +1,4 @@
-"""python -m medsyn calibrate CONFIG: how fast this machine paints, as the key that makes the plan's estimates match."""
+"""medsyn calibrate CONFIG: how fast this machine paints, as the key that makes the plan's estimates match."""
 
 from __future__ import annotations
 

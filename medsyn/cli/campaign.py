@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shlex
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from medsyn.campaign.guards import _require_no_jobs, _require_same_shards
 from medsyn.cli import app
+from medsyn.cli.invocation import command
 from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, InputError, InputProblems
 from medsyn.stage import CampaignDirectory
 
@@ -83,20 +80,14 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
     args = parser.parse_intermixed_args(arguments)
 
     from medsyn import config
-    from medsyn.campaign import guards
     from medsyn.campaign.state import campaign_file, locks
 
     loaded = config.load(args.config, args.overrides)
     if resumes and campaign_file.read_facts(CampaignDirectory(loaded.campaign.path)) is None:
-        command = _command("submit", [args.config, *args.overrides])
-        raise InputError(args.config, f"this campaign has not been submitted: `{command}` does")
+        raise _not_submitted(args)
     if args.cluster == "slurm":
         _require_site(loaded)
-        _require_same_shards(loaded)
-    guards.require_own(CampaignDirectory(loaded.campaign.path))
-    if args.cluster == "local":
-        _require_no_jobs(CampaignDirectory(loaded.campaign.path))
-    campaign = app.prepare(args.config, args.overrides)
+    campaign = app.open_for_change(args.config, args.overrides, here=args.cluster == "local")
     only = campaign.plan.select(args.only) if resumes and args.only else None
     with locks.exclusive(campaign.directory.ledger, campaign.directory.root):
         if args.cluster == "slurm":
@@ -107,7 +98,7 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
         from medsyn.campaign.local import scheduler
         from medsyn.campaign.local.live_table import Display
 
-        display = Display(campaign, Console(), _command(program.split()[-1], arguments))
+        display = Display(campaign, Console(), command(program.split()[-1], arguments))
         return scheduler.run(campaign, display, args.max_parallel, only=only)
 
 
@@ -135,7 +126,7 @@ def _queue(campaign: Campaign, only: set[Key] | None, named: Sequence[str]) -> i
     for line in outcome.lines():
         print(line)
     if not outcome.all_done:
-        print(f"next      {_command('status', [*named, '--watch'])}")
+        print(f"next      {command('status', [*named, '--watch'])}")
     return EXIT_DONE
 
 
@@ -144,18 +135,16 @@ def cancel(program: str, arguments: Sequence[str]) -> int:
     parser = app.config_parser(program, str(cancel.__doc__))
     args = parser.parse_intermixed_args(arguments)
 
-    from medsyn import config
     from medsyn.campaign import cancel as campaign_cancel
     from medsyn.campaign import guards
     from medsyn.campaign.slurm import submissions
-    from medsyn.campaign.state import campaign_file
 
-    directory = campaign_file.open_campaign(config.load(args.config, args.overrides).campaign.path).directory
+    directory = _open(args).directory
     guards.require_own(directory)
     count = campaign_cancel.launcher(directory, print) + campaign_cancel.jobs(directory, print)
     print("cancelled" if count else "nothing of this campaign is running or queued")
     where = "slurm" if submissions.read(directory.ledger) else "local"
-    print(f"next      to go on: {_command('resume', [args.config, *args.overrides, '--cluster', where])}")
+    print(f"next      to go on: {command('resume', [args.config, *args.overrides, '--cluster', where])}")
     return EXIT_DONE
 
 
@@ -176,13 +165,13 @@ def status(program: str, arguments: Sequence[str]) -> int:
 
     campaign = _open(args)
     found, seconds = read.read(campaign), figures.expected_seconds(campaign)
-    command = _commands(args, found.on_slurm)
+    follow_up = _commands(args, found.on_slurm)
     if args.watch:
-        return as_text.watch(Console(), lambda: read.read(campaign), command, args.watch, seconds)
+        return as_text.watch(Console(), lambda: read.read(campaign), follow_up, args.watch, seconds)
     if args.json:
-        print(json.dumps(as_json.as_dict(found, command, seconds), indent=2))
+        print(json.dumps(as_json.as_dict(found, follow_up, seconds), indent=2))
     else:
-        as_text.show(Console(), found, command, seconds)
+        as_text.show(Console(), found, follow_up, seconds)
     return found.exit_code
 
 
@@ -225,24 +214,32 @@ def _open(args: argparse.Namespace) -> Campaign:
     from medsyn import config
     from medsyn.campaign.state import campaign_file
 
-    return campaign_file.open_campaign(config.load(args.config, args.overrides).campaign.path)
+    directory = CampaignDirectory(config.load(args.config, args.overrides).campaign.path)
+    if not directory.facts.exists():
+        raise _not_submitted(args)
+    return campaign_file.open_campaign(directory.root)
+
+
+def _not_submitted(args: argparse.Namespace) -> InputError:
+    how = command("submit", [args.config, *args.overrides])
+    return InputError(args.config, f"this campaign has not been submitted: `{how}` does")
 
 
 def _commands(args: argparse.Namespace, on_slurm: bool) -> Callable[[str], str]:
     """What the user would type for a subcommand on the same campaign."""
 
-    def command(words: str) -> str:
+    def typed(words: str) -> str:
         name, *options = words.split()
         if name == "resume":
             options += ["--cluster", "slurm" if on_slurm else "local"]
-        return _command(name, [args.config, *args.overrides, *options])
+        return command(name, [args.config, *args.overrides, *options])
 
-    return command
+    return typed
 
 
 def _with_seconds(arguments: Sequence[str]) -> list[str]:
     """`--watch` with its default, unless a number comes next: what follows may be the configuration."""
-    following = [*arguments[1:], ""]
+    following = [*arguments, ""][1:]
     return [
         f"--watch={WATCH_SECONDS}" if word == "--watch" and not after.replace(".", "", 1).isdigit() else word
         for word, after in zip(arguments, following, strict=True)
@@ -268,9 +265,3 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("at least 1")
     return number
-
-
-def _command(name: str, arguments: Sequence[str]) -> str:
-    """What the user would type, from the same place and in the same way."""
-    runner = "uv run" if "UV" in os.environ else "python"
-    return f"{runner} {shlex.join([sys.argv[0], name, *arguments])}"

@@ -1,4 +1,4 @@
-"""python -m medsyn generate --prompt ...: images of one prompt into a folder, with the specification's flags."""
+"""medsyn generate --prompt ...: images of one prompt into a folder, with the specification's flags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m medsyn prompts`: check a prompt list, or build a balanced one."""
+"""`medsyn prompts`: check a prompt list, or build a balanced one."""
 
 from __future__ import annotations
 

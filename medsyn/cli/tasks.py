@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from medsyn.cli import app
@@ -25,7 +26,13 @@ def run_stage(stage: str, program: str, arguments: Sequence[str]) -> int:
 
     from medsyn.campaign import worker
 
-    return worker.run_task(app.prepare(args.config, args.overrides).directory.root, stage, args.task)
+    campaign = app.open_for_change(args.config, args.overrides, here=True)
+    return worker.run_task(campaign.directory.root, stage, args.task)
+
+
+finetune = partial(run_stage, "finetune")
+rlhf = partial(run_stage, "rlhf")
+evaluate = partial(run_stage, "evaluate")
 
 
 def _list_tasks(path: str, overrides: Sequence[str], stage: str) -> int:

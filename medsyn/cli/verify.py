@@ -1,4 +1,4 @@
-"""python -m medsyn verify and merge: every file against its records; the tables of all shards as one."""
+"""medsyn verify and merge: every file against its records; the tables of all shards as one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsyn.cli import app
+from medsyn.cli.invocation import command
 from medsyn.errors import EXIT_DONE, EXIT_FAILED, InputError, counted
 
 if TYPE_CHECKING:
@@ -33,10 +34,12 @@ def verify(program: str, arguments: Sequence[str]) -> int:
     if args.rerun is not None and args.rerun < 1:
         raise InputError("--rerun", f"at least 1 image, got {args.rerun}")
 
-    from medsyn.campaign import repair
+    from medsyn.campaign import guards, repair
     from medsyn.campaign.state import campaign_file
 
     campaign = campaign_file.open_campaign(args.directory)
+    if args.repair:
+        guards.require_own(campaign.directory)
     _require_prompts(campaign)
     with repair.alone(campaign) if args.repair else nullcontext():
         images = _images(campaign)
@@ -119,9 +122,9 @@ def _tell_repair(folder: Path, tasks: Sequence[PlannedTask], directory: Path) ->
     if tasks:
         are = "is" if len(tasks) == 1 else "are"
         told = f"{counted(len(tasks), 'task')} {are} to run again"
-        print(f"{told}: `launch.py resume` with the campaign's configuration does, or")
+        print(f"{told}: `medsyn resume` with the campaign's configuration does, or")
         for planned in tasks[:_TASKS_SHOWN]:
-            print(f"  python -m medsyn worker {directory} {' '.join(planned.key)}")
+            print(f"  {command('worker', [str(directory), *planned.key])}")
         if len(tasks) > _TASKS_SHOWN:
             print(f"  and {len(tasks) - _TASKS_SHOWN} more")
 
@@ -132,10 +135,12 @@ def merge(program: str, arguments: Sequence[str]) -> int:
     parser.add_argument("directory", type=Path, metavar="CAMPAIGN_DIR")
     args = parser.parse_args(arguments)
 
+    from medsyn.campaign import guards
     from medsyn.campaign.state import campaign_file
     from medsyn.generation.write import parquet
 
     campaign = campaign_file.open_campaign(args.directory)
+    guards.require_own(campaign.directory)
     folders = table_folders(campaign)
     missing = [folder for folder in folders if not (folder / parquet.MANIFEST_TABLE).is_file()]
     for folder in missing:

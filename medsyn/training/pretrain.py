@@ -1,6 +1,6 @@
 """The recipe of the embedded tiny model: autoencoder first, then text encoder and UNet together, on phantoms alone.
 
-    python -m medsyn pretrain DIRECTORY
+    medsyn pretrain DIRECTORY
 
 makes the weights in `medsyn/models/embedded` again (hours on one CPU core). Phantoms are drawn with seeds that no
 campaign uses. The autoencoder sees them flipped, turned, zoomed and recoloured, so that it also carries images that

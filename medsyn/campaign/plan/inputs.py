@@ -34,7 +34,7 @@ from medsyn.schedulers import SchedulerName, wrong_steps
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory
 
-IMAGES_READ_AT_MOST = 2000  # a larger data set is checked by `python -m medsyn check`, once, not at every submit
+IMAGES_READ_AT_MOST = 2000  # a larger data set is checked by `medsyn check`, once, not at every submit
 
 Row = TypeVar("Row", ImageRow, RatingRow)
 Runs = Mapping[str, Sequence[int]]  # images of each run of prompts with equal settings, by modality
@@ -301,7 +301,7 @@ def _check_images(config: Config, rows: Mapping[str, int], progress: Progress | 
     if not any(rows.values()):
         return []
     if sum(rows.values()) > IMAGES_READ_AT_MOST:
-        command = f"python -m medsyn check {' '.join(map(str, paths))}"
+        command = f"medsyn check {' '.join(map(str, paths))}"
         return [
             Problem(
                 str(paths[0]), f"its images were not read, there are too many; `{command}` does", severity="warning"

@@ -1,6 +1,6 @@
-"""What `launch.py plan` says: stages, tasks, what each waits for, what there is of each modality, and what it costs.
+"""What `medsyn plan` says: stages, tasks, what each waits for, what there is of each modality, and what it costs.
 
-What `launch.py plan` says about cost: hours, memory and disk, all of them estimates.
+What `medsyn plan` says about cost: hours, memory and disk, all of them estimates.
 """
 
 from __future__ import annotations

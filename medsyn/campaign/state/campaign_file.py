@@ -83,7 +83,7 @@ def open_campaign(root: Path) -> Campaign:
     directory = CampaignDirectory(root.absolute())
     facts = read_facts(directory)
     if facts is None:
-        raise InputError(root, "this is not a campaign's directory: `launch.py submit CONFIG` makes one")
+        raise InputError(root, "this is not a campaign's directory: `medsyn submit CONFIG` makes one")
     config = configuration.load(directory.config, environment={})
     inputs: Mapping[str, FileRecord] = {name: FileRecord(**one) for name, one in facts["inputs"].items()}
     if config.campaign.path != directory.root:

@@ -25,7 +25,7 @@ LOG_LINES = 5
 SHOWN = 5  # tasks of a stage that are told singly
 ALWAYS: tuple[State, ...] = ("done", "running", "pending")  # other columns are there when they are not empty
 
-Command = Callable[[str], str]  # what the user types for a subcommand of launch.py
+Command = Callable[[str], str]  # what the user types for a command
 
 
 def show(console: Console, status: Status, command: Command, expected: Mapping[str, float] | None = None) -> None:
@@ -39,7 +39,7 @@ def parts(status: Status, command: Command, expected: Mapping[str, float] | None
 
     Args:
         status: what was found.
-        command: what the user types for a subcommand of `launch.py`.
+        command: what the user types for a command.
         expected: the cost model's seconds of whole stages.
     """
     directory, step = status.campaign.directory, status.next_step

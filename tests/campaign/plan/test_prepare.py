@@ -392,7 +392,7 @@ class TestImages:
     ) -> None:
         monkeypatch.setattr(inputs, "IMAGES_READ_AT_MOST", 5)
         monkeypatch.setattr(check, "check_tables", None)
-        assert "python -m medsyn check" in reasons(pictures.config(), "warning")
+        assert "`medsyn check" in reasons(pictures.config(), "warning")
 
 
 class TestPhantoms:
