@@ -21,7 +21,8 @@ from medsyn.generation.make.journal import journal_directory
 from medsyn.generation.make.lease import Leases, lease_file
 from medsyn.generation.sample import batch
 from medsyn.stage import Control, NoProgress, Saved
-from tests.helpers.generation_campaign import Campaign, Maker, batches_of, fork, wait
+from tests.helpers.generation_campaign import Campaign, Maker, batches_of
+from tests.helpers.processes import fork, wait
 
 MODES = ("baseline", "filtered")
 

@@ -15,7 +15,7 @@ import pytest
 
 from medsyn import disk
 from medsyn.generation.make.lease import LeaseLost, Leases, lease_file
-from tests.helpers.generation_campaign import fork, wait
+from tests.helpers.processes import fork, wait
 
 PROCESSES = 6
 
