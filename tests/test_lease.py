@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from medsyn import disk
-from medsyn.generation.make.lease import LeaseLost, Leases, lease_file
+from medsyn.lease import LeaseLost, Leases, lease_file
 from tests.helpers.processes import fork, wait
 
 PROCESSES = 6
