@@ -26,11 +26,11 @@ from medsyn.errors import InputError
 from medsyn.generation.block_store import read_blocks
 from medsyn.generation.make.block import BlockMaker, Place, sweep
 from medsyn.generation.make.journal import journal_directory
-from medsyn.generation.make.lease import Leases, lease_file
 from medsyn.generation.make.writer_thread import Writer
 from medsyn.generation.sample.load import Loader
 from medsyn.generation.write.parquet import write_shard_tables
 from medsyn.generation.write.provenance import CIRCUMSTANCES_FILE, require_same
+from medsyn.lease import Leases, lease_file
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
 
 WAIT_SECONDS = 1.0  # between two looks at blocks that other tasks are at work on

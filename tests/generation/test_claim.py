@@ -13,15 +13,16 @@ from typing import Any
 
 import pytest
 
+from medsyn import lease
 from medsyn.generation import stage
 from medsyn.generation.block_store import MANIFEST, Item
 from medsyn.generation.filter import FAILED
-from medsyn.generation.make import lease
 from medsyn.generation.make.journal import journal_directory
-from medsyn.generation.make.lease import Leases, lease_file
 from medsyn.generation.sample import batch
+from medsyn.lease import Leases, lease_file
 from medsyn.stage import Control, NoProgress, Saved
-from tests.helpers.generation_campaign import Campaign, Maker, batches_of, fork, wait
+from tests.helpers.generation_campaign import Campaign, Maker, batches_of
+from tests.helpers.processes import fork, wait
 
 MODES = ("baseline", "filtered")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from medsyn import disk
-from medsyn.generation.make.lease import LeaseLost, Leases, lease_file
-from tests.helpers.generation_campaign import fork, wait
+from medsyn.lease import LeaseLost, Leases, lease_file
+from tests.helpers.processes import fork, wait
 
 PROCESSES = 6
 
