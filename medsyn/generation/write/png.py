@@ -17,11 +17,11 @@ from medsyn import __version__
 from medsyn.data.images.read import SYNTHETIC_KEY
 from medsyn.generation.block_store import Item, item_fingerprint
 from medsyn.generation.filter import Trial
+from medsyn.records import IMAGE_FILE, ImageRecord, fields
 
 NOTICE = "Generated image. It shows no patient. Not for diagnosis."
-OF_THE_FILE = ("file", "bytes", "sha256", "width", "height")  # keys of a manifest that a file cannot say of itself
-_OF_DICOM = ("dicom", "dicom_bytes", "dicom_sha256", "dicom_offset")
-NOT_IN_THE_FILE = {"synthetic", *OF_THE_FILE, "archive", "offset", *_OF_DICOM, "item_fingerprint", "extra"}
+# a file cannot say its own name, size and hash
+NOT_IN_THE_FILE = {one.name for one in fields(ImageRecord) if one.about.group == "file" or not one.about.is_text}
 COLOUR_MODALITIES = {"Fundus"}  # everything else is written as grey
 
 
@@ -98,7 +98,7 @@ def publish(
     """
     record = describe(item, trial, facts, settings)
     if trial.winner is None or picture is None:
-        return record | dict.fromkeys(OF_THE_FILE), None
+        return record | dict.fromkeys(IMAGE_FILE), None
     image = encode_png(picture, png_facts(record))
     height, width, _ = picture.shape
     return record | {

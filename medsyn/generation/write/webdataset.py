@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medsyn.disk import FILE_MODE
+from medsyn.records import ARCHIVED
 
 ARCHIVE = "images.tar"
 
@@ -62,7 +63,7 @@ def members(manifest: Sequence[Mapping[str, Any]], files: Mapping[str, bytes]) -
 
 def unpacked(record: Mapping[str, Any], file: str) -> dict[str, Any]:
     """A record of a block with an archive as it was before it was packed, when its image was called `file`."""
-    plain = {key: value for key, value in record.items() if key not in ("archive", "offset", "dicom_offset")}
+    plain = {key: value for key, value in record.items() if key not in ARCHIVED}
     if record["file"] is not None:
         plain["file"] = file
         if record.get("dicom"):
