@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -89,7 +89,7 @@ def describe(item: Item, trial: Trial, facts: Mapping[str, Any], settings: Mappi
 
 def publish(
     item: Item, trial: Trial, picture: np.ndarray | None, facts: Mapping[str, Any], settings: Mapping[str, Any]
-) -> tuple[dict[str, Any], bytes | None]:
+) -> tuple[ImageRecord, bytes | None]:
     """A settled item's record in the manifest, and its PNG file if it has an image.
 
     Args:
@@ -98,13 +98,14 @@ def publish(
     """
     record = describe(item, trial, facts, settings)
     if trial.winner is None or picture is None:
-        return record | dict.fromkeys(IMAGE_FILE), None
+        return cast(ImageRecord, record | dict.fromkeys(IMAGE_FILE)), None
     image = encode_png(picture, png_facts(record))
     height, width, _ = picture.shape
-    return record | {
+    of_file = {
         "file": file_name(item),
         "bytes": len(image),
         "sha256": hashlib.sha256(image).hexdigest(),
         "width": width,
         "height": height,
-    }, image
+    }
+    return cast(ImageRecord, record | of_file), image

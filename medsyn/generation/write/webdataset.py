@@ -10,17 +10,15 @@ import io
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from medsyn.disk import FILE_MODE
-from medsyn.records import ARCHIVED
+from medsyn.records import ARCHIVED, ImageRecord
 
 ARCHIVE = "images.tar"
 
 
-def pack(
-    manifest: Sequence[Mapping[str, Any]], files: Mapping[str, bytes]
-) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+def pack(manifest: Sequence[ImageRecord], files: Mapping[str, bytes]) -> tuple[list[ImageRecord], dict[str, bytes]]:
     """The manifest with the images' places in the archive, and the archive in the place of the files.
 
     A sample's key is its file's name without the ending, dots written as `-`, because WebDataset's key ends at the
@@ -36,7 +34,7 @@ def pack(
             if record.get("dicom"):
                 dicom = member_name(position, record["dicom"])
                 place |= {"dicom": dicom, "dicom_offset": offsets[dicom]}
-        packed.append({**record, **place})
+        packed.append(cast(ImageRecord, {**record, **place}))
     return packed, {ARCHIVE: archive}
 
 
