@@ -21,6 +21,7 @@ from typing import Any
 from medsyn.data.tables.csv_rows import check_text_file, column_places, csv_rows, same_name, text_lines
 from medsyn.data.tables.row_errors import Faults, show
 from medsyn.errors import InputError
+from medsyn.records import RESERVED
 
 COLUMNS = ("id", "prompt", "modality", "n", "seed", "num_inference_steps", "guidance_scale", "negative_prompt")
 MOST_FURTHER_COLUMNS = 64
@@ -47,15 +48,6 @@ _MEANT = {
 }
 _PATIENTS = {"patient", "patientid", "patientname"}
 _LONG_PIECE = re.compile(r'[^",\r\n]{20000,}')
-
-# the columns of manifest.parquet, and what else an image's record has
-_NAMES = (
-    "id prompt modality mode replicate seed accepted reason attempts attempt selector policy precision synthetic "
-    "num_inference_steps guidance_scale negative_prompt scheduler batch_size dtype attention container software "
-    "file member offset bytes sha256 width height archive dicom dicom_bytes dicom_sha256 dicom_offset "
-    "model_fingerprint config_fingerprint scorers_fingerprint item_fingerprint extra block device gpu_seconds"
-)
-RESERVED = frozenset(_NAMES.split())
 
 
 def read_records(path: Path, faults: Faults) -> Records:

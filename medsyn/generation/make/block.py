@@ -40,9 +40,10 @@ from medsyn.generation.write.png import publish
 from medsyn.generation.write.provenance import CIRCUMSTANCES_FILE, require_same, settings
 from medsyn.generation.write.webdataset import pack
 from medsyn.lease import LeaseLost, Leases, lease_file
+from medsyn.records import ImageRecord
 from medsyn.stage import CampaignDirectory
 
-Published = tuple[dict[str, Any], bytes | None, bytes | None]  # an item's record, its PNG file and its DICOM file
+Published = tuple[ImageRecord, bytes | None, bytes | None]  # an item's record, its PNG file and its DICOM file
 
 Place = tuple[str, int]  # a block: mode and number
 
@@ -129,8 +130,10 @@ class Progress:
         manifest = [self.published[position][0] for position in range(len(self.order.items))]
         files: dict[str, bytes] = {}
         for record, png, dicom in self.published.values():
-            files |= {record["file"]: png} if png is not None else {}
-            files |= {record["dicom"]: dicom} if dicom is not None else {}
+            if record["file"] is not None and png is not None:
+                files[record["file"]] = png
+            if dicom is not None:
+                files[record["dicom"]] = dicom
         if self.order.archive:
             manifest, files = pack(manifest, files)
         attempts = [
