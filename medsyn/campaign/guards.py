@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pwd
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from medsyn import config as configuration
 from medsyn.campaign.plan import prepare, shards
-from medsyn.campaign.plan.inputs import Progress
+from medsyn.campaign.plan.inputs import Checked, Progress
 from medsyn.campaign.plan.prepare import Warn
 from medsyn.campaign.slurm import queue, submissions
 from medsyn.campaign.slurm.queue import Job
 from medsyn.campaign.state import campaign_file
-from medsyn.campaign.state.campaign_file import Campaign
+from medsyn.campaign.state.campaign_file import Campaign, Facts
 from medsyn.campaign.tasks import Key
 from medsyn.config import Config
 from medsyn.errors import CONFIGURATION, InputError, SlurmError
 from medsyn.stage import CampaignDirectory
+
+Queued = Callable[[], Mapping[Key, Job]]  # the campaign's tasks that are in Slurm's queue; it is asked once at most
 
 
 def open_for_change(config: Config, here: bool, progress: Progress | None = None, warn: Warn | None = None) -> Campaign:
@@ -38,10 +41,14 @@ def open_for_change(config: Config, here: bool, progress: Progress | None = None
     """
     directory = CampaignDirectory(config.campaign.path)
     require_own(directory)
-    _require_same_shards(config, directory)
+    before = campaign_file.read_facts(directory)
+    queued = functools.cache(lambda: _in_queue(directory))
+    if before is not None:
+        _require_same_dealing(before, config, queued)
     if here:
-        _require_no_jobs(directory)
-    return prepare.prepare(config, progress, warn)
+        _require_no_jobs(directory, queued())
+    approve = functools.partial(_require_same_shards, before, queued) if before is not None else None
+    return prepare.prepare(config, before, progress, warn, approve)
 
 
 def require_own(directory: CampaignDirectory) -> None:
@@ -63,19 +70,37 @@ def user_name(number: int) -> str:
         return str(number)
 
 
-def _require_same_shards(config: Config, directory: CampaignDirectory) -> None:
+def _require_same_dealing(before: Facts, config: Config, queued: Queued) -> None:
     """Raise InputError if blocks are to be dealt anew while generate jobs are in Slurm's queue: which means which?"""
-    facts = campaign_file.read_facts(directory)
-    changes = configuration.changes(facts["config"], config) if facts else {}
+    changes = configuration.changes(before["config"], config)
     changed = [key for key in shards.DEALT_BY if key in changes]
-    if changed and any(stage == "generate" for stage, _ in _in_queue(directory)):
+    if changed and any(stage == "generate" for stage, _ in queued()):
         reason = "it deals the shards anew, but generate jobs are in Slurm's queue: cancel them first (`medsyn cancel`)"
         raise InputError(CONFIGURATION, reason, key=changed[0])
 
 
-def _require_no_jobs(directory: CampaignDirectory) -> None:
+def _require_same_shards(before: Facts, queued: Queued, checked: Checked) -> None:
+    """Raise InputError if a generate job in Slurm's queue would mean other blocks than before, or none.
+
+    Other prompts or settings deal anew, too, as long as nothing is generated.
+    """
+    names = [name for stage, name in queued() if stage == "generate"]
+    if not names:
+        return
+    plans = (campaign_file.plan_of(Config.model_validate(before["config"]), before), checked.plan)
+    was, now = ({planned.task.name: planned.task.blocks for planned in plan.by_stage["generate"]} for plan in plans)
+    changed = [name for name in names if was.get(name) != now.get(name)]
+    if changed:
+        reason = (
+            f"it deals the shards anew, and {len(changed)} generate jobs in Slurm's queue, {changed[0]} among them, "
+            "would mean other blocks: cancel them first (`medsyn cancel`)"
+        )
+        raise InputError(CONFIGURATION, reason)
+
+
+def _require_no_jobs(directory: CampaignDirectory, queued: Mapping[Key, Job]) -> None:
     """Raise InputError while jobs of the campaign are in Slurm's queue: they would do the same work."""
-    if queued := _in_queue(directory):
+    if queued:
         reason = (
             f"{len(queued)} of its tasks are in Slurm's queue, which would do the same work: cancel them first "
             "(`medsyn cancel`), or go on in the queue (`medsyn resume --cluster slurm`)"

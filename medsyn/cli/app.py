@@ -29,6 +29,7 @@ from medsyn.errors import (
 
 if TYPE_CHECKING:
     from medsyn.campaign.state.campaign_file import Campaign
+    from medsyn.config import Config
 
 EXIT_USAGE = 2  # argparse's own
 _PLACE_SHOWN = 300  # characters of a path
@@ -117,16 +118,21 @@ def config_parser(program: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def open_for_change(config: str, overrides: Sequence[str], here: bool) -> Campaign:
+def load(args: argparse.Namespace) -> Config:
+    """The configuration that a command line of `config_parser` means."""
+    from medsyn import config
+
+    return config.load(args.config, args.overrides)
+
+
+def open_for_change(config: Config, here: bool) -> Campaign:
     """See `medsyn.campaign.guards.open_for_change`; progress and warnings go to standard error."""
-    from medsyn import config as configuration
     from medsyn.campaign import guards
 
-    loaded = configuration.load(config, overrides)
     warnings: list[Problem] = []
     try:
         with progress_bars() as progress:
-            return guards.open_for_change(loaded, here, progress, warnings.extend)
+            return guards.open_for_change(config, here, progress, warnings.extend)
     finally:
         show_problems(dict.fromkeys(warnings))
 

@@ -37,11 +37,10 @@ def calibrate(program: str, arguments: Sequence[str]) -> int:
     parser = app.config_parser(program, str(calibrate.__doc__))
     args = parser.parse_intermixed_args(arguments)
 
-    from medsyn import config
     from medsyn.campaign.plan import capacity, inputs
     from medsyn.models import weights
 
-    resolved = inputs.resolve(config.load(args.config, args.overrides))
+    resolved = inputs.resolve(app.load(args))
     if missing := weights.missing(resolved.model_paths.stable_diffusion):
         raise InputProblems(missing)
     try:

@@ -17,6 +17,7 @@ from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, InputErro
 from medsyn.stage import CampaignDirectory
 
 if TYPE_CHECKING:
+    from medsyn.campaign.slurm.site import Site
     from medsyn.campaign.state.campaign_file import Campaign
     from medsyn.campaign.tasks import Key
     from medsyn.config import Config
@@ -34,20 +35,18 @@ def plan(program: str, arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from medsyn import config
     from medsyn.campaign.plan import prepare, show
-    from medsyn.campaign.slurm import check, site, submit
+    from medsyn.campaign.slurm import check, submit
     from medsyn.campaign.slurm import show as queue_outline
 
-    loaded = config.load(args.config, args.overrides)
+    loaded = app.load(args)
     with app.progress_bars() as progress:
         checked = prepare.check(loaded, progress)
     problems, arrays = list(checked.problems), None
     if args.cluster == "slurm":
-        found = check.problems(loaded, asks_slurm=shutil.which("sinfo") is not None)
+        profile, found = check.read_site(loaded, asks_slurm=shutil.which("sinfo") is not None)
         problems += found
-        if not any(problem.severity == "error" for problem in found):
-            profile = site.load(loaded.cluster.site)
+        if profile is not None and not any(problem.severity == "error" for problem in found):
             arrays = profile, submit.chunk_size(profile) if shutil.which("scontrol") else submit.assumed_chunk(profile)
     if args.json:
         told = show.as_dict(checked) | {"problems": [problem.as_dict() for problem in problems]}
@@ -79,19 +78,17 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
         parser.add_argument("--only", action="append", metavar="STAGE[:TASK]", default=[], help=text)
     args = parser.parse_intermixed_args(arguments)
 
-    from medsyn import config
-    from medsyn.campaign.state import campaign_file, locks
+    from medsyn.campaign.state import locks
 
-    loaded = config.load(args.config, args.overrides)
-    if resumes and campaign_file.read_facts(CampaignDirectory(loaded.campaign.path)) is None:
+    loaded = app.load(args)
+    if resumes and not CampaignDirectory(loaded.campaign.path).facts.exists():
         raise _not_submitted(args)
-    if args.cluster == "slurm":
-        _require_site(loaded)
-    campaign = app.open_for_change(args.config, args.overrides, here=args.cluster == "local")
+    site = _require_site(loaded) if args.cluster == "slurm" else None
+    campaign = app.open_for_change(loaded, here=site is None)
     only = campaign.plan.select(args.only) if resumes and args.only else None
     with locks.exclusive(campaign.directory.ledger, campaign.directory.root):
-        if args.cluster == "slurm":
-            return _queue(campaign, only, [args.config, *args.overrides])
+        if site is not None:
+            return _queue(campaign, site, only, [args.config, *args.overrides])
 
         from rich.console import Console
 
@@ -102,25 +99,25 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
         return scheduler.run(campaign, display, args.max_parallel, only=only)
 
 
-def _require_site(loaded: Config) -> None:
-    """Raise InputProblems with all that is wrong with the cluster's profile and, if anything is, with the inputs."""
+def _require_site(loaded: Config) -> Site:
+    """The cluster's profile; raises InputProblems if anything is wrong with it, with what is wrong with the inputs."""
     from medsyn.campaign.plan import prepare
     from medsyn.campaign.slurm import check
 
-    found = check.problems(loaded)
+    site, found = check.read_site(loaded)
     app.show_problems(problem for problem in found if problem.severity == "warning")
     errors = [problem for problem in found if problem.severity == "error"]
-    if errors:
+    if errors or site is None:
         raise InputProblems([*errors, *prepare.check(loaded).errors])
+    return site
 
 
-def _queue(campaign: Campaign, only: set[Key] | None, named: Sequence[str]) -> int:
-    from medsyn.campaign.slurm import site, submit
-    from medsyn.campaign.slurm import submit as queueing
+def _queue(campaign: Campaign, site: Site, only: set[Key] | None, named: Sequence[str]) -> int:
+    from medsyn.campaign.slurm import submit
 
     try:
-        outcome = submit.submit(campaign, site.load(campaign.config.cluster.site), only)
-    except queueing.Interrupted:
+        outcome = submit.submit(campaign, site, only)
+    except submit.Interrupted:
         print("interrupted; nothing was queued")
         return EXIT_INTERRUPTED
     for line in outcome.lines():
@@ -211,10 +208,9 @@ def logs(program: str, arguments: Sequence[str]) -> int:
 
 def _open(args: argparse.Namespace) -> Campaign:
     """The campaign, which must have been submitted, that the configuration is of."""
-    from medsyn import config
     from medsyn.campaign.state import campaign_file
 
-    directory = CampaignDirectory(config.load(args.config, args.overrides).campaign.path)
+    directory = CampaignDirectory(app.load(args).campaign.path)
     if not directory.facts.exists():
         raise _not_submitted(args)
     return campaign_file.open_campaign(directory.root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from medsyn import config as configuration
 from medsyn.__main__ import COMMANDS
 from medsyn.campaign import guards
 from medsyn.cli import app
+from medsyn.errors import InputError
 from tests.helpers.fake_slurm import Slurm
 from tests.helpers.paths import ROOT
 from tests.helpers.trial import Trial
@@ -64,6 +66,24 @@ def test_shards_are_not_dealt_anew_while_generate_jobs_are_queued(
 ) -> None:
     said = refused(queued, capsys, *words, "generation.blocks_per_shard=5")
     assert "configuration, generation.blocks_per_shard: it deals the shards anew, but generate jobs" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"generation__img_num": 8}, "2 generate jobs in Slurm's queue, ct-00000 among"),
+        ({"data__modalities": ["CT"]}, "oct-00000"),
+    ],
+)
+def test_nor_by_other_prompts_or_settings(queued: Trial, change: dict[str, Any], named: str) -> None:
+    by_time = {"generation__blocks_per_shard": None}
+    queued.prepare(**by_time)
+    before = (queued.root / "campaign.json").read_bytes()
+    with pytest.raises(InputError, match=f"it deals the shards anew, and .*{named}"):
+        guards.open_for_change(queued.config(**by_time, **change), here=False)
+    assert (queued.root / "campaign.json").read_bytes() == before
+    guards.open_for_change(queued.config(**by_time, generation__guidance_scale=3.0), here=False)
+    assert queued.campaign().config.generation.guidance_scale == 3.0
 
 
 @pytest.mark.parametrize("words", LOCAL, ids=" ".join)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from medsyn.campaign.estimate import cost, workload
 from medsyn.campaign.plan import capacity, machine, shards
-from medsyn.campaign.state import campaign_file
+from medsyn.campaign.state.campaign_file import Facts
 from medsyn.campaign.tasks import Plan, build, count_blocks
 from medsyn.config import PHANTOMS, Config
 from medsyn.data.modalities import MODALITIES, split_prefix
@@ -51,6 +51,7 @@ class Checked:
     given: Config  # as the user wrote it
     config: Config  # resolved
     plan: Plan
+    asked: dict[str, list[int]]  # images of each run of prompts with equal settings, by modality
     counts: dict[str, Counter[str]]  # see `medsyn.campaign.estimate.workload`
     blocks_per_shard: dict[str, int]  # by modality
     estimate: cost.Estimate
@@ -115,8 +116,17 @@ def prompt_source(config: Config) -> Path | None:
     return prompt_file(config, Path(_with_paths(config).data.table))
 
 
-def check(config: Config, progress: Progress | None = None) -> Checked:
-    """Read every table, look for weights and (up to 2,000) images; everything wrong is in the result's `problems`."""
+def check(
+    config: Config, before: Facts | None = None, progress: Progress | None = None, earlier: Checked | None = None
+) -> Checked:
+    """Read every table, look for weights and (up to 2,000) images; everything wrong is in the result's `problems`.
+
+    Args:
+        config: as the user gave it.
+        before: what is on record of the campaign, if it has been prepared: its shards stay as they were dealt.
+        progress: told how many images have been read.
+        earlier: what this found before phantoms were drawn; its plan stands if they are what was expected.
+    """
     problems: list[Problem] = []
     of_the_table = not config.data.modalities
     config = with_modalities(config)
@@ -160,12 +170,13 @@ def check(config: Config, progress: Progress | None = None) -> Checked:
         own[str(resolved.data.ratings_file)] = len(ratings)
     problems += _check_images(resolved, own, progress)
     asked = {modality: [run.items(config.generation.img_num) for run in its] for modality, its in runs.items()}
-    sizes = _deal(resolved, asked, counts, prompts)
-    plan = build(resolved, asked, sizes)
+    sizes = _deal(resolved, before, asked, counts, prompts)
+    is_planned = earlier is not None and (earlier.asked, earlier.blocks_per_shard) == (asked, sizes)
+    plan = earlier.plan if earlier is not None and is_planned else build(resolved, asked, sizes)
     estimate = cost.estimate(resolved, plan, counts, machine.expects_gpu(resolved))
     problems += capacity.check(resolved, estimate, capacity.marked_done(CampaignDirectory(resolved.campaign.path)))
     problems = list(dict.fromkeys(problems))  # what two readers say is said once
-    return Checked(config, resolved, plan, counts, sizes, estimate, prompts, problems)
+    return Checked(config, resolved, plan, asked, counts, sizes, estimate, prompts, problems)
 
 
 def _resolve(config: Config, problems: list[Problem]) -> Config:
@@ -177,13 +188,11 @@ def _resolve(config: Config, problems: list[Problem]) -> Config:
         return capacity.with_size(_with_paths(config), 1)
 
 
-def _deal(config: Config, asked: Runs, counts: workload.Counts, prompts: Prompts) -> dict[str, int]:
+def _deal(
+    config: Config, before: Facts | None, asked: Runs, counts: workload.Counts, prompts: Prompts
+) -> dict[str, int]:
     """Blocks of one shard, by modality: as on record, or else as the cost model says."""
-    try:
-        facts = campaign_file.read_facts(CampaignDirectory(config.campaign.path))
-    except InputError:  # a damaged record is told by who compares it
-        facts = None
-    known = shards.recorded(facts, config, prompts.index)
+    known = shards.recorded(before, config, prompts.index)
     if known is not None:
         return known
     model = cost.CostModel(config, counts, machine.expects_gpu(config))

@@ -20,6 +20,7 @@ from medsyn.generation.block_store import MANIFEST, read_manifest
 from medsyn.stage import CampaignDirectory
 
 LATENCY_SECONDS = 30.0  # how late a shared file system may show what another node has renamed into place
+Facts = Mapping[str, Any]  # what campaign.json holds, its version aside
 HASH_LIMIT = 256 << 20  # bytes; a larger file's hash is recorded, but only its size is checked again
 
 
@@ -63,7 +64,7 @@ class _Facts(BaseModel):
     config: dict[str, Any]
 
 
-def write_facts(directory: CampaignDirectory, facts: Mapping[str, Any]) -> None:
+def write_facts(directory: CampaignDirectory, facts: Facts) -> None:
     """Write down what the campaign was prepared from."""
     disk.write_json(directory.facts, {**_version(), **facts})
 
@@ -84,6 +85,17 @@ def open_campaign(root: Path) -> Campaign:
     facts = read_facts(directory)
     if facts is None:
         raise InputError(root, "this is not a campaign's directory: `medsyn submit CONFIG` makes one")
+    return open_recorded(directory, facts)
+
+
+def open_recorded(directory: CampaignDirectory, facts: Facts, plan: Plan | None = None) -> Campaign:
+    """The campaign of a record that has just been read or written; raises as `open_campaign` does.
+
+    Args:
+        directory: where it is.
+        facts: what its record says.
+        plan: its plan, where that has been built already.
+    """
     config = configuration.load(directory.config, environment={})
     inputs: Mapping[str, FileRecord] = {name: FileRecord(**one) for name, one in facts["inputs"].items()}
     if config.campaign.path != directory.root:
@@ -94,10 +106,14 @@ def open_campaign(root: Path) -> Campaign:
         names = f"{directory.config.name} or {directory.facts.name}"
         reason = f"{names} was edited by hand or is damaged: change your own configuration and submit that"
         raise InputError(directory.root, reason)
+    return Campaign(directory, config, plan or plan_of(config, facts), fingerprints, inputs, facts["counts"])
+
+
+def plan_of(config: Config, facts: Facts) -> Plan:
+    """The plan of a recorded campaign."""
     img_num = config.generation.img_num
     images = {name: [plain * img_num + asked for plain, asked in runs] for name, runs in facts["prompts"].items()}
-    plan = build(config, images, facts["blocks_per_shard"])
-    return Campaign(directory, config, plan, fingerprints, inputs, facts["counts"])
+    return build(config, images, facts["blocks_per_shard"])
 
 
 def _moved(config: Config, inputs: Mapping[str, FileRecord], root: Path) -> tuple[Config, Mapping[str, FileRecord]]:

@@ -12,7 +12,7 @@ from medsyn import disk
 from medsyn.campaign.estimate import architecture, cost, memory
 from medsyn.campaign.estimate.cost import Estimate, TaskCost
 from medsyn.campaign.estimate.memory import GIB
-from medsyn.campaign.plan import capacity, inputs, prepare
+from medsyn.campaign.plan import capacity, inputs
 from medsyn.campaign.tasks import build
 from medsyn.config import Config
 from medsyn.errors import Problem
@@ -260,7 +260,7 @@ def test_a_campaign_that_does_not_fit_is_refused_before_anything_is_written(
     [problem] = inputs.check(trial.config()).errors
     assert "estimated to need 1.6 GiB more" in problem.reason
     with pytest.raises(ValueError, match="GiB free: make room"):
-        prepare.prepare(trial.config())
+        trial.prepare_config(trial.config())
     assert not trial.root.exists()
 
 
