@@ -1,207 +1,200 @@
-"""Leases: which task is at work on a block, so that no two paint the same one.
+"""Leases: which process is at work on something, also where the file system has no locks.
 
-A lease is a file beside its block that only one task can create. Its holder renews the file's time; a lease that is
-not renewed has expired, and another task may take it over. Whether it is renewed each task judges by its own clock
-alone, for the clocks of nodes differ. Leases save work and prove nothing: what a block holds does not depend on who
-makes it, and it is committed by one rename, so a lease that fails costs time and no image.
+A lease is a file that only one process can create. Its holder renews the file's time; a lease that is not renewed has
+expired, and another process may take it over. Whether it is renewed each judges by its own clock alone, for the clocks
+of nodes differ. A lease is no proof: a holder that was suspended may be at work beside its successor until its next
+heartbeat.
+
+Why not filelock's SoftFileLease: it takes a dead holder's file over only by exchanging two names in one step, which
+NFS, Lustre and BeeGFS refuse, so there the file would block for ever; an empty one, left by a process that was killed
+before it wrote, would do so on every file system.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import Any, NamedTuple
 
 from medsyn import disk
 
-LEASE_BEAT_SECONDS = 20.0
-LEASE_SECONDS = 120.0  # more than a beat and the 60 s for which an NFS client may show an old time
+HEARTBEAT_SECONDS = 20.0
+LEASE_SECONDS = 120.0  # more than a heartbeat and the 60 s for which an NFS client may show an old time
 
 
 class LeaseLost(Exception):
-    """Another task took the lease over: this one seemed dead, because it was suspended or cut off for a while."""
+    """Another process took the lease over: this one seemed dead, because it was suspended or cut off for a while."""
 
 
-@dataclass(frozen=True)
-class Holder:
-    """Who holds a lease; what its file says."""
-
-    task: str
-    host: str
-    pid: int
-    token: str  # of this one lease; no two have the same
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A lease as it was at one moment. Its holder is None while the file is being written."""
+class Seen(NamedTuple):
+    """A lease as it was at one moment."""
 
     renewed: int  # the file's time in nanoseconds, by whatever clock
-    holder: Holder | None
+    content: bytes  # of no two leases the same; incomplete while the file is being written
+
+    @property
+    def holder(self) -> dict[str, Any]:
+        """What the file says of its holder: task, host, pid, token; nothing if it is not whole."""
+        try:
+            holder = json.loads(self.content)
+        except ValueError:
+            return {}
+        return holder if isinstance(holder, dict) and holder.keys() >= {"task", "host", "pid"} else {}
 
 
-def lease_file(block: Path) -> Path:
-    """Where a block's lease is; hidden, so that readers of blocks pass it by."""
-    return block.with_name(f".{block.name}.lease")
+def lease_file(path: Path) -> Path:
+    """Where the lease on `path` is; hidden, so that readers of blocks pass it by."""
+    return path.with_name(f".{path.name}.lease")
 
 
 class Leases:
     """The leases of one task, renewed by a thread while the `with` block lasts, and given back when it ends.
 
     Args:
-        task: the task's name. Its worker sees to it that one process at a time runs the task, so that a lease of this
-            name which this process does not hold is left of an earlier attempt.
-        seconds: after how long without renewal a lease has expired.
-        beat_seconds: how often leases are renewed.
+        task: the task's name, if something else sees to it that one process at a time runs the task: a lease of this
+            name which this process does not hold is left of an earlier attempt then, and taken over at once.
     """
 
-    def __init__(self, task: str, seconds: float | None = None, beat_seconds: float | None = None) -> None:
+    def __init__(self, task: str | None = None) -> None:
         self.task = task
-        self._seconds = LEASE_SECONDS if seconds is None else seconds
-        self._beat_seconds = LEASE_BEAT_SECONDS if beat_seconds is None else beat_seconds
-        self._held: dict[Path, Holder] = {}
-        self._lock = threading.Lock()  # the writing thread gives back what the painting thread has taken
-        self._observed: dict[Path, tuple[_Seen, float]] = {}
+        self._held: dict[Path, bytes] = {}  # what the files say
+        self._lock = threading.Lock()  # the writing thread gives back what the sampling thread has taken
+        self._observed: dict[Path, tuple[Seen, float]] = {}
         self._over = threading.Event()
-        self._renewal = threading.Thread(target=self._renew, name="leases", daemon=True)
 
-    def take(self, block: Path) -> bool:
-        """Try to become the holder of a block's lease; whether this call did it."""
-        path = lease_file(block)
+    def file(self, path: Path) -> Path:
+        """Where the lease on `path` is."""
+        return lease_file(path)
+
+    def has_expired(self, file: Path, seen: Seen) -> bool:
+        """Whether a lease has been the same for too long, of which this task has been a witness."""
+        before, since = self._observed.get(file, (None, 0.0))
+        if before != seen:
+            self._observed[file] = seen, time.monotonic()
+            return False
+        return time.monotonic() - since > LEASE_SECONDS
+
+    def take(self, path: Path) -> bool:
+        """Try to become the holder of the lease on `path`; whether this call did it."""
+        file = self.file(path)
         with self._lock:
-            if path in self._held:
+            if file in self._held:
                 return False
-        disk.make_directory(path.parent)
-        if self._create(path):
+        disk.make_directory(file.parent)
+        if self._create(file):
             return True
-        seen = _look(path)
-        return seen is not None and self._is_dead(path, seen) and _remove(path, seen) and self._create(path)
+        seen = _look(file)
+        return seen is not None and self._is_dead(file, seen) and self._take_over(file, seen)
 
-    def require(self, block: Path) -> None:
-        """Raise LeaseLost if the block's lease was taken over since `take`."""
-        with self._lock:
-            if lease_file(block) not in self._held:
-                raise LeaseLost(str(block))
+    def is_held(self, path: Path) -> bool:
+        """Whether anybody holds the lease on `path` who is not known to be dead."""
+        file = self.file(path)
+        seen = _look(file)
+        return seen is not None and not self._is_dead(file, seen)
 
-    def give_back(self, block: Path) -> None:
-        """End the lease of a block, if this task still holds it."""
-        path = lease_file(block)
+    def require(self, path: Path) -> None:
+        """Raise LeaseLost if the lease on `path` was taken over since `take`."""
         with self._lock:
-            holder = self._held.pop(path, None)
-        if holder is not None and _holder(path) == holder:
-            path.unlink(missing_ok=True)
+            if self.file(path) not in self._held:
+                raise LeaseLost(str(path))
+
+    def give_back(self, path: Path) -> None:
+        """End the lease on `path`, if this task still holds it."""
+        self._end(self.file(path))
 
     def __enter__(self) -> Leases:
-        self._renewal.start()
+        self._heartbeat = threading.Thread(target=self._renew, name="leases", daemon=True)
+        self._heartbeat.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._over.set()
-        self._renewal.join()
-        for path, holder in self._held.items():
+        self._heartbeat.join()
+        for file in list(self._held):
             with suppress(OSError):
-                if _holder(path) == holder:
-                    path.unlink(missing_ok=True)
+                self._end(file)
 
-    def _create(self, path: Path) -> bool:
-        # O_EXCL is atomic on NFS (since version 3), Lustre, GPFS and BeeGFS; locks are not to be had everywhere
+    def _create(self, file: Path) -> bool:
+        # O_EXCL is atomic on NFS (since version 3), Lustre, GPFS and BeeGFS
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, disk.FILE_MODE)
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, disk.FILE_MODE)
         except FileExistsError:
             return False
-        holder = Holder(self.task, _host(), os.getpid(), secrets.token_hex(8))
+        holder = {"task": self.task, "host": _host(), "pid": os.getpid(), "token": secrets.token_hex(8)}
+        content = json.dumps(holder).encode()
         try:
-            with os.fdopen(descriptor, "w") as stream:
-                json.dump(asdict(holder), stream)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
         except BaseException:  # a full disk
-            path.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
             raise
         with self._lock:
-            self._held[path] = holder
-        self._observed.pop(path, None)
+            self._held[file] = content
+        self._observed.pop(file, None)
         return True
 
-    def _is_dead(self, path: Path, seen: _Seen) -> bool:
-        holder = seen.holder
-        if holder is not None:
-            if holder.task == self.task:
+    def _take_over(self, file: Path, dead: Seen) -> bool:
+        """Put a lease of this task in the place of a dead one; one at a time does it, who has created the guard."""
+        guard = file.with_name(f".{file.name.removeprefix('.')}.tmp-takeover")
+        if not self._create(guard):
+            seen = _look(guard)
+            if seen is None or not self._is_dead(guard, seen):
+                return False
+            guard.unlink(missing_ok=True)  # killed at it
+            return self._take_over(file, dead)
+        try:
+            if _look(file) != dead:  # another process was faster
+                return False
+            file.unlink(missing_ok=True)
+            return self._create(file)
+        finally:
+            self._end(guard)
+
+    def _end(self, file: Path) -> None:
+        with self._lock:
+            content = self._held.pop(file, None)
+        if content is not None and _says(file, content):
+            file.unlink(missing_ok=True)
+
+    def _is_dead(self, file: Path, seen: Seen) -> bool:
+        if holder := seen.holder:
+            if self.task is not None and holder["task"] == self.task:
                 return True
-            if holder.host == _host() and not disk.is_running(holder.pid):
+            if holder["host"] == _host() and not disk.is_running(holder["pid"]):
                 return True
-        before, since = self._observed.get(path, (None, 0.0))
-        if before != seen:
-            self._observed[path] = seen, time.monotonic()
-            return False
-        return time.monotonic() - since > self._seconds
+        return self.has_expired(file, seen)
 
     def _renew(self) -> None:
-        while not self._over.wait(self._beat_seconds):
+        while not self._over.wait(HEARTBEAT_SECONDS):
             with self._lock:
                 held = list(self._held.items())
-            for path, holder in held:
-                with suppress(OSError):  # a file system that does not answer now may do so at the next beat
-                    if self._is_ours(path, holder):
-                        os.utime(path)
-
-    def _is_ours(self, path: Path, holder: Holder) -> bool:
-        """Whether the file is this lease; one that has been taken over is forgotten."""
-        ours = _holder(path) == holder
-        if not ours:
-            with self._lock:
-                if self._held.get(path) == holder:
-                    del self._held[path]
-        return ours
+            for file, content in held:
+                with suppress(OSError):  # a file system that does not answer now may do so at the next heartbeat
+                    if _says(file, content):
+                        os.utime(file)
+                        continue
+                    with self._lock:
+                        if self._held.get(file) == content:
+                            del self._held[file]
 
 
-def _look(path: Path) -> _Seen | None:
-    """The lease as it is now, None if it is gone. A file is opened, because on NFS that asks the server."""
+def _look(file: Path) -> Seen | None:
+    """The lease as it is now, None if it is gone. The file is opened, because on NFS that asks the server."""
     try:
-        with path.open("rb") as stream:
-            renewed, content = os.fstat(stream.fileno()).st_mtime_ns, stream.read()
+        with file.open("rb") as stream:
+            return Seen(os.fstat(stream.fileno()).st_mtime_ns, stream.read())
     except FileNotFoundError:
         return None
-    try:
-        return _Seen(renewed, Holder(**json.loads(content)))
-    except (ValueError, TypeError):
-        return _Seen(renewed, None)
 
 
-def _holder(path: Path) -> Holder | None:
-    seen = _look(path)
-    return seen.holder if seen else None
-
-
-def _remove(path: Path, dead: _Seen) -> bool:
-    """Take a dead lease away, which one of all who try it succeeds in; whether it was this process."""
-    grave = disk.temporary_sibling(path.with_name(path.name.removeprefix(".")))
-    try:
-        with path.open("r+b") as stream:
-            with suppress(OSError):  # no locks here: the rename decides
-                try:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return False
-            if _look(path) != dead:  # another process was faster
-                return False
-            path.rename(grave)
-            if _look(grave) == dead:
-                return True
-            with suppress(OSError):
-                os.link(grave, path)  # it is a new lease, made between the look and the rename
-            return False
-    except FileNotFoundError:
-        return False
-    finally:
-        grave.unlink(missing_ok=True)
+def _says(file: Path, content: bytes) -> bool:
+    seen = _look(file)
+    return seen is not None and seen.content == content
 
 
 def _host() -> str:
