@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from medsyn.campaign.state import campaign_file
 from medsyn.data.images.read import read_image
 from medsyn.disk import read_jsonl
-from tests.helpers.small_campaign import ROOT, SMALLER, finish, kill_when, results
+from tests.helpers.small_campaign import ROOT, SMALLER, finish, flip, images, kill_when, medsyn, results
 
 pytestmark = pytest.mark.slow
 
@@ -76,17 +78,32 @@ def test_a_changed_configuration_is_refused_by_key(undisturbed: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_what_a_campaign_made_is_verified_and_comes_out_the_same_when_it_is_made_again(undisturbed: Path) -> None:
-    def verify(*options: str) -> tuple[int, list[str]]:
-        command = [sys.executable, "-m", "medsyn", "verify", str(undisturbed), *options]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert "Traceback" not in result.stderr, result.stderr
-        return result.returncode, result.stdout.splitlines()
-
-    assert verify("--rerun", "4") == (0, ["18 images asked for, 4 made again: no findings"])
-    victim = next((undisturbed / "work" / "generate").rglob("*.png"))
-    content = victim.read_bytes()
-    victim.write_bytes(content[:-1])
-    code, lines = verify()
-    victim.write_bytes(content)
+def test_what_a_campaign_made_is_verified_and_comes_out_the_same_when_it_is_made_again(
+    undisturbed: Path, copied: Path
+) -> None:
+    assert medsyn("verify", str(undisturbed), "--rerun", "4") == (0, ["18 images asked for, 4 made again: no findings"])
+    victim = images(copied)[0]
+    victim.write_bytes(victim.read_bytes()[:-1])
+    code, lines = medsyn("verify", str(copied))
     assert code == 1 and str(victim) in lines[0] and len(lines) == 2
+
+
+def test_a_copy_reads_and_touches_nothing_of_the_old_place(copied: Path, tmp_path: Path, undisturbed: Path) -> None:
+    moved = tmp_path / "moved"
+    copied.rename(moved)  # what it was prepared as is another place still: the original
+    campaign = campaign_file.open_campaign(moved)
+    original = campaign_file.open_campaign(undisturbed)
+    assert campaign.fingerprints == original.fingerprints
+    assert str(undisturbed) not in str((campaign.config, campaign.inputs))
+    flip(moved / "inputs" / "prompts" / "mri.jsonl")
+    code, lines = medsyn("verify", str(moved))
+    assert code == 65 and str(moved / "inputs" / "prompts") in lines[0], "the copy's own list is read"
+    shutil.copy(undisturbed / "inputs" / "prompts" / "mri.jsonl", moved / "inputs" / "prompts" / "mri.jsonl")
+    block = images(moved)[0].parent
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
+    shutil.rmtree(block)
+    for planned in campaign.plan.by_stage["generate"]:
+        assert medsyn("worker", str(moved), *planned.key)[0] == 0
+    assert medsyn("verify", str(moved))[0] == 0 and medsyn("merge", str(moved))[0] == 0
+    assert results(moved) == results(undisturbed)
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from tests.helpers import warm
 from tests.helpers.paths import ROOT
 
 SMALLER = [
@@ -67,3 +68,21 @@ def results(directory: Path) -> dict[str, bytes]:
     names = ["*.safetensors", "*.png", "manifest.jsonl", "attempts.jsonl"]
     files = [path for name in names for path in (directory / "work").rglob(name)]
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
+
+
+def images(directory: Path) -> list[Path]:
+    return sorted((directory / "work" / "generate").rglob("*.png"))
+
+
+def flip(path: Path) -> None:
+    """Bit rot: the size stays."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def medsyn(*arguments: str) -> tuple[int, list[str]]:
+    """Exit code and lines (standard output, then standard error) of a command that must not end in a traceback."""
+    result = warm.medsyn(*arguments)
+    assert "Traceback" not in result.stderr, result.stderr
+    return result.returncode, [*result.stdout.splitlines(), *result.stderr.splitlines()]
