@@ -37,6 +37,7 @@ _TABLE = {
         "phantoms": ("draw the procedural data set", "tools:phantoms"),
     },
     "tools": {
+        "init": ("copy the configurations and site profiles that come with medsyn", "init:init"),
         "doctor": ("is this machine fit for a campaign?", "tools:doctor"),
         "calibrate": ("measure the rate of this machine, for the plan's estimates", "calibrate:calibrate"),
         "pretrain": ("train the embedded tiny model again (an hour or more)", "tools:pretrain"),

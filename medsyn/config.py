@@ -551,17 +551,28 @@ def load(path: str | Path, overrides: Iterable[str] = (), environment: Mapping[s
         InputError: the file is not there, not UTF-8 or not YAML.
         InputProblems: everything that is wrong with its keys and values, and with those given elsewhere, at once.
     """
-    tree = read_tree(Path(path))
+    return assemble(read_tree(Path(path)), str(path), overrides, os.environ if environment is None else environment)
+
+
+def assemble(tree: dict[str, Any], place: str, overrides: Iterable[str], environment: Mapping[str, str]) -> Config:
+    """A `Config` from nested mappings and what replaces values of theirs; arguments and errors as for `load`.
+
+    Args:
+        tree: sections and their values; changed.
+        place: what a problem names as where they are from.
+        overrides: see `load`.
+        environment: likewise.
+    """
     sources: dict[str, str] = {}
     problems: list[Problem] = []
-    for key, text, source in _settings(os.environ if environment is None else environment, overrides):
+    for key, text, source in _settings(environment, overrides):
         try:
             _set_key(tree, key, _read_value(key, text, source))
             sources[key] = source
         except InputError as error:
             problems += error.problems
     try:
-        config = validate(tree, str(path), sources)
+        config = validate(tree, place, sources)
     except InputProblems as error:
         raise InputProblems([*problems, *error.problems]) from None
     if problems:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import medsyn
 from medsyn import disk
 from medsyn.campaign.state.locks import Busy
+from medsyn.cli import invocation
 from medsyn.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -26,6 +27,7 @@ from medsyn.errors import (
     Problem,
     SlurmError,
 )
+from medsyn.stage import CampaignDirectory
 
 if TYPE_CHECKING:
     from medsyn.campaign.state.campaign_file import Campaign
@@ -112,17 +114,40 @@ def _room(error: OSError) -> str:
 def config_parser(program: str, description: str) -> argparse.ArgumentParser:
     """A parser for `CONFIG [key=value ...]`; to be used with `parse_intermixed_args`."""
     parser = argparse.ArgumentParser(prog=program, description=description)
-    parser.add_argument("config", metavar="CONFIG", help="the campaign's configuration, a YAML file")
-    text = "values that replace those of the file"
+    text = "the campaign's configuration, a YAML file, or the directory of a campaign that was prepared"
+    parser.add_argument("config", metavar="CONFIG", help=text)
+    text = "values that replace those of the configuration"
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=text)
     return parser
 
 
 def load(args: argparse.Namespace) -> Config:
     """The configuration that a command line of `config_parser` means."""
+    if Path(args.config).is_dir():
+        from medsyn.campaign.plan import inputs
+
+        return inputs.of_directory(Path(args.config), args.overrides)
     from medsyn import config
 
     return config.load(args.config, args.overrides)
+
+
+def open_campaign(args: argparse.Namespace) -> Campaign:
+    """The campaign that a command line of `config_parser` means, which must have been prepared."""
+    from medsyn.campaign.state import campaign_file
+
+    if Path(args.config).is_dir() and not args.overrides:
+        return campaign_file.open_campaign(disk.absolute(args.config))
+    directory = CampaignDirectory(load(args).campaign.path)
+    if not directory.facts.exists():
+        raise not_submitted(args)
+    return campaign_file.open_campaign(directory.root)
+
+
+def not_submitted(args: argparse.Namespace) -> InputError:
+    """What is wrong where a command needs a campaign that is there."""
+    how = invocation.command("submit", [args.config, *args.overrides])
+    return InputError(args.config, f"this campaign has not been submitted: `{how}` does")
 
 
 def open_for_change(config: Config, here: bool) -> Campaign:

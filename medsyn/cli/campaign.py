@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from medsyn.cli import app
 from medsyn.cli.invocation import command
-from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, InputError, InputProblems
+from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, InputProblems
 from medsyn.stage import CampaignDirectory
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
 
     loaded = app.load(args)
     if resumes and not CampaignDirectory(loaded.campaign.path).facts.exists():
-        raise _not_submitted(args)
+        raise app.not_submitted(args)
     site = _require_site(loaded) if args.cluster == "slurm" else None
     campaign = app.open_for_change(loaded, here=site is None)
     only = campaign.plan.select(args.only) if resumes and args.only else None
@@ -136,7 +136,7 @@ def cancel(program: str, arguments: Sequence[str]) -> int:
     from medsyn.campaign import guards
     from medsyn.campaign.slurm import submissions
 
-    directory = _open(args).directory
+    directory = app.open_campaign(args).directory
     guards.require_own(directory)
     count = campaign_cancel.launcher(directory, print) + campaign_cancel.jobs(directory, print)
     print("cancelled" if count else "nothing of this campaign is running or queued")
@@ -160,7 +160,7 @@ def status(program: str, arguments: Sequence[str]) -> int:
 
     from medsyn.campaign.status import as_json, as_text, figures, read
 
-    campaign = _open(args)
+    campaign = app.open_campaign(args)
     found, seconds = read.read(campaign), figures.expected_seconds(campaign)
     follow_up = _commands(args, found.on_slurm)
     if args.watch:
@@ -189,7 +189,7 @@ def logs(program: str, arguments: Sequence[str]) -> int:
 
     from medsyn.campaign.status import read, show_logs
 
-    campaign = _open(args)
+    campaign = app.open_campaign(args)
     which = named[0] if named else None
     chosen = campaign.plan.select(named)
     keys = [planned.key for planned in campaign.plan if planned.key in chosen]
@@ -204,21 +204,6 @@ def logs(program: str, arguments: Sequence[str]) -> int:
     else:
         show_logs.overview(Console(), found, keys)
     return EXIT_DONE
-
-
-def _open(args: argparse.Namespace) -> Campaign:
-    """The campaign, which must have been submitted, that the configuration is of."""
-    from medsyn.campaign.state import campaign_file
-
-    directory = CampaignDirectory(app.load(args).campaign.path)
-    if not directory.facts.exists():
-        raise _not_submitted(args)
-    return campaign_file.open_campaign(directory.root)
-
-
-def _not_submitted(args: argparse.Namespace) -> InputError:
-    how = command("submit", [args.config, *args.overrides])
-    return InputError(args.config, f"this campaign has not been submitted: `{how}` does")
 
 
 def _commands(args: argparse.Namespace, on_slurm: bool) -> Callable[[str], str]:

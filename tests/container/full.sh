@@ -34,7 +34,7 @@ trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
 mkdir "$work/home" && chown www-data "$work/home"
 mkdir "$work/context"
-(cd "$root" && cp -r Dockerfile .dockerignore apptainer.def pyproject.toml README.md requirements*.txt configs medsyn \
+(cd "$root" && cp -r Dockerfile .dockerignore apptainer.def pyproject.toml README.md requirements*.txt configs slurm medsyn \
   "$work/context")
 
 timed "Docker image" "$image" docker "$work/context" "$torch" medsyn:full

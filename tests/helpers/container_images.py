@@ -54,7 +54,7 @@ def reduced_context(folder: Path) -> Path:
         "requirements-build.txt",
     ):
         shutil.copy(ROOT / name, folder)
-    for name in ("medsyn", "configs"):
+    for name in ("medsyn", "configs", "slurm"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     _reduce(folder / "requirements.txt", LOGIN_NODE)
     _reduce(folder / "requirements-cuda11.txt", {"nvidia-cuda-runtime-cu11"})

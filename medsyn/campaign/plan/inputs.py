@@ -15,8 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from medsyn import config as configuration
 from medsyn.campaign.estimate import cost, workload
 from medsyn.campaign.plan import capacity, machine, shards
+from medsyn.campaign.state import campaign_file
 from medsyn.campaign.state.campaign_file import Facts
 from medsyn.campaign.tasks import Plan, build, count_blocks
 from medsyn.config import PHANTOMS, Config
@@ -86,10 +88,44 @@ def with_modalities(config: Config) -> Config:
     return Config.model_validate(tree)
 
 
+def of_directory(root: Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration that a prepared campaign's directory stands for, as if it were given once more.
+
+    Defaults that were filled in are left to be filled in again, so that what they depend on may be overridden. The
+    environment's variables have had their say when the campaign was prepared.
+
+    Args:
+        root: the directory, or a link to it; it may have been moved.
+        overrides: see `medsyn.config.load`.
+
+    Raises:
+        InputError, InputProblems: it is no campaign's, or its configuration or an override is wrong.
+    """
+    directory = CampaignDirectory(absolute(str(root)))
+    facts = campaign_file.require_facts(directory)
+    config = campaign_file.saved_configuration(directory)
+    tree, root = config.model_dump(), config.campaign.path
+    data, table = tree["data"], Path(config.data.table)
+    if table == root / PHANTOMS / "metadata.csv":
+        data["table"] = PHANTOMS
+    if config.data.ratings_file == str(table.parent / "ratings.csv"):
+        data["ratings_file"] = None
+    if facts["prompt_source"] is None:
+        data["prompts"] = None
+    else:
+        was = Path(facts["config"]["campaign"]["dir"])
+        source = Path(campaign_file.moved(facts["prompt_source"]["path"], was, root))
+        if source == table.with_name("prompts.csv"):
+            data["prompts"] = None
+        elif source.exists():
+            data["prompts"] = str(source)  # else the campaign's own copy of it
+    return configuration.assemble(tree, str(directory.config), overrides, {})
+
+
 def _with_paths(config: Config) -> Config:
     """The configuration with every path absolute and every default path filled in."""
     root, data = config.campaign.path, config.data
-    table = root / "phantoms" / "metadata.csv" if data.table == PHANTOMS else absolute(data.table)
+    table = root / PHANTOMS / "metadata.csv" if data.table == PHANTOMS else absolute(data.table)
     ratings = absolute(data.ratings_file) if data.ratings_file else table.parent / "ratings.csv"
     sources = {
         key: str(absolute(source)) if source and absolute(source).is_dir() else source
@@ -103,6 +139,7 @@ def _with_paths(config: Config) -> Config:
             "ratings_file": str(ratings),
             "prompts": str(root / "inputs" / "prompts"),
         },
+        "cluster": {"site": str(absolute(config.cluster.site)) if config.cluster.site else ""},
         "model_paths": sources,
     }
     tree = config.model_dump()

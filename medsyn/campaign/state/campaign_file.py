@@ -82,10 +82,18 @@ def _version() -> dict[str, Any]:
 def open_campaign(root: Path) -> Campaign:
     """Read a prepared campaign; raises InputError if it is none, or if its configuration or record was edited."""
     directory = CampaignDirectory(root.absolute())
+    return open_recorded(directory, require_facts(directory))
+
+
+def require_facts(directory: CampaignDirectory) -> Facts:
+    """What is on record of a prepared campaign; raises InputError if the directory is none's."""
     facts = read_facts(directory)
     if facts is None:
-        raise InputError(root, "this is not a campaign's directory: `medsyn submit CONFIG` makes one")
-    return open_recorded(directory, facts)
+        reason = "this campaign was never prepared to the end: submit its configuration again"
+        if not directory.facts.exists():
+            reason = "this is not a campaign's directory: `medsyn submit CONFIG` makes one"
+        raise InputError(directory.root, reason)
+    return facts
 
 
 def open_recorded(directory: CampaignDirectory, facts: Facts, plan: Plan | None = None) -> Campaign:
@@ -97,9 +105,10 @@ def open_recorded(directory: CampaignDirectory, facts: Facts, plan: Plan | None 
         plan: its plan, where that has been built already.
     """
     config = configuration.load(directory.config, environment={})
-    inputs: Mapping[str, FileRecord] = {name: FileRecord(**one) for name, one in facts["inputs"].items()}
-    if config.campaign.path != directory.root:
-        config, inputs = _moved(config, inputs, directory.root)
+    inputs = {name: FileRecord(**one) for name, one in facts["inputs"].items()}
+    if (old := config.campaign.path) != directory.root:
+        inputs = {name: replace(one, path=moved(one.path, old, directory.root)) for name, one in inputs.items()}
+        config = _moved_configuration(config, directory.root)
     contents = {name: record.sha256 for name, record in inputs.items()} | {"weights": facts["weights"]}
     fingerprints = stage_fingerprints(config, contents)
     if fingerprints != facts["fingerprints"]:
@@ -116,26 +125,33 @@ def plan_of(config: Config, facts: Facts) -> Plan:
     return build(config, images, facts["blocks_per_shard"])
 
 
-def _moved(config: Config, inputs: Mapping[str, FileRecord], root: Path) -> tuple[Config, Mapping[str, FileRecord]]:
-    """The configuration and the inputs of a campaign whose directory was moved or copied to `root`.
+def saved_configuration(directory: CampaignDirectory) -> Config:
+    """The configuration that the campaign's tasks read, with paths as they are where the directory is now.
 
-    Every path into the directory it was prepared in becomes one into `root`; no fingerprint depends on a path.
+    A link to the directory is no other place.
     """
+    config = configuration.load(directory.config, environment={})
     old = config.campaign.path
+    is_there = old == directory.root or (old.exists() and old.samefile(directory.root))
+    return config if is_there else _moved_configuration(config, directory.root)
 
-    def move(path: Any) -> Any:
-        inside = isinstance(path, str) and Path(path).is_absolute() and Path(path).is_relative_to(old)
-        return str(root / Path(path).relative_to(old)) if inside else path
 
-    tree = config.model_dump()
+def moved(path: Any, old: Path, root: Path) -> Any:
+    """A path into the directory `old` as one into `root`, where the campaign is now; anything else as it is."""
+    inside = isinstance(path, str) and Path(path).is_absolute() and Path(path).is_relative_to(old)
+    return str(root / Path(path).relative_to(old)) if inside else path
+
+
+def _moved_configuration(config: Config, root: Path) -> Config:
+    """The configuration of a campaign whose directory was moved or copied to `root`; no path is in a fingerprint."""
+    tree, old = config.model_dump(), config.campaign.path
     for section, keys in (
         ("campaign", ["dir"]),
         ("data", ["table", "root", "ratings_file", "prompts"]),
         ("model_paths", tree["model_paths"]),
     ):
-        tree[section] |= {key: move(tree[section][key]) for key in keys}
-    moved = {name: replace(record, path=move(record.path)) for name, record in inputs.items()}
-    return Config.model_validate(tree), moved
+        tree[section] |= {key: moved(tree[section][key], old, root) for key in keys}
+    return Config.model_validate(tree)
 
 
 def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:
