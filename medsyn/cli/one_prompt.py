@@ -23,9 +23,8 @@ from medsyn.schedulers import SchedulerName
 from medsyn.stage import BadNode
 
 if TYPE_CHECKING:
-    from medsyn.data.prompts.rows import PromptRow
     from medsyn.generation.api.generator import Generator
-    from medsyn.generation.block_store import Item
+    from medsyn.generation.api.prompts import Wanted
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -35,14 +34,14 @@ def generate(program: str, arguments: Sequence[str]) -> int:
     """Make images of one prompt, with names that say what they are, and a contact sheet of them."""
     given, sources = given_flags(parser(program).parse_args(arguments))
     try:
-        rows, output, generator = _check(given, sources)
-        return _make(generator, rows, given["count"], output)
+        wanted, output, generator = _check(given, sources)
+        return _make(generator, wanted, output)
     except BadNode as error:
         print(error)
         return EXIT_BAD_NODE
 
 
-def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[Sequence[PromptRow | Item], Path, Generator]:
+def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[Wanted, Path, Generator]:
     """The prompt, the folder and the generator, once all that was given is in order.
 
     Raises:
@@ -60,7 +59,7 @@ def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[Sequen
         given_settings(of_generator(given))
     if "prompts" in given:
         with _collect(problems, sources):
-            rows, warnings = check_prompts(given["prompts"], given.get("count", 1), given.get("modality"))
+            (wanted,), warnings = check_prompts(given["prompts"], given.get("count", 1), given.get("modality"))
     else:
         reason = "there is nothing to show; give a text such as 'Chest X-ray: clear lungs'"
         problems.append(Problem(sources["prompts"], reason))
@@ -71,7 +70,7 @@ def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[Sequen
         raise InputProblems(dict.fromkeys(problems))
     app.show_problems(replace(one, source=sources.get(one.source, one.source)) for one in warnings)
     output = make_folder(Path(given["output_dir"]), sources["output_dir"])
-    return rows, output, Generator(**of_generator(given))
+    return wanted, output, Generator(**of_generator(given))
 
 
 @contextmanager
@@ -91,10 +90,10 @@ def of_generator(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"batch_size": together} | {name: given[name] for name in OPTIONS if name in given and name not in of_images}
 
 
-def _make(generator: Generator, rows: Sequence[PromptRow | Item], count: int, output: Path) -> int:
+def _make(generator: Generator, wanted: Wanted, output: Path) -> int:
     """Write the images, their records and a contact sheet; return the exit code."""
     made, shown = 0, []
-    for number, image in enumerate(generator.images_of(rows, count)):
+    for number, image in enumerate(generator.images_of([wanted])):
         if image.png is None or image.pixels is None:
             print(f"image {number + 1}: none of {image.record['attempts']} candidates passed")
             continue
@@ -107,7 +106,7 @@ def _make(generator: Generator, rows: Sequence[PromptRow | Item], count: int, ou
     if shown:
         disk.write_atomic(output / SHEET, contact_sheet(shown))
         print(output / SHEET)
-    return EXIT_DONE if made == count else EXIT_NO_PROGRESS
+    return EXIT_DONE if made == wanted.count else EXIT_NO_PROGRESS
 
 
 # --- the flags ------------------------------------------------------------------------------------------------------

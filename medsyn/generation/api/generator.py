@@ -23,11 +23,9 @@ import numpy as np
 
 from medsyn import disk
 from medsyn.config import EMBEDDED, Config, Precision
-from medsyn.data.modalities import canonical_modality, split_prefix
-from medsyn.data.prompts.rows import PromptRow
 from medsyn.generation.api.arguments import Settings, campaign_settings, given_settings
 from medsyn.generation.api.options import Mode, Sampling
-from medsyn.generation.api.prompts import check_prompts
+from medsyn.generation.api.prompts import Wanted, check_prompts
 from medsyn.generation.block_store import Item
 from medsyn.generation.filter import Rule, Trial, next_batch
 from medsyn.generation.make.block import Order, Progress
@@ -154,21 +152,18 @@ class Generator:
         Raises:
             InputProblems: everything wrong with the arguments, at the call and not at the first image.
         """
-        only = self._settings.modality
-        asked, warnings = check_prompts(prompts, count, modality, self._settings.config, only)
+        wanted, warnings = check_prompts(prompts, count, modality, self._settings.config, self._settings.modality)
         for warning in warnings:
             _log.warning("%s", warning)
-        return self.images_of(asked, count, only or modality)
+        return self.images_of(wanted)
 
-    def images_of(
-        self, asked: Sequence[PromptRow | Item], count: int = 1, modality: str | None = None
-    ) -> Iterator[GeneratedImage]:
+    def images_of(self, wanted: Iterable[Wanted]) -> Iterator[GeneratedImage]:
         """`images` of prompts that `check_prompts` has passed: nothing is checked, and no warning told, again."""
         size = self._settings.config.generation.block_size
-        for its, neighbours in groupby(asked, lambda prompt: _modality(prompt, modality)):
-            items = (item for prompt in neighbours for item in _items(prompt, count))
+        for modality, neighbours in groupby(wanted, lambda one: one.modality):
+            items = (item for one in neighbours for item in one.items())
             while block := list(islice(items, size)):
-                yield from self._block(block, its)
+                yield from self._block(block, modality)
 
     def _block(self, items: Sequence[Item], modality: str) -> Iterator[GeneratedImage]:
         settings, section = self._settings, self._settings.config.generation
@@ -189,18 +184,3 @@ class Generator:
                 record, png, _ = progress.published.pop(told)
                 yield GeneratedImage(items[told], record, pixels, png)
                 told += 1
-
-
-def _modality(prompt: PromptRow | Item, given: str | None) -> str:
-    if isinstance(prompt, PromptRow):
-        return prompt.modality
-    its = split_prefix(prompt.prompt)[0] if given is None else canonical_modality(given)
-    assert its is not None, "check_prompts has seen to it"
-    return its
-
-
-def _items(prompt: PromptRow | Item, count: int) -> Iterator[Item]:
-    """The items that a campaign makes of such a row: the same images."""
-    if isinstance(prompt, Item):
-        return iter([prompt])
-    return (Item(prompt.prompt_id, prompt.prompt, replicate) for replicate in range(count))

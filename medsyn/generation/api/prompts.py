@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from medsyn.config import MOST_IMAGES, Config
+from medsyn.data.modalities import split_prefix
 from medsyn.data.prompts.rows import PromptRow, read_texts
 from medsyn.errors import InputProblems, Problem
 from medsyn.generation.api.options import modality_of
@@ -14,10 +15,23 @@ from medsyn.generation.block_store import Item
 from medsyn.schedulers import wrong_steps
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Images of one prompt."""
+
+    item: Item  # the first of them
+    modality: str
+    count: int = 1
+
+    def items(self) -> Iterator[Item]:
+        """An item per image; of a text those that a campaign makes of such a row, so that the images are the same."""
+        return (replace(self.item, replicate=self.item.replicate + number) for number in range(self.count))
+
+
 def check_prompts(
     prompts: Any, count: Any, modality: Any, settings: Config | None = None, only: str | None = None
-) -> tuple[list[PromptRow | Item], list[Problem]]:
-    """The prompts that are meant, and the warnings about them.
+) -> tuple[list[Wanted], list[Problem]]:
+    """The images that are meant, and the warnings about their prompts.
 
     Args:
         prompts: a text, an item, or several of them.
@@ -37,19 +51,24 @@ def check_prompts(
         found.append(Problem("modality", f"{modality!r} is asked for, and this generator's models are of {only}"))
     asked = _several(found, prompts)
     places = ["prompts" if isinstance(prompts, (str, Item)) else f"prompts[{place}]" for place in range(len(asked))]
-    meant, of_texts = _texts(asked, places, name)
+    rows, of_prompts = _texts(asked, places, name)
     for place, prompt in zip(places, asked, strict=True):
         if isinstance(prompt, Item):
-            meant[place] = prompt
-            of_texts += _of_item(place, prompt, name, settings)
+            of_prompts += _wrong_with(place, prompt, name, settings)
         elif not isinstance(prompt, str):
-            of_texts.append(Problem(place, f"a text or an Item, got {prompt!r:.100}"))
+            of_prompts.append(Problem(place, f"a text or an Item, got {prompt!r:.100}"))
     if modality is not None and name is None:  # every prompt without a prefix would be told, too
-        of_texts = [problem for problem in of_texts if "names no modality" not in problem.reason]
-    found += [problem for problem in of_texts if problem.severity == "error"]
+        of_prompts = [problem for problem in of_prompts if "names no modality" not in problem.reason]
+    found += [problem for problem in of_prompts if problem.severity == "error"]
     if found:
         raise InputProblems(dict.fromkeys(found))
-    return [meant[place] for place in places], [problem for problem in of_texts if problem.severity == "warning"]
+    wanted = [
+        Wanted(prompt, name or str(split_prefix(prompt.prompt)[0]))
+        if isinstance(prompt, Item)
+        else Wanted(Item(rows[place].prompt_id, rows[place].prompt, 0), rows[place].modality, count)
+        for place, prompt in zip(places, asked, strict=True)
+    ]
+    return wanted, [problem for problem in of_prompts if problem.severity == "warning"]
 
 
 def _several(found: list[Problem], prompts: Any) -> list[Any]:
@@ -70,7 +89,7 @@ def _several(found: list[Problem], prompts: Any) -> list[Any]:
 
 def _texts(
     asked: Sequence[Any], places: Sequence[str], modality: str | None
-) -> tuple[dict[str, PromptRow | Item], list[Problem]]:
+) -> tuple[dict[str, PromptRow], list[Problem]]:
     """The rows that the texts mean, by their place, and everything to tell of the texts."""
     of_text = [place for place, prompt in zip(places, asked, strict=True) if isinstance(prompt, str)]
     texts = [{"prompt": prompt} for prompt in asked if isinstance(prompt, str)]
@@ -79,7 +98,7 @@ def _texts(
     return {of_text[row.row - 1]: row for row in rows}, told
 
 
-def _of_item(place: str, item: Item, modality: str | None, settings: Config | None) -> list[Problem]:
+def _wrong_with(place: str, item: Item, modality: str | None, settings: Config | None) -> list[Problem]:
     """What is wrong with an item, which is held to what a row of a prompt list is held to."""
     record = {
         "id": item.prompt_id,
