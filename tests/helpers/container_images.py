@@ -50,6 +50,7 @@ def reduced_context(folder: Path) -> Path:
         "apptainer.def",
         "pyproject.toml",
         "README.md",
+        "LICENSE",
         ".dockerignore",
         "requirements-build.txt",
     ):
