@@ -16,16 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsyn import disk
 from medsyn.config import Config
-from medsyn.data.images.latent_cache import TensorCache, caption_key, image_key
-from medsyn.data.images.pixels import fit_square
-from medsyn.data.images.read import read_image
+from medsyn.data.images.latent_cache import TensorCache, caption_key
+from medsyn.data.images.read import Image
 from medsyn.data.tables.read import RatingRow, read_ratings
 from medsyn.data.tables.split import is_held_out
-from medsyn.errors import InputError, InputProblems, Problem
+from medsyn.errors import InputError
 from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import Control
+from medsyn.training.encode_rows import encode_rows
 
 if TYPE_CHECKING:
     from medsyn.models.stable_diffusion import SyntheticSystem
@@ -104,18 +103,9 @@ def load_rated(
         Saved: a stop was requested.
     """
     weights = weights_fingerprint(config.model_paths.stable_diffusion)
-    resolution, matched = config.data.resolution, config.raters.match_decoder
+    matched = config.raters.match_decoder
 
-    def key_of(row: RatingRow) -> str:
-        image = image_key(hashes[row.path] or str(row.path), row.modality, resolution, weights, True)
-        return disk.fingerprint(["rated", matched, image])
-
-    def read(row: RatingRow) -> dict[str, Tensor]:
-        if not hashes[row.path]:
-            raise InputError(row.path, "cannot be read")
-        image = read_image(row.path, row.modality)
-        fitted = np.ascontiguousarray(fit_square(image.pixels, resolution).transpose(2, 0, 1))
-        pixels = torch.from_numpy(fitted)[None]
+    def read(image: Image, pixels: Tensor) -> dict[str, Tensor]:
         if matched and not image.synthetic:
             system = load_system()
             pixels = system.decode(system.encode(pixels)[0])  # alone: companions in a batch change bits
@@ -124,20 +114,14 @@ def load_rated(
     def embed(prompt: str) -> dict[str, Tensor]:
         return {"pooled": load_system().embed(prompt)[1]}
 
-    keys = [key_of(row) for row in rows]
-    _, failures = cache.fill(dict(zip(keys, rows, strict=True)), read, control, "image")
-    problems = [
-        Problem(str(config.data.ratings_file), f"{row.file}: {failures[key].problem.reason}", row.row)
-        for key, row in zip(keys, rows, strict=True)
-        if key in failures
-    ]
-    if problems and (config.data.strict or len(problems) == len(rows)):
-        raise InputProblems(problems)
+    table = str(config.data.ratings_file)
+    kept, _ = encode_rows(
+        config, table, rows, hashes, read, cache, control, allow_synthetic=True, variant=("rated", matched)
+    )
     modality_of = {row.prompt: row.modality for row in prompts_of}
     prompts = {caption_key(prompt, weights): prompt for prompt in modality_of}
     cache.fill(prompts, embed, control, "prompt")
 
-    kept = [(key, row) for key, row in zip(keys, rows, strict=True) if key not in failures]
     places = {key: place for place, key in enumerate(dict.fromkeys(key for key, _ in kept))}
     prompt_places = {prompt: place for place, prompt in enumerate(prompts.values())}
     fraction, campaign_seed = config.data.held_out_fraction, config.campaign.seed
@@ -158,6 +142,6 @@ def load_rated(
             "ratings": len(kept),
             "images": len(places),
             "prompts": len(prompts),
-            "skipped": len(problems),
+            "skipped": len(rows) - len(kept),
         },
     )
