@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import os
 import re
@@ -21,6 +20,7 @@ from medsyn.errors import EXIT_BAD_NODE, EXIT_DONE, EXIT_NO_PROGRESS, InputError
 from medsyn.generation.block_store import MANIFEST
 from medsyn.schedulers import SchedulerName
 from medsyn.stage import BadNode
+from medsyn.text import closest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,8 +162,8 @@ class _Parser(argparse.ArgumentParser):
         if not name.startswith("--"):
             return None
         flags = self.flags()
-        if close := difflib.get_close_matches(name, flags, n=1, cutoff=0.8):
-            return close[0]
+        if close := closest(name, flags, cutoff=0.8):
+            return close
         column = meant_column(name)  # prompt lists have other names for some of the same settings
         flag = _FLAG_OF_COLUMN.get(column, f"--{column}") if column else None
         return flag if flag in flags else None

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsyn.cli import app
-from medsyn.errors import EXIT_DONE, EXIT_FAILED, InputError, counted
+from medsyn.errors import EXIT_DONE, EXIT_FAILED, InputError
+from medsyn.text import counted
 
 if TYPE_CHECKING:
     from medsyn.campaign.state.campaign_file import Campaign

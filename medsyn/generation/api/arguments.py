@@ -7,7 +7,6 @@ The prompts that a `medsyn.Generator` is asked for, held to what the rows of a p
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from medsyn.models.policy import Policy
 from medsyn.models.scorers import read_config
 from medsyn.models.selector import Selector
 from medsyn.schedulers import wrong_steps
+from medsyn.text import did_you_mean
 
 DEFAULT_SIDE, EMBEDDED_SIDE = 256, 64  # pixels
 LEAST_SIDE, MOST_SIDE, SIDE_STEP = 32, 1024, 8  # pixels; the VAE makes one latent of 8 x 8
@@ -104,8 +104,7 @@ def _check_names(found: Found, generation: Mapping[str, Any], filtered: bool) ->
     known = (*GENERATION, *_ARGUMENT_OF.values(), "finetuned", "selector", "policy", "height", "width")
     for name in generation:
         if name not in GENERATION:
-            close = difflib.get_close_matches(name, known, n=1)
-            found.add(name, f"there is no such argument{f'; did you mean {close[0]}?' if close else ''}")
+            found.add(name, f"there is no such argument{did_you_mean(name, known)}")
         elif name in FILTERING and not filtered:
             found.add(name, "belongs to the filter, which needs a Selector and a Policy")
 
