@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -114,33 +115,33 @@ def load_rated(
     def embed(prompt: str) -> dict[str, Tensor]:
         return {"pooled": load_system().embed(prompt)[1]}
 
-    table = str(config.data.ratings_file)
+    source = str(config.data.ratings_file)
     kept, _ = encode_rows(
-        config, table, rows, hashes, read, cache, control, allow_synthetic=True, variant=("rated", matched)
+        config, source, rows, hashes, read, cache, control, allow_synthetic=True, variant=("rated", matched)
     )
     modality_of = {row.prompt: row.modality for row in prompts_of}
     prompts = {caption_key(prompt, weights): prompt for prompt in modality_of}
     cache.fill(prompts, embed, control, "prompt")
 
-    places = {key: place for place, key in enumerate(dict.fromkeys(key for key, _ in kept))}
-    prompt_places = {prompt: place for place, prompt in enumerate(prompts.values())}
+    table = pd.DataFrame([row for _, row in kept])
+    image, images = pd.factorize(np.array([key for key, _ in kept]))
+    level = table.expert_level.to_numpy(np.float32) if config.raters.expert_weights else np.ones(len(kept), np.float32)
     fraction, campaign_seed = config.data.held_out_fraction, config.campaign.seed
-    level = np.array([row.expert_level if config.raters.expert_weights else 1 for _, row in kept], dtype=np.float32)
     return RatedSet(
         # kept as the 8-bit picture that a candidate is judged as: a quarter of the memory besides
-        pixels=torch.stack([(cache.read(key, "pixels").float() * 255).round().to(torch.uint8) for key in places]),
+        pixels=torch.stack([(cache.read(key, "pixels").float() * 255).round().to(torch.uint8) for key in images]),
         pooled=torch.stack([cache.read(key, "pooled").float() for key in prompts]),
-        line=np.array([row.row for _, row in kept]),
-        image=np.array([places[key] for key, _ in kept]),
-        prompt=np.array([prompt_places[row.prompt] for _, row in kept]),
-        rating=np.array([row.rating for _, row in kept]),
+        line=table.row.to_numpy(),
+        image=image,
+        prompt=table.prompt.map({prompt: place for place, prompt in enumerate(modality_of)}).to_numpy(),
+        rating=table.rating.to_numpy(),
         weight=level / level.mean(),
-        held_out=np.array([is_held_out(row.file, fraction, campaign_seed) for _, row in kept]),
-        modality=np.array([row.modality for _, row in kept]),
+        held_out=np.array([is_held_out(file, fraction, campaign_seed) for file in table.file]),
+        modality=table.modality.to_numpy(str),
         prompt_modality=np.array(list(modality_of.values())),
         counts={
             "ratings": len(kept),
-            "images": len(places),
+            "images": len(images),
             "prompts": len(prompts),
             "skipped": len(rows) - len(kept),
         },
