@@ -8,7 +8,6 @@ torch nor pandas: login nodes read configurations.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,6 +29,7 @@ from pydantic import (
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.schedulers import MOST_GUIDANCE, TRAINING_STEPS, SchedulerName, wrong_steps
+from medsyn.text import closest, did_you_mean
 
 EMBEDDED = "embedded"  # model_paths.stable_diffusion: the tiny model that ships with medsyn
 MOST_IMAGES = 1_000_000  # of one prompt
@@ -413,8 +413,7 @@ _FIELD_TYPES = dict(_field_types(Config))  # dotted key -> annotation
 
 
 def _unknown_key_reason(key: str, known: Iterable[str] = _FIELD_TYPES) -> str:
-    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    return f"there is no such key; did you mean {close[0]}?" if close else "there is no such key"
+    return f"there is no such key{did_you_mean(key, known, cutoff=0.5)}"
 
 
 def _set_key(tree: dict[str, Any], dotted: str, value: Any) -> None:
@@ -497,13 +496,6 @@ def _meant_choice(given: str, choices: Iterable[str]) -> str:
     return f" (did you mean {close}?)" if close else ""
 
 
-def closest(given: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The choice most like `given`, whatever the case of both; None if none is like it by `cutoff` (difflib's)."""
-    lowered = {choice.casefold(): choice for choice in choices}
-    close = difflib.get_close_matches(given.casefold(), lowered, n=1, cutoff=cutoff)
-    return lowered[close[0]] if close else None
-
-
 def validate(tree: Mapping[str, Any], source: str, sources: Mapping[str, str] | None = None) -> Config:
     """A `Config` from nested mappings.
 
@@ -583,9 +575,3 @@ def assemble(tree: dict[str, Any], place: str, overrides: Iterable[str], environ
 def save(config: Config) -> str:
     """The configuration as YAML text that `load` reads back to an equal `Config`."""
     return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-def differences(old: Config, new: Config) -> list[str]:
-    """Dotted keys whose values differ."""
-    before, after = dict(flatten(old.model_dump())), dict(flatten(new.model_dump()))
-    return [key for key in after if before.get(key) != after[key]]

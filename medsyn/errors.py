@@ -68,8 +68,3 @@ class InputProblems(ValueError):
 
 class SlurmError(Exception):
     """A Slurm command failed; the message is its last line."""
-
-
-def counted(number: int, noun: str) -> str:
-    """A number of things: 1 image, 2 images."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import os
 import sys
@@ -28,6 +27,7 @@ from medsyn.errors import (
     SlurmError,
 )
 from medsyn.stage import CampaignDirectory
+from medsyn.text import did_you_mean
 
 if TYPE_CHECKING:
     from medsyn.campaign.state.campaign_file import Campaign
@@ -59,9 +59,8 @@ def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[
         return EXIT_DONE
     name, rest = arguments[0], arguments[1:]
     if name not in commands:
-        close = difflib.get_close_matches(name, commands, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(commands)}"
-        print(f"{program}: there is no command {name!r}; {hint}", file=sys.stderr)
+        hint = did_you_mean(name, commands) or f"; there are {', '.join(commands)}"
+        print(f"{program}: there is no command {name!r}{hint}", file=sys.stderr)
         return EXIT_USAGE
     try:
         return commands[name].run(f"{program} {name}", rest)

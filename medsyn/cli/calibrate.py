@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from medsyn.campaign.estimate.memory import GIB
 from medsyn.cli import app
 from medsyn.config import Config
 from medsyn.errors import EXIT_BAD_NODE, EXIT_DONE, InputProblems
 from medsyn.stage import BadNode, CampaignDirectory
+from medsyn.text import gib
 
 if TYPE_CHECKING:
     from medsyn.generation.sample.batch import Painter
@@ -54,8 +54,8 @@ def calibrate(program: str, arguments: Sequence[str]) -> int:
     print(f"seconds a batch   {speed.seconds:.3g} ({speed.estimated:.3g} estimated at the rate below)")
     print(f"images a second   {speed.images / speed.seconds:.3g}")
     if speed.memory is not None:
-        estimated = capacity.needed(resolved, speed.images) / GIB
-        print(f"peak memory       {speed.memory / GIB:.1f} GiB ({estimated:.1f} estimated, for all modes)")
+        estimated = gib(capacity.needed(resolved, speed.images))
+        print(f"peak memory       {gib(speed.memory)} GiB ({estimated} estimated, for all modes)")
     print(f"cluster.tflops={speed.tflops:.3g}")
     return EXIT_DONE
 

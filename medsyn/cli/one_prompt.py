@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from medsyn.generation.api.options import OPTIONS
 from medsyn.generation.block_store import MANIFEST
 from medsyn.schedulers import SchedulerName
 from medsyn.stage import BadNode
+from medsyn.text import closest
 
 if TYPE_CHECKING:
     from medsyn.generation.api.generator import Generator
@@ -193,8 +193,8 @@ class _Parser(argparse.ArgumentParser):
         if not name.startswith("--"):
             return None
         flags = self.flags()
-        if close := difflib.get_close_matches(name, flags, n=1, cutoff=0.8):
-            return close[0]
+        if close := closest(name, flags, cutoff=0.8):
+            return close
         column = meant_column(name)  # prompt lists have other names for some of the same settings
         flag = _FLAG_OF_COLUMN.get(column, f"--{column}") if column else None
         return flag if flag in flags else None

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from medsyn.cli import app
 from medsyn.cli.invocation import command
-from medsyn.errors import EXIT_DONE, EXIT_FAILED, InputError, counted
+from medsyn.errors import EXIT_DONE, EXIT_FAILED, InputError
+from medsyn.text import counted
 
 if TYPE_CHECKING:
     from medsyn.campaign.state.campaign_file import Campaign

@@ -25,7 +25,6 @@ OWNED = {
     *("test-only", "wait", "wrap"),
 }
 HIDE_THE_ENVIRONMENT = {"--cleanenv", "-e", "--containall", "-C"}  # options of apptainer exec
-Stage = Literal["finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate", "gate"]
 Word = Annotated[str, StringConstraints(pattern=r"^\S+$")]
 _TIME = re.compile(r"^(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d\d){0,2})$")
 

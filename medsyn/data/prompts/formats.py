@@ -11,7 +11,6 @@ A column keeps its name, unless the tables have one of that name (case does not 
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from medsyn.data.tables.csv_rows import check_text_file, column_places, csv_rows
 from medsyn.data.tables.row_errors import Faults, show
 from medsyn.errors import InputError
 from medsyn.records import RESERVED
+from medsyn.text import closest
 
 COLUMNS = ("id", "prompt", "modality", "n", "seed", "num_inference_steps", "guidance_scale", "negative_prompt")
 MOST_FURTHER_COLUMNS = 64
@@ -126,8 +126,8 @@ def meant_column(name: str) -> str | None:
     key = re.sub(r"[\W_]", "", name.casefold())
     if key in squeezed:
         return squeezed[key]
-    close = difflib.get_close_matches(key, [column for column in squeezed if len(column) > 2], n=1, cutoff=0.86)
-    return squeezed[close[0]] if close else _MEANT.get(key)
+    close = closest(key, [column for column in squeezed if len(column) > 2], cutoff=0.86)
+    return squeezed[close] if close else _MEANT.get(key)
 
 
 def _csv(path: Path, faults: Faults) -> Records:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from medsyn import disk
-from medsyn.errors import counted
 from medsyn.generation.block_store import ATTEMPTS, MANIFEST, TIMING, Item, image_seed
 from medsyn.generation.filter import Candidate, Rule, Trial
 from medsyn.generation.verify.files import check_files
 from medsyn.generation.verify.finding import Finding, name_item, unread
 from medsyn.generation.write.png import describe
 from medsyn.records import AttemptRecord, Condition, ImageRecord, fields, json_types
+from medsyn.text import and_more, counted
 
 ItemKey = tuple[str, int]  # prompt id, replicate
 
@@ -182,7 +182,9 @@ def _try_again(asked: Asked, item: Item, attempts: Sequence[AttemptRecord]) -> t
     numbers = [attempt["attempt"] for attempt in attempts]
     if numbers != list(range(len(numbers))):
         lost = sorted(set(range(max(numbers) + 1 if max(numbers) < 10**6 else 0)) - set(numbers))
-        return trial, f"has the attempts {_shown(numbers)}" + (f", and not {_shown(lost)}" if lost else "")
+        return trial, f"has the attempts {and_more(numbers, _SHOWN)}" + (
+            f", and not {and_more(lost, _SHOWN)}" if lost else ""
+        )
     if len(numbers) > rule.max_attempts:
         return trial, f"has {counted(len(numbers), 'attempt')}, of at most {rule.max_attempts}"
     for attempt in attempts:
@@ -193,7 +195,7 @@ def _try_again(asked: Asked, item: Item, attempts: Sequence[AttemptRecord]) -> t
     expected = [{"id": item.prompt_id, "replicate": item.replicate, **record} for record in trial.records()]
     for line, attempt in zip(expected, attempts, strict=True):
         if differing := differing_keys(line, attempt):
-            return trial, f"attempt {attempt['attempt']}, was judged otherwise: {_shown(differing)}"
+            return trial, f"attempt {attempt['attempt']}, was judged otherwise: {and_more(differing, _SHOWN)}"
         if attempt["seed"] != image_seed(asked.campaign_seed, item, attempt["attempt"]):
             return trial, f"attempt {attempt['attempt']}, has another seed than follows from its number"
     return trial, None
@@ -233,7 +235,7 @@ def _check_records(
         # what is said of the file is compared with the file
         said = {key: value for key, value in record.items() if key in expected or key not in _SAID_OF_FILES}
         if differing := differing_keys(expected, said):
-            what = f"{name_item(*key)} is on record with another {_shown(differing)} than it was made with"
+            what = f"{name_item(*key)} is on record with another {and_more(differing, _SHOWN)} than it was made with"
             yield Finding(block / MANIFEST, what, block)
         if (trial.winner is None) != (record["file"] is None):
             has = "no image" if record["file"] is None else "an image"
@@ -250,8 +252,3 @@ def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str
         for key in dict.fromkeys((*one, *other))
         if (one.get(key, missing), type(one.get(key))) != (other.get(key, missing), type(other.get(key)))
     ]
-
-
-def _shown(values: Sequence[object]) -> str:
-    rest = len(values) - _SHOWN
-    return ", ".join(map(str, values[:_SHOWN])) + (f" and {rest} more" if rest > 0 else "")

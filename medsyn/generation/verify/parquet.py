@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsyn.errors import counted
 from medsyn.generation.verify.finding import Finding
 from medsyn.generation.write.parquet import ATTEMPTS_TABLE, MANIFEST_TABLE, Rows, fitted, shard_tables
+from medsyn.text import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
