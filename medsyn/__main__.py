@@ -21,6 +21,7 @@ _TABLE = {
         "status": ("what is done, running, failed and blocked", "campaign:status"),
         "logs": ("what tasks printed", "campaign:logs"),
         "cancel": ("end every job and process of the campaign", "campaign:cancel"),
+        "list": ("the campaigns below a folder", "listing:main"),
         "verify": ("check every generated file against its records, or repair what is damaged", "verify:verify"),
         "merge": ("the tables of all shards as one", "verify:merge"),
     },

@@ -87,7 +87,7 @@ def _require_same_shards(before: Facts, queued: Queued, checked: Checked) -> Non
     names = [name for stage, name in queued() if stage == "generate"]
     if not names:
         return
-    plans = (campaign_file.plan_of(Config.model_validate(before["config"]), before), checked.plan)
+    plans = (campaign_file.recorded(CampaignDirectory(checked.config.campaign.path), before).plan, checked.plan)
     was, now = ({planned.task.name: planned.task.blocks for planned in plan.by_stage["generate"]} for plan in plans)
     changed = [name for name in names if was.get(name) != now.get(name)]
     if changed:

@@ -118,6 +118,13 @@ def open_recorded(directory: CampaignDirectory, facts: Facts, plan: Plan | None 
     return Campaign(directory, config, plan or plan_of(config, facts), fingerprints, inputs, facts["counts"])
 
 
+def recorded(directory: CampaignDirectory, facts: Facts) -> Campaign:
+    """The campaign as its record alone has it: no saved configuration is read, and no edit by hand is noticed."""
+    config = configuration.validate(facts["config"], str(directory.facts))
+    inputs = {name: FileRecord(**one) for name, one in facts["inputs"].items()}
+    return Campaign(directory, config, plan_of(config, facts), facts["fingerprints"], inputs, facts["counts"])
+
+
 def plan_of(config: Config, facts: Facts) -> Plan:
     """The plan of a recorded campaign."""
     img_num = config.generation.img_num
