@@ -36,10 +36,12 @@ WORKDIR /opt/medsyn/lock
 RUN sha256sum ./*.txt >/opt/medsyn/lock/sha256
 
 # Code last: a change of it builds in seconds. HF_HOME and OMP_NUM_THREADS are the host's to set, so they are not here.
-COPY configs /opt/medsyn/configs
-COPY pyproject.toml README.md /opt/medsyn/source/
+COPY pyproject.toml README.md LICENSE /opt/medsyn/source/
+COPY configs /opt/medsyn/source/configs
+COPY slurm/*.yaml /opt/medsyn/source/slurm/
 COPY medsyn /opt/medsyn/source/medsyn
 RUN /opt/medsyn/bin/pip install --no-cache-dir --no-deps --no-index --no-build-isolation /opt/medsyn/source \
+    && mv /opt/medsyn/source/configs /opt/medsyn/configs \
     && rm -r /opt/medsyn/source \
     && chmod -R a+rX /opt/medsyn/configs /opt/medsyn/lock
 

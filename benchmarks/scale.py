@@ -95,14 +95,14 @@ def write_prompts(path: Path, count: int) -> None:
 
 
 def plan(root: Path, share: slice) -> None:
-    """`launch.py plan`."""
+    """`medsyn plan`."""
     from medsyn.campaign.plan import inputs
 
     assert inputs.check(make_config(root)).plan.tasks
 
 
 def prepare(root: Path, share: slice) -> None:
-    """Check every input and write what tasks read: `launch.py submit` before anything is queued."""
+    """Check every input and write what tasks read: `medsyn submit` before anything is queued."""
     from medsyn.campaign.plan import prepare as preparing
 
     preparing.prepare(make_config(root))
@@ -140,21 +140,21 @@ def generate(root: Path, share: slice) -> None:
 
 
 def status(root: Path, share: slice) -> None:
-    """`launch.py status`."""
+    """`medsyn status`."""
     from medsyn.campaign.status import read
 
     assert read.read(campaign_file.open_campaign(root / "campaign")).exit_code
 
 
 def verify(root: Path, share: slice) -> None:
-    """`python -m medsyn verify`."""
+    """`medsyn verify`."""
     from medsyn.cli import verify as cli_verify
 
     assert cli_verify.verify("verify", [str(root / "campaign")]) == 0
 
 
 def merge(root: Path, share: slice) -> None:
-    """`python -m medsyn merge`."""
+    """`medsyn merge`."""
     from medsyn.cli import verify as cli_verify
 
     assert cli_verify.merge("merge", [str(root / "campaign")]) == 0

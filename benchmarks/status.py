@@ -1,4 +1,4 @@
-"""How long does `launch.py status` take for a campaign of many shards?
+"""How long does `medsyn status` take for a campaign of many shards?
 
     python benchmarks/status.py --shards 10000
 
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from medsyn import config as configuration
 from medsyn import disk
-from medsyn.campaign.plan import prepare
+from medsyn.campaign import guards
 from medsyn.campaign.slurm import submissions
 from medsyn.campaign.state import done_index, ledger, markers
 from medsyn.campaign.state.campaign_file import Campaign
@@ -45,7 +45,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
         config = _write_config(folder, args.shards)
-        campaign = prepare.prepare(configuration.load(str(config)))
+        campaign = guards.open_for_change(configuration.load(str(config)), here=False)
         shards = campaign.plan.by_stage["generate"]
         _write_records(campaign, shards)
         environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}

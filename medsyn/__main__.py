@@ -1,35 +1,67 @@
-"""python -m medsyn <command>: any single task of a campaign by hand, and tools around it."""
+"""The program: one table of commands for `medsyn`, `python -m medsyn` and `launch.py`.
+
+The module of a command is imported when it is run: `doctor` must answer where nothing else can be imported, and login
+nodes answer in well under a second.
+"""
 
 from __future__ import annotations
 
+import importlib
 import sys
-from functools import partial
+from collections.abc import Sequence
 
-from medsyn.cli import app, verify
-from medsyn.cli.tasks import generate, run_stage, work
-from medsyn.cli.tools import calibrate, check, doctor, phantoms, pretrain, prompts
+from medsyn.cli import app, invocation
+from medsyn.cli.app import Command
 
-COMMANDS: dict[str, app.Command] = {
-    "finetune": ("fine-tune the model of one modality", partial(run_stage, "finetune")),
-    "rlhf": ("train Selector and Policy (--stage 1) or a modality's Policy (--stage 2)", partial(run_stage, "rlhf")),
-    "generate": ("generate one shard of the prompt list, or with --prompt images of one prompt", generate),
-    "evaluate": ("measure the campaign and write its report", partial(run_stage, "evaluate")),
-    "worker": ("run one task of a prepared campaign: what schedulers call", work),
-    "verify": ("check every generated file against its manifest", verify.verify),
-    "merge": ("the tables of all shards as one", verify.merge),
-    "check": ("read tables and every image they name, list what is wrong", check),
-    "prompts": ("check a prompt list, or build one that is balanced", prompts),
-    "phantoms": ("draw the procedural data set", phantoms),
-    "pretrain": ("train the embedded tiny model again (an hour or more)", pretrain),
-    "calibrate": ("measure the rate of this machine, for the plan's estimates", calibrate),
-    "doctor": ("is this machine fit for a campaign?", doctor),
-}
+_TABLE = {
+    "a campaign": {
+        "plan": ("what would run, and what is wrong or missing", "campaign:plan"),
+        "submit": ("run everything that is not done", "campaign:submit"),
+        "resume": ("go on with what is neither done nor queued", "campaign:resume"),
+        "status": ("what is done, running, failed and blocked", "campaign:status"),
+        "logs": ("what tasks printed", "campaign:logs"),
+        "cancel": ("end every job and process of the campaign", "campaign:cancel"),
+        "verify": ("check every generated file against its records, or repair what is damaged", "verify:verify"),
+        "merge": ("the tables of all shards as one", "verify:merge"),
+    },
+    "single tasks, and single prompts": {
+        "finetune": ("fine-tune the model of one modality", "tasks:finetune"),
+        "rlhf": ("train Selector and Policy (--stage 1) or a modality's Policy (--stage 2)", "tasks:rlhf"),
+        "generate": ("generate one shard of the prompt list, or with --prompt images of one prompt", "tasks:generate"),
+        "evaluate": ("measure the campaign and write its report", "tasks:evaluate"),
+        "worker": ("run one task of a prepared campaign: what schedulers call", "tasks:work"),
+    },
+    "data": {
+        "check": ("read tables and every image they name, list what is wrong", "tools:check"),
+        "prompts": ("check a prompt list, or build one that is balanced", "prompts:main"),
+        "phantoms": ("draw the procedural data set", "tools:phantoms"),
+    },
+    "tools": {
+        "init": ("copy the configurations and site profiles that come with medsyn", "init:init"),
+        "doctor": ("is this machine fit for a campaign?", "tools:doctor"),
+        "calibrate": ("measure the rate of this machine, for the plan's estimates", "calibrate:calibrate"),
+        "pretrain": ("train the embedded tiny model again (an hour or more)", "tools:pretrain"),
+    },
+}  # by what users do: what each command is for, and its function in `medsyn.cli`
+
+
+def _command(group: str, text: str, target: str) -> Command:
+    module, _, name = target.partition(":")
+
+    def run(called: str, arguments: Sequence[str]) -> int:
+        code: int = getattr(importlib.import_module(f"medsyn.cli.{module}"), name)(called, arguments)
+        return code
+
+    return Command(text, run, group)
+
+
+COMMANDS = {name: _command(group, *its) for group, commands in _TABLE.items() for name, its in commands.items()}
 
 
 def main() -> int:
-    """The `medsyn` command, which the package installs; `python -m medsyn` is the same."""
-    return app.dispatch("medsyn", COMMANDS, sys.argv[1:])
+    """Run the command that the command line names; return its exit code."""
+    return app.dispatch(invocation.program(), COMMANDS, sys.argv[1:])
 
 
 if __name__ == "__main__":
-    sys.exit(app.dispatch("python -m medsyn", COMMANDS, sys.argv[1:]))
+    sys.exit(main())

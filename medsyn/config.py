@@ -8,19 +8,28 @@ torch nor pandas: login nodes read configurations.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.schedulers import MOST_GUIDANCE, TRAINING_STEPS, SchedulerName, wrong_steps
+from medsyn.text import closest, did_you_mean
 
 EMBEDDED = "embedded"  # model_paths.stable_diffusion: the tiny model that ships with medsyn
 MOST_IMAGES = 1_000_000  # of one prompt
@@ -77,11 +86,27 @@ class DataSection(Section):
     base_prompt: str | None = None
     modality_column: str = "modality"
     strict: bool = True
-    modalities: list[Modality] = Field(["OCT", "CT", "X-Ray", "MRI", "Fundus"], min_length=1)
+    modalities: list[Modality] = Field([], min_length=1)  # [] stands for null: those of the table, once it is read
     resolution: int = Field(256, ge=32, le=1024, multiple_of=8)
     held_out_fraction: float = Field(0.2, gt=0, lt=1)
     allow_synthetic: bool = False
     phantoms: PhantomsSection = PhantomsSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _phantoms_are_of_all(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and tree.get("table", PHANTOMS) == PHANTOMS and tree.get("modalities") is None:
+            return {**tree, "modalities": list(get_args(Modality))}
+        return tree
+
+    @field_validator("modalities", mode="wrap")
+    @classmethod
+    def _null_is_not_known_yet(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> list[Modality]:
+        return [] if value is None else validate(value)
+
+    @field_serializer("modalities")
+    def _not_known_yet_is_null(self, value: list[Modality]) -> list[Modality] | None:
+        return value or None
 
     @field_validator("base_prompt")
     @classmethod
@@ -388,8 +413,7 @@ _FIELD_TYPES = dict(_field_types(Config))  # dotted key -> annotation
 
 
 def _unknown_key_reason(key: str, known: Iterable[str] = _FIELD_TYPES) -> str:
-    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    return f"there is no such key; did you mean {close[0]}?" if close else "there is no such key"
+    return f"there is no such key{did_you_mean(key, known, cutoff=0.5)}"
 
 
 def _set_key(tree: dict[str, Any], dotted: str, value: Any) -> None:
@@ -472,13 +496,6 @@ def _meant_choice(given: str, choices: Iterable[str]) -> str:
     return f" (did you mean {close}?)" if close else ""
 
 
-def closest(given: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The choice most like `given`, whatever the case of both; None if none is like it by `cutoff` (difflib's)."""
-    lowered = {choice.casefold(): choice for choice in choices}
-    close = difflib.get_close_matches(given.casefold(), lowered, n=1, cutoff=cutoff)
-    return lowered[close[0]] if close else None
-
-
 def validate(tree: Mapping[str, Any], source: str, sources: Mapping[str, str] | None = None) -> Config:
     """A `Config` from nested mappings.
 
@@ -526,17 +543,28 @@ def load(path: str | Path, overrides: Iterable[str] = (), environment: Mapping[s
         InputError: the file is not there, not UTF-8 or not YAML.
         InputProblems: everything that is wrong with its keys and values, and with those given elsewhere, at once.
     """
-    tree = read_tree(Path(path))
+    return assemble(read_tree(Path(path)), str(path), overrides, os.environ if environment is None else environment)
+
+
+def assemble(tree: dict[str, Any], place: str, overrides: Iterable[str], environment: Mapping[str, str]) -> Config:
+    """A `Config` from nested mappings and what replaces values of theirs; arguments and errors as for `load`.
+
+    Args:
+        tree: sections and their values; changed.
+        place: what a problem names as where they are from.
+        overrides: see `load`.
+        environment: likewise.
+    """
     sources: dict[str, str] = {}
     problems: list[Problem] = []
-    for key, text, source in _settings(os.environ if environment is None else environment, overrides):
+    for key, text, source in _settings(environment, overrides):
         try:
             _set_key(tree, key, _read_value(key, text, source))
             sources[key] = source
         except InputError as error:
             problems += error.problems
     try:
-        config = validate(tree, str(path), sources)
+        config = validate(tree, place, sources)
     except InputProblems as error:
         raise InputProblems([*problems, *error.problems]) from None
     if problems:
@@ -547,9 +575,3 @@ def load(path: str | Path, overrides: Iterable[str] = (), environment: Mapping[s
 def save(config: Config) -> str:
     """The configuration as YAML text that `load` reads back to an equal `Config`."""
     return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-def differences(old: Config, new: Config) -> list[str]:
-    """Dotted keys whose values differ."""
-    before, after = dict(flatten(old.model_dump())), dict(flatten(new.model_dump()))
-    return [key for key in after if before.get(key) != after[key]]

@@ -1,8 +1,8 @@
 """What a user did wrong, said once and in full; and the exit codes every task and command ends with.
 
 A user's mistake is never a traceback: code that meets one raises `InputError` (one file, one reason) or collects
-`Problem`s and raises `InputProblems` with all of them at once. `medsyn.__main__` and `launch.py` print them and
-leave with `EXIT_BAD_INPUT`.
+`Problem`s and raises `InputProblems` with all of them at once. `medsyn.cli.app` prints them and
+leaves with `EXIT_BAD_INPUT`.
 """
 
 from __future__ import annotations
@@ -68,8 +68,3 @@ class InputProblems(ValueError):
 
 class SlurmError(Exception):
     """A Slurm command failed; the message is its last line."""
-
-
-def counted(number: int, noun: str) -> str:
-    """A number of things: 1 image, 2 images."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -133,7 +133,7 @@ def test_section_fingerprints_see_their_sections_only() -> None:
     keys = ("campaign.seed", "data", "finetune")
     assert base.section_fingerprint(*keys) == moved.section_fingerprint(*keys)
     assert base.section_fingerprint(*keys) != trained.section_fingerprint(*keys)
-    assert config.differences(base, trained) == ["finetune.max_train_steps"]
+    assert list(config.changes(base.model_dump(), trained)) == ["finetune.max_train_steps"]
 
 
 def sources_of(path: Path, overrides: list[str], environment: dict[str, str]) -> dict[str | None, str]:

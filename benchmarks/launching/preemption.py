@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 from launching import cluster
 from launching.startup import SMALL, heartbeat
 from medsyn import config as configuration
-from medsyn.campaign import cancel
-from medsyn.campaign.plan import prepare
+from medsyn.campaign import cancel, guards
 from medsyn.campaign.slurm import site, submit
 from medsyn.campaign.state import attempts, locks
 from medsyn.campaign.state.campaign_file import Campaign
@@ -62,7 +61,7 @@ def measure(folder: Path) -> Preempted:
         folder: where the campaign goes.
     """
     words = [*SMALL, *ENDLESS, f"campaign.dir={folder / 'campaign'}", f"cluster.site={cluster.SITE}"]
-    campaign = prepare.prepare(configuration.load(str(cluster.CONFIG), words))
+    campaign = guards.open_for_change(configuration.load(str(cluster.CONFIG), words), here=False)
     directory = campaign.directory
     with locks.exclusive(directory.ledger, directory.root):
         submit.submit(campaign, site.load(campaign.config.cluster.site), {KEY}, say=lambda line: None)

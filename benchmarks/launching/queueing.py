@@ -12,8 +12,7 @@ from pathlib import Path
 from launching import cluster
 from medsyn import config as configuration
 from medsyn import disk
-from medsyn.campaign import cancel
-from medsyn.campaign.plan import prepare
+from medsyn.campaign import cancel, guards
 from medsyn.campaign.slurm import queue, site, submit
 from medsyn.campaign.slurm import submissions as on_record
 from medsyn.campaign.state import campaign_file, locks
@@ -45,7 +44,7 @@ def measure(folder: Path, shards: int) -> Queued:
     """
     overrides = campaign_words(folder, shards)
     started = time.perf_counter()
-    campaign = prepare.prepare(configuration.load(str(cluster.CONFIG), overrides))
+    campaign = guards.open_for_change(configuration.load(str(cluster.CONFIG), overrides), here=False)
     prepared = time.perf_counter() - started
     profile = site.load(str(cluster.SITE))
     seconds = [_seconds_to_queue(campaign, profile)]
@@ -110,7 +109,7 @@ def sbatch_calls(ledger: Path) -> int:
 
 
 def seconds_of_status(overrides: Sequence[str]) -> float:
-    """Seconds of the whole command `launch.py status`."""
+    """Seconds of the whole command `medsyn status`."""
     started = time.perf_counter()
     command = [sys.executable, "launch.py", "status", str(cluster.CONFIG), *overrides]
     subprocess.run(command, cwd=cluster.ROOT, check=False, stdout=subprocess.DEVNULL)

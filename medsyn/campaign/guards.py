@@ -1,22 +1,54 @@
-"""Who may change a campaign, and when: asked before anything of it is written."""
+"""Who may change a campaign, and when: asked in one place, before anything of it is written."""
 
 from __future__ import annotations
 
+import functools
 import os
 import pwd
 import shutil
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
+from medsyn import config as configuration
+from medsyn.campaign.plan import prepare, shards
+from medsyn.campaign.plan.inputs import Checked, Progress
+from medsyn.campaign.plan.prepare import Warn
+from medsyn.campaign.slurm import queue, submissions
+from medsyn.campaign.slurm.queue import Job
+from medsyn.campaign.state import campaign_file
+from medsyn.campaign.state.campaign_file import Campaign, Facts
 from medsyn.campaign.tasks import Key
 from medsyn.config import Config
-from medsyn.errors import InputError
+from medsyn.errors import CONFIGURATION, InputError, SlurmError
 from medsyn.stage import CampaignDirectory
 
-if TYPE_CHECKING:
-    from medsyn.campaign.slurm.queue import Job
-    from medsyn.campaign.tasks import Key
-    from medsyn.config import Config
+Queued = Callable[[], Mapping[Key, Job]]  # the campaign's tasks that are in Slurm's queue; it is asked once at most
+
+
+def open_for_change(config: Config, here: bool, progress: Progress | None = None, warn: Warn | None = None) -> Campaign:
+    """The campaign of a configuration, prepared, for a command that runs or queues tasks of it.
+
+    Args:
+        config: as the user gave it.
+        here: its tasks are to run on this machine, and not in Slurm's queue.
+        progress: see `medsyn.campaign.plan.prepare.prepare`.
+        warn: likewise.
+
+    Raises:
+        InputError: it is another user's; shards would be dealt anew while generate jobs are in Slurm's queue; or tasks
+            would run here while jobs in the queue are to do the same work.
+        InputProblems, Busy: see `medsyn.campaign.plan.prepare.prepare`.
+        SlurmError: jobs may be in the queue, and Slurm does not answer.
+    """
+    directory = CampaignDirectory(config.campaign.path)
+    require_own(directory)
+    before = campaign_file.read_facts(directory)
+    queued = functools.cache(lambda: _in_queue(directory))
+    if before is not None:
+        _require_same_dealing(before, config, queued)
+    if here:
+        _require_no_jobs(directory, queued())
+    approve = functools.partial(_require_same_shards, before, queued) if before is not None else None
+    return prepare.prepare(config, before, progress, warn, approve)
 
 
 def require_own(directory: CampaignDirectory) -> None:
@@ -26,7 +58,7 @@ def require_own(directory: CampaignDirectory) -> None:
     except OSError:
         return
     if owner != os.getuid():
-        reason = f"this campaign belongs to {user_name(owner)}, who alone can submit, resume or cancel it"
+        reason = f"this campaign belongs to {user_name(owner)}, who alone can change it"
         raise InputError(directory.root, reason, key="campaign.dir")
 
 
@@ -38,30 +70,50 @@ def user_name(number: int) -> str:
         return str(number)
 
 
-def _require_no_jobs(directory: CampaignDirectory) -> None:
-    """Raise InputError while jobs of the campaign are in Slurm's queue: they would do the same work."""
-    if queued := _in_queue(directory):
-        jobs = f"{len(queued)} of its tasks are in Slurm's queue"
-        raise InputError(directory.root, f"{jobs}: cancel them first, or go on with --cluster slurm")
-
-
-def _require_same_shards(loaded: Config) -> None:
+def _require_same_dealing(before: Facts, config: Config, queued: Queued) -> None:
     """Raise InputError if blocks are to be dealt anew while generate jobs are in Slurm's queue: which means which?"""
-    from medsyn import config
-    from medsyn.campaign.plan import shards
-    from medsyn.campaign.state import campaign_file
-
-    directory = CampaignDirectory(loaded.campaign.path)
-    facts = campaign_file.read_facts(directory)
-    changes = config.changes(facts["config"], loaded) if facts else {}
+    changes = configuration.changes(before["config"], config)
     changed = [key for key in shards.DEALT_BY if key in changes]
-    if changed and any(stage == "generate" for stage, _ in _in_queue(directory)):
-        reason = "it deals the shards anew, but generate jobs are in Slurm's queue: cancel them first"
-        raise InputError("configuration", reason, key=changed[0])
+    if changed and any(stage == "generate" for stage, _ in queued()):
+        reason = "it deals the shards anew, but generate jobs are in Slurm's queue: cancel them first (`medsyn cancel`)"
+        raise InputError(CONFIGURATION, reason, key=changed[0])
+
+
+def _require_same_shards(before: Facts, queued: Queued, checked: Checked) -> None:
+    """Raise InputError if a generate job in Slurm's queue would mean other blocks than before, or none.
+
+    Other prompts or settings deal anew, too, as long as nothing is generated.
+    """
+    names = [name for stage, name in queued() if stage == "generate"]
+    if not names:
+        return
+    plans = (campaign_file.plan_of(Config.model_validate(before["config"]), before), checked.plan)
+    was, now = ({planned.task.name: planned.task.blocks for planned in plan.by_stage["generate"]} for plan in plans)
+    changed = [name for name in names if was.get(name) != now.get(name)]
+    if changed:
+        reason = (
+            f"it deals the shards anew, and {len(changed)} generate jobs in Slurm's queue, {changed[0]} among them, "
+            "would mean other blocks: cancel them first (`medsyn cancel`)"
+        )
+        raise InputError(CONFIGURATION, reason)
+
+
+def _require_no_jobs(directory: CampaignDirectory, queued: Mapping[Key, Job]) -> None:
+    """Raise InputError while jobs of the campaign are in Slurm's queue: they would do the same work."""
+    if queued:
+        reason = (
+            f"{len(queued)} of its tasks are in Slurm's queue, which would do the same work: cancel them first "
+            "(`medsyn cancel`), or go on in the queue (`medsyn resume --cluster slurm`)"
+        )
+        raise InputError(directory.root, reason)
 
 
 def _in_queue(directory: CampaignDirectory) -> Mapping[Key, Job]:
-    """The campaign's tasks that are in Slurm's queue; none where there is no Slurm."""
-    from medsyn.campaign.slurm import queue, submissions
-
-    return queue.view(submissions.read(directory.ledger)).tasks if shutil.which("squeue") else {}
+    """The campaign's tasks that are in Slurm's queue; none where there is no Slurm, or it was handed nothing."""
+    submitted = submissions.read(directory.ledger)
+    if not submitted or shutil.which("squeue") is None:
+        return {}
+    view = queue.view(submitted)
+    if view.problem:
+        raise SlurmError(f"{view.problem}; jobs of this campaign may be in its queue")
+    return view.tasks

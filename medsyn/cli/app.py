@@ -1,19 +1,20 @@
-"""What both command lines (`launch.py` and `python -m medsyn`) share: a table of commands, and errors said plainly."""
+"""What all commands share: finding the one that is meant, the campaign that is meant, and errors said plainly."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+import medsyn
 from medsyn import disk
 from medsyn.campaign.state.locks import Busy
+from medsyn.cli import invocation
 from medsyn.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -25,14 +26,24 @@ from medsyn.errors import (
     Problem,
     SlurmError,
 )
+from medsyn.stage import CampaignDirectory
+from medsyn.text import did_you_mean
 
 if TYPE_CHECKING:
     from medsyn.campaign.state.campaign_file import Campaign
+    from medsyn.config import Config
 
-Command = tuple[str, Callable[[str, Sequence[str]], int]]  # help; function of (how it was called, arguments)
 EXIT_USAGE = 2  # argparse's own
 _PLACE_SHOWN = 300  # characters of a path
 _WRONG_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EISDIR)  # the user named another than was meant
+
+
+class Command(NamedTuple):
+    """One command of the program."""
+
+    help: str
+    run: Callable[[str, Sequence[str]], int]  # of (how it was called, arguments); returns the exit code
+    group: str = ""  # what users do with it
 
 
 def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[str]) -> int:
@@ -41,19 +52,18 @@ def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[
     A user's mistake is printed, one problem per line, and ends with EXIT_BAD_INPUT.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: {program} COMMAND ...\n")
-        for name, (text, _) in commands.items():
-            print(f"  {name:<10} {text}")
-        print(f"\n`{program} COMMAND --help` says more")
+        print(_overview(program, commands))
         return EXIT_DONE if arguments else EXIT_USAGE
+    if arguments[0] == "--version":
+        print(f"medsyn {medsyn.__version__}")
+        return EXIT_DONE
     name, rest = arguments[0], arguments[1:]
     if name not in commands:
-        close = difflib.get_close_matches(name, commands, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(commands)}"
-        print(f"{program}: there is no command {name!r}; {hint}", file=sys.stderr)
+        hint = did_you_mean(name, commands) or f"; there are {', '.join(commands)}"
+        print(f"{program}: there is no command {name!r}{hint}", file=sys.stderr)
         return EXIT_USAGE
     try:
-        return commands[name][1](f"{program} {name}", rest)
+        return commands[name].run(f"{program} {name}", rest)
     except (InputError, InputProblems) as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
@@ -77,6 +87,17 @@ def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[
         return EXIT_BAD_INPUT if error.errno in _WRONG_PATH else EXIT_FAILED
 
 
+def _overview(program: str, commands: Mapping[str, Command]) -> str:
+    """The help of the program: every command, by what users do."""
+    lines, group = [f"usage: {program} COMMAND ...", f"       {program} --version"], None
+    for name, its in commands.items():
+        if its.group != group:
+            group = its.group
+            lines += ["", f"{group}:"]
+        lines.append(f"  {name:<10} {its.help}")
+    return "\n".join([*lines, "", f"`{program} COMMAND --help` says more"])
+
+
 def _place(error: OSError) -> str:
     return str(error.filename or "a file of the campaign")[:_PLACE_SHOWN]
 
@@ -92,21 +113,50 @@ def _room(error: OSError) -> str:
 def config_parser(program: str, description: str) -> argparse.ArgumentParser:
     """A parser for `CONFIG [key=value ...]`; to be used with `parse_intermixed_args`."""
     parser = argparse.ArgumentParser(prog=program, description=description)
-    parser.add_argument("config", metavar="CONFIG", help="the campaign's configuration, a YAML file")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="values that replace those of the file")
+    text = "the campaign's configuration, a YAML file, or the directory of a campaign that was prepared"
+    parser.add_argument("config", metavar="CONFIG", help=text)
+    text = "values that replace those of the configuration"
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=text)
     return parser
 
 
-def prepare(config: str, overrides: Sequence[str]) -> Campaign:
-    """Prepare the campaign of a configuration, progress and warnings on standard error."""
-    from medsyn import config as configuration
-    from medsyn.campaign.plan import prepare
+def load(args: argparse.Namespace) -> Config:
+    """The configuration that a command line of `config_parser` means."""
+    if Path(args.config).is_dir():
+        from medsyn.campaign.plan import inputs
 
-    loaded = configuration.load(config, overrides)
+        return inputs.of_directory(Path(args.config), args.overrides)
+    from medsyn import config
+
+    return config.load(args.config, args.overrides)
+
+
+def open_campaign(args: argparse.Namespace) -> Campaign:
+    """The campaign that a command line of `config_parser` means, which must have been prepared."""
+    from medsyn.campaign.state import campaign_file
+
+    if Path(args.config).is_dir() and not args.overrides:
+        return campaign_file.open_campaign(disk.absolute(args.config))
+    directory = CampaignDirectory(load(args).campaign.path)
+    if not directory.facts.exists():
+        raise not_submitted(args)
+    return campaign_file.open_campaign(directory.root)
+
+
+def not_submitted(args: argparse.Namespace) -> InputError:
+    """What is wrong where a command needs a campaign that is there."""
+    how = invocation.command("submit", [args.config, *args.overrides])
+    return InputError(args.config, f"this campaign has not been submitted: `{how}` does")
+
+
+def open_for_change(config: Config, here: bool) -> Campaign:
+    """See `medsyn.campaign.guards.open_for_change`; progress and warnings go to standard error."""
+    from medsyn.campaign import guards
+
     warnings: list[Problem] = []
     try:
         with progress_bars() as progress:
-            return prepare.prepare(loaded, progress, warnings.extend)
+            return guards.open_for_change(config, here, progress, warnings.extend)
     finally:
         show_problems(dict.fromkeys(warnings))
 

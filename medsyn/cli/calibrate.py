@@ -1,4 +1,4 @@
-"""python -m medsyn calibrate CONFIG: how fast this machine paints, as the key that makes the plan's estimates match."""
+"""medsyn calibrate CONFIG: how fast this machine paints, as the key that makes the plan's estimates match."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from medsyn.campaign.estimate.memory import GIB
 from medsyn.cli import app
 from medsyn.config import Config
 from medsyn.errors import EXIT_BAD_NODE, EXIT_DONE, InputProblems
 from medsyn.stage import BadNode, CampaignDirectory
+from medsyn.text import gib
 
 if TYPE_CHECKING:
     from medsyn.generation.sample.batch import Painter
@@ -37,11 +37,10 @@ def calibrate(program: str, arguments: Sequence[str]) -> int:
     parser = app.config_parser(program, str(calibrate.__doc__))
     args = parser.parse_intermixed_args(arguments)
 
-    from medsyn import config
     from medsyn.campaign.plan import capacity, inputs
     from medsyn.models import weights
 
-    resolved = inputs.resolve(config.load(args.config, args.overrides))
+    resolved = inputs.resolve(app.load(args))
     if missing := weights.missing(resolved.model_paths.stable_diffusion):
         raise InputProblems(missing)
     try:
@@ -55,8 +54,8 @@ def calibrate(program: str, arguments: Sequence[str]) -> int:
     print(f"seconds a batch   {speed.seconds:.3g} ({speed.estimated:.3g} estimated at the rate below)")
     print(f"images a second   {speed.images / speed.seconds:.3g}")
     if speed.memory is not None:
-        estimated = capacity.needed(resolved, speed.images) / GIB
-        print(f"peak memory       {speed.memory / GIB:.1f} GiB ({estimated:.1f} estimated, for all modes)")
+        estimated = gib(capacity.needed(resolved, speed.images))
+        print(f"peak memory       {gib(speed.memory)} GiB ({estimated} estimated, for all modes)")
     print(f"cluster.tflops={speed.tflops:.3g}")
     return EXIT_DONE
 

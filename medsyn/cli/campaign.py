@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shlex
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from medsyn.campaign.guards import _require_no_jobs, _require_same_shards
 from medsyn.cli import app
-from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, InputError, InputProblems
+from medsyn.cli.invocation import command
+from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, InputProblems
 from medsyn.stage import CampaignDirectory
 
 if TYPE_CHECKING:
+    from medsyn.campaign.slurm.site import Site
     from medsyn.campaign.state.campaign_file import Campaign
     from medsyn.campaign.tasks import Key
     from medsyn.config import Config
@@ -37,20 +35,18 @@ def plan(program: str, arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from medsyn import config
     from medsyn.campaign.plan import prepare, show
-    from medsyn.campaign.slurm import check, site, submit
+    from medsyn.campaign.slurm import check, submit
     from medsyn.campaign.slurm import show as queue_outline
 
-    loaded = config.load(args.config, args.overrides)
+    loaded = app.load(args)
     with app.progress_bars() as progress:
         checked = prepare.check(loaded, progress)
     problems, arrays = list(checked.problems), None
     if args.cluster == "slurm":
-        found = check.problems(loaded, asks_slurm=shutil.which("sinfo") is not None)
+        profile, found = check.read_site(loaded, asks_slurm=shutil.which("sinfo") is not None)
         problems += found
-        if not any(problem.severity == "error" for problem in found):
-            profile = site.load(loaded.cluster.site)
+        if profile is not None and not any(problem.severity == "error" for problem in found):
             arrays = profile, submit.chunk_size(profile) if shutil.which("scontrol") else submit.assumed_chunk(profile)
     if args.json:
         told = show.as_dict(checked) | {"problems": [problem.as_dict() for problem in problems]}
@@ -82,60 +78,52 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
         parser.add_argument("--only", action="append", metavar="STAGE[:TASK]", default=[], help=text)
     args = parser.parse_intermixed_args(arguments)
 
-    from medsyn import config
-    from medsyn.campaign import guards
-    from medsyn.campaign.state import campaign_file, locks
+    from medsyn.campaign.state import locks
 
-    loaded = config.load(args.config, args.overrides)
-    if resumes and campaign_file.read_facts(CampaignDirectory(loaded.campaign.path)) is None:
-        command = _command("submit", [args.config, *args.overrides])
-        raise InputError(args.config, f"this campaign has not been submitted: `{command}` does")
-    if args.cluster == "slurm":
-        _require_site(loaded)
-        _require_same_shards(loaded)
-    guards.require_own(CampaignDirectory(loaded.campaign.path))
-    if args.cluster == "local":
-        _require_no_jobs(CampaignDirectory(loaded.campaign.path))
-    campaign = app.prepare(args.config, args.overrides)
+    loaded = app.load(args)
+    if resumes and not CampaignDirectory(loaded.campaign.path).facts.exists():
+        raise app.not_submitted(args)
+    site = _require_site(loaded) if args.cluster == "slurm" else None
+    campaign = app.open_for_change(loaded, here=site is None)
     only = campaign.plan.select(args.only) if resumes and args.only else None
     with locks.exclusive(campaign.directory.ledger, campaign.directory.root):
-        if args.cluster == "slurm":
-            return _queue(campaign, only, [args.config, *args.overrides])
+        if site is not None:
+            return _queue(campaign, site, only, [args.config, *args.overrides])
 
         from rich.console import Console
 
         from medsyn.campaign.local import scheduler
         from medsyn.campaign.local.live_table import Display
 
-        display = Display(campaign, Console(), _command(program.split()[-1], arguments))
+        display = Display(campaign, Console(), command(program.split()[-1], arguments))
         return scheduler.run(campaign, display, args.max_parallel, only=only)
 
 
-def _require_site(loaded: Config) -> None:
-    """Raise InputProblems with all that is wrong with the cluster's profile and, if anything is, with the inputs."""
+def _require_site(loaded: Config) -> Site:
+    """The cluster's profile; raises InputProblems if anything is wrong with it, with what is wrong with the inputs."""
     from medsyn.campaign.plan import prepare
     from medsyn.campaign.slurm import check
 
-    found = check.problems(loaded)
+    site, found = check.read_site(loaded)
     app.show_problems(problem for problem in found if problem.severity == "warning")
     errors = [problem for problem in found if problem.severity == "error"]
-    if errors:
+    if errors or site is None:
         raise InputProblems([*errors, *prepare.check(loaded).errors])
+    return site
 
 
-def _queue(campaign: Campaign, only: set[Key] | None, named: Sequence[str]) -> int:
-    from medsyn.campaign.slurm import site, submit
-    from medsyn.campaign.slurm import submit as queueing
+def _queue(campaign: Campaign, site: Site, only: set[Key] | None, named: Sequence[str]) -> int:
+    from medsyn.campaign.slurm import submit
 
     try:
-        outcome = submit.submit(campaign, site.load(campaign.config.cluster.site), only)
-    except queueing.Interrupted:
+        outcome = submit.submit(campaign, site, only)
+    except submit.Interrupted:
         print("interrupted; nothing was queued")
         return EXIT_INTERRUPTED
     for line in outcome.lines():
         print(line)
     if not outcome.all_done:
-        print(f"next      {_command('status', [*named, '--watch'])}")
+        print(f"next      {command('status', [*named, '--watch'])}")
     return EXIT_DONE
 
 
@@ -144,18 +132,16 @@ def cancel(program: str, arguments: Sequence[str]) -> int:
     parser = app.config_parser(program, str(cancel.__doc__))
     args = parser.parse_intermixed_args(arguments)
 
-    from medsyn import config
     from medsyn.campaign import cancel as campaign_cancel
     from medsyn.campaign import guards
     from medsyn.campaign.slurm import submissions
-    from medsyn.campaign.state import campaign_file
 
-    directory = campaign_file.open_campaign(config.load(args.config, args.overrides).campaign.path).directory
+    directory = app.open_campaign(args).directory
     guards.require_own(directory)
     count = campaign_cancel.launcher(directory, print) + campaign_cancel.jobs(directory, print)
     print("cancelled" if count else "nothing of this campaign is running or queued")
     where = "slurm" if submissions.read(directory.ledger) else "local"
-    print(f"next      to go on: {_command('resume', [args.config, *args.overrides, '--cluster', where])}")
+    print(f"next      to go on: {command('resume', [args.config, *args.overrides, '--cluster', where])}")
     return EXIT_DONE
 
 
@@ -174,15 +160,15 @@ def status(program: str, arguments: Sequence[str]) -> int:
 
     from medsyn.campaign.status import as_json, as_text, figures, read
 
-    campaign = _open(args)
+    campaign = app.open_campaign(args)
     found, seconds = read.read(campaign), figures.expected_seconds(campaign)
-    command = _commands(args, found.on_slurm)
+    follow_up = _commands(args, found.on_slurm)
     if args.watch:
-        return as_text.watch(Console(), lambda: read.read(campaign), command, args.watch, seconds)
+        return as_text.watch(Console(), lambda: read.read(campaign), follow_up, args.watch, seconds)
     if args.json:
-        print(json.dumps(as_json.as_dict(found, command, seconds), indent=2))
+        print(json.dumps(as_json.as_dict(found, follow_up, seconds), indent=2))
     else:
-        as_text.show(Console(), found, command, seconds)
+        as_text.show(Console(), found, follow_up, seconds)
     return found.exit_code
 
 
@@ -203,7 +189,7 @@ def logs(program: str, arguments: Sequence[str]) -> int:
 
     from medsyn.campaign.status import read, show_logs
 
-    campaign = _open(args)
+    campaign = app.open_campaign(args)
     which = named[0] if named else None
     chosen = campaign.plan.select(named)
     keys = [planned.key for planned in campaign.plan if planned.key in chosen]
@@ -220,29 +206,21 @@ def logs(program: str, arguments: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def _open(args: argparse.Namespace) -> Campaign:
-    """The campaign, which must have been submitted, that the configuration is of."""
-    from medsyn import config
-    from medsyn.campaign.state import campaign_file
-
-    return campaign_file.open_campaign(config.load(args.config, args.overrides).campaign.path)
-
-
 def _commands(args: argparse.Namespace, on_slurm: bool) -> Callable[[str], str]:
     """What the user would type for a subcommand on the same campaign."""
 
-    def command(words: str) -> str:
+    def typed(words: str) -> str:
         name, *options = words.split()
         if name == "resume":
             options += ["--cluster", "slurm" if on_slurm else "local"]
-        return _command(name, [args.config, *args.overrides, *options])
+        return command(name, [args.config, *args.overrides, *options])
 
-    return command
+    return typed
 
 
 def _with_seconds(arguments: Sequence[str]) -> list[str]:
     """`--watch` with its default, unless a number comes next: what follows may be the configuration."""
-    following = [*arguments[1:], ""]
+    following = [*arguments, ""][1:]
     return [
         f"--watch={WATCH_SECONDS}" if word == "--watch" and not after.replace(".", "", 1).isdigit() else word
         for word, after in zip(arguments, following, strict=True)
@@ -268,9 +246,3 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("at least 1")
     return number
-
-
-def _command(name: str, arguments: Sequence[str]) -> str:
-    """What the user would type, from the same place and in the same way."""
-    runner = "uv run" if "UV" in os.environ else "python"
-    return f"{runner} {shlex.join([sys.argv[0], name, *arguments])}"

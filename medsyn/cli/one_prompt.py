@@ -1,141 +1,103 @@
-"""python -m medsyn generate --prompt ...: images of one prompt into a folder, with the specification's flags."""
+"""medsyn generate --prompt ...: images of one prompt into a folder, with the specification's flags."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
-import math
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from medsyn import disk
 from medsyn.cli import app
-from medsyn.config import EMBEDDED, Precision, is_unicode
-from medsyn.data.modalities import split_prefix
+from medsyn.cli.image_folder import SHEET, SHEET_IMAGES, check_folder, contact_sheet, file_name, make_folder
+from medsyn.config import Precision, is_unicode
 from medsyn.data.prompts.formats import meant_column
 from medsyn.errors import EXIT_BAD_NODE, EXIT_DONE, EXIT_NO_PROGRESS, InputError, InputProblems, Problem
+from medsyn.generation.api.options import OPTIONS
 from medsyn.generation.block_store import MANIFEST
 from medsyn.schedulers import SchedulerName
 from medsyn.stage import BadNode
+from medsyn.text import closest
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from medsyn.data.prompts.rows import PromptRow
     from medsyn.generation.api.generator import Generator
+    from medsyn.generation.api.prompts import Wanted
 
 
-__all__ = ["generate", "is_meant", "parser"]
-
-# arguments of `medsyn.Generator` that have other names than their flags
-_FLAG_OF = {
-    "prompts": "prompt",
-    "count": "img_num",
-    "model": "pretrained_model",
-    "finetuned": "model_used",
-    "selector": "selector_checkpoint",
-    "policy": "policy_checkpoint",
-}
-
-_ENVIRONMENT = {"prompt": "BASE_PROMPT", "img_num": "NUM_IMAGES", "output_dir": "E2E_OUTPUT_DIR"}
-_WHOLE = ("img_num", "num_inference_steps", "height", "width", "batch_size", "seed", "max_attempts")
-_NUMBERS = ("guidance_scale", "quality_threshold")
-_FLAG_OF_COLUMN = {"n": "--img_num"}  # columns of prompt lists that have other names than their flags
-
-SHEET = "contact_sheet.png"
-SHEET_IMAGES = 100  # at most; of more images the first
-_CAMPAIGNS = ("campaign.json", "ledger.jsonl")
+# --- the command ----------------------------------------------------------------------------------------------------
 
 
 def generate(program: str, arguments: Sequence[str]) -> int:
     """Make images of one prompt, with names that say what they are, and a contact sheet of them."""
     given, sources = given_flags(parser(program).parse_args(arguments))
     try:
-        row, output, generator = _check(given, sources)
-        return _make(generator, row, given["img_num"], output)
+        wanted, output, generator = _check(given, sources)
+        return _make(generator, wanted, output)
     except BadNode as error:
         print(error)
         return EXIT_BAD_NODE
 
 
-def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[PromptRow, Path, Generator]:
+def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[Wanted, Path, Generator]:
     """The prompt, the folder and the generator, once all that was given is in order.
 
     Raises:
         InputProblems: everything wrong, each by its flag or environment variable.
     """
-    from medsyn.generation.api.arguments import check_prompts, check_settings
+    from medsyn.generation.api.arguments import given_settings
+    from medsyn.generation.api.generator import Generator
+    from medsyn.generation.api.prompts import check_prompts
 
     problems: list[Problem] = []
-
-    def check(function: Callable[[], Any]) -> Any:
-        try:
-            return function()
-        except (InputError, InputProblems) as error:
-            problems.extend(replace(one, source=_source(one.source, sources)) for one in error.problems)
-
-    texts = {name: value for name, value in given.items() if isinstance(value, str)}
-    unreadable = [name for name, text in texts.items() if name != "prompt" and not is_unicode(text)]
+    unreadable = [name for name, value in given.items() if name != "prompts" and not is_unicode(str(value))]
     problems += [Problem(sources[name], f"{ascii(given[name])[:100]} is no Unicode text") for name in unreadable]
     given = {name: value for name, value in given.items() if name not in unreadable}
-    arguments, generation = _settings(given)
-    check(lambda: check_settings(arguments, generation))
-    if "prompt" in given:
-        found = check(lambda: check_prompts(given["prompt"], given.get("img_num", 1), given.get("modality")))
+    with _collect(problems, sources):
+        given_settings(of_generator(given))
+    if "prompts" in given:
+        with _collect(problems, sources):
+            (wanted,), warnings = check_prompts(given["prompts"], given.get("count", 1), given.get("modality"))
     else:
         reason = "there is nothing to show; give a text such as 'Chest X-ray: clear lungs'"
-        problems.append(Problem(sources["prompt"], reason))
+        problems.append(Problem(sources["prompts"], reason))
     if "output_dir" in given:
-        check(lambda: check_folder(given["output_dir"]))
+        with _collect(problems, sources):
+            check_folder(given["output_dir"])
     if problems:
         raise InputProblems(dict.fromkeys(problems))
-    (row,), warnings = found
-    app.show_problems(replace(one, source=_source(one.source, sources)) for one in warnings)
-
-    from medsyn.generation.api.generator import Generator
-
+    app.show_problems(replace(one, source=sources.get(one.source, one.source)) for one in warnings)
     output = make_folder(Path(given["output_dir"]), sources["output_dir"])
-    return row, output, Generator(**arguments, **generation)
+    return wanted, output, Generator(**of_generator(given))
 
 
-def _settings(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arguments of `medsyn.Generator` that the flags mean, and those of its `generation`."""
-    count = given.get("img_num", 1)
+@contextmanager
+def _collect(problems: list[Problem], sources: Mapping[str, str]) -> Iterator[None]:
+    """Keep what is wrong with an argument under the name that the user gave it by."""
+    try:
+        yield
+    except (InputError, InputProblems) as error:
+        problems += (replace(one, source=sources.get(one.source, one.source)) for one in error.problems)
+
+
+def of_generator(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `medsyn.Generator` among what was given."""
+    count = given.get("count", 1)
     together = min(max(count, 1), 8) if isinstance(count, int) else 1
-    sampling = ("num_inference_steps", "scheduler", "guidance_scale", "negative_prompt", "batch_size")
-    filtering = ("quality_threshold", "max_attempts")
-    arguments = {
-        "model": given.get("pretrained_model", EMBEDDED),
-        "finetuned": None if given["use_pretrained_only"] else given.get("model_used"),
-        "selector": given.get("selector_checkpoint"),
-        "policy": given.get("policy_checkpoint"),
-        "device": given.get("device", "auto"),
-        "precision": given.get("precision", "auto"),
-        "height": given.get("height"),
-        "width": given.get("width"),
-        "seed": given.get("seed", 0),
-    }
-    generation = {name: given[name] for name in (*sampling, *filtering) if name in given}
-    return arguments, {"batch_size": together, **generation}
+    of_images = {"prompts", "count", "modality", *(["finetuned"] if given["use_pretrained_only"] else [])}
+    return {"batch_size": together} | {name: given[name] for name in OPTIONS if name in given and name not in of_images}
 
 
-def _source(argument: str, sources: Mapping[str, str]) -> str:
-    """What the user wrote for an argument of the generator; what is none (a folder, say) as it is."""
-    return sources.get(_FLAG_OF.get(argument, argument), argument)
-
-
-def _make(generator: Generator, row: PromptRow, count: int, output: Path) -> int:
+def _make(generator: Generator, wanted: Wanted, output: Path) -> int:
     """Write the images, their records and a contact sheet; return the exit code."""
     made, shown = 0, []
-    for number, image in enumerate(generator.images_of([row], count)):
+    for number, image in enumerate(generator.images_of([wanted])):
         if image.png is None or image.pixels is None:
             print(f"image {number + 1}: none of {image.record['attempts']} candidates passed")
             continue
-        name = file_name(row.prompt, row.modality, number, image.record)
+        name = file_name(number, image.record)
         image.save(output / name)
         disk.append_jsonl(output / MANIFEST, {**image.record, "file": name})
         made += 1
@@ -144,7 +106,76 @@ def _make(generator: Generator, row: PromptRow, count: int, output: Path) -> int
     if shown:
         disk.write_atomic(output / SHEET, contact_sheet(shown))
         print(output / SHEET)
-    return EXIT_DONE if made == count else EXIT_NO_PROGRESS
+    return EXIT_DONE if made == wanted.count else EXIT_NO_PROGRESS
+
+
+# --- the flags ------------------------------------------------------------------------------------------------------
+
+# argument: metavar of its flag, and help
+_HELP = {
+    "prompts": ("PROMPT", "what to show (BASE_PROMPT)"),
+    "model": ("MODEL", "`embedded` (the default), a diffusers directory or a hub id"),
+    "finetuned": ("DIR", "directory with a fine-tuned unet/"),
+    "device": ("DEVICE", "auto (the default), cpu or cuda:N"),
+    "precision": ("PRECISION", f"{', '.join(get_args(Precision))}; auto by default"),
+    "count": ("N", "images (NUM_IMAGES; 1)"),
+    "num_inference_steps": ("N", "25 by default"),
+    "height": ("PIXELS", "256; 64 for the embedded model, which was trained at that"),
+    "width": ("PIXELS", "the height by default"),
+    "scheduler": ("SCHEDULER", f"{', '.join(get_args(SchedulerName))}; dpm by default"),
+    "guidance_scale": ("X", "7.5 by default; 1 is without guidance"),
+    "negative_prompt": ("TEXT", "what to steer away from"),
+    "batch_size": ("N", "candidates denoised together (the images, at most 8)"),
+    "seed": ("N", "0 by default"),
+    "modality": ("MODALITY", "one of the five, if the prompt does not start with it"),
+    "selector": ("DIR", "filter: a trained Selector"),
+    "policy": ("DIR", "filter: a trained Policy"),
+    "quality_threshold": ("X", "filter: Selector score that an image needs (0.6)"),
+    "max_attempts": ("N", "filter: candidates per image at most (10)"),
+}
+_NUMBERS = ("N", "X", "PIXELS")  # metavars
+_ENVIRONMENT = {"prompts": "BASE_PROMPT", "count": "NUM_IMAGES", "output_dir": "E2E_OUTPUT_DIR"}
+_FLAG_OF_COLUMN = {"n": "--img_num"}  # columns of prompt lists that have other names than their flags
+
+
+def parser(program: str) -> _Parser:
+    """The specification's flags, and those it lacks. All are text, and None where not given: `generate` checks them."""
+    made = _Parser(prog=program, description="Make images of one prompt.", allow_abbrev=False)
+    for argument, (metavar, text) in _HELP.items():
+        made.add_argument(str(OPTIONS[argument].flag), dest=argument, metavar=metavar, help=text)
+    made.add_argument("--use_pretrained_only", action="store_true", help="leave --model_used out")
+    made.add_argument("--output_dir", metavar="DIR", help="(E2E_OUTPUT_DIR; generated_images)")
+    return made
+
+
+def is_meant(arguments: Sequence[str]) -> bool:
+    """Whether the arguments of `generate` ask for a single prompt, not for a task of a campaign."""
+    flags = parser("")
+    return any(flags.meant(argument) for argument in arguments) or (
+        not arguments and bool(os.environ.get("BASE_PROMPT"))
+    )
+
+
+def given_flags(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values that were given, and where each came from: its flag, or an environment variable that is not empty."""
+    values = {name: value for name, value in vars(args).items() if value is not None}
+    sources = {name: str(OPTIONS[name].flag) if name in OPTIONS else f"--{name}" for name in vars(args)}
+    for name, variable in _ENVIRONMENT.items():
+        if name not in values and os.environ.get(variable):
+            values[name], sources[name] = os.environ[variable], f"environment variable {variable}"
+    values = {"count": "1", "output_dir": "generated_images"} | values
+    numbers = [name for name, (metavar, _) in _HELP.items() if metavar in _NUMBERS and name in values]
+    return values | {name: _number(values[name]) for name in numbers}, sources
+
+
+def _number(text: str) -> int | float | str:
+    """The number that a text is; what is none stays a text, and the checks tell."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 class _Parser(argparse.ArgumentParser):
@@ -162,8 +193,8 @@ class _Parser(argparse.ArgumentParser):
         if not name.startswith("--"):
             return None
         flags = self.flags()
-        if close := difflib.get_close_matches(name, flags, n=1, cutoff=0.8):
-            return close[0]
+        if close := closest(name, flags, cutoff=0.8):
+            return close
         column = meant_column(name)  # prompt lists have other names for some of the same settings
         flag = _FLAG_OF_COLUMN.get(column, f"--{column}") if column else None
         return flag if flag in flags else None
@@ -171,117 +202,3 @@ class _Parser(argparse.ArgumentParser):
     def flags(self) -> set[str]:
         """All flags but --help."""
         return {flag for action in self._actions for flag in action.option_strings} - {"-h", "--help"}
-
-
-def parser(program: str) -> _Parser:
-    """The specification's flags, and those it lacks. All are text, and None where not given: `generate` checks them."""
-    made = _Parser(prog=program, description="Make images of one prompt.", allow_abbrev=False)
-    add = made.add_argument
-    add("--prompt", help="what to show (BASE_PROMPT)")
-    add("--pretrained_model", metavar="MODEL", help="`embedded` (the default), a diffusers directory or a hub id")
-    add("--model_used", metavar="DIR", help="directory with a fine-tuned unet/")
-    add("--use_pretrained_only", action="store_true", help="leave --model_used out")
-    add("--device", help="auto (the default), cpu or cuda:N")
-    add("--precision", help=f"{', '.join(get_args(Precision))}; auto by default")
-    add("--img_num", metavar="N", help="images (NUM_IMAGES; 1)")
-    add("--num_inference_steps", metavar="N", help="25 by default")
-    add("--output_dir", metavar="DIR", help="(E2E_OUTPUT_DIR; generated_images)")
-    add("--height", metavar="PIXELS", help="256; 64 for the embedded model, which was trained at that")
-    add("--width", metavar="PIXELS", help="the height by default")
-    add("--scheduler", help=f"{', '.join(get_args(SchedulerName))}; dpm by default")
-    add("--guidance_scale", metavar="X", help="7.5 by default; 1 is without guidance")
-    add("--negative_prompt", metavar="TEXT", help="what to steer away from")
-    add("--batch_size", metavar="N", help="candidates denoised together (the images, at most 8)")
-    add("--seed", metavar="N", help="0 by default")
-    add("--modality", help="one of the five, if the prompt does not start with it")
-    add("--selector_checkpoint", metavar="DIR", help="filter: a trained Selector")
-    add("--policy_checkpoint", metavar="DIR", help="filter: a trained Policy")
-    add("--quality_threshold", metavar="X", help="filter: Selector score that an image needs (0.6)")
-    add("--max_attempts", metavar="N", help="filter: candidates per image at most (10)")
-    return made
-
-
-def is_meant(arguments: Sequence[str]) -> bool:
-    """Whether the arguments of `generate` ask for a single prompt, not for a task of a campaign."""
-    flags = parser("")
-    return any(flags.meant(argument) for argument in arguments) or (
-        not arguments and bool(os.environ.get("BASE_PROMPT"))
-    )
-
-
-def given_flags(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values that were given, and where each came from: its flag, or an environment variable that is not empty."""
-    values = {name: value for name, value in vars(args).items() if value is not None}
-    sources = {name: f"--{name}" for name in vars(args)}
-    for name, variable in _ENVIRONMENT.items():
-        if name not in values and os.environ.get(variable):
-            values[name], sources[name] = os.environ[variable], f"environment variable {variable}"
-    values = {"img_num": "1", "output_dir": "generated_images"} | values
-    numbers = {name: _number(values[name]) for name in (*_WHOLE, *_NUMBERS) if name in values}
-    return values | numbers, sources
-
-
-def _number(text: str) -> int | float | str:
-    """The number that a text is; what is none stays a text, and the checks tell."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def check_folder(name: str) -> None:
-    """Raise InputError if images cannot go there: a campaign's folder, one with other images, one not to be written."""
-    source, directory = "output_dir", Path(name)
-    if not name.strip():
-        raise InputError(source, f"a directory, got {name!r}")
-    try:
-        folders = (directory.absolute(), *directory.absolute().parents)
-        for folder in folders:
-            if any((folder / name).exists() for name in _CAMPAIGNS):
-                reason = f"{directory} is a campaign's directory, or in one ({folder}); take another folder"
-                raise InputError(source, reason)
-        if (directory / MANIFEST).exists():
-            reason = f"{directory} holds the images of another run ({MANIFEST}); take another folder"
-            raise InputError(source, reason)
-        existing = next(folder for folder in folders if folder.exists())
-    except OSError as error:
-        raise InputError(source, f"{directory!s:.100} cannot be written: {error.strerror}") from None
-    if not existing.is_dir():
-        raise InputError(source, f"{directory} cannot be written: {existing} is no folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(source, f"{directory} cannot be written: {existing} may not be written to")
-
-
-def make_folder(directory: Path, source: str) -> Path:
-    """The output folder, made; refused if nothing can be written to it (a full disk, a read-only file system)."""
-    try:
-        disk.make_directory(directory.absolute())
-        disk.write_atomic(directory / ".writable", "")
-        (directory / ".writable").unlink()
-    except OSError as error:
-        raise InputError(source, f"{directory} cannot be written: {error.strerror}") from None
-    return directory
-
-
-def file_name(prompt: str, modality: str, number: int, record: Mapping[str, Any]) -> str:
-    """The specification's names: `chest_xray_0.png`, filtered `Brain_MRI_1_selector_0.85_policy_0.92.png`."""
-    said = prompt.partition(":")[0] if split_prefix(prompt)[0] else modality
-    words = re.sub(r"[^A-Za-z0-9]+", "_", said.replace("-", "")).strip("_")
-    if record["selector"] is None:
-        return f"{words.lower()}_{number}.png"
-    return f"{words}_{number + 1}_selector_{record['selector']:.2f}_policy_{record['policy']:.2f}.png"
-
-
-def contact_sheet(pictures: Sequence[np.ndarray]) -> bytes:
-    """All pictures, uint8 [H, W, C], in a grid about as wide as high; it carries the mark, too."""
-    import numpy as np
-
-    from medsyn.generation.write.png import encode_png
-
-    columns = math.ceil(math.sqrt(len(pictures)))
-    blank = np.zeros_like(pictures[0])
-    padded = [*pictures, *[blank] * (-len(pictures) % columns)]
-    rows = [np.concatenate(padded[start : start + columns], axis=1) for start in range(0, len(padded), columns)]
-    return encode_png(np.concatenate(rows), {"Contact sheet": f"{len(pictures)} images"})

@@ -1,4 +1,4 @@
-"""`python -m medsyn prompts`: check a prompt list, or build a balanced one."""
+"""`medsyn prompts`: check a prompt list, or build a balanced one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from medsyn.data.prompts import balance
 from medsyn.data.prompts.balance import Balanced
 from medsyn.data.prompts.rows import PromptSource, new_faults
 from medsyn.data.prompts.write import index_rows
-from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, InputProblems, Problem, counted
+from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, InputProblems, Problem
+from medsyn.text import counted
 
 CELLS_SHOWN, CELLS_NAMED = 60, 8
 

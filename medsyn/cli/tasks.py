@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medsyn.cli import app
 from medsyn.errors import EXIT_DONE, InputError, InputProblems
+
+if TYPE_CHECKING:
+    from medsyn.config import Config
 
 
 def run_stage(stage: str, program: str, arguments: Sequence[str]) -> int:
@@ -21,19 +26,27 @@ def run_stage(stage: str, program: str, arguments: Sequence[str]) -> int:
         stage = f"rlhf-stage{args.stage}"
 
     if args.task is None:
-        return _list_tasks(args.config, args.overrides, stage)
+        return _list_tasks(app.load(args), stage)
 
     from medsyn.campaign import worker
 
-    return worker.run_task(app.prepare(args.config, args.overrides).directory.root, stage, args.task)
+    campaign = app.open_for_change(app.load(args), here=True)
+    return worker.run_task(campaign.directory.root, stage, args.task)
 
 
-def _list_tasks(path: str, overrides: Sequence[str], stage: str) -> int:
-    from medsyn import config
+finetune = partial(run_stage, "finetune")
+rlhf = partial(run_stage, "rlhf")
+evaluate = partial(run_stage, "evaluate")
+
+
+def _list_tasks(config: Config, stage: str) -> int:
     from medsyn.campaign.plan import inputs
+    from medsyn.campaign.state import campaign_file
+    from medsyn.stage import CampaignDirectory
 
+    before = campaign_file.read_facts(CampaignDirectory(config.campaign.path))
     with app.progress_bars() as progress:
-        checked = inputs.check(config.load(path, overrides), progress)
+        checked = inputs.check(config, before, progress)
     tasks = checked.plan.by_stage.get(stage, [])
     for planned in tasks:
         print(f"{planned.task.index:>6}  {planned.task.name}")

@@ -1,4 +1,4 @@
-"""Commands around campaigns: check, prompts, phantoms, pretrain, calibrate, doctor."""
+"""Commands around campaigns: check, phantoms, pretrain, doctor."""
 
 from __future__ import annotations
 
@@ -34,13 +34,6 @@ def check(program: str, arguments: Sequence[str]) -> int:
             print(f"{problem.severity}: {problem}")
         print("1 problem" if len(problems) == 1 else f"{len(problems) or 'no'} problems")
     return EXIT_BAD_INPUT if any(problem.severity == "error" for problem in problems) else EXIT_DONE
-
-
-def prompts(program: str, arguments: Sequence[str]) -> int:
-    """Check a prompt list, or build one that is balanced."""
-    from medsyn.cli import prompts
-
-    return prompts.main(program, arguments)
 
 
 def phantoms(program: str, arguments: Sequence[str]) -> int:
@@ -82,15 +75,8 @@ def pretrain(program: str, arguments: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def calibrate(program: str, arguments: Sequence[str]) -> int:
-    """Paint a few batches with the campaign's pretrained model, and tell the rate to put into the configuration."""
-    from medsyn.cli import calibrate
-
-    return calibrate.calibrate(program, arguments)
-
-
 def doctor(program: str, arguments: Sequence[str]) -> int:
     """Tell whether this machine is fit for a campaign, and what it will choose."""
     from medsyn import doctor
 
-    return doctor.main(list(arguments))
+    return doctor.main(list(arguments), program)

@@ -1,15 +1,16 @@
-"""python -m medsyn verify and merge: every file against its records; the tables of all shards as one."""
+"""medsyn verify and merge: every file against its records; the tables of all shards as one."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsyn.cli import app
-from medsyn.errors import EXIT_DONE, EXIT_FAILED, InputError, counted
+from medsyn.cli.invocation import command
+from medsyn.errors import EXIT_DONE, EXIT_FAILED, InputError
+from medsyn.text import counted
 
 if TYPE_CHECKING:
     from medsyn.campaign.state.campaign_file import Campaign
@@ -24,19 +25,19 @@ _TASKS_SHOWN = 10
 
 def verify(program: str, arguments: Sequence[str]) -> int:
     """Check every generated file of a campaign against its records; exit code 1 and one line per finding."""
-    parser = argparse.ArgumentParser(prog=program, description=verify.__doc__)
-    parser.add_argument("directory", type=Path, metavar="CAMPAIGN_DIR")
+    parser = app.config_parser(program, str(verify.__doc__))
     parser.add_argument("--rerun", type=int, metavar="N", help="make N random images again and compare")
     text = "move what is damaged away, so that the tasks that made it make it again"
     parser.add_argument("--repair", action="store_true", help=text)
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     if args.rerun is not None and args.rerun < 1:
         raise InputError("--rerun", f"at least 1 image, got {args.rerun}")
 
-    from medsyn.campaign import repair
-    from medsyn.campaign.state import campaign_file
+    from medsyn.campaign import guards, repair
 
-    campaign = campaign_file.open_campaign(args.directory)
+    campaign = app.open_campaign(args)
+    if args.repair:
+        guards.require_own(campaign.directory)
     _require_prompts(campaign)
     with repair.alone(campaign) if args.repair else nullcontext():
         images = _images(campaign)
@@ -47,7 +48,7 @@ def verify(program: str, arguments: Sequence[str]) -> int:
             findings.append(finding)
         _summary(images, again, len(findings))
         if args.repair and findings:
-            _tell_repair(*repair.set_aside(campaign, findings), args.directory)
+            _tell_repair(*repair.set_aside(campaign, findings), campaign.directory.root)
     return EXIT_FAILED if findings else EXIT_DONE
 
 
@@ -119,23 +120,22 @@ def _tell_repair(folder: Path, tasks: Sequence[PlannedTask], directory: Path) ->
     if tasks:
         are = "is" if len(tasks) == 1 else "are"
         told = f"{counted(len(tasks), 'task')} {are} to run again"
-        print(f"{told}: `launch.py resume` with the campaign's configuration does, or")
+        print(f"{told}: `{command('resume', [str(directory)])}` does, or")
         for planned in tasks[:_TASKS_SHOWN]:
-            print(f"  python -m medsyn worker {directory} {' '.join(planned.key)}")
+            print(f"  {command('worker', [str(directory), *planned.key])}")
         if len(tasks) > _TASKS_SHOWN:
             print(f"  and {len(tasks) - _TASKS_SHOWN} more")
 
 
 def merge(program: str, arguments: Sequence[str]) -> int:
     """Write the tables of all shards as manifest.parquet and attempts.parquet of the campaign."""
-    parser = argparse.ArgumentParser(prog=program, description=merge.__doc__)
-    parser.add_argument("directory", type=Path, metavar="CAMPAIGN_DIR")
-    args = parser.parse_args(arguments)
+    args = app.config_parser(program, str(merge.__doc__)).parse_intermixed_args(arguments)
 
-    from medsyn.campaign.state import campaign_file
+    from medsyn.campaign import guards
     from medsyn.generation.write import parquet
 
-    campaign = campaign_file.open_campaign(args.directory)
+    campaign = app.open_campaign(args)
+    guards.require_own(campaign.directory)
     folders = table_folders(campaign)
     missing = [folder for folder in folders if not (folder / parquet.MANIFEST_TABLE).is_file()]
     for folder in missing:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import unicodedata
 from functools import lru_cache
+
+from medsyn.text import did_you_mean
 
 MODALITIES: tuple[str, ...] = ("OCT", "CT", "X-Ray", "MRI", "Fundus")
 CLIP_TOKENS = 75  # CLIP reads 77, two of which mark begin and end
@@ -53,8 +54,7 @@ def canonical_modality(name: str) -> str | None:
 def not_a_modality(name: str) -> str:
     """What to tell a user whose `name` is none of the five: the five, and the closest one if there is one."""
     spellings = {spelling: modality for modality, known in _SPELLINGS.items() for spelling in known.split()}
-    close = difflib.get_close_matches(_squeeze(name), spellings, n=1, cutoff=0.7)
-    hint = f"; did you mean {spellings[close[0]]}?" if close else ""
+    hint = did_you_mean(_squeeze(name), spellings, cutoff=0.7, show=spellings.__getitem__)
     return f"is not one of the five modalities {', '.join(MODALITIES)}{hint}"
 
 

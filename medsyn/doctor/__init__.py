@@ -1,6 +1,6 @@
 """Is this machine fit for a campaign? One table: what was found, whether it is good, what to do about it.
 
-    python -m medsyn doctor [--gpu] [--json]
+    medsyn doctor [--gpu] [--json]
 
 Answers the specification's sanity checks (driver, CUDA, devices) and what decides speed and failure on old cards:
 compute capability, memory, the precision and attention that will be chosen and why, 8-bit Adam, disk, offline flags,
@@ -63,9 +63,9 @@ def _where(error: BaseException) -> str:
     return f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, program: str = "medsyn doctor") -> int:
     """Print the table; exit code 78 (unfit node) if something is bad."""
-    parser = argparse.ArgumentParser(prog="python -m medsyn doctor", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     parser.add_argument("--gpu", action="store_true", help="compute on the GPU as well; without one that is bad")
     parser.add_argument("--json", action="store_true", help="for scripts")
     options = parser.parse_args(arguments)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from medsyn.doctor import image
-from medsyn.doctor.finding import GIB, Finding
+from medsyn.doctor.finding import Finding
+from medsyn.text import gib
 
 _PASCAL = {"sm_60", "sm_61"}  # binaries for sm_60 run on sm_61, the TITAN Xp
 
@@ -24,10 +25,9 @@ def check_devices() -> Iterator[Finding]:
         compiled = architectures()
         # binaries run on any later minor version of the same major capability
         runs = any(arch.startswith(f"sm_{properties.major}") and int(arch[3:]) <= int(name[3:]) for arch in compiled)
-        memory = properties.total_memory / GIB
         yield Finding(
             f"device {index}",
-            f"{properties.name}, {name}, {memory:.1f} GiB",
+            f"{properties.name}, {name}, {gib(properties.total_memory)} GiB",
             "good" if runs else "bad",
             "" if runs else f"this torch has no kernels for {name} ({', '.join(compiled)}): use the CUDA 11.8 image",
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from medsyn.doctor import image
 from medsyn.doctor.finding import Finding
+from medsyn.text import and_more
 
 _NAMES_SHOWN = 10
 
@@ -23,8 +24,7 @@ def check_isolation() -> Iterator[Finding]:
         if not _is_own(place):
             elsewhere.setdefault(str(place), set()).add(name)
     for place_name, names in sorted(elsewhere.items()):
-        listed = ", ".join(sorted(names)[:_NAMES_SHOWN])
-        listed += f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        listed = and_more(sorted(names), _NAMES_SHOWN)
         advice = "unset PYTHONPATH and set PYTHONNOUSERSITE=1"
         yield Finding("packages from elsewhere", f"{place_name}: {listed}", image.verdict(), advice)
     if not elsewhere:

@@ -11,7 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from medsyn.doctor.finding import GIB, Finding
+from medsyn.doctor.finding import Finding
+from medsyn.text import GIB, gib
 
 _OFFLINE_FLAGS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _ON = {"1", "ON", "YES", "TRUE"}  # as huggingface_hub and transformers read them, in any case
@@ -53,10 +54,10 @@ def check_disk() -> Iterator[Finding]:
         advice = f"temporary files go to {temporary}: set TMPDIR to an existing directory that can be written to"
         yield Finding("TMPDIR", f"{wanted} cannot be used", "note", advice)
     for name, path in (("disk here", Path.cwd()), ("disk TMPDIR", temporary)):
-        free = shutil.disk_usage(path).free / GIB
-        enough = free >= _FREE_DISK_GIB
+        free = shutil.disk_usage(path).free
+        enough = free >= _FREE_DISK_GIB * GIB
         advice = "" if enough else f"an SD v1.5 fine-tune with two checkpoints wants {_FREE_DISK_GIB} GiB"
-        yield Finding(name, f"{free:.1f} GiB free", "good" if enough else "note", advice)
+        yield Finding(name, f"{gib(free)} GiB free", "good" if enough else "note", advice)
 
 
 def check_offline() -> Iterator[Finding]:

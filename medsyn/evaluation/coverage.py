@@ -5,12 +5,13 @@ A list may be balanced over findings and what passes the filter may not be; whoe
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
+import pandas as pd
+
 from medsyn.evaluation.read_campaign import Gathered
-from medsyn.evaluation.tally import ALL, Cell, Cells
+from medsyn.evaluation.tally import ALL, Cells
 
 
 def measure(gathered: Gathered, modes: Iterable[str], img_num: int) -> dict[str, Any]:
@@ -25,34 +26,26 @@ def measure(gathered: Gathered, modes: Iterable[str], img_num: int) -> dict[str,
     for modality, prompts in gathered.prompts.items():
         for item, images in prompts.each(img_num):
             asked.add(modality, item.extra, images)
-    accepted = {
-        mode: Counter({cell: n for made in gathered.made.values() for cell, n in made[mode].tally.cells.cells.items()})
-        for mode in modes
-    }
-    columns = {cell[:2] for cell in asked.cells if cell[1] != ALL}
-    for counts in (asked.cells, *accepted.values()):
-        counts.update(_without_value(counts, columns))
-    order = {modality: place for place, modality in enumerate(gathered.modalities)}
-    wanted = [cell for cell, images in asked.cells.items() if images]
-    cells = sorted(wanted, key=lambda cell: (cell[1], order[cell[0]], not cell[2], cell[2]))
+    counts = {"asked": asked.table()}
+    for mode in modes:
+        counts[mode] = pd.concat(
+            [Cells().table(), *(made[mode].tally.cells.table() for made in gathered.made.values())]
+        )
+    table = pd.DataFrame(counts).reindex(counts["asked"].index).fillna(0).astype(int)
+    table = pd.concat([table, _without_value(table)])
+    table = table[table.asked > 0].reset_index()
+    table["modality"] = pd.Categorical(table.modality, gathered.modalities, ordered=True)
+    table = table.sort_values(["column", "modality", "value"]).astype(object)
     return {
-        "cells": [
-            {
-                "modality": cell[0],
-                "column": cell[1] or None,
-                "value": cell[2] or None,
-                "asked": asked.cells[cell],
-                **{mode: counts[cell] for mode, counts in accepted.items()},
-            }
-            for cell in cells
-        ],
+        "cells": table.where(table.notna() & (table != ALL), None).to_dict("records"),
         "dropped": sorted({column for _, column in asked.dropped}),
     }
 
 
-def _without_value(counts: Mapping[Cell, int], columns: Iterable[tuple[str, str]]) -> dict[Cell, int]:
+def _without_value(table: pd.DataFrame) -> pd.DataFrame:
     """The images of prompts without a value, by modality and column: those that no value's cell has."""
-    valued: Counter[tuple[str, str]] = Counter()
-    for (modality, column, _), images in counts.items():
-        valued[modality, column] += images
-    return {(*place, ""): counts.get((place[0], ALL, ""), 0) - valued[place] for place in columns}
+    is_whole = table.index.get_level_values("column") == ALL
+    whole = table[is_whole].droplevel(["column", "value"])
+    valued = table[~is_whole].groupby(["modality", "column"]).sum()
+    rest = whole.reindex(valued.index, level="modality") - valued
+    return rest.assign(value=None).set_index("value", append=True)

@@ -35,6 +35,7 @@ from medsyn.generation.block_store import (
 from medsyn.generation.filter import SURPLUS
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, slug
+from medsyn.text import counted
 
 Tick = Callable[[], None]  # called before each block and image is read; may raise `Saved`
 Record = dict[str, Any]  # of an image, from a block's manifest
@@ -137,9 +138,7 @@ def read_generated(
         name: (line, None if line["file"] is None else _read(block, line, modality, tick))
         for name, (block, line) in shown.items()
     }
-    return made, [
-        Missing(task, f"{count} {mode} image{'s' * (count != 1)} of {modality}") for task, count in lost.items()
-    ]
+    return made, [Missing(task, f"{counted(count, f'{mode} image')} of {modality}") for task, count in lost.items()]
 
 
 def _count(tally: Tally, block: Path, modality: str, manifest: Sequence[Record]) -> None:

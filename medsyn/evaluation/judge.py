@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save
@@ -179,14 +180,13 @@ def agreement(verdicts: Sequence[Verdict], asked: Sequence[Facts]) -> dict[str, 
 
     A finding is right only on the right kind of image. The side counts where one was asked for and the kind is right.
     """
-    pairs = list(zip(verdicts, asked, strict=True))
+    seen, want = pd.DataFrame(verdicts, columns=ASPECTS[1:]), pd.DataFrame(asked, columns=Facts._fields)
+    kind = seen.kind == want.kind
     return {
-        "modality": proportion(MODALITY_OF[seen.kind] == MODALITY_OF[want.kind] for seen, want in pairs),
-        "kind": proportion(seen.kind == want.kind for seen, want in pairs),
-        "finding": proportion((seen.kind, seen.finding) == (want.kind, want.finding) for seen, want in pairs),
-        "side": proportion(
-            seen.side == want.side for seen, want in pairs if want.side is not None and seen.kind == want.kind
-        ),
+        "modality": proportion(seen.kind.map(MODALITY_OF) == want.kind.map(MODALITY_OF)),
+        "kind": proportion(kind),
+        "finding": proportion(kind & (seen.finding == want.finding)),
+        "side": proportion((seen.side == want.side)[kind & want.side.notna()]),
     }
 
 

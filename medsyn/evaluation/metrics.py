@@ -168,7 +168,7 @@ def wilson(successes: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 def proportion(outcomes: Iterable[bool]) -> dict[str, float | int] | None:
     """Share of true outcomes with its Wilson interval, or None if there are none."""
-    values = list(outcomes)
+    values = [bool(outcome) for outcome in outcomes]
     if not values:
         return None
     low, high = wilson(sum(values), len(values))

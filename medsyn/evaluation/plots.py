@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -19,8 +20,6 @@ from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from medsyn.data.modalities import MODALITIES
 from medsyn.evaluation.tally import SCORE_BINS
-
-Records = Sequence[Mapping[str, Any]]
 
 # Middle lightness, so that they show on white and on black; told apart by people who do not see red and green alike.
 COLOURS = ("#3d7fd6", "#dd8a26", "#2f9e77", "#b261b8", "#cf5a5a", "#7f8794")
@@ -68,17 +67,16 @@ def _svg(name: str, alternative: str, panels: int, draw: Callable[[Sequence[Axes
     return svg.replace("<svg ", f'<svg role="img" aria-label="{alternative}" ', 1)
 
 
-def _values(records: Records, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    pairs = [(record[x], record[y]) for record in records if isinstance(record.get(y), (int, float))]
-    points = np.array(pairs, dtype=float).reshape(-1, 2)
-    points = points[np.isfinite(points[:, 1])]
-    return points[:, 0], points[:, 1]
+def _values(curve: pd.DataFrame, column: str) -> pd.Series:
+    """The finite numbers of a column, by step or epoch."""
+    values = pd.to_numeric(curve.get(column, pd.Series()), errors="coerce")
+    return values[np.isfinite(values)]
 
 
-def _line(axes: Axes, records: Records, x: str, y: str, **style: Any) -> None:
-    steps, values = _values(records, x, y)
-    if len(steps):
-        axes.plot(steps, values, marker="o" if len(steps) == 1 else None, **style)
+def _line(axes: Axes, curve: pd.DataFrame, column: str, **style: Any) -> None:
+    values = _values(curve, column)
+    if len(values):
+        axes.plot(values, marker="o" if len(values) == 1 else None, **style)
 
 
 def _finish(axes: Axes, title: str, xlabel: str, ylabel: str = "") -> None:
@@ -90,34 +88,33 @@ def _finish(axes: Axes, title: str, xlabel: str, ylabel: str = "") -> None:
         axes.legend()
 
 
-def loss_curves(curves: Mapping[str, Records]) -> str:
+def loss_curves(curves: Mapping[str, pd.DataFrame]) -> str:
     """Fine-tuning loss over steps, one line per modality: every record faintly, a running mean on top."""
 
     def draw(panels: Sequence[Axes]) -> None:
         (axes,) = panels
-        for modality, records in curves.items():
+        for modality, curve in curves.items():
             colour = _colour(modality)
-            steps, losses = _values(records, "step", "loss")
-            window = max(1, len(losses) // 10)
-            smooth = np.convolve(losses, np.ones(window) / window, "valid") if len(losses) else losses
-            axes.plot(steps, losses, color=colour, alpha=0.3, linewidth=0.8)
-            axes.plot(steps[window - 1 :], smooth, color=colour, label=modality)
+            losses = _values(curve, "loss")
+            smooth = losses.rolling(max(1, len(losses) // 10)).mean().dropna()
+            axes.plot(losses, color=colour, alpha=0.3, linewidth=0.8)
+            axes.plot(smooth, color=colour, label=modality)
         _finish(axes, "", "optimizer step", "denoising loss")
 
     return _svg("finetune", "Fine-tuning loss over steps", 1, draw)
 
 
-def stage1_curves(records: Records) -> str:
+def stage1_curves(curve: pd.DataFrame) -> str:
     """RLHF stage 1 over epochs: losses, held-out AUROC, and the mean scores of good and poor images."""
 
     def draw(panels: Sequence[Axes]) -> None:
         losses, auroc, rewards = panels
         for colour, scorer in zip(COLOURS, ("selector", "policy"), strict=False):
-            _line(losses, records, "epoch", f"{scorer}_loss", color=colour, label=scorer.capitalize())
-            _line(auroc, records, "epoch", f"{scorer}_auroc", color=colour, label=scorer.capitalize())
+            _line(losses, curve, f"{scorer}_loss", color=colour, label=scorer.capitalize())
+            _line(auroc, curve, f"{scorer}_auroc", color=colour, label=scorer.capitalize())
         _chance(auroc)
-        _line(rewards, records, "epoch", "reward_good", color=COLOURS[2], label="rated 2 or 3")
-        _line(rewards, records, "epoch", "reward_poor", color=COLOURS[4], label="rated 1")
+        _line(rewards, curve, "reward_good", color=COLOURS[2], label="rated 2 or 3")
+        _line(rewards, curve, "reward_poor", color=COLOURS[4], label="rated 1")
         _finish(losses, "Loss", "epoch")
         _finish(auroc, "AUROC, held-out ratings", "epoch")
         _finish(rewards, "Mean score, held-out ratings", "epoch")
@@ -125,17 +122,17 @@ def stage1_curves(records: Records) -> str:
     return _svg("rlhf-stage1", "RLHF stage 1: losses, AUROC and rewards over epochs", 3, draw)
 
 
-def stage2_curves(curves: Mapping[str, Records]) -> str:
+def stage2_curves(curves: Mapping[str, pd.DataFrame]) -> str:
     """RLHF stage 2 over epochs, one colour per modality: loss, AUROC, scores of good (solid) and poor."""
 
     def draw(panels: Sequence[Axes]) -> None:
         losses, auroc, rewards = panels
-        for modality, records in curves.items():
+        for modality, curve in curves.items():
             colour = _colour(modality)
-            _line(losses, records, "epoch", "policy_loss", color=colour, label=modality)
-            _line(auroc, records, "epoch", "policy_auroc", color=colour)
-            _line(rewards, records, "epoch", "reward_good", color=colour)
-            _line(rewards, records, "epoch", "reward_poor", color=colour, linestyle=(0, (2, 2)))
+            _line(losses, curve, "policy_loss", color=colour, label=modality)
+            _line(auroc, curve, "policy_auroc", color=colour)
+            _line(rewards, curve, "reward_good", color=colour)
+            _line(rewards, curve, "reward_poor", color=colour, linestyle=(0, (2, 2)))
         _chance(auroc)
         _finish(losses, "Policy loss", "epoch")
         _finish(auroc, "AUROC, held-out ratings", "epoch")

@@ -5,12 +5,13 @@ Nothing here fails because a part of the campaign did: what is not there is name
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from medsyn import disk
 from medsyn.config import Config
@@ -142,27 +143,27 @@ def missing_models(config: Config, directory: CampaignDirectory) -> list[Missing
     return [Missing(task, what) for task, (path, what) in expected.items() if not path.is_dir()]
 
 
-def _read_curve(path: Path, key: str) -> list[dict[str, Any]]:
-    """A metrics file's records by ascending `key`; of a step that was done twice (a resumed run) the later record."""
-    records = {record[key]: record for record in disk.read_jsonl(path) if key in record}
-    return [records[step] for step in sorted(records)]
+def _read_curve(path: Path, unit: str) -> pd.DataFrame:
+    """A metrics file by ascending step or epoch, as its index; of one done twice (a resumed run) the later record."""
+    records = {record[unit]: record for record in disk.read_jsonl(path) if unit in record}
+    return pd.DataFrame.from_dict(records, orient="index").sort_index()
 
 
 @dataclass(frozen=True)
 class Curves:
     """The metrics that training left, by modality where there is one model per modality."""
 
-    finetune: dict[str, list[dict[str, Any]]]
-    stage1: list[dict[str, Any]]
-    stage2: dict[str, list[dict[str, Any]]]
+    finetune: dict[str, pd.DataFrame]  # by step
+    stage1: pd.DataFrame  # by epoch, as the next
+    stage2: dict[str, pd.DataFrame]
 
 
 def read_curves(config: Config, directory: CampaignDirectory) -> Curves:
     """Every learning curve that is there."""
 
-    def by_modality(stage: str, key: str) -> dict[str, list[dict[str, Any]]]:
-        found = {name: _read_curve(directory.work(stage, slug(name)) / "metrics.jsonl", key) for name in MODALITIES}
-        return {name: records for name, records in found.items() if records and name in config.data.modalities}
+    def by_modality(stage: str, unit: str) -> dict[str, pd.DataFrame]:
+        found = {name: _read_curve(directory.work(stage, slug(name)) / "metrics.jsonl", unit) for name in MODALITIES}
+        return {name: curve for name, curve in found.items() if len(curve) and name in config.data.modalities}
 
     return Curves(
         finetune=by_modality("finetune", "step"),
@@ -195,25 +196,18 @@ class StageTime:
 
 def stage_times(directory: CampaignDirectory) -> list[StageTime]:
     """Task seconds per stage from the attempts on record; stages without a record are left out."""
-    times = []
-    for stage in STAGES:
-        tasks = sorted(directory.attempts(stage, "any").parent.glob("*.jsonl"))
-        spans = [_attempt_seconds(disk.read_jsonl(path)) for path in tasks]
-        ended = [seconds for task in spans for seconds in task if seconds is not None]
-        attempts = sum(len(task) for task in spans)
-        if attempts:
-            times.append(StageTime(stage, len(tasks), attempts, attempts - len(ended), sum(ended)))
-    return times
-
-
-def _attempt_seconds(events: Iterable[dict[str, Any]]) -> list[float | None]:
-    """Seconds of every attempt of one task, in order; None where no end is on record."""
-    seconds: dict[int, float | None] = {}
-    started: dict[int, float] = {}
-    for event in events:
-        number = event["attempt"]
-        if event["event"] == "start":
-            started[number], seconds[number] = event["time"], None
-        elif number in started:
-            seconds[number] = event["time"] - started[number]
-    return list(seconds.values())
+    paths = [(stage, path) for stage in STAGES for path in directory.attempts(stage, "any").parent.glob("*.jsonl")]
+    events = pd.DataFrame(
+        [{"stage": stage, "task": path.stem, **event} for stage, path in paths for event in disk.read_jsonl(path)],
+        columns=["stage", "task", "attempt", "event", "time"],
+    )
+    attempts = events.pivot_table("time", ["stage", "task", "attempt"], "event", "last").reindex(
+        columns=["start", "end"]
+    )
+    attempts["seconds"] = attempts.end - attempts.start
+    begun = attempts.dropna(subset="start").reset_index()
+    return [
+        StageTime(stage, its.task.nunique(), len(its), int(its.end.isna().sum()), sum(its.seconds.dropna()))
+        for stage in STAGES
+        if len(its := begun[begun.stage == stage])
+    ]

@@ -16,6 +16,7 @@ from medsyn.config import PHANTOMS, Config
 from medsyn.evaluation import plots, report_tables, tally
 from medsyn.evaluation.contact_sheets import contact_sheet
 from medsyn.evaluation.read_campaign import Curves, Gathered
+from medsyn.text import counted
 
 NOTICE = "All generated images are synthetic. Not for diagnosis."
 
@@ -63,7 +64,7 @@ def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[s
 
 def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     data = "phantoms: procedural images, no patients" if facts["data"] == PHANTOMS else facts["data"]
-    wanted = f"{facts['prompts']} × {facts['images_per_prompt']} image{'s' * (facts['images_per_prompt'] != 1)}"
+    wanted = f"{facts['prompts']} × {counted(facts['images_per_prompt'], 'image')}"
     if facts["images_asked"] != facts["prompts"] * facts["images_per_prompt"]:  # some say how many themselves
         wanted = f"{facts['prompts']}, which ask for {facts['images_asked']} images"
     versions = [f"{name} {found}" for name, found in facts["versions"].items() if found]
@@ -86,7 +87,7 @@ def _training_figures(curves: Curves) -> list[tuple[str, Markup]]:
         ("RLHF stage 1: Selector and Policy on all ratings", plots.stage1_curves, curves.stage1),
         ("RLHF stage 2: the Policy of each modality", plots.stage2_curves, curves.stage2),
     )
-    return [(title, Markup(draw(data))) for title, draw, data in drawn if data]
+    return [(title, Markup(draw(data))) for title, draw, data in drawn if len(data)]
 
 
 def _score_figure(config: Config, gathered: Gathered) -> Markup | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import pandas as pd
+
+from medsyn.text import counted
 
 OVERALL = "all"  # the group of every modality together
 NONE = "–"
@@ -190,25 +193,16 @@ def achieved(result: Mapping[str, Any]) -> Table | None:
     if len(cells) < 2:
         return None
     kinds = ["asked", *result["groups"][OVERALL]["generation"]]
-    totals: Counter[tuple[Any, ...]] = Counter()
-    for cell in cells:
-        for kind in kinds:
-            totals[_kind_of(cell), kind] += cell[kind]
+    table = pd.DataFrame(cells)
+    column = table.column.fillna("")
+    whole = table[kinds].groupby([column, table.modality.where(column != "", "")]).transform("sum")
     rows = []
-    for cell in cells:
+    for cell, shares in zip(cells, (table[kinds] / whole).fillna(0).to_dict("records"), strict=True):
         name = Cell(cell["modality"])
         if cell["column"]:
             name = Cell(cell["value"] or "(none)", f"{cell['modality']}, {cell['column']}")
-        shares = {
-            kind: cell[kind] / totals[_kind_of(cell), kind] if totals[_kind_of(cell), kind] else 0 for kind in kinds
-        }
         rows.append([name, *(Cell(str(cell[kind]), percent(shares[kind])) for kind in kinds)])
     return Table(["", *kinds], rows)
-
-
-def _kind_of(cell: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a cell's share is a share of."""
-    return (cell["column"], cell["modality"] if cell["column"] else None)
 
 
 def variety(result: Mapping[str, Any]) -> Table:
@@ -239,7 +233,7 @@ def stages(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     longest = max((stage["seconds"] for stage in stages), default=0) or 1
     rows = []
     for stage in stages:
-        runs = f"{stage['tasks']} task{'s' * (stage['tasks'] != 1)}"
+        runs = counted(stage["tasks"], "task")
         if stage["attempts"] > stage["tasks"]:
             runs += f", {stage['attempts']} attempts"
         if stage["unfinished"]:

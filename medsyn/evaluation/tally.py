@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 MOST_VALUES = 24  # a column with more is a name or a measurement, not a category
 EXHAUSTED_NAMED = 100  # prompts without an accepted image that are named; the rest is counted
@@ -42,6 +43,11 @@ class Cells:
                     self._drop(modality, column)
                     continue
             self.cells[cell] += images
+
+    def table(self) -> pd.Series:
+        """The counts by modality, column and value."""
+        index = pd.MultiIndex.from_tuples(self.cells, names=("modality", "column", "value"))
+        return pd.Series(self.cells.values(), index, dtype=int)
 
     def _drop(self, modality: str, column: str) -> None:
         self.dropped.add((modality, column))

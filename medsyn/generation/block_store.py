@@ -206,9 +206,7 @@ def read_image_bytes(block: Path, record: Mapping[str, Any]) -> bytes:
     file = stored_files(block, record)["png"]
     content = file.read()
     if hashlib.sha256(content).hexdigest() != file.sha256:
-        reason = (
-            "has other content than when it was made; `python -m medsyn verify CAMPAIGN_DIR --repair` sets it aside"
-        )
+        reason = "has other content than when it was made; `medsyn verify CAMPAIGN_DIR --repair` sets it aside"
         raise InputError(block / file.name, reason)
     return content
 

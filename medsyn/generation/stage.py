@@ -26,12 +26,13 @@ from medsyn.errors import InputError
 from medsyn.generation.block_store import read_blocks
 from medsyn.generation.make.block import BlockMaker, Place, sweep
 from medsyn.generation.make.journal import journal_directory
-from medsyn.generation.make.lease import Leases, lease_file
 from medsyn.generation.make.writer_thread import Writer
 from medsyn.generation.sample.load import Loader
 from medsyn.generation.write.parquet import write_shard_tables
 from medsyn.generation.write.provenance import CIRCUMSTANCES_FILE, require_same
+from medsyn.lease import Leases, lease_file
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
+from medsyn.text import and_more
 
 WAIT_SECONDS = 1.0  # between two looks at blocks that other tasks are at work on
 
@@ -130,8 +131,8 @@ def memory_told(config: Config) -> Iterator[None]:
 
 
 def _exhausted(prompt_ids: Sequence[str]) -> str:
-    shown = ", ".join(prompt_ids[:10]) + (f" and {len(prompt_ids) - 10} more" if len(prompt_ids) > 10 else "")
-    return f"no acceptable image after generation.max_attempts for prompts {shown} (generation.on_exhausted is 'fail')"
+    named = and_more(prompt_ids, 10)
+    return f"no acceptable image after generation.max_attempts for prompts {named} (generation.on_exhausted is 'fail')"
 
 
 def help_others(maker: BlockMaker, own: range, tell: Callable[[int], None]) -> int:

@@ -39,7 +39,7 @@ def choose_device(section: DeviceSection, number: int | None = None) -> Device:
     assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if section.use_cuda and assigned not in ("", "-1") and not torch.cuda.is_available():
         reason = f"CUDA_VISIBLE_DEVICES is {assigned} and no CUDA device can be used here"
-        raise BadNode(f"{reason}; see `python -m medsyn doctor`, or set device.use_cuda=false")
+        raise BadNode(f"{reason}; see `medsyn doctor`, or set device.use_cuda=false")
     if number is not None and number >= torch.cuda.device_count():
         there = f"{torch.cuda.device_count()} visible, from cuda:0 on" if torch.cuda.is_available() else "none visible"
         raise InputError("configuration", f"there is no GPU cuda:{number}, {there}; use auto or cpu", key="device")

@@ -18,16 +18,16 @@ from medsyn.models.quality import FEATURES
 from medsyn.models.selector import Selector
 from medsyn.models.weights import SCORER_WEIGHTS
 
-CONFIG, WEIGHTS, FACTS = "config.json", SCORER_WEIGHTS, "facts.json"
+CONFIG, WEIGHTS, PROVENANCE = "config.json", SCORER_WEIGHTS, "facts.json"
 
 
-def save_scorer(model: Selector | Policy, directory: Path, facts: dict[str, Any] | None = None) -> None:
+def save_scorer(model: Selector | Policy, directory: Path, provenance: dict[str, Any] | None = None) -> None:
     """Save a scorer as `directory`, which appears whole; one that is there already stays.
 
     Args:
         model: what to save.
         directory: its name.
-        facts: what the weights were made from, kept beside them as `facts.json`.
+        provenance: what the weights were made from, kept beside them as `facts.json`.
     """
     described: dict[str, Any] = {
         "kind": type(model).__name__,
@@ -41,8 +41,8 @@ def save_scorer(model: Selector | Policy, directory: Path, facts: dict[str, Any]
         save_file(tensors, temporary / WEIGHTS)
         (temporary / WEIGHTS).chmod(disk.FILE_MODE)
         disk.write_json(temporary / CONFIG, described)
-        if facts is not None:
-            disk.write_json(temporary / FACTS, facts)
+        if provenance is not None:
+            disk.write_json(temporary / PROVENANCE, provenance)
 
 
 def load_selector(directory: Path, device: torch.device) -> Selector:

@@ -1,7 +1,7 @@
 """Checkpoints: directories that appear whole, prove that they are intact and remember what they assumed.
 
     step-000000200/state.safetensors   every tensor of the run: weights, optimizer, averages
-    step-000000200/manifest.json       step, size and SHA-256 of the tensors, and the facts the run depended on
+    step-000000200/manifest.json       step, size and SHA-256 of the tensors, and what the run depended on
 
 A directory is written beside its final name and renamed once it is on disk; older ones are removed only after that.
 Reading takes the newest that is intact. A run never starts over silently: where checkpoints exist and none can be
@@ -34,14 +34,16 @@ _NAME = re.compile(r"step-(\d{9,})")
 logger = logging.getLogger(__name__)
 
 
-def save_checkpoint(directory: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], keep: int) -> None:
+def save_checkpoint(
+    directory: Path, step: int, tensors: dict[str, Tensor], provenance: dict[str, Any], keep: int
+) -> None:
     """Save the state after `step` steps as `directory`/step-…, then remove all but the newest `keep`.
 
     Args:
         directory: holds the checkpoints of one run.
         step: number of steps done.
         tensors: everything the run needs to go on; on any device.
-        facts: JSON-ready mapping of what the state depends on (settings, data, weights).
+        provenance: JSON-ready mapping of what the state depends on (settings, data, weights).
         keep: how many checkpoints stay, this one included.
 
     Raises:
@@ -54,7 +56,7 @@ def save_checkpoint(directory: Path, step: int, tensors: dict[str, Tensor], fact
             "step": step,
             "size": (temporary / STATE).stat().st_size,
             "sha256": disk.sha256_file(temporary / STATE),
-            "facts": facts,
+            "facts": provenance,
         }
         disk.write_json(temporary / MANIFEST, {**body, "fingerprint": disk.fingerprint(body)})
         if path.exists():  # only one that `load_newest` had to skip: a run does not save a step twice
@@ -65,13 +67,13 @@ def save_checkpoint(directory: Path, step: int, tensors: dict[str, Tensor], fact
         _discard(other)
 
 
-def load_newest(directory: Path, facts: dict[str, Any]) -> tuple[int, dict[str, Tensor]] | None:
+def load_newest(directory: Path, provenance: dict[str, Any]) -> tuple[int, dict[str, Tensor]] | None:
     """The step and the tensors (on the CPU) of the newest intact checkpoint; None only if there is none at all.
 
     A torn or corrupt one is skipped with a warning. The tensors are views into the file: copy what is kept.
 
     Raises:
-        InputError: it was made with other facts; the message names those that differ.
+        InputError: it was made from something else; the message names what differs.
         NoProgress: there are checkpoints and none is intact.
     """
     found = _found(directory)
@@ -81,7 +83,7 @@ def load_newest(directory: Path, facts: dict[str, Any]) -> tuple[int, dict[str, 
         except (OSError, ValueError) as error:
             logger.warning("checkpoint %s is skipped: %s", path, error)
             continue
-        refuse_mismatch(path, manifest["facts"], facts)
+        refuse_mismatch(path, manifest["facts"], provenance)
         try:
             return step, _read_tensors(path / STATE, manifest)
         except (OSError, ValueError, SafetensorError) as error:
@@ -92,7 +94,7 @@ def load_newest(directory: Path, facts: dict[str, Any]) -> tuple[int, dict[str, 
 
 
 def refuse_mismatch(source: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise `InputError` naming every fact that differs between what `source` was made with and what holds now."""
+    """Raise `InputError` naming everything that differs between what `source` was made from and what holds now."""
     before, after = dict(flatten(then)), dict(flatten(json.loads(json.dumps(now))))
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     if keys:

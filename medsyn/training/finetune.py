@@ -6,6 +6,7 @@ that was interrupted ends in the same bits as one that was not (on a CPU; a GPU'
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import shutil
@@ -24,15 +25,16 @@ from medsyn.data.images.latent_cache import TensorCache, hash_files
 from medsyn.data.tables.read import ImageRow
 from medsyn.errors import InputError
 from medsyn.models.device import choose_device
+from medsyn.models.scorers import PROVENANCE
 from medsyn.models.stable_diffusion import load_synthetic
 from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Task
-from medsyn.training.checkpoint import load_newest, refuse_mismatch, save_checkpoint
-from medsyn.training.finetune_data import Samples, prepare_samples, training_rows
+from medsyn.training.checkpoint import load_newest
+from medsyn.training.finetune_data import LatentDataset, prepare_dataset, training_rows
 from medsyn.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
+from medsyn.training.run import TrainingRun, open_run
 from medsyn.training.schedule import draws, learning_rate
 
-FACTS = "facts.json"  # beside unet/: the conditions the model was made under
 _METRICS_LINES = 100  # about as many are enough for a curve; each one waits for the GPU
 _WITHOUT_EFFECT = {"checkpointing_steps", "checkpoints_total_limit", "gradient_checkpointing"}  # on the weights
 
@@ -48,32 +50,30 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         Saved: a stop was requested and everything made so far is on disk.
     """
     assert task.modality is not None
-    work, cache = directory.work(task.stage, task.name), directory.root / "cache" / task.name
-    model, checkpoints = directory.finetuned_unet(task.modality), work / "checkpoints"
-    for place in (work, checkpoints, cache):
-        disk.sweep_temporaries(place)
+    cache, model = directory.root / "cache" / task.name, directory.finetuned_unet(task.modality)
+    disk.sweep_temporaries(cache)
     rows, held_out = training_rows(config, task.modality)
     hashes = hash_files((row.path for row in rows), cache / "files.json")
-    facts = _facts(config, rows, hashes)
-    if model.is_dir():
-        then = disk.read_json(model / FACTS) if (model / FACTS).is_file() else {}
-        refuse_mismatch(model, then, facts)
-    else:
+    provenance = _provenance(config, rows, hashes)
+    training = open_run(config, task, directory, control, provenance, config.finetune.checkpoints_total_limit)
+    if not training.has_published(model):
         system = load_synthetic(config.model_paths.stable_diffusion, choose_device(config.device).device)
         if system.prediction_type not in ("epsilon", "v_prediction"):
             reason = f"it predicts '{system.prediction_type}'; only epsilon and v_prediction can be fine-tuned"
             raise InputError(config.model_paths.stable_diffusion, reason, key="model_paths.stable_diffusion")
         scheduler = DDPMScheduler.from_config(system.scheduler_config)
         state = _first_state(system.unet, config.finetune)
-        start = state.resume(checkpoints, facts)  # what cannot go on is refused before hours of encoding
-        samples = prepare_samples(config, rows, hashes, system, TensorCache(cache), control)
-        samples.counts["held_out"] = held_out
+        start = state.resume(training)  # what cannot go on is refused before hours of encoding
+        dataset = prepare_dataset(config, rows, hashes, system, TensorCache(cache), control)
         del system  # the VAE and the text encoder have done their work: their memory is the training's
-        _train(config, task, state, start, scheduler, samples, facts, directory, control)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+        loss = _train(config, state, start, scheduler, dataset, training)
+        summary = {"steps": config.finetune.max_train_steps, "loss": loss, **dataset.counts, "held_out": held_out}
+        disk.write_json(training.directory / "summary.json", summary)
+        _publish(state, provenance, model)
+    shutil.rmtree(training.checkpoints, ignore_errors=True)
 
 
-def _facts(config: Config, rows: list[ImageRow], hashes: dict[Path, str]) -> dict[str, Any]:
+def _provenance(config: Config, rows: list[ImageRow], hashes: dict[Path, str]) -> dict[str, Any]:
     """What the weights depend on, under the configuration's key names; a resumed run must agree in all of it."""
     section = {name: value for name, value in config.finetune.model_dump().items() if name not in _WITHOUT_EFFECT}
     return {
@@ -138,15 +138,18 @@ class _State:
     loss_sum: Tensor  # of the steps since the last line of the metrics, on the device: reading it would wait for it
     average: dict[str, Tensor] = field(default_factory=dict)  # on the CPU: a second UNet does not fit on 12 GB
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self, step: int) -> dict[str, Tensor]:
+        """All of it, named; raises NoProgress if the weights are no longer finite after so many steps."""
+        if not all(bool(torch.isfinite(value).all()) for value in self.parameters.values()):
+            raise NoProgress(f"the weights are not finite after step {step}: lower finetune.learning_rate")
         flat = {f"unet.{name}": value for name, value in self.parameters.items()}
         flat |= {f"average.{name}": value for name, value in self.average.items()}
         return {**flat, **optimizer_tensors(self.optimizer, list(self.parameters)), "loss_sum": self.loss_sum}
 
     @torch.no_grad()
-    def resume(self, checkpoints: Path, facts: dict[str, Any]) -> int:
+    def resume(self, training: TrainingRun) -> int:
         """Take over the newest checkpoint, if there is any; the number of steps done."""
-        found = load_newest(checkpoints, facts)
+        found = load_newest(training.checkpoints, training.provenance)
         if found is None:
             return 0
         step, tensors = found
@@ -164,10 +167,6 @@ class _State:
         decay = min(decay, (1 + step) / (10 + step))
         for name, value in self.average.items():
             value.lerp_(self.parameters[name].detach().cpu(), 1 - decay)
-
-    def refuse_non_finite(self, step: int) -> None:
-        if not all(bool(torch.isfinite(value).all()) for value in self.parameters.values()):
-            raise NoProgress(f"the weights are not finite after step {step}: lower finetune.learning_rate")
 
 
 def _first_state(unet: nn.Module, section: FinetuneSection) -> _State:
@@ -195,33 +194,27 @@ def _autocast(section: DeviceSection, device: torch.device) -> torch.autocast:
 
 
 def _train(
-    config: Config,
-    task: Task,
-    state: _State,
-    start: int,
-    scheduler: Any,
-    samples: Samples,
-    facts: dict[str, Any],
-    directory: CampaignDirectory,
-    control: Control,
-) -> None:
+    config: Config, state: _State, start: int, scheduler: Any, dataset: LatentDataset, training: TrainingRun
+) -> float | None:
+    """All steps from `start` on; returns the mean loss of the last interval of the metrics."""
     section, unet, device = config.finetune, state.unet, state.unet.device
-    work, key = directory.work(task.stage, task.name), (config.campaign.seed, task.stage, task.name)
     prediction_type, num_timesteps = scheduler.config.prediction_type, scheduler.config.num_train_timesteps
     weights = min_snr_weights(scheduler.alphas_cumprod, section.snr_gamma, prediction_type).to(device)
     total, batch = section.max_train_steps, section.train_batch_size * section.gradient_accumulation_steps
     log_every = max(1, min(50, total // _METRICS_LINES))
-    told = disk.truncate_jsonl(work / "metrics.jsonl", "step", start)
-    loss = told[-1]["loss"] if told else None
-    control.leave_if_asked()
+    before = disk.truncate_jsonl(training.metrics, "step", start)
+    loss: float | None = before[-1]["loss"] if before else None
+    training.control.leave_if_asked()
 
     clock, clock_step = time.monotonic(), start
     for step in range(start, total):
         rate = learning_rate(step, section)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        chosen = draws(key, step, batch, len(samples), samples.latent_shape, num_timesteps, section.caption_dropout)
-        inputs = (*samples.batch(chosen), torch.from_numpy(chosen.noise), torch.from_numpy(chosen.timesteps))
+        chosen = draws(
+            training.key, step, batch, len(dataset), dataset.latent_shape, num_timesteps, section.caption_dropout
+        )
+        inputs = (*dataset.batch(chosen), torch.from_numpy(chosen.noise), torch.from_numpy(chosen.timesteps))
         for micro in zip(*(tensor.split(section.train_batch_size) for tensor in inputs), strict=True):
             with _autocast(config.device, device):
                 part = denoising_loss(unet, scheduler, weights, *(tensor.to(device) for tensor in micro))
@@ -233,23 +226,15 @@ def _train(
         state.optimizer.zero_grad(set_to_none=True)
         state.update_average(step, section.ema_decay)
 
-        done = step + 1
+        done, line = step + 1, None
         if done % log_every == 0 or done == total:
             loss = _read_loss(state.loss_sum, done, log_every)
             speed = (done - clock_step) * batch / max(time.monotonic() - clock, 1e-9)
             clock, clock_step = time.monotonic(), done
             line = {"step": done, "loss": loss, "learning_rate": rate, "samples_per_second": round(speed, 3)}
-            disk.append_jsonl(work / "metrics.jsonl", line)
-        control.beat(done, total, "step", loss=loss)
-        leaving = control.stop_requested  # read once: a signal may come while the checkpoint is written
-        if leaving or done % section.checkpointing_steps == 0 or done == total:
-            state.refuse_non_finite(done)
-            save_checkpoint(work / "checkpoints", done, state.tensors(), facts, section.checkpoints_total_limit)
-        if leaving:
-            control.leave_if_asked()
-
-    disk.write_json(work / "summary.json", {"steps": total, "loss": loss, **samples.counts})
-    _publish(state, facts, directory.finetuned_unet(str(task.modality)))
+        save = functools.partial(state.tensors, done)
+        training.step_done(done, total, section.checkpointing_steps, save, line, loss=loss)
+    return loss
 
 
 def _read_loss(loss_sum: Tensor, step: int, log_every: int) -> float:
@@ -261,10 +246,10 @@ def _read_loss(loss_sum: Tensor, step: int, log_every: int) -> float:
     return loss
 
 
-def _publish(state: _State, facts: dict[str, Any], model: Path) -> None:
+def _publish(state: _State, provenance: dict[str, Any], model: Path) -> None:
     """Write `model`/unet as an ordinary diffusers directory, with the averaged weights if there are any."""
     if state.average:
         state.unet.load_state_dict(state.average)
     with disk.atomic_directory(model) as temporary:
         state.unet.save_pretrained(temporary / "unet", safe_serialization=True)
-        disk.write_json(temporary / FACTS, facts)
+        disk.write_json(temporary / PROVENANCE, provenance)

@@ -6,26 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from medsyn.config import Config
-from medsyn.data.images.latent_cache import TensorCache, caption_key, image_key
-from medsyn.data.images.pixels import fit_square
-from medsyn.data.images.read import read_image
+from medsyn.data.images.latent_cache import TensorCache, caption_key
+from medsyn.data.images.read import Image
 from medsyn.data.tables.read import ImageRow, read_dataset
 from medsyn.data.tables.split import LESS_HELD_OUT, is_held_out
-from medsyn.errors import InputError, InputProblems, Problem
+from medsyn.errors import InputError
 from medsyn.models.stable_diffusion import SyntheticSystem
 from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import Control
+from medsyn.training.encode_rows import encode_rows
 from medsyn.training.schedule import Draws
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Training samples as keys into a cache: sample i is an image and its caption."""
+class LatentDataset:
+    """Training samples as keys into a cache of latents and text features: sample i is an image and its caption."""
 
     cache: TensorCache
     images: list[str]
@@ -72,14 +71,14 @@ def training_rows(config: Config, modality: str) -> tuple[list[ImageRow], int]:
     return kept, len(rows) - len(kept)
 
 
-def prepare_samples(
+def prepare_dataset(
     config: Config,
     rows: Sequence[ImageRow],
     hashes: dict[Path, str],
     system: SyntheticSystem,
     cache: TensorCache,
     control: Control,
-) -> Samples:
+) -> LatentDataset:
     """Encode the images and embed the captions that the cache lacks.
 
     Args:
@@ -94,38 +93,21 @@ def prepare_samples(
         InputProblems: every image that cannot be used (`data.strict`), or that none can.
         Saved: a stop was requested.
     """
-    resolution, allow_synthetic = config.data.resolution, config.data.allow_synthetic
     weights = weights_fingerprint(config.model_paths.stable_diffusion)
 
-    def encode(row: ImageRow) -> dict[str, Tensor]:
-        if not hashes[row.path]:
-            raise InputError(row.path, "cannot be read")
-        image = read_image(row.path, row.modality)
-        if image.synthetic and not allow_synthetic:
-            raise InputError(row.path, "carries the mark of a generated image; data.allow_synthetic=true trains on it")
-        pixels = np.ascontiguousarray(fit_square(image.pixels, resolution).transpose(2, 0, 1))
-        mean, std = system.encode(torch.from_numpy(pixels)[None])  # alone: companions in a batch change bits
+    def encode(_: Image, pixels: Tensor) -> dict[str, Tensor]:
+        mean, std = system.encode(pixels)  # alone: companions in a batch change bits
         return {"mean": mean[0], "std": std[0]}
 
     def embed(caption: str) -> dict[str, Tensor]:
         return {"hidden": system.embed(caption)[0]}
 
-    keys = [
-        image_key(hashes[row.path] or str(row.path), row.modality, resolution, weights, allow_synthetic) for row in rows
-    ]
-    keyed = list(zip(keys, rows, strict=True))
-    encoded, failures = cache.fill(dict(keyed), encode, control, "image")
-    problems = [
-        Problem(config.data.table, f"{row.file}: {failures[key].problem.reason}", row.row)
-        for key, row in keyed
-        if key in failures
-    ]
-    if problems and (config.data.strict or len(problems) == len(rows)):
-        raise InputProblems(problems)
-    good = [(key, row) for key, row in keyed if key not in failures]
+    good, encoded = encode_rows(
+        config, config.data.table, rows, hashes, encode, cache, control, config.data.allow_synthetic
+    )
     captions = {caption_key(text, weights): text for text in ["", *(row.text for _, row in good)]}
     embedded, _ = cache.fill(captions, embed, control, "caption")
-    return Samples(
+    return LatentDataset(
         cache=cache,
         images=[key for key, _ in good],
         captions=[caption_key(row.text, weights) for _, row in good],
@@ -134,7 +116,7 @@ def prepare_samples(
             "samples": len(good),
             "images": len({key for key, _ in good}),
             "captions": len(captions) - 1,
-            "skipped": len(problems),
+            "skipped": len(rows) - len(good),
             "vae_encodes": encoded,
             "text_encoder_calls": embedded,
         },

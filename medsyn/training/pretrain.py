@@ -1,6 +1,6 @@
 """The recipe of the embedded tiny model: autoencoder first, then text encoder and UNet together, on phantoms alone.
 
-    python -m medsyn pretrain DIRECTORY
+    medsyn pretrain DIRECTORY
 
 makes the weights in `medsyn/models/embedded` again (hours on one CPU core). Phantoms are drawn with seeds that no
 campaign uses. The autoencoder sees them flipped, turned, zoomed and recoloured, so that it also carries images that
@@ -10,7 +10,6 @@ are no phantoms; the denoiser sees them as they are, because captions state the 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,10 +23,13 @@ from medsyn.data.images.pixels import fit_square
 from medsyn.data.phantoms.phantom import KINDS, draw_phantom, render
 from medsyn.models import tiny
 from medsyn.seeds import seed
+from medsyn.training.schedule import warmup_cosine
 
 RESOLUTION = 64
 PRETRAIN_SEED = seed("medsyn", "pretrain")
 _RENDERED = 128  # as campaigns render them, so that the resize is the same
+_WARMUP = 100  # steps
+_FLOOR = 0.02  # of the highest learning rate, at the end
 
 
 def draw_dataset(images_per_kind: int) -> tuple[Tensor, list[str]]:
@@ -46,10 +48,14 @@ def _batch(count: int, size: int, part: str, step: int) -> np.ndarray:
     return np.random.default_rng(seed(PRETRAIN_SEED, part, step)).integers(0, count, size)
 
 
-def _cosine(step: int, total: int, peak: float, warmup: int = 100) -> float:
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))))
+def _update(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
+    """One step of the optimizer down the gradient of `loss`, clipped to length 1."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
 
 
 def augment_for_vae(pixels: Tensor, rng: np.random.Generator) -> Tensor:
@@ -90,12 +96,7 @@ def train_vae(pixels: Tensor, steps: int, report: Callable[[str], None]) -> torc
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
         reconstruction = (decoded - images).abs().mean() + (decoded - images).square().mean()
         loss = reconstruction + edges + 2e-3 * kl
-        for group in optimizer.param_groups:
-            group["lr"] = _cosine(step, steps, 2e-3)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
+        _update(vae, optimizer, loss, warmup_cosine(step, steps, 2e-3, _WARMUP, _FLOOR))
         if step % 50 == 0:
             report(f"vae step {step}/{steps}: L1+MSE {reconstruction:.4f} edges {edges:.4f} KL {kl:.2f}")
     vae.eval().requires_grad_(False)
@@ -156,12 +157,7 @@ def train_denoiser(
         unique, inverse = torch.unique(ids, dim=0, return_inverse=True)
         hidden = text_encoder(unique).last_hidden_state[inverse]
         loss = F.mse_loss(unet(noisy, timesteps, hidden).sample, target)
-        for group in optimizer.param_groups:
-            group["lr"] = _cosine(step, steps, 1.2e-3)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        _update(model, optimizer, loss, warmup_cosine(step, steps, 1.2e-3, _WARMUP, _FLOOR))
         decay = min(0.999, (1 + step) / (10 + step))
         with torch.no_grad():
             for kept, new in zip(average.parameters(), model.parameters(), strict=True):

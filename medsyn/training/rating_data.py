@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
-from medsyn import disk
 from medsyn.config import Config
-from medsyn.data.images.latent_cache import TensorCache, caption_key, image_key
-from medsyn.data.images.pixels import fit_square
-from medsyn.data.images.read import read_image
+from medsyn.data.images.latent_cache import TensorCache, caption_key
+from medsyn.data.images.read import Image
 from medsyn.data.tables.read import RatingRow, read_ratings
 from medsyn.data.tables.split import is_held_out
-from medsyn.errors import InputError, InputProblems, Problem
+from medsyn.errors import InputError
 from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import Control
+from medsyn.training.encode_rows import encode_rows
 
 if TYPE_CHECKING:
     from medsyn.models.stable_diffusion import SyntheticSystem
@@ -104,18 +104,9 @@ def load_rated(
         Saved: a stop was requested.
     """
     weights = weights_fingerprint(config.model_paths.stable_diffusion)
-    resolution, matched = config.data.resolution, config.raters.match_decoder
+    matched = config.raters.match_decoder
 
-    def key_of(row: RatingRow) -> str:
-        image = image_key(hashes[row.path] or str(row.path), row.modality, resolution, weights, True)
-        return disk.fingerprint(["rated", matched, image])
-
-    def read(row: RatingRow) -> dict[str, Tensor]:
-        if not hashes[row.path]:
-            raise InputError(row.path, "cannot be read")
-        image = read_image(row.path, row.modality)
-        fitted = np.ascontiguousarray(fit_square(image.pixels, resolution).transpose(2, 0, 1))
-        pixels = torch.from_numpy(fitted)[None]
+    def read(image: Image, pixels: Tensor) -> dict[str, Tensor]:
         if matched and not image.synthetic:
             system = load_system()
             pixels = system.decode(system.encode(pixels)[0])  # alone: companions in a batch change bits
@@ -124,40 +115,34 @@ def load_rated(
     def embed(prompt: str) -> dict[str, Tensor]:
         return {"pooled": load_system().embed(prompt)[1]}
 
-    keys = [key_of(row) for row in rows]
-    _, failures = cache.fill(dict(zip(keys, rows, strict=True)), read, control, "image")
-    problems = [
-        Problem(str(config.data.ratings_file), f"{row.file}: {failures[key].problem.reason}", row.row)
-        for key, row in zip(keys, rows, strict=True)
-        if key in failures
-    ]
-    if problems and (config.data.strict or len(problems) == len(rows)):
-        raise InputProblems(problems)
+    source = str(config.data.ratings_file)
+    kept, _ = encode_rows(
+        config, source, rows, hashes, read, cache, control, allow_synthetic=True, variant=("rated", matched)
+    )
     modality_of = {row.prompt: row.modality for row in prompts_of}
     prompts = {caption_key(prompt, weights): prompt for prompt in modality_of}
     cache.fill(prompts, embed, control, "prompt")
 
-    kept = [(key, row) for key, row in zip(keys, rows, strict=True) if key not in failures]
-    places = {key: place for place, key in enumerate(dict.fromkeys(key for key, _ in kept))}
-    prompt_places = {prompt: place for place, prompt in enumerate(prompts.values())}
+    table = pd.DataFrame([row for _, row in kept])
+    image, images = pd.factorize(np.array([key for key, _ in kept]))
+    level = table.expert_level.to_numpy(np.float32) if config.raters.expert_weights else np.ones(len(kept), np.float32)
     fraction, campaign_seed = config.data.held_out_fraction, config.campaign.seed
-    level = np.array([row.expert_level if config.raters.expert_weights else 1 for _, row in kept], dtype=np.float32)
     return RatedSet(
         # kept as the 8-bit picture that a candidate is judged as: a quarter of the memory besides
-        pixels=torch.stack([(cache.read(key, "pixels").float() * 255).round().to(torch.uint8) for key in places]),
+        pixels=torch.stack([(cache.read(key, "pixels").float() * 255).round().to(torch.uint8) for key in images]),
         pooled=torch.stack([cache.read(key, "pooled").float() for key in prompts]),
-        line=np.array([row.row for _, row in kept]),
-        image=np.array([places[key] for key, _ in kept]),
-        prompt=np.array([prompt_places[row.prompt] for _, row in kept]),
-        rating=np.array([row.rating for _, row in kept]),
+        line=table.row.to_numpy(),
+        image=image,
+        prompt=table.prompt.map({prompt: place for place, prompt in enumerate(modality_of)}).to_numpy(),
+        rating=table.rating.to_numpy(),
         weight=level / level.mean(),
-        held_out=np.array([is_held_out(row.file, fraction, campaign_seed) for _, row in kept]),
-        modality=np.array([row.modality for _, row in kept]),
+        held_out=np.array([is_held_out(file, fraction, campaign_seed) for file in table.file]),
+        modality=table.modality.to_numpy(str),
         prompt_modality=np.array(list(modality_of.values())),
         counts={
             "ratings": len(kept),
-            "images": len(places),
+            "images": len(images),
             "prompts": len(prompts),
-            "skipped": len(problems),
+            "skipped": len(rows) - len(kept),
         },
     )

@@ -11,8 +11,6 @@ import functools
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,14 +23,14 @@ from medsyn.data.tables.read import RatingRow
 from medsyn.errors import InputError
 from medsyn.models.device import choose_device
 from medsyn.models.policy import Policy
-from medsyn.models.scorers import FACTS, WEIGHTS, load_policy, load_selector, save_scorer
+from medsyn.models.scorers import WEIGHTS, load_policy, load_selector, save_scorer
 from medsyn.models.selector import Selector
 from medsyn.models.weights import weights_fingerprint
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control, Task
-from medsyn.training.checkpoint import refuse_mismatch
 from medsyn.training.rating_data import RatedSet, load_rated, rated_rows
-from medsyn.training.scorer_loop import Run, finite, fit, standing
+from medsyn.training.run import TrainingRun, open_run
+from medsyn.training.scorer_loop import CHECKPOINTS_KEPT, Schedule, finite, fit, standing
 from medsyn.training.scorer_loss import TOGETHER, Learner
 from medsyn.training.scorer_report import NOTE, describe_scorer, suggest_thresholds
 
@@ -54,9 +52,9 @@ def run_stage1(config: Config, task: Task, directory: CampaignDirectory, control
     section = config.training.stage1
     rows = rated_rows(config)
     ratings = _Ratings(config, task, directory, rows)
-    facts = {**ratings.facts, **dict(flatten(section.model_dump(), "training.stage1."))}
-    run = _run(config, task, directory, facts, section.learning_rate)
-    if not _is_published(directory.policy(), facts):
+    provenance = {**ratings.provenance, **dict(flatten(section.model_dump(), "training.stage1."))}
+    run = _open_run(config, task, directory, control, provenance)
+    if not run.has_published(directory.policy()):
         rated = ratings.load(rows, control)
         train, held_out = np.flatnonzero(~rated.held_out), np.flatnonzero(rated.held_out)
         if len(np.unique(rated.good[train])) < 2:
@@ -68,17 +66,17 @@ def run_stage1(config: Config, task: Task, directory: CampaignDirectory, control
         }
         for learner in learners.values():
             learner.learn_statistics(train)
-        state = fit(learners, train, held_out, run, {}, control)
+        state = fit(learners, train, held_out, _schedule(config, section.learning_rate), run, {})
 
-        summary = {**rated.counts, "held_out": _held_out_facts(rated, held_out)}
+        summary = {**rated.counts, "held_out": _held_out_counts(rated, held_out)}
         for name, learner in learners.items():
             summary[name] = describe_scorer(state.best[name], state.last[name], learner.judge_held_out(held_out), rated)
         if "selector" in learners:
             summary["thresholds"] = suggest_thresholds(learners["selector"].judge_held_out(held_out), rated)
-        disk.write_json(run.metrics.with_name("summary.json"), summary)
+        disk.write_json(run.directory / "summary.json", summary)
         if "selector" in scorers:
-            save_scorer(scorers["selector"], directory.selector(), facts)
-        save_scorer(scorers["policy"], directory.policy(), facts)  # last: where it is, everything is
+            save_scorer(scorers["selector"], directory.selector(), provenance)
+        save_scorer(scorers["policy"], directory.policy(), provenance)  # last: where it is, everything is
     shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
@@ -102,14 +100,14 @@ def run_stage2(config: Config, task: Task, directory: CampaignDirectory, control
     everything = rated_rows(config)
     rows = [row for row in everything if row.modality == task.modality]
     ratings = _Ratings(config, task, directory, rows)
-    facts = {
-        **ratings.facts,
+    provenance = {
+        **ratings.provenance,
         **dict(flatten(section.model_dump(), "training.stage2.")),
         "prompts": disk.fingerprint([row.prompt for row in everything]),
         "rlhf-stage1": [disk.sha256_file(at / WEIGHTS) for at in (directory.selector(), first) if at.is_dir()],
     }
-    run = _run(config, task, directory, facts, section.learning_rate)
-    if not _is_published(directory.policy(task.modality), facts):
+    run = _open_run(config, task, directory, control, provenance)
+    if not run.has_published(directory.policy(task.modality)):
         policy = load_policy(first, ratings.device)
         summary: dict[str, Any] = {"ratings": len(rows), "kept": "stage 1", "reason": "too few ratings"}
         if len(rows) >= FEWEST_ROWS:
@@ -117,13 +115,14 @@ def run_stage2(config: Config, task: Task, directory: CampaignDirectory, control
             selector = load_selector(directory.selector(), ratings.device) if directory.selector().is_dir() else None
             passed = _passed(selector, section.selector_threshold, rated)
             learner = Learner(policy, rated, run.key, config.raters.mismatch_negatives)
-            summary = {**rated.counts, **_continue(learner, passed, run, control)}
-        disk.write_json(run.metrics.with_name("summary.json"), summary)
-        save_scorer(policy, directory.policy(task.modality), facts)
+            schedule = _schedule(config, section.learning_rate)
+            summary = {**rated.counts, **_continue(learner, passed, schedule, run)}
+        disk.write_json(run.directory / "summary.json", summary)
+        save_scorer(policy, directory.policy(task.modality), provenance)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
-def _continue(learner: Learner, passed: np.ndarray, run: Run, control: Control) -> dict[str, Any]:
+def _continue(learner: Learner, passed: np.ndarray, schedule: Schedule, run: TrainingRun) -> dict[str, Any]:
     """Stage 2's training: leaves the learner's Policy with the better weights and returns the summary."""
     rated = learner.rated
     train = np.flatnonzero(~rated.held_out & (passed | ~rated.good))
@@ -133,7 +132,7 @@ def _continue(learner: Learner, passed: np.ndarray, run: Run, control: Control) 
         "pass_rate": float(passed.mean()),
         "trained_on": {"passed": int(passed[train].sum()), "rejected_poor": int((~passed[train]).sum())},
         "left_out": int((~rated.held_out & ~passed & rated.good).sum()),
-        "held_out": _held_out_facts(rated, held_out),
+        "held_out": _held_out_counts(rated, held_out),
         "auroc_before": finite(before.auroc),
         "loss_before": finite(before.loss),
         "kept": "stage 1",
@@ -142,14 +141,8 @@ def _continue(learner: Learner, passed: np.ndarray, run: Run, control: Control) 
         return {**summary, "reason": "too few ratings passed the Selector"}
     if math.isnan(before.auroc):
         return {**summary, "reason": "too few ratings are held out to show an improvement"}
-    state = fit(
-        {"policy": learner},
-        train,
-        held_out,
-        replace(run, extra={"pass_rate": summary["pass_rate"]}),
-        {"policy": before},
-        control,
-    )
+    extra = {"pass_rate": summary["pass_rate"]}
+    state = fit({"policy": learner}, train, held_out, schedule, run, {"policy": before}, extra)
     best, last = state.best["policy"], state.last["policy"]
     if best.epoch:
         summary |= {"kept": "stage 2", "reason": "better on the held-out ratings"}
@@ -177,7 +170,7 @@ class _Ratings:
         self._hashes = hash_files((row.path for row in rows), self._cache / f"files-{task.stage}-{task.name}.json")
         self.device = choose_device(config.device).device
         training = config.training
-        self.facts: dict[str, Any] = {
+        self.provenance: dict[str, Any] = {
             "campaign.seed": config.campaign.seed,
             "data.held_out_fraction": config.data.held_out_fraction,
             "data.ratings_file": disk.fingerprint(
@@ -222,29 +215,17 @@ def _new_scorers(config: Config, text_dim: int, device: torch.device) -> dict[st
     return {name: scorer.to(device) for name, scorer in scorers.items()}
 
 
-def _run(config: Config, task: Task, directory: CampaignDirectory, facts: dict[str, Any], learning_rate: float) -> Run:
-    training, work = config.training, directory.work(task.stage, task.name)
-    checkpoints = work / training.checkpoints.save_dir
-    for place in (work, checkpoints):
-        disk.sweep_temporaries(place)
-    return Run(
-        key=(config.campaign.seed, task.stage, task.name),
-        epochs=training.max_epochs,
-        batch_size=training.batch_size,
-        learning_rate=learning_rate,
-        save_frequency=training.checkpoints.save_frequency,
-        checkpoints=checkpoints,
-        metrics=work / "metrics.jsonl",
-        facts=facts,
-    )
+def _open_run(
+    config: Config, task: Task, directory: CampaignDirectory, control: Control, provenance: dict[str, Any]
+) -> TrainingRun:
+    name = config.training.checkpoints.save_dir
+    return open_run(config, task, directory, control, provenance, CHECKPOINTS_KEPT, name)
 
 
-def _is_published(scorer: Path, facts: dict[str, Any]) -> bool:
-    """Whether the scorer is there, made from the same things; from other ones is an `InputError`."""
-    if scorer.is_dir():
-        refuse_mismatch(scorer, disk.read_json(scorer / FACTS), facts)
-    return scorer.is_dir()
+def _schedule(config: Config, learning_rate: float) -> Schedule:
+    training = config.training
+    return Schedule(training.max_epochs, training.batch_size, learning_rate, training.checkpoints.save_frequency)
 
 
-def _held_out_facts(rated: RatedSet, rows: np.ndarray) -> dict[str, Any]:
+def _held_out_counts(rated: RatedSet, rows: np.ndarray) -> dict[str, Any]:
     return {"ratings": len(rows), "images": len(np.unique(rated.image[rows])), "note": NOTE}

@@ -16,7 +16,7 @@ import numpy as np
 from medsyn.config import FinetuneSection
 from medsyn.seeds import seed
 
-Key = tuple[str | int, ...]  # what a run's randomness depends on: campaign seed, stage, task
+RandomKey = tuple[str | int, ...]  # what a run's randomness depends on: campaign seed, stage, task
 
 
 @dataclass(frozen=True)
@@ -30,33 +30,39 @@ class Draws:
     noise: np.ndarray  # float32 [B, c, h, w]
 
 
-def learning_rate(step: int, section: FinetuneSection) -> float:
-    """The learning rate of one step: linear warm-up, then constant or half a cosine down to zero."""
-    peak, warmup = section.learning_rate, section.lr_warmup_steps
+def warmup_cosine(step: int, total: int, peak: float, warmup: int, floor: float = 0.0) -> float:
+    """The learning rate of step `step` of `total`: linear warm-up to `peak`, then half a cosine to `floor` times it.
+
+    A `floor` of 1 leaves the rate constant after the warm-up, which may be longer than the run.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
-    if section.lr_scheduler == "constant":
-        return peak
-    progress = (step - warmup) / max(1, section.max_train_steps - warmup)
-    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    length = max(1, total - warmup)
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(step - warmup, length) / length)))
+
+
+def learning_rate(step: int, section: FinetuneSection) -> float:
+    """The learning rate of one step of fine-tuning, as the configuration wants it."""
+    floor = 1.0 if section.lr_scheduler == "constant" else 0.0
+    return warmup_cosine(step, section.max_train_steps, section.learning_rate, section.lr_warmup_steps, floor)
 
 
 @functools.lru_cache(maxsize=2)  # a batch touches at most the end of one epoch and the start of the next, mostly
-def epoch_order(key: Key, epoch: int, count: int) -> np.ndarray:
+def epoch_order(key: RandomKey, epoch: int, count: int) -> np.ndarray:
     """The order in which an epoch visits `count` samples: every one of them once."""
     order = np.random.default_rng(seed(*key, "order", epoch)).permutation(count)
     order.flags.writeable = False
     return order
 
 
-def samples_of_step(key: Key, step: int, batch: int, count: int) -> np.ndarray:
+def samples_of_step(key: RandomKey, step: int, batch: int, count: int) -> np.ndarray:
     """The samples of one step, int64 [batch]. Epochs follow each other without a gap: no sample is ever left out."""
     positions = range(step * batch, (step + 1) * batch)
     return np.array([epoch_order(key, position // count, count)[position % count] for position in positions])
 
 
 def draws(
-    key: Key,
+    key: RandomKey,
     step: int,
     batch: int,
     count: int,

@@ -9,19 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from medsyn import disk
-from medsyn.stage import Control, NoProgress
-from medsyn.training.checkpoint import load_newest, save_checkpoint
+from medsyn.stage import NoProgress
+from medsyn.training.checkpoint import load_newest
 from medsyn.training.metrics import auroc
 from medsyn.training.optimizer import optimizer_tensors, restore_optimizer
-from medsyn.training.schedule import Key, epoch_order
+from medsyn.training.run import TrainingRun
+from medsyn.training.schedule import epoch_order, warmup_cosine
 from medsyn.training.scorer_loss import Judgements, Learner, advantage_loss, cross_entropy
 
 WEIGHT_DECAY = 0.05
@@ -34,25 +33,13 @@ CHECKPOINTS_KEPT = 2
 
 
 @dataclass(frozen=True)
-class Run:
-    """How long and how fast to train, and where it leaves its traces."""
+class Schedule:
+    """How long and how fast to train."""
 
-    key: Key  # what the randomness depends on: campaign seed, stage, task
     epochs: int
     batch_size: int  # rated rows
     learning_rate: float  # the highest one of the transformer; the rest learns HEAD_SPEED times as fast
     save_frequency: int  # epochs
-    checkpoints: Path
-    metrics: Path  # JSONL, one line per epoch
-    facts: dict[str, Any]  # what the run depends on; a checkpoint made under others is refused
-    extra: dict[str, float] = field(default_factory=dict)  # what every line of the metrics says besides
-
-    def rate(self, step: int, total: int) -> float:
-        """The learning rate of one step of `total`: linear warm-up, then half a cosine down to zero."""
-        warmup = math.ceil(WARMUP_SHARE * total)
-        if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 @dataclass(frozen=True)
@@ -143,9 +130,10 @@ def fit(
     learners: Mapping[str, Learner],
     rows: np.ndarray,
     held_out: np.ndarray,
-    run: Run,
+    schedule: Schedule,
+    run: TrainingRun,
     before: Mapping[str, Standing],
-    control: Control,
+    extra: Mapping[str, float] | None = None,
 ) -> State:
     """Train scorers side by side and leave each one with the weights of its best epoch.
 
@@ -153,38 +141,40 @@ def fit(
         learners: {"selector": …, "policy": …} or the Policy alone.
         rows: rated rows to train on, int64 [N].
         held_out: rated rows to judge every epoch by, int64 [M].
-        run: how long and how fast, and where it leaves its traces.
+        schedule: how long and how fast.
+        run: where it is saved and reported; a stop request is obeyed between two steps.
         before: the standing of weights that the scorers come with and that are kept if no epoch beats them.
-        control: progress goes there; a stop request is obeyed between two steps.
+        extra: what every line of the metrics says besides.
 
     Raises:
         InputError: a checkpoint was made under other conditions.
         NoProgress: a loss is no longer finite, or no checkpoint can be read.
         Saved: a stop was requested and the state is on disk.
     """
-    steps = math.ceil(len(rows) / run.batch_size)
-    total = steps * run.epochs
+    batch_size, steps = schedule.batch_size, math.ceil(len(rows) / schedule.batch_size)
+    total = steps * schedule.epochs
+    warmup = math.ceil(WARMUP_SHARE * total)
     state = _first_state(learners)
     start = 0
-    if found := load_newest(run.checkpoints, run.facts):
+    if found := load_newest(run.checkpoints, run.provenance):
         start = found[0]
         state.restore(found[1])
         del found  # views into a file that the next checkpoint may remove
     else:
         state.offer(before)
     disk.truncate_jsonl(run.metrics, "epoch", start // steps)
-    control.leave_if_asked()
+    run.control.leave_if_asked()
 
     for step in range(start, total):
         epoch, position = divmod(step, steps)
-        rate = run.rate(step, total)
+        rate = warmup_cosine(step, total, schedule.learning_rate, warmup)
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group["speed"]
         order = epoch_order(run.key, epoch, len(rows))
-        batch = rows[order[position * run.batch_size : (position + 1) * run.batch_size]]
+        batch = rows[order[position * batch_size : (position + 1) * batch_size]]
         state.loss_sum += _step(learners, state.optimizer, batch, epoch)
 
-        done = step + 1
+        done, line = step + 1, None
         if done % steps == 0:
             judged = {name: learner.judge_held_out(held_out) for name, learner in learners.items()}
             state.offer({name: standing(epoch + 1, judgements) for name, judgements in judged.items()})
@@ -193,16 +183,10 @@ def fit(
                 **_mean_losses(state, steps, epoch + 1),
                 **{f"{name}_auroc": finite(state.last[name].auroc) for name in learners},
                 **_mean_rewards(judged["policy"]),
-                **run.extra,
+                **(extra or {}),
                 "learning_rate": rate,
             }
-            disk.append_jsonl(run.metrics, line)
-        control.beat(done, total, "step")
-        leaving = control.stop_requested
-        if leaving or done % (steps * run.save_frequency) == 0 or done == total:
-            save_checkpoint(run.checkpoints, done, state.tensors(), run.facts, CHECKPOINTS_KEPT)
-        if leaving:
-            control.leave_if_asked()
+        run.step_done(done, total, steps * schedule.save_frequency, state.tensors, line)
     for name, weights in state.kept.items():
         state.scorers[name].load_state_dict(weights)
     return state

@@ -18,7 +18,7 @@ from medsyn.models.policy import Policy
 from medsyn.models.selector import Selector
 from medsyn.seeds import seed
 from medsyn.training.rating_data import RatedSet
-from medsyn.training.schedule import Key
+from medsyn.training.schedule import RandomKey
 
 SAME_MODALITY_ODDS = 0.5  # how often a wrong prompt is one of the image's own modality: the hard case
 GAIN, OFFSET = 0.05, 0.03  # how far augmentation changes contrast and brightness: less than a rater minds
@@ -66,7 +66,7 @@ def cross_entropy(judgements: Judgements) -> Tensor:
     return functional.binary_cross_entropy_with_logits(judgements.logits, judgements.reward, judgements.weight)
 
 
-def augment(pixels: Tensor, key: Key, epoch: int, lines: np.ndarray, mirror: bool) -> Tensor:
+def augment(pixels: Tensor, key: RandomKey, epoch: int, lines: np.ndarray, mirror: bool) -> Tensor:
     """Slightly changed copies of pixels [N, 3, R, R] in 0..1, each a function of (key, epoch, its line of the table).
 
     Brightness, contrast and position change a little; uncovered borders repeat the edge. `mirror` allows left-right
@@ -85,7 +85,7 @@ def augment(pixels: Tensor, key: Key, epoch: int, lines: np.ndarray, mirror: boo
     return torch.stack(copies)
 
 
-def wrong_prompt(rated: RatedSet, key: Key, epoch: int, row: int) -> int:
+def wrong_prompt(rated: RatedSet, key: RandomKey, epoch: int, row: int) -> int:
     """A prompt other than the row's own, as an index into `rated.pooled`; a function of (key, epoch, the row's line).
 
     Half of the time one of the image's own modality, where there is another one. It is wrong by assumption: a table
@@ -101,7 +101,7 @@ def wrong_prompt(rated: RatedSet, key: Key, epoch: int, row: int) -> int:
 class Learner:
     """A scorer and the ratings that it learns from."""
 
-    def __init__(self, scorer: Selector | Policy, rated: RatedSet, key: Key, mismatch: bool) -> None:
+    def __init__(self, scorer: Selector | Policy, rated: RatedSet, key: RandomKey, mismatch: bool) -> None:
         """`mismatch` shows the Policy every good image once more under a wrong prompt, with reward 0.
 
         A ratings table has one prompt per image; without such pairs a Policy that ignores the prompt does as well.
@@ -141,7 +141,7 @@ class Learner:
             np.concatenate([part.matched for part in parts]),
         )
 
-    def _judge(self, pixels: Tensor, rows: np.ndarray, key: Key, draws: Sequence[int]) -> Judgements:
+    def _judge(self, pixels: Tensor, rows: np.ndarray, key: RandomKey, draws: Sequence[int]) -> Judgements:
         """`draws` times the rows under their own prompts and the good ones under wrong ones: in equal proportion."""
         rated, scorer, metrics = self.rated, self.scorer, self.metrics[self.rated.image[rows]]
         if isinstance(scorer, Selector):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from medsyn.training.metrics import auroc, calibration_error, threshold_keeping
 from medsyn.training.rating_data import RatedSet
-from medsyn.training.scorer_loop import Standing, finite, mean
+from medsyn.training.scorer_loop import Standing, finite
 from medsyn.training.scorer_loss import Judgements
 
 KEPT_SHARE = 0.9  # of the good held-out images, by a suggested threshold
@@ -36,34 +36,48 @@ def describe_scorer(best: Standing, last: Standing, judged: Judgements | None, r
     }
     if judged is None:
         return described
-    scores, own = judged.scores, judged.matched
+    table = _table(judged, rated)
+    own = table[table.own]
     return {
         **described,
-        "calibration_error": calibration_error(scores, judged.reward.cpu().numpy()),
-        "auroc_by_modality": {
-            name: auroc(scores[of], judged.good[of]) for name, of in _by_modality(judged, rated).items()
-        },
-        "mean_score_by_rating": {
-            str(rating): mean(scores[own & (rated.rating[judged.rows] == rating)]) for rating in (1, 2, 3)
-        },
-        **({} if own.all() else _describe_prompts(judged, rated)),
+        "calibration_error": calibration_error(judged.scores, judged.reward.cpu().numpy()),
+        "auroc_by_modality": {name: _auroc(its) for name, its in table.groupby("modality")},
+        "mean_score_by_rating": {str(rating): finite(own.score[own.rating == rating].mean()) for rating in (1, 2, 3)},
+        **({} if table.own.all() else _describe_prompts(table)),
     }
 
 
-def _describe_prompts(judged: Judgements, rated: RatedSet) -> dict[str, float | None]:
+def _table(judged: Judgements, rated: RatedSet) -> pd.DataFrame:
+    """One row per judgement: the score, and what it is about."""
+    return pd.DataFrame(
+        {
+            "score": judged.scores,
+            "good": judged.good,
+            "own": judged.matched,
+            "rating": rated.rating[judged.rows],
+            "modality": rated.modality[judged.rows],
+            "prompt_modality": rated.prompt_modality[judged.prompts],
+        }
+    )
+
+
+def _auroc(table: pd.DataFrame) -> float | None:
+    return auroc(table.score.to_numpy(), table.good.to_numpy())
+
+
+def _describe_prompts(table: pd.DataFrame) -> dict[str, float | None]:
     """What is reported of a Policy besides: ratings and prompts told apart.
 
     `auroc_rating` ranks good over poor images under their own prompts; `auroc_prompt` ranks good images under their
     own prompts over good images under wrong ones, and `auroc_prompt_same_modality` over wrong ones that at least name
     the right modality.
     """
-    scores, own, good = judged.scores, judged.matched, judged.good
-    same = rated.prompt_modality[judged.prompts] == rated.modality[judged.rows]
+    same = table.prompt_modality == table.modality
     return {
-        "auroc_rating": auroc(scores[own], good[own]),
-        "auroc_prompt": auroc(scores[good | ~own], good[good | ~own]),
-        "auroc_prompt_same_modality": auroc(scores[good | (~own & same)], good[good | (~own & same)]),
-        "mean_score_under_wrong_prompt": mean(scores[~own]),
+        "auroc_rating": _auroc(table[table.own]),
+        "auroc_prompt": _auroc(table[table.good | ~table.own]),
+        "auroc_prompt_same_modality": _auroc(table[table.good | (~table.own & same)]),
+        "mean_score_under_wrong_prompt": finite(table.score[~table.own].mean()),
     }
 
 
@@ -74,20 +88,14 @@ def suggest_thresholds(judged: Judgements | None, rated: RatedSet) -> dict[str, 
     """
     if judged is None:
         return {}
-    suggestions = {}
-    for name, of in _by_modality(judged, rated).items():
-        scores, good = judged.scores[of], judged.good[of]
-        threshold = threshold_keeping(scores[good], KEPT_SHARE) if good.sum() >= FEWEST_GOOD else None
-        suggestions[name] = {
+    suggestions: dict[str, dict[str, Any]] = {}
+    for name, its in _table(judged, rated).groupby("modality"):
+        good, poor = its.score[its.good], its.score[~its.good]
+        threshold = threshold_keeping(good.to_numpy(), KEPT_SHARE) if len(good) >= FEWEST_GOOD else None
+        suggestions[str(name)] = {
             "threshold": threshold,
-            "good": int(good.sum()),
-            "poor": int((~good).sum()),
-            "poor_passing": None if threshold is None else mean((scores[~good] >= threshold).astype(float)),
+            "good": len(good),
+            "poor": len(poor),
+            "poor_passing": None if threshold is None else finite((poor >= threshold).mean()),
         }
     return suggestions
-
-
-def _by_modality(judged: Judgements, rated: RatedSet) -> dict[str, np.ndarray]:
-    """{modality: bool [M]}, in the order of the names."""
-    modality = rated.modality[judged.rows]
-    return {str(name): modality == name for name in np.unique(modality)}

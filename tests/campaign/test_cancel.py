@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,8 @@ from medsyn.campaign.slurm import submissions as on_record
 from medsyn.campaign.state import ledger, locks
 from medsyn.errors import InputError, SlurmError
 from tests.helpers.trial import Trial, wait_until
+
+SHORT: dict[str, Any] = {"data__modalities": ["CT"], "training__stage": 1}  # as `Trial.prepare_short`
 
 
 def test_the_launcher_at_work_is_asked_to_stop_and_its_tasks_save(trial: Trial) -> None:
@@ -118,7 +121,7 @@ def test_a_campaign_in_slurms_queue_is_not_run_here_as_well(
     queued(trial, "medsyn-trial-finetune-r", "7")
     fake_slurm(tmp_path / "bin", monkeypatch, "7|RUNNING|None|n1|(null)|medsyn-trial-finetune-r\n")
     with pytest.raises(InputError, match="1 of its tasks are in Slurm's queue"):
-        guards._require_no_jobs(trial.campaign().directory)
+        guards.open_for_change(trial.config(**SHORT), here=True)
 
 
 def test_shards_are_not_dealt_anew_while_some_are_in_slurms_queue(
@@ -127,18 +130,18 @@ def test_shards_are_not_dealt_anew_while_some_are_in_slurms_queue(
     trial.prepare_short()
     queued(trial, "medsyn-trial-finetune-r", "7")
     fake_slurm(tmp_path / "bin", monkeypatch, "7|RUNNING|None|n1|(null)|medsyn-trial-finetune-r\n")
-    changed = trial.config(generation__blocks_per_shard=2)
-    guards._require_same_shards(changed)  # fine-tuning has no shards
+    settings = SHORT | {"generation__blocks_per_shard": 2}
+    guards.open_for_change(trial.config(**settings), here=False)  # fine-tuning has no shards
     trial.queued("medsyn-trial-generate-r", "generate", ("ct-00000",), "8")
     (tmp_path / "bin" / "queue").write_text("8|PENDING|None||(null)|medsyn-trial-generate-r\n")
-    guards._require_same_shards(trial.config(cluster__max_parallel=7))
+    guards.open_for_change(trial.config(**settings, cluster__max_parallel=7), here=False)
     with pytest.raises(InputError, match=r"generation.blocks_per_shard: it deals the shards anew, but generate jobs"):
-        guards._require_same_shards(changed)
+        guards.open_for_change(trial.config(**settings | {"generation__blocks_per_shard": 3}), here=False)
 
 
 def test_a_campaign_of_somebody_else_is_theirs(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     campaign = trial.prepare_short()
     guards.require_own(campaign.directory)
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    with pytest.raises(InputError, match="who alone can submit, resume or cancel it"):
+    with pytest.raises(InputError, match="who alone can change it"):
         guards.require_own(campaign.directory)

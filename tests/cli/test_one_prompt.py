@@ -1,29 +1,23 @@
 from __future__ import annotations
 
-import doctest
-import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
 import medsyn
-from medsyn import Generator, disk
+from medsyn import disk
 from medsyn.__main__ import COMMANDS
-from medsyn.cli import app, one_prompt
-from medsyn.cli import one_prompt as output_folder
+from medsyn.cli import app, image_folder, one_prompt
 from medsyn.config import ScorerSection
 from medsyn.data.images.read import read_image
-from medsyn.errors import InputError, InputProblems
-from medsyn.generation.api import generator as generator_module
-from medsyn.generation.block_store import Item
+from medsyn.errors import InputError
+from medsyn.generation.api.options import OPTIONS
 from medsyn.models.policy import Policy
 from medsyn.models.scorers import save_scorer
 from medsyn.models.selector import Selector
@@ -168,6 +162,11 @@ def test_a_misspelt_flag_is_suggested(
     assert (code, capsys.readouterr().err) == (65, f"command line: {told}\n")
 
 
+def test_every_flag_is_one_of_the_options_and_every_option_with_a_flag_has_it() -> None:
+    flags = {option.flag for option in OPTIONS.values() if option.flag}
+    assert one_prompt.parser("").flags() == flags | {"--use_pretrained_only", "--output_dir"}
+
+
 def told_of(capsys: pytest.CaptureFixture[str], output: Path, *arguments: str) -> list[str]:
     """The flags and variables that are named, in order."""
     code, out, err = call(capsys, output, *arguments)
@@ -204,13 +203,10 @@ def test_everything_wrong_is_told_at_once_and_nothing_is_written(
 
 
 def test_a_text_of_a_million_characters_is_told_in_one_short_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], generator: Generator
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = "CT: " + "x" * 10**6
-    code, _, err = call(capsys, tmp_path, "--prompt", text)
+    code, _, err = call(capsys, tmp_path, "--prompt", "CT: " + "x" * 10**6)
     assert code == 65 and err.startswith("--prompt: 'CT: xxx") and len(err) < 300
-    with pytest.raises(InputProblems, match=r"prompts: 'CT: xxx.{,200} is longer than 10000 characters"):
-        generator.images(text)
 
 
 def test_bytes_that_are_no_utf_8_are_told_in_one_line(tmp_path: Path) -> None:
@@ -268,7 +264,7 @@ def test_a_warning_about_the_prompt_is_told_once_by_its_flag(
 def test_the_contact_sheet_has_a_limit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output_folder, "SHEET_IMAGES", 2)
+    monkeypatch.setattr(one_prompt, "SHEET_IMAGES", 2)
     assert call(capsys, tmp_path, "--prompt", "CT: a", "--img_num", "3")[0] == 0
     assert Image.open(tmp_path / "contact_sheet.png").size == (64, 32)
     assert len(list(tmp_path.glob("ct_*.png"))) == 3
@@ -296,155 +292,16 @@ def test_the_same_command_of_a_campaign_is_still_there(capsys: pytest.CaptureFix
     assert "--pretrained_model" in out and "--task" in out
 
 
-# --- the import path for tools --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def generator() -> Generator:
-    return Generator(device="cpu", height=32, seed=3, num_inference_steps=2, batch_size=2, batches_per_block=2)
-
-
-def test_the_generator_is_an_iterator_over_prompts_and_replicates(generator: Generator) -> None:
-    images = list(generator.images(["CT: normal", "Fundus: drusen"], count=3))
-    assert [(image.item.prompt, image.item.replicate) for image in images] == [
-        *itertools.product(["CT: normal", "Fundus: drusen"], range(3))
-    ]
-    assert [image.pixels.shape for image in images if image.pixels is not None] == [(32, 32, 1)] * 3 + [(32, 32, 3)] * 3
-    assert all(image.accepted for image in images)
-    assert len({image.png for image in images}) == 6
-
-
-def test_an_image_does_not_depend_on_what_else_is_asked_for(generator: Generator) -> None:
-    (alone,) = generator.images("CT: nodule, left", count=1)
-    beside = list(generator.images(["CT: normal", "CT: nodule, left"], count=3))[3]
-    assert alone.png == beside.png and alone.item == beside.item
-
-
-def test_items_carry_their_own_settings(generator: Generator) -> None:
-    items = [Item("a", "CT: normal", 0, seed=5), Item("b", "CT: normal", 0, seed=5, num_inference_steps=3)]
-    one, other = generator.images(items)
-    assert one.record["seed"] == other.record["seed"]
-    assert not np.array_equal(one.pixels, other.pixels)  # type: ignore[arg-type]
-
-
-def test_saving_writes_the_marked_file(generator: Generator, tmp_path: Path) -> None:
-    (image,) = generator.images("CT: normal")
-    image.save(tmp_path / "a" / "x.png")
-    assert read_image(tmp_path / "a" / "x.png").synthetic
-
-
-def test_mistakes_of_the_caller_are_told(generator: Generator) -> None:
-    with pytest.raises(InputProblems, match="names no modality"):
-        generator.images("a lung")
-    with pytest.raises(InputProblems, match=r"batch_sise.*did you mean"):
-        Generator(batch_sise=3)
-    with pytest.raises(AttributeError, match="Generatr"):
-        medsyn.Generatr  # noqa: B018
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        ({"device": "gpu"}, "device: auto, cpu or cuda:N, got 'gpu'"),
-        ({"device": None}, "device: auto, cpu or cuda:N, got None"),
-        ({"device": "cuda:7"}, "device: there is no GPU cuda:7"),
-        ({"precision": "float16", "device": "cpu"}, "precision: float16 needs a GPU"),
-        ({"height": 0}, "height: a multiple of 8 from 32 to 1024, got 0"),
-        ({"width": 64.0}, "width: a multiple of 8 from 32 to 1024, got 64.0"),
-        ({"seed": "3"}, "seed: input should be a valid integer, got '3'"),
-        ({"batch_size": True}, "batch_size: a whole number from 1 to 1024, got True"),
-        ({"quality_threshold": 0.5}, "quality_threshold: belongs to the filter"),
-        ({"img_num": 3}, "img_num: there is no such argument"),
-        ({"selector": "/nowhere"}, "policy: is not given: the filter needs both a Selector and a Policy"),
-        ({"model": None}, "model: input should be a valid string, got None"),
-        ({"model": "no/such"}, "model: no/such: these weights are not on this machine"),
-        ({"finetuned": 3}, "finetuned: a directory, got 3"),
-        ({"guidance_interval": (0.5, 0.2)}, "guidance_interval: guidance_interval is [start, end]"),
-        ({"negative_prompt": "a\0"}, "negative_prompt: holds a NUL byte"),
-    ],
-)
-def test_a_wrong_argument_of_the_generator_is_told_by_name(arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(InputProblems) as caught:
-        Generator(**arguments)
-    assert [str(one)[: len(told)] for one in caught.value.problems if str(one).startswith(told)] == [told]
-
-
-@pytest.mark.parametrize(
-    ("prompts", "options", "told"),
-    [
-        (None, {}, "prompts: a text, an Item or several of them, got None"),
-        (3, {}, "prompts: a text, an Item or several of them, got 3"),
-        (b"CT: a", {}, "prompts: a text, an Item or several of them, got bytes, not text: b'CT: a'"),
-        ([b"CT: a"], {}, "prompts[0]: a text or an Item, got b'CT: a'"),
-        ([], {}, "prompts: there are none"),
-        (["CT: a", 3], {}, "prompts[1]: a text or an Item, got 3"),
-        (["CT: a", "CT:"], {}, "prompts[1]: 'CT:' says nothing"),
-        ("CT: a", {"count": "3"}, "count: a whole number from 1 to 1000000, got '3'"),
-        ("CT: a", {"count": 0}, "count: a whole number from 1 to 1000000, got 0"),
-        ("a", {"modality": "ultrasound"}, "modality: 'ultrasound' is not one of the five"),
-        ("a", {"modality": 3}, "modality: 3 is not one of the five"),
-        (Item("a/b", "CT: a", 0), {}, "prompts, id: 'a/b' is no file name"),
-        (Item("", "CT: a", 0), {}, "prompts: prompt_id is empty"),
-        (Item("a", "CT: a", -1), {}, "prompts: replicate is a whole number"),
-        (Item("a", "CT: a", 0, num_inference_steps=0), {}, "prompts, num_inference_steps: '0' is not"),
-    ],
-)
-def test_a_wrong_prompt_is_told_when_it_is_asked_for(
-    generator: Generator, prompts: Any, options: dict[str, Any], told: str
-) -> None:
-    with pytest.raises(InputProblems) as caught:
-        generator.images(prompts, **options)
-    (problem,) = caught.value.problems
-    assert str(problem).startswith(told)
-
-
-def test_an_iterator_left_early_and_another_generator_change_no_image(generator: Generator) -> None:
-    whole = [image.png for image in generator.images(["CT: a", "MRI: b"], count=3)]
-    first = generator.images(["CT: a", "MRI: b"], count=3)
-    assert next(first).png == whole[0]
-    other = Generator(device="cpu", height=32, seed=4, num_inference_steps=2, batch_size=2, batches_per_block=2)
-    beside = zip(generator.images(["CT: a", "MRI: b"], count=3), other.images("CT: a", count=6), strict=True)
-    pairs = [(image.png, another.png) for image, another in beside]
-    assert [png for png, _ in pairs] == whole
-    assert all(png != another for png, another in pairs)
-    assert [image.png for image in first] == whole[1:]
-
-
-def test_the_same_text_with_and_without_its_modality_are_two_prompts(generator: Generator) -> None:
-    images = list(generator.images(["CT: a", "a"], modality="CT"))
-    assert len({image.png for image in images}) == 2
-
-
-def test_the_example_of_the_import_path_runs(tmp_path: Path) -> None:
-    failed, tried = doctest.testmod(generator_module, extraglobs={"folder": tmp_path})
-    assert (failed, tried > 0) == (0, True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.png", "1.png"]
-
-
-def test_importing_medsyn_imports_no_torch() -> None:
-    code = "import sys, medsyn; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
-    root = Path(medsyn.__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    assert subprocess.run([sys.executable, "-c", code], check=False, env=environment).returncode == 0
-
-
 def test_a_folder_inside_a_campaign_or_with_images_of_another_run_is_refused(tmp_path: Path) -> None:
     block = tmp_path / "campaign" / "work" / "block-000000"
     block.mkdir(parents=True)
     (tmp_path / "campaign" / "campaign.json").write_text("{}")
     with pytest.raises(InputError, match="is a campaign's directory, or in one"):
-        output_folder.check_folder(str(block))
+        image_folder.check_folder(str(block))
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "manifest.jsonl").touch()
     with pytest.raises(InputError, match="holds the images of another run"):
-        output_folder.check_folder(str(tmp_path / "images"))
-
-
-def test_images_come_in_the_order_of_the_prompts_and_a_prompt_given_twice_makes_two(generator: Generator) -> None:
-    prompts = ["CT: a", "MRI: b", "CT: c", "CT: a"]
-    images = list(generator.images(prompts))
-    assert [image.record["prompt"] for image in images] == prompts
-    assert len({image.record["id"] for image in images}) == len(images)
+        image_folder.check_folder(str(tmp_path / "images"))
 
 
 @pytest.mark.parametrize(("key", "value"), [("cross_attention_dim", 48), ("in_channels", 9)])

@@ -50,7 +50,7 @@ def test_every_stage_has_a_command() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["finetune", "rlhf", "generate", "evaluate", "worker", "check", "prompts", "phantoms", "pretrain", "doctor"],
+    sorted(main.COMMANDS),
 )
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as left:
@@ -66,7 +66,7 @@ def test_bad_input_is_one_line_per_problem_and_exit_code_65(capsys: pytest.Captu
         def command(program: str, arguments: object) -> int:
             raise error
 
-        return "", command
+        return app.Command("", command)
 
     assert app.dispatch("test", {"x": fail(InputProblems(problems))}, ["x"]) == 65
     assert capsys.readouterr().err == "a.csv, line 3: is bad\nconfiguration, data.table: is worse\n"

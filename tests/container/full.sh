@@ -34,8 +34,8 @@ trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
 mkdir "$work/home" && chown www-data "$work/home"
 mkdir "$work/context"
-(cd "$root" && cp -r Dockerfile .dockerignore apptainer.def pyproject.toml README.md requirements*.txt configs medsyn \
-  "$work/context")
+(cd "$root" && cp -r Dockerfile .dockerignore apptainer.def pyproject.toml README.md LICENSE requirements*.txt \
+  configs slurm medsyn "$work/context")
 
 timed "Docker image" "$image" docker "$work/context" "$torch" medsyn:full
 "$image" buildah images medsyn:full

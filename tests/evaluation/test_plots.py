@@ -6,13 +6,14 @@ import xml.etree.ElementTree as ET
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 
 from medsyn.evaluation import plots
 
-CURVE = [
-    {"step": step, "loss": 1 / step, "epoch": step, "policy_loss": 1.0, "policy_auroc": 0.5} for step in range(1, 30)
-]
+CURVE = pd.DataFrame(
+    [{"loss": 1 / step, "policy_loss": 1.0, "policy_auroc": 0.5} for step in range(1, 30)], index=range(1, 30)
+)
 
 
 def test_the_same_numbers_give_the_same_text() -> None:
@@ -32,15 +33,15 @@ def test_a_modality_has_one_colour_whoever_is_beside_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "records", [CURVE[:1], [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 0.5}], [{"step": 1, "loss": None}]]
+    "curve", [CURVE[:1], pd.DataFrame({"loss": [float("nan"), 0.5]}, [1, 2]), pd.DataFrame({"loss": [None]}, [1])]
 )
-def test_short_and_broken_curves_are_drawn(records: list[dict[str, float]]) -> None:
-    ET.fromstring(plots.loss_curves({"CT": records}))
+def test_short_and_broken_curves_are_drawn(curve: pd.DataFrame) -> None:
+    ET.fromstring(plots.loss_curves({"CT": curve}))
 
 
 def test_missing_columns_are_left_out() -> None:
-    ET.fromstring(plots.stage1_curves([{"epoch": 1, "policy_loss": 0.3}, {"epoch": 2, "policy_loss": 0.2}]))
-    ET.fromstring(plots.stage2_curves({"CT": [{"epoch": 1, "policy_auroc": None}]}))
+    ET.fromstring(plots.stage1_curves(pd.DataFrame({"policy_loss": [0.3, 0.2]}, [1, 2])))
+    ET.fromstring(plots.stage2_curves({"CT": pd.DataFrame({"policy_auroc": [None]}, [1])}))
 
 
 def test_a_histogram_of_one_kind_only() -> None:
@@ -56,8 +57,8 @@ def test_drawing_leaves_matplotlibs_settings_alone() -> None:
 
 def test_pyplot_is_not_needed() -> None:
     code = (
-        "import sys, medsyn.evaluation.plots as figures\n"
-        "figures.loss_curves({'CT': [{'step': 1, 'loss': 1.0}]})\n"
+        "import sys, pandas, medsyn.evaluation.plots as figures\n"
+        "figures.loss_curves({'CT': pandas.DataFrame({'loss': [1.0]}, [1])})\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

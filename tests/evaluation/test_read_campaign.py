@@ -200,11 +200,12 @@ def test_a_step_that_was_done_twice_counts_once_and_a_torn_line_not_at_all(build
     with path.open("a") as stream:
         stream.write('{"step": 4, "lo')
     curve = read_campaign.read_curves(builder.config, builder.directory).finetune["CT"]
-    assert [(record["step"], record["loss"]) for record in curve] == [(1, 0.9), (2, 0.5), (3, 0.4)]
+    assert list(curve.loss.items()) == [(1, 0.9), (2, 0.5), (3, 0.4)]
 
 
 def test_curves_that_are_not_there_are_left_out(builder: Builder) -> None:
-    assert read_campaign.read_curves(builder.config, builder.directory) == read_campaign.Curves({}, [], {})
+    curves = read_campaign.read_curves(builder.config, builder.directory)
+    assert (curves.finetune, len(curves.stage1), curves.stage2) == ({}, 0, {})
 
 
 def test_killed_attempts_are_counted_and_cost_no_invented_seconds(builder: Builder) -> None:

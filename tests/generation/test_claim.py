@@ -13,15 +13,16 @@ from typing import Any
 
 import pytest
 
+from medsyn import lease
 from medsyn.generation import stage
 from medsyn.generation.block_store import MANIFEST, Item
 from medsyn.generation.filter import FAILED
-from medsyn.generation.make import lease
 from medsyn.generation.make.journal import journal_directory
-from medsyn.generation.make.lease import Leases, lease_file
 from medsyn.generation.sample import batch
+from medsyn.lease import Leases, lease_file
 from medsyn.stage import Control, NoProgress, Saved
-from tests.helpers.generation_campaign import Campaign, Maker, batches_of, fork, wait
+from tests.helpers.generation_campaign import Campaign, Maker, batches_of
+from tests.helpers.processes import fork, wait
 
 MODES = ("baseline", "filtered")
 
@@ -158,13 +159,13 @@ def test_a_helper_passes_a_dead_lease_by_and_the_owner_takes_it_over(
     assert tasks.campaign.snapshot() == undisturbed.snapshot()
 
 
-@pytest.mark.parametrize("beat_seconds", [1000.0, 0.02])
+@pytest.mark.parametrize("heartbeat_seconds", [1000.0, 0.02])
 def test_two_makers_of_the_same_blocks_at_once_change_no_byte(
-    tasks: Tasks, undisturbed: Campaign, monkeypatch: pytest.MonkeyPatch, beat_seconds: float
+    tasks: Tasks, undisturbed: Campaign, monkeypatch: pytest.MonkeyPatch, heartbeat_seconds: float
 ) -> None:
     """Leases that expire while their holders live: one that is never told paints on, one that is told leaves."""
     monkeypatch.setattr(lease, "LEASE_SECONDS", 0.0)
-    monkeypatch.setattr(lease, "LEASE_BEAT_SECONDS", beat_seconds)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", heartbeat_seconds)
     children = [tasks.start(name, (0, 7), slow=0.02) for name in "ab"]
     assert [wait(child) for child in children] == [0, 0]
     assert tasks.campaign.snapshot() == undisturbed.snapshot()

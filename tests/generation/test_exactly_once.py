@@ -23,7 +23,8 @@ from medsyn.generation.block_store import plan_shards
 from medsyn.generation.make import journal
 from medsyn.generation.write.parquet import merge, shard_directories
 from medsyn.stage import Control
-from tests.helpers.generation_campaign import BLOCKS, Campaign, Maker, batches_of, fork, wait
+from tests.helpers.generation_campaign import BLOCKS, Campaign, Maker, batches_of
+from tests.helpers.processes import fork, wait
 
 KILLS = 20
 

@@ -27,7 +27,8 @@ from medsyn.generation.block_store import Item
 from medsyn.generation.sample import batch as sample_batch
 from medsyn.generation.sample import load
 from medsyn.stage import CampaignDirectory, NoProgress, Saved
-from tests.helpers.generation_campaign import Campaign, StopAfter, fork, wait
+from tests.helpers.generation_campaign import Campaign, StopAfter
+from tests.helpers.processes import fork, wait
 
 # --- the same files whatever happens -------------------------------------------------------------------------------
 

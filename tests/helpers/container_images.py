@@ -50,11 +50,12 @@ def reduced_context(folder: Path) -> Path:
         "apptainer.def",
         "pyproject.toml",
         "README.md",
+        "LICENSE",
         ".dockerignore",
         "requirements-build.txt",
     ):
         shutil.copy(ROOT / name, folder)
-    for name in ("medsyn", "configs"):
+    for name in ("medsyn", "configs", "slurm"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     _reduce(folder / "requirements.txt", LOGIN_NODE)
     _reduce(folder / "requirements-cuda11.txt", {"nvidia-cuda-runtime-cu11"})

@@ -1,4 +1,4 @@
-"""`launch.py submit` of a prepared campaign, with workers that run the fake stages."""
+"""`medsyn submit` of a prepared campaign, with workers that run the fake stages."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ def submit(program: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(app.dispatch("launcher", {"submit": ("", submit)}, ["submit", *sys.argv[1:]]))
+    sys.exit(app.dispatch("launcher", {"submit": app.Command("", submit)}, ["submit", *sys.argv[1:]]))

@@ -1,4 +1,4 @@
-"""`python -m medsyn worker` with the fake stages."""
+"""`medsyn worker` with the fake stages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def work(program: str, arguments: list[str]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    return app.dispatch("worker", {"worker": ("", work)}, ["worker", *arguments])
+    return app.dispatch("worker", {"worker": app.Command("", work)}, ["worker", *arguments])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,23 +119,6 @@ def random_scorers(
     standardise(selector, [candidate.selector for batch in made for candidate in batch])
     standardise(policy, [candidate.policy for batch in made for candidate in batch])
     return selector, policy
-
-
-def fork(body: Callable[[], None]) -> int:
-    """Start `body` in a child process, which may be killed; its process id."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            body()
-            code = 0
-        finally:
-            os._exit(code)
-    return child
-
-
-def wait(child: int) -> int:
-    return os.waitpid(child, 0)[1]
 
 
 class StopAfter(Control):

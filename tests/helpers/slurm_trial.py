@@ -34,7 +34,7 @@ class SlurmTrial(Trial):
         return Site.model_validate(values)
 
     def queue(self, only: set[Any] | None = None, **values: Any) -> Outcome:
-        """What `launch.py submit` and `resume` do once the campaign is prepared."""
+        """What `medsyn submit` and `resume` do once the campaign is prepared."""
         campaign = self.campaign()
         with locks.exclusive(campaign.directory.ledger):
             functions = (fake_job.run_task, fake_job.run_gate)

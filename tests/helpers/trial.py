@@ -22,6 +22,7 @@ from medsyn.campaign.slurm import submissions
 from medsyn.campaign.state import campaign_file, ledger, markers
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.config import Config
+from medsyn.stage import CampaignDirectory
 from tests.helpers import fake_worker
 from tests.helpers.paths import ROOT
 
@@ -64,7 +65,12 @@ class Trial:
         return configuration.validate(tree, "test")
 
     def prepare(self, **overrides: Any) -> Campaign:
-        return prepare.prepare(self.config(**overrides))
+        return self.prepare_config(self.config(**overrides))
+
+    @staticmethod
+    def prepare_config(config: Config, *arguments: Any, **named: Any) -> Campaign:
+        before = campaign_file.read_facts(CampaignDirectory(config.campaign.path))
+        return prepare.prepare(config, before, *arguments, **named)
 
     def prepare_short(self, **overrides: Any) -> Campaign:
         """One modality and no stage 2: the shortest chain there is, four tasks."""

@@ -62,7 +62,7 @@ def problems(trial: SlurmTrial, container: dict[str, object]) -> str:
     profile = trial.data / "site.yaml"
     lines = "".join(f"\n  {key}: {value}" for key, value in container.items() if key != "environment")
     profile.write_text(f"partition: cpu\ncontainer:{lines}\n  environment: {{PYTHONPATH: '{ROOT}'}}\n")
-    found = check.problems(trial.config(cluster__site=str(profile)))
+    found = check.read_site(trial.config(cluster__site=str(profile)))[1]
     return "\n".join(str(problem) for problem in found if problem.key != "campaign.dir")  # which is in /tmp
 
 
@@ -102,6 +102,6 @@ def test_a_partition_that_does_not_exist_and_a_limit_that_is_too_long(
     trial = make_trial(other_cluster(accounting=0, extra="PartitionName=short Nodes=ALL MaxTime=30"))
     profile = tmp_path / "site.yaml"
     profile.write_text("partition: short\ntime: 60\nstages: {evaluate: {partition: gpus, time: 5}, gate: {time: 5}}\n")
-    told = "\n".join(map(str, check.problems(trial.config(cluster__site=str(profile)))))
+    told = "\n".join(map(str, check.read_site(trial.config(cluster__site=str(profile)))[1]))
     assert "time: 60 minutes are more than partition short allows (30)" in told
     assert "stages.evaluate.partition: there is no partition gpus; there are cpu, gpu, preempt, short" in told

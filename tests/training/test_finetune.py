@@ -27,7 +27,7 @@ from medsyn.errors import InputError, InputProblems
 from medsyn.models import tiny
 from medsyn.models.stable_diffusion import SyntheticSystem
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
-from medsyn.training import checkpoint, finetune, finetune_data
+from medsyn.training import checkpoint, encode_rows, finetune, finetune_data
 
 TASK = Task("finetune", 0, "ct", "CT")
 STEPS = 6
@@ -219,10 +219,10 @@ KILLS: dict[str, tuple[Any, str, Callable[[Any], Callable]]] = {
     "before the second is pruned": (checkpoint, "_discard", lambda real: on_call(1, real, kill_self)),
     "in a line of the metrics": (disk, "append_jsonl", lambda real: on_call(3, real, half_a_line)),
     "between two saves": (finetune, "draws", lambda real: on_call(4, real, kill_self)),
-    "while images are encoded": (finetune_data, "read_image", lambda real: on_call(5, real, kill_self)),
+    "while images are encoded": (encode_rows, "read_image", lambda real: on_call(5, real, kill_self)),
     "before the model is published": (finetune, "_publish", lambda real: kill_self),
     "while the model is published": (UNet2DConditionModel, "save_pretrained", lambda real: kill_self),
-    "when the model is published": (finetune.shutil, "rmtree", lambda real: on_call(9, real, kill_self)),
+    "when the model is published": (shutil, "rmtree", lambda real: on_call(9, real, kill_self)),
 }
 
 
@@ -381,10 +381,10 @@ def test_images_are_encoded_once_and_captions_embedded_once(
     weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded, embedded, read = [], [], []
-    encode, embed, read_image = AutoencoderKL.encode, SyntheticSystem.embed, finetune_data.read_image
+    encode, embed, read_image = AutoencoderKL.encode, SyntheticSystem.embed, encode_rows.read_image
     monkeypatch.setattr(AutoencoderKL, "encode", lambda self, x: (encoded.append(len(x)), encode(self, x))[1])
     monkeypatch.setattr(SyntheticSystem, "embed", lambda self, text: (embedded.append(text), embed(self, text))[1])
-    monkeypatch.setattr(finetune_data, "read_image", lambda path, m: (read.append(path), read_image(path, m))[1])
+    monkeypatch.setattr(encode_rows, "read_image", lambda path, m: (read.append(path), read_image(path, m))[1])
     config = training(weights, table)
     run(config, tmp_path)  # 24 samples: three epochs
 

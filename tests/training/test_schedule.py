@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from medsyn.config import FinetuneSection
-from medsyn.training.schedule import draws, epoch_order, learning_rate, samples_of_step
+from medsyn.training.schedule import draws, epoch_order, learning_rate, samples_of_step, warmup_cosine
 
 KEY = (7, "finetune", "ct")
 
@@ -36,6 +37,20 @@ def test_cosine_falls_from_the_peak_to_almost_zero() -> None:
 def test_no_warm_up_and_a_warm_up_longer_than_the_run_are_fine(schedule: str, warmup: int) -> None:
     rates = [learning_rate(step, section(lr_scheduler=schedule, lr_warmup_steps=warmup)) for step in range(100)]
     assert all(0 < rate <= 1e-3 for rate in rates)
+
+
+@pytest.mark.parametrize("total", [1, 7, 150, 5500])
+@pytest.mark.parametrize("warmup", [0, 1, 100])
+def test_every_training_keeps_the_rates_that_its_weights_were_made_with(total: int, warmup: int) -> None:
+    for step in range(warmup, total):
+        angle = math.pi * (step - warmup) / max(1, total - warmup)
+        assert warmup_cosine(step, total, 3e-4, warmup) == 3e-4 * 0.5 * (1 + math.cos(angle)), "the scorers"
+        rate = 1.2e-3 * (0.02 + 0.98 * 0.5 * (1 + math.cos(angle)))
+        assert warmup_cosine(step, total, 1.2e-3, warmup, 0.02) == rate, "the embedded model"
+
+
+def test_behind_its_end_a_schedule_stays_where_it_is() -> None:
+    assert [warmup_cosine(step, 10, 1.0, 2, 0.25) for step in (10, 11, 500)] == [0.25] * 3
 
 
 @pytest.mark.parametrize(("count", "batch"), [(5, 3), (3, 8), (1, 4), (10, 5), (7, 7)])

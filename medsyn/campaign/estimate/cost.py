@@ -78,11 +78,6 @@ def estimate(config: Config, plan: Plan, counts: Counts, on_gpu: bool) -> Estima
     return Estimate(tasks, on_gpu, model.flops_per_second / 1e12, model.candidates[0], model.networks.assumed)
 
 
-def expected_seconds(config: Config, task: Task, counts: Counts, on_gpu: bool) -> float:
-    """How long one task is expected to compute; for many tasks, ask one `CostModel`."""
-    return CostModel(config, counts, on_gpu).task(task).seconds
-
-
 @dataclass(frozen=True)
 class CostModel:
     """Costs of the tasks of one campaign; what they share is computed once."""

@@ -12,8 +12,8 @@ from medsyn.campaign.estimate.architecture import Architecture, Count
 from medsyn.campaign.estimate.workload import Volume
 from medsyn.config import Config
 from medsyn.stage import Task
+from medsyn.text import GIB
 
-GIB = 2**30
 CONTEXT = 0.75 * GIB  # CUDA's context, loaded kernels and convolution workspaces: 0.5 to 0.8 GiB
 FLOAT = 4
 HALF = 2

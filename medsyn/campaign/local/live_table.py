@@ -16,8 +16,9 @@ from rich.text import Text
 from medsyn.campaign.state import attempts
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.status import read
-from medsyn.campaign.status.as_text import duration, show
+from medsyn.campaign.status.as_text import show
 from medsyn.campaign.tasks import Key, Settled
+from medsyn.text import duration
 
 LIVE_SECONDS = 0.25
 PLAIN_SECONDS = 30.0

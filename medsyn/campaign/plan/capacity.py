@@ -11,12 +11,12 @@ from typing import Any
 from medsyn import disk
 from medsyn.campaign.estimate import architecture, memory
 from medsyn.campaign.estimate.cost import Estimate
-from medsyn.campaign.estimate.memory import GIB
 from medsyn.campaign.plan import machine
 from medsyn.campaign.tasks import Key
 from medsyn.config import Config
 from medsyn.errors import CONFIGURATION, InputError, Problem
 from medsyn.stage import STAGES, CampaignDirectory
+from medsyn.text import GIB, gib
 
 # What makes a stage need less, the mildest first; each keeps what the ones before it have changed.
 _REMEDIES: dict[str, tuple[tuple[str, Any], ...]] = {
@@ -68,8 +68,8 @@ def _check_disk(config: Config, estimate: Estimate, done: Collection[Key]) -> It
     needed = surely if too_full else disk_needed(estimate, done)
     when = "" if too_full else " if all its tasks run at once"
     reason = (
-        f"the campaign is estimated to need {_gib(needed)} GiB more{when}, and {config.campaign.path} has "
-        f"{_gib(free)} GiB free: make room, choose another place, or lower finetune.checkpoints_total_limit"
+        f"the campaign is estimated to need {gib(needed)} GiB more{when}, and {config.campaign.path} has "
+        f"{gib(free)} GiB free: make room, choose another place, or lower finetune.checkpoints_total_limit"
     )
     yield Problem(CONFIGURATION, reason, key="campaign.dir", severity="error" if too_full else "warning")
 
@@ -82,7 +82,7 @@ def _check_memory(config: Config, estimate: Estimate) -> Iterator[Problem]:
         needed = max((cost.memory for cost in estimate.of(stage)), default=0)
         if needed > card * GIB:
             reason = (
-                f"{stage} is estimated to need {_gib(needed)} GiB of a card's memory, and one has {card:g} "
+                f"{stage} is estimated to need {gib(needed)} GiB of a card's memory, and one has {card:g} "
                 f"(cluster.gpu_memory_gib): {_advice(config, stage, card)}"
             )
             yield Problem(CONFIGURATION, reason, key=_first_key(config, stage))
@@ -111,13 +111,9 @@ def _advice(config: Config, stage: str, card: float) -> str:
         changes.append(f"{key}={str(value).lower()}")
         needed = memory.memory(Config.model_validate(tree), stage, network)
         if needed <= card * GIB:
-            return f"{', '.join(changes)} would need {_gib(needed)} GiB"
+            return f"{', '.join(changes)} would need {gib(needed)} GiB"
     tried = f"{', '.join(changes)} is not enough; " if changes else ""
     return f"{tried}lower data.resolution, or use a card with more memory"
-
-
-def _gib(amount: float) -> str:
-    return f"{amount / GIB:.1f}"
 
 
 def resolve_batch_size(config: Config) -> Config:

@@ -15,12 +15,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from medsyn import config as configuration
 from medsyn.campaign.estimate import cost, workload
 from medsyn.campaign.plan import capacity, machine, shards
 from medsyn.campaign.state import campaign_file
+from medsyn.campaign.state.campaign_file import Facts
 from medsyn.campaign.tasks import Plan, build, count_blocks
 from medsyn.config import PHANTOMS, Config
-from medsyn.data.modalities import split_prefix
+from medsyn.data.modalities import MODALITIES, split_prefix
 from medsyn.data.prompts.rows import PromptRow, PromptSource, new_faults, wrong_negative
 from medsyn.data.prompts.store import INDEX, ListIndex, Run
 from medsyn.data.prompts.write import index_rows, write_lists
@@ -34,7 +36,7 @@ from medsyn.schedulers import SchedulerName, wrong_steps
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory
 
-IMAGES_READ_AT_MOST = 2000  # a larger data set is checked by `python -m medsyn check`, once, not at every submit
+IMAGES_READ_AT_MOST = 2000  # a larger data set is checked by `medsyn check`, once, not at every submit
 
 Row = TypeVar("Row", ImageRow, RatingRow)
 Runs = Mapping[str, Sequence[int]]  # images of each run of prompts with equal settings, by modality
@@ -51,6 +53,7 @@ class Checked:
     given: Config  # as the user wrote it
     config: Config  # resolved
     plan: Plan
+    asked: dict[str, list[int]]  # images of each run of prompts with equal settings, by modality
     counts: dict[str, Counter[str]]  # see `medsyn.campaign.estimate.workload`
     blocks_per_shard: dict[str, int]  # by modality
     estimate: cost.Estimate
@@ -64,18 +67,65 @@ class Checked:
 
 
 def resolve(config: Config) -> Config:
-    """The configuration with nothing left to look up; looks at no table's content.
+    """The configuration with nothing left to look up; of the data set's table only the modalities are read.
 
     Raises:
         InputError: the batch size is `auto`, and nothing says how much memory a card has.
     """
-    return capacity.resolve_batch_size(_with_paths(config))
+    return capacity.resolve_batch_size(_with_paths(with_modalities(config)))
+
+
+def with_modalities(config: Config) -> Config:
+    """The configuration with its modalities named: where `data.modalities` is null, those of the table.
+
+    All five stand for those of a table that cannot be read, which `check` tells.
+    """
+    if config.data.modalities:
+        return config
+    found = tables_read.modalities_of(absolute(config.data.table), config.data.modality_column)
+    tree = config.model_dump()
+    tree["data"]["modalities"] = found or list(MODALITIES)
+    return Config.model_validate(tree)
+
+
+def of_directory(root: Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration that a prepared campaign's directory stands for, as if it were given once more.
+
+    Defaults that were filled in are left to be filled in again, so that what they depend on may be overridden. The
+    environment's variables have had their say when the campaign was prepared.
+
+    Args:
+        root: the directory, or a link to it; it may have been moved.
+        overrides: see `medsyn.config.load`.
+
+    Raises:
+        InputError, InputProblems: it is no campaign's, or its configuration or an override is wrong.
+    """
+    directory = CampaignDirectory(absolute(str(root)))
+    facts = campaign_file.require_facts(directory)
+    config = campaign_file.saved_configuration(directory)
+    tree, root = config.model_dump(), config.campaign.path
+    data, table = tree["data"], Path(config.data.table)
+    if table == root / PHANTOMS / "metadata.csv":
+        data["table"] = PHANTOMS
+    if config.data.ratings_file == str(table.parent / "ratings.csv"):
+        data["ratings_file"] = None
+    if facts["prompt_source"] is None:
+        data["prompts"] = None
+    else:
+        was = Path(facts["config"]["campaign"]["dir"])
+        source = Path(campaign_file.moved(facts["prompt_source"]["path"], was, root))
+        if source == table.with_name("prompts.csv"):
+            data["prompts"] = None
+        elif source.exists():
+            data["prompts"] = str(source)  # else the campaign's own copy of it
+    return configuration.assemble(tree, str(directory.config), overrides, {})
 
 
 def _with_paths(config: Config) -> Config:
     """The configuration with every path absolute and every default path filled in."""
     root, data = config.campaign.path, config.data
-    table = root / "phantoms" / "metadata.csv" if data.table == PHANTOMS else absolute(data.table)
+    table = root / PHANTOMS / "metadata.csv" if data.table == PHANTOMS else absolute(data.table)
     ratings = absolute(data.ratings_file) if data.ratings_file else table.parent / "ratings.csv"
     sources = {
         key: str(absolute(source)) if source and absolute(source).is_dir() else source
@@ -89,6 +139,7 @@ def _with_paths(config: Config) -> Config:
             "ratings_file": str(ratings),
             "prompts": str(root / "inputs" / "prompts"),
         },
+        "cluster": {"site": str(absolute(config.cluster.site)) if config.cluster.site else ""},
         "model_paths": sources,
     }
     tree = config.model_dump()
@@ -102,9 +153,20 @@ def prompt_source(config: Config) -> Path | None:
     return prompt_file(config, Path(_with_paths(config).data.table))
 
 
-def check(config: Config, progress: Progress | None = None) -> Checked:
-    """Read every table, look for weights and (up to 2,000) images; everything wrong is in the result's `problems`."""
+def check(
+    config: Config, before: Facts | None = None, progress: Progress | None = None, earlier: Checked | None = None
+) -> Checked:
+    """Read every table, look for weights and (up to 2,000) images; everything wrong is in the result's `problems`.
+
+    Args:
+        config: as the user gave it.
+        before: what is on record of the campaign, if it has been prepared: its shards stay as they were dealt.
+        progress: told how many images have been read.
+        earlier: what this found before phantoms were drawn; its plan stands if they are what was expected.
+    """
     problems: list[Problem] = []
+    of_the_table = not config.data.modalities
+    config = with_modalities(config)
     resolved = _resolve(config, problems)
     modalities = resolved.data.modalities
     problems += machine.check(resolved)
@@ -115,6 +177,8 @@ def check(config: Config, progress: Progress | None = None) -> Checked:
     ratings = _read_ratings(resolved, problems) if has_ratings else []
     source = find_source(config, prompt_source(config), images, problems) if has_prompts else None
     prompts = read_prompts(source, config, problems)
+    if of_the_table:
+        problems += _left_out(prompts)
     problems += check_negative(config)
     problems += _check_split(resolved, images)
     rated = {(row.path, row.modality) for row in ratings}
@@ -143,12 +207,13 @@ def check(config: Config, progress: Progress | None = None) -> Checked:
         own[str(resolved.data.ratings_file)] = len(ratings)
     problems += _check_images(resolved, own, progress)
     asked = {modality: [run.items(config.generation.img_num) for run in its] for modality, its in runs.items()}
-    sizes = _deal(resolved, asked, counts, prompts)
-    plan = build(resolved, asked, sizes)
+    sizes = _deal(resolved, before, asked, counts, prompts)
+    is_planned = earlier is not None and (earlier.asked, earlier.blocks_per_shard) == (asked, sizes)
+    plan = earlier.plan if earlier is not None and is_planned else build(resolved, asked, sizes)
     estimate = cost.estimate(resolved, plan, counts, machine.expects_gpu(resolved))
     problems += capacity.check(resolved, estimate, capacity.marked_done(CampaignDirectory(resolved.campaign.path)))
     problems = list(dict.fromkeys(problems))  # what two readers say is said once
-    return Checked(config, resolved, plan, counts, sizes, estimate, prompts, problems)
+    return Checked(config, resolved, plan, asked, counts, sizes, estimate, prompts, problems)
 
 
 def _resolve(config: Config, problems: list[Problem]) -> Config:
@@ -160,13 +225,11 @@ def _resolve(config: Config, problems: list[Problem]) -> Config:
         return capacity.with_size(_with_paths(config), 1)
 
 
-def _deal(config: Config, asked: Runs, counts: workload.Counts, prompts: Prompts) -> dict[str, int]:
+def _deal(
+    config: Config, before: Facts | None, asked: Runs, counts: workload.Counts, prompts: Prompts
+) -> dict[str, int]:
     """Blocks of one shard, by modality: as on record, or else as the cost model says."""
-    try:
-        facts = campaign_file.read_facts(CampaignDirectory(config.campaign.path))
-    except InputError:  # a damaged record is told by who compares it
-        facts = None
-    known = shards.recorded(facts, config, prompts.index)
+    known = shards.recorded(before, config, prompts.index)
     if known is not None:
         return known
     model = cost.CostModel(config, counts, machine.expects_gpu(config))
@@ -264,6 +327,15 @@ def _absent(config: Config, what: str, modalities: Sequence[str]) -> Problem:
     return Problem(CONFIGURATION, reason, key="data.prompts", severity=_severity(nothing_at_all))
 
 
+def _left_out(prompts: Prompts) -> Iterator[Problem]:
+    """A warning where a list has prompts of modalities that the table does not have, and that nobody chose away."""
+    number = prompts.rows_read - sum(prompts.counts.values())
+    if number:
+        are = "prompt is" if number == 1 else "prompts are"
+        reason = f"{number} {are} left out: the data set has no image of their modalities (data.modalities)"
+        yield Problem(prompts.source.name, reason, severity="warning")
+
+
 def _severity(is_error: bool) -> str:
     return "error" if is_error else "warning"
 
@@ -275,7 +347,7 @@ def _check_images(config: Config, rows: Mapping[str, int], progress: Progress | 
     if not any(rows.values()):
         return []
     if sum(rows.values()) > IMAGES_READ_AT_MOST:
-        command = f"python -m medsyn check {' '.join(map(str, paths))}"
+        command = f"medsyn check {' '.join(map(str, paths))}"
         return [
             Problem(
                 str(paths[0]), f"its images were not read, there are too many; `{command}` does", severity="warning"

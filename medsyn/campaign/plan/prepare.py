@@ -12,14 +12,13 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from medsyn import config as configuration
 from medsyn import disk
 from medsyn.campaign.plan import inputs, shards
 from medsyn.campaign.plan.inputs import Checked, Progress
 from medsyn.campaign.state import campaign_file, locks
-from medsyn.campaign.state.campaign_file import Campaign, FileRecord
+from medsyn.campaign.state.campaign_file import Campaign, Facts, FileRecord
 from medsyn.campaign.tasks import READS, reads_key, stage_fingerprints
 from medsyn.config import PHANTOMS, Config
 from medsyn.data.prompts.store import INDEX
@@ -31,51 +30,81 @@ FREE = ("campaign.name", "cluster", "evaluation", *shards.DEALT_BY)
 
 
 Warn = Callable[[list[Problem]], None]
+Approve = Callable[[Checked], None]
 
 
-def unchanged(config: Config) -> Campaign | None:
-    """The campaign if it was prepared from just this configuration and these inputs: nothing is left to check."""
+def unchanged(config: Config, before: Facts | None) -> Campaign | None:
+    """The campaign if it was prepared from just this configuration and these inputs: nothing is left to check.
+
+    Args:
+        config: as the user gave it.
+        before: what is on record of the campaign.
+    """
+    if before is None:
+        return None
     try:
         resolved = inputs.resolve(config)
     except InputError:  # `check` tells it, with everything else
         return None
     directory = CampaignDirectory(resolved.campaign.path)
-    facts = campaign_file.read_facts(directory)
-    if facts is None or facts["config"] != resolved.model_dump() or facts["weights"] != inputs.weights_of(resolved):
+    if before["config"] != resolved.model_dump() or before["weights"] != inputs.weights_of(resolved):
         return None
     source = inputs.prompt_source(config)
-    if (facts["prompt_source"] or {}).get("path") != (str(source) if source else None):
+    if (before["prompt_source"] or {}).get("path") != (str(source) if source else None):
         return None
-    files = [*facts["inputs"].values(), *([facts["prompt_source"]] if source else [])]
+    files = [*before["inputs"].values(), *([before["prompt_source"]] if source else [])]
     if any(campaign_file.difference(FileRecord(**file), directory.root, hashes=True) for file in files):
         return None
     try:
-        return campaign_file.open_campaign(directory.root)
+        return campaign_file.open_recorded(directory, before)
     except (InputError, InputProblems):  # a killed submit, or an edit by hand: prepare it again
         return None
 
 
 def check(config: Config, progress: Progress | None = None) -> Checked:
     """What `inputs.check` finds, and whatever has changed that something already made depends on."""
-    checked = inputs.check(config, progress)
+    before, damage = None, []
     try:
-        refused = _refused(checked)
+        before = campaign_file.read_facts(CampaignDirectory(config.campaign.path))
     except InputError as error:
-        refused = error.problems
-    return replace(checked, problems=[*checked.problems, *refused])
+        damage = error.problems
+    checked = _check(config, before, progress)
+    return replace(checked, problems=[*checked.problems, *damage])
 
 
-def prepare(config: Config, progress: Progress | None = None, warn: Warn | None = None) -> Campaign:
+def _check(
+    config: Config, before: Facts | None, progress: Progress | None = None, earlier: Checked | None = None
+) -> Checked:
+    checked = inputs.check(config, before, progress, earlier)
+    return replace(checked, problems=[*checked.problems, *_refused(checked, before)])
+
+
+def prepare(
+    config: Config,
+    before: Facts | None,
+    progress: Progress | None = None,
+    warn: Warn | None = None,
+    approve: Approve | None = None,
+) -> Campaign:
     """The campaign of a configuration, ready to run; checks and writes only what is not as it was before.
+
+    Args:
+        config: as the user gave it.
+        before: what is on record of the campaign (`campaign_file.read_facts`).
+        progress: told how far reading images and drawing phantoms are.
+        warn: told what is wrong without being in the way.
+        approve: asked before anything is written; raises if the campaign must not become what was found.
 
     Raises:
         InputProblems: everything that is wrong with the inputs, or the keys that changed what is already made.
         Busy: another process is at work on the campaign.
     """
-    campaign = unchanged(config)
+    campaign = unchanged(config, before)
     if campaign is None:
-        _raise(_refused_keys(config))  # before images are read, which takes a while
-        checked = _require(check(config, progress), warn)
+        _raise(_refused_keys(config, before))  # before images are read, which takes a while
+        checked = _require(_check(config, before, progress), warn)
+        if approve:
+            approve(checked)
         root = checked.config.campaign.path
         try:
             disk.make_directory(root)
@@ -90,30 +119,30 @@ def prepare(config: Config, progress: Progress | None = None, warn: Warn | None 
 def _write(checked: Checked, progress: Progress | None, warn: Warn | None) -> Campaign:
     config, resolved = checked.given, checked.config
     directory = CampaignDirectory(resolved.campaign.path)
-    _raise(_refused(checked))  # once more: who held the lock before us may have made something
+    before = campaign_file.read_facts(directory)  # once more: who held the lock before us may have made something
+    _raise(_refused(checked, before))
     campaign_file.claim(directory)
     if config.data.table == PHANTOMS:
         _draw_phantoms(config, directory.root / "phantoms", progress)
-        checked = _require(check(config), warn)
+        checked = _require(_check(config, before, earlier=checked), warn)
     source = inputs.prompt_source(config)
-    files, contents = _files(checked), _contents(checked)
+    files = _files(checked)
+    contents = _contents(resolved, files)
     checked.prompts.write(Path(str(resolved.data.prompts)))
     _sweep_tables(directory, checked)
     disk.write_atomic(directory.config, configuration.save(resolved))
-    campaign_file.write_facts(
-        directory,
-        {
-            "fingerprints": stage_fingerprints(resolved, contents),
-            "prompts": checked.prompts.index.amounts(),
-            "counts": {what: dict(counts) for what, counts in checked.counts.items()},
-            "blocks_per_shard": checked.blocks_per_shard,
-            "weights": contents["weights"],
-            "inputs": {name: asdict(record) for name, record in files.items()},
-            "prompt_source": asdict(campaign_file.record_file(source)) if source else None,
-            "config": resolved.model_dump(),
-        },
-    )
-    return campaign_file.open_campaign(directory.root)
+    facts = {
+        "fingerprints": stage_fingerprints(resolved, contents),
+        "prompts": checked.prompts.index.amounts(),
+        "counts": {what: dict(counts) for what, counts in checked.counts.items()},
+        "blocks_per_shard": checked.blocks_per_shard,
+        "weights": contents["weights"],
+        "inputs": {name: asdict(record) for name, record in files.items()},
+        "prompt_source": asdict(campaign_file.record_file(source)) if source else None,
+        "config": resolved.model_dump(),
+    }
+    campaign_file.write_facts(directory, facts)
+    return campaign_file.open_recorded(directory, facts, checked.plan)
 
 
 def _sweep_tables(directory: CampaignDirectory, checked: Checked) -> None:
@@ -158,10 +187,9 @@ def _files(checked: Checked) -> dict[str, FileRecord]:
     }
 
 
-def _contents(checked: Checked) -> dict[str, str]:
+def _contents(config: Config, files: Mapping[str, FileRecord]) -> dict[str, str]:
     """A fingerprint of each input."""
-    files = {name: record.sha256 for name, record in _files(checked).items()}
-    return files | {"weights": inputs.weights_of(checked.config)}
+    return {name: record.sha256 for name, record in files.items()} | {"weights": inputs.weights_of(config)}
 
 
 def _record_text(path: Path, text: str) -> FileRecord:
@@ -180,7 +208,7 @@ class _Change:
     way_back: str = "change it back"
 
 
-def _changed_keys(before: Mapping[str, Any], after: Config) -> list[_Change]:
+def _changed_keys(before: Facts, after: Config) -> list[_Change]:
     return [
         _Change(key, f"was {was!r} and is now {now!r}", [stage for stage in STAGES if reads_key(stage, key)])
         for key, (was, now) in configuration.changes(before["config"], after).items()
@@ -196,7 +224,7 @@ _INPUT_KEYS = {
 }
 
 
-def _changed_inputs(before: Mapping[str, Any], contents: Mapping[str, str]) -> list[_Change]:
+def _changed_inputs(before: Facts, contents: Mapping[str, str]) -> list[_Change]:
     old = {name: record["sha256"] for name, record in before["inputs"].items()} | {"weights": before["weights"]}
     return [
         _Change(key, "has other content than before", [stage for stage in STAGES if name in READS[stage].inputs])
@@ -205,9 +233,7 @@ def _changed_inputs(before: Mapping[str, Any], contents: Mapping[str, str]) -> l
     ]
 
 
-def _refused_keys(given: Config) -> list[Problem]:
-    directory = CampaignDirectory(given.campaign.path)
-    before = campaign_file.read_facts(directory)
+def _refused_keys(given: Config, before: Facts | None) -> list[Problem]:
     if before is None:
         return []
     try:
@@ -217,10 +243,10 @@ def _refused_keys(given: Config) -> list[Problem]:
     changes = _changed_keys(before, resolved)
     if given.generation.batch_size == "auto":
         changes = [_auto_told(change, before, resolved) for change in changes]
-    return _depended_on(changes, directory)
+    return _depended_on(changes, CampaignDirectory(given.campaign.path))
 
 
-def _auto_told(change: _Change, before: Mapping[str, Any], resolved: Config) -> _Change:
+def _auto_told(change: _Change, before: Facts, resolved: Config) -> _Change:
     """A batch size that nobody wrote cannot be changed back."""
     if change.key != "generation.batch_size":
         return change
@@ -228,13 +254,12 @@ def _auto_told(change: _Change, before: Mapping[str, Any], resolved: Config) -> 
     return replace(change, how=f"was {was}, and auto now gives {size}", way_back=f"set it to {was}")
 
 
-def _refused(checked: Checked) -> list[Problem]:
+def _refused(checked: Checked, before: Facts | None) -> list[Problem]:
     """Every changed key and, where the inputs can be read, every changed content that something made depends on."""
-    directory = CampaignDirectory(checked.config.campaign.path)
-    problems = _refused_keys(checked.given)
-    before = campaign_file.read_facts(directory)
+    problems = _refused_keys(checked.given, before)
     if before and not checked.errors and Path(checked.config.data.table).is_file():
-        problems += _depended_on(_changed_inputs(before, _contents(checked)), directory)
+        changes = _changed_inputs(before, _contents(checked.config, _files(checked)))
+        problems += _depended_on(changes, CampaignDirectory(checked.config.campaign.path))
     return problems
 
 

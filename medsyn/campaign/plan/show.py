@@ -1,6 +1,6 @@
-"""What `launch.py plan` says: stages, tasks, what each waits for, what there is of each modality, and what it costs.
+"""What `medsyn plan` says: stages, tasks, what each waits for, what there is of each modality, and what it costs.
 
-What `launch.py plan` says about cost: hours, memory and disk, all of them estimates.
+What `medsyn plan` says about cost: hours, memory and disk, all of them estimates.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from medsyn.campaign.estimate.cost import CostModel, Estimate, TaskCost
-from medsyn.campaign.estimate.memory import GIB
 from medsyn.campaign.plan import capacity, shards
 from medsyn.campaign.plan.inputs import Checked
 from medsyn.campaign.tasks import Key, Plan, PlannedTask
-from medsyn.errors import counted
 from medsyn.stage import CampaignDirectory
+from medsyn.text import counted, gib
 
 NAMES_SHOWN = 5
 COLUMNS = ("images", "rated images", "prompts")  # of the tables' counts
@@ -139,9 +138,9 @@ def cost_table(checked: Checked) -> Table:
             stage,
             _hours(max(cost.seconds for cost in tasks)),
             _hours(sum(cost.seconds for cost in tasks)),
-            f"{memory / GIB:.1f}" if memory else "",
-            _gib(sum(cost.kept for cost in tasks)),
-            _gib(scratch) if scratch else "",
+            gib(memory) if memory else "",
+            gib(sum(cost.kept for cost in tasks)),
+            gib(scratch) if scratch else "",
         )
     return shown
 
@@ -158,8 +157,8 @@ def cost_totals(checked: Checked) -> list[str]:
     least, most = (capacity.disk_needed(estimate, done, parallel) for parallel in (at_once, None))
     lines = [
         hours,
-        f"estimated disk for what is not done: {_gib(least)} GiB with {at_once} tasks at once, {_gib(most)} GiB with "
-        f"all at once; free: {'unknown' if free is None else f'{_gib(free)} GiB'}",
+        f"estimated disk for what is not done: {gib(least)} GiB with {at_once} tasks at once, {gib(most)} GiB with "
+        f"all at once; free: {'unknown' if free is None else f'{gib(free)} GiB'}",
     ]
     section = config.generation
     if "filtered" in section.modes and estimate.of("generate"):
@@ -210,7 +209,3 @@ def _stage_as_dict(tasks: Sequence[TaskCost]) -> dict[str, float]:
 def _hours(seconds: float) -> str:
     hours = seconds / 3600
     return f"{hours:.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.3f}"
-
-
-def _gib(amount: float) -> str:
-    return f"{amount / GIB:.0f}" if amount >= 10 * GIB else f"{amount / GIB:.2f}"

@@ -50,17 +50,22 @@ print(json.dumps({{
 """
 
 
-def problems(config: Config, asks_slurm: bool = True) -> list[Problem]:
-    """Everything that is wrong with the campaign's site profile, as far as it can be told from here.
+def read_site(config: Config, asks_slurm: bool = True) -> tuple[Site | None, list[Problem]]:
+    """The profile that `cluster.site` names, and everything that is wrong with it, as far as it can be told from here.
 
     Args:
-        config: its `cluster.site` names the profile.
+        config: the campaign's.
         asks_slurm: look up partitions and time limits; without, only the profile's own files are looked at.
     """
     try:
         profile = site.load(config.cluster.site)
     except (InputError, InputProblems) as error:
-        return error.problems
+        return None, error.problems
+    return profile, problems(profile, config, asks_slurm)
+
+
+def problems(profile: Site, config: Config, asks_slurm: bool = True) -> list[Problem]:
+    """Everything that is wrong with a site profile for a campaign; arguments as for `read_site`."""
     source = config.cluster.site or "Slurm"
     found = container_problems(profile, config, source)
     if profile.python is not None and image_of(profile) is None and not os.access(profile.python, os.X_OK):

@@ -1,4 +1,4 @@
-"""What `launch.py plan` says of the queue: every array and gate, what it waits for, and its sbatch options."""
+"""What `medsyn plan` says of the queue: every array and gate, what it waits for, and its sbatch options."""
 
 from __future__ import annotations
 

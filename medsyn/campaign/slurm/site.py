@@ -25,7 +25,6 @@ OWNED = {
     *("test-only", "wait", "wrap"),
 }
 HIDE_THE_ENVIRONMENT = {"--cleanenv", "-e", "--containall", "-C"}  # options of apptainer exec
-Stage = Literal["finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate", "gate"]
 Word = Annotated[str, StringConstraints(pattern=r"^\S+$")]
 _TIME = re.compile(r"^(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d\d){0,2})$")
 
@@ -135,7 +134,7 @@ class Site(Resources):
     signal_seconds: int = Field(120, ge=10, le=3600)  # how long before the time limit tasks are told to save
     environment: Variables = Field({})  # exported to every task
     setup: list[str] = Field([])  # shell lines before the task: module load ...
-    python: str | None = None  # interpreter of the compute nodes; None: the one that runs launch.py
+    python: str | None = None  # interpreter of the compute nodes; None: the one that runs medsyn
     max_array_size: int | None = Field(None, ge=1)  # None: what the cluster says
     container: Container | None = None
     stages: dict[Literal["finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate", "gate"], Resources] = Field(

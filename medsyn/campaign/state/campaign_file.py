@@ -20,6 +20,7 @@ from medsyn.generation.block_store import MANIFEST, read_manifest
 from medsyn.stage import CampaignDirectory
 
 LATENCY_SECONDS = 30.0  # how late a shared file system may show what another node has renamed into place
+Facts = Mapping[str, Any]  # what campaign.json holds, its version aside
 HASH_LIMIT = 256 << 20  # bytes; a larger file's hash is recorded, but only its size is checked again
 
 
@@ -63,7 +64,7 @@ class _Facts(BaseModel):
     config: dict[str, Any]
 
 
-def write_facts(directory: CampaignDirectory, facts: Mapping[str, Any]) -> None:
+def write_facts(directory: CampaignDirectory, facts: Facts) -> None:
     """Write down what the campaign was prepared from."""
     disk.write_json(directory.facts, {**_version(), **facts})
 
@@ -81,45 +82,76 @@ def _version() -> dict[str, Any]:
 def open_campaign(root: Path) -> Campaign:
     """Read a prepared campaign; raises InputError if it is none, or if its configuration or record was edited."""
     directory = CampaignDirectory(root.absolute())
+    return open_recorded(directory, require_facts(directory))
+
+
+def require_facts(directory: CampaignDirectory) -> Facts:
+    """What is on record of a prepared campaign; raises InputError if the directory is none's."""
     facts = read_facts(directory)
     if facts is None:
-        raise InputError(root, "this is not a campaign's directory: `launch.py submit CONFIG` makes one")
+        reason = "this campaign was never prepared to the end: submit its configuration again"
+        if not directory.facts.exists():
+            reason = "this is not a campaign's directory: `medsyn submit CONFIG` makes one"
+        raise InputError(directory.root, reason)
+    return facts
+
+
+def open_recorded(directory: CampaignDirectory, facts: Facts, plan: Plan | None = None) -> Campaign:
+    """The campaign of a record that has just been read or written; raises as `open_campaign` does.
+
+    Args:
+        directory: where it is.
+        facts: what its record says.
+        plan: its plan, where that has been built already.
+    """
     config = configuration.load(directory.config, environment={})
-    inputs: Mapping[str, FileRecord] = {name: FileRecord(**one) for name, one in facts["inputs"].items()}
-    if config.campaign.path != directory.root:
-        config, inputs = _moved(config, inputs, directory.root)
+    inputs = {name: FileRecord(**one) for name, one in facts["inputs"].items()}
+    if (old := config.campaign.path) != directory.root:
+        inputs = {name: replace(one, path=moved(one.path, old, directory.root)) for name, one in inputs.items()}
+        config = _moved_configuration(config, directory.root)
     contents = {name: record.sha256 for name, record in inputs.items()} | {"weights": facts["weights"]}
     fingerprints = stage_fingerprints(config, contents)
     if fingerprints != facts["fingerprints"]:
         names = f"{directory.config.name} or {directory.facts.name}"
         reason = f"{names} was edited by hand or is damaged: change your own configuration and submit that"
         raise InputError(directory.root, reason)
+    return Campaign(directory, config, plan or plan_of(config, facts), fingerprints, inputs, facts["counts"])
+
+
+def plan_of(config: Config, facts: Facts) -> Plan:
+    """The plan of a recorded campaign."""
     img_num = config.generation.img_num
     images = {name: [plain * img_num + asked for plain, asked in runs] for name, runs in facts["prompts"].items()}
-    plan = build(config, images, facts["blocks_per_shard"])
-    return Campaign(directory, config, plan, fingerprints, inputs, facts["counts"])
+    return build(config, images, facts["blocks_per_shard"])
 
 
-def _moved(config: Config, inputs: Mapping[str, FileRecord], root: Path) -> tuple[Config, Mapping[str, FileRecord]]:
-    """The configuration and the inputs of a campaign whose directory was moved or copied to `root`.
+def saved_configuration(directory: CampaignDirectory) -> Config:
+    """The configuration that the campaign's tasks read, with paths as they are where the directory is now.
 
-    Every path into the directory it was prepared in becomes one into `root`; no fingerprint depends on a path.
+    A link to the directory is no other place.
     """
+    config = configuration.load(directory.config, environment={})
     old = config.campaign.path
+    is_there = old == directory.root or (old.exists() and old.samefile(directory.root))
+    return config if is_there else _moved_configuration(config, directory.root)
 
-    def move(path: Any) -> Any:
-        inside = isinstance(path, str) and Path(path).is_absolute() and Path(path).is_relative_to(old)
-        return str(root / Path(path).relative_to(old)) if inside else path
 
-    tree = config.model_dump()
+def moved(path: Any, old: Path, root: Path) -> Any:
+    """A path into the directory `old` as one into `root`, where the campaign is now; anything else as it is."""
+    inside = isinstance(path, str) and Path(path).is_absolute() and Path(path).is_relative_to(old)
+    return str(root / Path(path).relative_to(old)) if inside else path
+
+
+def _moved_configuration(config: Config, root: Path) -> Config:
+    """The configuration of a campaign whose directory was moved or copied to `root`; no path is in a fingerprint."""
+    tree, old = config.model_dump(), config.campaign.path
     for section, keys in (
         ("campaign", ["dir"]),
         ("data", ["table", "root", "ratings_file", "prompts"]),
         ("model_paths", tree["model_paths"]),
     ):
-        tree[section] |= {key: move(tree[section][key]) for key in keys}
-    moved = {name: replace(record, path=move(record.path)) for name, record in inputs.items()}
-    return Config.model_validate(tree), moved
+        tree[section] |= {key: moved(tree[section][key], old, root) for key in keys}
+    return Config.model_validate(tree)
 
 
 def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:

@@ -142,7 +142,7 @@ def check_inputs(campaign: Campaign, planned: PlannedTask) -> None:
         if reason := why_not_done(campaign, campaign.plan.by_key[key], hashes=True):
             raise InputError(
                 f"{planned.task.stage} {planned.task.name}",
-                f"it needs {' '.join(key)}, but {reason}: run {' '.join(key)} first (`launch.py submit` does)",
+                f"it needs {' '.join(key)}, but {reason}: run {' '.join(key)} first (`medsyn submit` does)",
             )
 
 

@@ -22,7 +22,7 @@ def as_dict(
 
     Args:
         status: what was found.
-        command: what the user types for a subcommand of `launch.py`.
+        command: what the user types for a command.
         expected: the cost model's seconds of whole stages.
     """
     directory, step = status.campaign.directory, status.next_step

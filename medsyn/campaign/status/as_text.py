@@ -20,12 +20,13 @@ from rich.text import Text
 from medsyn.campaign.status import figures, logs
 from medsyn.campaign.status.state import STATES, State, Status
 from medsyn.campaign.tasks import Key
+from medsyn.text import and_more, duration
 
 LOG_LINES = 5
 SHOWN = 5  # tasks of a stage that are told singly
 ALWAYS: tuple[State, ...] = ("done", "running", "pending")  # other columns are there when they are not empty
 
-Command = Callable[[str], str]  # what the user types for a subcommand of launch.py
+Command = Callable[[str], str]  # what the user types for a command
 
 
 def show(console: Console, status: Status, command: Command, expected: Mapping[str, float] | None = None) -> None:
@@ -39,7 +40,7 @@ def parts(status: Status, command: Command, expected: Mapping[str, float] | None
 
     Args:
         status: what was found.
-        command: what the user types for a subcommand of `launch.py`.
+        command: what the user types for a command.
         expected: the cost model's seconds of whole stages.
     """
     directory, step = status.campaign.directory, status.next_step
@@ -61,15 +62,6 @@ def parts(status: Status, command: Command, expected: Mapping[str, float] | None
 def in_one_line(status: Status) -> str:
     """How many tasks are in each state: `12 done, 3 running, 1 failed`."""
     return ", ".join(f"{len(keys)} {state}" for state, keys in status.by_state.items() if keys)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 45 s, 3:20, 2:03:20."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
 def _line(markup: str) -> Text:
@@ -144,8 +136,7 @@ def _blocked(status: Status, stage: str) -> Iterator[Text]:
     for key in _of(status, stage, "blocked"):
         reasons.setdefault(status.why(key), []).append(key[1])
     for reason, names in reasons.items():
-        more = f" and {len(names) - SHOWN} more" if names[SHOWN:] else ""
-        yield _line(f"[yellow]{stage} {', '.join(names[:SHOWN])}{more}[/] blocked {escape(reason)}")
+        yield _line(f"[yellow]{stage} {and_more(names, SHOWN)}[/] blocked {escape(reason)}")
 
 
 def watch(

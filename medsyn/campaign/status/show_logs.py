@@ -1,4 +1,4 @@
-"""`launch.py logs`: what tasks printed."""
+"""`medsyn logs`: what tasks printed."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ NOTHING_KNOWN = Facts()
 
 @dataclass(frozen=True)
 class NextStep:
-    """What there is to do: why, and the subcommand of `launch.py` to type (None: nothing)."""
+    """What there is to do: why, and the command to type (None: nothing)."""
 
     why: str
     command: str | None = None

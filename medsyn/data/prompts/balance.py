@@ -17,14 +17,15 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
-from medsyn.config import MOST_IMAGES, closest
+from medsyn.config import MOST_IMAGES
 from medsyn.data.prompts.formats import COLUMNS, table_kind
 from medsyn.data.prompts.hash_counter import Seen
 from medsyn.data.prompts.rows import PromptRow, PromptSource, Scalar, new_faults
 from medsyn.data.tables.csv_rows import check_text_file, column_places, csv_rows, text_lines
 from medsyn.data.tables.row_errors import Faults, show
-from medsyn.errors import InputError, InputProblems, counted
+from medsyn.errors import InputError, InputProblems
 from medsyn.seeds import seed
+from medsyn.text import counted, did_you_mean
 
 MOST_CELLS = 10_000
 
@@ -186,8 +187,7 @@ def _count(source: PromptSource, columns: Sequence[str]) -> tuple[Counter[Cell],
 def _no_column(column: str, names: Iterable[str]) -> str:
     """That a source has no such column, and which one may have been meant."""
     there = list({name.casefold(): name for name in names}.values())
-    close = closest(column, there)
-    meant = f"; did you mean {show(close)}?" if close else ""
+    meant = did_you_mean(column, there, show=show)
     return f"there is no column {show(column)} (--by); the columns are {', '.join(map(show, there))}{meant}"
 
 

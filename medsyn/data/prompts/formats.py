@@ -11,7 +11,6 @@ A column keeps its name, unless the tables have one of that name (case does not 
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,8 @@ from typing import Any
 from medsyn.data.tables.csv_rows import check_text_file, column_places, csv_rows, same_name, text_lines
 from medsyn.data.tables.row_errors import Faults, show
 from medsyn.errors import InputError
+from medsyn.records import RESERVED
+from medsyn.text import closest
 
 COLUMNS = ("id", "prompt", "modality", "n", "seed", "num_inference_steps", "guidance_scale", "negative_prompt")
 MOST_FURTHER_COLUMNS = 64
@@ -47,15 +48,6 @@ _MEANT = {
 }
 _PATIENTS = {"patient", "patientid", "patientname"}
 _LONG_PIECE = re.compile(r'[^",\r\n]{20000,}')
-
-# the columns of manifest.parquet, and what else an image's record has
-_NAMES = (
-    "id prompt modality mode replicate seed accepted reason attempts attempt selector policy precision synthetic "
-    "num_inference_steps guidance_scale negative_prompt scheduler batch_size dtype attention container software "
-    "file member offset bytes sha256 width height archive dicom dicom_bytes dicom_sha256 dicom_offset "
-    "model_fingerprint config_fingerprint scorers_fingerprint item_fingerprint extra block device gpu_seconds"
-)
-RESERVED = frozenset(_NAMES.split())
 
 
 def read_records(path: Path, faults: Faults) -> Records:
@@ -134,8 +126,8 @@ def meant_column(name: str) -> str | None:
     key = re.sub(r"[\W_]", "", name.casefold())
     if key in squeezed:
         return squeezed[key]
-    close = difflib.get_close_matches(key, [column for column in squeezed if len(column) > 2], n=1, cutoff=0.86)
-    return squeezed[close[0]] if close else _MEANT.get(key)
+    close = closest(key, [column for column in squeezed if len(column) > 2], cutoff=0.86)
+    return squeezed[close] if close else _MEANT.get(key)
 
 
 def _csv(path: Path, faults: Faults) -> Records:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import codecs
 import csv
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from medsyn.data.tables.row_errors import Faults, show
 from medsyn.errors import InputError
+from medsyn.text import closest
 
 
 def _is_utf8(content: bytes) -> bool:
@@ -83,7 +83,7 @@ def column_places(
         if len(missing) == len(required):
             reason += f"; the first line must be the header: {','.join(required)}"
         for column in missing:
-            for close in difflib.get_close_matches(column, seen, n=1):
+            if close := closest(column, seen):
                 way_out = f"pass {settings[column]}={close} or " if column in settings else ""
                 reason += f"; {way_out}rename {show(close)} to {show(column)}"
         raise InputError(source, reason, row=1, key=", ".join(missing))

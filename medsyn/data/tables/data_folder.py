@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import stat
 import unicodedata
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from medsyn.data.tables.row_errors import show
 from medsyn.errors import InputError
+from medsyn.text import closest
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".nii", ".nii.gz")
 
@@ -120,10 +120,9 @@ class DataFolder:
         self._guesses_left -= 1
         folded = {unicodedata.normalize("NFC", other).casefold(): other for other in names}
         wanted = unicodedata.normalize("NFC", name).casefold()
-        other_suffix = [other for other in folded if Path(other).stem == Path(wanted).stem]
-        for close in (other_suffix or difflib.get_close_matches(wanted, folded, cutoff=0.75))[:1]:
-            return f"; did you mean {show(str(Path(folder, folded[close])))}?"
-        return ""
+        other_suffix = (other for other in folded if Path(other).stem == Path(wanted).stem)
+        close = next(other_suffix, None) or closest(wanted, folded, cutoff=0.75)
+        return f"; did you mean {show(str(Path(folder, folded[close])))}?" if close else ""
 
 
 def _kind(entry: os.DirEntry[str]) -> str:

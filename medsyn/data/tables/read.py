@@ -126,6 +126,23 @@ def read_dataset(
     return _table(path, rows, faults, folder)
 
 
+def modalities_of(path: str | Path, modality_column: str = "modality") -> list[str]:
+    """The modalities that a data set's rows have, in the order of the five; none where the table cannot be read.
+
+    Nothing else of a row is looked at: what is wrong with it, `read_dataset` tells.
+    """
+    path, found = Path(path), set()
+    try:
+        check_text_file(path)
+        for _, (name,) in csv_records(Faults(str(path)), path, (modality_column,)):
+            found.add(canonical_modality(name))
+            if found.issuperset(MODALITIES):
+                break
+    except InputError:
+        return []
+    return [modality for modality in MODALITIES if modality in found]
+
+
 def read_ratings(path: str | Path, root: str | Path | None = None) -> Table[RatingRow]:
     """Read expert ratings: columns `image_path`, `rating`, `modality`, `expert_level`, `prompt`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from medsyn.errors import Problem
+from medsyn.text import counted
 
 _ROWS_NAMED = 5  # by a warning
 
@@ -61,7 +62,7 @@ class Faults:
         """The errors, and how many more there are than were kept."""
         if not self.further_errors:
             return self.errors
-        more = f"and {self.further_errors} more error{'s' * (self.further_errors != 1)}, which are not shown"
+        more = f"and {counted(self.further_errors, 'more error')}, which are not shown"
         return [*self.errors, Problem(self.source, more)]
 
     def warnings(self) -> list[Problem]:

@@ -13,26 +13,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import numpy as np
 
 from medsyn import disk
-from medsyn.data.modalities import canonical_modality, split_prefix
-from medsyn.data.prompts.rows import PromptRow
-from medsyn.generation.api.arguments import check_prompts, check_settings
+from medsyn.config import EMBEDDED, Config, Precision
+from medsyn.generation.api.arguments import Settings, campaign_settings, given_settings
+from medsyn.generation.api.options import Mode, Sampling
+from medsyn.generation.api.prompts import Wanted, check_prompts
 from medsyn.generation.block_store import Item
 from medsyn.generation.filter import Rule, Trial, next_batch
 from medsyn.generation.make.block import Order, Progress
 from medsyn.generation.sample.batch import Painter, Recipe
-from medsyn.generation.write.provenance import circumstances, common, settings
+from medsyn.generation.write import provenance
 from medsyn.models.scorers import load_policy, load_selector
 from medsyn.models.stable_diffusion import load_synthetic
-from medsyn.models.weights import model_fingerprint
+from medsyn.records import ImageRecord
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class GeneratedImage:
     """One prompt and replicate that is settled: its image, if there is one, and what is on record about it."""
 
     item: Item
-    record: Mapping[str, Any]  # as in a campaign's manifest
+    record: ImageRecord  # as in a campaign's manifest
     pixels: np.ndarray | None  # uint8 [H, W, 1 or 3]; None: no candidate passed the filter
     png: bytes | None  # the file: marked as synthetic, with its record as text
 
@@ -67,17 +68,17 @@ class Generator:
 
     def __init__(
         self,
-        model: str | Path = "embedded",
+        model: str | Path = EMBEDDED,
         *,
         finetuned: str | Path | None = None,
         selector: str | Path | None = None,
         policy: str | Path | None = None,
         device: str = "auto",
-        precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
+        precision: Precision = "auto",
         height: int | None = None,
         width: int | None = None,
         seed: int = 0,
-        **generation: Any,
+        **sampling: Unpack[Sampling],
     ) -> None:
         """Load what makes the images.
 
@@ -92,31 +93,49 @@ class Generator:
                 trained at that.
             width: pixels; the height if not given.
             seed: what all images depend on, from 0 to 2^63 - 1.
-            generation: how images are sampled: `scheduler` (a name of `medsyn.schedulers.SOLVERS`),
-                `num_inference_steps` (1 to 1000), `guidance_scale` (1 to 1000; 1 is without), `guidance_interval`
-                ([start, end], shares of the steps), `negative_prompt`, `batch_size` (candidates denoised together),
+            sampling: how images are sampled: `num_inference_steps` (1 to 1000), `scheduler` (a name of
+                `medsyn.schedulers.SOLVERS`), `guidance_scale` (1 to 1000; 1 is without), `guidance_interval` ([start,
+                end], shares of the steps), `negative_prompt`, `batch_size` (candidates denoised together; 4),
                 `batches_per_block`; and with the filter `quality_threshold` (Selector score 0 to 1 that an image
-                needs), `min_policy_score` (0 to 1), `num_candidates` (passing ones to choose from), `max_attempts`
-                (candidates of one image at most), `on_exhausted` (`fail`, `skip` or `keep-best`).
+                needs), `min_policy_score` (0 to 1), `num_candidates` (passing ones to choose from; 1), `max_attempts`
+                (candidates of one image at most), `on_exhausted` (`fail`, `skip` or `keep-best`). Where no default is
+                said it is that of the configuration's section `generation`.
 
         Raises:
             InputProblems: everything wrong with the arguments, each by its name, before anything is loaded.
             InputError: weights that are there and cannot be read.
             BadNode: a GPU was handed to this process and cannot be used.
         """
-        settings = check_settings(
-            {
-                **{"model": model, "finetuned": finetuned, "selector": selector, "policy": policy, "device": device},
-                **{"precision": precision, "height": height, "width": width, "seed": seed},
-            },
-            generation,
-        )
+        given: dict[str, Any] = {"model": model, "finetuned": finetuned, "selector": selector, "policy": policy}
+        given |= {"device": device, "precision": precision, "height": height, "width": width, "seed": seed, **sampling}
+        self._load(given_settings(given))
+
+    @classmethod
+    def from_config(cls, config: Config, modality: str, mode: Mode = "filtered") -> Generator:
+        """What the tasks `generate` of a campaign make images with: of the same prompts the same images.
+
+        Args:
+            config: the campaign's, with its directory as `campaign.dir`.
+            modality: whose fine-tuned UNet and Policy are used; any usual spelling. The generator makes no others, and
+                prompts need not start with it.
+            mode: `filtered`, or `baseline` for the first candidate of `generation.baseline_model`, whatever it is.
+
+        Raises:
+            InputProblems: `modality` or `mode` is none, or the pretrained weights are not there.
+            InputError: the campaign has not made the models yet, or `generation.batch_size` is `auto`.
+            BadNode: a GPU was handed to this process and cannot be used.
+        """
+        made = cls.__new__(cls)
+        made._load(campaign_settings(config, modality, mode))
+        return made
+
+    def _load(self, settings: Settings) -> None:
         source, chosen = settings.config.model_paths.stable_diffusion, settings.device
         self._settings = settings
         self._system = load_synthetic(source, chosen.device, chosen.dtype, settings.unet)
-        self._fingerprint = model_fingerprint(source, settings.unet)
         self._selector = None if settings.selector is None else load_selector(settings.selector, chosen.device)
         self._policy = None if settings.policy is None else load_policy(settings.policy, chosen.device)
+        self._provenance = {**settings.provenance, **provenance.circumstances(chosen.device, chosen.dtype)}
 
     def images(
         self, prompts: str | Item | Iterable[str | Item], count: int = 1, modality: str | None = None
@@ -127,36 +146,32 @@ class Generator:
             prompts: one or more texts, or items with settings of their own (an item is one image). A text is held to
                 what a row of a prompt list is: one line, at most 10,000 characters, something after the modality.
             count: images of each text.
-            modality: for prompts that do not start with theirs, as in `CT: …`; any usual spelling.
+            modality: for prompts that do not start with theirs, as in `CT: …`; any usual spelling. A generator of a
+                campaign has its own.
 
         Raises:
             InputProblems: everything wrong with the arguments, at the call and not at the first image.
         """
-        asked, warnings = check_prompts(prompts, count, modality, self._settings.config)
+        wanted, warnings = check_prompts(prompts, count, modality, self._settings.config, self._settings.modality)
         for warning in warnings:
             _log.warning("%s", warning)
-        return self.images_of(asked, count, modality)
+        return self.images_of(wanted)
 
-    def images_of(
-        self, asked: Sequence[PromptRow | Item], count: int = 1, modality: str | None = None
-    ) -> Iterator[GeneratedImage]:
+    def images_of(self, wanted: Iterable[Wanted]) -> Iterator[GeneratedImage]:
         """`images` of prompts that `check_prompts` has passed: nothing is checked, and no warning told, again."""
         size = self._settings.config.generation.block_size
-        for its, neighbours in groupby(asked, lambda prompt: _modality(prompt, modality)):
-            items = (item for prompt in neighbours for item in _items(prompt, count))
+        for modality, neighbours in groupby(wanted, lambda one: one.modality):
+            items = (item for one in neighbours for item in one.items())
             while block := list(islice(items, size)):
-                yield from self._block(block, its)
+                yield from self._block(block, modality)
 
     def _block(self, items: Sequence[Item], modality: str) -> Iterator[GeneratedImage]:
-        config, mode = self._settings.config, self._settings.mode
-        recipe = replace(Recipe.of(config, modality), height=self._settings.height, width=self._settings.width)
+        settings, section = self._settings, self._settings.config.generation
+        recipe = replace(Recipe.of(settings.config, modality), height=settings.height, width=settings.width)
         painter = Painter(recipe, self._system, self._selector, self._policy)
-        facts = {
-            **common(config, modality, mode, self._fingerprint),
-            **circumstances(self._system.device, self._system.dtype),
-        }
-        rule = Rule.of(config.generation, mode)
-        order = Order(Path(), items, rule, facts, settings(config.generation))
+        rule = Rule.of(section, settings.mode)
+        facts = {**self._provenance, "modality": modality}
+        order = Order(Path(), items, rule, facts, provenance.settings(section))
         progress = Progress(order, [Trial(rule) for _ in items])
         kinds = [recipe.kind(item) for item in items]
         told = 0
@@ -169,18 +184,3 @@ class Generator:
                 record, png, _ = progress.published.pop(told)
                 yield GeneratedImage(items[told], record, pixels, png)
                 told += 1
-
-
-def _modality(prompt: PromptRow | Item, given: str | None) -> str:
-    if isinstance(prompt, PromptRow):
-        return prompt.modality
-    its = split_prefix(prompt.prompt)[0] if given is None else canonical_modality(given)
-    assert its is not None, "check_prompts has seen to it"
-    return its
-
-
-def _items(prompt: PromptRow | Item, count: int) -> Iterator[Item]:
-    """The items that a campaign makes of such a row: the same images."""
-    if isinstance(prompt, Item):
-        return iter([prompt])
-    return (Item(prompt.prompt_id, prompt.prompt, replicate) for replicate in range(count))

@@ -5,7 +5,8 @@ those are follows from the outcomes alone; a resumed block packs the same ones a
 
 Makes one block after the other, of one modality and in any mode: one that is there is left alone.
 
-Where tasks help one another a block is touched only under its lease (`medsyn.generation.make.lease`).
+Where tasks help one another a block is touched only under its lease (`medsyn.lease`). A lease that fails costs time and
+no image: what a block holds does not depend on who makes it, and one rename commits it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from medsyn.generation.block_store import (
 )
 from medsyn.generation.filter import FAILED, Rule, Trial, next_batch
 from medsyn.generation.make.journal import Journal, Places, journal_directory
-from medsyn.generation.make.lease import LeaseLost, Leases, lease_file
 from medsyn.generation.make.writer_thread import Writer
 from medsyn.generation.sample.batch import Batch, Painter
 from medsyn.generation.sample.load import Loader
@@ -39,9 +39,11 @@ from medsyn.generation.write.dicom import add_dicom
 from medsyn.generation.write.png import publish
 from medsyn.generation.write.provenance import CIRCUMSTANCES_FILE, require_same, settings
 from medsyn.generation.write.webdataset import pack
+from medsyn.lease import LeaseLost, Leases, lease_file
+from medsyn.records import ImageRecord
 from medsyn.stage import CampaignDirectory
 
-Published = tuple[dict[str, Any], bytes | None, bytes | None]  # an item's record, its PNG file and its DICOM file
+Published = tuple[ImageRecord, bytes | None, bytes | None]  # an item's record, its PNG file and its DICOM file
 
 Place = tuple[str, int]  # a block: mode and number
 
@@ -128,8 +130,10 @@ class Progress:
         manifest = [self.published[position][0] for position in range(len(self.order.items))]
         files: dict[str, bytes] = {}
         for record, png, dicom in self.published.values():
-            files |= {record["file"]: png} if png is not None else {}
-            files |= {record["dicom"]: dicom} if dicom is not None else {}
+            if record["file"] is not None and png is not None:
+                files[record["file"]] = png
+            if dicom is not None:
+                files[record["dicom"]] = dicom
         if self.order.archive:
             manifest, files = pack(manifest, files)
         attempts = [

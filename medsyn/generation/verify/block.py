@@ -9,36 +9,22 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from medsyn import disk
-from medsyn.errors import counted
 from medsyn.generation.block_store import ATTEMPTS, MANIFEST, TIMING, Item, image_seed
 from medsyn.generation.filter import Candidate, Rule, Trial
 from medsyn.generation.verify.files import check_files
 from medsyn.generation.verify.finding import Finding, name_item, unread
 from medsyn.generation.write.png import describe
+from medsyn.records import AttemptRecord, Condition, ImageRecord, fields, json_types
+from medsyn.text import and_more, counted
 
-Record = dict[str, Any]
-Key = tuple[str, int]  # prompt id, replicate
+ItemKey = tuple[str, int]  # prompt id, replicate
 
-_NUMBER = (int, float)
-# what the checks rely on, before they compare anything: key -> what its value may be
-_OF_RECORD: dict[str, tuple[type, ...]] = {
-    **{"id": (str,), "replicate": (int,), "file": (str, type(None)), "extra": (dict,)},
-    **dict.fromkeys(("bytes", "width", "height"), (int, type(None))),
-    "sha256": (str, type(None)),
-}
-_OF_ARCHIVED: dict[str, tuple[type, ...]] = {"archive": (str, type(None)), "offset": (int, type(None))}
-_OF_DICOM: dict[str, tuple[type, ...]] = {"dicom": (str,), "dicom_bytes": (int,), "dicom_sha256": (str,)}
-_OF_ATTEMPT: dict[str, tuple[type, ...]] = {
-    **{"id": (str,), "replicate": (int,), "attempt": (int,), "seed": (int,), "finite": (bool,), "precision": (str,)},
-    **dict.fromkeys(("selector", "policy"), (*_NUMBER, type(None))),
-    **{"passed": (bool,), "reason": (str, type(None)), "chosen": (bool,)},
-}
-_CANDIDATE = tuple(field.name for field in fields(Candidate))
+_SAID_OF_FILES = {one.name for one in fields(ImageRecord) if one.about.group == "file"}
 _SHOWN = 3  # items or keys that one finding names
 
 
@@ -64,9 +50,9 @@ class Asked:
 class Content:
     """What a block's files say, each of them whole by itself."""
 
-    records: list[Record]
-    attempts: list[Record]
-    timing: Record
+    records: list[ImageRecord]
+    attempts: list[AttemptRecord]
+    timing: dict[str, Any]
 
 
 def read_block(block: Path, asked: Asked, found: list[Finding]) -> Content | None:
@@ -82,39 +68,42 @@ def read_block(block: Path, asked: Asked, found: list[Finding]) -> Content | Non
     return Content(parts[MANIFEST], parts[ATTEMPTS], parts[TIMING]) if len(parts) == 3 else None
 
 
-def _read_manifest(path: Path, asked: Asked) -> list[Record]:
+def _read_manifest(path: Path, asked: Asked) -> list[ImageRecord]:
+    conditions: set[Condition] = {"filtered"} if asked.rule.quality_threshold is not None else set()
+    conditions |= {"archive"} if asked.archive else set()
+    types, with_dicom = json_types(ImageRecord, conditions), json_types(ImageRecord, conditions | {"dicom"})
     records = _read_lines(path)
     for number, record in enumerate(records, 1):
-        _require(record, number, _OF_RECORD | (_OF_ARCHIVED if asked.archive else {}))
+        _require(record, number, types)
         has_image = record["file"] is not None
         if has_image and None in (record["bytes"], record["sha256"], record["width"], record["height"]):
             raise Damaged(f"line {number} names a file and not its size and hash")
         if has_image and asked.archive and None in (record["archive"], record["offset"]):
             raise Damaged(f"line {number} does not say where in the archive its image is")
         if has_image and asked.dicom:
-            _require(record, number, _OF_DICOM | ({"dicom_offset": (int,)} if asked.archive else {}))
+            _require(record, number, with_dicom)
         for key in ("file", "archive", "dicom"):
             name = record.get(key)
             if name is not None and (not isinstance(name, str) or "/" in name or name in ("", ".", "..")):
                 raise Damaged(f"line {number} names a file outside of its block ({key})")
         if any(record.get(key) is not None and record[key] < 0 for key in ("bytes", "offset", "dicom_offset")):
             raise Damaged(f"line {number} has a negative size or place")
-    return records
+    return cast(list[ImageRecord], records)
 
 
-def _read_attempts(path: Path, asked: Asked) -> list[Record]:
-    attempts = _read_lines(path)
+def _read_attempts(path: Path, asked: Asked) -> list[AttemptRecord]:
+    types, attempts = json_types(AttemptRecord), _read_lines(path)
     for number, attempt in enumerate(attempts, 1):
-        _require(attempt, number, {**dict.fromkeys(_CANDIDATE, (object,)), **_OF_ATTEMPT})
-    return attempts
+        _require(attempt, number, types)
+    return cast(list[AttemptRecord], attempts)
 
 
-def _read_timing(path: Path, asked: Asked) -> Record:
+def _read_timing(path: Path, asked: Asked) -> dict[str, Any]:
     timing = _parse(disk.read_own_file(path))
     if not isinstance(timing, dict):
         raise Damaged("holds no object")
     seconds, devices = timing.get("seconds"), timing.get("devices")
-    if isinstance(seconds, bool) or not isinstance(seconds, _NUMBER) or not 0 <= seconds < math.inf:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
         raise Damaged("'seconds' is no time")
     if not isinstance(devices, list) or not all(isinstance(one, (str, type(None))) for one in devices):
         raise Damaged("'devices' is no list of names")
@@ -123,7 +112,7 @@ def _read_timing(path: Path, asked: Asked) -> Record:
     return timing
 
 
-def _read_lines(path: Path) -> list[Record]:
+def _read_lines(path: Path) -> list[dict[str, Any]]:
     *lines, rest = disk.read_own_file(path).split(b"\n")
     if rest or not lines:
         raise Damaged("its last line is cut" if rest else "it is empty")
@@ -146,7 +135,7 @@ def _parse(content: bytes) -> Any:
         raise Damaged("is not JSON") from None
 
 
-def _require(record: Record, number: int, types: Mapping[str, tuple[type, ...]]) -> None:
+def _require(record: Mapping[str, Any], number: int, types: Mapping[str, tuple[type, ...]]) -> None:
     for key, allowed in types.items():
         if key not in record:
             raise Damaged(f"line {number} lacks {key!r}")
@@ -166,9 +155,9 @@ def check_block(block: Path, asked: Asked, content: Content) -> Iterator[Finding
     yield from check_files(block, content.records, asked.items, archive=asked.archive)
 
 
-def _replay(asked: Asked, attempts: Sequence[Record]) -> tuple[dict[Key, Trial], list[str]]:
+def _replay(asked: Asked, attempts: Sequence[AttemptRecord]) -> tuple[dict[ItemKey, Trial], list[str]]:
     """Every item's trial, made of its attempts on record; and what is wrong with those."""
-    by_item: dict[Key, list[Record]] = {}
+    by_item: dict[ItemKey, list[AttemptRecord]] = {}
     for attempt in attempts:
         by_item.setdefault((attempt["id"], attempt["replicate"]), []).append(attempt)
     trials, faults, expected = {}, [], []
@@ -187,29 +176,32 @@ def _replay(asked: Asked, attempts: Sequence[Record]) -> tuple[dict[Key, Trial],
     return trials, faults
 
 
-def _try_again(asked: Asked, item: Item, attempts: Sequence[Record]) -> tuple[Trial, str | None]:
+def _try_again(asked: Asked, item: Item, attempts: Sequence[AttemptRecord]) -> tuple[Trial, str | None]:
     """An item's trial, and what is wrong with its attempts."""
     trial, rule = Trial(asked.rule), asked.rule
     numbers = [attempt["attempt"] for attempt in attempts]
     if numbers != list(range(len(numbers))):
         lost = sorted(set(range(max(numbers) + 1 if max(numbers) < 10**6 else 0)) - set(numbers))
-        return trial, f"has the attempts {_shown(numbers)}" + (f", and not {_shown(lost)}" if lost else "")
+        return trial, f"has the attempts {and_more(numbers, _SHOWN)}" + (
+            f", and not {and_more(lost, _SHOWN)}" if lost else ""
+        )
     if len(numbers) > rule.max_attempts:
         return trial, f"has {counted(len(numbers), 'attempt')}, of at most {rule.max_attempts}"
     for attempt in attempts:
-        trial.add(Candidate(**{key: attempt[key] for key in _CANDIDATE}))
+        made = attempt["attempt"], attempt["seed"], attempt["finite"]
+        trial.add(Candidate(*made, attempt["selector"], attempt["policy"], attempt["precision"]))
     if not trial.settled:
         return trial, f"has {counted(len(numbers), 'attempt')}, which settle nothing: some are missing"
     expected = [{"id": item.prompt_id, "replicate": item.replicate, **record} for record in trial.records()]
     for line, attempt in zip(expected, attempts, strict=True):
         if differing := differing_keys(line, attempt):
-            return trial, f"attempt {attempt['attempt']}, was judged otherwise: {_shown(differing)}"
+            return trial, f"attempt {attempt['attempt']}, was judged otherwise: {and_more(differing, _SHOWN)}"
         if attempt["seed"] != image_seed(asked.campaign_seed, item, attempt["attempt"]):
             return trial, f"attempt {attempt['attempt']}, has another seed than follows from its number"
     return trial, None
 
 
-def _wrong_items(asked: Asked, records: Sequence[Record]) -> Iterator[str]:
+def _wrong_items(asked: Asked, records: Sequence[ImageRecord]) -> Iterator[str]:
     """Gaps, doubles and strangers."""
     wanted = [(item.prompt_id, item.replicate) for item in asked.items]
     found = [(record["id"], record["replicate"]) for record in records]
@@ -229,7 +221,7 @@ def _wrong_items(asked: Asked, records: Sequence[Record]) -> Iterator[str]:
 
 
 def _check_records(
-    block: Path, asked: Asked, records: Sequence[Record], trials: Mapping[Key, Trial]
+    block: Path, asked: Asked, records: Sequence[ImageRecord], trials: Mapping[ItemKey, Trial]
 ) -> Iterator[Finding]:
     """Whether each record says what follows from the item, its attempts and what all images agree on."""
     items = {(item.prompt_id, item.replicate): item for item in asked.items}
@@ -243,14 +235,11 @@ def _check_records(
         # what is said of the file is compared with the file
         said = {key: value for key, value in record.items() if key in expected or key not in _SAID_OF_FILES}
         if differing := differing_keys(expected, said):
-            what = f"{name_item(*key)} is on record with another {_shown(differing)} than it was made with"
+            what = f"{name_item(*key)} is on record with another {and_more(differing, _SHOWN)} than it was made with"
             yield Finding(block / MANIFEST, what, block)
         if (trial.winner is None) != (record["file"] is None):
             has = "no image" if record["file"] is None else "an image"
             yield Finding(block / MANIFEST, f"{name_item(*key)} has {has}, its attempts say otherwise", block)
-
-
-_SAID_OF_FILES = {*_OF_RECORD, *_OF_ARCHIVED, *_OF_DICOM, "dicom_offset"} - {"id", "replicate", "extra"}
 
 
 def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -263,8 +252,3 @@ def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str
         for key in dict.fromkeys((*one, *other))
         if (one.get(key, missing), type(one.get(key))) != (other.get(key, missing), type(other.get(key)))
     ]
-
-
-def _shown(values: Sequence[object]) -> str:
-    rest = len(values) - _SHOWN
-    return ", ".join(map(str, values[:_SHOWN])) + (f" and {rest} more" if rest > 0 else "")

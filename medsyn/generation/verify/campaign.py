@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medsyn.config import Config
-from medsyn.errors import InputError, counted
+from medsyn.errors import InputError
 from medsyn.generation.block_store import Blocks
 from medsyn.generation.filter import Rule
 from medsyn.generation.verify.block import Asked, Content, check_block, read_block
@@ -24,6 +24,7 @@ from medsyn.generation.write import provenance
 from medsyn.generation.write.parquet import Place, Rows, block_rows
 from medsyn.models import weights
 from medsyn.stage import CampaignDirectory, slug
+from medsyn.text import counted
 
 # what running tasks and the file system keep beside blocks: temporaries, journals, leases, files in use over NFS
 _PASSING = re.compile(rf"\..+\.tmp-.+|\.block-\d{{6}}\.(journal|lease)|{IN_USE}")

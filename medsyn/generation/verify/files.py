@@ -15,11 +15,11 @@ from pydicom import dcmread
 
 from medsyn import disk
 from medsyn.data.images.read import SYNTHETIC_KEY
-from medsyn.errors import counted
 from medsyn.generation.block_store import ATTEMPTS, MANIFEST, TIMING, Item, StoredFile, stored_files
 from medsyn.generation.verify.finding import Finding, unread
 from medsyn.generation.write.png import file_name, png_facts
 from medsyn.generation.write.webdataset import ARCHIVE, member_name, members, unpacked, write_tar
+from medsyn.text import counted
 
 Record = Mapping[str, Any]
 IN_USE = r"\.nfs[0-9a-f]+"  # NFS keeps a removed file under such a name while a process reads it

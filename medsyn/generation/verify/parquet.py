@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsyn.errors import counted
 from medsyn.generation.verify.finding import Finding
 from medsyn.generation.write.parquet import ATTEMPTS_TABLE, MANIFEST_TABLE, Rows, fitted, shard_tables
+from medsyn.text import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,7 +60,7 @@ def check_merged_table(merged: Path, sources: Sequence[Path]) -> Iterator[Findin
     if not merged.exists():
         return
     if not merged.is_file():
-        yield Finding(merged, "is not a file: `python -m medsyn merge` makes it", merged)
+        yield Finding(merged, "is not a file: `medsyn merge` makes it", merged)
         return
     try:
         with pq.ParquetFile(merged) as file:
@@ -71,7 +71,7 @@ def check_merged_table(merged: Path, sources: Sequence[Path]) -> Iterator[Findin
                 table = fitted(pq.read_table(source), schema)
                 same = same and rows.take(len(table)).equals(table)
             if not same or len(rows.take(1)):
-                yield Finding(merged, "is not what the shards' tables make: `python -m medsyn merge` makes it", merged)
+                yield Finding(merged, "is not what the shards' tables make: `medsyn merge` makes it", merged)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0][:100]
         yield Finding(merged, f"cannot be compared with the shards' tables ({reason})", merged)

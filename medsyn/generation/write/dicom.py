@@ -21,6 +21,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorag
 from medsyn import __version__
 from medsyn.disk import fingerprint
 from medsyn.generation.write.png import NOTICE
+from medsyn.records import ImageRecord
 
 _CODES = {"OCT": "OPT", "CT": "CT", "X-Ray": "DX", "MRI": "MR", "Fundus": "OP"}
 _LONG_TEXT = 10240  # characters of a VR LT
@@ -108,12 +109,12 @@ def _add_pixels(data: Dataset, picture: np.ndarray) -> None:
     data.add_new("PixelData", "OB", content + b"\0" * (len(content) % 2))
 
 
-def add_dicom(record: dict[str, Any], picture: np.ndarray) -> tuple[dict[str, Any], bytes]:
+def add_dicom(record: ImageRecord, picture: np.ndarray) -> tuple[ImageRecord, bytes]:
     """The record with its DICOM file's name, size and hash, and the file."""
     content = encode_dicom(picture, record)
-    facts = {
-        "dicom": f"{record['file'].rpartition('.')[0]}.dcm",
+    return {
+        **record,
+        "dicom": f"{str(record['file']).rpartition('.')[0]}.dcm",
         "dicom_bytes": len(content),
         "dicom_sha256": hashlib.sha256(content).hexdigest(),
-    }
-    return record | facts, content
+    }, content

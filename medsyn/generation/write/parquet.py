@@ -17,6 +17,7 @@ from medsyn import disk
 from medsyn.data.prompts.formats import carried_name
 from medsyn.errors import InputError
 from medsyn.generation.block_store import ATTEMPTS, TIMING, read_manifest
+from medsyn.records import AttemptRecord, ImageRecord, Schema, columns, fields
 from medsyn.stage import CampaignDirectory
 
 if TYPE_CHECKING:
@@ -24,27 +25,8 @@ if TYPE_CHECKING:
 
 MANIFEST_TABLE, ATTEMPTS_TABLE = "manifest.parquet", "attempts.parquet"
 
-_MANIFEST = {
-    **dict.fromkeys(("id", "prompt", "modality", "mode"), "string"),
-    **{"replicate": "int32", "seed": "int64", "accepted": "bool", "reason": "string"},
-    **{"attempts": "int32", "attempt": "int32", "selector": "float64", "policy": "float64", "precision": "string"},
-    **{"num_inference_steps": "int32", "guidance_scale": "float64", "negative_prompt": "string"},
-    **{"file": "string", "member": "string", "offset": "int64", "bytes": "int64", "sha256": "string"},
-    **{"width": "int32", "height": "int32", "dicom": "string", "dicom_sha256": "string"},
-    **dict.fromkeys(("model_fingerprint", "config_fingerprint", "scorers_fingerprint"), "string"),
-    **{"synthetic": "bool", "scheduler": "string", "batch_size": "int32", "dtype": "string", "attention": "string"},
-    **{"container": "string", "software": "string", "device": "string", "block": "int32", "gpu_seconds": "float64"},
-}
-_ATTEMPTS = {
-    **{"id": "string", "replicate": "int32", "modality": "string", "mode": "string"},
-    **{"attempt": "int32", "seed": "int64", "finite": "bool", "selector": "float64", "policy": "float64"},
-    **{"precision": "string", "passed": "bool", "reason": "string", "chosen": "bool"},
-    **{"block": "int32", "gpu_seconds": "float64"},
-}
-
-
+Row = Mapping[str, Any]
 Rows = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # of the manifest, and of the attempts
-Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -84,16 +66,18 @@ def _read_rows(place: Place) -> Rows:
             return block_rows(place, records, attempts, timing)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    reason = "is damaged or not there; run the task again, and if that does not help `python -m medsyn verify --repair`"
+    reason = "is damaged or not there; run the task again, and if that does not help `medsyn verify --repair`"
     raise InputError(place.path, reason)
 
 
-def shard_tables(manifest: Sequence[Record], attempts: Sequence[Record]) -> dict[str, pa.Table]:
+def shard_tables(manifest: Sequence[Row], attempts: Sequence[Row]) -> dict[str, pa.Table]:
     """Both tables of a shard by their files' names, from the rows of its blocks."""
-    return {MANIFEST_TABLE: _table(manifest, _MANIFEST), ATTEMPTS_TABLE: _table(attempts, _ATTEMPTS)}
+    return {MANIFEST_TABLE: _table(manifest, ImageRecord), ATTEMPTS_TABLE: _table(attempts, AttemptRecord)}
 
 
-def block_rows(place: Place, records: Sequence[Record], attempts: Sequence[Record], timing: Record) -> Rows:
+def block_rows(
+    place: Place, records: Sequence[Mapping[str, Any]], attempts: Sequence[Mapping[str, Any]], timing: Mapping[str, Any]
+) -> Rows:
     """A block's rows of both tables, from what its three files say."""
     seconds = float(timing["seconds"]) / max(len(attempts), 1)
     devices = timing.get("devices") or [None] * len(records)
@@ -114,16 +98,17 @@ def block_rows(place: Place, records: Sequence[Record], attempts: Sequence[Recor
     return manifest, [{**attempt, **shared, "gpu_seconds": seconds} for attempt in attempts]
 
 
-# what a block's record has beside the table's columns
-_NOT_COLUMNS = {"extra", "item_fingerprint", "archive", "dicom_bytes", "dicom_offset"}
+_NOT_COLUMNS = {field.name for field in fields(ImageRecord) if field.column_type is None}
 
 
-def _table(rows: Sequence[Record], types: Mapping[str, str]) -> pa.Table:
+def _table(rows: Sequence[Row], schema: Schema) -> pa.Table:
+    """Rows as a table: the columns of the schema, then the prompt list's further ones."""
     import pyarrow as pa
 
+    types = columns(schema)
     further = sorted({key for row in rows for key in row} - types.keys())
-    schema = pa.schema([(name, pa.type_for_alias(types.get(name, "string"))) for name in (*types, *further)])
-    return pa.Table.from_arrays([pa.array([row.get(f.name) for row in rows], f.type) for f in schema], schema=schema)
+    arrow = pa.schema([(name, pa.type_for_alias(types.get(name, "string"))) for name in (*types, *further)])
+    return pa.Table.from_arrays([pa.array([row.get(f.name) for row in rows], f.type) for f in arrow], schema=arrow)
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -17,11 +17,11 @@ from medsyn import __version__
 from medsyn.data.images.read import SYNTHETIC_KEY
 from medsyn.generation.block_store import Item, item_fingerprint
 from medsyn.generation.filter import Trial
+from medsyn.records import IMAGE_FILE, ImageRecord, fields
 
 NOTICE = "Generated image. It shows no patient. Not for diagnosis."
-OF_THE_FILE = ("file", "bytes", "sha256", "width", "height")  # keys of a manifest that a file cannot say of itself
-_OF_DICOM = ("dicom", "dicom_bytes", "dicom_sha256", "dicom_offset")
-NOT_IN_THE_FILE = {"synthetic", *OF_THE_FILE, "archive", "offset", *_OF_DICOM, "item_fingerprint", "extra"}
+# a file cannot say its own name, size and hash
+NOT_IN_THE_FILE = {one.name for one in fields(ImageRecord) if one.about.group == "file" or not one.about.is_text}
 COLOUR_MODALITIES = {"Fundus"}  # everything else is written as grey
 
 
@@ -89,7 +89,7 @@ def describe(item: Item, trial: Trial, facts: Mapping[str, Any], settings: Mappi
 
 def publish(
     item: Item, trial: Trial, picture: np.ndarray | None, facts: Mapping[str, Any], settings: Mapping[str, Any]
-) -> tuple[dict[str, Any], bytes | None]:
+) -> tuple[ImageRecord, bytes | None]:
     """A settled item's record in the manifest, and its PNG file if it has an image.
 
     Args:
@@ -98,13 +98,14 @@ def publish(
     """
     record = describe(item, trial, facts, settings)
     if trial.winner is None or picture is None:
-        return record | dict.fromkeys(OF_THE_FILE), None
+        return cast(ImageRecord, record | dict.fromkeys(IMAGE_FILE)), None
     image = encode_png(picture, png_facts(record))
     height, width, _ = picture.shape
-    return record | {
+    of_file = {
         "file": file_name(item),
         "bytes": len(image),
         "sha256": hashlib.sha256(image).hexdigest(),
         "width": width,
         "height": height,
-    }, image
+    }
+    return cast(ImageRecord, record | of_file), image

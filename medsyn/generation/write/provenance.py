@@ -202,7 +202,7 @@ def require_same(path: Path, facts: Mapping[str, Any], keep: bool) -> None:
             write_circumstances(path, ours)
             theirs = read_circumstances(path)
     except ValueError as error:
-        reason = f"is damaged ({error}); `python -m medsyn verify --repair` writes it again"
+        reason = f"is damaged ({error}); `medsyn verify --repair` writes it again"
         raise InputError(path, reason) from None
     differing = [
         f"{key} {theirs[key]!r}, here it is {value!r}" for key, value in ours.items() if theirs and theirs[key] != value

@@ -10,16 +10,15 @@ import io
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from medsyn.disk import FILE_MODE
+from medsyn.records import ARCHIVED, ImageRecord
 
 ARCHIVE = "images.tar"
 
 
-def pack(
-    manifest: Sequence[Mapping[str, Any]], files: Mapping[str, bytes]
-) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+def pack(manifest: Sequence[ImageRecord], files: Mapping[str, bytes]) -> tuple[list[ImageRecord], dict[str, bytes]]:
     """The manifest with the images' places in the archive, and the archive in the place of the files.
 
     A sample's key is its file's name without the ending, dots written as `-`, because WebDataset's key ends at the
@@ -35,7 +34,7 @@ def pack(
             if record.get("dicom"):
                 dicom = member_name(position, record["dicom"])
                 place |= {"dicom": dicom, "dicom_offset": offsets[dicom]}
-        packed.append({**record, **place})
+        packed.append(cast(ImageRecord, {**record, **place}))
     return packed, {ARCHIVE: archive}
 
 
@@ -62,7 +61,7 @@ def members(manifest: Sequence[Mapping[str, Any]], files: Mapping[str, bytes]) -
 
 def unpacked(record: Mapping[str, Any], file: str) -> dict[str, Any]:
     """A record of a block with an archive as it was before it was packed, when its image was called `file`."""
-    plain = {key: value for key, value in record.items() if key not in ("archive", "offset", "dicom_offset")}
+    plain = {key: value for key, value in record.items() if key not in ARCHIVED}
     if record["file"] is not None:
         plain["file"] = file
         if record.get("dicom"):

@@ -11,11 +11,11 @@ from medsyn import config as configuration
 from medsyn import disk
 from medsyn.campaign.estimate import architecture, cost, memory
 from medsyn.campaign.estimate.cost import Estimate, TaskCost
-from medsyn.campaign.estimate.memory import GIB
-from medsyn.campaign.plan import capacity, inputs, prepare
+from medsyn.campaign.plan import capacity, inputs
 from medsyn.campaign.tasks import build
 from medsyn.config import Config
 from medsyn.errors import Problem
+from medsyn.text import GIB
 from tests.helpers.paths import ROOT
 from tests.helpers.trial import Trial
 
@@ -130,7 +130,7 @@ class TestHours:
         settings = config()
         for planned in build(settings, {"CT": [100]}, {"CT": 100}):
             expected = estimate(settings).tasks[planned.key].seconds
-            assert cost.expected_seconds(settings, planned.task, with_asked(settings), on_gpu=True) == expected
+            assert cost.CostModel(settings, with_asked(settings), on_gpu=True).task(planned.task).seconds == expected
 
     def test_the_tiny_campaign_took_about_what_is_expected(self) -> None:
         """One run on one core, tasks one after the other: seconds."""
@@ -221,7 +221,7 @@ class TestDisk:
         state = _first_state(unet, settings.finetune)
         unet(torch.zeros(1, 4, 16, 16), torch.tensor([1]), torch.zeros(1, 77, 64)).sample.sum().backward()
         state.optimizer.step()
-        save_file(state.tensors(), tmp_path / "state")
+        save_file(state.tensors(1), tmp_path / "state")
         expected = memory.checkpoint_bytes(settings, architecture.read("embedded", 64))
         assert expected == pytest.approx((tmp_path / "state").stat().st_size, rel=0.05)
 
@@ -260,7 +260,7 @@ def test_a_campaign_that_does_not_fit_is_refused_before_anything_is_written(
     [problem] = inputs.check(trial.config()).errors
     assert "estimated to need 1.6 GiB more" in problem.reason
     with pytest.raises(ValueError, match="GiB free: make room"):
-        prepare.prepare(trial.config())
+        trial.prepare_config(trial.config())
     assert not trial.root.exists()
 
 

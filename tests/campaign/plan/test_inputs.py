@@ -8,7 +8,7 @@ import pytest
 
 from medsyn import config as configuration
 from medsyn import schedulers
-from medsyn.campaign.plan import inputs, prepare
+from medsyn.campaign.plan import inputs
 from medsyn.campaign.status import figures, read
 from medsyn.errors import InputProblems
 from tests.helpers.trial import Trial
@@ -85,7 +85,7 @@ def test_the_same_list_in_another_format_is_the_same_campaign(trial: Trial) -> N
 def test_a_prepared_campaign_s_own_configuration_can_be_submitted(trial: Trial) -> None:
     trial.prepare(**write(trial, ROWS))
     before = trial.campaign()
-    prepare.prepare(configuration.load(trial.root / "config.yaml", environment={}))
+    trial.prepare_config(configuration.load(trial.root / "config.yaml", environment={}))
     assert trial.campaign().fingerprints == before.fingerprints
 
 
@@ -118,7 +118,7 @@ def test_a_second_preparation_finishes_what_a_killed_one_began(trial: Trial, mon
 
 def test_a_campaign_may_be_narrowed_to_a_modality_of_its_own_list(trial: Trial) -> None:
     trial.prepare(**write(trial, ROWS))
-    prepare.prepare(trial.config(data__prompts=str(trial.root / "inputs" / "prompts"), data__modalities=["CT"]))
+    trial.prepare_config(trial.config(data__prompts=str(trial.root / "inputs" / "prompts"), data__modalities=["CT"]))
     lists = trial.root / "inputs" / "prompts"
     assert sorted(path.name for path in lists.iterdir()) == ["ct.jsonl", "ct.offsets", "index.json"]
 

@@ -72,7 +72,7 @@ def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_written(
         stream.write("gone.png,CT: a text,CT\nct-1.png,CT: a text,PET\n")
     config = trial.config(model_paths__stable_diffusion="/no/such/model", data__prompts=str(trial.data / "no.csv"))
     with pytest.raises(InputProblems) as caught:
-        prepare.prepare(config)
+        trial.prepare_config(config)
     said = str(caught.value)
     for part in ("/no/such/model", "ratings.csv, data.ratings_file", "gone.png", "PET", "no.csv", "line 10", "line 11"):
         assert part in said
@@ -321,7 +321,7 @@ def test_patients_are_what_is_held_out(trial: Trial) -> None:
 
 def test_warnings_are_handed_over(trial: Trial) -> None:
     warnings: list[Problem] = []
-    prepare.prepare(trial.config(data__held_out_fraction=1e-9), warn=warnings.extend)
+    trial.prepare_config(trial.config(data__held_out_fraction=1e-9), warn=warnings.extend)
     assert {problem.severity for problem in warnings} == {"warning"}
     assert "no image of CT" in str(warnings[0])
 
@@ -392,7 +392,7 @@ class TestImages:
     ) -> None:
         monkeypatch.setattr(inputs, "IMAGES_READ_AT_MOST", 5)
         monkeypatch.setattr(check, "check_tables", None)
-        assert "python -m medsyn check" in reasons(pictures.config(), "warning")
+        assert "`medsyn check" in reasons(pictures.config(), "warning")
 
 
 class TestPhantoms:
@@ -422,14 +422,14 @@ class TestPhantoms:
             "guided": {"CT": 50},
             "plain": {"CT": 0},
         }
-        assert checked.plan.tasks == prepare.prepare(own).plan.tasks
+        assert checked.plan.tasks == trial.prepare_config(own).plan.tasks
 
     def test_they_are_drawn_once_and_what_was_planned_is_what_there_is(
         self, trial: Trial, small: dict[str, Any]
     ) -> None:
         planned = inputs.check(trial.config(**small))
         told: list[tuple[str, int, int]] = []
-        campaign = prepare.prepare(trial.config(**small), lambda *progress: told.append(progress))
+        campaign = trial.prepare_config(trial.config(**small), lambda *progress: told.append(progress))
         assert campaign.plan.tasks == planned.plan.tasks
         assert told[-1][0] == "drawing phantoms"
         assert told[-1][1] == told[-1][2]

@@ -180,7 +180,7 @@ def test_paths_that_cannot_be_bound_are_refused(tmp_path: Path) -> None:
 
 
 def errors(config: Config) -> list[Problem]:
-    return [problem for problem in check.problems(config, asks_slurm=False) if problem.severity == "error"]
+    return [problem for problem in check.read_site(config, asks_slurm=False)[1] if problem.severity == "error"]
 
 
 def test_everything_wrong_with_image_and_binds_is_told_at_once(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_pyxis_image_that_is_not_there_and_a_campaign_that_is_not_mounted(tmp_pa
     def told(srun: list[str]) -> list[tuple[str, str]]:
         profile.write_text(f"srun: {json.dumps(srun)}\n")
         values = {"campaign": {"dir": "/shared/runs/a"}, "cluster": {"site": str(profile)}}
-        found = check.problems(Config.model_validate(values), asks_slurm=False)
+        found = check.read_site(Config.model_validate(values), asks_slurm=False)[1]
         return [(problem.severity, problem.reason) for problem in found]
 
     mounted = "--container-mounts=/shared/data:/data:ro,/shared/runs:/shared/runs"

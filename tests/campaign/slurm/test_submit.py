@@ -125,16 +125,6 @@ def test_the_time_of_a_stage_is_when_something_of_it_ran(tmp_path: Path) -> None
     assert ledger.stage_seconds(path) == {"finetune": 13}
 
 
-def test_durations_are_said_as_people_say_them() -> None:
-    assert [as_text.duration(seconds) for seconds in (0.4, 59.4, 60, 200, 7400)] == [
-        "0 s",
-        "59 s",
-        "1:00",
-        "3:20",
-        "2:03:20",
-    ]
-
-
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_is_a_live_table_on_a_terminal_and_lines_in_a_log(trial: Trial, terminal: bool) -> None:
     campaign = trial.prepare()

@@ -19,39 +19,10 @@ from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.status import as_json, as_text, figures
 from medsyn.campaign.status import read as status_read
 from medsyn.campaign.status.state import Status
+from tests.helpers.fake_slurm import Slurm
 from tests.helpers.trial import Trial, wait_until
 
 SHARDS = ("ct-00000", "oct-00000")
-
-
-class Slurm:
-    """`squeue` and `sacct` that print what a test says."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.folder.mkdir()
-        self.queue()
-        self.accounting()
-
-    def queue(self, *jobs: str, code: int = 0) -> None:
-        """Jobs as `id|state|reason|node|dependency|name`."""
-        self._command("squeue", jobs, code)
-
-    def accounting(self, *jobs: str, code: int = 0) -> None:
-        """Jobs as `id|state`."""
-        self._command("sacct", jobs, code)
-
-    def asked(self, command: str) -> int:
-        path = self.folder / f"{command}.calls"
-        return len(path.read_text().splitlines()) if path.is_file() else 0
-
-    def _command(self, name: str, lines: tuple[str, ...], code: int) -> None:
-        text = "".join(f"{line}\n" for line in lines)
-        (self.folder / f"{name}.txt").write_text(text)
-        path = self.folder / name
-        say = f"cat {self.folder}/{name}.txt" if not code else "echo 'Unable to contact slurm controller' >&2"
-        path.write_text(f'#!/bin/sh\necho "$@" >> {self.folder}/{name}.calls\n{say}\nexit {code}\n')
-        path.chmod(0o755)
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from medsyn import disk
-from medsyn.data.prompts.formats import RESERVED
 from medsyn.errors import InputError
 from medsyn.generation.write import parquet
 from medsyn.generation.write.dicom import add_dicom
 from medsyn.generation.write.parquet import merge, write_shard_tables
 from medsyn.generation.write.webdataset import pack
+from medsyn.records import RESERVED, AttemptRecord, ImageRecord, json_types
 from medsyn.stage import CampaignDirectory
 from tests.helpers.generation_campaign import Campaign
 
@@ -56,7 +56,18 @@ def test_every_name_of_records_and_tables_is_reserved(reference: Campaign) -> No
     """Or a prompt list's column of that name would be lost."""
     (record, *_) = reference.read("manifest.jsonl", "filtered")
     packed, _ = pack([add_dicom(record, np.zeros((8, 8, 1), np.uint8))[0]], {record["file"]: b"", "ct-0_0.dcm": b""})
-    assert set(table(reference, "manifest.parquet")[0]) | set(packed[0]) <= RESERVED
+    assert set(table(reference, "manifest.parquet")[0]) | set(packed[0]) == RESERVED
+
+
+def test_records_have_just_the_keys_of_the_schema(reference: Campaign) -> None:
+    (record, *_) = reference.read("manifest.jsonl", "filtered")
+    assert record.keys() == json_types(ImageRecord, {"filtered"}).keys()
+    assert reference.read("manifest.jsonl", "baseline")[0].keys() == json_types(ImageRecord).keys()
+    with_dicom, _ = add_dicom(record, np.zeros((8, 8, 1), np.uint8))
+    packed, _ = pack([with_dicom], {record["file"]: b"", "ct-0_0.dcm": b""})
+    assert with_dicom.keys() == json_types(ImageRecord, {"filtered", "dicom"}).keys()
+    assert packed[0].keys() == json_types(ImageRecord, {"filtered", "dicom", "archive"}).keys()
+    assert reference.read("attempts.jsonl", "filtered")[0].keys() == json_types(AttemptRecord).keys()
 
 
 def test_further_columns_of_the_prompt_list_are_carried_through(

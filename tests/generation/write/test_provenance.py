@@ -13,7 +13,8 @@ from medsyn.errors import InputError
 from medsyn.generation.write import provenance
 from medsyn.generation.write.png import NOT_IN_THE_FILE
 from medsyn.generation.write.provenance import circumstances, require_same, software, write_circumstances
-from tests.helpers.generation_campaign import CPU, Campaign, fork, wait
+from tests.helpers.generation_campaign import CPU, Campaign
+from tests.helpers.processes import fork, wait
 
 
 def test_what_is_computed_with_is_on_record(monkeypatch: pytest.MonkeyPatch) -> None:

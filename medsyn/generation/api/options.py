@@ -1,0 +1,143 @@
+"""What one call can be told, under its three names: argument of `medsyn.Generator`, flag, and key of the configuration.
+
+From the arguments to a `Config`, which says what is wrong with their values; neither torch nor a disk is needed. The
+place of a problem (`Problem.source`) is the argument; the command line turns it into its flag.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from medsyn.config import EMBEDDED, Config, validate
+from medsyn.data.modalities import canonical_modality, not_a_modality
+from medsyn.data.prompts.rows import wrong_negative
+from medsyn.errors import InputProblems, Problem
+from medsyn.schedulers import SchedulerName
+
+BATCH_SIZE, MOST_TOGETHER = 4, 1024  # candidates in a batch, by default and at most
+
+Mode = Literal["baseline", "filtered"]
+
+
+class Sampling(TypedDict, total=False):
+    """How images are sampled and chosen: keys of the configuration's section `generation`."""
+
+    num_inference_steps: int
+    scheduler: SchedulerName
+    guidance_scale: float
+    guidance_interval: Sequence[float]
+    negative_prompt: str
+    batch_size: int
+    batches_per_block: int
+    quality_threshold: float
+    num_candidates: int
+    min_policy_score: float | None
+    max_attempts: int
+    on_exhausted: Literal["fail", "skip", "keep-best"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """The other names of an argument."""
+
+    flag: str | None  # of `medsyn generate --prompt`
+    key: str | None = None  # of the configuration
+    is_of_filter: bool = False
+
+
+OPTIONS = {
+    "prompts": Option("--prompt"),
+    "count": Option("--img_num"),
+    "modality": Option("--modality"),
+    "model": Option("--pretrained_model", "model_paths.stable_diffusion"),
+    "finetuned": Option("--model_used"),
+    "selector": Option("--selector_checkpoint"),
+    "policy": Option("--policy_checkpoint"),
+    "device": Option("--device"),
+    "precision": Option("--precision", "device.precision"),
+    "height": Option("--height"),
+    "width": Option("--width"),
+    "seed": Option("--seed", "campaign.seed"),
+    "num_inference_steps": Option("--num_inference_steps", "generation.num_inference_steps"),
+    "scheduler": Option("--scheduler", "generation.scheduler"),
+    "guidance_scale": Option("--guidance_scale", "generation.guidance_scale"),
+    "guidance_interval": Option(None, "generation.guidance_interval"),
+    "negative_prompt": Option("--negative_prompt", "generation.negative_prompt"),
+    "batch_size": Option("--batch_size", "generation.batch_size"),
+    "batches_per_block": Option(None, "generation.batches_per_block"),
+    "quality_threshold": Option("--quality_threshold", "generation.quality_threshold", is_of_filter=True),
+    "num_candidates": Option(None, "generation.num_candidates", is_of_filter=True),
+    "min_policy_score": Option(None, "generation.min_policy_score", is_of_filter=True),
+    "max_attempts": Option("--max_attempts", "generation.max_attempts", is_of_filter=True),
+    "on_exhausted": Option(None, "generation.on_exhausted", is_of_filter=True),
+}
+
+
+def modality_of(found: list[Problem], modality: Any) -> str | None:
+    """The one name of the modality that an argument names; None if it names none, which is told."""
+    name = canonical_modality(modality) if isinstance(modality, str) else None
+    if name is None:
+        found.append(Problem("modality", f"{modality!r:.100} {not_a_modality(str(modality))}"))
+    return name
+
+
+def mode_of(given: Mapping[str, Any]) -> Mode:
+    """`filtered` if there is a scorer among the arguments."""
+    return "baseline" if given.get("selector") is None and given.get("policy") is None else "filtered"
+
+
+def configuration(given: Mapping[str, Any]) -> tuple[Config | None, list[Problem]]:
+    """The configuration that arguments of `medsyn.Generator` mean (None if none), and all that is wrong with them."""
+    problems = [*_wrong_names(given), *_wrong_values(given)]
+    places = {option.key: name for name, option in OPTIONS.items() if option.key and name in given}
+    if any(problem.source == "batch_size" for problem in problems):
+        del places["generation.batch_size"]  # a campaign's may be `auto`, which is not what is to be told here
+    tree: dict[str, Any] = {
+        "device": {"use_cuda": given.get("device") != "cpu"},
+        "generation": {"modes": [mode_of(given)], "batch_size": BATCH_SIZE, "num_candidates": 1},
+    }
+    for key, name in places.items():
+        section, _, leaf = key.partition(".")
+        tree.setdefault(section, {})[leaf] = _plain(given[name])
+    try:
+        return validate(tree, "generator", places), problems
+    except InputProblems as error:
+        return None, [*problems, *(replace(problem, key=None) for problem in error.problems)]
+
+
+def _wrong_names(given: Mapping[str, Any]) -> Iterator[Problem]:
+    """Unknown arguments, and those of a filter that is not there, or only in part."""
+    has_filter = mode_of(given) == "filtered"
+    for name in given:
+        if name not in OPTIONS:
+            close = difflib.get_close_matches(name, OPTIONS, n=1)
+            yield Problem(name, f"there is no such argument{f'; did you mean {close[0]}?' if close else ''}")
+        elif OPTIONS[name].is_of_filter and not has_filter:
+            yield Problem(name, "belongs to the filter, which needs a Selector and a Policy")
+    for scorer in ("selector", "policy"):
+        if has_filter and given.get(scorer) is None:
+            yield Problem(scorer, "is not given: the filter needs both a Selector and a Policy")
+
+
+def _wrong_values(given: Mapping[str, Any]) -> Iterator[Problem]:
+    """What the configuration allows, or cannot know."""
+    size = given.get("batch_size", BATCH_SIZE)
+    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= MOST_TOGETHER:
+        yield Problem("batch_size", f"a whole number from 1 to {MOST_TOGETHER}, got {size!r:.100}")
+    negative = given.get("negative_prompt")
+    if isinstance(negative, str):
+        yield from (Problem("negative_prompt", reason) for reason in wrong_negative(negative))
+    model = given.get("model", EMBEDDED)
+    if isinstance(model, str) and not model.strip():
+        yield Problem("model", f"`{EMBEDDED}`, a diffusers directory or a hub id, got {model!r}")
+
+
+def _plain(value: Any) -> Any:
+    """A value as a configuration has it: no tuples, no paths."""
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value

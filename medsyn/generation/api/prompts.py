@@ -1,0 +1,121 @@
+"""The prompts that a `medsyn.Generator` is asked for, held to what the rows of a prompt list are held to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from medsyn.config import MOST_IMAGES, Config
+from medsyn.data.modalities import split_prefix
+from medsyn.data.prompts.rows import PromptRow, read_texts
+from medsyn.errors import InputProblems, Problem
+from medsyn.generation.api.options import modality_of
+from medsyn.generation.block_store import Item
+from medsyn.schedulers import wrong_steps
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Images of one prompt."""
+
+    item: Item  # the first of them
+    modality: str
+    count: int = 1
+
+    def items(self) -> Iterator[Item]:
+        """An item per image; of a text those that a campaign makes of such a row, so that the images are the same."""
+        return (replace(self.item, replicate=self.item.replicate + number) for number in range(self.count))
+
+
+def check_prompts(
+    prompts: Any, count: Any, modality: Any, settings: Config | None = None, only: str | None = None
+) -> tuple[list[Wanted], list[Problem]]:
+    """The images that are meant, and the warnings about their prompts.
+
+    Args:
+        prompts: a text, an item, or several of them.
+        count: images of each text.
+        modality: of those that do not start with theirs; None if all do.
+        settings: what the items' numbers of steps must fit.
+        only: the one modality that can be made; that of the prompts unless they say theirs.
+
+    Raises:
+        InputProblems: everything that is wrong with them, each by the name of its argument.
+    """
+    found: list[Problem] = []
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MOST_IMAGES:
+        found.append(Problem("count", f"a whole number from 1 to {MOST_IMAGES}, got {count!r:.100}"))
+    name = only if modality is None else modality_of(found, modality)
+    if only is not None and name not in (None, only):
+        found.append(Problem("modality", f"{modality!r} is asked for, and this generator's models are of {only}"))
+    asked = _several(found, prompts)
+    places = ["prompts" if isinstance(prompts, (str, Item)) else f"prompts[{place}]" for place in range(len(asked))]
+    rows, of_prompts = _texts(asked, places, name)
+    for place, prompt in zip(places, asked, strict=True):
+        if isinstance(prompt, Item):
+            of_prompts += _wrong_with(place, prompt, name, settings)
+        elif not isinstance(prompt, str):
+            of_prompts.append(Problem(place, f"a text or an Item, got {prompt!r:.100}"))
+    if modality is not None and name is None:  # every prompt without a prefix would be told, too
+        of_prompts = [problem for problem in of_prompts if "names no modality" not in problem.reason]
+    found += [problem for problem in of_prompts if problem.severity == "error"]
+    if found:
+        raise InputProblems(dict.fromkeys(found))
+    wanted = [
+        Wanted(prompt, name or str(split_prefix(prompt.prompt)[0]))
+        if isinstance(prompt, Item)
+        else Wanted(Item(rows[place].prompt_id, rows[place].prompt, 0), rows[place].modality, count)
+        for place, prompt in zip(places, asked, strict=True)
+    ]
+    return wanted, [problem for problem in of_prompts if problem.severity == "warning"]
+
+
+def _several(found: list[Problem], prompts: Any) -> list[Any]:
+    """One prompt or several as a list."""
+    if isinstance(prompts, (str, Item)):
+        return [prompts]
+    got = f"{prompts!r:.100}"
+    if isinstance(prompts, (bytes, bytearray, memoryview)):
+        got = f"bytes, not text: {bytes(prompts[:80])!r}"
+    elif isinstance(prompts, Iterable):
+        asked = list(prompts)
+        if not asked:
+            found.append(Problem("prompts", "there are none"))
+        return asked
+    found.append(Problem("prompts", f"a text, an Item or several of them, got {got}"))
+    return []
+
+
+def _texts(
+    asked: Sequence[Any], places: Sequence[str], modality: str | None
+) -> tuple[dict[str, PromptRow], list[Problem]]:
+    """The rows that the texts mean, by their place, and everything to tell of the texts."""
+    of_text = [place for place, prompt in zip(places, asked, strict=True) if isinstance(prompt, str)]
+    texts = [{"prompt": prompt} for prompt in asked if isinstance(prompt, str)]
+    rows, problems = read_texts("prompts", texts, modality)
+    told = [replace(one, source=of_text[(one.row or 1) - 1], row=None, key=None) for one in problems]
+    return {of_text[row.row - 1]: row for row in rows}, told
+
+
+def _wrong_with(place: str, item: Item, modality: str | None, settings: Config | None) -> list[Problem]:
+    """What is wrong with an item, which is held to what a row of a prompt list is held to."""
+    record = {
+        "id": item.prompt_id,
+        "prompt": item.prompt,
+        "seed": item.seed,
+        "num_inference_steps": item.num_inference_steps,
+        "guidance_scale": item.guidance_scale,
+        "negative_prompt": item.negative_prompt,
+        **item.extra,
+    }
+    _, problems = read_texts(place, [record], modality)
+    found = [replace(one, row=None) for one in problems if one.severity == "error"]
+    if not item.prompt_id:
+        found.append(Problem(place, "prompt_id is empty"))
+    if not isinstance(item.replicate, int) or item.replicate < 0:
+        found.append(Problem(place, f"replicate is a whole number from 0 on, got {item.replicate!r:.100}"))
+    steps = None if settings is None or problems else item.num_inference_steps
+    if settings is not None and steps is not None and (reason := wrong_steps(settings.generation.scheduler, steps)):
+        found.append(Problem(place, reason))
+    return found

@@ -1,0 +1,202 @@
+"""Leases: which process is at work on something, also where the file system has no locks.
+
+A lease is a file that only one process can create. Its holder renews the file's time; a lease that is not renewed has
+expired, and another process may take it over. Whether it is renewed each judges by its own clock alone, for the clocks
+of nodes differ. A lease is no proof: a holder that was suspended may be at work beside its successor until its next
+heartbeat.
+
+Why not filelock's SoftFileLease: it takes a dead holder's file over only by exchanging two names in one step, which
+NFS, Lustre and BeeGFS refuse, so there the file would block for ever; an empty one, left by a process that was killed
+before it wrote, would do so on every file system.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from medsyn import disk
+
+HEARTBEAT_SECONDS = 20.0
+LEASE_SECONDS = 120.0  # more than a heartbeat and the 60 s for which an NFS client may show an old time
+
+
+class LeaseLost(Exception):
+    """Another process took the lease over: this one seemed dead, because it was suspended or cut off for a while."""
+
+
+class Seen(NamedTuple):
+    """A lease as it was at one moment."""
+
+    renewed: int  # the file's time in nanoseconds, by whatever clock
+    content: bytes  # of no two leases the same; incomplete while the file is being written
+
+    @property
+    def holder(self) -> dict[str, Any]:
+        """What the file says of its holder: task, host, pid, token; nothing if it is not whole."""
+        try:
+            holder = json.loads(self.content)
+        except ValueError:
+            return {}
+        return holder if isinstance(holder, dict) and holder.keys() >= {"task", "host", "pid"} else {}
+
+
+def lease_file(path: Path) -> Path:
+    """Where the lease on `path` is; hidden, so that readers of blocks pass it by."""
+    return path.with_name(f".{path.name}.lease")
+
+
+class Leases:
+    """The leases of one task, renewed by a thread while the `with` block lasts, and given back when it ends.
+
+    Args:
+        task: the task's name, if something else sees to it that one process at a time runs the task: a lease of this
+            name which this process does not hold is left of an earlier attempt then, and taken over at once.
+    """
+
+    def __init__(self, task: str | None = None) -> None:
+        self.task = task
+        self._held: dict[Path, bytes] = {}  # what the files say
+        self._lock = threading.Lock()  # the writing thread gives back what the sampling thread has taken
+        self._observed: dict[Path, tuple[Seen, float]] = {}
+        self._over = threading.Event()
+
+    def file(self, path: Path) -> Path:
+        """Where the lease on `path` is."""
+        return lease_file(path)
+
+    def has_expired(self, file: Path, seen: Seen) -> bool:
+        """Whether a lease has been the same for too long, of which this task has been a witness."""
+        before, since = self._observed.get(file, (None, 0.0))
+        if before != seen:
+            self._observed[file] = seen, time.monotonic()
+            return False
+        return time.monotonic() - since > LEASE_SECONDS
+
+    def take(self, path: Path) -> bool:
+        """Try to become the holder of the lease on `path`; whether this call did it."""
+        file = self.file(path)
+        with self._lock:
+            if file in self._held:
+                return False
+        disk.make_directory(file.parent)
+        if self._create(file):
+            return True
+        seen = _look(file)
+        return seen is not None and self._is_dead(file, seen) and self._take_over(file, seen)
+
+    def is_held(self, path: Path) -> bool:
+        """Whether anybody holds the lease on `path` who is not known to be dead."""
+        file = self.file(path)
+        seen = _look(file)
+        return seen is not None and not self._is_dead(file, seen)
+
+    def require(self, path: Path) -> None:
+        """Raise LeaseLost if the lease on `path` was taken over since `take`."""
+        with self._lock:
+            if self.file(path) not in self._held:
+                raise LeaseLost(str(path))
+
+    def give_back(self, path: Path) -> None:
+        """End the lease on `path`, if this task still holds it."""
+        self._end(self.file(path))
+
+    def __enter__(self) -> Leases:
+        self._heartbeat = threading.Thread(target=self._renew, name="leases", daemon=True)
+        self._heartbeat.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._heartbeat.join()
+        for file in list(self._held):
+            with suppress(OSError):
+                self._end(file)
+
+    def _create(self, file: Path) -> bool:
+        # O_EXCL is atomic on NFS (since version 3), Lustre, GPFS and BeeGFS
+        try:
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, disk.FILE_MODE)
+        except FileExistsError:
+            return False
+        holder = {"task": self.task, "host": _host(), "pid": os.getpid(), "token": secrets.token_hex(8)}
+        content = json.dumps(holder).encode()
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+        except BaseException:  # a full disk
+            file.unlink(missing_ok=True)
+            raise
+        with self._lock:
+            self._held[file] = content
+        self._observed.pop(file, None)
+        return True
+
+    def _take_over(self, file: Path, dead: Seen) -> bool:
+        """Put a lease of this task in the place of a dead one; one at a time does it, who has created the guard."""
+        guard = file.with_name(f".{file.name.removeprefix('.')}.tmp-takeover")
+        if not self._create(guard):
+            seen = _look(guard)
+            if seen is None or not self._is_dead(guard, seen):
+                return False
+            guard.unlink(missing_ok=True)  # killed at it
+            return self._take_over(file, dead)
+        try:
+            if _look(file) != dead:  # another process was faster
+                return False
+            file.unlink(missing_ok=True)
+            return self._create(file)
+        finally:
+            self._end(guard)
+
+    def _end(self, file: Path) -> None:
+        with self._lock:
+            content = self._held.pop(file, None)
+        if content is not None and _says(file, content):
+            file.unlink(missing_ok=True)
+
+    def _is_dead(self, file: Path, seen: Seen) -> bool:
+        if holder := seen.holder:
+            if self.task is not None and holder["task"] == self.task:
+                return True
+            if holder["host"] == _host() and not disk.is_running(holder["pid"]):
+                return True
+        return self.has_expired(file, seen)
+
+    def _renew(self) -> None:
+        while not self._over.wait(HEARTBEAT_SECONDS):
+            with self._lock:
+                held = list(self._held.items())
+            for file, content in held:
+                with suppress(OSError):  # a file system that does not answer now may do so at the next heartbeat
+                    if _says(file, content):
+                        os.utime(file)
+                        continue
+                    with self._lock:
+                        if self._held.get(file) == content:
+                            del self._held[file]
+
+
+def _look(file: Path) -> Seen | None:
+    """The lease as it is now, None if it is gone. The file is opened, because on NFS that asks the server."""
+    try:
+        with file.open("rb") as stream:
+            return Seen(os.fstat(stream.fileno()).st_mtime_ns, stream.read())
+    except FileNotFoundError:
+        return None
+
+
+def _says(file: Path, content: bytes) -> bool:
+    seen = _look(file)
+    return seen is not None and seen.content == content
+
+
+def _host() -> str:
+    """The name of this host and, for containers, of the space in which its process ids count."""
+    return f"{os.uname().nodename} {Path('/proc/self/ns/pid').stat().st_ino}"

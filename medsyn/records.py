@@ -1,0 +1,202 @@
+"""What is on record about a generated image and about each of its candidates: every key, said once.
+
+A line of `manifest.jsonl` is an `ImageRecord`, a line of `attempts.jsonl` an `AttemptRecord`; the Parquet tables have
+the same keys as columns, in the order they have here. Everything else that must know the keys asks this module: the
+tables' types, the names that a prompt list's columns may not take, what `verify` expects, the PNG file's text, and the
+tables of docs/output.md, which `python -m medsyn.records` prints.
+"""
+
+import types
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, Union, get_args, get_origin, get_type_hints
+
+Group = Literal["environment", "file"]
+Condition = Literal["archive", "dicom", "filtered", "table"]
+
+
+@dataclass(frozen=True)
+class About:
+    """What the schema says of a key beside its type."""
+
+    meaning: str  # Markdown
+    group: Group | None = None
+    when: tuple[Condition, ...] = ()  # it is there if all of these hold; `table`: as a column only
+    wide: bool = False  # 64 bits in the tables, for a whole number
+    is_column: bool = True
+    is_text: bool = True  # the PNG file says it of itself
+
+
+class ImageRecord(TypedDict):
+    """One image that was asked for, whether it was made or not."""
+
+    id: Annotated[str, About("the prompt's name, unique in its list")]
+    prompt: Annotated[str, About("its text")]
+    modality: Annotated[str, About("OCT, CT, X-Ray, MRI or Fundus")]
+    mode: Annotated[str, About("`baseline` or `filtered`")]
+    replicate: Annotated[int, About("number of the image among those of its prompt, from 0")]
+    seed: Annotated[int | None, About("the image's noise depends on it alone", wide=True)]
+    accepted: Annotated[bool, About("whether a candidate passed the filter; always so without one")]
+    reason: Annotated[
+        str,
+        About(
+            "`accepted`, `unfiltered`, or what became of a spent budget: `exhausted-failed`, `exhausted-skipped`, "
+            "`exhausted-kept-best`",
+        ),
+    ]
+    attempts: Annotated[int, About("candidates that the filter looked at")]
+    attempt: Annotated[int | None, About("the one of them that is the image, from 0")]
+    selector: Annotated[float | None, About("its Selector score, 0 to 1; null without a filter")]
+    policy: Annotated[float | None, About("its Policy score, 0 to 1; null without a filter")]
+    precision: Annotated[str | None, About("what its UNet computed in: `float32` where `dtype` gave no numbers")]
+    num_inference_steps: Annotated[int, About("denoising steps, as they were in effect")]
+    guidance_scale: Annotated[float, About("classifier-free guidance, as it was in effect; 1 is without")]
+    negative_prompt: Annotated[str, About("as it was in effect; may be empty")]
+    extra: Annotated[
+        dict[str, Any],
+        About("the prompt list's further columns; in the tables a column each", is_column=False, is_text=False),
+    ]
+    file: Annotated[
+        str | None,
+        About("name of the PNG file, null if there is no image; in the tables a path below `work/generate`", "file"),
+    ]
+    member: NotRequired[
+        Annotated[str | None, About("its name in the tar, with `generation.output=webdataset`", "file", ("table",))]
+    ]
+    archive: NotRequired[
+        Annotated[str | None, About("the tar that the file is in", "file", ("archive",), is_column=False)]
+    ]
+    offset: NotRequired[
+        Annotated[int | None, About("byte of the tar at which the file begins", "file", ("archive",), wide=True)]
+    ]
+    bytes: Annotated[int | None, About("size of the file", "file", wide=True)]
+    sha256: Annotated[str | None, About("SHA-256 of the file, in hex", "file")]
+    width: Annotated[int | None, About("pixels", "file")]
+    height: Annotated[int | None, About("pixels", "file")]
+    dicom: NotRequired[Annotated[str, About("name of the DICOM file, with `generation.dicom`", "file", ("dicom",))]]
+    dicom_bytes: NotRequired[Annotated[int, About("its size", "file", ("dicom",), is_column=False)]]
+    dicom_sha256: NotRequired[Annotated[str, About("its SHA-256", "file", ("dicom",))]]
+    dicom_offset: NotRequired[
+        Annotated[int, About("where in the tar it begins", "file", ("dicom", "archive"), is_column=False)]
+    ]
+    model_fingerprint: Annotated[str, About("of the weights that made the image")]
+    config_fingerprint: Annotated[str, About("of the settings that an image of this mode depends on")]
+    scorers_fingerprint: NotRequired[
+        Annotated[str, About("of the weights that chose it, in a filtered campaign", when=("filtered",))]
+    ]
+    item_fingerprint: Annotated[
+        str, About("of the prompt list's row and the replicate", is_column=False, is_text=False)
+    ]
+    synthetic: Annotated[
+        bool,
+        About(
+            "always true; `Synthetic: YES` in the PNG file, Synthetic Data (0008,001C) in the DICOM file",
+            is_text=False,
+        ),
+    ]
+    scheduler: Annotated[str, About("the sampler, by its name in the configuration")]
+    batch_size: Annotated[int, About("candidates that were denoised together")]
+    dtype: Annotated[str, About("what the UNet was told to compute in", "environment")]
+    attention: Annotated[str, About("PyTorch's attention, and on a GPU its kernels that may be used", "environment")]
+    container: Annotated[str | None, About("what MEDSYN_IMAGE said of the container", "environment")]
+    software: Annotated[str, About("versions of medsyn and of what changes an image's bytes", "environment")]
+    device: NotRequired[Annotated[str | None, About("the GPU's model, or `cpu`", when=("table",))]]
+    block: NotRequired[Annotated[int, About("number of the block that holds it", when=("table",))]]
+    gpu_seconds: NotRequired[
+        Annotated[float, About("its share of the time that its block's batches took", when=("table",))]
+    ]
+
+
+class AttemptRecord(TypedDict):
+    """One candidate: an image that was sampled for the filter to look at."""
+
+    id: Annotated[str, About("of its prompt")]
+    replicate: Annotated[int, About("of its image")]
+    modality: NotRequired[Annotated[str, About("of its image", when=("table",))]]
+    mode: NotRequired[Annotated[str, About("of its image", when=("table",))]]
+    attempt: Annotated[int, About("number of the candidate among those of its image, from 0")]
+    seed: Annotated[int, About("its noise depends on it alone", wide=True)]
+    finite: Annotated[bool, About("whether every pixel and every score is a number")]
+    selector: Annotated[float | None, About("its Selector score, 0 to 1")]
+    policy: Annotated[float | None, About("its Policy score, 0 to 1")]
+    precision: Annotated[str, About("what its UNet computed in")]
+    passed: Annotated[bool, About("whether it passed the filter")]
+    reason: Annotated[
+        str | None,
+        About(
+            "why it is not the image: `non-finite`, `selector-below-threshold`, `policy-below-minimum`, `outranked` "
+            "by one with a better Policy score, `surplus` (made to fill a batch, never looked at); null if nothing "
+            "speaks against it",
+        ),
+    ]
+    chosen: Annotated[bool, About("whether it is the image")]
+    block: NotRequired[Annotated[int, About("number of its block", when=("table",))]]
+    gpu_seconds: NotRequired[
+        Annotated[float, About("its share of the time that its block's batches took", when=("table",))]
+    ]
+
+
+Schema = type[ImageRecord] | type[AttemptRecord]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One key of a record, as its class says it."""
+
+    name: str
+    types: tuple[type, ...]  # that its value in JSON may have, as `isinstance` takes them
+    about: About
+
+    @property
+    def column_type(self) -> str | None:
+        """Arrow's name for the type of the column; None where there is none."""
+        if not self.about.is_column:
+            return None
+        return "int64" if self.about.wide else _ARROW[self.types[0]]
+
+
+_ARROW = {str: "string", int: "int32", float: "float64", bool: "bool"}
+_JSON = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", type(None): "null"}
+
+
+def fields(schema: Schema) -> Iterator[Field]:
+    """The keys of a record, columns in the tables' order."""
+    for name, hint in get_type_hints(schema, include_extras=True).items():
+        annotated = get_args(hint)[0] if get_origin(hint) is NotRequired else hint
+        value, about = get_args(annotated)
+        one_of = get_args(value) if get_origin(value) in (types.UnionType, Union) else (value,)
+        yield Field(name, tuple(get_origin(one) or one for one in one_of), about)
+
+
+def columns(schema: Schema) -> dict[str, str]:
+    """The columns that every table of these records has, and Arrow's names for their types."""
+    return {field.name: field.column_type for field in fields(schema) if field.column_type is not None}
+
+
+def json_types(schema: Schema, on: Collection[Condition] = ()) -> dict[str, tuple[type, ...]]:
+    """The keys that a record must have where the conditions `on` hold, and the types that `json` reads them as."""
+    return {
+        field.name: (int, *field.types) if float in field.types else field.types
+        for field in fields(schema)
+        if set(field.about.when) <= set(on)
+    }
+
+
+IMAGE_FILE = tuple(field.name for field in fields(ImageRecord) if field.about.group == "file" and not field.about.when)
+ARCHIVED = tuple(field.name for field in fields(ImageRecord) if "archive" in field.about.when)
+# what an image was computed with, as far as it can be chosen
+ENVIRONMENT = tuple(field.name for field in fields(ImageRecord) if field.about.group == "environment")
+RESERVED = frozenset(field.name for field in fields(ImageRecord))  # names that no further column of a table can have
+
+
+def markdown(schema: Schema) -> str:
+    """The keys as a table of docs/output.md."""
+    lines = ["| key | in JSON | in Parquet | meaning |", "| --- | --- | --- | --- |"]
+    for field in fields(schema):
+        in_json = " or ".join(_JSON[one] for one in field.types) if "table" not in field.about.when else ""
+        lines.append(f"| `{field.name}` | {in_json} | {field.column_type or ''} | {field.about.meaning} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(f"{markdown(ImageRecord)}\n\n{markdown(AttemptRecord)}")

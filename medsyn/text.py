@@ -1,0 +1,46 @@
+"""Small words of messages to people: counts, durations, sizes, lists cut short, and what somebody most likely meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+
+GIB = 2**30
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: 1 image, 2 images."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as clocks show them: 45 s, 3:20, 2:03:20."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def gib(amount: float) -> str:
+    """Bytes in GiB, without the unit: 15.3, and 0.03 of less than one."""
+    return f"{amount / GIB:.1f}" if amount >= GIB else f"{amount / GIB:.2f}"
+
+
+def and_more(items: Sequence[object], shown: int) -> str:
+    """The first items, and how many more there are: `a, b and 3 more`."""
+    rest = len(items) - shown
+    return ", ".join(map(str, items[:shown])) + (f" and {rest} more" if rest > 0 else "")
+
+
+def closest(given: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The choice most like `given`, whatever the case of both; None if none is like it by `cutoff` (difflib's)."""
+    lowered = {choice.casefold(): choice for choice in choices}
+    close = difflib.get_close_matches(given.casefold(), lowered, n=1, cutoff=cutoff)
+    return lowered[close[0]] if close else None
+
+
+def did_you_mean(given: str, choices: Iterable[str], cutoff: float = 0.6, show: Callable[[str], str] = str) -> str:
+    """The end of a message about a `given` that is none of the choices: `; did you mean …?`, or nothing."""
+    close = closest(given, choices, cutoff)
+    return f"; did you mean {show(close)}?" if close else ""

@@ -1,0 +1,79 @@
+"""The images that a table's rows name, each read and encoded once, and every row that cannot be used reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medsyn import disk
+from medsyn.config import Config
+from medsyn.data.images.latent_cache import TensorCache, image_key
+from medsyn.data.images.pixels import fit_square
+from medsyn.data.images.read import Image, read_image
+from medsyn.data.tables.read import ImageRow, RatingRow
+from medsyn.errors import InputError, InputProblems, Problem
+from medsyn.models.weights import weights_fingerprint
+from medsyn.stage import Control
+
+Row = TypeVar("Row", ImageRow, RatingRow)
+
+
+def encode_rows(
+    config: Config,
+    table: str,
+    rows: Sequence[Row],
+    hashes: Mapping[Path, str],
+    encode: Callable[[Image, Tensor], dict[str, Tensor]],
+    cache: TensorCache,
+    control: Control,
+    allow_synthetic: bool,
+    variant: Sequence[Any] = (),
+) -> tuple[list[tuple[str, Row]], int]:
+    """Encode the images that the cache lacks; several rows may share one.
+
+    Args:
+        config: of the campaign.
+        table: which a problem names as its place.
+        rows: of the table.
+        hashes: SHA-256 of every row's file, '' where it could not be read.
+        encode: from an image as it was read, and its pixels [1, 3, R, R] in 0..1, to an entry of the cache.
+        cache: where the results are kept.
+        control: progress goes there; a stop request is obeyed between two images.
+        allow_synthetic: whether images that carry the mark of a generated one may be used.
+        variant: tells these entries from others of the same images.
+
+    Returns:
+        (key in the cache, row) of every row that can be used, and how many images were encoded.
+
+    Raises:
+        InputProblems: every image that cannot be used (`data.strict`), or that none can.
+        Saved: a stop was requested.
+    """
+    resolution, weights = config.data.resolution, weights_fingerprint(config.model_paths.stable_diffusion)
+
+    def key_of(row: Row) -> str:
+        key = image_key(hashes[row.path] or str(row.path), row.modality, resolution, weights, allow_synthetic)
+        return disk.fingerprint([*variant, key]) if variant else key
+
+    def compute(row: Row) -> dict[str, Tensor]:
+        if not hashes[row.path]:
+            raise InputError(row.path, "cannot be read")
+        image = read_image(row.path, row.modality)
+        if image.synthetic and not allow_synthetic:
+            raise InputError(row.path, "carries the mark of a generated image; data.allow_synthetic=true trains on it")
+        pixels = np.ascontiguousarray(fit_square(image.pixels, resolution).transpose(2, 0, 1))
+        return encode(image, torch.from_numpy(pixels)[None])
+
+    keyed = [(key_of(row), row) for row in rows]
+    encoded, failures = cache.fill(dict(keyed), compute, control, "image")
+    problems = [
+        Problem(table, f"{row.file}: {failures[key].problem.reason}", row.row) for key, row in keyed if key in failures
+    ]
+    if problems and (config.data.strict or len(problems) == len(rows)):
+        raise InputProblems(problems)
+    return [(key, row) for key, row in keyed if key not in failures], encoded

@@ -1,0 +1,89 @@
+"""One training run on disk and towards the world: metrics, heartbeats, checkpoints, and leaving when it is asked to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from medsyn import disk
+from medsyn.config import Config
+from medsyn.models.scorers import PROVENANCE
+from medsyn.stage import CampaignDirectory, Control, Task
+from medsyn.training.checkpoint import refuse_mismatch, save_checkpoint
+from medsyn.training.schedule import RandomKey
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a training loop needs besides its model: a key for its randomness, and where to save and to report."""
+
+    key: RandomKey
+    directory: Path
+    checkpoints: Path
+    keep: int  # checkpoints
+    provenance: dict[str, Any]  # what the weights depend on; a checkpoint made from something else is refused
+    control: Control
+
+    @property
+    def metrics(self) -> Path:
+        """The learning curve, JSONL."""
+        return self.directory / "metrics.jsonl"
+
+    def has_published(self, model: Path) -> bool:
+        """Whether the model is there, made from the same things; from other ones is an `InputError`."""
+        if model.is_dir():
+            path = model / PROVENANCE
+            refuse_mismatch(model, disk.read_json(path) if path.is_file() else {}, self.provenance)
+        return model.is_dir()
+
+    def step_done(
+        self,
+        done: int,
+        total: int,
+        save_every: int,
+        state: Callable[[], dict[str, Tensor]],
+        line: dict[str, Any] | None = None,
+        **numbers: Any,
+    ) -> None:
+        """Report step `done` of `total`, save if it is time to or if asked to leave, and leave.
+
+        Args:
+            done: steps done.
+            total: after the last step the state is always saved.
+            save_every: steps between two checkpoints.
+            state: every tensor that a checkpoint needs; called only to save one.
+            line: of the metrics, if this step has one.
+            numbers: what the heartbeat says besides.
+
+        Raises:
+            Saved: a stop was requested and the state is on disk.
+        """
+        if line is not None:
+            disk.append_jsonl(self.metrics, line)
+        self.control.beat(done, total, "step", **numbers)
+        leaving = self.control.stop_requested  # read once: a signal may come while the checkpoint is written
+        if leaving or done % save_every == 0 or done == total:
+            save_checkpoint(self.checkpoints, done, state(), self.provenance, self.keep)
+        if leaving:
+            self.control.leave_if_asked()
+
+
+def open_run(
+    config: Config,
+    task: Task,
+    directory: CampaignDirectory,
+    control: Control,
+    provenance: dict[str, Any],
+    keep: int,
+    checkpoints: str = "checkpoints",
+) -> TrainingRun:
+    """The run of a task, without what a killed attempt left half written; `checkpoints` is their folder's name."""
+    work = directory.work(task.stage, task.name)
+    for place in (work, work / checkpoints):
+        disk.sweep_temporaries(place)
+    key = (config.campaign.seed, task.stage, task.name)
+    return TrainingRun(key, work, work / checkpoints, keep, provenance, control)

@@ -1,0 +1,154 @@
+"""Whoever changes a campaign is asked the same questions, whichever command does it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medsyn import config as configuration
+from medsyn.__main__ import COMMANDS
+from medsyn.campaign import guards
+from medsyn.cli import app
+from medsyn.errors import InputError
+from tests.helpers.fake_slurm import Slurm
+from tests.helpers.paths import ROOT
+from tests.helpers.trial import Trial
+
+BY_HAND = (
+    ("finetune", "--task", "ct"),
+    ("rlhf", "--stage", "1", "--task", "all"),
+    ("rlhf", "--stage", "2", "--task", "ct"),
+    ("generate", "--task", "ct-00000"),
+    ("evaluate", "--task", "all"),
+)
+LOCAL = (*BY_HAND, ("submit", "--cluster", "local"), ("resume", "--cluster", "local"))
+SLURM = (("submit", "--cluster", "slurm"), ("resume", "--cluster", "slurm"))
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    monkeypatch.setenv("PATH", f"{tmp_path / 'slurm'}:{os.environ['PATH']}")
+    slurm = Slurm(tmp_path / "slurm")
+    slurm.cluster()
+    return slurm
+
+
+@pytest.fixture
+def queued(trial: Trial, slurm: Slurm) -> Trial:
+    """A campaign of which a generate job waits in the queue."""
+    trial.prepare()
+    trial.queued("trial-generate", "generate", ("ct-00000", "oct-00000"), "20")
+    slurm.queue("20_0|PENDING|Dependency|||trial-generate", "20_1|PENDING|Dependency|||trial-generate")
+    return trial
+
+
+def call(trial: Trial, command: str, *arguments: str) -> int:
+    path = trial.data / "campaign.yaml"
+    path.write_text(configuration.save(trial.config()))
+    return app.dispatch("medsyn", COMMANDS, [command, str(path), *arguments])
+
+
+def refused(trial: Trial, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What is said where a command ends with 65 and leaves the campaign as it is."""
+    before = {path: path.read_bytes() for path in trial.root.rglob("*") if path.is_file()}
+    assert call(trial, *words) == 65
+    assert {path: path.read_bytes() for path in trial.root.rglob("*") if path.is_file()} == before
+    assert trial.calls() == []
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [*LOCAL, *SLURM], ids=" ".join)
+def test_shards_are_not_dealt_anew_while_generate_jobs_are_queued(
+    queued: Trial, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    said = refused(queued, capsys, *words, "generation.blocks_per_shard=5")
+    assert "configuration, generation.blocks_per_shard: it deals the shards anew, but generate jobs" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"generation__img_num": 8}, "2 generate jobs in Slurm's queue, ct-00000 among"),
+        ({"data__modalities": ["CT"]}, "oct-00000"),
+    ],
+)
+def test_nor_by_other_prompts_or_settings(queued: Trial, change: dict[str, Any], named: str) -> None:
+    by_time = {"generation__blocks_per_shard": None}
+    queued.prepare(**by_time)
+    before = (queued.root / "campaign.json").read_bytes()
+    with pytest.raises(InputError, match=f"it deals the shards anew, and .*{named}"):
+        guards.open_for_change(queued.config(**by_time, **change), here=False)
+    assert (queued.root / "campaign.json").read_bytes() == before
+    guards.open_for_change(queued.config(**by_time, generation__guidance_scale=3.0), here=False)
+    assert queued.campaign().config.generation.guidance_scale == 3.0
+
+
+@pytest.mark.parametrize("words", LOCAL, ids=" ".join)
+def test_nothing_runs_here_while_jobs_are_queued(
+    queued: Trial, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    said = refused(queued, capsys, *words)
+    assert said.startswith(f"{queued.root}: 2 of its tasks are in Slurm's queue")
+    assert "medsyn cancel" in said and "medsyn resume --cluster slurm" in said
+
+
+@pytest.mark.parametrize("words", [*LOCAL, *SLURM, ("cancel",), ("verify", "--repair"), ("merge",)], ids=" ".join)
+def test_nobody_changes_the_campaign_of_another_user(
+    trial: Trial,
+    slurm: Slurm,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+) -> None:
+    trial.prepare()
+    other = os.getuid() + 1
+    monkeypatch.setattr(guards.os, "getuid", lambda: other)
+    if words[0] in ("verify", "merge"):
+        assert app.dispatch("medsyn", COMMANDS, [words[0], str(trial.root), *words[1:]]) == 65
+        said = capsys.readouterr().err
+    else:
+        said = refused(trial, capsys, *words)
+    assert f"{trial.root}, campaign.dir: this campaign belongs to {guards.user_name(other - 1)}, who alone" in said
+
+
+def test_what_schedulers_call_is_asked_nothing(queued: Trial, capsys: pytest.CaptureFixture[str]) -> None:
+    queued.work("finetune", "ct")
+    assert app.dispatch("medsyn", COMMANDS, ["worker", str(queued.root), "finetune", "ct"]) == 0
+    assert capsys.readouterr().out == "finetune ct is already done\n"
+
+
+def test_once_the_queue_is_empty_the_shards_may_be_dealt_anew(
+    queued: Trial, slurm: Slurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slurm.queue()
+    queued.work("finetune", "ct")
+    assert call(queued, "finetune", "--task", "ct", "generation.blocks_per_shard=5") == 0
+    assert queued.campaign().config.generation.blocks_per_shard == 5
+
+
+def test_while_slurm_does_not_answer_nothing_counts_as_gone_from_its_queue(
+    queued: Trial, slurm: Slurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slurm.queue(code=1)
+    before = (queued.root / "campaign.json").read_bytes()
+    assert call(queued, "finetune", "--task", "ct", "generation.blocks_per_shard=5") == 1
+    assert "squeue: Unable to contact slurm controller" in capsys.readouterr().err
+    assert (queued.root / "campaign.json").read_bytes() == before
+
+
+def test_a_campaign_that_slurm_was_never_handed_needs_no_slurm(
+    trial: Trial, slurm: Slurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slurm.queue(code=1)
+    trial.prepare()
+    trial.work("finetune", "ct")
+    assert call(trial, "finetune", "--task", "ct") == 0
+    assert slurm.asked("squeue") == 0
+
+
+def test_no_command_prepares_a_campaign_by_itself() -> None:
+    calls = [path for path in ROOT.glob("medsyn/**/*.py") if "prepare.prepare(" in path.read_text()]
+    assert calls == [ROOT / "medsyn" / "campaign" / "guards.py"]

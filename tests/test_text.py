@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+
+from medsyn.text import GIB, and_more, closest, counted, did_you_mean, duration, gib
+
+
+def test_one_thing_has_no_plural() -> None:
+    assert [counted(number, "image") for number in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (200, "3:20"), (7400, "2:03:20")]
+)
+def test_a_duration_reads_like_a_clock(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("amount", "shown"), [(0, "0.00"), (0.034, "0.03"), (1, "1.0"), (15.34, "15.3"), (120, "120.0")]
+)
+def test_a_size_has_the_digits_that_matter(amount: float, shown: str) -> None:
+    assert gib(amount * GIB) == shown
+
+
+def test_a_list_is_cut_short_only_where_it_is_longer() -> None:
+    assert [and_more(items, 2) for items in ([], [1], ["a", "b"], ["a", "b", "c"])] == [
+        "",
+        "1",
+        "a, b",
+        "a, b and 1 more",
+    ]
+
+
+def test_what_was_meant_is_found_whatever_the_case() -> None:
+    assert closest("PROMT", ["Prompt", "modality"]) == "Prompt"
+    assert did_you_mean("promt", ["prompt"], show=repr) == "; did you mean 'prompt'?"
+
+
+def test_nothing_is_suggested_that_is_not_alike() -> None:
+    assert closest("x", ["prompt"]) is None
+    assert did_you_mean("prompz", ["prompt"], cutoff=0.99) == ""
+    assert did_you_mean("prompt", []) == ""
