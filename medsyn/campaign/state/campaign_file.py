@@ -132,15 +132,16 @@ def plan_of(config: Config, facts: Facts) -> Plan:
     return build(config, images, facts["blocks_per_shard"])
 
 
-def saved_configuration(directory: CampaignDirectory) -> Config:
+def saved_configuration(directory: CampaignDirectory) -> tuple[Config, Path]:
     """The configuration that the campaign's tasks read, with paths as they are where the directory is now.
 
-    A link to the directory is no other place.
+    Returns:
+        It, and where the campaign was prepared. A link to that is no other place.
     """
     config = configuration.load(directory.config, environment={})
     old = config.campaign.path
     is_there = old == directory.root or (old.exists() and old.samefile(directory.root))
-    return config if is_there else _moved_configuration(config, directory.root)
+    return config if is_there else _moved_configuration(config, directory.root), old
 
 
 def moved(path: Any, old: Path, root: Path) -> Any:

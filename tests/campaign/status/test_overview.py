@@ -164,9 +164,10 @@ def test_a_record_of_another_version_and_one_that_cannot_be_read(
     assert listed(capsys)["waiting"]["problem"] == "cannot be read: Permission denied"
 
 
-def test_it_imports_nothing_heavy(runs: Path) -> None:
+@pytest.mark.parametrize("words", [["list"], ["status", "runs/failed"], ["logs", "runs/failed", "finetune"]])
+def test_it_imports_nothing_heavy_and_neither_does_a_look_at_one(runs: Path, words: list[str]) -> None:
     code = (
-        "import sys; sys.argv = ['medsyn', 'list']\n"
+        f"import sys; sys.argv = ['medsyn', *{words!r}]\n"
         "from medsyn.__main__ import main; main()\n"
         "print([n for n in ('torch', 'pandas', 'numpy', 'submitit') if n in sys.modules])"
     )
