@@ -78,9 +78,9 @@ def _version() -> dict[str, Any]:
     return {"schema": SCHEMA, "medsyn": medsyn.__version__}
 
 
-def open_campaign(root: Path) -> Campaign:
+def open_campaign(root: str | Path) -> Campaign:
     """Read a prepared campaign; raises InputError if it is none, or if its configuration or record was edited."""
-    directory = CampaignDirectory(root.absolute())
+    directory = CampaignDirectory(Path(root).absolute())
     facts = read_facts(directory)
     if facts is None:
         raise InputError(root, "this is not a campaign's directory: `launch.py submit CONFIG` makes one")
