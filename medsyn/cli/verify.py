@@ -84,6 +84,7 @@ def _rerun(count: int | None) -> Rerun | None:
 def _findings(campaign: Campaign, images: Sequence[Images], again: Rerun | None) -> Iterator[Finding]:
     """Everything wrong with the images, their tables and the markers of their tasks."""
     from medsyn.campaign import repair
+    from medsyn.campaign.tables import table_folders
     from medsyn.generation.verify.campaign import check_circumstances, strangers
     from medsyn.generation.verify.parquet import TABLES, check_merged_table
 
@@ -132,6 +133,7 @@ def merge(program: str, arguments: Sequence[str]) -> int:
     args = app.config_parser(program, str(merge.__doc__)).parse_intermixed_args(arguments)
 
     from medsyn.campaign import guards
+    from medsyn.campaign.tables import table_folders
     from medsyn.generation.write import parquet
 
     campaign = app.open_campaign(args)
@@ -145,11 +147,3 @@ def merge(program: str, arguments: Sequence[str]) -> int:
         target = campaign.directory.root / name
         print(f"{target}: {parquet.merge((folder / name for folder in present), target)} rows")
     return EXIT_FAILED if missing else EXIT_DONE
-
-
-def table_folders(campaign: Campaign) -> list[Path]:
-    """Where the tables of all shards are, mode by mode."""
-    from medsyn.generation.write.parquet import shard_directories
-
-    ranges = [(modality, blocks) for modality, its in campaign.plan.shards.items() for blocks in its]
-    return list(shard_directories(campaign.directory, campaign.config.generation.modes, ranges))

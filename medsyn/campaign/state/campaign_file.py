@@ -79,9 +79,9 @@ def _version() -> dict[str, Any]:
     return {"schema": SCHEMA, "medsyn": medsyn.__version__}
 
 
-def open_campaign(root: Path) -> Campaign:
+def open_campaign(root: str | Path) -> Campaign:
     """Read a prepared campaign; raises InputError if it is none, or if its configuration or record was edited."""
-    directory = CampaignDirectory(root.absolute())
+    directory = CampaignDirectory(Path(root).absolute())
     return open_recorded(directory, require_facts(directory))
 
 
