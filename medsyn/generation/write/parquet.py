@@ -66,7 +66,7 @@ def _read_rows(place: Place) -> Rows:
             return block_rows(place, records, attempts, timing)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    reason = "is damaged or not there; run the task again, and if that does not help `medsyn verify --repair`"
+    reason = "is damaged or missing; run the task again, and if that does not help, `medsyn verify --repair`"
     raise InputError(place.path, reason)
 
 
