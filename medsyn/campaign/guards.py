@@ -18,8 +18,9 @@ from medsyn.campaign.state import campaign_file
 from medsyn.campaign.state.campaign_file import Campaign, Facts
 from medsyn.campaign.tasks import Key, Plan
 from medsyn.config import Config
-from medsyn.errors import CONFIGURATION, InputError, SlurmError, counted
+from medsyn.errors import CONFIGURATION, InputError, SlurmError
 from medsyn.stage import CampaignDirectory
+from medsyn.text import counted
 
 Queued = Callable[[], Mapping[Key, Job]]  # the campaign's tasks that are in Slurm's queue; it is asked once at most
 

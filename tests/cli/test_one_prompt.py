@@ -92,7 +92,7 @@ def test_environment_variables_stand_in_for_flags(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--seed", "1"], "--prompt: there is nothing to show"),
+        (["--seed", "1"], "--prompt: there is no prompt"),
         (["--prompt", " "], "--prompt: '' says nothing"),
         (["--prompt", ""], "--prompt: '' says nothing"),
         (["--prompt", "CT:"], "--prompt: 'CT:' says nothing"),
@@ -128,7 +128,7 @@ def test_environment_variables_stand_in_for_flags(
         (["--prompt", "CT: a", "--precision", "float16"], "--precision: float16 needs a GPU"),
         (["--prompt", "CT: a", "--pretrained_model", "no/such"], "no/such"),
         (["--prompt", "CT: a", "--model_used", "/nowhere"], "--model_used: /nowhere does not contain unet/"),
-        (["--prompt", "CT: a", "--output_dir", ""], "--output_dir: a directory, got ''"),
+        (["--prompt", "CT: a", "--output_dir", ""], "--output_dir: must name a directory, got ''"),
         (["--prompt", "CT: a", "--pretrained_model", " "], "--pretrained_model: `embedded`, a diffusers directory"),
         (["--prompt", "CT: a", "--model_used", ""], "--model_used: must be a directory, got ''"),
     ],
@@ -296,11 +296,11 @@ def test_a_folder_inside_a_campaign_or_with_images_of_another_run_is_refused(tmp
     block = tmp_path / "campaign" / "work" / "block-000000"
     block.mkdir(parents=True)
     (tmp_path / "campaign" / "campaign.json").write_text("{}")
-    with pytest.raises(InputError, match="is a campaign's directory, or in one"):
+    with pytest.raises(InputError, match="is a campaign's directory or inside one"):
         image_folder.check_folder(str(block))
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "manifest.jsonl").touch()
-    with pytest.raises(InputError, match="holds the images of another run"):
+    with pytest.raises(InputError, match="holds images of another run"):
         image_folder.check_folder(str(tmp_path / "images"))
 
 

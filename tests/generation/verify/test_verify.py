@@ -471,7 +471,7 @@ def opened(made: Campaign, monkeypatch: pytest.MonkeyPatch) -> Campaign:
 def test_verify_prints_a_line_per_finding_and_ends_with_1(opened: Campaign, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["verify", str(opened.directory.root), "--rerun", "2"]
     assert app.dispatch("medsyn", COMMANDS, arguments) == 0
-    assert capsys.readouterr().out == "16 images asked for, 2 made again: no findings\n"
+    assert capsys.readouterr().out == "16 images asked for, 2 regenerated: no findings\n"
     cut(opened.block("baseline", 2))
     assert app.dispatch("medsyn", COMMANDS, arguments[:2]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -484,7 +484,7 @@ def test_a_number_of_images_to_make_again_below_one_is_bad_input(
     opened: Campaign, capsys: pytest.CaptureFixture[str], number: str
 ) -> None:
     assert app.dispatch("medsyn", COMMANDS, ["verify", str(opened.directory.root), "--rerun", number]) == 65
-    assert capsys.readouterr().err == f"--rerun: at least 1 image, got {number}\n"
+    assert capsys.readouterr().err == f"--rerun: must be 1 or more, got {number}\n"
 
 
 def test_a_merged_table_that_is_not_its_shards_is_found(opened: Campaign, capsys: pytest.CaptureFixture[str]) -> None:
@@ -522,4 +522,4 @@ def test_merge_writes_one_table_of_all_shards(opened: Campaign, capsys: pytest.C
     shutil.rmtree(opened.block("filtered").parent.parent / "shards")
     assert app.dispatch("medsyn", COMMANDS, ["merge", str(opened.directory.root)]) == 1
     told = capsys.readouterr().out
-    assert "blocks-000000-000003: is not there yet" in told and "manifest.parquet: 8 rows" in told
+    assert "blocks-000000-000003: does not exist yet" in told and "manifest.parquet: 8 rows" in told
