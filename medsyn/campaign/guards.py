@@ -54,7 +54,7 @@ def _require_same_shards(loaded: Config) -> None:
     directory = CampaignDirectory(loaded.campaign.path)
     facts = campaign_file.read_facts(directory)
     changes = config.changes(facts["config"], loaded) if facts else {}
-    changed = [key for key in shards.DEALT_BY if key in changes]
+    changed = [key for key in shards.RESHARDED_BY if key in changes]
     if changed and any(stage == "generate" for stage, _ in _in_queue(directory)):
         reason = "it deals the shards anew, but generate jobs are in Slurm's queue: cancel them first"
         raise InputError("configuration", reason, key=changed[0])

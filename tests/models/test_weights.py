@@ -71,7 +71,7 @@ def test_large_files_are_told_apart_by_content_and_not_by_time(tmp_path: Path) -
             stream.truncate(size)
             stream.seek(0)
             stream.write(content)
-        facts.append(weights._file_fact(path, size, path.stat().st_mtime_ns))
+        facts.append(weights._file_digest(path, size, path.stat().st_mtime_ns))
     assert facts[0] == facts[1] != facts[2]
 
 
@@ -79,8 +79,8 @@ def test_large_files_are_told_apart_by_content_and_not_by_time(tmp_path: Path) -
     ("content", "reason"),
     [
         ('{"cross_attention_dim": 2048, "in_channels": 4, "out_channels": 4}', "cross_attention_dim is 2048, not"),
-        ("{", "is no configuration of a model"),
-        ("[]", "is no configuration of a model"),
+        ("{", "is not a readable model configuration"),
+        ("[]", "is not a readable model configuration"),
     ],
 )
 def test_parts_that_do_not_belong_together_are_told_before_they_are_loaded(
