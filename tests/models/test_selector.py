@@ -15,7 +15,7 @@ from medsyn.errors import InputError
 from medsyn.models.image_encoder import ImageEncoder, Standardise
 from medsyn.models.policy import Policy
 from medsyn.models.quality import FEATURES
-from medsyn.models.scorers import CONFIG, FACTS, WEIGHTS, load_policy, load_selector, save_scorer
+from medsyn.models.scorers import CONFIG, PROVENANCE, WEIGHTS, load_policy, load_selector, save_scorer
 from medsyn.models.selector import Selector
 
 SECTION = ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32)
@@ -115,7 +115,7 @@ def test_what_is_saved_scores_the_same_when_loaded(selector: Selector, tmp_path:
     loaded = load_selector(tmp_path / "selector", CPU)
     assert torch.equal(loaded.score(pictures(4)), selector.eval().score(pictures(4)))
     assert not loaded.training
-    assert disk.read_json(tmp_path / "selector" / FACTS) == {"campaign.seed": 3}
+    assert disk.read_json(tmp_path / "selector" / PROVENANCE) == {"campaign.seed": 3}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["selector"]
 
 
