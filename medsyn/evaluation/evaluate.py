@@ -60,16 +60,16 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     gathered = read_campaign.gather(config, directory, tick)
     groups = _groups(config, gathered)
     part = 1
-    following, judge_facts = _prompt_following(groups, work / "judge", tick)
+    following, judge_info = _prompt_following(groups, work / "judge", tick)
     part = 2
-    distances, distance_facts = _distances(config, groups, tick)
+    distances, kid_info = _distances(config, groups, tick)
     result = {
         "format": FORMAT,
         "notice": report.NOTICE,
-        "campaign": _campaign_facts(config, gathered),
+        "campaign": _describe_campaign(config, gathered),
         "missing": [asdict(one) for one in gathered.missing],
-        "kid": distance_facts,
-        "judge": judge_facts,
+        "kid": kid_info,
+        "judge": judge_info,
         "groups": {
             name: {
                 "n": {"training": len(group.training)} | {key: len(pictures) for key, pictures in group.sets.items()},
@@ -125,11 +125,11 @@ def _distances(
     The scales: `floor`, two halves of the held-out images; `other_modalities`, the held-out images of this modality
     from those of all others.
     """
-    facts = {"available": True, "reason": None, "features": features.NAME, "meaningful_from": metrics.MEANINGFUL}
+    info = {"available": True, "reason": None, "features": features.NAME, "meaningful_from": metrics.MEANINGFUL}
     try:
         kernel_distance = metrics.load_kernel_distance()
     except metrics.NotAvailable as error:
-        return {name: {} for name in groups}, facts | {"available": False, "reason": str(error)}
+        return {name: {} for name in groups}, info | {"available": False, "reason": str(error)}
     section = config.evaluation
     distances: dict[str, dict[str, Any]] = {}
     for name, group in groups.items():
@@ -145,7 +145,7 @@ def _distances(
             chosen = seed(config.campaign.seed, "kid", name, key)
             distance = metrics.kid(kernel_distance, left, right, section.kid_subsets, section.kid_subset_size, chosen)
             distances[name][key] = None if distance is None else distance.as_dict()
-    return distances, facts
+    return distances, info
 
 
 def _similarity(config: Config, name: str, group: Group) -> dict[str, float | None]:
@@ -193,7 +193,7 @@ def _prompt_following(
         return {}, {"available": False, "reason": reason}
     tick()
     expert = judge.load_or_train(directory, judge.RECIPE, progress=lambda *_: tick())
-    facts = {"available": True, "reason": None, "trained_on": judge.RECIPE.images_per_kind * len(judge.KINDS)}
+    info = {"available": True, "reason": None, "trained_on": judge.RECIPE.images_per_kind * len(judge.KINDS)}
     following = {
         name: {
             key: judge.agreement(
@@ -203,10 +203,10 @@ def _prompt_following(
         }
         for name, group in groups.items()
     }
-    return following, facts
+    return following, info
 
 
-def _campaign_facts(config: Config, gathered: Gathered) -> dict[str, Any]:
+def _describe_campaign(config: Config, gathered: Gathered) -> dict[str, Any]:
     """What was evaluated, without a path that is not the campaign's own."""
     parsed = judge.facts_of([picture.text for picture in gathered.real.held_out + gathered.real.training])
     return {

@@ -34,7 +34,7 @@ _RENDERED = 128  # drawn larger and shrunk, as a campaign's images are
 
 
 @dataclass(frozen=True)
-class Recipe:
+class JudgeRecipe:
     """How a judge is trained. The seed is the judge's own, whatever the campaign's is."""
 
     images_per_kind: int = 132
@@ -45,12 +45,12 @@ class Recipe:
     seed: int = seed("medsyn", "judge")
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """What a cached judge must agree on to be used again."""
         return {"format": 1, "side": SIDE, "classes": len(CLASSES), **vars(self)}
 
 
-RECIPE = Recipe()
+RECIPE = JudgeRecipe()
 
 
 class Judge(nn.Module):
@@ -102,12 +102,12 @@ def _augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return padded[..., 3 + down : 3 + down + SIDE, 3 + right : 3 + right + SIDE].clamp(0, 1)
 
 
-def train(recipe: Recipe = RECIPE, progress: Callable[[int, int], None] | None = None) -> Judge:
+def train(recipe: JudgeRecipe = RECIPE, progress: Callable[[int, int], None] | None = None) -> Judge:
     """Train a judge on freshly drawn phantoms; the same recipe gives the same judge on one machine.
 
     Args:
         recipe: sizes, epochs and seed.
-        progress: told (epochs done, epochs in all) after every epoch.
+        progress: called with (epochs done, epochs in all) after every epoch.
     """
     images, facts = draw(recipe.images_per_kind, recipe.seed)
     pixels = _to_tensor(images)
@@ -139,18 +139,18 @@ def train(recipe: Recipe = RECIPE, progress: Callable[[int, int], None] | None =
 
 
 def load_or_train(
-    directory: Path, recipe: Recipe = RECIPE, progress: Callable[[int, int], None] | None = None
+    directory: Path, recipe: JudgeRecipe = RECIPE, progress: Callable[[int, int], None] | None = None
 ) -> Judge:
     """The judge kept in `directory`, trained and kept there first if it is absent or of another recipe."""
-    weights, facts = directory / "model.safetensors", directory / "recipe.json"
-    if facts.is_file() and weights.is_file() and disk.read_json(facts) == recipe.facts:
+    weights, provenance = directory / "model.safetensors", directory / "recipe.json"
+    if provenance.is_file() and weights.is_file() and disk.read_json(provenance) == recipe.provenance:
         judge = Judge(recipe.width)
         judge.load_state_dict(load_file(weights))
         return judge.eval()
     judge = train(recipe, progress)
-    facts.unlink(missing_ok=True)  # written last: while it is absent the weights are nobody's
+    provenance.unlink(missing_ok=True)  # written last: while it is absent the weights are nobody's
     disk.write_atomic(weights, save({name: tensor.contiguous() for name, tensor in judge.state_dict().items()}))
-    disk.write_json(facts, recipe.facts)
+    disk.write_json(provenance, recipe.provenance)
     return judge
 
 

@@ -118,7 +118,7 @@ def _sample(rows: Sequence[ImageRow], most: int, campaign_seed: int) -> Sequence
 
 
 def prompts_by_modality(config: Config) -> dict[str, PromptList]:
-    """The campaign's prompts; empty where the list is absent or unreadable, which generation has told already."""
+    """The campaign's prompts; empty where the list is absent or unreadable, which generation has reported already."""
     try:
         lists = open_lists(Path(config.data.prompts)) if config.data.prompts else {}
     except InputError:
@@ -180,7 +180,7 @@ def read_summaries(config: Config, directory: CampaignDirectory) -> dict[str, An
         return disk.read_json(path) if path.is_file() else None
 
     second = {modality: summary("rlhf-stage2", slug(modality)) for modality in config.data.modalities}
-    return {"stage1": summary("rlhf-stage1", "all"), "stage2": {name: facts for name, facts in second.items() if facts}}
+    return {"stage1": summary("rlhf-stage1", "all"), "stage2": {name: its for name, its in second.items() if its}}
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,13 @@ EXHAUSTED_NAMED = 100  # prompts without an accepted image that are named; the r
 SCORE_BINS = np.linspace(0, 1, 41)
 
 ALL = ""  # in place of a column: the modality as a whole
-Cell = tuple[str, str, str]  # modality, column, value
 
 
 class Cells:
     """Images by cell. A column is dropped once it has too many values in one modality."""
 
     def __init__(self) -> None:
-        self.cells: Counter[Cell] = Counter()
+        self.cells: Counter[tuple[str, str, str]] = Counter()  # by modality, column, value
         self.dropped: set[tuple[str, str]] = set()  # modality, column
         self._values: Counter[tuple[str, str]] = Counter()
 

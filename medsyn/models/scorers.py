@@ -70,7 +70,7 @@ def load_policy(directory: Path, device: torch.device) -> Policy:
 
 
 def read_config(directory: Path, wanted: type[nn.Module]) -> dict[str, Any]:
-    """What to build of the scorer saved in `directory`; raises InputError if it is no such scorer."""
+    """What to build of the scorer saved in `directory`; raises InputError if it is something else."""
     try:
         described: dict[str, Any] = disk.read_json(directory / CONFIG)
     except OSError as error:

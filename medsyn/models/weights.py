@@ -116,7 +116,7 @@ def misfit(base: Path, unet: Path) -> str | None:
     """How the UNet in the directory `unet` was made for another text encoder or autoencoder than `base`'s, or None.
 
     Raises:
-        InputError: one of the `config.json` is none.
+        InputError: a `config.json` cannot be read.
     """
     width, channels = _setting(base / "text_encoder", "hidden_size"), _setting(base / "vae", "latent_channels")
     wanted = {"cross_attention_dim": width, "in_channels": channels, "out_channels": channels}
@@ -126,7 +126,7 @@ def misfit(base: Path, unet: Path) -> str | None:
 
 
 def text_features(base: Path) -> int:
-    """Numbers in the text encoder's pooled output; raises InputError if its `config.json` is none."""
+    """Numbers in the text encoder's pooled output; raises InputError if its `config.json` cannot be read."""
     return int(_setting(base / "text_encoder", "hidden_size"))
 
 
@@ -147,11 +147,11 @@ _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
 @functools.lru_cache(maxsize=32)
-def _file_fact(path: Path, size: int, modified_ns: int) -> str:
+def _file_digest(path: Path, size: int, modified_ns: int) -> str:
     """What is in a file: its SHA-256, or for gigabytes that of evenly spread samples and the size.
 
     Hashing SD v1.5 whole takes minutes on a login node. Other weights differ all over, so samples tell them apart; the
-    same weights copied elsewhere have the same fact.
+    same weights copied elsewhere have the same digest.
     """
     if size <= _HASHED_WHOLE:
         return sha256_file(path)
@@ -168,14 +168,14 @@ def weights_fingerprint(source: str) -> str:
     directory = locate(source)
     if directory is None:
         return fingerprint({"absent": source})
-    facts = {}
+    digests = {}
     for part, names in _PARTS.items():
         for name in names:
             path = directory / part / name
             if path.is_file():
                 status = path.stat()
-                facts[f"{part}/{name}"] = _file_fact(path.resolve(), status.st_size, status.st_mtime_ns)
-    return fingerprint(facts)
+                digests[f"{part}/{name}"] = _file_digest(path.resolve(), status.st_size, status.st_mtime_ns)
+    return fingerprint(digests)
 
 
 def model_fingerprint(source: str, unet_from: Path | None = None) -> str:

@@ -32,7 +32,7 @@ from medsyn.stage import CampaignDirectory, Control, NoProgress, Task
 from medsyn.training.checkpoint import load_newest
 from medsyn.training.finetune_data import LatentDataset, prepare_dataset, training_rows
 from medsyn.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
-from medsyn.training.run import TrainingRun, open_run
+from medsyn.training.run import TrainingRun
 from medsyn.training.schedule import draws, learning_rate
 
 _METRICS_LINES = 100  # about as many are enough for a curve; each one waits for the GPU
@@ -55,7 +55,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     rows, held_out = training_rows(config, task.modality)
     hashes = hash_files((row.path for row in rows), cache / "files.json")
     provenance = _provenance(config, rows, hashes)
-    training = open_run(config, task, directory, control, provenance, config.finetune.checkpoints_total_limit)
+    training = TrainingRun(config, task, directory, control, provenance, config.finetune.checkpoints_total_limit)
     if not training.has_published(model):
         system = load_synthetic(config.model_paths.stable_diffusion, choose_device(config.device).device)
         if system.prediction_type not in ("epsilon", "v_prediction"):

@@ -81,17 +81,7 @@ def prepare_dataset(
 ) -> LatentDataset:
     """Encode the images and embed the captions that the cache lacks.
 
-    Args:
-        config: of the campaign.
-        rows: what to train on.
-        hashes: SHA-256 of every row's file, '' where it could not be read.
-        system: encodes images and captions; its UNet is not used.
-        cache: where the results are kept.
-        control: progress goes there; a stop request is obeyed between two images.
-
-    Raises:
-        InputProblems: every image that cannot be used (`data.strict`), or that none can.
-        Saved: a stop was requested.
+    Arguments and errors are those of `encode_rows`; `system` does the work, but for its UNet.
     """
     weights = weights_fingerprint(config.model_paths.stable_diffusion)
 

@@ -34,7 +34,7 @@ def make_optimizer(
 
     Raises:
         ValueError: a parameter is not float32; half-precision weights lose small updates.
-        InputError: 8-bit Adam was asked for and cannot be had here.
+        InputError: 8-bit Adam was asked for and is not available here.
     """
     for name, parameter in parameters.items():
         if parameter.dtype != torch.float32:

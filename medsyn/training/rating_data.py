@@ -90,18 +90,11 @@ def load_rated(
 ) -> RatedSet:
     """Read, match and embed what the cache lacks.
 
+    Arguments and errors are those of `encode_rows`, and besides:
+
     Args:
-        config: of the campaign.
-        rows: what to train on and to hold out.
-        hashes: SHA-256 of every row's file, '' where it could not be read.
         prompts_of: the rows whose prompts may serve as wrong ones; all of `rows` are among them.
         load_system: called only if something must be computed.
-        cache: where the results are kept.
-        control: progress goes there; a stop request is obeyed between two images.
-
-    Raises:
-        InputProblems: every image that cannot be used (`data.strict`), or that none can.
-        Saved: a stop was requested.
     """
     weights = weights_fingerprint(config.model_paths.stable_diffusion)
     matched = config.raters.match_decoder

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from medsyn import disk
-from medsyn.config import Config, flatten
+from medsyn.config import Config, TrainingSection, flatten
 from medsyn.data.images.latent_cache import TensorCache, hash_files
 from medsyn.data.tables.read import RatingRow
 from medsyn.errors import InputError
@@ -29,8 +29,8 @@ from medsyn.models.weights import weights_fingerprint
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control, Task
 from medsyn.training.rating_data import RatedSet, load_rated, rated_rows
-from medsyn.training.run import TrainingRun, open_run
-from medsyn.training.scorer_loop import CHECKPOINTS_KEPT, Schedule, finite, fit, standing
+from medsyn.training.run import TrainingRun
+from medsyn.training.scorer_loop import CHECKPOINTS_KEPT, finite, fit, standing
 from medsyn.training.scorer_loss import TOGETHER, Learner
 from medsyn.training.scorer_report import NOTE, describe_scorer, suggest_thresholds
 
@@ -53,7 +53,8 @@ def run_stage1(config: Config, task: Task, directory: CampaignDirectory, control
     rows = rated_rows(config)
     ratings = _Ratings(config, task, directory, rows)
     provenance = {**ratings.provenance, **dict(flatten(section.model_dump(), "training.stage1."))}
-    run = _open_run(config, task, directory, control, provenance)
+    folder = config.training.checkpoints.save_dir
+    run = TrainingRun(config, task, directory, control, provenance, CHECKPOINTS_KEPT, folder)
     if not run.has_published(directory.policy()):
         rated = ratings.load(rows, control)
         train, held_out = np.flatnonzero(~rated.held_out), np.flatnonzero(rated.held_out)
@@ -66,7 +67,7 @@ def run_stage1(config: Config, task: Task, directory: CampaignDirectory, control
         }
         for learner in learners.values():
             learner.learn_statistics(train)
-        state = fit(learners, train, held_out, _schedule(config, section.learning_rate), run, {})
+        state = fit(learners, train, held_out, config.training, section.learning_rate, run, {})
 
         summary = {**rated.counts, "held_out": _held_out_counts(rated, held_out)}
         for name, learner in learners.items():
@@ -106,7 +107,8 @@ def run_stage2(config: Config, task: Task, directory: CampaignDirectory, control
         "prompts": disk.fingerprint([row.prompt for row in everything]),
         "rlhf-stage1": [disk.sha256_file(at / WEIGHTS) for at in (directory.selector(), first) if at.is_dir()],
     }
-    run = _open_run(config, task, directory, control, provenance)
+    folder = config.training.checkpoints.save_dir
+    run = TrainingRun(config, task, directory, control, provenance, CHECKPOINTS_KEPT, folder)
     if not run.has_published(directory.policy(task.modality)):
         policy = load_policy(first, ratings.device)
         summary: dict[str, Any] = {"ratings": len(rows), "kept": "stage 1", "reason": "too few ratings"}
@@ -115,14 +117,13 @@ def run_stage2(config: Config, task: Task, directory: CampaignDirectory, control
             selector = load_selector(directory.selector(), ratings.device) if directory.selector().is_dir() else None
             passed = _passed(selector, section.selector_threshold, rated)
             learner = Learner(policy, rated, run.key, config.raters.mismatch_negatives)
-            schedule = _schedule(config, section.learning_rate)
-            summary = {**rated.counts, **_continue(learner, passed, schedule, run)}
+            summary = {**rated.counts, **_continue(learner, passed, config.training, run)}
         disk.write_json(run.directory / "summary.json", summary)
         save_scorer(policy, directory.policy(task.modality), provenance)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
-def _continue(learner: Learner, passed: np.ndarray, schedule: Schedule, run: TrainingRun) -> dict[str, Any]:
+def _continue(learner: Learner, passed: np.ndarray, section: TrainingSection, run: TrainingRun) -> dict[str, Any]:
     """Stage 2's training: leaves the learner's Policy with the better weights and returns the summary."""
     rated = learner.rated
     train = np.flatnonzero(~rated.held_out & (passed | ~rated.good))
@@ -142,7 +143,8 @@ def _continue(learner: Learner, passed: np.ndarray, schedule: Schedule, run: Tra
     if math.isnan(before.auroc):
         return {**summary, "reason": "too few ratings are held out to show an improvement"}
     extra = {"pass_rate": summary["pass_rate"]}
-    state = fit({"policy": learner}, train, held_out, schedule, run, {"policy": before}, extra)
+    peak = section.stage2.learning_rate
+    state = fit({"policy": learner}, train, held_out, section, peak, run, {"policy": before}, extra)
     best, last = state.best["policy"], state.last["policy"]
     if best.epoch:
         summary |= {"kept": "stage 2", "reason": "better on the held-out ratings"}
@@ -213,18 +215,6 @@ def _new_scorers(config: Config, text_dim: int, device: torch.device) -> dict[st
             scorers["selector"] = Selector(config.selector)
         scorers["policy"] = Policy(config.policy_model, text_dim)
     return {name: scorer.to(device) for name, scorer in scorers.items()}
-
-
-def _open_run(
-    config: Config, task: Task, directory: CampaignDirectory, control: Control, provenance: dict[str, Any]
-) -> TrainingRun:
-    name = config.training.checkpoints.save_dir
-    return open_run(config, task, directory, control, provenance, CHECKPOINTS_KEPT, name)
-
-
-def _schedule(config: Config, learning_rate: float) -> Schedule:
-    training = config.training
-    return Schedule(training.max_epochs, training.batch_size, learning_rate, training.checkpoints.save_frequency)
 
 
 def _held_out_counts(rated: RatedSet, rows: np.ndarray) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from medsyn import disk
+from medsyn.config import TrainingSection
 from medsyn.stage import NoProgress
 from medsyn.training.checkpoint import load_newest
 from medsyn.training.metrics import auroc
@@ -30,16 +31,6 @@ HEAD_SPEED = 10.0
 WARMUP_SHARE = 0.05  # of all steps
 MAX_GRAD_NORM = 1.0
 CHECKPOINTS_KEPT = 2
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast to train."""
-
-    epochs: int
-    batch_size: int  # rated rows
-    learning_rate: float  # the highest one of the transformer; the rest learns HEAD_SPEED times as fast
-    save_frequency: int  # epochs
 
 
 @dataclass(frozen=True)
@@ -130,7 +121,8 @@ def fit(
     learners: Mapping[str, Learner],
     rows: np.ndarray,
     held_out: np.ndarray,
-    schedule: Schedule,
+    section: TrainingSection,
+    peak: float,
     run: TrainingRun,
     before: Mapping[str, Standing],
     extra: Mapping[str, float] | None = None,
@@ -141,7 +133,8 @@ def fit(
         learners: {"selector": …, "policy": …} or the Policy alone.
         rows: rated rows to train on, int64 [N].
         held_out: rated rows to judge every epoch by, int64 [M].
-        schedule: how long and how fast.
+        section: how long to train, and how often to save.
+        peak: the highest learning rate of the transformer; the rest learns HEAD_SPEED times as fast.
         run: where it is saved and reported; a stop request is obeyed between two steps.
         before: the standing of weights that the scorers come with and that are kept if no epoch beats them.
         extra: what every line of the metrics says besides.
@@ -151,8 +144,8 @@ def fit(
         NoProgress: a loss is no longer finite, or no checkpoint can be read.
         Saved: a stop was requested and the state is on disk.
     """
-    batch_size, steps = schedule.batch_size, math.ceil(len(rows) / schedule.batch_size)
-    total = steps * schedule.epochs
+    batch_size, steps = section.batch_size, math.ceil(len(rows) / section.batch_size)
+    total = steps * section.max_epochs
     warmup = math.ceil(WARMUP_SHARE * total)
     state = _first_state(learners)
     start = 0
@@ -167,7 +160,7 @@ def fit(
 
     for step in range(start, total):
         epoch, position = divmod(step, steps)
-        rate = warmup_cosine(step, total, schedule.learning_rate, warmup)
+        rate = warmup_cosine(step, total, peak, warmup)
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group["speed"]
         order = epoch_order(run.key, epoch, len(rows))
@@ -186,7 +179,7 @@ def fit(
                 **(extra or {}),
                 "learning_rate": rate,
             }
-        run.step_done(done, total, steps * schedule.save_frequency, state.tensors, line)
+        run.step_done(done, total, steps * section.checkpoints.save_frequency, state.tensors, line)
     for name, weights in state.kept.items():
         state.scorers[name].load_state_dict(weights)
     return state
