@@ -1,4 +1,4 @@
-"""One training run on disk and towards the world: metrics, heartbeats, checkpoints, and leaving when it is asked to."""
+"""The bookkeeping of a training run: metrics, heartbeats, checkpoints, and stopping on request."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from medsyn.training.schedule import RandomKey
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a training loop needs besides its model: a key for its randomness, and where to save and to report."""
+    """What a training loop needs besides its model: a key for its randomness, and where to save and report."""
 
     key: RandomKey
     directory: Path
     checkpoints: Path
     keep: int  # checkpoints
-    provenance: dict[str, Any]  # what the weights depend on; a checkpoint made from something else is refused
+    provenance: dict[str, Any]  # what the weights depend on; a checkpoint with a different one is refused
     control: Control
 
     @property
@@ -34,7 +34,7 @@ class TrainingRun:
         return self.directory / "metrics.jsonl"
 
     def has_published(self, model: Path) -> bool:
-        """Whether the model is there, made from the same things; from other ones is an `InputError`."""
+        """Whether the model exists; raises `InputError` if its provenance differs."""
         if model.is_dir():
             path = model / PROVENANCE
             refuse_mismatch(model, disk.read_json(path) if path.is_file() else {}, self.provenance)
@@ -49,18 +49,18 @@ class TrainingRun:
         line: dict[str, Any] | None = None,
         **numbers: Any,
     ) -> None:
-        """Report step `done` of `total`, save if it is time to or if asked to leave, and leave.
+        """Report step `done` of `total`; save if it is due or a stop was requested, and then stop.
 
         Args:
-            done: steps done.
+            done: number of completed steps.
             total: after the last step the state is always saved.
-            save_every: steps between two checkpoints.
+            save_every: steps between checkpoints.
             state: every tensor that a checkpoint needs; called only to save one.
-            line: of the metrics, if this step has one.
-            numbers: what the heartbeat says besides.
+            line: to append to the metrics, if this step has one.
+            numbers: further values for the heartbeat.
 
         Raises:
-            Saved: a stop was requested and the state is on disk.
+            Saved: a stop was requested; the state is on disk.
         """
         if line is not None:
             disk.append_jsonl(self.metrics, line)
@@ -81,7 +81,7 @@ def open_run(
     keep: int,
     checkpoints: str = "checkpoints",
 ) -> TrainingRun:
-    """The run of a task, without what a killed attempt left half written; `checkpoints` is their folder's name."""
+    """Open the run of a task, removing what a killed attempt left half written; `checkpoints` is a directory name."""
     work = directory.work(task.stage, task.name)
     for place in (work, work / checkpoints):
         disk.sweep_temporaries(place)
