@@ -217,8 +217,8 @@ def variety(result: Mapping[str, Any]) -> Table:
         row += [_near_cell(near.get(key)) for key in sets]
         row += [Cell(percent(near[mode]["suspicious"]) if mode in near else NONE) for mode in modes]
         rows.append(row)
-    groups = [("", 1), ("Alike among themselves", len(sets)), ("Nearest training image", len(sets))]
-    groups.append(("Suspiciously near", len(modes)))
+    groups = [("", 1), ("Similarity within the set", len(sets)), ("Nearest training image", len(sets))]
+    groups.append(("Suspiciously close", len(modes)))
     return Table(["", *2 * ["real", *modes], *modes], rows, groups)
 
 
