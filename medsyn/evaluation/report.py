@@ -1,7 +1,7 @@
 """The report for people: one HTML file that needs no network, no script and no other file.
 
-`medsyn.evaluation.report_tables`, `figures` and `sheets` turn measurements into what a reader sees; the template
-`report.html.j2` lays it out. Everything that users wrote (prompts, captions, names) is escaped.
+`medsyn.evaluation.report_tables`, `plots` and `contact_sheets` turn measurements into what a reader sees; the template
+`report.html.j2` lays it out. All user text (prompts, captions, names) is escaped.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[s
 
     Args:
         config: the campaign's configuration.
-        gathered: the pictures and records that `result` was measured on.
-        curves: what training left.
+        gathered: the pictures and records that `result` was computed from.
+        curves: the learning curves.
         result: the content of metrics.json.
     """
     environment = Environment(
@@ -81,7 +81,7 @@ def _header(campaign: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _training_figures(curves: Curves) -> list[tuple[str, Markup]]:
-    """(title, SVG) of every stage that left a curve."""
+    """(title, SVG) of every stage with a learning curve."""
     drawn: Iterable[tuple[str, Any, Any]] = (
         ("Fine-tuning", plots.loss_curves, curves.finetune),
         ("RLHF stage 1: Selector and Policy on all ratings", plots.stage1_curves, curves.stage1),

@@ -35,7 +35,7 @@ class ReportTable:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with `digits` significant digits, at most three of them decimals; a dash if there is none."""
+    """A number with `digits` significant digits and at most three decimals; a dash for None or a non-finite value."""
     if value is None or not math.isfinite(value):
         return NONE
     if value == 0 or 1e-4 <= abs(value) < 10**6:
@@ -50,7 +50,7 @@ def percent(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in the unit that a person would choose."""
+    """Seconds in the unit a person would choose."""
     if seconds is None:
         return NONE
     if seconds < 59.5:
@@ -78,7 +78,7 @@ def _share_cell(share: Mapping[str, Any] | None) -> TableCell:
 
 
 def headline(result: Mapping[str, Any]) -> ReportTable:
-    """One row per modality: how much was accepted, how far it is from real images, how often the finding is right."""
+    """One row per modality: share accepted, distance from real images, how often the finding is right."""
     modes = {mode: f"real, {mode}" for mode in result["groups"][OVERALL]["generation"]}
     distances = {"floor": "real, real", **modes, "other_modalities": "real, other modalities"}
     sets = {"held_out": "real", **{mode: mode for mode in modes}}
@@ -122,7 +122,7 @@ def following(result: Mapping[str, Any]) -> ReportTable | None:
 
 
 def scorers(result: Mapping[str, Any]) -> ReportTable | None:
-    """How well the Selector and the Policy rank held-out ratings, in all and per modality; None before stage 1."""
+    """How well the Selector and the Policy rank held-out ratings, overall and per modality; None before stage 1."""
     first, second = result["rlhf"]["stage1"], result["rlhf"]["stage2"]
     if first is None:
         return None
@@ -159,7 +159,7 @@ _COSTS: dict[str, tuple[list[tuple[str, int]], list[str]]] = {
 
 
 def generation(result: Mapping[str, Any]) -> ReportTable:
-    """What each mode cost and gave, per modality; the baseline refuses nothing and scores nothing."""
+    """Cost and yield of each mode, per modality; the baseline rejects nothing and scores nothing."""
     modes = list(result["groups"][OVERALL]["generation"])
     rows = [
         [_name_cell(name), *(cell for mode in modes for cell in _cost_cells(mode, group["generation"][mode]))]
@@ -188,10 +188,10 @@ def _cost_cells(mode: str, made: Mapping[str, Any]) -> list[TableCell]:
 
 
 def achieved(result: Mapping[str, Any]) -> ReportTable | None:
-    """Images asked for and images there, by modality and by the values of the prompt list's columns.
+    """Requested and accepted images, by modality and by the values of the prompt list's columns.
 
-    Shares are of the rows of one kind: of all modalities, or of all values of one column in one modality. None if there
-    is nothing to compare.
+    Shares are of rows of the same kind: all modalities, or all values of one column in one modality. None if there is
+    nothing to compare.
     """
     cells = result["achieved"]["cells"]
     if len(cells) < 2:
@@ -210,7 +210,7 @@ def achieved(result: Mapping[str, Any]) -> ReportTable | None:
 
 
 def variety(result: Mapping[str, Any]) -> ReportTable:
-    """How alike the images of a set are, and how near the nearest training image is."""
+    """How similar the images of a set are, and how close the nearest training image is."""
     modes = list(result["groups"][OVERALL]["generation"])
     sets = ["held_out", *modes]
     rows = []
@@ -221,8 +221,8 @@ def variety(result: Mapping[str, Any]) -> ReportTable:
         row += [_near_cell(near.get(key)) for key in sets]
         row += [TableCell(percent(near[mode]["suspicious"]) if mode in near else NONE) for mode in modes]
         rows.append(row)
-    groups = [("", 1), ("Alike among themselves", len(sets)), ("Nearest training image", len(sets))]
-    groups.append(("Suspiciously near", len(modes)))
+    groups = [("", 1), ("Similarity within the set", len(sets)), ("Nearest training image", len(sets))]
+    groups.append(("Suspiciously close", len(modes)))
     return ReportTable(["", *2 * ["real", *modes], *modes], rows, groups)
 
 

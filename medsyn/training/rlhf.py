@@ -1,8 +1,8 @@
 """RLHF: the Selector and the Policy learn from expert ratings.
 
-Stage 1 trains both on all ratings. Stage 2 goes on with the Policy, once per modality, on the rated images that the
-Selector lets pass, which are like those that generation will ask it about; if that makes it no better on held-out
-ratings, stage 1's weights stay.
+Stage 1 trains both on all ratings. Stage 2 continues with the Policy, once per modality, on the rated images that pass
+the Selector, which resemble those it will score during generation; if it does not improve on the held-out ratings,
+stage 1's weights are kept.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from medsyn.training.scorer_report import NOTE, describe_scorer, suggest_thresho
 if TYPE_CHECKING:
     from medsyn.models.stable_diffusion import SyntheticSystem
 
-FEWEST_ROWS = 8  # of a modality, for stage 2 to learn anything from
+FEWEST_ROWS = 8  # of a modality, for stage 2 to learn anything
 
 
 def run_stage1(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
     """Train the Selector and the Policy on all ratings; writes selector/, policy/, metrics.jsonl and summary.json.
 
     Raises:
-        InputProblems: rows or images that cannot be used (`data.strict`).
-        InputError: too few ratings, or a model or checkpoint that was made under other conditions.
+        InputProblems: rows or images that cannot be used, with `data.strict`.
+        InputError: too few ratings, or a model or checkpoint that was made with different settings.
         NoProgress: a loss is no longer finite, or no checkpoint can be read.
-        Saved: a stop was requested and everything made so far is on disk.
+        Saved: a stop was requested; everything made so far is on disk.
     """
     section = config.training.stage1
     rows = rated_rows(config)
@@ -82,17 +82,17 @@ def run_stage1(config: Config, task: Task, directory: CampaignDirectory, control
 
 
 def run_stage2(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
-    """Go on training the Policy of `task.modality`; writes policy/, metrics.jsonl and summary.json.
+    """Continue training the Policy of `task.modality`; writes policy/, metrics.jsonl and summary.json.
 
-    Trained on are the images that the Selector lets pass (`training.stage2.selector_threshold`), and of those it
-    rejects the ones that experts found poor as well: without them a Policy forgets what poor is. What the Selector
-    rejects against the experts is left out, since generation never shows it to a Policy.
+    It trains on the images that pass the Selector (`training.stage2.selector_threshold`) and on rejected ones that the
+    experts also rated poor: without them a Policy forgets what poor looks like. Images that only the Selector rejects
+    are left out, since generation never shows such images to a Policy.
 
     Raises:
-        InputProblems: rows or images that cannot be used (`data.strict`).
-        InputError: stage 1 has not run, or a model or checkpoint was made under other conditions.
+        InputProblems: rows or images that cannot be used, with `data.strict`.
+        InputError: stage 1 has not run, or a model or checkpoint was made with different settings.
         NoProgress: a loss is no longer finite, or no checkpoint can be read.
-        Saved: a stop was requested and everything made so far is on disk.
+        Saved: a stop was requested; everything made so far is on disk.
     """
     assert task.modality is not None
     section, first = config.training.stage2, directory.policy()
@@ -124,7 +124,7 @@ def run_stage2(config: Config, task: Task, directory: CampaignDirectory, control
 
 
 def _continue(learner: Learner, passed: np.ndarray, section: TrainingSection, run: TrainingRun) -> dict[str, Any]:
-    """Stage 2's training: leaves the learner's Policy with the better weights and returns the summary."""
+    """Run stage 2's training: leave the learner's Policy with the better weights and return the summary."""
     rated = learner.rated
     train = np.flatnonzero(~rated.held_out & (passed | ~rated.good))
     held_out = np.flatnonzero(rated.held_out)
@@ -154,7 +154,7 @@ def _continue(learner: Learner, passed: np.ndarray, section: TrainingSection, ru
 
 
 def _passed(selector: Selector | None, threshold: float, rated: RatedSet) -> np.ndarray:
-    """bool [N]: the Selector lets the row's image pass; everything does where none was trained."""
+    """bool [N]: the row's image passes the Selector; all pass if no Selector was trained."""
     if selector is None:
         return np.ones(len(rated.rating), dtype=bool)
     device = next(selector.parameters()).device
@@ -163,11 +163,11 @@ def _passed(selector: Selector | None, threshold: float, rated: RatedSet) -> np.
 
 
 class _Ratings:
-    """The rated images of one task: hashed at once, since everything depends on them; read when they are needed."""
+    """The rated images of one task: hashed immediately, since everything depends on them; read on demand."""
 
     def __init__(self, config: Config, task: Task, directory: CampaignDirectory, rows: Sequence[RatingRow]) -> None:
         self._config = config
-        self._cache = directory.root / "cache" / "ratings"  # stage 2 finds here what stage 1 has made
+        self._cache = directory.root / "cache" / "ratings"  # shared: stage 2 reuses what stage 1 has made
         disk.sweep_temporaries(self._cache)
         self._hashes = hash_files((row.path for row in rows), self._cache / f"files-{task.stage}-{task.name}.json")
         self.device = choose_device(config.device).device
@@ -193,7 +193,7 @@ class _Ratings:
     def load(
         self, rows: Sequence[RatingRow], control: Control, prompts_of: Sequence[RatingRow] | None = None
     ) -> RatedSet:
-        """`rows` as tensors; wrong prompts come from `prompts_of`, from `rows` unless given."""
+        """Load `rows` as tensors; wrong prompts come from `prompts_of`, by default from `rows`."""
         source = self._config.model_paths.stable_diffusion
 
         @functools.cache
