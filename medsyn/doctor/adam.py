@@ -1,4 +1,4 @@
-"""8-bit Adam, what makes full fine-tuning of SD v1.5 fit 12 GB: bitsandbytes, and its library for Pascal cards."""
+"""8-bit Adam, which makes full fine-tuning of SD v1.5 fit in 12 GB: bitsandbytes and its library for Pascal cards."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from medsyn.doctor import image
 from medsyn.doctor.finding import Finding
 from medsyn.doctor.packages import installed_version
 
-_PASCAL_LIBRARY = "libbitsandbytes_cuda118_nocublaslt.so"  # bitsandbytes takes it below sm_75
+_PASCAL_LIBRARY = "libbitsandbytes_cuda118_nocublaslt.so"  # what bitsandbytes loads below sm_75
 _SYMBOL = "cadam_8bit_blockwise_grad_fp32"
 
 
 def check_bitsandbytes() -> Iterator[Finding]:
-    """Whether bitsandbytes is installed, and with the library that Pascal cards take; it is not imported."""
+    """Whether bitsandbytes is installed with the library that Pascal cards need; it is not imported."""
     version = installed_version("bitsandbytes")
     if version is None:
         advice = "finetune.use_8bit_adam needs it: "
@@ -29,7 +29,7 @@ def check_bitsandbytes() -> Iterator[Finding]:
 
 
 def pascal_adam(library: Path) -> Finding:
-    """Whether the library for Pascal is there and finds the CUDA 11 libraries it needs; that takes no GPU."""
+    """Whether the library for Pascal is there and finds the CUDA 11 libraries it needs; no GPU is required."""
     check = "8-bit Adam on Pascal"
     if not library.is_file():
         mend = image.BUILD_AGAIN if image.inside() else "bitsandbytes 0.41.1 has it"
@@ -38,6 +38,6 @@ def pascal_adam(library: Path) -> Finding:
     try:
         getattr(ctypes.CDLL(str(library)), _SYMBOL)
     except (OSError, AttributeError) as error:
-        mend = image.BUILD_AGAIN if image.inside() else "install requirements-cuda11.txt, or take the image"
+        mend = image.BUILD_AGAIN if image.inside() else "install requirements-cuda11.txt, or use the image"
         return Finding(check, str(error), image.verdict(), f"Pascal cards need it for use_8bit_adam: {mend}")
     return Finding(check, f"{library.name} resolves")

@@ -1,4 +1,4 @@
-"""What torch can compute on here, and what will be chosen."""
+"""The devices torch can use here, and the choice that tasks will make."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def check_choice() -> Iterator[Finding]:
 
 
 def cuda_build(version: str, cuda: str | None) -> Finding:
-    """The torch that is installed, and the CUDA it was built for; the image is made for a certain one."""
+    """The installed torch and the CUDA it was built for; the image expects a certain one."""
     value = f"{version} ({f'CUDA {cuda}' if cuda else 'without CUDA'})"
     if image.inside() and cuda != image.CUDA:
-        advice = f"the image is made for CUDA {image.CUDA}: for an older driver build it with requirements-cu118.txt"
+        advice = f"the image is meant for CUDA {image.CUDA}; for an older driver build it with requirements-cu118.txt"
         return Finding("torch", value, "note", advice)
     return Finding("torch", value)
 
@@ -63,13 +63,13 @@ def _attention(capability: tuple[int, int] | None) -> Finding:
 
 
 def architectures() -> list[str]:
-    """The GPU architectures this torch has kernels for, also where there is no GPU; empty without CUDA."""
+    """The GPU architectures this torch has kernels for, even without a GPU; empty without CUDA."""
     import torch
 
-    flags = getattr(torch._C, "_cuda_getArchFlags", lambda: None)()  # torch.cuda.get_arch_list() wants a GPU
+    flags = getattr(torch._C, "_cuda_getArchFlags", lambda: None)()  # torch.cuda.get_arch_list() needs a GPU
     return str(flags or "").split()
 
 
 def _pascal(compiled: list[str]) -> Finding:
-    advice = "" if _PASCAL.intersection(compiled) else "no kernels for Pascal (sm_61): such cards need another torch"
+    advice = "" if _PASCAL.intersection(compiled) else "no kernels for Pascal (sm_61): such cards need another build"
     return Finding("architectures", " ".join(compiled) or "none", "note" if advice else "good", advice)

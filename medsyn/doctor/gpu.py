@@ -1,4 +1,4 @@
-"""Small computations on the GPU, of the kinds that fail on old cards and wrong builds: `medsyn doctor --gpu`."""
+"""Small GPU computations of the kinds that fail on old cards and with wrong builds: `medsyn doctor --gpu`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check_gpu() -> Iterator[Finding]:
 
     if not torch.cuda.is_available():
         advice = "run it on a node with a GPU; in Apptainer with --nv"
-        yield Finding("GPU", "no CUDA device can be used", "bad", advice)
+        yield Finding("GPU", "no usable CUDA device", "bad", advice)
         return
     computations: dict[str, Callable[[], Finding]] = {
         "8-bit Adam step": _adam_step,
@@ -26,7 +26,7 @@ def check_gpu() -> Iterator[Finding]:
     for name, compute in computations.items():
         try:
             yield compute()
-        except Exception as error:  # whatever CUDA or a library says is what was asked
+        except Exception as error:  # any error of CUDA or a library is the finding
             first = (str(error).strip().splitlines() or [""])[0]
             yield Finding(name, f"{type(error).__name__}: {first}", "bad", "tasks that need it will fail here")
 

@@ -1,4 +1,4 @@
-"""Where packages and modules come from: those of a home folder or of PYTHONPATH take the pinned ones' place, unseen."""
+"""Where packages and modules come from: a home directory's or PYTHONPATH's silently shadow the pinned ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAMES_SHOWN = 10
 
 
 def check_isolation() -> Iterator[Finding]:
-    """Every distribution and module that is found outside of this Python, by place; and PYTHONPATH."""
+    """Every distribution and module found outside of this Python, by directory; and PYTHONPATH."""
     elsewhere: dict[str, set[str]] = {}
     for name, place in (*_distributions(), *_modules()):
         if not _is_own(place):
@@ -30,12 +30,12 @@ def check_isolation() -> Iterator[Finding]:
     if not elsewhere:
         yield Finding("isolation", f"every package is from {sys.prefix}")
     if path := os.environ.get("PYTHONPATH"):
-        advice = "its modules come before the installed ones" + (": enter the image without" if image.inside() else "")
+        advice = "its modules hide the installed ones" + (": enter the image without it" if image.inside() else "")
         yield Finding("PYTHONPATH", path, image.verdict(), advice)
 
 
 def _is_own(place: Path) -> bool:
-    """Below this environment, or the standard library itself: other packages may be in folders below that."""
+    """Below this environment, or the standard library itself: other packages may be in directories below it."""
     standard = (sysconfig.get_path("stdlib"), sysconfig.get_config_var("DESTSHARED"))
     is_standard = place in [Path(folder).resolve() for folder in standard if folder]
     return is_standard or place.is_relative_to(Path(sys.prefix).resolve())
@@ -47,7 +47,7 @@ def _distributions() -> Iterator[tuple[str, Path]]:
 
 
 def _modules() -> Iterator[tuple[str, Path]]:
-    """Every module of an installed distribution or of the standard library, and the folder it would come from."""
+    """Every module of an installed distribution or of the standard library, and the directory it would come from."""
     installed = {name for name in importlib.metadata.packages_distributions() if name.isidentifier()}
     for name in sorted(installed | sys.stdlib_module_names):
         for place in _places(name):
@@ -55,7 +55,7 @@ def _modules() -> Iterator[tuple[str, Path]]:
 
 
 def _places(name: str) -> list[Path]:
-    """The folders that `import name` reads from, several for a namespace package; none if it is not found.
+    """The directories that `import name` reads from, several for a namespace package; none if it is not found.
 
     Nothing is imported, so finders that packages add (editable installs, setuptools' distutils) are not asked.
     """

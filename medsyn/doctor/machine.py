@@ -48,15 +48,15 @@ def check_driver() -> Iterator[Finding]:
 
 
 def check_disk() -> Iterator[Finding]:
-    """Room where campaigns and temporary files go; Python passes over a TMPDIR that it cannot write to."""
+    """Free space for campaigns and temporary files; Python ignores a TMPDIR that it cannot write to."""
     wanted, temporary = os.environ.get("TMPDIR"), Path(tempfile.gettempdir())
     if wanted and not (Path(wanted).is_dir() and temporary.samefile(wanted)):
-        advice = f"temporary files go to {temporary}: set TMPDIR to an existing directory that can be written to"
+        advice = f"temporary files go to {temporary}: set TMPDIR to an existing, writable directory"
         yield Finding("TMPDIR", f"{wanted} cannot be used", "note", advice)
     for name, path in (("disk here", Path.cwd()), ("disk TMPDIR", temporary)):
         free = shutil.disk_usage(path).free
         enough = free >= _FREE_DISK_GIB * GIB
-        advice = "" if enough else f"an SD v1.5 fine-tune with two checkpoints wants {_FREE_DISK_GIB} GiB"
+        advice = "" if enough else f"an SD v1.5 fine-tune with two checkpoints needs {_FREE_DISK_GIB} GiB"
         yield Finding(name, f"{gib(free)} GiB free", "good" if enough else "note", advice)
 
 
@@ -67,7 +67,7 @@ def check_offline() -> Iterator[Finding]:
         if value and value.upper() in _ON:
             yield Finding(flag, value)
             continue
-        advice = "weights are loaded from local files only, whatever this says"
+        advice = "weights are loaded from local files only, whatever its value"
         if value:
             advice += "; it is not on, so other code may wait for the network: set it to 1"
         yield Finding(flag, value or "unset", "note", advice)

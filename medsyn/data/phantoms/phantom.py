@@ -120,8 +120,8 @@ def draw_phantom(
 ) -> Phantom:
     """Choose phantom number `index` of `kind`: a pure function of its arguments.
 
-    Three consecutive indices (from a multiple of three) show each finding once, six show it on either side. What is
-    given is kept, and the rest is chosen as if nothing had been given; a normal radiology image has no side.
+    Three consecutive indices (from a multiple of three) show each finding once, six show it on either side. Given
+    values are kept, and the others are chosen as if none had been given; a normal radiology image has no side.
 
     Raises:
         ValueError: The kind, the finding, the side or the quality is unknown.
@@ -154,6 +154,6 @@ def render(phantom: Phantom, size: int) -> np.ndarray:
 
 
 def draw_values(phantom: Phantom, size: int, zoom: float = 1.0) -> np.ndarray:
-    """`phantom_images.draw` of a phantom: display values that are not yet clipped."""
+    """`draw.draw` of a phantom: display values, not yet clipped; float32 [size, size, C]."""
     key = (phantom.seed, phantom.kind, phantom.index)
     return draw.draw(phantom.kind, phantom.finding, phantom.side, phantom.quality, key, size, zoom)
