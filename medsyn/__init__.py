@@ -1,20 +1,63 @@
-"""medsyn: Stable Diffusion for medical images as resumable Slurm campaigns."""
+"""medsyn: Stable Diffusion for medical images as resumable Slurm campaigns.
+
+The names below are what other programs may rely on (docs/python-api.md). Each is imported when it is asked for, so that
+`import medsyn` costs nothing: some of them need torch.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medsyn.campaign.state.campaign_file import open_campaign
+    from medsyn.campaign.tables import read_attempts, read_manifest
+    from medsyn.config import load as load_config
+    from medsyn.data.check import check_tables
+    from medsyn.data.images.read import read_image
+    from medsyn.data.prompts.store import Item
+    from medsyn.errors import InputError, InputProblems
     from medsyn.generation.api.generator import GeneratedImage, Generator
 
-__all__ = ["GeneratedImage", "Generator", "__version__"]
+__all__ = [
+    "GeneratedImage",
+    "Generator",
+    "InputError",
+    "InputProblems",
+    "Item",
+    "__version__",
+    "check_tables",
+    "load_config",
+    "open_campaign",
+    "read_attempts",
+    "read_image",
+    "read_manifest",
+]
 __version__ = "0.1.0"
 
+_HOME = {
+    "GeneratedImage": "medsyn.generation.api.generator",
+    "Generator": "medsyn.generation.api.generator",
+    "InputError": "medsyn.errors",
+    "InputProblems": "medsyn.errors",
+    "Item": "medsyn.data.prompts.store",
+    "check_tables": "medsyn.data.check",
+    "load_config": "medsyn.config:load",
+    "open_campaign": "medsyn.campaign.state.campaign_file",
+    "read_attempts": "medsyn.campaign.tables",
+    "read_image": "medsyn.data.images.read",
+    "read_manifest": "medsyn.campaign.tables",
+}
 
-def __getattr__(name: str) -> Any:
-    """`Generator` and `GeneratedImage`, imported when they are asked for: they need torch, most commands do not."""
-    if name in ("Generator", "GeneratedImage"):
-        from medsyn.generation.api import generator
 
-        return getattr(generator, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would take any name for one that is there
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module, _, original = _HOME[name].partition(":")
+        return getattr(import_module(module), original or name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

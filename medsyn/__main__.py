@@ -1,7 +1,7 @@
 """The program: one table of commands for `medsyn`, `python -m medsyn` and `launch.py`.
 
-The module of a command is imported when it is run: `doctor` must answer where nothing else can be imported, and login
-nodes answer in well under a second.
+A command's module is imported only when the command runs: `doctor` must work where nothing else can be imported, and
+login nodes answer in well under a second.
 """
 
 from __future__ import annotations
@@ -15,32 +15,33 @@ from medsyn.cli.app import Command
 
 _TABLE = {
     "a campaign": {
-        "plan": ("what would run, and what is wrong or missing", "campaign:plan"),
+        "plan": ("show what would run, and what is wrong or missing", "campaign:plan"),
         "submit": ("run everything that is not done", "campaign:submit"),
-        "resume": ("go on with what is neither done nor queued", "campaign:resume"),
-        "status": ("what is done, running, failed and blocked", "campaign:status"),
-        "logs": ("what tasks printed", "campaign:logs"),
+        "resume": ("run everything that is neither done nor queued", "campaign:resume"),
+        "status": ("show what is done, running, failed and blocked", "campaign:status"),
+        "logs": ("show what tasks printed", "campaign:logs"),
         "cancel": ("end every job and process of the campaign", "campaign:cancel"),
-        "verify": ("check every generated file against its records, or repair what is damaged", "verify:verify"),
-        "merge": ("the tables of all shards as one", "verify:merge"),
+        "list": ("list the campaigns below a directory", "listing:main"),
+        "verify": ("check every generated file against its records, or repair damaged ones", "verify:verify"),
+        "merge": ("merge the tables of all shards into one", "verify:merge"),
     },
     "single tasks, and single prompts": {
         "finetune": ("fine-tune the model of one modality", "tasks:finetune"),
         "rlhf": ("train Selector and Policy (--stage 1) or a modality's Policy (--stage 2)", "tasks:rlhf"),
         "generate": ("generate one shard of the prompt list, or with --prompt images of one prompt", "tasks:generate"),
         "evaluate": ("measure the campaign and write its report", "tasks:evaluate"),
-        "worker": ("run one task of a prepared campaign: what schedulers call", "tasks:work"),
+        "worker": ("run one task of a prepared campaign; schedulers call it", "tasks:work"),
     },
     "data": {
         "check": ("read tables and every image they name, list what is wrong", "tools:check"),
-        "prompts": ("check a prompt list, or build one that is balanced", "prompts:main"),
+        "prompts": ("check a prompt list, or build a balanced one", "prompts:main"),
         "phantoms": ("draw the procedural data set", "tools:phantoms"),
     },
     "tools": {
         "init": ("copy the configurations and site profiles that come with medsyn", "init:init"),
-        "doctor": ("is this machine fit for a campaign?", "tools:doctor"),
-        "calibrate": ("measure the rate of this machine, for the plan's estimates", "calibrate:calibrate"),
-        "pretrain": ("train the embedded tiny model again (an hour or more)", "tools:pretrain"),
+        "doctor": ("check whether this machine is fit for a campaign", "tools:doctor"),
+        "calibrate": ("measure this machine's speed, for the plan's estimates", "calibrate:calibrate"),
+        "pretrain": ("retrain the embedded tiny model (an hour or more)", "tools:pretrain"),
     },
 }  # by what users do: what each command is for, and its function in `medsyn.cli`
 

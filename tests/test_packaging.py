@@ -117,7 +117,7 @@ LAYERS: dict[str, list[set[str]]] = {
     "campaign": [
         {"tasks"},
         {"state", "estimate"},
-        {"plan", "worker", "repair"},
+        {"plan", "worker", "repair", "tables"},
         {"slurm"},
         {"guards", "cancel"},
         {"status"},

@@ -16,10 +16,11 @@ from medsyn.campaign.slurm import queue, submissions
 from medsyn.campaign.slurm.queue import Job
 from medsyn.campaign.state import campaign_file
 from medsyn.campaign.state.campaign_file import Campaign, Facts
-from medsyn.campaign.tasks import Key
+from medsyn.campaign.tasks import Key, Plan
 from medsyn.config import Config
 from medsyn.errors import CONFIGURATION, InputError, SlurmError
 from medsyn.stage import CampaignDirectory
+from medsyn.text import counted
 
 Queued = Callable[[], Mapping[Key, Job]]  # the campaign's tasks that are in Slurm's queue; it is asked once at most
 
@@ -87,15 +88,20 @@ def _require_same_shards(before: Facts, queued: Queued, checked: Checked) -> Non
     names = [name for stage, name in queued() if stage == "generate"]
     if not names:
         return
-    plans = (campaign_file.plan_of(Config.model_validate(before["config"]), before), checked.plan)
-    was, now = ({planned.task.name: planned.task.blocks for planned in plan.by_stage["generate"]} for plan in plans)
+    directory = CampaignDirectory(checked.config.campaign.path)
+    was, now = _blocks(campaign_file.recorded(directory, before).plan), _blocks(checked.plan)
     changed = [name for name in names if was.get(name) != now.get(name)]
     if changed:
         reason = (
-            f"it deals the shards anew, and {len(changed)} generate jobs in Slurm's queue, {changed[0]} among them, "
+            f"it deals the shards anew, and {counted(len(changed), 'generate job')} in Slurm's queue ({changed[0]}) "
             "would mean other blocks: cancel them first (`medsyn cancel`)"
         )
         raise InputError(CONFIGURATION, reason)
+
+
+def _blocks(plan: Plan) -> dict[str, tuple[int, int] | None]:
+    """What each generate task makes."""
+    return {planned.task.name: planned.task.blocks for planned in plan.by_stage.get("generate", [])}
 
 
 def _require_no_jobs(directory: CampaignDirectory, queued: Mapping[Key, Job]) -> None:

@@ -1,4 +1,4 @@
-"""What all commands share: finding the one that is meant, the campaign that is meant, and errors said plainly."""
+"""What all commands share: dispatch, opening the campaign that is named, and reporting errors plainly."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 EXIT_USAGE = 2  # argparse's own
 _PLACE_SHOWN = 300  # characters of a path
-_WRONG_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EISDIR)  # the user named another than was meant
+_WRONG_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EISDIR)  # the user named the wrong path
 
 
 class Command(NamedTuple):
@@ -59,8 +59,8 @@ def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[
         return EXIT_DONE
     name, rest = arguments[0], arguments[1:]
     if name not in commands:
-        hint = did_you_mean(name, commands) or f"; there are {', '.join(commands)}"
-        print(f"{program}: there is no command {name!r}{hint}", file=sys.stderr)
+        hint = did_you_mean(name, commands) or f"; commands are {', '.join(commands)}"
+        print(f"{program}: unknown command {name!r}{hint}", file=sys.stderr)
         return EXIT_USAGE
     try:
         return commands[name].run(f"{program} {name}", rest)
@@ -88,14 +88,14 @@ def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[
 
 
 def _overview(program: str, commands: Mapping[str, Command]) -> str:
-    """The help of the program: every command, by what users do."""
+    """The program's help: every command, grouped by what users do."""
     lines, group = [f"usage: {program} COMMAND ...", f"       {program} --version"], None
     for name, its in commands.items():
         if its.group != group:
             group = its.group
             lines += ["", f"{group}:"]
         lines.append(f"  {name:<10} {its.help}")
-    return "\n".join([*lines, "", f"`{program} COMMAND --help` says more"])
+    return "\n".join([*lines, "", f"for more, run `{program} COMMAND --help`"])
 
 
 def _place(error: OSError) -> str:
@@ -103,7 +103,7 @@ def _place(error: OSError) -> str:
 
 
 def _room(error: OSError) -> str:
-    """How much is free, where that is what is wrong."""
+    """How much disk space is free, if the error is about a lack of it."""
     if error.errno not in disk.FULL or not isinstance(error.filename, str):
         return ""
     room = disk.room(Path(error.filename).parent)
@@ -111,17 +111,17 @@ def _room(error: OSError) -> str:
 
 
 def config_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """A parser for `CONFIG [key=value ...]`; to be used with `parse_intermixed_args`."""
+    """A parser for `CONFIG [key=value ...]`; use it with `parse_intermixed_args`."""
     parser = argparse.ArgumentParser(prog=program, description=description)
-    text = "the campaign's configuration, a YAML file, or the directory of a campaign that was prepared"
+    text = "the campaign's configuration (a YAML file), or the directory of a prepared campaign"
     parser.add_argument("config", metavar="CONFIG", help=text)
-    text = "values that replace those of the configuration"
+    text = "values that override the configuration's"
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=text)
     return parser
 
 
 def load(args: argparse.Namespace) -> Config:
-    """The configuration that a command line of `config_parser` means."""
+    """The configuration that a command line of `config_parser` names."""
     if Path(args.config).is_dir():
         from medsyn.campaign.plan import inputs
 
@@ -132,7 +132,7 @@ def load(args: argparse.Namespace) -> Config:
 
 
 def open_campaign(args: argparse.Namespace) -> Campaign:
-    """The campaign that a command line of `config_parser` means, which must have been prepared."""
+    """The campaign that a command line of `config_parser` names; it must have been prepared."""
     from medsyn.campaign.state import campaign_file
 
     if Path(args.config).is_dir() and not args.overrides:
@@ -144,9 +144,9 @@ def open_campaign(args: argparse.Namespace) -> Campaign:
 
 
 def not_submitted(args: argparse.Namespace) -> InputError:
-    """What is wrong where a command needs a campaign that is there."""
+    """The error of a command that needs a campaign which has not been submitted."""
     how = invocation.command("submit", [args.config, *args.overrides])
-    return InputError(args.config, f"this campaign has not been submitted: `{how}` does")
+    return InputError(args.config, f"this campaign has not been submitted; run `{how}`")
 
 
 def open_for_change(config: Config, here: bool) -> Campaign:
@@ -169,7 +169,7 @@ def show_problems(problems: Iterable[Problem]) -> None:
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A function (what, done, total) that shows how far something is, on standard error."""
+    """Yield a function (what, done, total) that shows progress on standard error."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 

@@ -60,12 +60,12 @@ def plan(program: str, arguments: Sequence[str]) -> int:
 
 
 def submit(program: str, arguments: Sequence[str]) -> int:
-    """Run everything of a campaign that is not done, or go on with it."""
+    """Run everything of a campaign that is not done yet."""
     return _submit(program, arguments, str(submit.__doc__), resumes=False)
 
 
 def resume(program: str, arguments: Sequence[str]) -> int:
-    """Go on with a campaign that was submitted: whatever is neither done nor in the queue."""
+    """Continue a submitted campaign: run everything that is neither done nor in the queue."""
     return _submit(program, arguments, str(resume.__doc__), resumes=True)
 
 
@@ -74,7 +74,7 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
     _add_cluster(parser)
     parser.add_argument("--max-parallel", type=_positive, metavar="N", help="tasks at once (cluster.max_parallel)")
     if resumes:
-        text = "nothing but this stage or task; may be given again"
+        text = "only this stage or task; may be repeated"
         parser.add_argument("--only", action="append", metavar="STAGE[:TASK]", default=[], help=text)
     args = parser.parse_intermixed_args(arguments)
 
@@ -100,7 +100,7 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
 
 
 def _require_site(loaded: Config) -> Site:
-    """The cluster's profile; raises InputProblems if anything is wrong with it, with what is wrong with the inputs."""
+    """The cluster's profile; raises InputProblems if it has errors, together with those of the inputs."""
     from medsyn.campaign.plan import prepare
     from medsyn.campaign.slurm import check
 
@@ -128,7 +128,7 @@ def _queue(campaign: Campaign, site: Site, only: set[Key] | None, named: Sequenc
 
 
 def cancel(program: str, arguments: Sequence[str]) -> int:
-    """End every job and process of a campaign; what is done and what is saved stays."""
+    """Stop every job and process of a campaign; finished and saved work is kept."""
     parser = app.config_parser(program, str(cancel.__doc__))
     args = parser.parse_intermixed_args(arguments)
 
@@ -141,20 +141,18 @@ def cancel(program: str, arguments: Sequence[str]) -> int:
     count = campaign_cancel.launcher(directory, print) + campaign_cancel.jobs(directory, print)
     print("cancelled" if count else "nothing of this campaign is running or queued")
     where = "slurm" if submissions.read(directory.ledger) else "local"
-    print(f"next      to go on: {command('resume', [args.config, *args.overrides, '--cluster', where])}")
+    print(f"next      to continue: {command('resume', [args.config, *args.overrides, '--cluster', where])}")
     return EXIT_DONE
 
 
 def status(program: str, arguments: Sequence[str]) -> int:
-    """Show where a campaign stands. Exit code: 0 all done, 1 something failed, 75 there is more to come."""
+    """Show where a campaign stands. Exit code: 0 all done, 1 something failed, 75 more to come."""
     parser = app.config_parser(program, str(status.__doc__))
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "--watch", type=_seconds, metavar="[SECONDS]", help=f"show it again every so often ({WATCH_SECONDS} s)"
-    )
+    parser.add_argument("--watch", type=_seconds, metavar="[SECONDS]", help=f"refresh every SECONDS ({WATCH_SECONDS})")
     args = parser.parse_intermixed_args(_with_seconds(arguments))
     if args.json and args.watch:
-        parser.error("--json prints once: leave --watch out")
+        parser.error("--json prints once: omit --watch")
 
     from rich.console import Console
 
@@ -173,11 +171,11 @@ def status(program: str, arguments: Sequence[str]) -> int:
 
 
 def logs(program: str, arguments: Sequence[str]) -> int:
-    """Show what a task printed; of a STAGE list its tasks and logs; without one the last lines of failed tasks."""
+    """Show what a task printed, the tasks and logs of a STAGE, or (without either) the last lines of failed tasks."""
     parser = app.config_parser(program, str(logs.__doc__))
-    parser.add_argument("--lines", type=_positive, default=50, metavar="N", help="how many of the last lines (50)")
+    parser.add_argument("--lines", type=_positive, default=50, metavar="N", help="number of last lines to show (50)")
     parser.add_argument("--all", action="store_true", help="the whole log")
-    parser.add_argument("--follow", action="store_true", help="go on printing until the task ends")
+    parser.add_argument("--follow", action="store_true", help="keep printing until the task ends")
     parser.usage = f"{program} [-h] [--lines N | --all] [--follow] CONFIG [STAGE[:TASK]] [key=value ...]"
     args = parser.parse_intermixed_args(arguments)
     named = [word for word in args.overrides if "=" not in word]
@@ -230,19 +228,19 @@ def _with_seconds(arguments: Sequence[str]) -> list[str]:
 def _seconds(text: str) -> float:
     number = float(text)
     if not 0.1 <= number < 86400:
-        raise argparse.ArgumentTypeError("seconds, at least 0.1")
+        raise argparse.ArgumentTypeError("must be 0.1 seconds or more, and less than 86400")
     return number
 
 
 def _add_cluster(parser: argparse.ArgumentParser) -> None:
     default = "slurm" if shutil.which("sbatch") else "local"
     parser.add_argument(
-        "--cluster", choices=("local", "slurm"), default=default, help=f"where it runs (here: {default})"
+        "--cluster", choices=("local", "slurm"), default=default, help=f"where tasks run (default here: {default})"
     )
 
 
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError("at least 1")
+        raise argparse.ArgumentTypeError("must be 1 or more")
     return number

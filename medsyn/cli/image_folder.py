@@ -1,4 +1,4 @@
-"""Where images of one prompt go: whether the folder may be written, its files' names, the contact sheet."""
+"""The output directory for images of one prompt: whether it can be written, file names, the contact sheet."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ _CAMPAIGNS = ("campaign.json", "ledger.jsonl")
 
 
 def check_folder(name: str) -> None:
-    """Raise InputError if images cannot go there: a campaign's folder, one with other images, one not to be written."""
+    """Raise InputError if the directory is part of a campaign, holds other images or is not writable."""
     source, directory = "output_dir", Path(name)
     if not name.strip():
-        raise InputError(source, f"a directory, got {name!r}")
+        raise InputError(source, f"must name a directory, got {name!r}")
     try:
         folders = (directory.absolute(), *directory.absolute().parents)
         for folder in folders:
             if any((folder / name).exists() for name in _CAMPAIGNS):
-                reason = f"{directory} is a campaign's directory, or in one ({folder}); take another folder"
+                reason = f"{directory} is a campaign's directory or inside one ({folder}); choose another directory"
                 raise InputError(source, reason)
         if (directory / MANIFEST).exists():
-            reason = f"{directory} holds the images of another run ({MANIFEST}); take another folder"
+            reason = f"{directory} holds images of another run ({MANIFEST}); choose another directory"
             raise InputError(source, reason)
         existing = next(folder for folder in folders if folder.exists())
     except OSError as error:
         raise InputError(source, f"{directory!s:.100} cannot be written: {error.strerror}") from None
     if not existing.is_dir():
-        raise InputError(source, f"{directory} cannot be written: {existing} is no folder")
+        raise InputError(source, f"{directory} cannot be written: {existing} is not a directory")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(source, f"{directory} cannot be written: {existing} may not be written to")
+        raise InputError(source, f"{directory} cannot be written: {existing} is not writable")
 
 
 def make_folder(directory: Path, source: str) -> Path:
-    """The output folder, made; refused if nothing can be written to it (a full disk, a read-only file system)."""
+    """Create the output directory; raise InputError if it cannot be written (a full disk, a read-only file system)."""
     try:
         disk.make_directory(directory.absolute())
         disk.write_atomic(directory / ".writable", "")
@@ -68,7 +68,7 @@ def file_name(number: int, record: ImageRecord) -> str:
 
 
 def contact_sheet(pictures: Sequence[np.ndarray]) -> bytes:
-    """All pictures, uint8 [H, W, C], in a grid about as wide as high; it carries the mark, too."""
+    """A PNG of all pictures, uint8 [H, W, C], in a roughly square grid; it is marked as synthetic, too."""
     import numpy as np
 
     from medsyn.generation.write.png import encode_png

@@ -1,4 +1,4 @@
-"""medsyn init: the configurations and the site profiles that come with medsyn, copied to where users change them."""
+"""medsyn init: copy the configurations and site profiles that come with medsyn to where users edit them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def shipped(what: Literal["configs", "sites"]) -> list[Path]:
 
 
 def init(program: str, arguments: Sequence[str]) -> int:
-    """Copy the configurations and site profiles that come with medsyn into a folder; what is there stays as it is."""
+    """Copy the configurations and site profiles that come with medsyn into a directory; existing files are kept."""
     parser = argparse.ArgumentParser(prog=program, description=init.__doc__)
-    parser.add_argument("directory", type=Path, metavar="DIR", help="where to; it is made if need be")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="target directory; created if it does not exist")
     directory: Path = parser.parse_args(arguments).directory
 
     configs, sites = shipped("configs"), shipped("sites")
@@ -45,9 +45,9 @@ def init(program: str, arguments: Sequence[str]) -> int:
 
 
 def _copy(content: bytes, target: Path) -> str:
-    """Write a file unless something is there already; return what is to be said of that."""
+    """Write a file unless the path already exists; return a note if it does, else an empty text."""
     if not (target.exists() or target.is_symlink()):
         disk.write_atomic(target, content)
         return ""
     same = target.is_file() and target.read_bytes() == content
-    return " is there already" if same else " is there already, with other content, and stays as it is"
+    return " already exists" if same else " already exists with other content and is kept"

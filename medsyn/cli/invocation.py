@@ -1,4 +1,4 @@
-"""How the user started this program, so that what it suggests to type next can be typed."""
+"""How the user started this program, so that the commands it suggests can be typed as they are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def program() -> str:
-    """What usage and errors call this program: `launch.py`, `python -m medsyn` or `medsyn`."""
+    """The program's name in usage and errors: `launch.py`, `python -m medsyn` or `medsyn`."""
     started = Path(sys.argv[0])
     if started.suffix != ".py":
         return "medsyn"

@@ -1,4 +1,4 @@
-"""medsyn generate --prompt ...: images of one prompt into a folder, with the specification's flags."""
+"""medsyn generate --prompt ...: images of one prompt in a directory, with the specification's flags."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def generate(program: str, arguments: Sequence[str]) -> int:
 
 
 def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[Wanted, Path, Generator]:
-    """The prompt, the folder and the generator, once all that was given is in order.
+    """The prompt, the output directory and the generator, once all arguments are valid.
 
     Raises:
         InputProblems: everything wrong, each by its flag or environment variable.
@@ -53,7 +53,7 @@ def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[Wanted
 
     problems: list[Problem] = []
     unreadable = [name for name, value in given.items() if name != "prompts" and not is_unicode(str(value))]
-    problems += [Problem(sources[name], f"{ascii(given[name])[:100]} is no Unicode text") for name in unreadable]
+    problems += [Problem(sources[name], f"{ascii(given[name])[:100]} is not Unicode text") for name in unreadable]
     given = {name: value for name, value in given.items() if name not in unreadable}
     with _collect(problems, sources):
         given_settings(of_generator(given))
@@ -61,7 +61,7 @@ def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[Wanted
         with _collect(problems, sources):
             (wanted,), warnings = check_prompts(given["prompts"], given.get("count", 1), given.get("modality"))
     else:
-        reason = "there is nothing to show; give a text such as 'Chest X-ray: clear lungs'"
+        reason = "there is no prompt; give a text such as 'Chest X-ray: clear lungs'"
         problems.append(Problem(sources["prompts"], reason))
     if "output_dir" in given:
         with _collect(problems, sources):
@@ -75,7 +75,7 @@ def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[Wanted
 
 @contextmanager
 def _collect(problems: list[Problem], sources: Mapping[str, str]) -> Iterator[None]:
-    """Keep what is wrong with an argument under the name that the user gave it by."""
+    """Collect what is wrong with an argument under the name by which the user gave it."""
     try:
         yield
     except (InputError, InputProblems) as error:
@@ -113,7 +113,7 @@ def _make(generator: Generator, wanted: Wanted, output: Path) -> int:
 
 # argument: metavar of its flag, and help
 _HELP = {
-    "prompts": ("PROMPT", "what to show (BASE_PROMPT)"),
+    "prompts": ("PROMPT", "what the images show (BASE_PROMPT)"),
     "model": ("MODEL", "`embedded` (the default), a diffusers directory or a hub id"),
     "finetuned": ("DIR", "directory with a fine-tuned unet/"),
     "device": ("DEVICE", "auto (the default), cpu or cuda:N"),
@@ -123,28 +123,28 @@ _HELP = {
     "height": ("PIXELS", "256; 64 for the embedded model, which was trained at that"),
     "width": ("PIXELS", "the height by default"),
     "scheduler": ("SCHEDULER", f"{', '.join(get_args(SchedulerName))}; dpm by default"),
-    "guidance_scale": ("X", "7.5 by default; 1 is without guidance"),
+    "guidance_scale": ("X", "7.5 by default; 1 turns guidance off"),
     "negative_prompt": ("TEXT", "what to steer away from"),
     "batch_size": ("N", "candidates denoised together (the images, at most 8)"),
     "seed": ("N", "0 by default"),
-    "modality": ("MODALITY", "one of the five, if the prompt does not start with it"),
+    "modality": ("MODALITY", "one of the five, unless the prompt starts with it"),
     "selector": ("DIR", "filter: a trained Selector"),
     "policy": ("DIR", "filter: a trained Policy"),
-    "quality_threshold": ("X", "filter: Selector score that an image needs (0.6)"),
-    "max_attempts": ("N", "filter: candidates per image at most (10)"),
+    "quality_threshold": ("X", "filter: lowest Selector score of an accepted image (0.6)"),
+    "max_attempts": ("N", "filter: most candidates per image (10)"),
 }
 _NUMBERS = ("N", "X", "PIXELS")  # metavars
 _ENVIRONMENT = {"prompts": "BASE_PROMPT", "count": "NUM_IMAGES", "output_dir": "E2E_OUTPUT_DIR"}
-_FLAG_OF_COLUMN = {"n": "--img_num"}  # columns of prompt lists that have other names than their flags
+_FLAG_OF_COLUMN = {"n": "--img_num"}  # prompt-list columns whose flags have another name
 
 
 def parser(program: str) -> _Parser:
-    """The specification's flags, and those it lacks. All are text, and None where not given: `generate` checks them."""
+    """The specification's flags, and some more. All are text, None where not given: `generate` checks them."""
     made = _Parser(prog=program, description="Make images of one prompt.", allow_abbrev=False)
     for argument, (metavar, text) in _HELP.items():
         made.add_argument(str(OPTIONS[argument].flag), dest=argument, metavar=metavar, help=text)
-    made.add_argument("--use_pretrained_only", action="store_true", help="leave --model_used out")
-    made.add_argument("--output_dir", metavar="DIR", help="(E2E_OUTPUT_DIR; generated_images)")
+    made.add_argument("--use_pretrained_only", action="store_true", help="ignore --model_used")
+    made.add_argument("--output_dir", metavar="DIR", help="output directory (E2E_OUTPUT_DIR; generated_images)")
     return made
 
 
@@ -169,7 +169,7 @@ def given_flags(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str
 
 
 def _number(text: str) -> int | float | str:
-    """The number that a text is; what is none stays a text, and the checks tell."""
+    """The number that a text stands for; any other text is returned as it is, for the checks to report."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -179,7 +179,7 @@ def _number(text: str) -> int | float | str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells what is wrong with the flags in one line, and which flag a misspelt one was meant to be."""
+    """Reports wrong flags in one line, and suggests a flag for a misspelt one."""
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError."""
@@ -188,14 +188,14 @@ class _Parser(argparse.ArgumentParser):
         raise InputError("command line", message + (f"; did you mean {', '.join(hints)}?" if hints else ""))
 
     def meant(self, word: str) -> str | None:
-        """The flag that a word which is none was most likely meant to be."""
+        """The flag that a misspelt word most likely stands for."""
         name = word.partition("=")[0]
         if not name.startswith("--"):
             return None
         flags = self.flags()
         if close := closest(name, flags, cutoff=0.8):
             return close
-        column = meant_column(name)  # prompt lists have other names for some of the same settings
+        column = meant_column(name)  # prompt lists name some of the same settings differently
         flag = _FLAG_OF_COLUMN.get(column, f"--{column}") if column else None
         return flag if flag in flags else None
 

@@ -23,19 +23,25 @@ CELLS_SHOWN, CELLS_NAMED = 60, 8
 
 
 def main(program: str, arguments: Sequence[str]) -> int:
-    """Check a prompt list, or build one that is balanced."""
+    """Check a prompt list, or build a balanced one."""
     parser = argparse.ArgumentParser(prog=program, description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    checked = commands.add_parser("check", help="list everything that is wrong with a prompt list, and what is in it")
+    checked = commands.add_parser(
+        "check", help="list everything that is wrong with a prompt list, and count its prompts"
+    )
     checked.add_argument("list", type=Path, metavar="FILE", help="CSV, JSON lines, Parquet or text")
-    balanced = commands.add_parser("balance", help="as many images of every combination of some columns' values")
+    balanced = commands.add_parser(
+        "balance", help="build a list with as many images of every combination of the columns' values"
+    )
     balanced.add_argument("source", type=Path, metavar="SOURCE", help="a data set's table, or a prompt list")
     balanced.add_argument("--by", default="modality", metavar="COLUMN,...", help="such as modality,finding")
     amount = balanced.add_mutually_exclusive_group(required=True)
     amount.add_argument("--total", type=int, metavar="N", help="images in all")
     amount.add_argument("--per-cell", type=int, metavar="N", help="images of each combination")
     balanced.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new .csv or .jsonl file")
-    balanced.add_argument("--seed", type=int, default=0, help="which captions are taken where there are too many (0)")
+    balanced.add_argument(
+        "--seed", type=int, default=0, help="decides which captions are taken where there are too many (0)"
+    )
     args = parser.parse_args(arguments)
     return _check(args.list) if args.command == "check" else _balance(args)
 
@@ -77,17 +83,17 @@ def _wrong_arguments(args: argparse.Namespace, columns: Sequence[str]) -> Iterat
     if args.per_cell is not None and number > MOST_IMAGES:
         yield Problem(flag, f"{number} is more than {MOST_IMAGES}, the most images of one prompt")
     if args.out.suffix.lower() not in (".csv", ".jsonl"):
-        yield Problem(str(args.out), "the list is written as a .csv or a .jsonl file")
+        yield Problem(str(args.out), "must end in .csv or .jsonl")
     try:
         if args.out.exists():
-            yield Problem(str(args.out), "is there already; choose another --out")
+            yield Problem(str(args.out), "already exists; choose another --out")
             return
         existing = next(parent for parent in args.out.absolute().parents if parent.exists())
     except OSError as error:
         yield Problem(str(args.out)[:200], f"cannot be written: {error.strerror}")
         return
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        yield Problem(str(args.out), f"cannot be written: {existing} is no folder that can be written to")
+        yield Problem(str(args.out), f"cannot be written: {existing} is not a writable directory")
 
 
 def _show(balanced: Balanced, path: Path) -> None:

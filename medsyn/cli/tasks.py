@@ -1,4 +1,4 @@
-"""Single tasks by hand (`finetune`, `rlhf`, `generate`, `evaluate`), and `worker`, which schedulers call."""
+"""Commands that run one task: `finetune`, `rlhf`, `generate`, `evaluate`, and `worker`, which schedulers call."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _list_tasks(config: Config, stage: str) -> int:
     if not tasks and checked.errors:
         raise InputProblems(checked.errors)
     if not tasks:
-        raise InputError(stage, "this campaign does not have that stage")
+        raise InputError(stage, "this campaign has no such stage")
     return EXIT_DONE
 
 
@@ -64,17 +64,17 @@ def generate(program: str, arguments: Sequence[str]) -> int:
     if one_prompt.is_meant(arguments):
         return one_prompt.generate(program, arguments)
     if list(arguments) in (["-h"], ["--help"]):
-        print(f"{one_prompt.parser(program).format_help()}\nor, of a campaign:\n")
+        print(f"{one_prompt.parser(program).format_help()}\nor, for a task of a campaign:\n")
     return run_stage("generate", program, arguments)
 
 
 def work(program: str, arguments: Sequence[str]) -> int:
-    """Run one task of a prepared campaign: what schedulers call."""
+    """Run one task of a prepared campaign; schedulers call it."""
     parser = argparse.ArgumentParser(prog=program, description=work.__doc__)
     parser.add_argument("directory", type=Path, metavar="CAMPAIGN_DIR")
     parser.add_argument("stage", metavar="STAGE")
     parser.add_argument("task", metavar="INDEX", help="the task's index or name")
-    parser.add_argument("--parent", type=int, metavar="PID", help="save and leave when this process ends")
+    parser.add_argument("--parent", type=int, metavar="PID", help="save and exit when this process ends")
     args = parser.parse_args(arguments)
 
     from medsyn.campaign import worker

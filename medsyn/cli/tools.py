@@ -16,17 +16,19 @@ def check(program: str, arguments: Sequence[str]) -> int:
     """Read tables and every image they name; list everything that is wrong."""
     parser = argparse.ArgumentParser(prog=program, description=check.__doc__)
     parser.add_argument("tables", nargs="+", type=Path, metavar="TABLE", help="data set, ratings or prompt list")
-    parser.add_argument("--root", type=Path, help="folder that the tables' files are in (the table's own)")
+    parser.add_argument(
+        "--root", type=Path, help="directory that paths in the tables are relative to (the table's own)"
+    )
     parser.add_argument("--modality-column", default="modality", metavar="NAME", help="header of the modality column")
-    parser.add_argument("--allow-synthetic", action="store_true", help="images marked as synthetic are no problem")
+    parser.add_argument("--allow-synthetic", action="store_true", help="accept images marked as synthetic")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(arguments)
 
     from medsyn.data.check import check_tables
 
     with app.progress_bars() as progress:
-        tell = partial(progress, "reading images")
-        problems = check_tables(args.tables, args.root, args.modality_column, args.allow_synthetic, tell)
+        report = partial(progress, "reading images")
+        problems = check_tables(args.tables, args.root, args.modality_column, args.allow_synthetic, report)
     if args.json:
         print(json.dumps([problem.as_dict() for problem in problems], indent=2, ensure_ascii=False))
     else:
@@ -64,7 +66,7 @@ def phantoms(program: str, arguments: Sequence[str]) -> int:
 
 
 def pretrain(program: str, arguments: Sequence[str]) -> int:
-    """Train the embedded tiny model again (an hour or more)."""
+    """Retrain the embedded tiny model (an hour or more)."""
     parser = argparse.ArgumentParser(prog=program, description=pretrain.__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR", help="where the diffusers directory is written")
     args = parser.parse_args(arguments)
@@ -76,7 +78,7 @@ def pretrain(program: str, arguments: Sequence[str]) -> int:
 
 
 def doctor(program: str, arguments: Sequence[str]) -> int:
-    """Tell whether this machine is fit for a campaign, and what it will choose."""
+    """Report whether this machine is fit for a campaign, and which settings it will choose."""
     from medsyn import doctor
 
     return doctor.main(list(arguments), program)

@@ -1,4 +1,4 @@
-"""medsyn verify and merge: every file against its records; the tables of all shards as one."""
+"""medsyn verify and merge: check every file against its records; merge the tables of all shards into one."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _TASKS_SHOWN = 10
 def verify(program: str, arguments: Sequence[str]) -> int:
     """Check every generated file of a campaign against its records; exit code 1 and one line per finding."""
     parser = app.config_parser(program, str(verify.__doc__))
-    parser.add_argument("--rerun", type=int, metavar="N", help="make N random images again and compare")
-    text = "move what is damaged away, so that the tasks that made it make it again"
+    parser.add_argument("--rerun", type=int, metavar="N", help="regenerate N random images and compare")
+    text = "move damaged files to quarantine, so that their tasks make them again"
     parser.add_argument("--repair", action="store_true", help=text)
     args = parser.parse_intermixed_args(arguments)
     if args.rerun is not None and args.rerun < 1:
-        raise InputError("--rerun", f"at least 1 image, got {args.rerun}")
+        raise InputError("--rerun", f"must be 1 or more, got {args.rerun}")
 
     from medsyn.campaign import guards, repair
 
@@ -48,16 +48,16 @@ def verify(program: str, arguments: Sequence[str]) -> int:
             findings.append(finding)
         _summary(images, again, len(findings))
         if args.repair and findings:
-            _tell_repair(*repair.set_aside(campaign, findings), campaign.directory.root)
+            _report_repair(*repair.set_aside(campaign, findings), campaign.directory.root)
     return EXIT_FAILED if findings else EXIT_DONE
 
 
 def _require_prompts(campaign: Campaign) -> None:
-    """Raise InputError if the prompt list, which says what was asked for, is damaged itself."""
+    """Raise InputError if the prompt list is damaged: it says which images there must be."""
     from medsyn.campaign.state import campaign_file
 
     if reason := campaign_file.difference(campaign.inputs["prompts"], campaign.directory.root, hashes=True):
-        way_out = "submit the campaign's configuration again, which writes it anew"
+        way_out = "submit the campaign's configuration again to rewrite it"
         raise InputError(str(campaign.config.data.prompts), f"{reason}: {way_out}")
 
 
@@ -84,6 +84,7 @@ def _rerun(count: int | None) -> Rerun | None:
 def _findings(campaign: Campaign, images: Sequence[Images], again: Rerun | None) -> Iterator[Finding]:
     """Everything wrong with the images, their tables and the markers of their tasks."""
     from medsyn.campaign import repair
+    from medsyn.campaign.tables import table_folders
     from medsyn.generation.verify.campaign import check_circumstances, strangers
     from medsyn.generation.verify.parquet import TABLES, check_merged_table
 
@@ -106,21 +107,20 @@ def _findings(campaign: Campaign, images: Sequence[Images], again: Rerun | None)
 
 def _summary(images: Sequence[Images], again: Rerun | None, found: int) -> None:
     expected = sum(one.blocks.item_count for one in images)
-    told = counted(found, "finding") if found else "no findings"
-    made = f", {again.made} made again" if again is not None else ""
-    print(f"{counted(expected, 'image')} asked for{made}: {told}")
+    result = counted(found, "finding") if found else "no findings"
+    made = f", {again.made} regenerated" if again is not None else ""
+    print(f"{counted(expected, 'image')} asked for{made}: {result}")
     if again is not None and again.elsewhere:
         devices = ", ".join(f"{count} on {device}" for device, count in sorted(again.elsewhere.items()))
-        print(f"not to be compared here: images made {devices}")
+        print(f"cannot be compared here: images made {devices}")
 
 
-def _tell_repair(folder: Path, tasks: Sequence[PlannedTask], directory: Path) -> None:
+def _report_repair(folder: Path, tasks: Sequence[PlannedTask], directory: Path) -> None:
     if folder.is_dir():
-        print(f"what is damaged is in {folder} now; delete it when you like")
+        print(f"damaged files are in {folder} now; you may delete it")
     if tasks:
-        are = "is" if len(tasks) == 1 else "are"
-        told = f"{counted(len(tasks), 'task')} {are} to run again"
-        print(f"{told}: `{command('resume', [str(directory)])}` does, or")
+        count = counted(len(tasks), "task")
+        print(f"{count} must run again: run `{command('resume', [str(directory)])}`, or")
         for planned in tasks[:_TASKS_SHOWN]:
             print(f"  {command('worker', [str(directory), *planned.key])}")
         if len(tasks) > _TASKS_SHOWN:
@@ -128,10 +128,11 @@ def _tell_repair(folder: Path, tasks: Sequence[PlannedTask], directory: Path) ->
 
 
 def merge(program: str, arguments: Sequence[str]) -> int:
-    """Write the tables of all shards as manifest.parquet and attempts.parquet of the campaign."""
+    """Merge the tables of all shards into the campaign's manifest.parquet and attempts.parquet."""
     args = app.config_parser(program, str(merge.__doc__)).parse_intermixed_args(arguments)
 
     from medsyn.campaign import guards
+    from medsyn.campaign.tables import table_folders
     from medsyn.generation.write import parquet
 
     campaign = app.open_campaign(args)
@@ -139,17 +140,9 @@ def merge(program: str, arguments: Sequence[str]) -> int:
     folders = table_folders(campaign)
     missing = [folder for folder in folders if not (folder / parquet.MANIFEST_TABLE).is_file()]
     for folder in missing:
-        print(f"{folder}: is not there yet")
+        print(f"{folder}: does not exist yet")
     present = [folder for folder in folders if folder not in set(missing)]
     for name in (parquet.MANIFEST_TABLE, parquet.ATTEMPTS_TABLE):
         target = campaign.directory.root / name
         print(f"{target}: {parquet.merge((folder / name for folder in present), target)} rows")
     return EXIT_FAILED if missing else EXIT_DONE
-
-
-def table_folders(campaign: Campaign) -> list[Path]:
-    """Where the tables of all shards are, mode by mode."""
-    from medsyn.generation.write.parquet import shard_directories
-
-    ranges = [(modality, blocks) for modality, its in campaign.plan.shards.items() for blocks in its]
-    return list(shard_directories(campaign.directory, campaign.config.generation.modes, ranges))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +17,8 @@ _SYNTHETIC = "is marked as synthetic; generated images are used for training onl
 
 
 def check_tables(
-    paths: list[Path],
-    root: Path | None = None,
+    paths: str | Path | Iterable[str | Path],
+    root: str | Path | None = None,
     modality_column: str = "modality",
     allow_synthetic: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -26,7 +26,7 @@ def check_tables(
     """Read the tables and every image that they name, one at a time, each once.
 
     Args:
-        paths: data set, ratings and prompt tables; the header tells which one a table is.
+        paths: data set, ratings and prompt tables, one or several; the header tells which one a table is.
         root: the directory that their files are in; each table's own unless given.
         modality_column: the data set's modality column.
         allow_synthetic: do not report images of a data set that are marked as generated.
@@ -35,16 +35,18 @@ def check_tables(
     Returns:
         Every problem, with the table, its line and, for a problem of an image, the image as the table names it.
     """
+    files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
+    folder = None if root is None else Path(root)
     tables: list[tuple[list[Problem], list[ImageRow | RatingRow]]] = []
-    for path in paths:
+    for path in files:
         try:
-            tables.append(_read_table(path, root, modality_column))
+            tables.append(_read_table(path, folder, modality_column))
         except (InputError, InputProblems) as error:
             tables.append((list(error.problems), []))
     found: dict[tuple[Path, str], tuple[list[Problem], bool]] = {}
     total = len({(row.path, row.modality) for _, rows in tables for row in rows})
     problems: list[Problem] = []
-    for path, (of_table, rows) in zip(paths, tables, strict=True):
+    for path, (of_table, rows) in zip(files, tables, strict=True):
         problems += of_table
         reported: set[tuple[Path, str]] = set()
         for row in rows:

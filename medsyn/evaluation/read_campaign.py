@@ -83,7 +83,7 @@ def read_real(config: Config, tick: Tick) -> tuple[RealImages, list[Missing]]:
         files = {row.path: row for row in reversed(rows) if row.modality == modality}  # a file's first row
         members = sorted(files.values(), key=lambda row: row.row)
         if not members:
-            missing.append(Missing("the data set", f"it has no image of {modality}"))
+            missing.append(Missing("the data set", f"it has no images of {modality}"))
             continue
         real.counts[modality] = len(members)
         for held_out, pictures in ((False, real.training), (True, real.held_out)):

@@ -77,7 +77,7 @@ class Blocks:
 def read_blocks(config: Config, modality: str) -> Blocks:
     """The blocks of a modality of the campaign's prompt list."""
     if config.data.prompts is None:
-        raise InputError("configuration", "there is no prompt list to generate from", key="data.prompts")
+        raise InputError("configuration", "must be set: generation needs a prompt list", key="data.prompts")
     directory = Path(config.data.prompts)
     prompts = open_lists(directory).get(modality, PromptList(directory, ()))
     return Blocks(prompts, config.generation.img_num, config.generation.block_size)
@@ -206,14 +206,14 @@ def read_image_bytes(block: Path, record: Mapping[str, Any]) -> bytes:
     file = stored_files(block, record)["png"]
     content = file.read()
     if hashlib.sha256(content).hexdigest() != file.sha256:
-        reason = "has other content than when it was made; `medsyn verify CAMPAIGN_DIR --repair` sets it aside"
+        reason = "has changed since it was generated; `medsyn verify CAMPAIGN_DIR --repair` moves it to quarantine"
         raise InputError(block / file.name, reason)
     return content
 
 
 def _discard(block: Path) -> None:
     """Take a damaged block out of the way."""
-    _log.warning("%s is damaged and will be made again", block)
+    _log.warning("%s is damaged and will be regenerated", block)
     discarded = disk.temporary_sibling(block)
     shutil.rmtree(discarded, ignore_errors=True)
     with suppress(FileNotFoundError):  # another process has done it
@@ -245,5 +245,5 @@ def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, Any])
         differing.add("prompts")
     if differing:
         names = ", ".join(sorted(differing))
-        raise InputError(block, f"was made with another {names}; choose another campaign.dir, or move the block away")
+        raise InputError(block, f"was made with a different {names}; choose another campaign.dir, or move it away")
     return records

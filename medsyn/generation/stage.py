@@ -53,7 +53,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     blocks = read_blocks(config, modality)
     numbers = range(*(task.blocks or (0, blocks.count)))
     if numbers.stop > blocks.count:
-        reason = f"has {blocks.count} blocks of {modality}, the task was planned for {numbers.stop}: plan again"
+        reason = f"has {blocks.count} blocks of {modality}, but the task was planned for {numbers.stop}: plan again"
         raise InputError(str(config.data.prompts), reason)
     loader = Loader(config, modality, directory)
     facts: dict[str, dict[str, Any]] = {mode: loader.facts(mode) for mode in config.generation.modes}
@@ -126,7 +126,7 @@ def memory_told(config: Config) -> Iterator[None]:
     except torch.cuda.OutOfMemoryError as error:
         size = config.generation.images_per_batch
         reason = f"a batch of {size} does not fit into the GPU's memory ({str(error).splitlines()[0]})"
-        way_out = f"set it to {size // 2}" if size > 1 else "take a smaller data.resolution"
+        way_out = f"set it to {size // 2}" if size > 1 else "lower data.resolution"
         raise InputError("configuration", f"{reason}: {way_out}", key="generation.batch_size") from None
 
 
@@ -162,9 +162,9 @@ def help_others(maker: BlockMaker, own: range, tell: Callable[[int], None]) -> i
             if helped == before:
                 return helped
     except Saved:
-        _log.info("asked to leave while helping other tasks; the task's own blocks are all there")
+        _log.info("asked to stop while work stealing; the task's own blocks are all done")
     except Exception as error:  # whoever owns the block will meet it too, and tell
-        _log.warning("stopped helping other tasks: %s: %s", type(error).__name__, error)
+        _log.warning("stopped work stealing: %s: %s", type(error).__name__, error)
     return helped
 
 

@@ -38,17 +38,17 @@ def choose_device(section: DeviceSection, number: int | None = None) -> Device:
     torch.set_num_threads(section.cpu_threads)
     assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if section.use_cuda and assigned not in ("", "-1") and not torch.cuda.is_available():
-        reason = f"CUDA_VISIBLE_DEVICES is {assigned} and no CUDA device can be used here"
+        reason = f"CUDA_VISIBLE_DEVICES is {assigned}, but no CUDA device is usable here"
         raise BadNode(f"{reason}; see `medsyn doctor`, or set device.use_cuda=false")
     if number is not None and number >= torch.cuda.device_count():
-        there = f"{torch.cuda.device_count()} visible, from cuda:0 on" if torch.cuda.is_available() else "none visible"
-        raise InputError("configuration", f"there is no GPU cuda:{number}, {there}; use auto or cpu", key="device")
+        there = f"{torch.cuda.device_count()} visible, from cuda:0" if torch.cuda.is_available() else "none visible"
+        raise InputError("configuration", f"there is no GPU cuda:{number} ({there}); use auto or cpu", key="device")
     if not (section.use_cuda and torch.cuda.is_available()):
         why = "device.use_cuda is false" if not section.use_cuda else "no CUDA device is visible"
         if section.precision in {"float16", "bfloat16"}:
             raise InputError(
                 "configuration",
-                f"{section.precision} needs a GPU and {why}; use auto or float32",
+                f"{section.precision} needs a GPU, but {why}; use auto or float32",
                 key="device.precision",
             )
         return Device(torch.device("cpu"), torch.float32, (f"CPU: {why}", "float32: CPUs compute in float32"))
@@ -57,12 +57,13 @@ def choose_device(section: DeviceSection, number: int | None = None) -> Device:
     name = f"sm_{capability[0]}{capability[1]}"
     reasons = [f"CUDA: {torch.cuda.get_device_name(device)} ({name})"]
     if section.precision == "bfloat16" and capability < _BFLOAT16:
-        raise InputError("configuration", f"bfloat16 needs sm_80 or newer, this is {name}", key="device.precision")
+        reason = f"bfloat16 needs sm_80 or newer, but this GPU is {name}; use auto, float16 or float32"
+        raise InputError("configuration", reason, key="device.precision")
     if section.precision != "auto":
-        reasons.append(f"{section.precision}: asked for")
+        reasons.append(f"{section.precision}: configured")
         return Device(device, getattr(torch, section.precision), tuple(reasons))
     if capability < _TENSOR_CORES:
-        reasons.append("float32: below sm_70 there are no tensor cores and fp32 is the fastest exact choice")
+        reasons.append("float32: below sm_70 there are no tensor cores, and fp32 is the fastest exact choice")
         return Device(device, torch.float32, tuple(reasons))
     reasons.append("float16: tensor cores; the VAE stays in float32")
     return Device(device, torch.float16, tuple(reasons))

@@ -74,16 +74,16 @@ def read_config(directory: Path, wanted: type[nn.Module]) -> dict[str, Any]:
     try:
         described: dict[str, Any] = disk.read_json(directory / CONFIG)
     except OSError as error:
-        reason = f"holds no saved {wanted.__name__}: {CONFIG}: {error.strerror}"
+        reason = f"is not a saved {wanted.__name__}: {CONFIG}: {error.strerror}"
         raise InputError(directory, reason) from None
     except ValueError:
-        raise InputError(directory, f"holds no saved {wanted.__name__}: {CONFIG} is damaged") from None
+        raise InputError(directory, f"is not a saved {wanted.__name__}: {CONFIG} is damaged") from None
     if not isinstance(described, dict):
-        raise InputError(directory, f"holds no saved {wanted.__name__}: {CONFIG} is damaged")
+        raise InputError(directory, f"is not a saved {wanted.__name__}: {CONFIG} is damaged")
     if described.get("kind") != wanted.__name__:
-        raise InputError(directory, f"holds a {described.get('kind')}, not a {wanted.__name__}")
+        raise InputError(directory, f"is a {described.get('kind')}, not a {wanted.__name__}")
     if described.get("metrics") != list(FEATURES):
-        raise InputError(directory, "was trained with other quality metrics than this version computes; train it again")
+        raise InputError(directory, "was trained with different quality metrics from this version's; train it again")
     return described
 
 

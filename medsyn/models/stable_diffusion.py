@@ -100,7 +100,7 @@ def load_unet(
             str(directory), torch_dtype=dtype, use_safetensors=True, local_files_only=True
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(directory, f"holds no UNet that can be read: {str(error).splitlines()[0]}") from None
+        raise InputError(directory, f"is not a readable UNet: {str(error).splitlines()[0]}") from None
     return unet.to(device).eval().requires_grad_(False)
 
 
@@ -134,7 +134,7 @@ def load_synthetic(
         vae = AutoencoderKL.from_pretrained(str(base / "vae"), torch_dtype=torch.float32, **options)
         tokenizer = CLIPTokenizer.from_pretrained(str(base / "tokenizer"), local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(base, f"holds no model that can be read: {str(error).splitlines()[0]}") from None
+        raise InputError(base, f"is not a readable model: {str(error).splitlines()[0]}") from None
     return SyntheticSystem(
         tokenizer=tokenizer,
         text_encoder=text_encoder.to(device).eval().requires_grad_(False),

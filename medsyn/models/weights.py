@@ -82,8 +82,8 @@ def missing(source: str) -> list[Problem]:
         return [
             Problem(
                 source,
-                "these weights are not on this machine: give a diffusers directory, or download the hub id once where "
-                "there is internet (huggingface-cli download) and share HF_HOME with the compute nodes",
+                "these weights are not on this machine: give a diffusers directory, or download the hub id once on a "
+                "machine with internet access (huggingface-cli download) and share HF_HOME with the compute nodes",
                 key=KEY,
             )
         ]
@@ -95,7 +95,7 @@ def missing(source: str) -> list[Problem]:
             pickled = (directory / part / name).with_suffix(".bin").is_file()
             reason = f"{part}/{name} is missing"
             if pickled:
-                reason += "; only a .bin is there, and pickles are not read: convert it to safetensors"
+                reason += "; there is only a .bin, and pickles are not read: convert it to safetensors"
             problems.append(Problem(str(directory), reason, key=KEY))
     return problems
 
@@ -122,7 +122,7 @@ def misfit(base: Path, unet: Path) -> str | None:
     wanted = {"cross_attention_dim": width, "in_channels": channels, "out_channels": channels}
     found = {key: _setting(unet, key) for key in wanted}
     wrong = [f"{key} is {found[key]}, not {value}" for key, value in wanted.items() if found[key] != value]
-    return f"a UNet of another architecture than {base}: {', '.join(wrong)}" if wrong else None
+    return f"the UNet does not fit {base}: {', '.join(wrong)}" if wrong else None
 
 
 def text_features(base: Path) -> int:
@@ -139,7 +139,7 @@ def _setting(part: Path, key: str) -> Any:
     try:
         return json.loads(file.read_bytes()).get(key, _DEFAULTS[key])
     except (OSError, ValueError, AttributeError):
-        raise InputError(file, "is no configuration of a model that can be read") from None
+        raise InputError(file, "is not a readable model configuration") from None
 
 
 _HASHED_WHOLE = 64 << 20

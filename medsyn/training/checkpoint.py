@@ -81,15 +81,15 @@ def load_newest(directory: Path, provenance: dict[str, Any]) -> tuple[int, dict[
         try:
             manifest = _read_manifest(path, step)
         except (OSError, ValueError) as error:
-            logger.warning("checkpoint %s is skipped: %s", path, error)
+            logger.warning("skipping checkpoint %s: %s", path, error)
             continue
         refuse_mismatch(path, manifest["facts"], provenance)
         try:
             return step, _read_tensors(path / STATE, manifest)
         except (OSError, ValueError, SafetensorError) as error:
-            logger.warning("checkpoint %s is skipped: %s", path, error)
+            logger.warning("skipping checkpoint %s: %s", path, error)
     if found:
-        raise NoProgress(f"none of the {len(found)} checkpoints in {directory} is intact; remove them to start over")
+        raise NoProgress(f"none of the {len(found)} checkpoints in {directory} is intact; delete them to start over")
     return None
 
 
@@ -99,7 +99,7 @@ def refuse_mismatch(source: Path, then: dict[str, Any], now: dict[str, Any]) -> 
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     if keys:
         changes = "; ".join(f"{key} was {before.get(key)!r} and is {after.get(key)!r}" for key in keys)
-        reason = f"was made under other conditions: {changes}. Restore them, or start a campaign of another name"
+        reason = f"was made with different settings: {changes}. Restore them, or start a campaign with another name"
         raise InputError(source, reason, key=", ".join(keys))
 
 
@@ -124,17 +124,17 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def _read_manifest(path: Path, step: int) -> dict[str, Any]:
     manifest = disk.read_json(path / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("step") != step:
-        raise ValueError("its manifest is of another step")
+        raise ValueError("its manifest is for a different step")
     if manifest.pop("fingerprint", None) != disk.fingerprint(manifest):
-        raise ValueError("its manifest was altered")
+        raise ValueError("its manifest has been altered")
     return manifest
 
 
 def _read_tensors(path: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
     if path.stat().st_size != manifest["size"]:
-        raise ValueError(f"{path.name} has {path.stat().st_size} bytes, {manifest['size']} were written")
+        raise ValueError(f"{path.name} has {path.stat().st_size} bytes, but {manifest['size']} were written")
     if disk.sha256_file(path) != manifest["sha256"]:
-        raise ValueError(f"{path.name} is not what was written")
+        raise ValueError(f"{path.name} does not match its SHA-256")
     return load_file(path, device="cpu")
 
 

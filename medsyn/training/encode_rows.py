@@ -65,7 +65,7 @@ def encode_rows(
             raise InputError(row.path, "cannot be read")
         image = read_image(row.path, row.modality)
         if image.synthetic and not allow_synthetic:
-            raise InputError(row.path, "carries the mark of a generated image; data.allow_synthetic=true trains on it")
+            raise InputError(row.path, "is marked as generated; data.allow_synthetic=true allows training on it")
         pixels = np.ascontiguousarray(fit_square(image.pixels, resolution).transpose(2, 0, 1))
         return encode(image, torch.from_numpy(pixels)[None])
 

@@ -59,7 +59,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     if not training.has_published(model):
         system = load_synthetic(config.model_paths.stable_diffusion, choose_device(config.device).device)
         if system.prediction_type not in ("epsilon", "v_prediction"):
-            reason = f"it predicts '{system.prediction_type}'; only epsilon and v_prediction can be fine-tuned"
+            reason = f"the model predicts '{system.prediction_type}'; only epsilon and v_prediction can be fine-tuned"
             raise InputError(config.model_paths.stable_diffusion, reason, key="model_paths.stable_diffusion")
         scheduler = DDPMScheduler.from_config(system.scheduler_config)
         state = _first_state(system.unet, config.finetune)
@@ -173,7 +173,7 @@ def _first_state(unet: nn.Module, section: FinetuneSection) -> _State:
     """Make the UNet ready for training, as the configuration wants it."""
     if section.enable_xformers:
         if importlib.util.find_spec("xformers") is None:
-            reason = "xformers is not installed; false uses PyTorch's own memory-efficient attention"
+            reason = "xformers is not installed; install it, or use false for PyTorch's own memory-efficient attention"
             raise InputError("configuration", reason, key="finetune.enable_xformers")
         unet.enable_xformers_memory_efficient_attention()
     if section.gradient_checkpointing:

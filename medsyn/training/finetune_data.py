@@ -64,9 +64,9 @@ def training_rows(config: Config, modality: str) -> tuple[list[ImageRow], int]:
     fraction, seed = config.data.held_out_fraction, config.campaign.seed
     kept = [row for row in rows if not is_held_out(row.patient_id or row.file, fraction, seed)]
     if not rows:
-        raise InputError(config.data.table, f"there is no image of {modality}", key="data.modalities")
+        raise InputError(config.data.table, f"has no images of {modality}", key="data.modalities")
     if not kept:
-        reason = f"all {len(rows)} images of {modality} are held out, none is left to train on: {LESS_HELD_OUT}"
+        reason = f"all {len(rows)} images of {modality} are held out, leaving none to train on: {LESS_HELD_OUT}"
         raise InputError(config.data.table, reason, key="data.held_out_fraction")
     return kept, len(rows) - len(kept)
 

@@ -17,7 +17,7 @@ _PREFIX = "optimizer."
 def _eight_bit_adam(device: torch.device) -> type[torch.optim.Optimizer]:
     key = "finetune.use_8bit_adam"
     if device.type != "cuda":
-        raise InputError("configuration", "8-bit Adam needs a CUDA GPU and the run is on the CPU; use false", key=key)
+        raise InputError("configuration", "8-bit Adam needs a CUDA GPU, but this run is on the CPU; use false", key=key)
     try:
         import bitsandbytes  # 6 s to import, and only built for CUDA
     except (ImportError, RuntimeError, OSError) as error:

@@ -74,7 +74,7 @@ def rated_rows(config: Config) -> list[RatingRow]:
         if row.modality in config.data.modalities
     ]
     if not rows:
-        reason = f"rates no image of {', '.join(config.data.modalities)}"
+        reason = f"has no ratings for {', '.join(config.data.modalities)}"
         raise InputError(source, reason, key="data.modalities")
     return rows
 

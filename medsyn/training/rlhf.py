@@ -58,7 +58,7 @@ def run_stage1(config: Config, task: Task, directory: CampaignDirectory, control
         rated = ratings.load(rows, control)
         train, held_out = np.flatnonzero(~rated.held_out), np.flatnonzero(rated.held_out)
         if len(np.unique(rated.good[train])) < 2:
-            reason = f"of {len(rows)} ratings {len(train)} are left to train on, and these are not both good and poor"
+            reason = f"{len(train)} of {len(rows)} ratings are left to train on, and they are all good or all poor"
             raise InputError(str(config.data.ratings_file), reason, key="data.held_out_fraction")
         scorers = _new_scorers(config, rated.pooled.shape[1], ratings.device)
         learners = {
@@ -96,7 +96,7 @@ def run_stage2(config: Config, task: Task, directory: CampaignDirectory, control
     assert task.modality is not None
     section, first = config.training.stage2, directory.policy()
     if not first.is_dir():
-        raise InputError(first, "is missing: the task 'rlhf-stage1 all' makes it")
+        raise InputError(first, "is missing; the task 'rlhf-stage1 all' makes it")
     everything = rated_rows(config)
     rows = [row for row in everything if row.modality == task.modality]
     ratings = _Ratings(config, task, directory, rows)

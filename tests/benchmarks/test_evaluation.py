@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -25,8 +26,9 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def test_working_seconds_are_what_the_stages_recorded(whole: Builder, builder: Builder) -> None:
+def test_working_seconds_are_what_the_stages_recorded(tmp_path: Path) -> None:
     end_to_end = load("end_to_end")
+    whole, builder = Builder(tmp_path / "whole").everything(), Builder(tmp_path / "empty")
     made = SimpleNamespace(directory=whole.directory, config=whole.config)
     assert end_to_end.working_seconds(made, "generate") == 2.5 * 12, "twelve images at 2.5 s"
     images = 80 * whole.config.finetune.train_batch_size * whole.config.finetune.gradient_accumulation_steps

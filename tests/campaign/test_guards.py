@@ -71,7 +71,7 @@ def test_shards_are_not_dealt_anew_while_generate_jobs_are_queued(
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"generation__img_num": 8}, "2 generate jobs in Slurm's queue, ct-00000 among"),
+        ({"generation__img_num": 8}, "2 generate jobs in Slurm's queue \\(ct-00000"),
         ({"data__modalities": ["CT"]}, "oct-00000"),
     ],
 )

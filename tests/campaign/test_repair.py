@@ -64,7 +64,7 @@ def test_what_is_damaged_is_set_aside_and_made_again(copied: Path, undisturbed: 
     assert code == 1 and len(lines) > 1
     commands = [line.split()[-4:] for line in lines if " -m medsyn worker " in line]
     assert len(commands) == (0 if name == "a stranger" or "record of what" in name else 1)
-    assert not commands or lines[-2].startswith("1 task is to run again")
+    assert not commands or lines[-2].startswith("1 task must run again")
     for command in commands:
         assert medsyn(*command)[0] == 0
     for planned in campaign_file.open_campaign(copied).plan.by_stage["generate"]:

@@ -129,7 +129,7 @@ def test_options_and_overrides_mix_in_any_order(config: Path) -> None:
         ),
         (["resume", "CONFIG", "--cluster", "local"], 65, "this campaign has not been submitted"),
         (["cancel", "CONFIG"], 65, "launch.py submit"),
-        (["submit", "CONFIG", "--cluster", "local", "--max-parallel", "0"], 2, "at least 1"),
+        (["submit", "CONFIG", "--cluster", "local", "--max-parallel", "0"], 2, "must be 1 or more"),
         (["submit", "CONFIG", "--cluster", "local", "data.table=nowhere.csv"], 65, "nowhere.csv"),
         (["submit", "CONFIG", "--cluster", "local", "campaign.dir=/proc/nope"], 65, "campaign.dir: /proc/nope cannot"),
         (["status", "CONFIG"], 65, "launch.py submit"),

@@ -41,9 +41,9 @@ def test_it_overwrites_nothing_and_says_so(tmp_path: Path, capsys: pytest.Captur
     assert (tmp_path / "tiny.yaml").read_text() == "campaign: {name: mine}\n"
     assert (tmp_path / "slurm" / "pyxis.yaml").is_symlink()
     told = capsys.readouterr().out
-    assert f"{tmp_path}/tiny.yaml is there already, with other content, and stays as it is\n" in told
-    assert f"{tmp_path}/slurm/pascal.yaml is there already\n" in told
-    assert f"{tmp_path}/slurm/pyxis.yaml is there already, with other content, and stays as it is\n" in told
+    assert f"{tmp_path}/tiny.yaml already exists with other content and is kept\n" in told
+    assert f"{tmp_path}/slurm/pascal.yaml already exists\n" in told
+    assert f"{tmp_path}/slurm/pyxis.yaml already exists with other content and is kept\n" in told
     assert f"{tmp_path}/slurm/generic.yaml\n" in told
 
 

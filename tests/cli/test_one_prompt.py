@@ -92,7 +92,7 @@ def test_environment_variables_stand_in_for_flags(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--seed", "1"], "--prompt: there is nothing to show"),
+        (["--seed", "1"], "--prompt: there is no prompt"),
         (["--prompt", " "], "--prompt: '' says nothing"),
         (["--prompt", ""], "--prompt: '' says nothing"),
         (["--prompt", "CT:"], "--prompt: 'CT:' says nothing"),
@@ -101,18 +101,18 @@ def test_environment_variables_stand_in_for_flags(
         (["--prompt", "clear lungs"], "--prompt: 'clear lungs' names no modality"),
         (["--prompt", "CT: a", "--negative_prompt", "b\nc"], "--negative_prompt: 'b\\nc' contains a line break"),
         (["--prompt", "CT: a", "--modality", "ultrasound"], "--modality: 'ultrasound' is not one of the five"),
-        (["--prompt", "CT: a", "--device", "tpu"], "--device: auto, cpu or cuda:N, got 'tpu'"),
-        (["--prompt", "CT: a", "--device", ""], "--device: auto, cpu or cuda:N, got ''"),
+        (["--prompt", "CT: a", "--device", "tpu"], "--device: must be auto, cpu or cuda:N, got 'tpu'"),
+        (["--prompt", "CT: a", "--device", ""], "--device: must be auto, cpu or cuda:N, got ''"),
         (["--prompt", "CT: a", "--device", "cuda:7"], "--device: there is no GPU cuda:7"),
         (["--prompt", "CT: a", "--modality", ""], "--modality: '' is not one of the five"),
         (["--prompt", "CT: a", "--modality", "Fundos"], "did you mean Fundus?"),
-        (["--prompt", "CT: a", "--height", "33"], "--height: a multiple of 8 from 32 to 1024, got 33"),
-        (["--prompt", "CT: a", "--height", "0"], "--height: a multiple of 8 from 32 to 1024, got 0"),
-        (["--prompt", "CT: a", "--width", "abc"], "--width: a multiple of 8 from 32 to 1024, got 'abc'"),
-        (["--prompt", "CT: a", "--img_num", "0"], "--img_num: a whole number from 1 to 1000000, got 0"),
-        (["--prompt", "CT: a", "--img_num", "-3"], "--img_num: a whole number from 1 to 1000000, got -3"),
-        (["--prompt", "CT: a", "--img_num", "1e3"], "--img_num: a whole number from 1 to 1000000, got 1000.0"),
-        (["--prompt", "CT: a", "--batch_size", "0"], "--batch_size: a whole number from 1 to 1024, got 0"),
+        (["--prompt", "CT: a", "--height", "33"], "--height: must be a multiple of 8 from 32 to 1024, got 33"),
+        (["--prompt", "CT: a", "--height", "0"], "--height: must be a multiple of 8 from 32 to 1024, got 0"),
+        (["--prompt", "CT: a", "--width", "abc"], "--width: must be a multiple of 8 from 32 to 1024, got 'abc'"),
+        (["--prompt", "CT: a", "--img_num", "0"], "--img_num: must be a whole number from 1 to 1000000, got 0"),
+        (["--prompt", "CT: a", "--img_num", "-3"], "--img_num: must be a whole number from 1 to 1000000, got -3"),
+        (["--prompt", "CT: a", "--img_num", "1e3"], "--img_num: must be a whole number from 1 to 1000000, got 1000.0"),
+        (["--prompt", "CT: a", "--batch_size", "0"], "--batch_size: must be a whole number from 1 to 1024, got 0"),
         (["--prompt", "CT: a", "--num_inference_steps", "0"], "--num_inference_steps: input should be greater"),
         (["--prompt", "CT: a", "--num_inference_steps", "2.5"], "--num_inference_steps: input should be a valid int"),
         (["--prompt", "CT: a", "--seed", "-1"], "--seed: input should be greater than or equal to 0"),
@@ -127,10 +127,10 @@ def test_environment_variables_stand_in_for_flags(
         (["--prompt", "CT: a", "--scheduler", "lcm", "--num_inference_steps", "60"], "lcm takes 1 to 50 steps, not 60"),
         (["--prompt", "CT: a", "--precision", "float16"], "--precision: float16 needs a GPU"),
         (["--prompt", "CT: a", "--pretrained_model", "no/such"], "no/such"),
-        (["--prompt", "CT: a", "--model_used", "/nowhere"], "--model_used: /nowhere holds no unet/"),
-        (["--prompt", "CT: a", "--output_dir", ""], "--output_dir: a directory, got ''"),
+        (["--prompt", "CT: a", "--model_used", "/nowhere"], "--model_used: /nowhere does not contain unet/"),
+        (["--prompt", "CT: a", "--output_dir", ""], "--output_dir: must name a directory, got ''"),
         (["--prompt", "CT: a", "--pretrained_model", " "], "--pretrained_model: `embedded`, a diffusers directory"),
-        (["--prompt", "CT: a", "--model_used", ""], "--model_used: a directory, got ''"),
+        (["--prompt", "CT: a", "--model_used", ""], "--model_used: must be a directory, got ''"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -231,8 +231,8 @@ def test_a_scorer_of_the_other_kind_or_for_another_text_encoder_is_refused(
     save_scorer(Policy(SCORER, TEXT_WIDTH + 1), tmp_path / "policy")
     selector, policy = scorers
     for first, second, told in (
-        (policy, policy, "--selector_checkpoint: " + policy + " holds a Policy, not a Selector"),
-        (selector, "/nowhere", "--policy_checkpoint: /nowhere holds no saved Policy"),
+        (policy, policy, "--selector_checkpoint: " + policy + " is a Policy, not a Selector"),
+        (selector, "/nowhere", "--policy_checkpoint: /nowhere is not a saved Policy"),
         (selector, str(tmp_path / "policy"), "text features"),
     ):
         flags = ("--prompt", "CT: a", "--selector_checkpoint", first, "--policy_checkpoint", second)
@@ -296,11 +296,11 @@ def test_a_folder_inside_a_campaign_or_with_images_of_another_run_is_refused(tmp
     block = tmp_path / "campaign" / "work" / "block-000000"
     block.mkdir(parents=True)
     (tmp_path / "campaign" / "campaign.json").write_text("{}")
-    with pytest.raises(InputError, match="is a campaign's directory, or in one"):
+    with pytest.raises(InputError, match="is a campaign's directory or inside one"):
         image_folder.check_folder(str(block))
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "manifest.jsonl").touch()
-    with pytest.raises(InputError, match="holds the images of another run"):
+    with pytest.raises(InputError, match="holds images of another run"):
         image_folder.check_folder(str(tmp_path / "images"))
 
 
@@ -312,11 +312,11 @@ def test_a_unet_of_another_architecture_is_refused_by_name(
     UNet2DConditionModel.from_config(config | {key: value}).save_pretrained(str(tmp_path / "model" / "unet"))
     code, _, error = call(capsys, tmp_path / "out", "--prompt", "CT: x", "--model_used", str(tmp_path / "model"))
     assert code == 65
-    assert "a UNet of another architecture than" in error and f"{key} is {value}" in error
+    assert "the UNet does not fit" in error and f"{key} is {value}" in error
 
 
 def test_a_unet_that_cannot_be_read_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load_unet("embedded", torch.device("cpu"), torch.float32).save_pretrained(str(tmp_path / "model" / "unet"))
     next((tmp_path / "model" / "unet").glob("*.safetensors")).write_bytes(b"torn")
     code, _, error = call(capsys, tmp_path / "out", "--prompt", "CT: x", "--model_used", str(tmp_path / "model"))
-    assert (code, "holds no UNet that can be read" in error) == (65, True), error
+    assert (code, "is not a readable UNet" in error) == (65, True), error

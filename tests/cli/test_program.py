@@ -34,11 +34,11 @@ def test_it_is_the_same_program_whatever_it_is_started_as(started: str, tmp_path
     assert listed.startswith(f"usage: {started} COMMAND")
     assert re.findall(r"^  (\w+)", listed, re.MULTILINE) == list(COMMANDS)
     assert run(started, "--version").stdout == f"medsyn {medsyn.__version__}\n"
-    assert run(started, "submti").stderr == f"{started}: there is no command 'submti'; did you mean submit?\n"
+    assert run(started, "submti").stderr == f"{started}: unknown command 'submti'; did you mean submit?\n"
     said = run(started, "status", str(ROOT / "configs" / "tiny.yaml"), f"campaign.dir={tmp_path / 'none'}")
     how = " ".join([*STARTED[started], "submit", str(ROOT / "configs" / "tiny.yaml"), f"campaign.dir={tmp_path}/none"])
     assert said.returncode == 65
-    assert said.stderr == f"{ROOT}/configs/tiny.yaml: this campaign has not been submitted: `{how}` does\n"
+    assert said.stderr == f"{ROOT}/configs/tiny.yaml: this campaign has not been submitted; run `{how}`\n"
 
 
 def test_every_command_belongs_to_something_that_users_do() -> None:

@@ -60,7 +60,7 @@ def test_what_cannot_be_balanced_is_said_in_one_line_and_nothing_is_written(
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("prompts.csv", "is there already"), ("new.txt", "a .csv or a .jsonl file")]
+    ("name", "says"), [("prompts.csv", "already exists"), ("new.txt", "must end in .csv or .jsonl")]
 )
 def test_a_file_that_is_there_is_not_written_over(
     capsys: pytest.CaptureFixture[str], source: Path, tmp_path: Path, name: str, says: str
@@ -85,7 +85,7 @@ def test_everything_wrong_with_the_arguments_is_told_at_once(capsys: pytest.Capt
     code, _, said = call(capsys, "balance", source, "--by", ",", "--total", "0", "--out", source / "x.txt")
     assert code == 65
     for line, told in zip(
-        said.splitlines(), ("--by", "--total: 0", "written as a .csv", "cannot be written"), strict=True
+        said.splitlines(), ("--by", "--total: 0", "must end in .csv", "cannot be written"), strict=True
     ):
         assert told in line
 

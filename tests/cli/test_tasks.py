@@ -97,7 +97,7 @@ def test_tasks_are_listed_without_running_anything(tmp_path: Path, capsys: pytes
         == "ct-00000"
     )
     code, out, err = call(capsys, "rlhf", config, "--stage", "2", "training.stage=1")
-    assert (code, out, err) == (65, "", "rlhf-stage2: this campaign does not have that stage\n")
+    assert (code, out, err) == (65, "", "rlhf-stage2: this campaign has no such stage\n")
     code, out, err = call(capsys, "generate", config, "data.prompts=no.csv")
     assert (code, out, "no.csv" in err) == (65, "", True)
     assert not (tmp_path / "run").exists()

@@ -115,7 +115,7 @@ def test_a_modality_without_images_is_said(tmp_path: Path) -> None:
     builder = Builder(tmp_path, overrides={"data": {"modalities": ["OCT", "CT", "Fundus"]}})
     builder.everything()
     builder.models()
-    assert missing(builder)["the data set"] == ["it has no image of Fundus"]
+    assert missing(builder)["the data set"] == ["it has no images of Fundus"]
 
 
 def test_one_file_in_two_rows_is_one_image(builder: Builder) -> None:

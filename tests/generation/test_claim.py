@@ -288,7 +288,7 @@ def test_an_error_while_helping_ends_the_help_and_not_the_task(
     with monkeypatch.context() as patch:
         patch.setattr(batch.Painter, "paint", paint)
         campaign.run(blocks=(3, 4), name="h")
-    assert "stopped helping" in caplog.text and "illegal memory access" in caplog.text
+    assert "stopped work stealing" in caplog.text and "illegal memory access" in caplog.text
     assert (campaign.directory.shard("filtered", "CT", (3, 4)) / "manifest.parquet").is_file()
     assert not list(campaign.directory.root.rglob(".block-*.lease"))
     campaign.run(blocks=(0, 7), name="o")

@@ -458,7 +458,7 @@ def test_blocks_of_another_model_are_refused(campaign: Campaign) -> None:
 
 
 def test_a_plan_of_another_prompt_list_is_refused(campaign: Campaign) -> None:
-    with pytest.raises(InputError, match="3 blocks of CT, the task was planned for 4"):
+    with pytest.raises(InputError, match="3 blocks of CT, but the task was planned for 4"):
         campaign.run(blocks=(2, 4))
 
 

@@ -61,7 +61,7 @@ def test_a_gpu_that_was_handed_out_and_does_not_work_is_a_bad_node(monkeypatch: 
 
 
 def test_a_gpu_is_chosen_by_its_number_and_one_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="there is no GPU cuda:0, none visible"):
+    with pytest.raises(InputError, match=r"there is no GPU cuda:0 \(none visible\)"):
         choose_device(DeviceSection(), number=0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -73,5 +73,5 @@ def test_a_gpu_is_chosen_by_its_number_and_one_that_is_not_there_is_refused(monk
         "cuda:1",
     ]
     assert "sm_62" in choose_device(DeviceSection(), number=1).reasons[0]
-    with pytest.raises(InputError, match="there is no GPU cuda:2, 2 visible, from cuda:0 on"):
+    with pytest.raises(InputError, match=r"there is no GPU cuda:2 \(2 visible, from cuda:0\)"):
         choose_device(DeviceSection(), number=2)

@@ -83,5 +83,5 @@ def test_what_is_saved_scores_the_same_when_loaded(policy: Policy, texts: Tensor
 
 def test_a_selector_is_not_taken_for_a_policy(tmp_path: Path) -> None:
     save_scorer(Selector(SECTION), tmp_path / "scorer")
-    with pytest.raises(InputError, match="holds a Selector, not a Policy"):
+    with pytest.raises(InputError, match="is a Selector, not a Policy"):
         load_policy(tmp_path / "scorer", torch.device("cpu"))

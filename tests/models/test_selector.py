@@ -15,7 +15,7 @@ from medsyn.errors import InputError
 from medsyn.models.image_encoder import ImageEncoder, Standardise
 from medsyn.models.policy import Policy
 from medsyn.models.quality import FEATURES
-from medsyn.models.scorers import CONFIG, FACTS, WEIGHTS, load_policy, load_selector, save_scorer
+from medsyn.models.scorers import CONFIG, PROVENANCE, WEIGHTS, load_policy, load_selector, save_scorer
 from medsyn.models.selector import Selector
 
 SECTION = ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32)
@@ -115,7 +115,7 @@ def test_what_is_saved_scores_the_same_when_loaded(selector: Selector, tmp_path:
     loaded = load_selector(tmp_path / "selector", CPU)
     assert torch.equal(loaded.score(pictures(4)), selector.eval().score(pictures(4)))
     assert not loaded.training
-    assert disk.read_json(tmp_path / "selector" / FACTS) == {"campaign.seed": 3}
+    assert disk.read_json(tmp_path / "selector" / PROVENANCE) == {"campaign.seed": 3}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["selector"]
 
 
@@ -128,13 +128,13 @@ def test_a_saved_scorer_is_not_overwritten(selector: Selector, tmp_path: Path) -
 
 def test_a_policy_is_not_taken_for_a_selector(tmp_path: Path) -> None:
     save_scorer(Policy(SECTION, 8), tmp_path / "scorer")
-    with pytest.raises(InputError, match="holds a Policy, not a Selector"):
+    with pytest.raises(InputError, match="is a Policy, not a Selector"):
         load_selector(tmp_path / "scorer", CPU)
     assert load_policy(tmp_path / "scorer", CPU).text_dim == 8
 
 
 def test_a_missing_scorer_is_an_input_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no saved Selector"):
+    with pytest.raises(InputError, match="is not a saved Selector"):
         load_selector(tmp_path / "nowhere", CPU)
 
 
@@ -154,7 +154,7 @@ def test_a_scorer_of_other_metrics_is_refused(selector: Selector, tmp_path: Path
     save_scorer(selector, tmp_path / "selector")
     described = disk.read_json(tmp_path / "selector" / CONFIG)
     disk.write_json(tmp_path / "selector" / CONFIG, {**described, "metrics": list(FEATURES[:-1])})
-    with pytest.raises(InputError, match="other quality metrics"):
+    with pytest.raises(InputError, match="different quality metrics"):
         load_selector(tmp_path / "selector", CPU)
 
 

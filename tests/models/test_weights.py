@@ -79,8 +79,8 @@ def test_large_files_are_told_apart_by_content_and_not_by_time(tmp_path: Path) -
     ("content", "reason"),
     [
         ('{"cross_attention_dim": 2048, "in_channels": 4, "out_channels": 4}', "cross_attention_dim is 2048, not"),
-        ("{", "is no configuration of a model"),
-        ("[]", "is no configuration of a model"),
+        ("{", "is not a readable model configuration"),
+        ("[]", "is not a readable model configuration"),
     ],
 )
 def test_parts_that_do_not_belong_together_are_told_before_they_are_loaded(

@@ -507,7 +507,7 @@ def test_a_modality_without_a_usable_image_is_an_error_even_without_strictness(
 
 def test_a_modality_that_the_table_lacks_is_an_error(weights: Path, table: Path, tmp_path: Path) -> None:
     task = Task("finetune", 0, "oct", "OCT")
-    with pytest.raises(InputError, match="no image of OCT"):
+    with pytest.raises(InputError, match="has no images of OCT"):
         finetune.run(training(weights, table), task, CampaignDirectory(tmp_path), Control())
 
 

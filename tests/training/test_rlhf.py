@@ -423,12 +423,12 @@ def test_ratings_of_one_kind_cannot_be_trained_on(weights: Path, table: Path, tm
     poor_but_held_out = [x for x in lines[1:] if x.split(",")[1] != "1" or is_held_out(x.split(",")[0], 0.35, 0)]
     folder = shutil.copytree(table.parent, tmp_path / "data")
     (folder / table.name).write_text("\n".join([lines[0], *poor_but_held_out]) + "\n")
-    with pytest.raises(InputError, match="not both good and poor"):
+    with pytest.raises(InputError, match="all good or all poor"):
         stage1(campaign(weights, folder / table.name), tmp_path / "run")
 
 
 def test_no_rating_of_the_campaigns_modalities(weights: Path, table: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="rates no image of OCT"):
+    with pytest.raises(InputError, match="has no ratings for OCT"):
         stage1(campaign(weights, table, data={"modalities": ["OCT"]}), tmp_path)
 
 

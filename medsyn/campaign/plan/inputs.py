@@ -103,7 +103,7 @@ def of_directory(root: Path, overrides: Iterable[str] = ()) -> Config:
     """
     directory = CampaignDirectory(absolute(str(root)))
     facts = campaign_file.require_facts(directory)
-    config = campaign_file.saved_configuration(directory)
+    config, prepared_in = campaign_file.saved_configuration(directory)
     tree, root = config.model_dump(), config.campaign.path
     data, table = tree["data"], Path(config.data.table)
     if table == root / PHANTOMS / "metadata.csv":
@@ -113,8 +113,7 @@ def of_directory(root: Path, overrides: Iterable[str] = ()) -> Config:
     if facts["prompt_source"] is None:
         data["prompts"] = None
     else:
-        was = Path(facts["config"]["campaign"]["dir"])
-        source = Path(campaign_file.moved(facts["prompt_source"]["path"], was, root))
+        source = Path(campaign_file.moved(facts["prompt_source"]["path"], prepared_in, root))
         if source == table.with_name("prompts.csv"):
             data["prompts"] = None
         elif source.exists():

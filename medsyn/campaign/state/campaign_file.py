@@ -79,9 +79,9 @@ def _version() -> dict[str, Any]:
     return {"schema": SCHEMA, "medsyn": medsyn.__version__}
 
 
-def open_campaign(root: Path) -> Campaign:
+def open_campaign(root: str | Path) -> Campaign:
     """Read a prepared campaign; raises InputError if it is none, or if its configuration or record was edited."""
-    directory = CampaignDirectory(root.absolute())
+    directory = CampaignDirectory(Path(root).absolute())
     return open_recorded(directory, require_facts(directory))
 
 
@@ -118,6 +118,13 @@ def open_recorded(directory: CampaignDirectory, facts: Facts, plan: Plan | None 
     return Campaign(directory, config, plan or plan_of(config, facts), fingerprints, inputs, facts["counts"])
 
 
+def recorded(directory: CampaignDirectory, facts: Facts) -> Campaign:
+    """The campaign as its record alone has it: no saved configuration is read, and no edit by hand is noticed."""
+    config = configuration.validate(facts["config"], str(directory.facts))
+    inputs = {name: FileRecord(**one) for name, one in facts["inputs"].items()}
+    return Campaign(directory, config, plan_of(config, facts), facts["fingerprints"], inputs, facts["counts"])
+
+
 def plan_of(config: Config, facts: Facts) -> Plan:
     """The plan of a recorded campaign."""
     img_num = config.generation.img_num
@@ -125,15 +132,16 @@ def plan_of(config: Config, facts: Facts) -> Plan:
     return build(config, images, facts["blocks_per_shard"])
 
 
-def saved_configuration(directory: CampaignDirectory) -> Config:
+def saved_configuration(directory: CampaignDirectory) -> tuple[Config, Path]:
     """The configuration that the campaign's tasks read, with paths as they are where the directory is now.
 
-    A link to the directory is no other place.
+    Returns:
+        It, and where the campaign was prepared. A link to that is no other place.
     """
     config = configuration.load(directory.config, environment={})
     old = config.campaign.path
     is_there = old == directory.root or (old.exists() and old.samefile(directory.root))
-    return config if is_there else _moved_configuration(config, directory.root)
+    return config if is_there else _moved_configuration(config, directory.root), old
 
 
 def moved(path: Any, old: Path, root: Path) -> Any:

@@ -73,7 +73,7 @@ def campaign_settings(config: Config, modality: Any, mode: Any) -> Settings:
     found = weights.problems(config.model_paths.stable_diffusion)
     name = modality_of(found, modality)
     if mode not in get_args(Mode):
-        found.append(Problem("mode", f"{' or '.join(get_args(Mode))}, got {mode!r:.100}"))
+        found.append(Problem("mode", f"must be {' or '.join(get_args(Mode))}, got {mode!r:.100}"))
     if found or name is None:
         raise InputProblems(found)
     sources = Sources(config, name, CampaignDirectory(config.campaign.path))
@@ -97,7 +97,7 @@ def _path(found: list[Problem], argument: str, value: Any) -> Path | None:
         return None
     if isinstance(value, (str, Path)) and str(value).strip():
         return Path(value)
-    found.append(Problem(argument, f"a directory, got {value!r:.100}"))
+    found.append(Problem(argument, f"must be a directory, got {value!r:.100}"))
     return None
 
 
@@ -111,7 +111,7 @@ def _unet(found: list[Problem], finetuned: Any, base: Path | None) -> Path | Non
             if base is not None:
                 _check_fit(found, base, directory / "unet")
             return directory
-    found.append(Problem("finetuned", f"{given} holds no unet/diffusion_pytorch_model.safetensors"))
+    found.append(Problem("finetuned", f"{given} does not contain unet/diffusion_pytorch_model.safetensors"))
     return None
 
 
@@ -121,7 +121,7 @@ def _check_fit(found: list[Problem], base: Path, unet: Path) -> None:
     except InputError as error:
         reason = error.problem.reason
     if reason:
-        found.append(Problem("finetuned", f"{unet} holds {reason}"))
+        found.append(Problem("finetuned", f"{unet}: {reason}"))
 
 
 def _scorer(found: list[Problem], argument: str, value: Any, base: Path | None) -> Path | None:
@@ -136,8 +136,8 @@ def _scorer(found: list[Problem], argument: str, value: Any, base: Path | None) 
         found.append(Problem(argument, f"{error.problem.source} {error.problem.reason}"))
         return directory
     if argument == "policy" and features not in (None, described.get("text_dim")):
-        reason = f"{directory} reads {described.get('text_dim')} text features and the model makes {features}"
-        found.append(Problem(argument, f"{reason}: it was trained with another model"))
+        reason = f"{directory} expects {described.get('text_dim')} text features but the model produces {features}"
+        found.append(Problem(argument, f"{reason}: it was trained with a different model"))
     return directory
 
 
@@ -147,7 +147,8 @@ def _side(found: list[Problem], argument: str, pixels: Any, default: int) -> int
     whole = isinstance(pixels, int) and not isinstance(pixels, bool)
     if whole and LEAST_SIDE <= pixels <= MOST_SIDE and pixels % SIDE_STEP == 0:
         return int(pixels)
-    found.append(Problem(argument, f"a multiple of {SIDE_STEP} from {LEAST_SIDE} to {MOST_SIDE}, got {pixels!r:.100}"))
+    reason = f"must be a multiple of {SIDE_STEP} from {LEAST_SIDE} to {MOST_SIDE}, got {pixels!r:.100}"
+    found.append(Problem(argument, reason))
     return default
 
 
@@ -155,7 +156,7 @@ def _device(found: list[Problem], name: Any, config: Config | None) -> Device | 
     """The device by its name, in the precision that is asked for."""
     match = re.fullmatch(r"auto|cpu|cuda(?::(\d{1,4}))?", name) if isinstance(name, str) else None
     if match is None:
-        found.append(Problem("device", f"auto, cpu or cuda:N, got {name!r:.100}"))
+        found.append(Problem("device", f"must be auto, cpu or cuda:N, got {name!r:.100}"))
         return None
     section = config.device if config is not None else DeviceSection(use_cuda=name != "cpu")
     number = int(match[1] or 0) if name.startswith("cuda") else None

@@ -115,25 +115,25 @@ def _wrong_names(given: Mapping[str, Any]) -> Iterator[Problem]:
     for name in given:
         if name not in OPTIONS:
             close = difflib.get_close_matches(name, OPTIONS, n=1)
-            yield Problem(name, f"there is no such argument{f'; did you mean {close[0]}?' if close else ''}")
+            yield Problem(name, f"no such argument{f'; did you mean {close[0]}?' if close else ''}")
         elif OPTIONS[name].is_of_filter and not has_filter:
             yield Problem(name, "belongs to the filter, which needs a Selector and a Policy")
     for scorer in ("selector", "policy"):
         if has_filter and given.get(scorer) is None:
-            yield Problem(scorer, "is not given: the filter needs both a Selector and a Policy")
+            yield Problem(scorer, "is missing: the filter needs both a Selector and a Policy")
 
 
 def _wrong_values(given: Mapping[str, Any]) -> Iterator[Problem]:
     """What the configuration allows, or cannot know."""
     size = given.get("batch_size", BATCH_SIZE)
     if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= MOST_TOGETHER:
-        yield Problem("batch_size", f"a whole number from 1 to {MOST_TOGETHER}, got {size!r:.100}")
+        yield Problem("batch_size", f"must be a whole number from 1 to {MOST_TOGETHER}, got {size!r:.100}")
     negative = given.get("negative_prompt")
     if isinstance(negative, str):
         yield from (Problem("negative_prompt", reason) for reason in wrong_negative(negative))
     model = given.get("model", EMBEDDED)
     if isinstance(model, str) and not model.strip():
-        yield Problem("model", f"`{EMBEDDED}`, a diffusers directory or a hub id, got {model!r}")
+        yield Problem("model", f"must be `{EMBEDDED}`, a diffusers directory or a hub id, got {model!r}")
 
 
 def _plain(value: Any) -> Any:

@@ -45,10 +45,10 @@ def check_prompts(
     """
     found: list[Problem] = []
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MOST_IMAGES:
-        found.append(Problem("count", f"a whole number from 1 to {MOST_IMAGES}, got {count!r:.100}"))
+        found.append(Problem("count", f"must be a whole number from 1 to {MOST_IMAGES}, got {count!r:.100}"))
     name = only if modality is None else modality_of(found, modality)
     if only is not None and name not in (None, only):
-        found.append(Problem("modality", f"{modality!r} is asked for, and this generator's models are of {only}"))
+        found.append(Problem("modality", f"{modality!r} was requested, but this generator's models are for {only}"))
     asked = _several(found, prompts)
     places = ["prompts" if isinstance(prompts, (str, Item)) else f"prompts[{place}]" for place in range(len(asked))]
     rows, of_prompts = _texts(asked, places, name)
@@ -56,7 +56,7 @@ def check_prompts(
         if isinstance(prompt, Item):
             of_prompts += _wrong_with(place, prompt, name, settings)
         elif not isinstance(prompt, str):
-            of_prompts.append(Problem(place, f"a text or an Item, got {prompt!r:.100}"))
+            of_prompts.append(Problem(place, f"must be a string or an Item, got {prompt!r:.100}"))
     if modality is not None and name is None:  # every prompt without a prefix would be told, too
         of_prompts = [problem for problem in of_prompts if "names no modality" not in problem.reason]
     found += [problem for problem in of_prompts if problem.severity == "error"]
@@ -77,13 +77,13 @@ def _several(found: list[Problem], prompts: Any) -> list[Any]:
         return [prompts]
     got = f"{prompts!r:.100}"
     if isinstance(prompts, (bytes, bytearray, memoryview)):
-        got = f"bytes, not text: {bytes(prompts[:80])!r}"
+        got = f"bytes, not a string: {bytes(prompts[:80])!r}"
     elif isinstance(prompts, Iterable):
         asked = list(prompts)
         if not asked:
-            found.append(Problem("prompts", "there are none"))
+            found.append(Problem("prompts", "must not be empty"))
         return asked
-    found.append(Problem("prompts", f"a text, an Item or several of them, got {got}"))
+    found.append(Problem("prompts", f"must be a string, an Item or several of them, got {got}"))
     return []
 
 
@@ -114,7 +114,7 @@ def _wrong_with(place: str, item: Item, modality: str | None, settings: Config |
     if not item.prompt_id:
         found.append(Problem(place, "prompt_id is empty"))
     if not isinstance(item.replicate, int) or item.replicate < 0:
-        found.append(Problem(place, f"replicate is a whole number from 0 on, got {item.replicate!r:.100}"))
+        found.append(Problem(place, f"replicate must be a whole number from 0 up, got {item.replicate!r:.100}"))
     steps = None if settings is None or problems else item.num_inference_steps
     if settings is not None and steps is not None and (reason := wrong_steps(settings.generation.scheduler, steps)):
         found.append(Problem(place, reason))

@@ -77,17 +77,17 @@ def _read_manifest(path: Path, asked: Asked) -> list[ImageRecord]:
         _require(record, number, types)
         has_image = record["file"] is not None
         if has_image and None in (record["bytes"], record["sha256"], record["width"], record["height"]):
-            raise Damaged(f"line {number} names a file and not its size and hash")
+            raise Damaged(f"line {number} names a file without its size and hash")
         if has_image and asked.archive and None in (record["archive"], record["offset"]):
-            raise Damaged(f"line {number} does not say where in the archive its image is")
+            raise Damaged(f"line {number} lacks the position of its image in the archive")
         if has_image and asked.dicom:
             _require(record, number, with_dicom)
         for key in ("file", "archive", "dicom"):
             name = record.get(key)
             if name is not None and (not isinstance(name, str) or "/" in name or name in ("", ".", "..")):
-                raise Damaged(f"line {number} names a file outside of its block ({key})")
+                raise Damaged(f"line {number} names a file outside its block ({key})")
         if any(record.get(key) is not None and record[key] < 0 for key in ("bytes", "offset", "dicom_offset")):
-            raise Damaged(f"line {number} has a negative size or place")
+            raise Damaged(f"line {number} has a negative size or offset")
     return cast(list[ImageRecord], records)
 
 
@@ -101,21 +101,21 @@ def _read_attempts(path: Path, asked: Asked) -> list[AttemptRecord]:
 def _read_timing(path: Path, asked: Asked) -> dict[str, Any]:
     timing = _parse(disk.read_own_file(path))
     if not isinstance(timing, dict):
-        raise Damaged("holds no object")
+        raise Damaged("is not a JSON object")
     seconds, devices = timing.get("seconds"), timing.get("devices")
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
-        raise Damaged("'seconds' is no time")
+        raise Damaged("'seconds' is not a duration")
     if not isinstance(devices, list) or not all(isinstance(one, (str, type(None))) for one in devices):
-        raise Damaged("'devices' is no list of names")
+        raise Damaged("'devices' is not a list of names")
     if len(devices) != len(asked.items):
-        raise Damaged(f"it names the devices of {counted(len(devices), 'image')}, {len(asked.items)} were asked for")
+        raise Damaged(f"it names the devices of {counted(len(devices), 'image')}, not {len(asked.items)}")
     return timing
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     *lines, rest = disk.read_own_file(path).split(b"\n")
     if rest or not lines:
-        raise Damaged("its last line is cut" if rest else "it is empty")
+        raise Damaged("its last line is truncated" if rest else "it is empty")
     records = []
     for number, line in enumerate(lines, 1):
         try:
@@ -123,7 +123,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         except Damaged as error:
             raise Damaged(f"line {number} {error}") from None
         if not isinstance(record, dict):
-            raise Damaged(f"line {number} holds no object")
+            raise Damaged(f"line {number} is not a JSON object")
         records.append(record)
     return records
 
@@ -170,9 +170,9 @@ def _replay(asked: Asked, attempts: Sequence[AttemptRecord]) -> tuple[dict[ItemK
         else:
             trials[key] = trial
         expected += its
-    faults += [f"{name_item(*key)} was not asked for" for key in by_item]
+    faults += [f"{name_item(*key)} was not requested" for key in by_item]
     if not faults and expected != list(attempts):
-        faults.append("its lines are in another order than the images")
+        faults.append("its lines are in a different order from the images")
     return trials, faults
 
 
@@ -182,22 +182,22 @@ def _try_again(asked: Asked, item: Item, attempts: Sequence[AttemptRecord]) -> t
     numbers = [attempt["attempt"] for attempt in attempts]
     if numbers != list(range(len(numbers))):
         lost = sorted(set(range(max(numbers) + 1 if max(numbers) < 10**6 else 0)) - set(numbers))
-        return trial, f"has the attempts {and_more(numbers, _SHOWN)}" + (
-            f", and not {and_more(lost, _SHOWN)}" if lost else ""
+        return trial, f"has attempts {and_more(numbers, _SHOWN)}" + (
+            f", but not {and_more(lost, _SHOWN)}" if lost else ""
         )
     if len(numbers) > rule.max_attempts:
-        return trial, f"has {counted(len(numbers), 'attempt')}, of at most {rule.max_attempts}"
+        return trial, f"has {counted(len(numbers), 'attempt')}, more than the {rule.max_attempts} allowed"
     for attempt in attempts:
         made = attempt["attempt"], attempt["seed"], attempt["finite"]
         trial.add(Candidate(*made, attempt["selector"], attempt["policy"], attempt["precision"]))
     if not trial.settled:
-        return trial, f"has {counted(len(numbers), 'attempt')}, which settle nothing: some are missing"
+        return trial, f"has {counted(len(numbers), 'attempt')}, too few to settle it: some are missing"
     expected = [{"id": item.prompt_id, "replicate": item.replicate, **record} for record in trial.records()]
     for line, attempt in zip(expected, attempts, strict=True):
         if differing := differing_keys(line, attempt):
-            return trial, f"attempt {attempt['attempt']}, was judged otherwise: {and_more(differing, _SHOWN)}"
+            return trial, f"attempt {attempt['attempt']}, was judged differently: {and_more(differing, _SHOWN)}"
         if attempt["seed"] != image_seed(asked.campaign_seed, item, attempt["attempt"]):
-            return trial, f"attempt {attempt['attempt']}, has another seed than follows from its number"
+            return trial, f"attempt {attempt['attempt']}, has a seed that does not follow from its number"
     return trial, None
 
 
@@ -210,14 +210,14 @@ def _wrong_items(asked: Asked, records: Sequence[ImageRecord]) -> Iterator[str]:
     counts = Counter(found)
     for key in wanted:
         if key not in counts:
-            yield f"{name_item(*key)} is not in it"
+            yield f"{name_item(*key)} is missing"
     for key, count in counts.items():
         if count > 1:
-            yield f"{name_item(*key)} is in it {count} times"
+            yield f"{name_item(*key)} is listed {count} times"
         if key not in set(wanted):
-            yield f"{name_item(*key)} was not asked for"
+            yield f"{name_item(*key)} was not requested"
     if sorted(wanted) == sorted(found):
-        yield "its lines are in another order than the prompts"
+        yield "its lines are in a different order from the prompts"
 
 
 def _check_records(
@@ -235,11 +235,11 @@ def _check_records(
         # what is said of the file is compared with the file
         said = {key: value for key, value in record.items() if key in expected or key not in _SAID_OF_FILES}
         if differing := differing_keys(expected, said):
-            what = f"{name_item(*key)} is on record with another {and_more(differing, _SHOWN)} than it was made with"
+            what = f"{name_item(*key)} is recorded with a different {and_more(differing, _SHOWN)} from what made it"
             yield Finding(block / MANIFEST, what, block)
         if (trial.winner is None) != (record["file"] is None):
             has = "no image" if record["file"] is None else "an image"
-            yield Finding(block / MANIFEST, f"{name_item(*key)} has {has}, its attempts say otherwise", block)
+            yield Finding(block / MANIFEST, f"{name_item(*key)} has {has}, but its attempts say otherwise", block)
 
 
 def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -83,7 +83,7 @@ class Images:
         block, asked = self.block(number), self._asked(number)
         if not block.is_dir():
             is_there = block.exists() or block.is_symlink()
-            what = "is no directory" if is_there else f"is missing, with {counted(len(asked.items), 'image')}"
+            what = "is not a directory" if is_there else f"is missing, with {counted(len(asked.items), 'image')}"
             found.append(Finding(block, what, block))
             return None
         try:
@@ -134,12 +134,12 @@ class Images:
         for made, numbers in self._made.items():
             differing = [key for (key, value), (_, ours) in zip(made, kept, strict=True) if value != ours]
             for number in numbers if differing else ():
-                what = f"was made with another {', '.join(differing)} than the other blocks"
+                what = f"was made with a different {', '.join(differing)} from the other blocks"
                 yield Finding(self.block(number), what, self.block(number))
         if self._made and not agreeing:
             said = dict(kept)
             differing = [key for key, value in expected.items() if said[key] != repr(value)]
-            yield Finding(self.folder, f"was made with another {', '.join(differing)} than is there or on record now")
+            yield Finding(self.folder, f"was made with a different {', '.join(differing)} from what is there now")
 
     def _expected(self) -> dict[str, Any]:
         """What the images should have been made with, as far as it is there and can be read.
@@ -181,7 +181,7 @@ def others(folder: Path, expected: Collection[str]) -> Iterator[Finding]:
     """What is in a folder and belongs to nothing: neither expected nor a running task's."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name not in expected and not _PASSING.fullmatch(path.name):
-            yield Finding(path, "belongs to nothing that this campaign makes", path)
+            yield Finding(path, "is not part of this campaign", path)
 
 
 def strangers(config: Config, directory: CampaignDirectory, modalities: Sequence[str]) -> Iterator[Finding]:
@@ -208,11 +208,11 @@ def check_circumstances(directory: CampaignDirectory, images: Sequence[Images]) 
         if recorded is not None:
             yield from _outvoted(path, recorded, images)
         elif any(path.parent.glob("*/*/part-*/block-*")):
-            yield Finding(path, "is missing; `--repair` writes it again", path)
+            yield Finding(path, "is missing; `--repair` rewrites it", path)
     except OSError as error:
         yield Finding(path, unread(error), path)
     except ValueError:
-        yield Finding(path, "is damaged; `--repair` writes it again", path)
+        yield Finding(path, "is damaged; `--repair` rewrites it", path)
 
 
 def _outvoted(path: Path, recorded: Mapping[str, Any], images: Sequence[Images]) -> Iterator[Finding]:
@@ -221,12 +221,12 @@ def _outvoted(path: Path, recorded: Mapping[str, Any], images: Sequence[Images])
     every = {values for _, its in said for values in its}
     if len(every) == 1 and ours not in every:
         differing = _differing(ours, *every)
-        yield Finding(path, f"says another {differing} than all blocks do; `--repair` writes it again", path)
+        yield Finding(path, f"has a different {differing} from all blocks; `--repair` rewrites it", path)
         return
     for one, its in said:
         if its and ours not in its:
             differing = _differing(ours, min(its))
-            yield Finding(one.folder, f"was made with another {differing} than is on record in {path.name}")
+            yield Finding(one.folder, f"was made with a different {differing} from that recorded in {path.name}")
 
 
 def _differing(ours: Sequence[str], theirs: Sequence[str]) -> str:

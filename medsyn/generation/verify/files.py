@@ -49,7 +49,7 @@ def check_files(block: Path, records: Sequence[Record], items: Sequence[Item], a
             expected = file_name(items[position])
             expected = member_name(position, expected) if archive else expected
             if record["file"] != expected:
-                yield Finding(block / record["file"], f"has another name than its image ({expected})", block)
+                yield Finding(block / record["file"], f"should be named {expected}", block)
     for file_or_member, count in places.items():
         if count > 1:
             yield Finding(block / file_or_member, f"is the image of {count} items", block)
@@ -58,7 +58,7 @@ def check_files(block: Path, records: Sequence[Record], items: Sequence[Item], a
         yield from _check_archive(block, records, items)
     for path in sorted(block.iterdir()):
         if path.name not in named and not re.fullmatch(IN_USE, path.name):
-            yield Finding(path, "is in no manifest", path)
+            yield Finding(path, "is not in the manifest", path)
 
 
 class _Reader:
@@ -101,15 +101,13 @@ def _check_archive(block: Path, records: Sequence[Record], items: Sequence[Item]
     first = next((place for place in range(length) if content[place] != expected[place]), length)
     if first < length:
         name = max((name for name in offsets if offsets[name] - 512 <= first), key=lambda name: offsets[name])
-        yield Finding(
-            path, f"is not what its images and records make, from byte {first} on (in or after {name})", block
-        )
+        yield Finding(path, f"does not match its images and records from byte {first} on (in or after {name})", block)
     elif len(content) < len(expected):
         yield Finding(
-            path, f"is cut: it has {counted(len(content), 'byte')}, its images and records make {len(expected)}", block
+            path, f"is truncated to {counted(len(content), 'byte')}; its images and records need {len(expected)}", block
         )
     else:
-        yield Finding(path, f"has {counted(len(content) - len(expected), 'byte')} behind its end", block)
+        yield Finding(path, f"has {counted(len(content) - len(expected), 'byte')} after its end", block)
 
 
 def _wrong_with(file: StoredFile, read: Callable[[StoredFile], bytes], record: Record, is_dicom: bool) -> str | None:
@@ -120,18 +118,18 @@ def _wrong_with(file: StoredFile, read: Callable[[StoredFile], bytes], record: R
     if len(content) != file.size:
         return f"has {counted(len(content), 'byte')}, the manifest says {file.size}"
     if hashlib.sha256(content).hexdigest() != file.sha256:
-        return "has other content than the manifest says (SHA-256)"
+        return "does not match the SHA-256 in the manifest"
     try:
         marked, width, height, said = (_look_at_dicom if is_dicom else _look_at_png)(content)
     except Exception as error:  # a parser fed something else raises anything
-        return f"is no image ({type(error).__name__})"
+        return f"is not an image ({type(error).__name__})"
     if not marked:
         return "is not marked as synthetic"
     if (width, height) != (record["width"], record["height"]):
         return f"is {width} x {height} pixels, the manifest says {record['width']} x {record['height']}"
     facts = {} if is_dicom else png_facts(record)
     differing = [key for key, value in facts.items() if value is not None and said.get(key) != str(value)]
-    return f"says otherwise of itself than the manifest: {', '.join(differing)}" if differing else None
+    return f"its metadata differs from the manifest: {', '.join(differing)}" if differing else None
 
 
 _Look = tuple[bool, int, int, Mapping[Any, Any]]

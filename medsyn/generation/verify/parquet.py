@@ -30,15 +30,15 @@ def check_shard_tables(folder: Path, rows: Rows | None) -> Iterator[Finding]:
     for name in TABLES:
         path = folder / name
         if path.exists() and not path.is_file():  # opening a pipe would wait
-            yield Finding(path, "is not a file; running the task again makes it", path)
+            yield Finding(path, "is not a file; running the task again rewrites it", path)
             continue
         try:
             table = pq.read_table(path)
         except (OSError, pa.ArrowException):
-            yield Finding(path, "is missing or damaged; running the task again makes it", path)
+            yield Finding(path, "is missing or damaged; running the task again rewrites it", path)
             continue
         if name in expected and (what := _difference(table, expected[name])):
-            yield Finding(path, f"has other rows than its blocks' files make ({what})", path)
+            yield Finding(path, f"does not match the files of its blocks ({what})", path)
 
 
 def _difference(found: pa.Table, expected: pa.Table) -> str | None:
@@ -47,9 +47,9 @@ def _difference(found: pa.Table, expected: pa.Table) -> str | None:
     if len(found) != len(expected):
         return f"{counted(len(found), 'row')}, not {len(expected)}"
     if found.schema != expected.schema:
-        return "other columns"
+        return "different columns"
     names = [name for name in expected.column_names if not found[name].equals(expected[name])]
-    return f"in {', '.join(names)}"
+    return f"different values in {', '.join(names)}"
 
 
 def check_merged_table(merged: Path, sources: Sequence[Path]) -> Iterator[Finding]:
@@ -60,7 +60,7 @@ def check_merged_table(merged: Path, sources: Sequence[Path]) -> Iterator[Findin
     if not merged.exists():
         return
     if not merged.is_file():
-        yield Finding(merged, "is not a file: `medsyn merge` makes it", merged)
+        yield Finding(merged, "is not a file; `medsyn merge` rewrites it", merged)
         return
     try:
         with pq.ParquetFile(merged) as file:
@@ -71,7 +71,7 @@ def check_merged_table(merged: Path, sources: Sequence[Path]) -> Iterator[Findin
                 table = fitted(pq.read_table(source), schema)
                 same = same and rows.take(len(table)).equals(table)
             if not same or len(rows.take(1)):
-                yield Finding(merged, "is not what the shards' tables make: `medsyn merge` makes it", merged)
+                yield Finding(merged, "does not match the shards' tables; `medsyn merge` rewrites it", merged)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0][:100]
         yield Finding(merged, f"cannot be compared with the shards' tables ({reason})", merged)

@@ -50,12 +50,12 @@ class Rerun:
             picture = loaded[1].paint([(item, record["attempt"])]).pictures[0]
             if hashlib.sha256(encode_png(picture, png_facts(record))).hexdigest() != record["sha256"]:
                 differing = [key for key, value in loaded[2].items() if record.get(key) != value]
-                how = f", with another {', '.join(differing)}" if differing else ""
-                what = f"comes out differently when it is made again on this machine{how}"
+                how = f", with a different {', '.join(differing)}" if differing else ""
+                what = f"comes out differently when regenerated on this machine{how}"
                 yield Finding(block / str(record["file"]), what)
             self.made += 1
             if tell is not None:
-                tell("making images again", self.made, len(chosen))
+                tell("regenerating images", self.made, len(chosen))
 
     def _comparable(self, images: Images, here: str) -> Iterator[_Made]:
         for number in range(images.blocks.count):

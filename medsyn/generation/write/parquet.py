@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +66,7 @@ def _read_rows(place: Place) -> Rows:
             return block_rows(place, records, attempts, timing)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    reason = "is damaged or not there; run the task again, and if that does not help `medsyn verify --repair`"
+    reason = "is damaged or missing; run the task again, and if that does not help, `medsyn verify --repair`"
     raise InputError(place.path, reason)
 
 
@@ -124,31 +124,56 @@ def merge(sources: Iterable[Path], target: Path) -> int:
 
     A column that some of them lack is null in their rows.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     files = list(sources)
-    schemas = []
-    for file in files:
-        try:
-            schemas.append(pq.read_schema(file))
-        except (OSError, pa.ArrowException) as error:
-            reason = f"damaged ({str(error).splitlines()[0]}); delete it and run its task again"
-            raise InputError(file, reason) from None
-    schema = pa.unify_schemas(schemas) if files else pa.schema([])
+    schema = _common_schema(files)
     rows = 0
     disk.make_directory(target.parent)
     temporary = disk.temporary_sibling(target)
     try:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for file in files:
-                table = fitted(pq.read_table(file), schema)
+                table = fitted(_read(pq.read_table, file), schema)
                 writer.write_table(table)
                 rows += len(table)
         disk.publish(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
     return rows
+
+
+def read_tables(files: Sequence[Path]) -> pa.Table:
+    """The rows of Parquet files, in order, as one table; a column that some of them lack is null in their rows.
+
+    Raises:
+        InputError: one of them is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = _common_schema(files)
+    return pa.concat_tables([fitted(_read(pq.read_table, file), schema) for file in files])
+
+
+def _common_schema(files: Iterable[Path]) -> pa.Schema:
+    """The columns that any of the files has."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schemas = [_read(pq.read_schema, file) for file in files]
+    return pa.unify_schemas(schemas) if schemas else pa.schema([])
+
+
+def _read(read: Callable[[Path], Any], file: Path) -> Any:
+    """What `read` makes of a file; raises InputError if it is damaged."""
+    import pyarrow as pa
+
+    try:
+        return read(file)
+    except (OSError, pa.ArrowException) as error:
+        reason = f"damaged ({str(error).splitlines()[0]}); delete it and run its task again"
+        raise InputError(file, reason) from None
 
 
 def fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -170,7 +170,7 @@ class Sources:
 
 def _made(path: Path, task: str) -> Path:
     if not path.exists():
-        raise InputError(path, f"is not there; the task '{task}' makes it")
+        raise InputError(path, f"is missing; the task '{task}' makes it")
     return path
 
 
@@ -183,7 +183,7 @@ def read_circumstances(path: Path) -> dict[str, Any] | None:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(found, dict) or found.keys() != set(CIRCUMSTANCES):
-        raise ValueError(f"does not say {', '.join(CIRCUMSTANCES)}")
+        raise ValueError(f"does not have exactly the keys {', '.join(CIRCUMSTANCES)}")
     return found
 
 
@@ -202,13 +202,13 @@ def require_same(path: Path, facts: Mapping[str, Any], keep: bool) -> None:
             write_circumstances(path, ours)
             theirs = read_circumstances(path)
     except ValueError as error:
-        reason = f"is damaged ({error}); `medsyn verify --repair` writes it again"
+        reason = f"is damaged ({error}); `medsyn verify --repair` rewrites it"
         raise InputError(path, reason) from None
     differing = [
         f"{key} {theirs[key]!r}, here it is {value!r}" for key, value in ours.items() if theirs and theirs[key] != value
     ]
     if differing:
-        way_out = "make them alike (device.precision, the container, the software), or choose another campaign.dir"
+        way_out = "match them (device.precision, the container, the software), or choose another campaign.dir"
         raise InputError(path, f"this campaign's images are made with {'; '.join(differing)}: {way_out}")
 
 

@@ -151,7 +151,7 @@ def test_a_stopped_run_lets_its_workers_save(trial: Trial, number: signal.Signal
     output, _ = process.communicate(timeout=30)
     assert process.returncode == code, output
     assert "stopping: waiting for 1 task to save" in output
-    assert "next      to go on: submit again" in output
+    assert "next      to continue: submit again" in output
     lines = list(disk.read_jsonl(trial.campaign().directory.attempts("finetune", "ct")))
     assert lines[-1]["exit_code"] == 75
 

@@ -94,7 +94,7 @@ def test_status_for_people_and_for_scripts(finished: tuple[Trial, Path]) -> None
     trial.campaign().directory.done("evaluate", "all").unlink()
     result = launch("status", path)
     assert result.returncode == 75
-    assert "next      to go on:" in result.stdout
+    assert "next      to continue:" in result.stdout
     assert f"launch.py resume {path} --cluster local" in result.stdout
     facts = json.loads(launch("status", path, "--json").stdout)
     states = {

@@ -304,7 +304,7 @@ def test_watching_goes_on_until_nothing_more_happens(trial: Trial, terminal: boo
     if not terminal:
         lines = [line[9:] for line in shown.splitlines() if line[2:3] == ":"]
         assert lines == ["4 pending", "1 done, 3 pending", "1 done, 3 idle"]
-    assert "to go on: launch resume" in shown
+    assert "to continue: launch resume" in shown
 
 
 def test_ctrl_c_leaves_a_watch_with_the_states_exit_code(trial: Trial) -> None:

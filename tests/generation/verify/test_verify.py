@@ -163,11 +163,11 @@ FILES = ("*.png", MANIFEST, ATTEMPTS, TIMING)
 DEEP = b"[" * 100_000 + b"]" * 100_000
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "lost block": (shutil.rmtree, "is missing, with 3 images"),
-    "a file in a block's place": (lambda b: (shutil.rmtree(b), b.write_text("x")), "is no directory"),
+    "a file in a block's place": (lambda b: (shutil.rmtree(b), b.write_text("x")), "is not a directory"),
     "lost image": (lambda block: first_image(block).unlink(), "is missing"),
     "cut image": (cut, "the manifest says"),
-    "flipped bit": (flip_a_pixel, "has other content"),
-    "another image": (other_picture, "the manifest says|has other content"),
+    "flipped bit": (flip_a_pixel, "does not match the SHA-256"),
+    "another image": (other_picture, "the manifest says|does not match the SHA-256"),
     "no mark": (unmark, "is not marked as synthetic"),
     **{
         f"a pipe in the place of {name}": (in_place(name, os.mkfifo), f"{name.strip('*')}: is not a file")
@@ -181,90 +181,99 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         f"a link in the place of {name}": (link_to_a_copy(name), f"{name.strip('*')}: is a symbolic link, not a file")
         for name in FILES
     },
-    "a stray pipe": (lambda block: os.mkfifo(block / "x"), "/x: is in no manifest"),
-    "what NFS never names so": (write(".nfs-notes", b""), ".nfs-notes: is in no manifest"),
+    "a stray pipe": (lambda block: os.mkfifo(block / "x"), "/x: is not in the manifest"),
+    "what NFS never names so": (write(".nfs-notes", b""), ".nfs-notes: is not in the manifest"),
     "a pipe in a table's place": (
         lambda b: (tables_of(b) / "attempts.parquet").unlink() or os.mkfifo(tables_of(b) / "attempts.parquet"),
         "attempts.parquet: is not a file",
     ),
-    "a pipe in a block's place": (lambda b: shutil.rmtree(b) or os.mkfifo(b), "is no directory"),
+    "a pipe in a block's place": (lambda b: shutil.rmtree(b) or os.mkfifo(b), "is not a directory"),
     "a pipe in the place of the record of what it was made with": (
         lambda b: (b.parents[3] / "made-with.json").unlink() or os.mkfifo(b.parents[3] / "made-with.json"),
         "made-with.json: is not a file",
     ),
-    "a stray file": (lambda block: (block / "x.png").write_bytes(b"x"), "x.png: is in no manifest"),
-    "a hidden stray file": (lambda block: (block / ".x").write_bytes(b"x"), ".x: is in no manifest"),
+    "a stray file": (lambda block: (block / "x.png").write_bytes(b"x"), "x.png: is not in the manifest"),
+    "a hidden stray file": (lambda block: (block / ".x").write_bytes(b"x"), ".x: is not in the manifest"),
     "no manifest": (lambda block: (block / MANIFEST).unlink(), "manifest.jsonl: is missing"),
     "empty manifest": (write(MANIFEST, b""), "manifest.jsonl: is damaged: it is empty"),
-    "torn manifest": (write(MANIFEST, b'{"id": '), "manifest.jsonl: is damaged: its last line is cut"),
+    "torn manifest": (write(MANIFEST, b'{"id": '), "manifest.jsonl: is damaged: its last line is truncated"),
     "no JSON": (write(MANIFEST, b"\xff\xfe\x00\n"), "line 1 is not JSON"),
     "deep JSON": (write(MANIFEST, DEEP + b"\n"), "line 1 is not JSON"),
-    "a list": (write(MANIFEST, b"[]\n"), "line 1 holds no object"),
+    "a list": (write(MANIFEST, b"[]\n"), "line 1 is not a JSON object"),
     **{
-        f"no {key} in the manifest": (drop_key(MANIFEST, key), f"line 1 lacks '{key}'|another {key}")
+        f"no {key} in the manifest": (drop_key(MANIFEST, key), f"line 1 lacks '{key}'|different {key}")
         for key in ("id", "replicate", "file", "extra", "sha256", "prompt", "synthetic", "software", "item_fingerprint")
     },
     **{
-        f"{key} of another type": (change(MANIFEST, **{key: value}), f"'{key}' is|another {key}")
+        f"{key} of another type": (change(MANIFEST, **{key: value}), f"'{key}' is|different {key}")
         for key, value in {
             **{"id": 5, "replicate": "0", "file": 3, "bytes": "x", "width": [], "sha256": {}, "prompt": None},
             **{"attempts": "many", "accepted": 1, "seed": "x", "selector": [], "extra": "x", "synthetic": "yes"},
         }.items()
     },
-    "a path out of the block": (change(MANIFEST, file="../x.png"), "outside of its block"),
+    "a path out of the block": (change(MANIFEST, file="../x.png"), "outside its block"),
     "a negative size": (change(MANIFEST, bytes=-1), "negative size"),
-    "a size and no file": (change(MANIFEST, file=None, sha256=None), "has no image|otherwise|another"),
-    "a gap": (lambda b: edit(b / MANIFEST, lambda lines: lines.pop()), "is not in it"),
-    "a double": (lambda b: edit(b / MANIFEST, lambda lines: lines.append(lines[0])), "is in it 2 times"),
-    "a stranger": (change(MANIFEST, id="zz"), "was not asked for"),
-    "another order": (lambda b: edit(b / MANIFEST, lambda lines: lines.reverse()), "another order than the prompts"),
-    "edited words": (change(MANIFEST, prompt="x"), "another prompt.*made with"),
-    "edited score": (change(MANIFEST, selector=0.99), "another selector"),
-    "edited settings": (change(MANIFEST, num_inference_steps=50), "another num_inference_steps"),
-    "edited further column": (change(MANIFEST, extra={"site": "left"}), "another extra"),
-    "a further key": (change(MANIFEST, note="x"), "another note"),
-    "another prompt": (change(MANIFEST, item_fingerprint="0" * 16), "another item_fingerprint"),
-    "another seed": (change_seed, "another seed"),
-    "another model": (change(MANIFEST, model_fingerprint="m"), "another model_fingerprint"),
+    "a size and no file": (change(MANIFEST, file=None, sha256=None), "has no image|otherwise|different"),
+    "a gap": (lambda b: edit(b / MANIFEST, lambda lines: lines.pop()), "is missing"),
+    "a double": (lambda b: edit(b / MANIFEST, lambda lines: lines.append(lines[0])), "is listed 2 times"),
+    "a stranger": (change(MANIFEST, id="zz"), "was not requested"),
+    "another order": (lambda b: edit(b / MANIFEST, lambda lines: lines.reverse()), "different order from the prompts"),
+    "edited words": (change(MANIFEST, prompt="x"), "different prompt.*from what made it"),
+    "edited score": (change(MANIFEST, selector=0.99), "different selector"),
+    "edited settings": (change(MANIFEST, num_inference_steps=50), "different num_inference_steps"),
+    "edited further column": (change(MANIFEST, extra={"site": "left"}), "different extra"),
+    "a further key": (change(MANIFEST, note="x"), "different note"),
+    "another prompt": (change(MANIFEST, item_fingerprint="0" * 16), "different item_fingerprint"),
+    "another seed": (change_seed, "different seed"),
+    "another model": (change(MANIFEST, model_fingerprint="m"), "different model_fingerprint"),
     "another model of a whole block": (
         lambda b: edit(b / MANIFEST, lambda lines: [line.update(model_fingerprint="m") for line in lines]),
-        "block-000001: was made with another model_fingerprint than the other blocks",
+        "block-000001: was made with a different model_fingerprint from the other blocks",
     ),
     "other software of a whole block": (
         lambda b: edit(b / MANIFEST, lambda lines: [line.update(software="old") for line in lines]),
-        "block-000001: was made with another software than the other blocks",
+        "block-000001: was made with a different software from the other blocks",
     ),
     "no attempts": (lambda block: (block / ATTEMPTS).unlink(), "attempts.jsonl: is missing"),
-    "attempts that chose nothing": (forget_attempts, "was judged otherwise: .*chosen"),
-    "an attempt lost": (change_attempts(lambda lines: lines.pop(0)), "has the attempts|settle nothing"),
-    "the last attempt lost": (change_attempts(lambda lines: lines.pop()), "settle nothing"),
-    "an attempt twice": (change_attempts(lambda lines: lines.insert(0, lines[0])), "has the attempts 0, 0"),
+    "attempts that chose nothing": (forget_attempts, "was judged differently: .*chosen"),
+    "an attempt lost": (change_attempts(lambda lines: lines.pop(0)), "has attempts|too few to settle it"),
+    "the last attempt lost": (change_attempts(lambda lines: lines.pop()), "too few to settle it"),
+    "an attempt twice": (change_attempts(lambda lines: lines.insert(0, lines[0])), "has attempts 0, 0"),
     "an attempt too many": (
         change_attempts(lambda lines: lines.extend([{**lines[-1], "attempt": n} for n in range(9)])),
-        "has the attempts",
+        "has attempts",
     ),
-    "a stranger's attempt": (change_attempts(lambda lines: lines.append({**lines[0], "id": "zz"})), "zz.*not asked"),
-    "attempts in another order": (change_attempts(lambda lines: lines.reverse()), "has the attempts|another order"),
-    "an attempt's score": (change(ATTEMPTS, selector=0.99), "judged otherwise|another selector|other rows.*selector"),
-    "an attempt's seed": (change(ATTEMPTS, seed=1), "another seed than follows from its number"),
-    "an attempt's reason": (change(ATTEMPTS, reason="dull"), "judged otherwise: reason"),
+    "a stranger's attempt": (
+        change_attempts(lambda lines: lines.append({**lines[0], "id": "zz"})),
+        "zz.*not requested",
+    ),
+    "attempts in another order": (change_attempts(lambda lines: lines.reverse()), "has attempts|different order"),
+    "an attempt's score": (
+        change(ATTEMPTS, selector=0.99),
+        "judged differently|different selector|does not match.*selector",
+    ),
+    "an attempt's seed": (change(ATTEMPTS, seed=1), "a seed that does not follow from its number"),
+    "an attempt's reason": (change(ATTEMPTS, reason="dull"), "judged differently: reason"),
     "an attempt's key": (drop_key(ATTEMPTS, "passed"), "line 1 lacks 'passed'"),
     "an attempt of another type": (change(ATTEMPTS, selector="high"), "'selector' is"),
     "no timing": (lambda block: (block / TIMING).unlink(), "timing.json: is missing"),
     "torn timing": (write(TIMING, b'{"sec'), "timing.json: is damaged"),
-    "a timing of something else": (write(TIMING, b"[1]"), "timing.json: is damaged: holds no object"),
-    "a timing without time": (write(TIMING, b'{"seconds": "x", "devices": []}'), "'seconds' is no time"),
+    "a timing of something else": (write(TIMING, b"[1]"), "timing.json: is damaged: is not a JSON object"),
+    "a timing without time": (write(TIMING, b'{"seconds": "x", "devices": []}'), "'seconds' is not a duration"),
     "a timing of other images": (write(TIMING, b'{"seconds": 1, "devices": ["cpu"]}'), "the devices of 1 image,"),
     "a block too many": (
         lambda block: shutil.copytree(block, block.with_name("block-000099")),
-        "block-000099: belongs to nothing",
+        "block-000099: is not part of this campaign",
     ),
-    "an unknown part": (plant_directory("part-007", at=1), "part-007: belongs to nothing"),
-    "an unknown modality": (plant_directory("pet", at=2), "pet: belongs to nothing"),
-    "an unknown mode": (plant_directory("mine", at=3), "mine: belongs to nothing"),
-    "unknown tables": (plant_directory("shards", "blocks-000003-000005", at=1), "000005: belongs to nothing"),
-    "a loose file": (lambda block: (block.parent / "notes.txt").write_text("x"), "notes.txt: belongs to nothing"),
-    "a file beside the tables": (lambda b: (tables_of(b) / "x").write_text("x"), "/x: belongs to nothing"),
+    "an unknown part": (plant_directory("part-007", at=1), "part-007: is not part of this campaign"),
+    "an unknown modality": (plant_directory("pet", at=2), "pet: is not part of this campaign"),
+    "an unknown mode": (plant_directory("mine", at=3), "mine: is not part of this campaign"),
+    "unknown tables": (plant_directory("shards", "blocks-000003-000005", at=1), "000005: is not part of this campaign"),
+    "a loose file": (
+        lambda block: (block.parent / "notes.txt").write_text("x"),
+        "notes.txt: is not part of this campaign",
+    ),
+    "a file beside the tables": (lambda b: (tables_of(b) / "x").write_text("x"), "/x: is not part of this campaign"),
     "no table": (
         lambda block: shutil.rmtree(block.parent.parent / "shards"),
         "manifest.parquet: is missing or damaged; running",
@@ -276,7 +285,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "attempts.parquet: is missing or damaged",
     ),
     **{
-        f"{column} of {name}": (change_table(f"{name}.parquet", column), f"{name}.parquet: has other rows.*{column}")
+        f"{column} of {name}": (
+            change_table(f"{name}.parquet", column),
+            f"{name}.parquet: does not match the files of its blocks.*{column}",
+        )
         for name, column in (("manifest", "policy"), ("manifest", "gpu_seconds"), ("attempts", "seed"))
     },
     "no record of what it was made with": (
@@ -344,7 +356,7 @@ def say_otherwise(campaign: Campaign) -> Path:
 def test_a_record_that_all_blocks_disagree_with_is_itself_at_fault(made: Campaign) -> None:
     path = say_otherwise(made)
     (line,) = found(made)
-    assert line == f"{path}: says another software than all blocks do; `--repair` writes it again"
+    assert line == f"{path}: has a different software from all blocks; `--repair` rewrites it"
 
 
 def test_a_record_that_some_blocks_agree_with_stays(made: Campaign) -> None:
@@ -357,14 +369,14 @@ def test_a_record_that_some_blocks_agree_with_stays(made: Campaign) -> None:
     assert list(both[1].findings([(0, 3)])) == []
     (finding,) = check_circumstances(made.directory, both)
     assert finding.place == made.block("filtered").parents[1] and finding.damaged is None
-    assert f"another software than is on record in {path.name}" in finding.what
+    assert f"a different software from that recorded in {path.name}" in finding.what
 
 
 def test_a_table_that_does_not_belong_to_its_blocks_is_found(made: Campaign) -> None:
     tables = made.block("filtered").parent.parent / "shards" / "blocks-000000-000003"
     other = made.block("baseline").parent.parent / "shards" / "blocks-000000-000003"
     shutil.copy(other / "manifest.parquet", tables / "manifest.parquet")
-    assert [line for line in found(made) if "other rows" in line]
+    assert [line for line in found(made) if "does not match the files of its blocks" in line]
 
 
 def test_images_made_again_are_the_same_bytes(made: Campaign) -> None:
@@ -403,12 +415,13 @@ def test_tars_are_verified_too(packed: Campaign) -> None:
     random = np.random.default_rng(9)
     for place in [0, 105, 148, 257, 400, len(content) - 1, *random.integers(len(content), size=20).tolist()]:
         archive.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        assert [line for line in found(packed) if "images.tar: is not" in line or "has other content" in line], place
+        wrong = ("images.tar: does not match its images and records", "does not match the SHA-256")
+        assert [line for line in found(packed) if any(reason in line for reason in wrong)], place
     for damaged, expected in (
-        (content[:-512], "images.tar: is cut"),
-        (content[: len(content) // 2], "images.tar: is cut"),
-        (content + b"\0" * 512, "images.tar: has 512 bytes behind its end"),
-        (b"", "images.tar: is cut"),
+        (content[:-512], "images.tar: is truncated"),
+        (content[: len(content) // 2], "images.tar: is truncated"),
+        (content + b"\0" * 512, "images.tar: has 512 bytes after its end"),
+        (b"", "images.tar: is truncated"),
     ):
         archive.write_bytes(damaged)
         assert any(expected in line for line in found(packed))
@@ -458,7 +471,7 @@ def opened(made: Campaign, monkeypatch: pytest.MonkeyPatch) -> Campaign:
 def test_verify_prints_a_line_per_finding_and_ends_with_1(opened: Campaign, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["verify", str(opened.directory.root), "--rerun", "2"]
     assert app.dispatch("medsyn", COMMANDS, arguments) == 0
-    assert capsys.readouterr().out == "16 images asked for, 2 made again: no findings\n"
+    assert capsys.readouterr().out == "16 images asked for, 2 regenerated: no findings\n"
     cut(opened.block("baseline", 2))
     assert app.dispatch("medsyn", COMMANDS, arguments[:2]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -471,7 +484,7 @@ def test_a_number_of_images_to_make_again_below_one_is_bad_input(
     opened: Campaign, capsys: pytest.CaptureFixture[str], number: str
 ) -> None:
     assert app.dispatch("medsyn", COMMANDS, ["verify", str(opened.directory.root), "--rerun", number]) == 65
-    assert capsys.readouterr().err == f"--rerun: at least 1 image, got {number}\n"
+    assert capsys.readouterr().err == f"--rerun: must be 1 or more, got {number}\n"
 
 
 def test_a_merged_table_that_is_not_its_shards_is_found(opened: Campaign, capsys: pytest.CaptureFixture[str]) -> None:
@@ -492,7 +505,7 @@ def test_a_merged_table_that_is_not_its_shards_is_found(opened: Campaign, capsys
             table.drop(["id"]),
         ):
             pq.write_table(damaged, path)
-            assert f"{path}: is not what the shards' tables make" in verify()[0]
+            assert f"{path}: does not match the shards' tables" in verify()[0]
         path.write_bytes(content[:-5])
         assert f"{path}: cannot be compared" in verify()[0]
         path.write_bytes(content)
@@ -509,4 +522,4 @@ def test_merge_writes_one_table_of_all_shards(opened: Campaign, capsys: pytest.C
     shutil.rmtree(opened.block("filtered").parent.parent / "shards")
     assert app.dispatch("medsyn", COMMANDS, ["merge", str(opened.directory.root)]) == 1
     told = capsys.readouterr().out
-    assert "blocks-000000-000003: is not there yet" in told and "manifest.parquet: 8 rows" in told
+    assert "blocks-000000-000003: does not exist yet" in told and "manifest.parquet: 8 rows" in told
