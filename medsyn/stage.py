@@ -50,7 +50,7 @@ class CampaignDirectory:
         return self.root / "config.yaml"
 
     @property
-    def facts(self) -> Path:
+    def campaign_file(self) -> Path:
         """The record that makes a directory a campaign: a bare marker first, completed last of all."""
         return self.root / "campaign.json"
 
@@ -72,7 +72,7 @@ class CampaignDirectory:
         """Why the task's newest attempt failed."""
         return self.root / "tasks" / stage / "failed" / f"{name}.json"
 
-    def beat(self, stage: str, name: str) -> Path:
+    def heartbeat(self, stage: str, name: str) -> Path:
         """The running task's progress."""
         return self.root / "tasks" / stage / "beat" / f"{name}.json"
 
@@ -136,10 +136,10 @@ class Control:
     is on disk.
     """
 
-    def __init__(self, beat: Path | None = None, beat_seconds: float = 1.0) -> None:
-        self._beat = beat
-        self._beat_seconds = beat_seconds
-        self._last_beat = 0.0
+    def __init__(self, heartbeat: Path | None = None, heartbeat_seconds: float = 1.0) -> None:
+        self._heartbeat = heartbeat
+        self._heartbeat_seconds = heartbeat_seconds
+        self._last_heartbeat = 0.0
         self.stop_requested = False
         self.asked: float | None = None  # when the stop was requested, in seconds since the epoch
         self.step: int | None = None  # the last step reported
@@ -154,13 +154,13 @@ class Control:
         if self.stop_requested:
             raise Saved
 
-    def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
-        """Publish progress, at most once per `beat_seconds`, and always at the end."""
+    def heartbeat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
+        """Publish progress, at most once per `heartbeat_seconds`, and always at the end."""
         self.step = step
         now = time.monotonic()
-        if self._beat is None or (step < total and now - self._last_beat < self._beat_seconds):
+        if self._heartbeat is None or (step < total and now - self._last_heartbeat < self._heartbeat_seconds):
             return
-        self._last_beat = now
+        self._last_heartbeat = now
         where = {"time": time.time(), "host": os.uname().nodename}
         with suppress(OSError):  # a heartbeat is a hint; writing what must be on disk raises errors of its own
-            disk.write_json(self._beat, {"step": step, "total": total, "unit": unit, **where, **numbers})
+            disk.write_json(self._heartbeat, {"step": step, "total": total, "unit": unit, **where, **numbers})

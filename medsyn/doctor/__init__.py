@@ -24,10 +24,10 @@ from medsyn.doctor import (
     machine,
     packages,  # which import packages when they check
 )
-from medsyn.doctor.finding import Finding
+from medsyn.doctor.diagnosis import Diagnosis
 from medsyn.errors import EXIT_BAD_NODE, EXIT_DONE
 
-Check = Callable[[], Iterator[Finding]]
+Check = Callable[[], Iterator[Diagnosis]]
 CHECKS: tuple[Check, ...] = (
     machine.check_python,
     machine.check_driver,
@@ -42,18 +42,18 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def examine(more: Iterable[Check] = ()) -> list[Finding]:
+def examine(more: Iterable[Check] = ()) -> list[Diagnosis]:
     """Every finding; a check that itself fails becomes a finding too, so that the others still run.
 
     Args:
         more: extra checks, run after the usual ones.
     """
-    findings: list[Finding] = []
+    findings: list[Diagnosis] = []
     for check in (*CHECKS, *more):
         try:
             findings.extend(check())
         except (Exception, SystemExit) as error:  # a shadowed module may do anything
-            findings.append(Finding(check.__name__, _where(error), "bad"))
+            findings.append(Diagnosis(check.__name__, _where(error), "bad"))
     return findings
 
 
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None, program: str = "medsyn doctor") -> 
     return EXIT_BAD_NODE if any(finding.verdict == "bad" for finding in findings) else EXIT_DONE
 
 
-def _print_table(findings: list[Finding]) -> None:
+def _print_table(findings: list[Diagnosis]) -> None:
     try:
         from rich.console import Console
         from rich.markup import escape
@@ -95,7 +95,7 @@ def _print_table(findings: list[Finding]) -> None:
     Console().print(table)
 
 
-def _print_lines(findings: list[Finding]) -> None:
+def _print_lines(findings: list[Diagnosis]) -> None:
     for finding in findings:
         advice = f"\n      {finding.advice}" if finding.advice else ""
         print(f"{finding.verdict:<5} {finding.check}: {finding.value}{advice}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from medsyn.doctor.finding import Verdict
+from medsyn.doctor.diagnosis import Verdict
 
 PREFIX = "/opt/medsyn"  # where the Dockerfile and apptainer.def install
 CUDA = "11.8"  # what its torch is built for

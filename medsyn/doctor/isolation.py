@@ -11,13 +11,13 @@ from importlib.machinery import FrozenImporter, PathFinder
 from pathlib import Path
 
 from medsyn.doctor import image
-from medsyn.doctor.finding import Finding
+from medsyn.doctor.diagnosis import Diagnosis
 from medsyn.text import and_more
 
 _NAMES_SHOWN = 10
 
 
-def check_isolation() -> Iterator[Finding]:
+def check_isolation() -> Iterator[Diagnosis]:
     """Every distribution and module found outside of this Python, by directory; and PYTHONPATH."""
     elsewhere: dict[str, set[str]] = {}
     for name, place in (*_distributions(), *_modules()):
@@ -26,12 +26,12 @@ def check_isolation() -> Iterator[Finding]:
     for place_name, names in sorted(elsewhere.items()):
         listed = and_more(sorted(names), _NAMES_SHOWN)
         advice = "unset PYTHONPATH and set PYTHONNOUSERSITE=1"
-        yield Finding("packages from elsewhere", f"{place_name}: {listed}", image.verdict(), advice)
+        yield Diagnosis("packages from elsewhere", f"{place_name}: {listed}", image.verdict(), advice)
     if not elsewhere:
-        yield Finding("isolation", f"every package is from {sys.prefix}")
+        yield Diagnosis("isolation", f"every package is from {sys.prefix}")
     if path := os.environ.get("PYTHONPATH"):
         advice = "its modules hide the installed ones" + (": enter the image without it" if image.inside() else "")
-        yield Finding("PYTHONPATH", path, image.verdict(), advice)
+        yield Diagnosis("PYTHONPATH", path, image.verdict(), advice)
 
 
 def _is_own(place: Path) -> bool:

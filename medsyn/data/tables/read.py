@@ -31,8 +31,8 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "MODALITIES",
     "ImageRow",
+    "InputTable",
     "RatingRow",
-    "Table",
     "canonical_modality",
     "read_dataset",
     "read_ratings",
@@ -67,7 +67,7 @@ class RatingRow:
 
 
 @dataclass(frozen=True)
-class Table(Generic[Row]):
+class InputTable(Generic[Row]):
     """The good rows of a table in their order, and all its problems."""
 
     path: Path
@@ -88,7 +88,7 @@ class Table(Generic[Row]):
 
 def read_dataset(
     path: str | Path, root: str | Path | None = None, modality_column: str = "modality"
-) -> Table[ImageRow]:
+) -> InputTable[ImageRow]:
     """Read the data set: columns `path`, `Text`, `modality`, and `patient_id` (or `patient`) if known.
 
     Args:
@@ -143,7 +143,7 @@ def modalities_of(path: str | Path, modality_column: str = "modality") -> list[s
     return [modality for modality in MODALITIES if modality in found]
 
 
-def read_ratings(path: str | Path, root: str | Path | None = None) -> Table[RatingRow]:
+def read_ratings(path: str | Path, root: str | Path | None = None) -> InputTable[RatingRow]:
     """Read expert ratings: columns `image_path`, `rating`, `modality`, `expert_level`, `prompt`.
 
     Ratings (1 poor, 2 acceptable, 3 excellent) and expert levels are the integers 1 to 3; 2.5 is refused, not rounded.
@@ -172,7 +172,7 @@ def read_ratings(path: str | Path, root: str | Path | None = None) -> Table[Rati
     return _table(path, rows, faults, folder)
 
 
-def _table(path: Path, rows: list[Row], faults: Faults, folder: DataFolder) -> Table[Row]:
+def _table(path: Path, rows: list[Row], faults: Faults, folder: DataFolder) -> InputTable[Row]:
     """The table as it was read; raises `InputProblems` if the file as a whole cannot be used."""
     if not rows and not faults.errors:
         raise InputError(path, "there are no rows")
@@ -180,7 +180,7 @@ def _table(path: Path, rows: list[Row], faults: Faults, folder: DataFolder) -> T
         faults.error(None, None, f"none of its files is in {folder.path}; is that the data directory (data.root)?")
     if faults.file_refused:
         raise InputProblems(faults.errors)
-    return Table(path, rows, faults.errors + faults.warnings())
+    return InputTable(path, rows, faults.errors + faults.warnings())
 
 
 # From a row's fields to values: a check reports what is wrong and returns None -------------------------------------

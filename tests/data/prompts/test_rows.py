@@ -13,7 +13,7 @@ import pytest
 from pyarrow import parquet
 
 from medsyn.data.prompts.rows import ERRORS_SHOWN, check_prompts
-from medsyn.data.tables.read import Table
+from medsyn.data.tables.read import InputTable
 from medsyn.errors import InputError, InputProblems, Problem
 from tests.helpers.prompt_table import read_prompts
 
@@ -29,7 +29,7 @@ def write(folder: Path, content: str | bytes, name: str) -> Path:
     return path
 
 
-def only_warning(table: Table) -> Problem:
+def only_warning(table: InputTable) -> Problem:
     assert [problem.severity for problem in table.problems] == ["warning"], [str(p) for p in table.problems]
     return table.problems[0]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from medsyn.data.tables.read import Table, read_dataset, read_ratings
+from medsyn.data.tables.read import InputTable, read_dataset, read_ratings
 from medsyn.errors import InputError, InputProblems, Problem
 from tests.helpers.prompt_table import read_prompts
 
@@ -73,7 +73,7 @@ EXPECTED = {
 NOT_A_TABLE = {"million_rows.txt"}  # says how to make one; test_tables.py times large ones
 
 
-def read(path: Path) -> Table:
+def read(path: Path) -> InputTable:
     if path.name.startswith("ratings"):
         return read_ratings(path)
     return read_prompts(path) if path.name.startswith("prompts") else read_dataset(path)

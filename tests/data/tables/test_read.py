@@ -15,7 +15,7 @@ import pytest
 from medsyn import config
 from medsyn.data.modalities import clean_text, is_over_long, split_prefix
 from medsyn.data.tables import read as tables_read
-from medsyn.data.tables.read import MODALITIES, Table, canonical_modality, read_dataset, read_ratings
+from medsyn.data.tables.read import MODALITIES, InputTable, canonical_modality, read_dataset, read_ratings
 from medsyn.errors import InputError, InputProblems, Problem
 from tests.helpers.prompt_table import read_prompts
 
@@ -40,7 +40,7 @@ def write(folder: Path, content: str | bytes, name: str = "table.csv") -> Path:
     return path
 
 
-def dataset(folder: Path, rows: str, header: str = HEADER) -> Table[tables_read.ImageRow]:
+def dataset(folder: Path, rows: str, header: str = HEADER) -> InputTable[tables_read.ImageRow]:
     return read_dataset(write(folder, header + rows))
 
 
@@ -52,12 +52,12 @@ def file_fault(folder: Path, content: str | bytes) -> list[Problem]:
     raise AssertionError("the file was not refused")
 
 
-def only_error(table: Table[tables_read.ImageRow]) -> Problem:
+def only_error(table: InputTable[tables_read.ImageRow]) -> Problem:
     assert len(table.errors) == 1, [str(problem) for problem in table.errors]
     return table.errors[0]
 
 
-def only_warning(table: Table) -> Problem:
+def only_warning(table: InputTable) -> Problem:
     assert [problem.severity for problem in table.problems] == ["warning"], [str(p) for p in table.problems]
     return table.problems[0]
 
@@ -665,7 +665,7 @@ def test_require(folder: Path) -> None:
         with pytest.raises(InputProblems, match="line 2, Text"):
             hopeless.require(strict)
         with pytest.raises(InputProblems, match="no rows"):
-            Table(folder, [], []).require(strict)
+            InputTable(folder, [], []).require(strict)
 
 
 def test_a_large_table_takes_seconds(folder: Path) -> None:
