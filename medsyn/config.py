@@ -396,7 +396,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def changes(before: Mapping[str, Any], after: Config) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys whose values differ: what each was (`before` is a dumped configuration), and what it is."""
+    """The dotted keys whose values differ: the value in `before`, a dumped configuration, and the value now."""
     old = dict(flatten(before))
     return {key: (old.get(key), now) for key, now in flatten(after.model_dump()) if old.get(key) != now}
 
@@ -514,7 +514,7 @@ def validate(tree: Mapping[str, Any], source: str, sources: Mapping[str, str] | 
 
 
 def read_tree(path: Path, what: str = "configuration") -> dict[str, Any]:
-    """The mapping in a YAML file; raises InputError if there is no such file or something else is in it."""
+    """The mapping in a YAML file; raises InputError if the file is missing or not a mapping."""
     if not path.is_file():
         raise InputError(path, f"there is no such {what} file")
     try:

@@ -81,7 +81,7 @@ def _fsync_file(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write `content` to `path` so that `path` holds the old or the new content whole, whatever happens."""
+    """Write `content` to `path` so that `path` has either the old or the new content in full, whatever happens."""
     make_directory(path.parent)
     temporary = temporary_sibling(path)
     data = content.encode() if isinstance(content, str) else content

@@ -79,7 +79,7 @@ def clean_text(text: str) -> str:
 
 
 def says_nothing(text: str) -> bool:
-    """Whether a text is empty, a spreadsheet's word for empty (`nan`, `N/A`, …), or holds no letter and no digit."""
+    """Whether a text is empty, a spreadsheet's word for empty (`nan`, `N/A`, …), or has no letter and no digit."""
     return text.strip().casefold() in _NOTHING or not any(map(str.isalnum, text))
 
 

@@ -116,9 +116,9 @@ def _load(record: Record, stream: BufferedIOBase) -> Any:
     offset = int(header["vox_offset"])
     if not 0 <= offset <= _MAX_OFFSET:
         raise record.refuse(f"declares {offset:,} bytes before its data; at most {_MAX_OFFSET:,} are read")
-    announced, found = offset + math.prod(shape) * item, record.path.stat().st_size
-    if not isinstance(stream, gzip.GzipFile) and found < announced:
-        raise record.refuse(f"has {found:,} bytes, but its header declares {announced:,}")
+    declared, found = offset + math.prod(shape) * item, record.path.stat().st_size
+    if not isinstance(stream, gzip.GzipFile) and found < declared:
+        raise record.refuse(f"has {found:,} bytes, but its header declares {declared:,}")
     stream.seek(0)
     return kind.from_stream(stream)
 

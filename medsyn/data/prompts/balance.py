@@ -69,7 +69,7 @@ def balance(
 
     Args:
         path: a data set's table (captions are prompts, with its modality) or a prompt list.
-        columns: `modality` or further columns, as the source names them, ignoring case.
+        columns: `modality` or passthrough columns, as the source names them, ignoring case.
         total: images in all.
         per_cell: images of each cell; give one of the two.
         draw: the seed that decides which captions are used if there are more than needed.

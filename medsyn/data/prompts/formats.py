@@ -23,7 +23,7 @@ from medsyn.records import RESERVED
 from medsyn.text import closest
 
 COLUMNS = ("id", "prompt", "modality", "n", "seed", "num_inference_steps", "guidance_scale", "negative_prompt")
-MOST_FURTHER_COLUMNS = 64
+MOST_PASSTHROUGH_COLUMNS = 64
 MOST_LETTERS = 100  # of a column's name
 INDEX = "index.json"  # of a campaign's own lists
 
@@ -100,8 +100,8 @@ class _Names:
         meant = meant_column(name)
         if meant is not None and meant not in present:
             self._faults.refuse_file(row, name, f"is not a known column; rename it to {show(meant)} or otherwise")
-        elif sum(other not in COLUMNS for other in self._known.values()) == MOST_FURTHER_COLUMNS:
-            reason = f"there are more than {MOST_FURTHER_COLUMNS} passthrough columns"
+        elif sum(other not in COLUMNS for other in self._known.values()) == MOST_PASSTHROUGH_COLUMNS:
+            reason = f"there are more than {MOST_PASSTHROUGH_COLUMNS} passthrough columns"
             raise InputError(self._faults.source, reason, row, name)
         self._report_clash(row, name)
         return name
