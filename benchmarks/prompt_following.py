@@ -77,7 +77,7 @@ def main() -> int:
     seconds = time.perf_counter() - started
 
     real, facts = judge.draw(args.images // len(KINDS), REAL_SEED)
-    asked = [phantom.facts for phantom in phantoms]
+    asked = [phantom.label for phantom in phantoms]
     results = {
         "samples": judge.agreement(judge.look(expert, samples), asked),
         "autoencoder": judge.agreement(judge.look(expert, through_autoencoder(system, real)), facts),
@@ -184,7 +184,7 @@ def show_kinds(
     for kind in KINDS:
         chosen = [index for index, phantom in enumerate(phantoms) if phantom.kind == kind]
         verdicts = judge.look(expert, [samples[index] for index in chosen])
-        shares = judge.agreement(verdicts, [phantoms[index].facts for index in chosen])
+        shares = judge.agreement(verdicts, [phantoms[index].label for index in chosen])
         table.add_row(kind, *(_cell(shares[aspect]) for aspect in judge.ASPECTS))
     console.print(table)
 

@@ -206,7 +206,7 @@ def start_up(root: Path) -> tuple[float, float]:
             subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     chosen = [tasks[number * len(tasks) // STARTED] for number in range(STARTED)]
     for planned in chosen:
-        disk.remove(campaign.directory.beat(*planned.key))
+        disk.remove(campaign.directory.heartbeat(*planned.key))
     found = [startup.start_up(campaign, planned, to_the_end=False) for planned in chosen]
     return median(one.working for one in found), median(one.cpu for one in found)
 

@@ -47,7 +47,7 @@ class Section(BaseModel):
 
 
 class CampaignSection(Section):
-    """What the campaign is called and where everything about it is kept."""
+    """The campaign's name, seed and directory."""
 
     name: str = Field("tiny", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     seed: int = Field(0, ge=0, le=MOST_SEED)
@@ -59,7 +59,7 @@ class CampaignSection(Section):
         try:
             Path(value).expanduser()
         except RuntimeError:
-            raise ValueError("there is no such user's home directory") from None
+            raise ValueError("the home directory of this user is unknown") from None
         return value
 
     @property
@@ -116,7 +116,7 @@ class DataSection(Section):
     @model_validator(mode="after")
     def _no_modality_twice(self) -> DataSection:
         if len(set(self.modalities)) != len(self.modalities):
-            raise ValueError("data.modalities names a modality twice")
+            raise ValueError("data.modalities lists a modality twice")
         return self
 
 
@@ -127,7 +127,7 @@ class ModelPathsSection(Section):
 
 
 class DeviceSection(Section):
-    """Which processor, in which precision; capability decides where `auto` stands."""
+    """Device and precision; the card's compute capability decides what `auto` means."""
 
     use_cuda: bool = True
     precision: Precision = "auto"
@@ -164,7 +164,7 @@ class Stage1Section(Section):
 
 
 class Stage2Section(Section):
-    """RLHF stage 2: the Policy of one modality on what the Selector lets pass."""
+    """RLHF stage 2: the Policy of one modality on the ratings that pass the Selector."""
 
     learning_rate: float = Field(1e-4, gt=0)
     selector_threshold: float = Field(0.2, ge=0, le=1)
@@ -243,7 +243,7 @@ class GenerationSection(Section):
     def _number_or_auto(cls, value: Any) -> Any:
         is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         if not is_number and value != "auto":
-            raise ValueError("batch_size is a whole number of at least 1, or auto")
+            raise ValueError("batch_size must be a whole number of at least 1, or auto")
         return value
 
     @model_validator(mode="after")
@@ -258,12 +258,12 @@ class GenerationSection(Section):
             raise ValueError(f"num_inference_steps is out of the scheduler's range: {reason}")
         start, end = self.guidance_interval
         if not 0 <= start < end <= 1:
-            raise ValueError(f"guidance_interval is [start, end] with 0 <= start < end <= 1, got [{start}, {end}]")
+            raise ValueError(f"guidance_interval must be [start, end] with 0 <= start < end <= 1, got [{start}, {end}]")
         return self
 
     @property
     def images_per_batch(self) -> int:
-        """`batch_size` as a number; raises InputError where it still is `auto`, which preparing a campaign resolves."""
+        """`batch_size` as a number; raises InputError while it is `auto`, which preparing a campaign resolves."""
         if self.batch_size == "auto":
             reason = "auto is resolved when a campaign is prepared; give a number here"
             raise InputError("configuration", reason, key="generation.batch_size")
@@ -276,7 +276,7 @@ class GenerationSection(Section):
 
 
 class EvaluationSection(Section):
-    """Metrics and the report. Records are counted whole; of images at most `max_images` a set are looked at."""
+    """Metrics and the report. All records are counted; at most `max_images` images of a set are examined."""
 
     max_images: int = Field(1000, ge=2, le=20_000)
     kid_subsets: int = Field(50, ge=1)
@@ -315,9 +315,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _filter_has_its_scorers(self) -> Config:
         if "filtered" in self.generation.modes and not self.training.stage1.train_selector:
-            raise ValueError("generation.modes has filtered, which needs training.stage1.train_selector")
+            raise ValueError("generation.modes includes filtered, which needs training.stage1.train_selector")
         if self.training.checkpoints.save_dir in ("selector", "policy"):
-            raise ValueError("training.checkpoints.save_dir is the name of what the stage makes; take another")
+            raise ValueError("training.checkpoints.save_dir is a name that the stage uses itself; choose another")
         return self
 
     def section_fingerprint(self, *keys: str) -> str:
@@ -396,7 +396,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def changes(before: Mapping[str, Any], after: Config) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys whose values differ: what each was (`before` is a dumped configuration), and what it is."""
+    """The dotted keys whose values differ: the value in `before`, a dumped configuration, and the value now."""
     old = dict(flatten(before))
     return {key: (old.get(key), now) for key, now in flatten(after.model_dump()) if old.get(key) != now}
 
@@ -447,7 +447,7 @@ def _read_value(key: str, text: str | None, source: str) -> Any:
     if key not in _FIELD_TYPES:
         raise InputError(source, _unknown_key_reason(key), key=key)
     if not is_unicode(text):
-        raise InputError(source, f"{ascii(text)[:100]} is no Unicode text", key=key)
+        raise InputError(source, f"{ascii(text)[:100]} is not valid Unicode text", key=key)
     kind = _FIELD_TYPES[key]
     if kind == str | None and text in ("", "null"):
         return None
@@ -455,13 +455,13 @@ def _read_value(key: str, text: str | None, source: str) -> Any:
         return text
     if kind is bool and source != _COMMAND_LINE:
         if text.lower() not in _SWITCH:
-            raise InputError(source, f"a switch is 0, 1, true or false, got {text!r}", key=key)
+            raise InputError(source, f"must be 0, 1, true or false, got {text!r}", key=key)
         return _SWITCH[text.lower()]
     return _parse_yaml(text, source, key) if text else ""
 
 
 def _source_of(key: str, message: str, sources: Mapping[str, str], default: str) -> str:
-    """Where the value at fault came from; an error of a whole section names the keys at fault in its message."""
+    """Where the offending value came from; an error of a whole section names the offending keys in its message."""
     for dotted, source in sources.items():
         section, _, leaf = dotted.rpartition(".")
         if f"{key}.".startswith(f"{dotted}.") or (key == section and leaf in message):
@@ -472,7 +472,7 @@ def _source_of(key: str, message: str, sources: Mapping[str, str], default: str)
 def problem_of(
     error: Mapping[str, Any], source: str, sources: Mapping[str, str], known: Iterable[str] = _FIELD_TYPES
 ) -> Problem:
-    """One of pydantic's errors as a problem; `known` are the dotted keys from which a misspelt one is guessed."""
+    """A pydantic error as a problem; `known` are the dotted keys that may be suggested for a misspelt one."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return Problem(source, _unknown_key_reason(key, known), key=key)
@@ -491,7 +491,7 @@ def _shown(value: Any) -> str:
 
 
 def _meant_choice(given: str, choices: Iterable[str]) -> str:
-    """The choice that a value which is none was most likely meant to be, as the end of a message."""
+    """The end of a message that suggests the closest choice to an invalid value, or nothing."""
     close = closest(given, choices, cutoff=0.5)
     return f" (did you mean {close}?)" if close else ""
 
@@ -501,7 +501,7 @@ def validate(tree: Mapping[str, Any], source: str, sources: Mapping[str, str] | 
 
     Args:
         tree: sections and their values.
-        source: what a problem names as its place.
+        source: what problems name as their source.
         sources: {dotted key: place} of the values that came from elsewhere.
 
     Raises:
@@ -514,7 +514,7 @@ def validate(tree: Mapping[str, Any], source: str, sources: Mapping[str, str] | 
 
 
 def read_tree(path: Path, what: str = "configuration") -> dict[str, Any]:
-    """The mapping in a YAML file; raises InputError if there is no such file or something else is in it."""
+    """The mapping in a YAML file; raises InputError if the file is missing or not a mapping."""
     if not path.is_file():
         raise InputError(path, f"there is no such {what} file")
     try:
@@ -525,7 +525,7 @@ def read_tree(path: Path, what: str = "configuration") -> dict[str, Any]:
         raise InputError(path, f"cannot be read: {error.strerror}") from None
     tree = _parse_yaml(text, str(path)) or {}
     if not isinstance(tree, dict):
-        raise InputError(path, f"a {what} is a mapping of keys to values")
+        raise InputError(path, f"a {what} must be a mapping of keys to values")
     return tree
 
 
@@ -537,23 +537,23 @@ def load(path: str | Path, overrides: Iterable[str] = (), environment: Mapping[s
         overrides: `key=value` strings. A text key takes its value verbatim (`null` or nothing is None where the key
             may be None); every other value is read as YAML.
         environment: where the specification's variables are looked up; `os.environ` unless given. Values are read
-            as those of overrides, but a switch is 0, 1, true or false; an empty variable counts as unset.
+            like overrides, but a boolean is 0, 1, true or false; an empty variable counts as unset.
 
     Raises:
-        InputError: the file is not there, not UTF-8 or not YAML.
+        InputError: the file is missing, not UTF-8 or not YAML.
         InputProblems: everything that is wrong with its keys and values, and with those given elsewhere, at once.
     """
     return assemble(read_tree(Path(path)), str(path), overrides, os.environ if environment is None else environment)
 
 
 def assemble(tree: dict[str, Any], place: str, overrides: Iterable[str], environment: Mapping[str, str]) -> Config:
-    """A `Config` from nested mappings and what replaces values of theirs; arguments and errors as for `load`.
+    """A `Config` from nested mappings and the values that override theirs; errors as for `load`.
 
     Args:
-        tree: sections and their values; changed.
-        place: what a problem names as where they are from.
+        tree: sections and their values; modified in place.
+        place: what problems name as their source.
         overrides: see `load`.
-        environment: likewise.
+        environment: see `load`.
     """
     sources: dict[str, str] = {}
     problems: list[Problem] = []

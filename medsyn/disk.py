@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 
 FILE_MODE = 0o640  # private to the user and the group: the inputs are medical
 DIRECTORY_MODE = 0o750
-FULL = (errno.ENOSPC, errno.EDQUOT)  # what errors say of a full disk or a used up quota
-_ABANDONED_SECONDS = 3600.0  # a temporary of another host this old belongs to nobody: no write takes an hour
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk or an exhausted quota
+_ABANDONED_SECONDS = 3600.0  # another host's temporary of this age is abandoned: no write takes an hour
 
 
 def make_directory(path: Path) -> Path:
@@ -33,23 +33,23 @@ def make_directory(path: Path) -> Path:
 
 
 def free_bytes(path: Path) -> int | None:
-    """Bytes free where `path` is or will be; None if that cannot be told."""
+    """Bytes free where `path` is or will be; None if unknown."""
     try:
         usage = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists()))
     except OSError:
         return None
-    return usage.free if usage.total else None  # some network file systems say nothing
+    return usage.free if usage.total else None  # some network file systems report nothing
 
 
 def room(path: Path) -> str:
-    """How much is free where `path` is or will be, in words; empty if that cannot be told."""
+    """How much is free where `path` is or will be, in words; empty if unknown."""
     free = free_bytes(path)
     return "" if free is None else f"{free / 2**20:,.0f} MiB are free there"
 
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Let an OSError that names no file (of a write to a full disk, say) name `path`."""
+    """Add `path` to an OSError that names no file, such as that of a write to a full disk."""
     try:
         yield
     except OSError as error:
@@ -59,7 +59,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def temporary_sibling(path: Path) -> Path:
-    """A name beside `path` that no other process uses: the host and the process id are in it."""
+    """A name beside `path` that no other process uses: it contains the host and the process id."""
     return path.with_name(f".{path.name}.tmp-{os.uname().nodename}-{os.getpid()}")
 
 
@@ -81,7 +81,7 @@ def _fsync_file(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write `content` to `path` so that `path` holds the old or the new content whole, whatever happens."""
+    """Write `content` to `path` so that `path` has either the old or the new content in full, whatever happens."""
     make_directory(path.parent)
     temporary = temporary_sibling(path)
     data = content.encode() if isinstance(content, str) else content
@@ -99,7 +99,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Make a finished temporary file `path`, as `write_atomic` does with content that fits into memory."""
+    """Move a finished temporary file to `path` as durably as `write_atomic` does."""
     with _naming(path):
         temporary.chmod(FILE_MODE)
         _fsync_file(temporary)
@@ -113,23 +113,23 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class NotAFile(OSError):
-    """Something else than a file, a pipe or a directory say, is where a file should be."""
+    """Something other than a regular file, such as a pipe or a directory, is where a file should be."""
 
     def __init__(self, path: Path) -> None:
-        what = "is a link and no file" if path.is_symlink() else "is not a file"
+        what = "is a symbolic link, not a file" if path.is_symlink() else "is not a file"
         super().__init__(errno.EINVAL, what, str(path))
 
 
 def open_file(path: Path, links: bool = True) -> BinaryIO:
-    """Open a regular file to read its bytes, without ever waiting as opening a pipe does.
+    """Open a regular file to read its bytes; never blocks, as opening a pipe would.
 
     Args:
         path: of the file.
         links: whether it may be a symbolic link to one.
 
     Raises:
-        NotAFile: there is something else.
-        OSError: nothing is there, or it cannot be opened.
+        NotAFile: it is something else.
+        OSError: it does not exist, or cannot be opened.
     """
     if not stat.S_ISREG((path.stat() if links else path.lstat()).st_mode):
         raise NotAFile(path)
@@ -139,13 +139,13 @@ def open_file(path: Path, links: bool = True) -> BinaryIO:
 
 
 def read_own_file(path: Path) -> bytes:
-    """The content of a file that medsyn wrote under this name: a regular one, no link. Raises as `open_file` does."""
+    """The content of a file that medsyn wrote: a regular file, not a link. Raises as `open_file` does."""
     with open_file(path, links=False) as stream:
         return stream.read()
 
 
 def is_own_file(path: Path) -> bool:
-    """Whether `path` is a regular file and no link; raises OSError if nothing is there."""
+    """Whether `path` is a regular file and not a link; raises OSError if it does not exist."""
     return stat.S_ISREG(path.lstat().st_mode)
 
 
@@ -156,7 +156,7 @@ def read_json(path: Path) -> Any:
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
-    """Append one record as one line, in one write; a torn line that a kill left before it is closed off first."""
+    """Append one record as one line, in one write; a torn line that a kill left is ended first."""
     make_directory(path.parent)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, FILE_MODE)
     try:
@@ -165,28 +165,28 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
         line = json.dumps(record, ensure_ascii=False) + "\n"
         rest = memoryview(("\n" + line if torn else line).encode())
         with _naming(path):
-            while rest:  # a nearly full disk takes less than it is given, and the next write says so
+            while rest:  # a nearly full disk may take only a part; the next write then raises
                 rest = rest[os.write(descriptor, rest) :]
     finally:
         os.close(descriptor)
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a JSONL file; a torn last line (a kill in the middle of a write) is left out."""
+    """The records of a JSONL file; a torn last line (a kill in the middle of a write) is skipped."""
     if not path.exists():
         return
     with open_file(path) as stream:
         for line in stream:
             try:
                 record = json.loads(line)
-            except ValueError:  # no JSON, or a letter cut in two
+            except ValueError:  # not JSON, or a character cut in two
                 continue
             if isinstance(record, dict):
                 yield record
 
 
 def truncate_jsonl(path: Path, key: str, last: int) -> list[dict[str, Any]]:
-    """Drop the records whose `key` is above `last`, which a resumed run makes again; return those that stay."""
+    """Drop the records whose `key` is above `last`, which a resumed run writes again; return the others."""
     if not path.exists():
         return []
     kept = [record for record in read_jsonl(path) if record[key] <= last]
@@ -199,7 +199,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """A temporary directory that becomes `path` when the block ends without an error.
 
     Every file in it is fsynced first, so the one rename publishes complete content. If `path` exists by then
-    (another process was faster, or this is a second run) the temporary one is dropped and `path` stays as it is.
+    (another process was faster, or this is a second run) the temporary one is dropped and `path` is left as it is.
     """
     make_directory(path.parent)
     temporary = temporary_sibling(path)
@@ -209,7 +209,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         with _naming(path):
             yield temporary
         for file in sorted(temporary.rglob("*")):
-            # libraries choose modes of their own (safetensors shuts the group out)
+            # libraries choose their own modes (safetensors gives the group no access)
             if file.is_file():
                 file.chmod(FILE_MODE)
                 _fsync_file(file)
@@ -259,7 +259,7 @@ def _age(path: Path) -> float:
 
 
 def is_running(process: int) -> bool:
-    """Whether there is a process of this id on this host."""
+    """Whether a process with this id exists on this host."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -270,7 +270,7 @@ def is_running(process: int) -> bool:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in pieces."""
+    """Hex SHA-256 of a file's bytes, read in chunks."""
     digest = hashlib.sha256()
     with open_file(path) as stream:
         while piece := stream.read(1 << 20):
@@ -285,5 +285,5 @@ def fingerprint(value: Any, encode: Callable[[Any], Any] = str) -> str:
 
 
 def absolute(path: str) -> Path:
-    """The path from the root on, links kept."""
+    """The absolute path, with symbolic links kept."""
     return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 (Path.absolute keeps '..')

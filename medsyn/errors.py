@@ -1,4 +1,4 @@
-"""What a user did wrong, said once and in full; and the exit codes every task and command ends with.
+"""User errors, reported once and in full, and the exit codes of every task and command.
 
 A user's mistake is never a traceback: code that meets one raises `InputError` (one file, one reason) or collects
 `Problem`s and raises `InputProblems` with all of them at once. `medsyn.cli.app` prints them and
@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 EXIT_DONE = 0
-EXIT_FAILED = 1  # a bug, or out of memory: whoever reads the log decides
-EXIT_BAD_INPUT = 65  # EX_DATAERR: running again without a change would fail again
+EXIT_FAILED = 1  # a bug, or out of memory: see the log
+EXIT_BAD_INPUT = 65  # EX_DATAERR: a rerun without a change would fail again
 EXIT_NO_PROGRESS = 70  # EX_SOFTWARE: failed twice at the same place
 EXIT_SAVED = 75  # EX_TEMPFAIL: progress is on disk, run me again
 EXIT_BAD_NODE = 78  # EX_CONFIG: this machine is unfit (no GPU visible, disk full)
@@ -24,13 +24,13 @@ CONFIGURATION = "configuration"  # how messages name it
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with one input: where it is, what is wrong, what would be right."""
+    """One thing that is wrong with an input: where it is, what is wrong, what would be right."""
 
     source: str  # the file, or the configuration, as the user named it
     reason: str  # what is wrong, and what would be right
     row: int | None = None  # 1-based line number in a table; the header is line 1
     key: str | None = None  # column of a table, or dotted key of the configuration
-    severity: str = "error"  # "error" stops; "warning" is told and counted
+    severity: str = "error"  # "error" stops; "warning" is reported and counted
 
     def __str__(self) -> str:
         place = self.source
@@ -54,7 +54,7 @@ class InputError(ValueError):
 
     @property
     def problems(self) -> list[Problem]:
-        """The one problem, as a list, so that both error types are read alike."""
+        """The one problem, as a list, so that both error types are handled alike."""
         return [self.problem]
 
 

@@ -1,13 +1,13 @@
-"""Leases: which process is at work on something, also where the file system has no locks.
+"""Leases: which process works on something, even where the file system has no locks.
 
 A lease is a file that only one process can create. Its holder renews the file's time; a lease that is not renewed has
-expired, and another process may take it over. Whether it is renewed each judges by its own clock alone, for the clocks
-of nodes differ. A lease is no proof: a holder that was suspended may be at work beside its successor until its next
-heartbeat.
+expired, and another process may take it over. Each process judges expiry by its own clock alone, because the clocks of
+nodes differ. A lease is no proof of exclusive access: a holder that was suspended may work beside its successor until
+its next heartbeat.
 
-Why not filelock's SoftFileLease: it takes a dead holder's file over only by exchanging two names in one step, which
-NFS, Lustre and BeeGFS refuse, so there the file would block for ever; an empty one, left by a process that was killed
-before it wrote, would do so on every file system.
+Why not filelock's SoftFileLease: it replaces a dead holder's file only by exchanging two names in one step, which NFS,
+Lustre and BeeGFS refuse, so there the file would block for ever; so would, on every file system, an empty file left by
+a process that was killed before it wrote.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ LEASE_SECONDS = 120.0  # more than a heartbeat and the 60 s for which an NFS cli
 
 
 class LeaseLost(Exception):
-    """Another process took the lease over: this one seemed dead, because it was suspended or cut off for a while."""
+    """Another process took over the lease: this one seemed dead, because it was suspended or cut off for a while."""
 
 
 class Seen(NamedTuple):
     """A lease as it was at one moment."""
 
-    renewed: int  # the file's time in nanoseconds, by whatever clock
-    content: bytes  # of no two leases the same; incomplete while the file is being written
+    renewed: int  # the file's time in nanoseconds, by any clock
+    content: bytes  # unique to each lease; incomplete while the file is being written
 
     @property
     def holder(self) -> dict[str, Any]:
-        """What the file says of its holder: task, host, pid, token; nothing if it is not whole."""
+        """The holder: task, host, pid, token; {} while the file is incomplete."""
         try:
             holder = json.loads(self.content)
         except ValueError:
@@ -48,21 +48,21 @@ class Seen(NamedTuple):
 
 
 def lease_file(path: Path) -> Path:
-    """Where the lease on `path` is; hidden, so that readers of blocks pass it by."""
+    """Where the lease on `path` is; hidden, so that readers of blocks ignore it."""
     return path.with_name(f".{path.name}.lease")
 
 
 class Leases:
-    """The leases of one task, renewed by a thread while the `with` block lasts, and given back when it ends.
+    """The leases of one task, renewed by a thread during the `with` block and released at its end.
 
     Args:
-        task: the task's name, if something else sees to it that one process at a time runs the task: a lease of this
-            name which this process does not hold is left of an earlier attempt then, and taken over at once.
+        task: the task's name, if something else ensures that one process at a time runs the task: a lease of this
+            name that this process does not hold is then left over from an earlier attempt, and taken over at once.
     """
 
     def __init__(self, task: str | None = None) -> None:
         self.task = task
-        self._held: dict[Path, bytes] = {}  # what the files say
+        self._held: dict[Path, bytes] = {}  # the content of the files
         self._lock = threading.Lock()  # the writing thread gives back what the sampling thread has taken
         self._observed: dict[Path, tuple[Seen, float]] = {}
         self._over = threading.Event()
@@ -72,7 +72,7 @@ class Leases:
         return lease_file(path)
 
     def has_expired(self, file: Path, seen: Seen) -> bool:
-        """Whether a lease has been the same for too long, of which this task has been a witness."""
+        """Whether this task has seen the lease unchanged for more than `LEASE_SECONDS`."""
         before, since = self._observed.get(file, (None, 0.0))
         if before != seen:
             self._observed[file] = seen, time.monotonic()
@@ -80,7 +80,7 @@ class Leases:
         return time.monotonic() - since > LEASE_SECONDS
 
     def take(self, path: Path) -> bool:
-        """Try to become the holder of the lease on `path`; whether this call did it."""
+        """Try to take the lease on `path`; whether this call took it."""
         file = self.file(path)
         with self._lock:
             if file in self._held:
@@ -92,7 +92,7 @@ class Leases:
         return seen is not None and self._is_dead(file, seen) and self._take_over(file, seen)
 
     def is_held(self, path: Path) -> bool:
-        """Whether anybody holds the lease on `path` who is not known to be dead."""
+        """Whether a process that is not known to be dead holds the lease on `path`."""
         file = self.file(path)
         seen = _look(file)
         return seen is not None and not self._is_dead(file, seen)
@@ -104,7 +104,7 @@ class Leases:
                 raise LeaseLost(str(path))
 
     def give_back(self, path: Path) -> None:
-        """End the lease on `path`, if this task still holds it."""
+        """Release the lease on `path`, if this task still holds it."""
         self._end(self.file(path))
 
     def __enter__(self) -> Leases:
@@ -139,13 +139,13 @@ class Leases:
         return True
 
     def _take_over(self, file: Path, dead: Seen) -> bool:
-        """Put a lease of this task in the place of a dead one; one at a time does it, who has created the guard."""
+        """Replace a dead lease by one of this task; the guard file admits one process at a time."""
         guard = file.with_name(f".{file.name.removeprefix('.')}.tmp-takeover")
         if not self._create(guard):
             seen = _look(guard)
             if seen is None or not self._is_dead(guard, seen):
                 return False
-            guard.unlink(missing_ok=True)  # killed at it
+            guard.unlink(missing_ok=True)  # its creator was killed
             return self._take_over(file, dead)
         try:
             if _look(file) != dead:  # another process was faster
@@ -174,7 +174,7 @@ class Leases:
             with self._lock:
                 held = list(self._held.items())
             for file, content in held:
-                with suppress(OSError):  # a file system that does not answer now may do so at the next heartbeat
+                with suppress(OSError):  # a file system that does not answer now may answer at the next heartbeat
                     if _says(file, content):
                         os.utime(file)
                         continue
@@ -198,5 +198,5 @@ def _says(file: Path, content: bytes) -> bool:
 
 
 def _host() -> str:
-    """The name of this host and, for containers, of the space in which its process ids count."""
+    """The name of this host and, for containers, the number of its pid namespace."""
     return f"{os.uname().nodename} {Path('/proc/self/ns/pid').stat().st_ino}"

@@ -1,7 +1,7 @@
-"""What is on record about a generated image and about each of its candidates: every key, said once.
+"""The records of a generated image and of each of its candidates: every key, defined once.
 
 A line of `manifest.jsonl` is an `ImageRecord`, a line of `attempts.jsonl` an `AttemptRecord`; the Parquet tables have
-the same keys as columns, in the order they have here. Everything else that must know the keys asks this module: the
+the same keys as columns, in the order given here. Everything else that must know the keys asks this module: the
 tables' types, the names that a prompt list's columns may not take, what `verify` expects, the PNG file's text, and the
 tables of docs/output.md, which `python -m medsyn.records` prints.
 """
@@ -17,18 +17,18 @@ Condition = Literal["archive", "dicom", "filtered", "table"]
 
 @dataclass(frozen=True)
 class About:
-    """What the schema says of a key beside its type."""
+    """What the schema says about a key besides its type."""
 
     meaning: str  # Markdown
     group: Group | None = None
-    when: tuple[Condition, ...] = ()  # it is there if all of these hold; `table`: as a column only
-    wide: bool = False  # 64 bits in the tables, for a whole number
+    when: tuple[Condition, ...] = ()  # present if all of these hold; `table`: as a column only
+    wide: bool = False  # an integer of 64 bits in the tables
     is_column: bool = True
-    is_text: bool = True  # the PNG file says it of itself
+    is_text: bool = True  # stored in the PNG file
 
 
 class ImageRecord(TypedDict):
-    """One image that was asked for, whether it was made or not."""
+    """One requested image, whether it was generated or not."""
 
     id: Annotated[str, About("the prompt's name, unique in its list")]
     prompt: Annotated[str, About("its text")]
@@ -36,25 +36,25 @@ class ImageRecord(TypedDict):
     mode: Annotated[str, About("`baseline` or `filtered`")]
     replicate: Annotated[int, About("number of the image among those of its prompt, from 0")]
     seed: Annotated[int | None, About("the image's noise depends on it alone", wide=True)]
-    accepted: Annotated[bool, About("whether a candidate passed the filter; always so without one")]
+    accepted: Annotated[bool, About("whether a candidate passed the filter; always true without one")]
     reason: Annotated[
         str,
         About(
-            "`accepted`, `unfiltered`, or what became of a spent budget: `exhausted-failed`, `exhausted-skipped`, "
+            "`accepted`, `unfiltered`, or how an exhausted budget ended: `exhausted-failed`, `exhausted-skipped`, "
             "`exhausted-kept-best`",
         ),
     ]
-    attempts: Annotated[int, About("candidates that the filter looked at")]
-    attempt: Annotated[int | None, About("the one of them that is the image, from 0")]
+    attempts: Annotated[int, About("candidates that the filter examined")]
+    attempt: Annotated[int | None, About("the candidate that became the image, from 0")]
     selector: Annotated[float | None, About("its Selector score, 0 to 1; null without a filter")]
     policy: Annotated[float | None, About("its Policy score, 0 to 1; null without a filter")]
-    precision: Annotated[str | None, About("what its UNet computed in: `float32` where `dtype` gave no numbers")]
-    num_inference_steps: Annotated[int, About("denoising steps, as they were in effect")]
-    guidance_scale: Annotated[float, About("classifier-free guidance, as it was in effect; 1 is without")]
-    negative_prompt: Annotated[str, About("as it was in effect; may be empty")]
+    precision: Annotated[str | None, About("its UNet's precision: `float32` where `dtype` gave non-finite values")]
+    num_inference_steps: Annotated[int, About("denoising steps in effect")]
+    guidance_scale: Annotated[float, About("classifier-free guidance in effect; 1 means none")]
+    negative_prompt: Annotated[str, About("the one in effect; may be empty")]
     extra: Annotated[
         dict[str, Any],
-        About("the prompt list's further columns; in the tables a column each", is_column=False, is_text=False),
+        About("the prompt list's passthrough columns; in the tables one column each", is_column=False, is_text=False),
     ]
     file: Annotated[
         str | None,
@@ -67,7 +67,7 @@ class ImageRecord(TypedDict):
         Annotated[str | None, About("the tar that the file is in", "file", ("archive",), is_column=False)]
     ]
     offset: NotRequired[
-        Annotated[int | None, About("byte of the tar at which the file begins", "file", ("archive",), wide=True)]
+        Annotated[int | None, About("offset of the file in the tar, in bytes", "file", ("archive",), wide=True)]
     ]
     bytes: Annotated[int | None, About("size of the file", "file", wide=True)]
     sha256: Annotated[str | None, About("SHA-256 of the file, in hex", "file")]
@@ -77,9 +77,9 @@ class ImageRecord(TypedDict):
     dicom_bytes: NotRequired[Annotated[int, About("its size", "file", ("dicom",), is_column=False)]]
     dicom_sha256: NotRequired[Annotated[str, About("its SHA-256", "file", ("dicom",))]]
     dicom_offset: NotRequired[
-        Annotated[int, About("where in the tar it begins", "file", ("dicom", "archive"), is_column=False)]
+        Annotated[int, About("its offset in the tar, in bytes", "file", ("dicom", "archive"), is_column=False)]
     ]
-    model_fingerprint: Annotated[str, About("of the weights that made the image")]
+    model_fingerprint: Annotated[str, About("of the weights that generated the image")]
     config_fingerprint: Annotated[str, About("of the settings that an image of this mode depends on")]
     scorers_fingerprint: NotRequired[
         Annotated[str, About("of the weights that chose it, in a filtered campaign", when=("filtered",))]
@@ -95,11 +95,11 @@ class ImageRecord(TypedDict):
         ),
     ]
     scheduler: Annotated[str, About("the sampler, by its name in the configuration")]
-    batch_size: Annotated[int, About("candidates that were denoised together")]
-    dtype: Annotated[str, About("what the UNet was told to compute in", "environment")]
-    attention: Annotated[str, About("PyTorch's attention, and on a GPU its kernels that may be used", "environment")]
-    container: Annotated[str | None, About("what MEDSYN_IMAGE said of the container", "environment")]
-    software: Annotated[str, About("versions of medsyn and of what changes an image's bytes", "environment")]
+    batch_size: Annotated[int, About("candidates denoised together")]
+    dtype: Annotated[str, About("the UNet's precision as chosen", "environment")]
+    attention: Annotated[str, About("PyTorch's attention and, on a GPU, the kernels it may use", "environment")]
+    container: Annotated[str | None, About("the container, as given by MEDSYN_IMAGE", "environment")]
+    software: Annotated[str, About("versions of medsyn and of all that affects an image's bytes", "environment")]
     device: NotRequired[Annotated[str | None, About("the GPU's model, or `cpu`", when=("table",))]]
     block: NotRequired[Annotated[int, About("number of the block that holds it", when=("table",))]]
     gpu_seconds: NotRequired[
@@ -108,7 +108,7 @@ class ImageRecord(TypedDict):
 
 
 class AttemptRecord(TypedDict):
-    """One candidate: an image that was sampled for the filter to look at."""
+    """One candidate: an image that was sampled for the filter to examine."""
 
     id: Annotated[str, About("of its prompt")]
     replicate: Annotated[int, About("of its image")]
@@ -119,14 +119,14 @@ class AttemptRecord(TypedDict):
     finite: Annotated[bool, About("whether every pixel and every score is a number")]
     selector: Annotated[float | None, About("its Selector score, 0 to 1")]
     policy: Annotated[float | None, About("its Policy score, 0 to 1")]
-    precision: Annotated[str, About("what its UNet computed in")]
+    precision: Annotated[str, About("its UNet's precision")]
     passed: Annotated[bool, About("whether it passed the filter")]
     reason: Annotated[
         str | None,
         About(
             "why it is not the image: `non-finite`, `selector-below-threshold`, `policy-below-minimum`, `outranked` "
-            "by one with a better Policy score, `surplus` (made to fill a batch, never looked at); null if nothing "
-            "speaks against it",
+            "by one with a better Policy score, `surplus` (generated to fill a batch, never examined); null if it "
+            "was not rejected",
         ),
     ]
     chosen: Annotated[bool, About("whether it is the image")]
@@ -141,7 +141,7 @@ Schema = type[ImageRecord] | type[AttemptRecord]
 
 @dataclass(frozen=True)
 class Field:
-    """One key of a record, as its class says it."""
+    """One key of a record, as its class defines it."""
 
     name: str
     types: tuple[type, ...]  # that its value in JSON may have, as `isinstance` takes them
@@ -186,7 +186,7 @@ IMAGE_FILE = tuple(field.name for field in fields(ImageRecord) if field.about.gr
 ARCHIVED = tuple(field.name for field in fields(ImageRecord) if "archive" in field.about.when)
 # what an image was computed with, as far as it can be chosen
 ENVIRONMENT = tuple(field.name for field in fields(ImageRecord) if field.about.group == "environment")
-RESERVED = frozenset(field.name for field in fields(ImageRecord))  # names that no further column of a table can have
+RESERVED = frozenset(field.name for field in fields(ImageRecord))  # names that no passthrough column may have
 
 
 def markdown(schema: Schema) -> str:

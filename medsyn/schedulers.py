@@ -31,14 +31,14 @@ SchedulerName = Literal[
 ]
 
 TRAINING_STEPS = 1000  # of SD's noise schedule: no sampler takes more
-MOST_GUIDANCE = 1000.0  # far beyond what makes an image
+MOST_GUIDANCE = 1000.0  # far beyond any useful value
 
 
 @dataclass(frozen=True)
 class Solver:
     """One sampler.
 
-    `settings` is what the name promises whatever the model's own scheduler was.
+    `settings` is what the name implies, whatever the model's own scheduler was.
     """
 
     scheduler: str  # the class in diffusers
@@ -75,7 +75,7 @@ assert set(SOLVERS) == set(get_args(SchedulerName))
 
 
 def is_in_interval(interval: Sequence[float], index: int, count: int) -> bool:
-    """Whether call `index` of `count` of the UNet is in the part of the steps, as fractions, that is guided."""
+    """Whether UNet call `index` of `count` is in the guided interval, given as fractions of the steps."""
     start, end = interval
     return start <= index / count < end
 

@@ -1,7 +1,7 @@
 """What a stage is: one function `run(config, task, directory, control)`, and the three things it is handed.
 
-`Task` says which part of the work, `CampaignDirectory` where everything about the campaign is, `Control` how to tell
-the world about progress and to learn that it is time to leave. This module knows no stage and imports no torch.
+`Task` says which part of the work, `CampaignDirectory` where everything about the campaign is, `Control` how to
+report progress and to learn that it is time to stop. This module knows no stage and imports no torch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Task:
 
 @dataclass(frozen=True)
 class CampaignDirectory:
-    """Where everything about one campaign is. `tasks/` is bookkeeping, `work/` holds what the stages made."""
+    """Where everything about one campaign is. `tasks/` is bookkeeping, `work/` holds what the stages produce."""
 
     root: Path
 
@@ -50,8 +50,8 @@ class CampaignDirectory:
         return self.root / "config.yaml"
 
     @property
-    def facts(self) -> Path:
-        """The record that makes a directory a campaign: first a bare mark, then, last of all, every fact."""
+    def campaign_file(self) -> Path:
+        """The record that makes a directory a campaign: a bare marker first, completed last of all."""
         return self.root / "campaign.json"
 
     @property
@@ -61,7 +61,7 @@ class CampaignDirectory:
 
     @property
     def report(self) -> Path:
-        """The campaign's result for people."""
+        """The campaign's result, for people to read."""
         return self.root / "report.html"
 
     def done(self, stage: str, name: str) -> Path:
@@ -72,12 +72,12 @@ class CampaignDirectory:
         """Why the task's newest attempt failed."""
         return self.root / "tasks" / stage / "failed" / f"{name}.json"
 
-    def beat(self, stage: str, name: str) -> Path:
-        """How far the running task is."""
+    def heartbeat(self, stage: str, name: str) -> Path:
+        """The running task's progress."""
         return self.root / "tasks" / stage / "beat" / f"{name}.json"
 
     def attempts(self, stage: str, name: str) -> Path:
-        """One line for every time the task was started and ended."""
+        """One line for every start and end of the task."""
         return self.root / "tasks" / stage / "attempts" / f"{name}.jsonl"
 
     def log(self, stage: str, name: str) -> Path:
@@ -85,11 +85,11 @@ class CampaignDirectory:
         return self.root / "tasks" / stage / "log" / f"{name}.log"
 
     def slurm(self, name: str) -> Path:
-        """What concerns one submission to Slurm: batch script, submitit's pickles, its output outside the tasks."""
+        """The files of one submission to Slurm: batch script, submitit's pickles, output outside the tasks."""
         return self.root / "tasks" / "slurm" / name
 
     def work(self, stage: str, name: str) -> Path:
-        """What the task makes."""
+        """What the task produces."""
         return self.root / "work" / stage / name
 
     def finetuned_unet(self, modality: str) -> Path:
@@ -107,7 +107,7 @@ class CampaignDirectory:
         return self.work("rlhf-stage2", slug(modality)) / "policy"
 
     def block(self, mode: str, modality: str, number: int) -> Path:
-        """One block of generated images, whole or absent; independent of the shard that made it."""
+        """One block of generated images, complete or absent; independent of the shard that made it."""
         part = f"part-{number // BLOCKS_PER_PART:03d}"
         return self.work("generate", mode) / slug(modality) / part / f"block-{number:06d}"
 
@@ -118,7 +118,7 @@ class CampaignDirectory:
 
 
 class Saved(Exception):
-    """The task was asked to leave and its progress is on disk: exit code 75, run me again."""
+    """The task was asked to stop and its progress is on disk: exit code 75, run it again."""
 
 
 class NoProgress(Exception):
@@ -130,19 +130,19 @@ class BadNode(Exception):
 
 
 class Control:
-    """A running task's line to the world: heartbeats out, the wish to stop in.
+    """A running task's connection to the outside: heartbeats out, stop requests in.
 
-    Signal handlers call `request_stop`, which only sets a flag. Loops call `leave_if_asked` where everything made
-    so far is on disk.
+    Signal handlers call `request_stop`, which only sets a flag. Loops call `leave_if_asked` where all progress
+    is on disk.
     """
 
-    def __init__(self, beat: Path | None = None, beat_seconds: float = 1.0) -> None:
-        self._beat = beat
-        self._beat_seconds = beat_seconds
-        self._last_beat = 0.0
+    def __init__(self, heartbeat: Path | None = None, heartbeat_seconds: float = 1.0) -> None:
+        self._heartbeat = heartbeat
+        self._heartbeat_seconds = heartbeat_seconds
+        self._last_heartbeat = 0.0
         self.stop_requested = False
         self.asked: float | None = None  # when the stop was requested, in seconds since the epoch
-        self.step: int | None = None  # the last step that was told
+        self.step: int | None = None  # the last step reported
 
     def request_stop(self) -> None:
         """Ask the task to save and leave; safe in a signal handler."""
@@ -154,13 +154,13 @@ class Control:
         if self.stop_requested:
             raise Saved
 
-    def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
-        """Publish progress, at most once per `beat_seconds`, and always at the end."""
+    def heartbeat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
+        """Publish progress, at most once per `heartbeat_seconds`, and always at the end."""
         self.step = step
         now = time.monotonic()
-        if self._beat is None or (step < total and now - self._last_beat < self._beat_seconds):
+        if self._heartbeat is None or (step < total and now - self._last_heartbeat < self._heartbeat_seconds):
             return
-        self._last_beat = now
-        told = {"step": step, "total": total, "unit": unit, "time": time.time(), "host": os.uname().nodename, **numbers}
-        with suppress(OSError):  # a heartbeat is a hint; what must be on disk says itself when it cannot be written
-            disk.write_json(self._beat, told)
+        self._last_heartbeat = now
+        where = {"time": time.time(), "host": os.uname().nodename}
+        with suppress(OSError):  # a heartbeat is a hint; writing what must be on disk raises errors of its own
+            disk.write_json(self._heartbeat, {"step": step, "total": total, "unit": unit, **where, **numbers})

@@ -1,4 +1,4 @@
-"""Small words of messages to people: counts, durations, sizes, lists cut short, and what somebody most likely meant."""
+"""Parts of messages: counts, durations, sizes, truncated lists and spelling suggestions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def duration(seconds: float) -> str:
 
 
 def gib(amount: float) -> str:
-    """Bytes in GiB, without the unit: 15.3, and 0.03 of less than one."""
+    """Bytes in GiB, without the unit: 15.3, or 0.03 below one GiB."""
     return f"{amount / GIB:.1f}" if amount >= GIB else f"{amount / GIB:.2f}"
 
 
@@ -34,13 +34,13 @@ def and_more(items: Sequence[object], shown: int) -> str:
 
 
 def closest(given: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The choice most like `given`, whatever the case of both; None if none is like it by `cutoff` (difflib's)."""
+    """The choice closest to `given`, ignoring case; None if none reaches difflib's `cutoff`."""
     lowered = {choice.casefold(): choice for choice in choices}
     close = difflib.get_close_matches(given.casefold(), lowered, n=1, cutoff=cutoff)
     return lowered[close[0]] if close else None
 
 
 def did_you_mean(given: str, choices: Iterable[str], cutoff: float = 0.6, show: Callable[[str], str] = str) -> str:
-    """The end of a message about a `given` that is none of the choices: `; did you mean …?`, or nothing."""
+    """The end of a message about a `given` that is not one of the choices: `; did you mean …?`, or nothing."""
     close = closest(given, choices, cutoff)
     return f"; did you mean {show(close)}?" if close else ""

@@ -92,7 +92,7 @@ def test_reading_never_waits_for_a_pipe_and_follows_links_only_where_told(tmp_pa
     (tmp_path / "file").write_text("1")
     (tmp_path / "link").symlink_to("file")
     assert disk.read_json(tmp_path / "link") == 1
-    with pytest.raises(disk.NotAFile, match="is a link"):
+    with pytest.raises(disk.NotAFile, match="is a symbolic link"):
         disk.read_own_file(tmp_path / "link")
 
 

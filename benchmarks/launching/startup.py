@@ -101,7 +101,7 @@ def start_up(campaign: Campaign, planned: PlannedTask, to_the_end: bool = True) 
 
 def _forget(campaign: Campaign, planned: PlannedTask) -> None:
     directory, task = campaign.directory, planned.task
-    for path in (directory.done(*planned.key), directory.beat(*planned.key), directory.work(*planned.key)):
+    for path in (directory.done(*planned.key), directory.heartbeat(*planned.key), directory.work(*planned.key)):
         disk.remove(path)
     if task.blocks is not None and task.modality is not None:
         for mode in campaign.config.generation.modes:

@@ -55,7 +55,7 @@ def open_for_change(config: Config, here: bool, progress: Progress | None = None
 def require_own(directory: CampaignDirectory) -> None:
     """Raise InputError if the campaign is another user's: whose jobs are in the queue, only its owner can ask Slurm."""
     try:
-        owner = directory.facts.stat().st_uid
+        owner = directory.campaign_file.stat().st_uid
     except OSError:
         return
     if owner != os.getuid():

@@ -73,7 +73,7 @@ def run_task(
     planned = campaign.plan.find(stage, which)
     if markers.why_not_done(campaign, planned) is None:
         return _already_done(planned)
-    control = Control(campaign.directory.beat(*planned.key))
+    control = Control(campaign.directory.heartbeat(*planned.key))
     install(control)
     if parent is not None:
         leave_with_parent(parent, control)

@@ -138,7 +138,7 @@ def open_campaign(args: argparse.Namespace) -> Campaign:
     if Path(args.config).is_dir() and not args.overrides:
         return campaign_file.open_campaign(disk.absolute(args.config))
     directory = CampaignDirectory(load(args).campaign.path)
-    if not directory.facts.exists():
+    if not directory.campaign_file.exists():
         raise not_submitted(args)
     return campaign_file.open_campaign(directory.root)
 

@@ -81,7 +81,7 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
     from medsyn.campaign.state import locks
 
     loaded = app.load(args)
-    if resumes and not CampaignDirectory(loaded.campaign.path).facts.exists():
+    if resumes and not CampaignDirectory(loaded.campaign.path).campaign_file.exists():
         raise app.not_submitted(args)
     site = _require_site(loaded) if args.cluster == "slurm" else None
     campaign = app.open_for_change(loaded, here=site is None)

@@ -1,1 +1,1 @@
-"""What goes in: tables, images, phantoms."""
+"""The inputs: tables, images, prompts, phantoms."""

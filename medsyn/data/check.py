@@ -1,4 +1,4 @@
-"""Everything that is wrong with tables and the images they name, before hours of a cluster are spent on them."""
+"""Everything wrong with tables and the images they name, found before hours of a cluster are spent on them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from medsyn.data.prompts.rows import check_prompts
 from medsyn.data.tables.read import ImageRow, RatingRow, read_dataset, read_ratings
 from medsyn.errors import InputError, InputProblems, Problem
 
-# of a data set only: generated images are there to be rated
-_SYNTHETIC = "is marked as synthetic; generated images are not trained on unless data.allow_synthetic is set"
+# of a data set only: ratings may be of generated images
+_SYNTHETIC = "is marked as synthetic; generated images are used for training only if data.allow_synthetic is set"
 
 
 def check_tables(
@@ -27,13 +27,13 @@ def check_tables(
 
     Args:
         paths: data set, ratings and prompt tables, one or several; the header tells which one a table is.
-        root: the folder that their files are in; each table's own unless given.
+        root: the directory that their files are in; each table's own unless given.
         modality_column: the data set's modality column.
-        allow_synthetic: do not report a data set's images that carry the mark of a generated one.
-        progress: called with (images read, images in all).
+        allow_synthetic: do not report images of a data set that are marked as generated.
+        progress: called with (images read, total).
 
     Returns:
-        Every problem, with the table, its line and, where it is the image's, the image as the table names it.
+        Every problem, with the table, its line and, for a problem of an image, the image as the table names it.
     """
     files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     folder = None if root is None else Path(root)
@@ -48,12 +48,12 @@ def check_tables(
     problems: list[Problem] = []
     for path, (of_table, rows) in zip(files, tables, strict=True):
         problems += of_table
-        told: set[tuple[Path, str]] = set()
+        reported: set[tuple[Path, str]] = set()
         for row in rows:
             image = (row.path, row.modality)
-            if image in told:
+            if image in reported:
                 continue
-            told.add(image)
+            reported.add(image)
             if image not in found:
                 found[image] = _check_image(*image)
                 if progress is not None:
@@ -85,7 +85,7 @@ def _read_table(
 
 
 def _check_image(path: Path, modality: str) -> tuple[list[Problem], bool]:
-    """What is wrong with one image file, and whether it carries the mark of a generated one."""
+    """What is wrong with one image file, and whether it is marked as generated."""
     try:
         image = read_image(path, modality)
     except InputError as error:

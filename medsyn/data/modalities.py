@@ -11,7 +11,7 @@ from medsyn.text import did_you_mean
 MODALITIES: tuple[str, ...] = ("OCT", "CT", "X-Ray", "MRI", "Fundus")
 CLIP_TOKENS = 75  # CLIP reads 77, two of which mark begin and end
 
-# Every spelling counts in any case, and with spaces, hyphens and underscores left out: `X-ray`, `x_ray`, `XRAY`.
+# Spellings are compared without case, spaces, hyphens and underscores: `X-ray`, `x_ray`, `XRAY`.
 # The short ones without a vowel, `opt` and `op` are DICOM's modality codes.
 _SPELLINGS: dict[str, str] = {
     "OCT": "oct octscan octbscan sdoct ssoct opt opticalcoherencetomography",
@@ -42,9 +42,9 @@ def _squeeze(name: str) -> str:
 
 @lru_cache(maxsize=1024)
 def canonical_modality(name: str) -> str | None:
-    """The one name of a modality that is spelled in any usual way, or None.
+    """The canonical name of a modality spelled in any usual way, or None.
 
-    Case, spaces, hyphens and underscores do not count, and a body part, side or plane before or after the modality is
+    Case, spaces, hyphens and underscores are ignored, and a body part, side or plane before or after the modality is
     understood: `CXR`, `Chest X-ray`, `BrainMRI`, `CT abdomen`, `fundus photography`.
     """
     match = _SPELLING.fullmatch(_squeeze(name))
@@ -52,7 +52,7 @@ def canonical_modality(name: str) -> str | None:
 
 
 def not_a_modality(name: str) -> str:
-    """What to tell a user whose `name` is none of the five: the five, and the closest one if there is one."""
+    """The message for a `name` that is not a modality: lists the five, and suggests the closest one if there is one."""
     spellings = {spelling: modality for modality, known in _SPELLINGS.items() for spelling in known.split()}
     hint = did_you_mean(_squeeze(name), spellings, cutoff=0.7, show=spellings.__getitem__)
     return f"is not one of the five modalities {', '.join(MODALITIES)}{hint}"
@@ -70,7 +70,7 @@ def split_prefix(text: str) -> tuple[str | None, str]:
 
 
 def clean_text(text: str) -> str:
-    """The text in one line, in Unicode's composed form, without invisible control characters."""
+    """The text on one line, in Unicode's composed form, without invisible control characters."""
     text = " ".join(text.split())
     if text.isascii() and text.isprintable():
         return text
@@ -79,12 +79,12 @@ def clean_text(text: str) -> str:
 
 
 def says_nothing(text: str) -> bool:
-    """Whether a text is empty, a spreadsheet's word for empty (`nan`, `N/A`, …), or holds no letter and no digit."""
+    """Whether a text is empty, a spreadsheet's word for empty (`nan`, `N/A`, …), or has no letter and no digit."""
     return text.strip().casefold() in _NOTHING or not any(map(str.isalnum, text))
 
 
 def is_over_long(text: str) -> bool:
-    """Whether the CLIP text encoder is likely to cut the text's end off.
+    """Whether the CLIP text encoder is likely to cut off the end of the text.
 
     An estimate that needs no vocabulary: the tokenizer's own pieces (words, single digits, runs of marks), a word
     counted as one token per seven letters.

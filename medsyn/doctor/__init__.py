@@ -4,8 +4,8 @@
 
 Answers the specification's sanity checks (driver, CUDA, devices) and what decides speed and failure on old cards:
 compute capability, memory, the precision and attention that will be chosen and why, 8-bit Adam, disk, offline flags,
-versions against the pins, packages that leak in from outside, and combinations known not to work together. In the
-container image more is bad than elsewhere (image.py).
+versions against the pins, packages that leak in from outside, and combinations known not to work together. The
+checks are stricter in the container image (image.py).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from medsyn.doctor import (
     machine,
     packages,  # which import packages when they check
 )
-from medsyn.doctor.finding import Finding
+from medsyn.doctor.diagnosis import Diagnosis
 from medsyn.errors import EXIT_BAD_NODE, EXIT_DONE
 
-Check = Callable[[], Iterator[Finding]]
+Check = Callable[[], Iterator[Diagnosis]]
 CHECKS: tuple[Check, ...] = (
     machine.check_python,
     machine.check_driver,
@@ -42,23 +42,23 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def examine(more: Iterable[Check] = ()) -> list[Finding]:
-    """Every finding; a check that itself fails is a finding too, for the rest is worth knowing.
+def examine(more: Iterable[Check] = ()) -> list[Diagnosis]:
+    """Every finding; a check that itself fails becomes a finding too, so that the others still run.
 
     Args:
-        more: checks after the usual ones.
+        more: extra checks, run after the usual ones.
     """
-    findings: list[Finding] = []
+    findings: list[Diagnosis] = []
     for check in (*CHECKS, *more):
         try:
             findings.extend(check())
-        except (Exception, SystemExit) as error:  # a module that another one has taken the place of does anything
-            findings.append(Finding(check.__name__, _where(error), "bad"))
+        except (Exception, SystemExit) as error:  # a shadowed module may do anything
+            findings.append(Diagnosis(check.__name__, _where(error), "bad"))
     return findings
 
 
 def _where(error: BaseException) -> str:
-    """What went wrong, and the file that says so: it may be one that has no business here."""
+    """The error and the file that raised it, which may be a stray one."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
 
@@ -66,8 +66,8 @@ def _where(error: BaseException) -> str:
 def main(arguments: list[str] | None = None, program: str = "medsyn doctor") -> int:
     """Print the table; exit code 78 (unfit node) if something is bad."""
     parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
-    parser.add_argument("--gpu", action="store_true", help="compute on the GPU as well; without one that is bad")
-    parser.add_argument("--json", action="store_true", help="for scripts")
+    parser.add_argument("--gpu", action="store_true", help="also compute on the GPU; a missing GPU is then bad")
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     options = parser.parse_args(arguments)
     findings = examine([gpu.check_gpu] if options.gpu else [])
     if options.json:
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None, program: str = "medsyn doctor") -> 
     return EXIT_BAD_NODE if any(finding.verdict == "bad" for finding in findings) else EXIT_DONE
 
 
-def _print_table(findings: list[Finding]) -> None:
+def _print_table(findings: list[Diagnosis]) -> None:
     try:
         from rich.console import Console
         from rich.markup import escape
@@ -95,7 +95,7 @@ def _print_table(findings: list[Finding]) -> None:
     Console().print(table)
 
 
-def _print_lines(findings: list[Finding]) -> None:
+def _print_lines(findings: list[Diagnosis]) -> None:
     for finding in findings:
         advice = f"\n      {finding.advice}" if finding.advice else ""
         print(f"{finding.verdict:<5} {finding.check}: {finding.value}{advice}")

@@ -1,31 +1,31 @@
-"""What torch can compute on here, and what will be chosen."""
+"""The devices torch can use here, and the choice that tasks will make."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from medsyn.doctor import image
-from medsyn.doctor.finding import Finding
+from medsyn.doctor.diagnosis import Diagnosis
 from medsyn.text import gib
 
 _PASCAL = {"sm_60", "sm_61"}  # binaries for sm_60 run on sm_61, the TITAN Xp
 
 
-def check_devices() -> Iterator[Finding]:
+def check_devices() -> Iterator[Diagnosis]:
     """What torch was built for, and the devices it sees: capability and memory."""
     import torch
 
     yield cuda_build(torch.__version__, torch.version.cuda)
     yield _pascal(architectures())
-    yield Finding("cuda available", str(torch.cuda.is_available()), "good" if torch.cuda.is_available() else "note")
-    yield Finding("cuda devices", str(torch.cuda.device_count()))
+    yield Diagnosis("cuda available", str(torch.cuda.is_available()), "good" if torch.cuda.is_available() else "note")
+    yield Diagnosis("cuda devices", str(torch.cuda.device_count()))
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         name = f"sm_{properties.major}{properties.minor}"
         compiled = architectures()
         # binaries run on any later minor version of the same major capability
         runs = any(arch.startswith(f"sm_{properties.major}") and int(arch[3:]) <= int(name[3:]) for arch in compiled)
-        yield Finding(
+        yield Diagnosis(
             f"device {index}",
             f"{properties.name}, {name}, {gib(properties.total_memory)} GiB",
             "good" if runs else "bad",
@@ -33,7 +33,7 @@ def check_devices() -> Iterator[Finding]:
         )
 
 
-def check_choice() -> Iterator[Finding]:
+def check_choice() -> Iterator[Diagnosis]:
     """The device, precision and attention that tasks will choose."""
     import torch
 
@@ -41,35 +41,35 @@ def check_choice() -> Iterator[Finding]:
     from medsyn.models.device import choose_device
 
     for reason in choose_device(DeviceSection()).reasons:
-        yield Finding("chosen", reason)
+        yield Diagnosis("chosen", reason)
     yield _attention(torch.cuda.get_device_capability(0) if torch.cuda.is_available() else None)
 
 
-def cuda_build(version: str, cuda: str | None) -> Finding:
-    """The torch that is installed, and the CUDA it was built for; the image is made for a certain one."""
+def cuda_build(version: str, cuda: str | None) -> Diagnosis:
+    """The installed torch and the CUDA it was built for; the image expects a certain one."""
     value = f"{version} ({f'CUDA {cuda}' if cuda else 'without CUDA'})"
     if image.inside() and cuda != image.CUDA:
-        advice = f"the image is made for CUDA {image.CUDA}: for an older driver build it with requirements-cu118.txt"
-        return Finding("torch", value, "note", advice)
-    return Finding("torch", value)
+        advice = f"the image is meant for CUDA {image.CUDA}; for an older driver build it with requirements-cu118.txt"
+        return Diagnosis("torch", value, "note", advice)
+    return Diagnosis("torch", value)
 
 
-def _attention(capability: tuple[int, int] | None) -> Finding:
+def _attention(capability: tuple[int, int] | None) -> Diagnosis:
     if capability is None:
-        return Finding("attention", "torch SDPA on the CPU")
+        return Diagnosis("attention", "torch SDPA on the CPU")
     if capability < (8, 0):
-        return Finding("attention", "torch SDPA, memory-efficient kernels (flash attention needs sm_80)")
-    return Finding("attention", "torch SDPA, flash kernels")
+        return Diagnosis("attention", "torch SDPA, memory-efficient kernels (flash attention needs sm_80)")
+    return Diagnosis("attention", "torch SDPA, flash kernels")
 
 
 def architectures() -> list[str]:
-    """The GPU architectures this torch has kernels for, also where there is no GPU; empty without CUDA."""
+    """The GPU architectures this torch has kernels for, even without a GPU; empty without CUDA."""
     import torch
 
-    flags = getattr(torch._C, "_cuda_getArchFlags", lambda: None)()  # torch.cuda.get_arch_list() wants a GPU
+    flags = getattr(torch._C, "_cuda_getArchFlags", lambda: None)()  # torch.cuda.get_arch_list() needs a GPU
     return str(flags or "").split()
 
 
-def _pascal(compiled: list[str]) -> Finding:
-    advice = "" if _PASCAL.intersection(compiled) else "no kernels for Pascal (sm_61): such cards need another torch"
-    return Finding("architectures", " ".join(compiled) or "none", "note" if advice else "good", advice)
+def _pascal(compiled: list[str]) -> Diagnosis:
+    advice = "" if _PASCAL.intersection(compiled) else "no kernels for Pascal (sm_61): such cards need another build"
+    return Diagnosis("architectures", " ".join(compiled) or "none", "note" if advice else "good", advice)

@@ -1,24 +1,24 @@
-"""Small computations on the GPU, of the kinds that fail on old cards and wrong builds: `medsyn doctor --gpu`."""
+"""Small GPU computations of the kinds that fail on old cards and with wrong builds: `medsyn doctor --gpu`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
-from medsyn.doctor.finding import Finding
+from medsyn.doctor.diagnosis import Diagnosis
 
 _ELEMENTS = (64, 1024)  # bitsandbytes keeps 8-bit state for tensors of 4096 elements or more only
 
 
-def check_gpu() -> Iterator[Finding]:
+def check_gpu() -> Iterator[Diagnosis]:
     """One 8-bit Adam step, one memory-efficient attention, one half-precision decode."""
     import torch
 
     if not torch.cuda.is_available():
         advice = "run it on a node with a GPU; in Apptainer with --nv"
-        yield Finding("GPU", "no CUDA device can be used", "bad", advice)
+        yield Diagnosis("GPU", "no usable CUDA device", "bad", advice)
         return
-    computations: dict[str, Callable[[], Finding]] = {
+    computations: dict[str, Callable[[], Diagnosis]] = {
         "8-bit Adam step": _adam_step,
         "memory-efficient attention": _attention,
         "VAE in float16": _half_vae,
@@ -26,12 +26,12 @@ def check_gpu() -> Iterator[Finding]:
     for name, compute in computations.items():
         try:
             yield compute()
-        except Exception as error:  # whatever CUDA or a library says is what was asked
+        except Exception as error:  # any error of CUDA or a library is the finding
             first = (str(error).strip().splitlines() or [""])[0]
-            yield Finding(name, f"{type(error).__name__}: {first}", "bad", "tasks that need it will fail here")
+            yield Diagnosis(name, f"{type(error).__name__}: {first}", "bad", "tasks that need it will fail here")
 
 
-def _adam_step() -> Finding:
+def _adam_step() -> Diagnosis:
     import bitsandbytes
     import torch
 
@@ -40,10 +40,10 @@ def _adam_step() -> Finding:
     weight.square().sum().backward()
     optimizer.step()
     moved = bool((weight < 1).all()) and bool(torch.isfinite(weight).all())
-    return Finding("8-bit Adam step", f"weights 1.0 -> {weight.mean().item():.3f}", "good" if moved else "bad")
+    return Diagnosis("8-bit Adam step", f"weights 1.0 -> {weight.mean().item():.3f}", "good" if moved else "bad")
 
 
-def _attention() -> Finding:
+def _attention() -> Diagnosis:
     """Stable Diffusion's shape at 256 pixels: 1024 positions, 8 heads of 40, in float32 as Pascal computes."""
     import torch
 
@@ -52,7 +52,7 @@ def _attention() -> Finding:
     with _memory_efficient_only():
         found = torch.nn.functional.scaled_dot_product_attention(query, key, value)
     error = (found - expected).abs().max().item()
-    return Finding("memory-efficient attention", f"largest error {error:.1e}", "good" if error < 1e-2 else "bad")
+    return Diagnosis("memory-efficient attention", f"largest error {error:.1e}", "good" if error < 1e-2 else "bad")
 
 
 def _memory_efficient_only() -> AbstractContextManager[None]:
@@ -67,7 +67,7 @@ def _memory_efficient_only() -> AbstractContextManager[None]:
     return chosen
 
 
-def _half_vae() -> Finding:
+def _half_vae() -> Diagnosis:
     """The embedded model's decoder; medsyn itself keeps VAEs in float32."""
     import torch
     from diffusers import AutoencoderKL
@@ -79,4 +79,4 @@ def _half_vae() -> Finding:
     with torch.no_grad():
         image = vae.decode(torch.randn(1, channels, size, size, device="cuda", dtype=torch.float16)).sample
     finite = bool(torch.isfinite(image).all())
-    return Finding("VAE in float16", "finite" if finite else "not finite", "good" if finite else "bad")
+    return Diagnosis("VAE in float16", "finite" if finite else "not finite", "good" if finite else "bad")

@@ -1,4 +1,4 @@
-"""Where packages and modules come from: those of a home folder or of PYTHONPATH take the pinned ones' place, unseen."""
+"""Where packages and modules come from: a home directory's or PYTHONPATH's silently shadow the pinned ones."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from importlib.machinery import FrozenImporter, PathFinder
 from pathlib import Path
 
 from medsyn.doctor import image
-from medsyn.doctor.finding import Finding
+from medsyn.doctor.diagnosis import Diagnosis
 from medsyn.text import and_more
 
 _NAMES_SHOWN = 10
 
 
-def check_isolation() -> Iterator[Finding]:
-    """Every distribution and module that is found outside of this Python, by place; and PYTHONPATH."""
+def check_isolation() -> Iterator[Diagnosis]:
+    """Every distribution and module found outside of this Python, by directory; and PYTHONPATH."""
     elsewhere: dict[str, set[str]] = {}
     for name, place in (*_distributions(), *_modules()):
         if not _is_own(place):
@@ -26,16 +26,16 @@ def check_isolation() -> Iterator[Finding]:
     for place_name, names in sorted(elsewhere.items()):
         listed = and_more(sorted(names), _NAMES_SHOWN)
         advice = "unset PYTHONPATH and set PYTHONNOUSERSITE=1"
-        yield Finding("packages from elsewhere", f"{place_name}: {listed}", image.verdict(), advice)
+        yield Diagnosis("packages from elsewhere", f"{place_name}: {listed}", image.verdict(), advice)
     if not elsewhere:
-        yield Finding("isolation", f"every package is from {sys.prefix}")
+        yield Diagnosis("isolation", f"every package is from {sys.prefix}")
     if path := os.environ.get("PYTHONPATH"):
-        advice = "its modules come before the installed ones" + (": enter the image without" if image.inside() else "")
-        yield Finding("PYTHONPATH", path, image.verdict(), advice)
+        advice = "its modules hide the installed ones" + (": enter the image without it" if image.inside() else "")
+        yield Diagnosis("PYTHONPATH", path, image.verdict(), advice)
 
 
 def _is_own(place: Path) -> bool:
-    """Below this environment, or the standard library itself: other packages may be in folders below that."""
+    """Below this environment, or the standard library itself: other packages may be in directories below it."""
     standard = (sysconfig.get_path("stdlib"), sysconfig.get_config_var("DESTSHARED"))
     is_standard = place in [Path(folder).resolve() for folder in standard if folder]
     return is_standard or place.is_relative_to(Path(sys.prefix).resolve())
@@ -47,7 +47,7 @@ def _distributions() -> Iterator[tuple[str, Path]]:
 
 
 def _modules() -> Iterator[tuple[str, Path]]:
-    """Every module of an installed distribution or of the standard library, and the folder it would come from."""
+    """Every module of an installed distribution or of the standard library, and the directory it would come from."""
     installed = {name for name in importlib.metadata.packages_distributions() if name.isidentifier()}
     for name in sorted(installed | sys.stdlib_module_names):
         for place in _places(name):
@@ -55,7 +55,7 @@ def _modules() -> Iterator[tuple[str, Path]]:
 
 
 def _places(name: str) -> list[Path]:
-    """The folders that `import name` reads from, several for a namespace package; none if it is not found.
+    """The directories that `import name` reads from, several for a namespace package; none if it is not found.
 
     Nothing is imported, so finders that packages add (editable installs, setuptools' distutils) are not asked.
     """

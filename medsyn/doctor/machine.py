@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from medsyn.doctor.finding import Finding
+from medsyn.doctor.diagnosis import Diagnosis
 from medsyn.text import GIB, gib
 
 _OFFLINE_FLAGS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -19,14 +19,14 @@ _ON = {"1", "ON", "YES", "TRUE"}  # as huggingface_hub and transformers read the
 _FREE_DISK_GIB = 20  # one SD v1.5 fine-tune with two checkpoints and its caches
 
 
-def check_python() -> Iterator[Finding]:
+def check_python() -> Iterator[Diagnosis]:
     """The interpreter and the machine."""
     good = sys.version_info[:2] == (3, 11)
-    yield Finding(
+    yield Diagnosis(
         "python", f"{platform.python_version()} on {platform.machine()}", "good" if good else "note",
         "" if good else "the pinned stack is for Python 3.11",
     )  # fmt: skip
-    yield Finding("processor", f"{os.cpu_count()} cores visible, {len(os.sched_getaffinity(0))} usable")
+    yield Diagnosis("processor", f"{os.cpu_count()} cores visible, {len(os.sched_getaffinity(0))} usable")
 
 
 def _tool_output(*command: str) -> str | None:
@@ -36,38 +36,38 @@ def _tool_output(*command: str) -> str | None:
     return result.stdout.strip() if result.returncode == 0 else None
 
 
-def check_driver() -> Iterator[Finding]:
+def check_driver() -> Iterator[Diagnosis]:
     """nvidia-smi and nvcc, as the specification's sanity checks ask."""
     driver = _tool_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     if driver is None:
-        yield Finding("driver", "nvidia-smi is absent or fails", "note", "no NVIDIA driver: tasks run on the CPU")
+        yield Diagnosis("driver", "nvidia-smi is absent or fails", "note", "no NVIDIA driver: tasks run on the CPU")
     else:
-        yield Finding("driver", driver.splitlines()[0] if driver else "no device")
+        yield Diagnosis("driver", driver.splitlines()[0] if driver else "no device")
     compiler = _tool_output("nvcc", "--version")
-    yield Finding("nvcc", compiler.splitlines()[-1] if compiler else "absent; not needed to run")
+    yield Diagnosis("nvcc", compiler.splitlines()[-1] if compiler else "absent; not needed to run")
 
 
-def check_disk() -> Iterator[Finding]:
-    """Room where campaigns and temporary files go; Python passes over a TMPDIR that it cannot write to."""
+def check_disk() -> Iterator[Diagnosis]:
+    """Free space for campaigns and temporary files; Python ignores a TMPDIR that it cannot write to."""
     wanted, temporary = os.environ.get("TMPDIR"), Path(tempfile.gettempdir())
     if wanted and not (Path(wanted).is_dir() and temporary.samefile(wanted)):
-        advice = f"temporary files go to {temporary}: set TMPDIR to an existing directory that can be written to"
-        yield Finding("TMPDIR", f"{wanted} cannot be used", "note", advice)
+        advice = f"temporary files go to {temporary}: set TMPDIR to an existing, writable directory"
+        yield Diagnosis("TMPDIR", f"{wanted} cannot be used", "note", advice)
     for name, path in (("disk here", Path.cwd()), ("disk TMPDIR", temporary)):
         free = shutil.disk_usage(path).free
         enough = free >= _FREE_DISK_GIB * GIB
-        advice = "" if enough else f"an SD v1.5 fine-tune with two checkpoints wants {_FREE_DISK_GIB} GiB"
-        yield Finding(name, f"{gib(free)} GiB free", "good" if enough else "note", advice)
+        advice = "" if enough else f"an SD v1.5 fine-tune with two checkpoints needs {_FREE_DISK_GIB} GiB"
+        yield Diagnosis(name, f"{gib(free)} GiB free", "good" if enough else "note", advice)
 
 
-def check_offline() -> Iterator[Finding]:
+def check_offline() -> Iterator[Diagnosis]:
     """Compute nodes have no internet; these flags turn a long time-out into a clear error."""
     for flag in _OFFLINE_FLAGS:
         value = os.environ.get(flag)
         if value and value.upper() in _ON:
-            yield Finding(flag, value)
+            yield Diagnosis(flag, value)
             continue
-        advice = "weights are loaded from local files only, whatever this says"
+        advice = "weights are loaded from local files only, whatever its value"
         if value:
             advice += "; it is not on, so other code may wait for the network: set it to 1"
-        yield Finding(flag, value or "unset", "note", advice)
+        yield Diagnosis(flag, value or "unset", "note", advice)

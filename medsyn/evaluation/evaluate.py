@@ -55,7 +55,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
 
     def tick() -> None:
         control.leave_if_asked()
-        control.beat(part, len(_PARTS), "part", doing=_PARTS[part])
+        control.heartbeat(part, len(_PARTS), "part", doing=_PARTS[part])
 
     gathered = read_campaign.gather(config, directory, tick)
     groups = _groups(config, gathered)
@@ -91,7 +91,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     disk.write_atomic(
         directory.report, report.render(config, gathered, read_campaign.read_curves(config, directory), result)
     )
-    control.beat(len(_PARTS), len(_PARTS), "part")
+    control.heartbeat(len(_PARTS), len(_PARTS), "part")
 
 
 def _groups(config: Config, gathered: Gathered) -> dict[str, Group]:
@@ -188,7 +188,7 @@ def _prompt_following(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Per group and set, how often the judge sees what the text says; and whether there is a judge at all."""
     everything = [picture for pictures in groups[OVERALL].sets.values() for picture in pictures]
-    if judge.facts_of([picture.text for picture in everything]) is None:
+    if judge.labels_of([picture.text for picture in everything]) is None:
         reason = "only phantoms have a judge, because what they show can be drawn at will"
         return {}, {"available": False, "reason": reason}
     tick()
@@ -197,7 +197,7 @@ def _prompt_following(
     following = {
         name: {
             key: judge.agreement(
-                judge.look(expert, (p.pixels for p in pictures)), judge.facts_of([p.text for p in pictures]) or []
+                judge.look(expert, (p.pixels for p in pictures)), judge.labels_of([p.text for p in pictures]) or []
             )
             for key, pictures in group.sets.items()
         }
@@ -208,7 +208,7 @@ def _prompt_following(
 
 def _describe_campaign(config: Config, gathered: Gathered) -> dict[str, Any]:
     """What was evaluated, without paths outside the campaign."""
-    parsed = judge.facts_of([picture.text for picture in gathered.real.held_out + gathered.real.training])
+    parsed = judge.labels_of([picture.text for picture in gathered.real.held_out + gathered.real.training])
     return {
         "name": config.campaign.name,
         "seed": config.campaign.seed,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from medsyn import disk
 from medsyn.data.images.pixels import fit_square
-from medsyn.data.phantoms.phantom import FINDINGS, KINDS, MODALITY_OF, Facts, draw_phantom, parse_caption, render
+from medsyn.data.phantoms.phantom import FINDINGS, KINDS, MODALITY_OF, Label, draw_phantom, parse_caption, render
 from medsyn.evaluation.features import shrink
 from medsyn.evaluation.metrics import proportion
 from medsyn.seeds import seed
@@ -79,11 +79,11 @@ def _to_tensor(images: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255
 
 
-def draw(images_per_kind: int, draw_seed: int) -> tuple[list[np.ndarray], list[Facts]]:
+def draw(images_per_kind: int, draw_seed: int) -> tuple[list[np.ndarray], list[Label]]:
     """Draw phantoms (uint8 [64, 64, 3]) balanced over kinds, findings and sides; return them and what they show."""
     phantoms = [draw_phantom(kind, index, draw_seed) for kind in KINDS for index in range(images_per_kind)]
     images = [np.round(fit_square(render(phantom, _RENDERED), SIDE) * 255).astype(np.uint8) for phantom in phantoms]
-    return images, [phantom.facts for phantom in phantoms]
+    return images, [phantom.label for phantom in phantoms]
 
 
 def _augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
@@ -175,12 +175,12 @@ def look(judge: Judge, images: Iterable[np.ndarray], batch_size: int = 64) -> li
     return verdicts
 
 
-def agreement(verdicts: Sequence[Verdict], asked: Sequence[Facts]) -> dict[str, dict[str, float | int] | None]:
+def agreement(verdicts: Sequence[Verdict], asked: Sequence[Label]) -> dict[str, dict[str, float | int] | None]:
     """How often the images show what was asked for, per aspect, each with its 95 % interval and count.
 
     A finding is right only on the right kind of image. The side counts only if one was requested and the kind is right.
     """
-    seen, want = pd.DataFrame(verdicts, columns=ASPECTS[1:]), pd.DataFrame(asked, columns=Facts._fields)
+    seen, want = pd.DataFrame(verdicts, columns=ASPECTS[1:]), pd.DataFrame(asked, columns=Label._fields)
     kind = seen.kind == want.kind
     return {
         "modality": proportion(seen.kind.map(MODALITY_OF) == want.kind.map(MODALITY_OF)),
@@ -190,7 +190,7 @@ def agreement(verdicts: Sequence[Verdict], asked: Sequence[Facts]) -> dict[str, 
     }
 
 
-def facts_of(texts: Sequence[str]) -> list[Facts] | None:
+def labels_of(texts: Sequence[str]) -> list[Label] | None:
     """What phantom captions state, or None unless every one of `texts` is such a caption."""
     facts = [parse_caption(text) for text in texts]
     known = [fact for fact in facts if fact is not None]

@@ -102,7 +102,7 @@ def plan_shards(block_count: int, blocks_per_shard: int) -> list[tuple[int, int]
 def recorded_shards(directory: CampaignDirectory, modality: str, block_count: int) -> list[tuple[int, int]]:
     """The shards of a modality as recorded when the campaign was prepared; one shard where nothing is recorded."""
     try:
-        size = disk.read_json(directory.facts)["blocks_per_shard"][modality]
+        size = disk.read_json(directory.campaign_file)["blocks_per_shard"][modality]
     except (OSError, ValueError, KeyError, TypeError):
         size = block_count
     return plan_shards(block_count, size) if block_count else []

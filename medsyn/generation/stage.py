@@ -70,7 +70,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
             shard.make()
         for mode in facts:
             write_shard_tables(directory, mode, modality, (numbers.start, numbers.stop))
-        control.beat(shard.total, shard.total, "image")
+        control.heartbeat(shard.total, shard.total, "image")
         if leases is not None:
             help_others(shard.maker, numbers, lambda helped: shard.tell(helped=helped))
     if shard.failed:
@@ -114,7 +114,7 @@ class _Shard:
     def tell(self, settled: int = 0, **numbers: int) -> None:
         """Between batches: report progress, and leave if a stop was requested."""
         self.control.leave_if_asked()  # costs nothing: sampled batches are in the journal
-        self.control.beat(self.done + settled, self.total, "image", **numbers)
+        self.control.heartbeat(self.done + settled, self.total, "image", **numbers)
 
 
 @contextmanager

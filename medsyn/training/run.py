@@ -72,7 +72,7 @@ class TrainingRun:
         """
         if line is not None:
             disk.append_jsonl(self.metrics, line)
-        self.control.beat(done, total, "step", **numbers)
+        self.control.heartbeat(done, total, "step", **numbers)
         leaving = self.control.stop_requested  # read once: a signal may come while the checkpoint is written
         if leaving or done % save_every == 0 or done == total:
             save_checkpoint(self.checkpoints, done, state(), self.provenance, self._keep)

@@ -263,7 +263,7 @@ stages:
     assert len(tasks) == 2
 
     def all_at_work() -> bool:
-        beats = [campaign.directory.beat(*key) for key in tasks]
+        beats = [campaign.directory.heartbeat(*key) for key in tasks]
         return all(beat.is_file() and json.loads(beat.read_text())["step"] >= 1 for beat in beats)
 
     cluster.wait_until(all_at_work, 300, "both tasks at work in the image")

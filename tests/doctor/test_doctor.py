@@ -40,10 +40,10 @@ def plant(folder: Path, name: str, version: str) -> None:
     (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
-def isolation_of(pythonpath: str) -> dict[str, doctor.Finding]:
+def isolation_of(pythonpath: str) -> dict[str, doctor.Diagnosis]:
     code = "from medsyn import doctor; doctor.CHECKS = (doctor.isolation.check_isolation,); doctor.main(['--json'])"
     found = json.loads(python("-c", code, PYTHONPATH=pythonpath).stdout)
-    return {finding["check"]: doctor.Finding(**finding) for finding in found}
+    return {finding["check"]: doctor.Diagnosis(**finding) for finding in found}
 
 
 def combinations(**versions: str) -> list[str]:
@@ -181,10 +181,10 @@ def test_a_library_for_pascal_that_lacks_cuda_11_is_told_and_how_to_mend_it(tmp_
 def test_a_library_for_pascal_that_does_not_load_is_bad_in_the_image(tmp_path: Path) -> None:
     (tmp_path / LIBRARY).write_bytes(b"no library")
     finding = adam.pascal_adam(tmp_path / LIBRARY)
-    assert (finding.verdict, "build the image again" in finding.advice) == ("bad", True)
+    assert (finding.verdict, "rebuild the image" in finding.advice) == ("bad", True)
 
 
-def without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[doctor.Finding]:
+def without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[doctor.Diagnosis]:
     plant(tmp_path, "bitsandbytes", "0.41.1")
     monkeypatch.syspath_prepend(tmp_path)
     return list(adam.check_bitsandbytes())
@@ -204,7 +204,7 @@ def test_bitsandbytes_without_its_library_for_pascal_is_bad_in_the_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = without_its_library(tmp_path, monkeypatch)[1]
-    assert (library.verdict, "build the image again" in library.advice) == ("bad", True)
+    assert (library.verdict, "rebuild the image" in library.advice) == ("bad", True)
 
 
 def test_absent_bitsandbytes_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +217,7 @@ def test_absent_bitsandbytes_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_absent_bitsandbytes_is_bad_in_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adam, "installed_version", lambda name: None)
     (finding,) = adam.check_bitsandbytes()
-    assert (finding.value, finding.verdict, "build the image again" in finding.advice) == ("absent", "bad", True)
+    assert (finding.value, finding.verdict, "rebuild the image" in finding.advice) == ("absent", "bad", True)
 
 
 @pytest.mark.usefixtures("in_image")
@@ -225,7 +225,7 @@ def test_a_version_off_the_pins_is_bad_in_the_image(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(packages, "pins", lambda extras: {"rich": "0.0.1"})
     (finding,) = packages.check_versions()
     assert (finding.check, finding.verdict) == ("pin rich", "bad")
-    assert finding.advice == "pinned at 0.0.1; build the image again"
+    assert finding.advice == "pinned at 0.0.1; rebuild the image"
 
 
 def test_the_image_is_held_to_the_pin_of_bitsandbytes_as_well() -> None:
@@ -234,7 +234,7 @@ def test_the_image_is_held_to_the_pin_of_bitsandbytes_as_well() -> None:
 
 @pytest.mark.usefixtures("in_image")
 def test_another_cuda_than_the_images_is_a_note_in_the_image() -> None:
-    assert devices.cuda_build("2.1.2+cu118", "11.8") == doctor.Finding("torch", "2.1.2+cu118 (CUDA 11.8)")
+    assert devices.cuda_build("2.1.2+cu118", "11.8") == doctor.Diagnosis("torch", "2.1.2+cu118 (CUDA 11.8)")
     for other in ("12.1", None):
         finding = devices.cuda_build("2.1.2", other)
         assert (finding.verdict, "CUDA 11.8" in finding.advice) == ("note", True)

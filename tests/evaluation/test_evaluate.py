@@ -188,7 +188,7 @@ def test_heartbeats_say_what_it_is_doing(evaluated: Builder) -> None:
     beats = []
 
     class Listening(Control):
-        def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
+        def heartbeat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
             beats.append((step, total, numbers.get("doing")))
 
     evaluate.run(evaluated.config, TASK, evaluated.directory, Listening())

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from medsyn import disk
-from medsyn.data.phantoms.phantom import KINDS, Facts, draw_phantom
+from medsyn.data.phantoms.phantom import KINDS, Label, draw_phantom
 from medsyn.evaluation import judge
 
 SMALL = judge.JudgeRecipe(images_per_kind=6, epochs=1, batch_size=12, width=8)
-Drawn = tuple[list[np.ndarray], list[Facts]]
+Drawn = tuple[list[np.ndarray], list[Label]]
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +50,17 @@ def test_the_judge_sees_other_sizes(expert: judge.Judge) -> None:
 
     phantoms = [draw_phantom(kind, k, 77, quality=3) for kind in KINDS for k in range(3)]
     verdicts = judge.look(expert, [phantom_pixels(phantom, 128) for phantom in phantoms])
-    assert share(judge.agreement(verdicts, [phantom.facts for phantom in phantoms]), "kind") == 1
+    assert share(judge.agreement(verdicts, [phantom.label for phantom in phantoms]), "kind") == 1
 
 
 def test_noise_has_no_finding_that_was_asked_for(expert: judge.Judge) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (30, 64, 64, 3)).astype(np.uint8)
-    asked = [draw_phantom(KINDS[k % 6], k, 5).facts for k in range(30)]
+    asked = [draw_phantom(KINDS[k % 6], k, 5).label for k in range(30)]
     assert share(judge.agreement(judge.look(expert, list(noise)), asked), "finding") <= 0.35
 
 
 def test_a_finding_counts_only_on_the_right_kind_and_a_side_only_where_there_is_one() -> None:
-    asked = [Facts("Brain MRI", "enhancing mass", "left", 3), Facts("Brain MRI", "normal anatomy", None, 3)]
+    asked = [Label("Brain MRI", "enhancing mass", "left", 3), Label("Brain MRI", "normal anatomy", None, 3)]
     seen = [
         judge.Verdict("Breast MRI", "enhancing mass", "left"),
         judge.Verdict("Brain MRI", "normal anatomy", "right"),
@@ -111,6 +111,6 @@ def test_the_judges_seed_is_no_campaigns_seed() -> None:
 
 def test_only_phantom_captions_have_facts() -> None:
     caption = draw_phantom("OCT", 0, 1).caption
-    assert judge.facts_of([caption, caption]) == [draw_phantom("OCT", 0, 1).facts] * 2
-    assert judge.facts_of([caption, "OCT: drusen, seen by a person"]) is None
-    assert judge.facts_of([]) is None
+    assert judge.labels_of([caption, caption]) == [draw_phantom("OCT", 0, 1).label] * 2
+    assert judge.labels_of([caption, "OCT: drusen, seen by a person"]) is None
+    assert judge.labels_of([]) is None

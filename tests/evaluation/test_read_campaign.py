@@ -59,7 +59,7 @@ def test_a_missing_block_is_named_by_the_shard_that_owns_it(builder: Builder) ->
 
 def test_the_owner_is_the_shard_that_the_campaign_recorded(builder: Builder) -> None:
     builder.everything()
-    disk.write_json(builder.directory.facts, {"blocks_per_shard": {"CT": 2, "OCT": 1}})
+    disk.write_json(builder.directory.campaign_file, {"blocks_per_shard": {"CT": 2, "OCT": 1}})
     for modality in ("CT", "OCT"):
         shutil.rmtree(builder.directory.block("filtered", modality, 1))
     assert missing(builder) == {

@@ -189,7 +189,7 @@ class StopsHelping(Control):
         self.left = left
         self.told: list[tuple[int, int]] = []
 
-    def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
+    def heartbeat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
         self.told.append((step, total))
         self.left -= "helped" in numbers
         if self.left == 0:
@@ -241,7 +241,7 @@ def test_a_task_that_waits_tells_how_far_it_is_and_leaves_when_asked(campaign: C
     class Impatient(Control):
         beats = 0
 
-        def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
+        def heartbeat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
             assert (total, unit) == (28, "image")
             self.beats += step == 26  # all but the block that another task has
             if self.beats == 5:

@@ -69,7 +69,7 @@ class Telling(Control):
         super().__init__()
         self.pipe = pipe
 
-    def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
+    def heartbeat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
         if step < total:  # the last one says that all is done
             os.write(self.pipe, b".")
 
@@ -187,7 +187,7 @@ def stop_within_a_block(campaign: Campaign, batches: int) -> None:
     """Run until so many batches have begun, then kill."""
 
     class Dying(Control):
-        def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
+        def heartbeat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
             nonlocal batches
             batches -= 1
             if batches < 0:

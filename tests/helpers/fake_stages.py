@@ -39,7 +39,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     if action == "steps":
         _steps(task, directory, control, int(argument))
     elif action == "crash":
-        control.beat(3, 10)
+        control.heartbeat(3, 10)
         raise ValueError(f"boom {argument} in <object at {hex(id(task))}>")
     elif action == "deaf":
         time.sleep(60)
@@ -77,7 +77,7 @@ def _steps(task: Task, directory: CampaignDirectory, control: Control, total: in
         time.sleep(STEP_SECONDS)
         disk.append_jsonl(directory.root / "steps.jsonl", {"task": f"{task.stage} {task.name}", "step": step})
         disk.write_json(saved, step + 1)
-        control.beat(step + 1, total)
+        control.heartbeat(step + 1, total)
         control.leave_if_asked()
 
 

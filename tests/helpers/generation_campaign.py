@@ -129,7 +129,7 @@ class StopAfter(Control):
         self.left = beats
         self.told: list[tuple[int, int, str]] = []
 
-    def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
+    def heartbeat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
         self.told.append((step, total, unit))
         self.left -= 1
         if self.left == 0:

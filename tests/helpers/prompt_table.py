@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from medsyn.data.prompts.rows import PromptRow, PromptSource, new_faults
-from medsyn.data.tables.read import Table
+from medsyn.data.tables.read import InputTable
 
 
-def read_prompts(path: Path) -> Table[PromptRow]:
+def read_prompts(path: Path) -> InputTable[PromptRow]:
     """Its good rows and its problems; raises as `PromptSource.rows` does."""
     faults = new_faults(path)
     rows = list(PromptSource.file(path).rows(faults))
-    return Table(path, rows, [*faults.all_errors(), *faults.warnings()])
+    return InputTable(path, rows, [*faults.all_errors(), *faults.warnings()])

@@ -107,7 +107,7 @@ class Builder:
         """What preparing a campaign makes of the prompt list."""
         path = self.data / "prompts.csv"
         write.resolve(PromptSource.file(path), new_faults(path), Path(str(self.config.data.prompts)))
-        disk.write_json(self.directory.facts, {"blocks_per_shard": dict.fromkeys(self.modalities, 1)})
+        disk.write_json(self.directory.campaign_file, {"blocks_per_shard": dict.fromkeys(self.modalities, 1)})
 
     def models(self) -> None:
         disk.make_directory(self.directory.selector())

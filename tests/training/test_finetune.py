@@ -97,7 +97,7 @@ class StopAt(Control):
         super().__init__()
         self.step, self.unit, self.beats = step, unit, 0
 
-    def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
+    def heartbeat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
         if unit == self.unit:
             self.beats += 1
             if step >= self.step:

@@ -91,7 +91,7 @@ class StopAt(Control):
         super().__init__()
         self.step, self.unit = step, unit
 
-    def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
+    def heartbeat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
         if unit == self.unit and step >= self.step:
             self.request_stop()
 

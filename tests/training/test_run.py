@@ -24,7 +24,7 @@ class Listening(Control):
         super().__init__()
         self.directory, self.seen = directory, []  # type: ignore[var-annotated]
 
-    def beat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
+    def heartbeat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
         self.seen.append((step, total, numbers, sorted(path.name for path in self.directory.rglob("step-*"))))
 
 

@@ -27,7 +27,7 @@ from medsyn.data.prompts.rows import PromptRow, PromptSource, new_faults, wrong_
 from medsyn.data.prompts.store import INDEX, ListIndex, Run
 from medsyn.data.prompts.write import index_rows, write_lists
 from medsyn.data.tables import read as tables_read
-from medsyn.data.tables.read import ImageRow, RatingRow, Table
+from medsyn.data.tables.read import ImageRow, InputTable, RatingRow
 from medsyn.data.tables.split import LESS_HELD_OUT, is_held_out
 from medsyn.disk import absolute
 from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem
@@ -285,7 +285,7 @@ def _phantom_counts(config: Config) -> dict[str, Counter[str]]:
     return {what: Counter({modality: n * size for modality, n in kinds.items()}) for what, size in sizes.items()}
 
 
-def _rows(read: Callable[[], Table[Row]], strict: bool, problems: list[Problem]) -> list[Row]:
+def _rows(read: Callable[[], InputTable[Row]], strict: bool, problems: list[Problem]) -> list[Row]:
     """A table's good rows. A bad row is an error if `strict`; else it is left out and told."""
     try:
         table = read()

@@ -45,7 +45,7 @@ def _check_directory(config: Config) -> list[Problem]:
 
 def _is_foreign(directory: CampaignDirectory) -> bool:
     """Whether something is there that no submit leaves when it is killed: it makes its lock, then claims the place."""
-    if directory.facts.is_file():
+    if directory.campaign_file.is_file():
         return False
     return any(
         not (path == directory.ledger and path.stat().st_size == 0)

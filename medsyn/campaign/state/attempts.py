@@ -77,7 +77,7 @@ def summarize(lines: Iterable[Mapping[str, Any]]) -> Attempts:
 def progress(directory: CampaignDirectory, key: Key) -> dict[str, Any] | None:
     """The task's newest heartbeat."""
     try:
-        beat: dict[str, Any] = disk.read_json(directory.beat(*key))
+        beat: dict[str, Any] = disk.read_json(directory.heartbeat(*key))
     except (OSError, ValueError):
         return None
     return beat
@@ -88,7 +88,7 @@ def start_attempt(directory: CampaignDirectory, key: Key) -> int:
     path = directory.attempts(*key)
     number = 1 + sum(1 for line in disk.read_jsonl(path) if line["event"] == "start")
     disk.append_jsonl(path, _attempt("start", number, progress=progress(directory, key)))
-    directory.beat(*key).unlink(missing_ok=True)  # from here on a heartbeat is this attempt's
+    directory.heartbeat(*key).unlink(missing_ok=True)  # from here on a heartbeat is this attempt's
     return number
 
 

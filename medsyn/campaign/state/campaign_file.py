@@ -66,12 +66,12 @@ class _Facts(BaseModel):
 
 def write_facts(directory: CampaignDirectory, facts: Facts) -> None:
     """Write down what the campaign was prepared from."""
-    disk.write_json(directory.facts, {**_version(), **facts})
+    disk.write_json(directory.campaign_file, {**_version(), **facts})
 
 
 def claim(directory: CampaignDirectory) -> None:
     """Mark a new directory as a campaign's before anything else is in it, so that a killed submit can be made again."""
-    if not directory.facts.exists():
+    if not directory.campaign_file.exists():
         write_facts(directory, {})
 
 
@@ -90,7 +90,7 @@ def require_facts(directory: CampaignDirectory) -> Facts:
     facts = read_facts(directory)
     if facts is None:
         reason = "this campaign was never prepared to the end: submit its configuration again"
-        if not directory.facts.exists():
+        if not directory.campaign_file.exists():
             reason = "this is not a campaign's directory: `medsyn submit CONFIG` makes one"
         raise InputError(directory.root, reason)
     return facts
@@ -112,7 +112,7 @@ def open_recorded(directory: CampaignDirectory, facts: Facts, plan: Plan | None 
     contents = {name: record.sha256 for name, record in inputs.items()} | {"weights": facts["weights"]}
     fingerprints = stage_fingerprints(config, contents)
     if fingerprints != facts["fingerprints"]:
-        names = f"{directory.config.name} or {directory.facts.name}"
+        names = f"{directory.config.name} or {directory.campaign_file.name}"
         reason = f"{names} was edited by hand or is damaged: change your own configuration and submit that"
         raise InputError(directory.root, reason)
     return Campaign(directory, config, plan or plan_of(config, facts), fingerprints, inputs, facts["counts"])
@@ -120,7 +120,7 @@ def open_recorded(directory: CampaignDirectory, facts: Facts, plan: Plan | None 
 
 def recorded(directory: CampaignDirectory, facts: Facts) -> Campaign:
     """The campaign as its record alone has it: no saved configuration is read, and no edit by hand is noticed."""
-    config = configuration.validate(facts["config"], str(directory.facts))
+    config = configuration.validate(facts["config"], str(directory.campaign_file))
     inputs = {name: FileRecord(**one) for name, one in facts["inputs"].items()}
     return Campaign(directory, config, plan_of(config, facts), facts["fingerprints"], inputs, facts["counts"])
 
@@ -168,7 +168,7 @@ def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:
     Raises:
         InputError: the record is damaged, of another format, or not medsyn's.
     """
-    path = directory.facts
+    path = directory.campaign_file
     try:
         if not path.is_file():
             return None

@@ -67,14 +67,14 @@ def find(folder: Path, warn: Callable[[Problem], None]) -> Iterator[Path]:
     if not folder.is_dir():
         raise InputError(folder, "there is no such folder")
     for place, names, files in os.walk(folder, onerror=skipped):
-        if CampaignDirectory(Path(place)).facts.name in files:
+        if CampaignDirectory(Path(place)).campaign_file.name in files:
             names.clear()
             yield Path(place)
             continue
         names[:] = sorted(name for name in names if not name.startswith("."))
         for link in (Path(place, name) for name in names):
             with suppress(OSError):  # a link to where the user may not look
-                if link.is_symlink() and CampaignDirectory(link).facts.is_file():
+                if link.is_symlink() and CampaignDirectory(link).campaign_file.is_file():
                     yield link
 
 
@@ -113,10 +113,10 @@ def _failed(campaign: Campaign) -> Iterator[tuple[str, str]]:
 
 def _last_sign(directory: CampaignDirectory) -> float | None:
     """When something of the campaign happened last: what a task writes changes the folder that it is in."""
-    kinds = (directory.done, directory.attempts, directory.beat)
+    kinds = (directory.done, directory.attempts, directory.heartbeat)
     folders = (kind(stage, "any").parent for stage in STAGES for kind in kinds)
     times = []
-    for path in (directory.facts, directory.ledger, *folders):
+    for path in (directory.campaign_file, directory.ledger, *folders):
         with suppress(OSError):
             times.append(path.stat().st_mtime)
     return max(times, default=None)

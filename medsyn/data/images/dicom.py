@@ -1,7 +1,7 @@
 """DICOM files: what is refused from the header, which frame is taken, and how its pixels are decoded.
 
 Only the elements in `_TAGS` are ever read: names, dates and identifiers of patients do not even reach memory, and no
-message quotes a header's text. How grey values become 0..1 is the subject of `medsyn.data.images.dicom_window`.
+message quotes a header's text. `medsyn.data.images.dicom_window` maps grey values to 0..1.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _TAGS = [
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 ]
-_NO_PICTURES = (SegmentationStorage, RTDoseStorage)  # they have pixels, but of a mask and of a dose
+_NO_PICTURES = (SegmentationStorage, RTDoseStorage)  # their pixels are a mask or a dose
 _PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 _OTHER_MODALITIES = ("US", "NM", "PT", "ES", "SM")  # named in a warning; any other code is not quoted
 _FRAMES_TRIED = 32
@@ -80,10 +80,10 @@ def read_dicom(path: Path, modality: str | None = None) -> Image:
 
     Args:
         path: the file.
-        modality: what the table says; only used where the header does not tell.
+        modality: what the table says; used only if the header does not name one.
 
     Raises:
-        InputError: no image, damaged, blank, or of a size that is refused.
+        InputError: not an image, damaged, blank, or of a refused size.
     """
     record = Record(path)
     try:
@@ -139,16 +139,16 @@ def _load(record: Record) -> Dataset:
     if not syntax:
         raise record.refuse("does not name its transfer syntax, so its pixels cannot be decoded")
     if not part10:
-        record.warnings.append("there is no DICM preamble; read as DICOM all the same")
+        record.warnings.append("there is no DICM preamble; read as DICOM anyway")
     _check_decoder(record, syntax)
     dataset = dcmread(record.path, specific_tags=[*_TAGS, *_PIXELS], force=not part10)
     present = [keyword for keyword in _PIXELS if keyword in dataset]
     if not present:
-        raise record.refuse("has no pixel data, or ends before its end")
+        raise record.refuse("has no pixel data, or is truncated")
     if not syntax.is_encapsulated:
         expected, found = get_expected_length(dataset), len(dataset[present[0]].value)
         if found < expected:
-            raise record.refuse(f"has {found:,} bytes of pixel data, but its header announces {expected:,}")
+            raise record.refuse(f"has {found:,} bytes of pixel data, but its header declares {expected:,}")
     return dataset
 
 
@@ -165,12 +165,12 @@ def _check_inflated_size(record: Record, stream: BinaryIO) -> None:
     while packed and not unpacker.eof:
         total += len(unpacker.decompress(packed, 1 << 20))
         if total > MAX_INFLATED_BYTES:
-            raise record.refuse(f"unpacks to more than the {MAX_INFLATED_BYTES:,} bytes that are read")
+            raise record.refuse(f"unpacks to more than {MAX_INFLATED_BYTES:,} bytes, the most that are read")
         packed = unpacker.unconsumed_tail or stream.read(1 << 16)
 
 
 def _check_header(record: Record, header: Dataset, part10: bool) -> None:
-    """Refuse what is no picture, by the name of its SOP class, and what has an absurd size."""
+    """Refuse what is not a picture, by the name of its SOP class, and pictures of an absurd size."""
     kind = UID(str(header.get("SOPClassUID", "")))
     known = kind.name if kind.name != kind else "of an unknown SOP class"
     if not part10 and kind.name == kind:
@@ -179,9 +179,9 @@ def _check_header(record: Record, header: Dataset, part10: bool) -> None:
         raise record.refuse(f"is not an image of a patient: {known}")
     missing = [keyword for keyword in _LAYOUT if header.get(keyword) is None]
     if missing:
-        raise record.refuse(f"is not an image, or its header is cut off: {known}, without {', '.join(missing)}")
+        raise record.refuse(f"is not an image, or its header is truncated: {known}, without {', '.join(missing)}")
     if header.PhotometricInterpretation not in _PHOTOMETRIC:
-        raise record.refuse(f"has a photometric interpretation that is none of {', '.join(_PHOTOMETRIC)}")
+        raise record.refuse(f"has an unsupported photometric interpretation; supported are {', '.join(_PHOTOMETRIC)}")
     refuse_shape(record, int(header.Rows), int(header.Columns))
 
 
@@ -196,11 +196,11 @@ def _check_decoder(record: Record, syntax: UID) -> None:
 
 
 def _check_modality(record: Record, dataset: Dataset, modality: str | None) -> None:
-    """Warn where the header's modality is none of the five, or not the table's."""
+    """Warn if the header's modality is not one of the five, or not the table's."""
     code = str(dataset.get("Modality", ""))
     said = canonical_modality(code)
     if code in _OTHER_MODALITIES:
-        record.warnings.append(f"the header's modality {code} is none of the five")
+        record.warnings.append(f"the header's modality {code} is not one of the five")
     elif said and modality and said != modality:
         record.warnings.append(f"the header's modality is {said}, the table says {modality}")
 
@@ -208,7 +208,7 @@ def _check_modality(record: Record, dataset: Dataset, modality: str | None) -> N
 def _frame_count(record: Record, dataset: Dataset) -> int:
     frames = number(dataset, "NumberOfFrames")
     if frames is not None and frames < 1:
-        record.warnings.append(f"the header announces {frames:g} frames; read as one")
+        record.warnings.append(f"the header declares {frames:g} frames; read as one")
         dataset.NumberOfFrames = 1
     return max(1, int(frames or 1))
 
@@ -233,12 +233,12 @@ def _decode(record: Record, dataset: Dataset, frames: int) -> tuple[int, np.ndar
         if stored.min() < stored.max():
             break
     if index != frames // 2:
-        record.warnings.append("the middle frame is blank; the nearest that is not is taken")
+        record.warnings.append("the middle frame is blank; the nearest one with content is used")
     return index, stored
 
 
 def _check_codestream(record: Record, dataset: Dataset, index: int, frames: int) -> None:
-    """Refuse a JPEG or JPEG 2000 stream that is larger than the header says: its decoder would allocate all of it."""
+    """Refuse a JPEG or JPEG 2000 stream larger than the header declares: its decoder would allocate all of it."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax in (*JPEG2000TransferSyntaxes, HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL):
         plugin = "openjpeg"
@@ -249,16 +249,16 @@ def _check_codestream(record: Record, dataset: Dataset, index: int, frames: int)
     try:
         frame = get_frame(dataset.PixelData, index, number_of_frames=frames)
         size = importlib.import_module(plugin).get_parameters(frame)
-    except Exception:  # another plugin is installed, or the stream is damaged: decoding says so
+    except Exception:  # another plugin is installed, or the stream is damaged: decoding reports it
         return
     if size["rows"] * size["columns"] > MAX_PIXELS:
         raise record.refuse(
-            f"holds a compressed frame of {size['columns']} x {size['rows']} pixels; at most {MAX_PIXELS:,} are read"
+            f"contains a compressed frame of {size['columns']} x {size['rows']} pixels; at most {MAX_PIXELS:,} are read"
         )
 
 
 def _spacing(header: Dataset) -> tuple[float, float]:
-    """Distance between rows and between columns, in any common unit; equal where the header is silent."""
+    """Distance between rows and between columns, in any common unit; equal if the header gives none."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
         value = header.get(keyword)
         if isinstance(value, MultiValue) and len(value) == 2:

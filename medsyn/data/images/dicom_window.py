@@ -1,8 +1,8 @@
 """How the stored grey values of a DICOM frame become 0..1, in the order of the standard (PS3.3 C.11, PS3.4 N.2).
 
 1. Modality: the modality LUT, or rescale slope and intercept (of the frame, in enhanced multi-frame objects).
-2. Values of interest, the first that there is: the file's VOI LUT; the file's first window; for CT in Hounsfield
-   units, soft tissue (40/400); for images of eight bits and less, the values as they are; else the percentiles
+2. Values of interest, the first of: the file's VOI LUT; the file's first window; for CT in Hounsfield
+   units, soft tissue (40/400); for images of up to eight bits, the values as stored; else the percentiles
    of everything that is not padding. The file's own choice wins because it was made for this image.
 3. MONOCHROME1 is inverted.
 """
@@ -33,7 +33,7 @@ def frame_header(dataset: Dataset, index: int) -> Dataset:
 
 
 def number(header: Dataset, keyword: str) -> float | None:
-    """The first finite number of an element, None if it is absent, empty or no number."""
+    """The first finite number of an element, None if it is absent, empty or not finite."""
     value = header.get(keyword)
     if value is not None and not isinstance(value, str | bytes) and hasattr(value, "__len__"):
         value = value[0] if len(value) else None
@@ -50,10 +50,10 @@ def grey_levels(record: Record, header: Dataset, stored: np.ndarray, is_ct: bool
         record: receives steps and warnings.
         header: of the frame (`frame_header`).
         stored: the decoded values.
-        is_ct: values with a rescale are Hounsfield units, and without one no window fits them.
+        is_ct: values with a rescale are Hounsfield units; without one, no window applies.
 
     Raises:
-        InputError: nothing but one value, or a rescale slope of 0.
+        InputError: all values are equal, or the rescale slope is 0.
     """
     values, in_units = _modality_values(record, header, stored)
     padding = _padding(header, stored)
@@ -63,7 +63,7 @@ def grey_levels(record: Record, header: Dataset, stored: np.ndarray, is_ct: bool
         values = np.where(finite, values, values[finite].min() if finite.any() else 0.0)
     shown = _shown_values(record, header, values, in_units, is_ct)
     if shown is not None and not shown.max() > shown.min():
-        record.warnings.append(f"{record.steps.pop()} leaves a blank picture; it is ignored")
+        record.warnings.append(f"{record.steps.pop()} gives a blank picture and is ignored")
         shown = None
     if shown is None:
         shown = stretch_percentiles(record, values, None if padding is None else ~padding)
@@ -120,7 +120,7 @@ def _window(values: np.ndarray, centre: float, width: float, function: str) -> n
     """VOI LUT functions of PS3.3 C.11.2.1.2 and C.11.2.1.3."""
     if function == "SIGMOID":
         return (1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -60, 60)))).astype(np.float32)
-    if function == "LINEAR_EXACT" or width <= 1:  # LINEAR is not defined for a width of 1 and less
+    if function == "LINEAR_EXACT" or width <= 1:  # LINEAR is not defined for widths up to 1
         return stretch(values, centre - width / 2, centre + width / 2)
     return stretch(values, centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2)
 
@@ -128,7 +128,7 @@ def _window(values: np.ndarray, centre: float, width: float, function: str) -> n
 def _look_up(table: Dataset, values: np.ndarray) -> tuple[np.ndarray, int]:
     """`values` through a lookup table, and the bits of its entries.
 
-    Not pydicom's functions: they count in the type of the table, so a table of 8 bits wraps around at input 256.
+    Not by pydicom: it computes in the type of the table, so a table of 8 bits wraps around at input 256.
     """
     entries, first, bits = (int(part) for part in table.LUTDescriptor)
     if not 1 <= bits <= 16:

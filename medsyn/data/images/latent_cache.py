@@ -2,7 +2,7 @@
 
 A cache is a directory of safetensors shards. An entry's key is a hash of everything it was computed from (the file's
 bytes, the resolution, the reader, the weights), so a changed image or model never meets a stale entry. A shard's name
-is the hash of its own bytes, so a torn or altered one is noticed, dropped and computed again.
+is the hash of its own bytes, so a torn or altered one is detected, dropped and computed again.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from medsyn import disk
 from medsyn.errors import InputError
 from medsyn.stage import Control
 
-READER_VERSION = 1  # raise it when `read_image` or `fit_square` give other pixels for the same file
-_SHARD_ENTRIES = 256  # how many computed entries a kill can cost
+READER_VERSION = 1  # raise it when `read_image` or `fit_square` give different pixels for the same file
+_SHARD_ENTRIES = 256  # the most computed entries that a kill can cost
 _SUFFIX = ".safetensors"
 
 Source = TypeVar("Source")
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def image_key(file_sha256: str, modality: str, resolution: int, weights: str, allow_synthetic: bool) -> str:
-    """The key of one image's latents. `allow_synthetic` is part of it because it decides what a reader lets pass."""
+    """The key of one image's latents. `allow_synthetic` is part of it because it decides which images pass."""
     return disk.fingerprint(["image", READER_VERSION, file_sha256, modality, resolution, weights, allow_synthetic])
 
 
@@ -50,7 +50,7 @@ class TensorCache:
             if disk.sha256_file(path) == path.stem:
                 self._open(path)
             else:
-                logger.warning("cache file %s is damaged; what it held is computed again", path)
+                logger.warning("cache file %s is damaged; its entries are computed again", path)
                 path.unlink(missing_ok=True)
 
     def __contains__(self, key: str) -> bool:
@@ -83,16 +83,16 @@ class TensorCache:
         control: Control,
         unit: str,
     ) -> tuple[int, dict[str, InputError]]:
-        """Compute the entries of `wanted` that are not here yet.
+        """Compute the entries of `wanted` that are missing.
 
         Args:
             wanted: {key: what `compute` makes the entry's tensors from}.
             compute: may raise `InputError` for a source that cannot be used; the others go on.
-            control: progress goes there; on a stop request what has been computed is stored and `Saved` raised.
+            control: receives progress; on a stop request what has been computed is stored and `Saved` raised.
             unit: what is counted, for the progress.
 
         Returns:
-            How many entries were computed, and the error of every one that could not be.
+            How many entries were computed, and {key: error} for those that could not be.
         """
         fresh: dict[str, Mapping[str, Tensor]] = {}
         computed, failures = 0, {}
@@ -108,31 +108,31 @@ class TensorCache:
                 self.add(fresh)
                 fresh = {}
                 control.leave_if_asked()
-            control.beat(number + 1, len(wanted), unit)
+            control.heartbeat(number + 1, len(wanted), unit)
         self.add(fresh)
         return computed, failures
 
     def _open(self, path: Path) -> None:
         shard = safe_open(path, framework="pt", device="cpu")
-        for name in shard.keys():  # noqa: SIM118 (a shard is no mapping)
+        for name in shard.keys():  # noqa: SIM118 (a shard is not a mapping)
             self._shard_of[name.rpartition(".")[0]] = shard
 
 
 def hash_files(paths: Iterable[Path], memo: Path) -> dict[Path, str]:
     """SHA-256 of every file; '' for one that cannot be read.
 
-    A file whose size and times are those in `memo` is not read again: on resume a large data set would take longer to
-    hash than to train on. The memo names files by hash, because their names may hold more than the eye should see.
+    A file whose size and times match `memo` is not read again: on resume a large data set would take longer to hash
+    than to train on. The memo names files by hash, because their names may be confidential.
 
     Args:
         paths: files; repeated ones are hashed once.
-        memo: JSON file, read if it is there and written anew.
+        memo: JSON file, read if it exists, and updated.
     """
     try:
         known = dict(disk.read_json(memo))
     except (OSError, ValueError, TypeError):
         known = {}
-    facts, hashes = {}, {}
+    entries, hashes = {}, {}
     for path in dict.fromkeys(paths):
         name = disk.fingerprint(str(path))
         try:
@@ -144,7 +144,7 @@ def hash_files(paths: Iterable[Path], memo: Path) -> dict[Path, str]:
         except OSError:
             hashes[path] = ""
             continue
-        facts[name] = [*times, hashes[path]]
-    if facts != known:
-        disk.write_json(memo, facts)
+        entries[name] = [*times, hashes[path]]
+    if entries != known:
+        disk.write_json(memo, entries)
     return hashes

@@ -1,8 +1,8 @@
 """NIfTI-1 and NIfTI-2 volumes: one slice, shown as radiologists show it, whatever the order of the axes in the file.
 
-The slice is the middle axial one of the (first) volume. Two things move it: a blank slice, to the nearest that carries
-signal; and voxels more than twice as long in one direction as in the others, to the plane that was acquired (a spine
-in thick sagittal slices is looked at sagittally). Axes are brought to the nearest canonical orientation without
+The slice is the middle axial one of the (first) volume. There are two exceptions: instead of a blank slice, the nearest
+with signal is shown; and if voxels are more than twice as long in one direction as in the others, the acquired plane is
+shown (thick sagittal slices of a spine sagittally). Axes are brought to the nearest canonical orientation without
 resampling. Axial and coronal pictures show the patient's right on the left; axial ones have the front at the top,
 coronal and sagittal ones the head, and sagittal ones look to the left. Values have no window of their own: CT in
 Hounsfield units is shown as soft tissue (40/400), anything else between its percentiles.
@@ -37,11 +37,11 @@ from medsyn.data.images.pixels import (
 from medsyn.errors import InputError
 
 _PLANES = ("sagittal", "coronal", "axial")  # the plane across the canonical axis 0 (to the right), 1 (front), 2 (head)
-_SIGNAL = 0.05  # of the greatest standard deviation of a slice: what is below carries no signal
+_SIGNAL = 0.05  # of the greatest standard deviation of a slice: a slice below it carries no signal
 _THICK = 2.0
-_MAX_SIDE = 2**15 - 1  # NIfTI-1 has no more; NIfTI-2 could announce billions of tiny slices
+_MAX_SIDE = 2**15 - 1  # the limit of NIfTI-1; NIfTI-2 could declare billions of tiny slices
 _MAX_OFFSET = 2**24  # bytes of header extensions; nibabel reads them whole
-_AIR = -200.0  # Hounsfield units: a CT has air in it, and its values go below this
+_AIR = -200.0  # Hounsfield units: a CT contains air, which is below this
 
 
 def read_nifti(path: Path, modality: str | None = None) -> Image:
@@ -49,10 +49,10 @@ def read_nifti(path: Path, modality: str | None = None) -> Image:
 
     Args:
         path: a `.nii` or `.nii.gz` file.
-        modality: what the table says; CT decides the window.
+        modality: what the table says; for CT it decides the window.
 
     Raises:
-        InputError: damaged, blank, not a 2-D, 3-D or 4-D image, or of a size that is refused.
+        InputError: damaged, blank, not a 2-D, 3-D or 4-D image, or of a refused size.
     """
     record = Record(path)
     try:
@@ -95,30 +95,30 @@ def _read(record: Record, stream: BufferedIOBase, modality: str | None) -> Image
 
 
 def _load(record: Record, stream: BufferedIOBase) -> Any:
-    """The file as a nibabel image whose data is still in the file; refuses by the header what is too large."""
+    """The file as a nibabel image whose data is still in the file; refuses by its header a file that is too large."""
     is_nifti2 = (540).to_bytes(4, "little"), (540).to_bytes(4, "big")
     start = stream.read(4)
     if len(start) < 4:
-        raise record.refuse("is damaged: it ends before its header does")
+        raise record.refuse("is damaged: it ends within its header")
     kind = nib.Nifti2Image if start in is_nifti2 else nib.Nifti1Image
     header = kind.header_class(start + stream.read(kind.header_class.sizeof_hdr - 4), check=False)
     shape, item = header.get_data_shape(), header.get_data_dtype().itemsize
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if not 2 <= len(shape) <= 4 or min(shape) < 1:
-        raise record.refuse(f"has the shape {shape}; a picture is cut from 2, 3 or 4 dimensions")
+        raise record.refuse(f"has the shape {shape}; only 2, 3 or 4 dimensions are supported")
     size = math.prod(shape[:3]) * item
     if size > MAX_VOLUME_BYTES or math.prod(shape[:2]) > MAX_PIXELS or max(shape[:3]) > _MAX_SIDE:
         raise record.refuse(
-            f"announces a volume of {' x '.join(map(str, shape[:3]))} and {size:,} bytes; at most {MAX_VOLUME_BYTES:,} "
+            f"declares a volume of {' x '.join(map(str, shape[:3]))} and {size:,} bytes; at most {MAX_VOLUME_BYTES:,} "
             f"bytes, planes of {MAX_PIXELS:,} pixels and sides of {_MAX_SIDE:,} are read"
         )
     offset = int(header["vox_offset"])
     if not 0 <= offset <= _MAX_OFFSET:
-        raise record.refuse(f"announces {offset:,} bytes before its data; at most {_MAX_OFFSET:,} are read")
-    announced, found = offset + math.prod(shape) * item, record.path.stat().st_size
-    if not isinstance(stream, gzip.GzipFile) and found < announced:
-        raise record.refuse(f"has {found:,} bytes, but its header announces {announced:,}")
+        raise record.refuse(f"declares {offset:,} bytes before its data; at most {_MAX_OFFSET:,} are read")
+    declared, found = offset + math.prod(shape) * item, record.path.stat().st_size
+    if not isinstance(stream, gzip.GzipFile) and found < declared:
+        raise record.refuse(f"has {found:,} bytes, but its header declares {declared:,}")
     stream.seek(0)
     return kind.from_stream(stream)
 
@@ -135,7 +135,7 @@ def _orientation(record: Record, image: Any) -> np.ndarray:
     finite = np.isfinite(image.affine).all()
     orientation = nib.orientations.io_orientation(image.affine if finite else np.zeros((4, 4)))
     if not np.isfinite(orientation).all():
-        record.warnings.append("the header's affine is singular; the axes are taken to run right, front and up")
+        record.warnings.append("the header's affine is singular; the axes are assumed to run right, front and up")
         return np.array([[0, 1], [1, 1], [2, 1]])
     codes = "".join(nib.orientations.ornt2axcodes(orientation))
     if codes != "RAS":
@@ -203,7 +203,7 @@ def _choose_slice(record: Record, contrast: np.ndarray) -> int:
         raise record.refuse("is blank: no slice has two different finite values")
     index = next(index for index in nearest_first(len(contrast)) if contrast[index] >= _SIGNAL * contrast.max())
     if index != len(contrast) // 2:
-        record.warnings.append("the middle slice is blank; the nearest that carries signal is taken")
+        record.warnings.append("the middle slice is blank; the nearest one with signal is used")
     return index
 
 

@@ -1,8 +1,7 @@
-"""What every reader shares: the picture it hands out, the sizes it refuses, and how stored values become 0..1.
+"""What all readers share: the picture they return, the sizes they refuse, and how stored values become 0..1.
 
-A reader asks `refuse_shape` before it decodes anything and ends with `finish`, which refuses pictures without content.
-
-From a picture of any shape to the square that the models take, without distorting or cropping anatomy.
+A reader calls `refuse_shape` before it decodes anything and ends with `finish`, which refuses pictures without content.
+`fit_square` makes the square that the models take, without distorting or cropping anatomy.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from medsyn.errors import InputError
 
 MAX_PIXELS = 2**25  # of one picture: 5792 x 5792, more than the largest mammography and fundus detectors
 MAX_FILE_BYTES = 2**29  # of a DICOM file, which is held in memory whole
-MAX_INFLATED_BYTES = 2**28  # that a deflated DICOM file may unpack to, also held whole
+MAX_INFLATED_BYTES = 2**28  # that a deflated DICOM file may unpack to; also held in memory
 MAX_VOLUME_BYTES = 2**31  # of one NIfTI volume, which is read slice by slice and never held: a bound on time
 MIN_SIDE = 16
 MAX_ASPECT = 8  # longer side : shorter side
@@ -28,17 +27,17 @@ PERCENTILES = (0.5, 99.5)
 
 @dataclass(frozen=True)
 class Image:
-    """One picture and the record of how it was made from the file."""
+    """One picture and the steps that made it from the file."""
 
     pixels: np.ndarray  # float32 [H, W, C], C 1 (grey) or 3 (RGB), values in 0..1
     steps: tuple[str, ...]
     warnings: tuple[str, ...]
-    synthetic: bool  # the file says that it was generated
+    synthetic: bool  # the file is marked as generated
 
 
 @dataclass
 class Record:
-    """What a reader did to one file, as it goes. Never holds a header's text: that may name a patient."""
+    """What a reader has done to one file. Never contains text of a header, which may name a patient."""
 
     path: Path
     steps: list[str] = field(default_factory=list)
@@ -89,7 +88,7 @@ def stretch_percentiles(record: Record, values: np.ndarray, counted: np.ndarray 
     """
     inside = values if counted is None else values[counted]
     if inside.size == 0:
-        raise record.refuse("is blank: there is nothing but padding")
+        raise record.refuse("is blank: it contains only padding")
     low, high = (float(value) for value in np.percentile(inside, PERCENTILES))
     name = f"percentiles {PERCENTILES[0]:g} to {PERCENTILES[1]:g}"
     if low == high:
@@ -112,7 +111,7 @@ def resize(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def square_pixels(record: Record, pixels: np.ndarray, row_spacing: float, column_spacing: float) -> np.ndarray:
-    """The picture with the coarser axis enlarged until a pixel is as high as it is wide.
+    """The picture with the coarser axis enlarged so that pixels are square.
 
     Args:
         record: receives the step.

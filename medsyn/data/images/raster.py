@@ -1,7 +1,7 @@
 """PNG and JPEG files of any bit depth and mode.
 
-Eight bits and less are shown as they are stored. Sixteen-bit files seldom use their whole range (a CT has 12 bits),
-so their own range is what becomes 0..1. Alpha of any kind is composited on black; the EXIF orientation is applied.
+Up to eight bits are shown as stored. Sixteen-bit files seldom use their whole range (a CT has 12 bits), so the range
+they use becomes 0..1. Alpha of any kind is composited on black; the EXIF orientation is applied.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def read_raster(path: Path) -> Image:
     """Read a PNG or JPEG file; grey stays one channel.
 
     Raises:
-        InputError: the file is damaged, blank, or of a size that is refused.
+        InputError: the file is damaged, blank, or of a refused size.
     """
     record = Record(path)
     try:
@@ -35,7 +35,7 @@ def read_raster(path: Path) -> Image:
     except InputError:
         raise
     except PillowImage.DecompressionBombError:
-        raise record.refuse(f"has more than the {MAX_PIXELS:,} pixels that are read") from None
+        raise record.refuse(f"has more than {MAX_PIXELS:,} pixels, the most that are read") from None
     except Exception as error:  # decoders of damaged files raise anything: OSError, SyntaxError, struct.error, ...
         raise record.refuse(f"is damaged and cannot be decoded ({type(error).__name__})") from None
 
@@ -55,7 +55,7 @@ def _read(record: Record, opened: PillowImage.Image) -> Image:
     values = np.asarray(_eight_bit(record, opened), dtype=np.float32)
     values /= 255
     if opened.format == "PNG" and _png_bit_depth(record.path) == 16:
-        record.warnings.append("16-bit colour or alpha is read at 8 bits a channel")
+        record.warnings.append("16-bit colour or alpha is read at 8 bits per channel")
         values = _own_range(record, values)
     return finish(record, values, synthetic)
 

@@ -1,6 +1,6 @@
-"""The one door to image files: PNG, JPEG, DICOM or NIfTI in, float32 [H, W, C] in 0..1 out, with what was done.
+"""The only reader of image files: PNG, JPEG, DICOM or NIfTI in, float32 [H, W, C] in 0..1 out, with the steps taken.
 
-A file must be what its name says, so nothing is decoded by guess: the first bytes decide, before any decoder sees
+A file must be what its name says, so nothing is decoded by guessing: the first bytes decide, before any decoder sees
 them. Sizes are refused from the header (`medsyn.data.images.pixels`): a small file cannot make a large array.
 """
 
@@ -42,27 +42,27 @@ def read_image(path: str | Path, modality: str | None = None) -> Image:
     """Read one image file.
 
     Args:
-        path: a `.png`, `.jpg`, `.jpeg`, `.dcm`, `.dicom`, `.nii` or `.nii.gz` file; case does not count.
-        modality: one of the five modalities, where a table names it. It decides how values without a window of their
+        path: a `.png`, `.jpg`, `.jpeg`, `.dcm`, `.dicom`, `.nii` or `.nii.gz` file; case is ignored.
+        modality: one of the five modalities, if a table names it. It decides how values without a window of their
             own are shown (CT: soft tissue, 40/400 HU), and a DICOM header that contradicts it is a warning.
 
     Raises:
-        InputError: the file cannot be used; the reason holds nothing that a header says about a patient.
+        InputError: the file cannot be used; the reason contains nothing that a header says about a patient.
     """
     record = Record(Path(path))
     expected = _FORMATS.get(_extension(record.path))
     if expected is None:
-        raise record.refuse(f"is not an image by its name; supported are {', '.join(_FORMATS)}")
+        raise record.refuse(f"does not have the name of an image; supported are {', '.join(_FORMATS)}")
     content = _content(_head(record))
     # A DICOM file without its preamble starts like no other format; its reader can say more about it.
     if content != expected and not (expected == "DICOM" and content is None):
-        said = f"its content is {content}" if content else "its content is of no known kind"
+        said = f"its content is {content}" if content else "its content is of an unknown kind"
         raise record.refuse(f"{said}, but its name says {expected}")
     if expected in ("PNG", "JPEG"):
         return read_raster(record.path)
     if expected == "DICOM":
         from medsyn.data.images.dicom import (
-            read_dicom,  # pydicom and nibabel take half a second: only who needs them waits
+            read_dicom,  # pydicom and nibabel take half a second: imported only if needed
         )
 
         return read_dicom(record.path, modality)
@@ -81,7 +81,7 @@ def _head(record: Record) -> bytes:
     try:
         mode = record.path.stat().st_mode
         if not stat.S_ISREG(mode):
-            raise record.refuse("is a folder" if stat.S_ISDIR(mode) else "is not a regular file")
+            raise record.refuse("is a directory" if stat.S_ISDIR(mode) else "is not a regular file")
         with record.path.open("rb") as stream:
             head = stream.read(132)
     except OSError as error:
@@ -92,7 +92,7 @@ def _head(record: Record) -> bytes:
 
 
 def _content(head: bytes) -> str | None:
-    """The format that a file's first bytes tell, None if they tell none."""
+    """The format of a file by its first bytes, None if unknown."""
     if head[128:132] == b"DICM":
         return "DICOM"
     if head[:4] in _NIFTI_STARTS:

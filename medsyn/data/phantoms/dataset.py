@@ -44,19 +44,19 @@ def write_dataset(
     """Write the phantom data set: `metadata.csv`, `ratings.csv`, `prompts.csv` and the images that they name.
 
     Formats are as in real life: PNG and JPEG, DICOM for X-ray (some MONOCHROME1) and CT (in Hounsfield units), NIfTI
-    volumes in several orientations for MRI. The same arguments give the same bytes. The directory appears whole, with
-    `done.json` in it; when it is there, there is nothing to do.
+    volumes in several orientations for MRI. The same arguments give the same bytes. The directory appears complete,
+    with `done.json` in it; if that exists, nothing is done.
 
     Args:
-        directory: Where; created if needed.
+        directory: Where to write; created if needed.
         images_per_kind: Captioned images of each kind, and as many rated ones.
-        prompts_per_kind: Prompts of each kind; all ask for excellent quality.
+        prompts_per_kind: Prompts of each kind; all request excellent quality.
         image_size: Pixels per side.
         seed: Of all phantoms.
-        progress: Called with (images written, images in all) after each image.
+        progress: Called with (images written, total) after each image.
 
     Raises:
-        InputError: `directory` holds phantoms of other settings, or something else.
+        InputError: `directory` contains phantoms with different settings, or something else.
     """
     settings = {
         "images_per_kind": images_per_kind,
@@ -66,13 +66,13 @@ def write_dataset(
     }
     done = directory / "done.json"
     if done.exists():
-        if disk.read_json(done) != settings:
-            raise InputError(directory, f"holds phantoms of other settings ({disk.read_json(done)}); choose another")
+        if (found := disk.read_json(done)) != settings:
+            raise InputError(directory, f"contains phantoms with other settings ({found}); choose another directory")
         return
     if directory.exists() and any(directory.iterdir()):
-        raise InputError(directory, "is not empty, and what it holds is not a finished phantom data set")
+        raise InputError(directory, "is not empty and does not contain a complete phantom data set")
 
-    from medsyn.data.phantoms.files import encode  # pydicom and nibabel would slow a login node's answers
+    from medsyn.data.phantoms.files import encode  # pydicom and nibabel would slow down commands on login nodes
 
     files: dict[str, Phantom] = {}
     images, ratings, prompts = [], [], []
@@ -107,9 +107,9 @@ def _images(kind: str, count: int, seed: int, files: dict[str, Phantom]) -> Rows
 
 
 def _ratings(kind: str, count: int, seed: int, files: dict[str, Phantom]) -> Rows:
-    """Rated images, a third of each quality; an expert is right, a second rater often and of expert level 1.
+    """Rated images, a third of each quality; an expert is right, a second rater is often right and of expert level 1.
 
-    The prompt is what was asked for and the rating how it came out, so every prompt asks for excellence.
+    The prompt is the request and the rating the outcome, so every prompt requests excellence.
     """
     rng = np.random.default_rng(seed_of(seed, kind, "raters"))
     rows: Rows = []

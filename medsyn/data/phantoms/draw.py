@@ -364,7 +364,7 @@ def draw(
     """One phantom as display values, not yet clipped to 0..1.
 
     Args:
-        kind: One of `phantoms.KINDS`.
+        kind: One of `phantom.KINDS`.
         finding: One of the kind's findings.
         side: "left", "right" or None.
         quality: 1 poor, 2 acceptable, 3 excellent.
@@ -373,7 +373,7 @@ def draw(
         zoom: Size of the anatomy in the picture; below 1 for slices away from a volume's middle.
 
     Returns:
-        float32 [size, size, C], C = 3 for Fundus and 1 otherwise. 0..1 is what is shown; bone in CT lies above.
+        float32 [size, size, C], C = 3 for Fundus and 1 otherwise. 0..1 is the displayed range; bone in CT lies above.
     """
     eye = kind in ("OCT", "Fundus")
     direction = 0 if side is None else (-1 if side == "right" else 1)

@@ -1,6 +1,6 @@
-"""A phantom as a file of the format that its kind comes in: PNG, JPEG, DICOM or NIfTI, to the byte reproducible.
+"""A phantom as a file in the format of its kind: PNG, JPEG, DICOM or NIfTI, reproducible to the byte.
 
-Reading a file properly (rescale and window, canonical axes, radiological display) shows what `phantoms.render` shows.
+Reading a file properly (rescale and window, canonical axes, radiological display) shows what `phantom.render` shows.
 """
 
 from __future__ import annotations

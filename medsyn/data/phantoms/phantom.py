@@ -48,7 +48,7 @@ _PLACE = {
 _PLACE_OF_FINDING = {"pleural effusion": " at the {} lung base"}
 
 
-class Facts(NamedTuple):
+class Label(NamedTuple):
     """What a caption states."""
 
     kind: str
@@ -69,14 +69,14 @@ class Phantom:
     seed: int
 
     @property
-    def facts(self) -> Facts:
+    def label(self) -> Label:
         """What the caption states."""
-        return Facts(self.kind, self.finding, self.side, self.quality)
+        return Label(self.kind, self.finding, self.side, self.quality)
 
     @property
     def caption(self) -> str:
         """The text that goes with the image."""
-        return _caption(self.facts)
+        return _caption(self.label)
 
     @property
     def modality(self) -> str:
@@ -84,10 +84,10 @@ class Phantom:
         return MODALITY_OF[self.kind]
 
 
-def _caption(facts: Facts) -> str:
-    place = _PLACE_OF_FINDING.get(facts.finding, _PLACE[facts.kind])
-    where = "" if facts.side is None else place.format(facts.side)
-    return f"{facts.kind}: {facts.finding}{where}, {QUALITY_WORDS[facts.quality]} image quality"
+def _caption(label: Label) -> str:
+    place = _PLACE_OF_FINDING.get(label.finding, _PLACE[label.kind])
+    where = "" if label.side is None else place.format(label.side)
+    return f"{label.kind}: {label.finding}{where}, {QUALITY_WORDS[label.quality]} image quality"
 
 
 def _sides(kind: str, finding: str) -> tuple[str | None, ...]:
@@ -96,16 +96,16 @@ def _sides(kind: str, finding: str) -> tuple[str | None, ...]:
 
 
 _BY_CAPTION = {
-    _caption(facts).casefold(): facts
+    _caption(label).casefold(): label
     for kind in KINDS
     for finding in FINDINGS[kind]
     for side in _sides(kind, finding)
     for quality in QUALITY_WORDS
-    for facts in [Facts(kind, finding, side, quality)]
+    for label in [Label(kind, finding, side, quality)]
 }
 
 
-def parse_caption(text: str) -> Facts | None:
+def parse_caption(text: str) -> Label | None:
     """What a phantom's caption states, or None for any other text."""
     return _BY_CAPTION.get(" ".join(text.split()).casefold())
 
@@ -120,8 +120,8 @@ def draw_phantom(
 ) -> Phantom:
     """Choose phantom number `index` of `kind`: a pure function of its arguments.
 
-    Three consecutive indices (from a multiple of three) show each finding once, six show it on either side. What is
-    given is kept, and the rest is chosen as if nothing had been given; a normal radiology image has no side.
+    Three consecutive indices (from a multiple of three) show each finding once, six show it on either side. Given
+    values are kept, and the others are chosen as if none had been given; a normal radiology image has no side.
 
     Raises:
         ValueError: The kind, the finding, the side or the quality is unknown.
@@ -154,6 +154,6 @@ def render(phantom: Phantom, size: int) -> np.ndarray:
 
 
 def draw_values(phantom: Phantom, size: int, zoom: float = 1.0) -> np.ndarray:
-    """`phantom_images.draw` of a phantom: display values that are not yet clipped."""
+    """`draw.draw` of a phantom: display values, not yet clipped; float32 [size, size, C]."""
     key = (phantom.seed, phantom.kind, phantom.index)
     return draw.draw(phantom.kind, phantom.finding, phantom.side, phantom.quality, key, size, zoom)

@@ -1,4 +1,4 @@
-"""What phantoms are drawn with: shapes as signed distance fields, smooth noise, and what spoils a picture.
+"""What phantoms are drawn with: shapes as signed distance fields, smooth noise, and image degradations.
 
 Coordinates are x to the image's right and y down, both -1..1 over the square image, so a phantom is the same picture
 at every size.
@@ -95,7 +95,7 @@ def bump(distance: np.ndarray, width: float) -> np.ndarray:
 
 _GRAIN_CELLS = 76
 
-# What goes wrong with each kind of picture; one of them is picked per phantom, and noise always comes along.
+# The degradations of each kind of picture; one is picked per phantom, and noise is always added.
 _FAULTS: dict[str, tuple[str, ...]] = {
     "OCT": ("noise", "blur", "dark"),
     "Fundus": ("blur", "dark", "bright"),

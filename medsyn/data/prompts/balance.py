@@ -1,7 +1,7 @@
-"""A prompt list with the same number of images for every combination of some columns' values: a cell.
+"""A prompt list with the same number of images for every combination (cell) of the values of some columns.
 
 The source (a data set's captions, or a prompt list) is read twice and never held: the first pass finds the cells, the
-second keeps as many captions of each as are wanted, those that come first in an order drawn by the seed.
+second keeps as many captions of each as are wanted: the first ones in an order drawn by the seed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Cell = tuple[str, ...]  # one value per column
 
 @dataclass(frozen=True)
 class BalancedCell:
-    """One cell: how many captions there are for it, and how many images are asked for."""
+    """One cell: how many captions it has, and how many images are requested."""
 
     values: Cell
     captions: int
@@ -42,7 +42,7 @@ class BalancedCell:
 
     @property
     def most_of_one(self) -> int:
-        """Images of its caption with the most."""
+        """Images of the caption that gets the most."""
         return -(-self.images // self.captions)
 
 
@@ -56,7 +56,7 @@ class Balanced:
     left_out: int  # rows of the source without a value in one of the columns
 
     def absent(self, most: int) -> list[Cell]:
-        """Combinations of the columns' values that no row of the source has, at most so many."""
+        """Combinations of the columns' values that no row of the source has, at most `most` of them."""
         values = [sorted(set(column)) for column in zip(*(cell.values for cell in self.cells), strict=True)]
         there = {cell.values for cell in self.cells}
         return list(islice((cell for cell in product(*values) if cell not in there), most))
@@ -69,17 +69,17 @@ def balance(
 
     Args:
         path: a data set's table (captions are prompts, with its modality) or a prompt list.
-        columns: `modality` or further columns, as the source names them; case does not count.
-        total: images in all, or
-        per_cell: images of each cell; one of the two.
-        draw: the seed that decides which captions are taken where there are more than are wanted.
+        columns: `modality` or passthrough columns, as the source names them, ignoring case.
+        total: images in all.
+        per_cell: images of each cell; give one of the two.
+        draw: the seed that decides which captions are used if there are more than needed.
 
     Raises:
         InputError, InputProblems: the source cannot be read, or has no such column.
     """
     for column in columns:
         if column.casefold() in COLUMNS and column.casefold() != "modality":
-            raise InputError("--by", f"{show(column)} says how an image is made, which cannot be balanced")
+            raise InputError("--by", f"{show(column)} is a setting of the generation and cannot be balanced")
     source = _source(path, columns)
     captions, left_out, names = _count(source, columns)
     cells = sorted(captions)
@@ -121,7 +121,7 @@ def _record(row: PromptRow) -> dict[str, Scalar]:
 
 
 def _source(path: Path, columns: Sequence[str]) -> PromptSource:
-    """The prompts of a file; of a data set's table its captions, with the columns that are asked for."""
+    """The prompts of a file; of a data set's table its captions, with the requested columns."""
     if table_kind(path) == "prompts":
         return PromptSource.file(path)
 
@@ -158,7 +158,7 @@ def _cell(row: PromptRow, columns: Sequence[str]) -> tuple[Cell, list[str]] | No
 
 
 def _count(source: PromptSource, columns: Sequence[str]) -> tuple[Counter[Cell], int, list[str]]:
-    """Captions of each cell, rows that belong to none, and what the source calls the columns."""
+    """Captions of each cell, the number of rows that belong to none, and the source's names of the columns."""
     captions: Counter[Cell] = Counter()
     seen, faults, left_out, names = Seen(), new_faults(source.name), 0, list(columns)
     known: dict[str, None] = {}
@@ -185,14 +185,14 @@ def _count(source: PromptSource, columns: Sequence[str]) -> tuple[Counter[Cell],
 
 
 def _no_column(column: str, names: Iterable[str]) -> str:
-    """That a source has no such column, and which one may have been meant."""
+    """The message that a source has no such column, with a suggestion."""
     there = list({name.casefold(): name for name in names}.values())
     meant = did_you_mean(column, there, show=show)
     return f"there is no column {show(column)} (--by); the columns are {', '.join(map(show, there))}{meant}"
 
 
 def _choose(source: PromptSource, columns: Sequence[str], wanted: Mapping[Cell, int], draw: int) -> dict[Cell, list]:
-    """At most as many rows of each cell as images are wanted of it: those drawn first."""
+    """The rows of each cell that are drawn first, at most as many as images are wanted."""
     kept: dict[Cell, list[tuple[int, int, PromptRow]]] = {cell: [] for cell in wanted}
     seen = Seen()
     for number, row in enumerate(source.rows(new_faults(source.name))):
@@ -211,6 +211,6 @@ def _key(cell: Cell, row: PromptRow) -> str:
 
 
 def _share(rows: Sequence[PromptRow], images: int) -> list[PromptRow]:
-    """The rows with `images` dealt to them as evenly as can be."""
+    """The rows with `images` distributed over them as evenly as possible."""
     each, rest = divmod(images, len(rows))
     return [replace(row, n=each + (place < rest)) for place, row in enumerate(rows)]

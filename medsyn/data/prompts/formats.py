@@ -1,11 +1,10 @@
 """From a prompt list's file to (row, {column: value}), one row at a time: CSV, JSON lines, Parquet, plain text.
 
-Known columns come under their own names however their case is written, further ones under the file's. A further column
-that is most likely a misspelt known one refuses the file: its values would be carried along and do nothing.
+Known columns are found by name, ignoring case; all others are passthrough columns under the file's names. One that is
+most likely a misspelt known column refuses the file: its values would be passed through and have no effect.
 
-What a prompt list's further columns are called in the tables of generated images.
-
-A column keeps its name, unless the tables have one of that name (case does not count): then it is `prompt_<name>`.
+A passthrough column keeps its name in the tables of generated images, unless they have a column of that name (ignoring
+case): then it is `prompt_<name>`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from medsyn.records import RESERVED
 from medsyn.text import closest
 
 COLUMNS = ("id", "prompt", "modality", "n", "seed", "num_inference_steps", "guidance_scale", "negative_prompt")
-MOST_FURTHER_COLUMNS = 64
+MOST_PASSTHROUGH_COLUMNS = 64
 MOST_LETTERS = 100  # of a column's name
 INDEX = "index.json"  # of a campaign's own lists
 
@@ -62,16 +61,16 @@ def read_records(path: Path, faults: Faults) -> Records:
         return
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise InputError(path, f"a prompt list is a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
+        raise InputError(path, f"a prompt list must be a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
     yield from reader(path, faults)
 
 
 class _Names:
-    """What the columns of one file are called."""
+    """The names of the columns of one file."""
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
-        self._known: dict[str, str] = {}  # as written -> as it is called here; "" for none
+        self._known: dict[str, str] = {}  # as written -> the name used here; "" if ignored
 
     def translate(self, row: int, record: Mapping[str, Any]) -> dict[str, Any]:
         """A record under the names used here."""
@@ -81,7 +80,7 @@ class _Names:
                 known[written] = self._name(row, written, record)
         translated = {known[written]: value for written, value in record.items() if known[written]}
         if len(translated) != len(record):
-            self._tell_twins(row, record)
+            self._report_twins(row, record)
         return translated
 
     def _name(self, row: int, written: str, among: Iterable[str]) -> str:
@@ -89,39 +88,39 @@ class _Names:
         if name.casefold() in COLUMNS:
             return name.casefold()
         if not name.isprintable() or len(name) > MOST_LETTERS:
-            self._faults.refuse_file(row, None, f"{ascii(name)[:100]} is no name of a column")
+            self._faults.refuse_file(row, None, f"{ascii(name)[:100]} is not a valid column name")
             return ""
         if not name:
-            self._faults.warn(row, None, "a column without a name is not read")
+            self._faults.warn(row, None, "a column without a name is ignored")
             return ""
         if re.sub(r"[\W_]", "", name.casefold()) in _PATIENTS:
-            self._faults.warn(row, name, "is not carried to the images: nothing of a patient is")
+            self._faults.warn(row, name, "is not passed through to the images: it may identify patients")
             return ""
         present = {other.strip().casefold() for other in among}
         meant = meant_column(name)
         if meant is not None and meant not in present:
-            self._faults.refuse_file(row, name, f"is not a known column; rename it to {show(meant)}, or to what it is")
-        elif sum(other not in COLUMNS for other in self._known.values()) == MOST_FURTHER_COLUMNS:
-            reason = f"there are more than {MOST_FURTHER_COLUMNS} further columns"
+            self._faults.refuse_file(row, name, f"is not a known column; rename it to {show(meant)} or otherwise")
+        elif sum(other not in COLUMNS for other in self._known.values()) == MOST_PASSTHROUGH_COLUMNS:
+            reason = f"there are more than {MOST_PASSTHROUGH_COLUMNS} passthrough columns"
             raise InputError(self._faults.source, reason, row, name)
-        self._tell_clash(row, name)
+        self._report_clash(row, name)
         return name
 
-    def _tell_clash(self, row: int, name: str) -> None:
-        """Refuse a list of which two further columns would have one name in the tables of images."""
+    def _report_clash(self, row: int, name: str) -> None:
+        """Refuse a list in which two passthrough columns would have the same name in the tables of images."""
         further = [other for other in self._known.values() if other and other not in COLUMNS]
         if other := clash(name, further):
-            reason = f"{show(other)} and it would both be called {show(carried_name(name))} in the tables of images"
-            self._faults.refuse_file(row, name, f"{reason}; rename one of the two")
+            reason = f"it and {show(other)} would both be called {show(passthrough_name(name))} in the tables of images"
+            self._faults.refuse_file(row, name, f"{reason}; rename one of them")
 
-    def _tell_twins(self, row: int, record: Mapping[str, Any]) -> None:
+    def _report_twins(self, row: int, record: Mapping[str, Any]) -> None:
         names = [self._known[written] for written in record if self._known[written]]
         for name in dict.fromkeys(name for name in names if names.count(name) > 1):
             self._faults.refuse_file(row, name, same_name(names.count(name)))
 
 
 def meant_column(name: str) -> str | None:
-    """The known column that a column of another name was most likely meant to be."""
+    """The known column that a column of a different name was most likely meant to be."""
     squeezed = {re.sub(r"[\W_]", "", column): column for column in COLUMNS}
     key = re.sub(r"[\W_]", "", name.casefold())
     if key in squeezed:
@@ -138,13 +137,13 @@ def _csv(path: Path, faults: Faults) -> Records:
         _check_header(faults, header)
         return names.translate(1, {name: place for place, name in enumerate(header)})
 
-    # cut what no field may hold, and the csv module gives no such field up: the row is told, with its column
+    # longer than any field may be, but short enough for the csv module: the row is reported, with its column
     lines = (_LONG_PIECE.sub(lambda match: match[0][:20000], line) for line in text_lines(path))
     yield from csv_rows(faults, lines, columns)
 
 
 def _check_header(faults: Faults, header: Sequence[str]) -> None:
-    """Refuse a header in which a name is there twice, or none is `prompt`; say which column may have been meant."""
+    """Refuse a header with a repeated name or without `prompt`; suggest the column that may have been meant."""
     for name in dict.fromkeys(name for name in header if name.strip() and header.count(name) > 1):
         faults.refuse_file(1, name, same_name(header.count(name)))
     try:
@@ -168,10 +167,10 @@ def _json_lines(path: Path, faults: Faults) -> Records:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply, or too long a number"
-            faults.error(row, None, f"is not JSON: {reason}; every line is one object such as {_EXAMPLE}")
+            faults.error(row, None, f"is not JSON: {reason}; every line must be an object such as {_EXAMPLE}")
             continue
         if not isinstance(record, dict):
-            faults.error(row, None, f"is JSON but no object; every line is one such as {_EXAMPLE}")
+            faults.error(row, None, f"is JSON, but not an object; every line must be one, such as {_EXAMPLE}")
             continue
         yield row, names.translate(row, record)
 
@@ -181,9 +180,9 @@ _EXAMPLE = '{"prompt": "CT: normal", "modality": "CT"}'
 
 def _parquet(path: Path, faults: Faults) -> Records:
     if not path.is_file():
-        raise InputError(path, "is a folder, not a table" if path.is_dir() else "there is no such file")
+        raise InputError(path, "is a directory, not a table" if path.is_dir() else "there is no such file")
     try:
-        from pyarrow import ArrowException, parquet  # takes a second that other lists need not wait
+        from pyarrow import ArrowException, parquet  # takes a second; only Parquet needs it
     except ImportError:
         reason = "needs pyarrow, which is not installed here; write the list as CSV or JSON lines"
         raise InputError(path, reason) from None
@@ -217,21 +216,21 @@ _READERS: dict[str, Callable[[Path, Faults], Records]] = {
 SUFFIXES = tuple(_READERS)
 
 
-def carried_name(column: str) -> str:
-    """What a further column is called in the tables."""
+def passthrough_name(column: str) -> str:
+    """The name of a passthrough column in the tables."""
     return f"prompt_{column}" if column.casefold() in RESERVED else column
 
 
 def clash(column: str, others: Iterable[str]) -> str | None:
-    """That one of `others` which would be called in the tables as `column` would, or None."""
-    name = carried_name(column).casefold()
-    return next((other for other in others if other != column and carried_name(other).casefold() == name), None)
+    """The one of `others` that would have the same name in the tables as `column`, or None."""
+    name = passthrough_name(column).casefold()
+    return next((other for other in others if other != column and passthrough_name(other).casefold() == name), None)
 
 
 def table_kind(path: Path) -> str:
-    """`dataset`, `ratings` or `prompts`, by the columns in the first line; what is no CSV file is a prompt list.
+    """`dataset`, `ratings` or `prompts`, by the columns in the first line; a file that is not CSV is a prompt list.
 
-    What is none of them is called a data set, whose reader says what is missing.
+    A table that is none of them counts as a data set, whose reader reports what is missing.
     """
     if path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".csv":
         return "prompts"

@@ -1,4 +1,4 @@
-"""What a long list has had before, in 24 bytes per place: a hash table of 128-bit hashes, for a million rows 50 MB.
+"""What a long list has already contained: a hash table of 128-bit hashes, 24 bytes a slot, 50 MB for a million rows.
 
 A Python set of as many texts takes several times that. Two texts share a 128-bit hash once in 10^26 lists of a
 million.
@@ -45,10 +45,10 @@ class Seen:
         self._mask = size - 1
         self._high = array("Q", bytes(8 * size))
         self._low = array("Q", bytes(8 * size))
-        self._numbers = array("Q", bytes(8 * size))  # 0: the place is free
+        self._numbers = array("Q", bytes(8 * size))  # 0: the slot is free
 
     def _slot(self, text: str) -> int:
-        """The place of `text`, which is written to it if the place is free."""
+        """The slot of `text`; its hash is written there if the slot is free."""
         digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
         high, low = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
         return self._place(high, low)

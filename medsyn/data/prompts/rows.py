@@ -2,12 +2,13 @@
 
 The file is a CSV, JSON lines, Parquet or a text file with a prompt a line (blank lines and lines that start with `#`
 are skipped). `prompt` is required; `id`, `modality`, `n`, `seed`, `num_inference_steps`, `guidance_scale` and
-`negative_prompt` are optional, and an empty value is the configuration's; further columns are carried to the manifest.
+`negative_prompt` are optional, and an empty value means the configuration's; all others are passthrough
+columns, copied to the manifest.
 
 * The modality comes from its column or else from the prompt's prefix (`Chest X-ray: ...`).
-* A prompt without an `id` is named after its modality, its text and how often the list had it before, so the name
+* A prompt without an `id` is named after its modality, its text and the number of its earlier occurrences, so the name
   does not depend on the order of the list. A prompt that is listed twice is two prompts.
-* Everything wrong is found in one pass and told with its row and column; of many errors the first are shown.
+* Everything wrong is found in one pass and reported with its row and column; of many errors the first are shown.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ from medsyn.stage import slug
 ERRORS_SHOWN = 50
 MOST_CHARACTERS = 10_000  # of one value; CLIP reads a few hundred
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_NO_NUMBER = {"nan", "none", "null", "<na>"}  # as text it may be a program's mistake: no number is guessed for it
+_NO_NUMBER = {"nan", "none", "null", "<na>"}  # as text these may be a program's mistake: no number is guessed
 
 Scalar = str | int | float | bool | None
 
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    """One prompt, and what the list says about it; None where that is left to the configuration."""
+    """One prompt and its settings; None means the configuration's value."""
 
     row: int
     prompt_id: str  # safe as a file name, unique in the list
@@ -58,9 +59,9 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class PromptSource:
-    """A prompt list that can be read as often as need be: a file, or a few texts."""
+    """A prompt list that can be read repeatedly: a file, or a few texts."""
 
-    name: str  # what problems name as their place
+    name: str  # what problems name as their source
     records: Callable[[Faults], Records]
     is_file: bool = True
 
@@ -76,7 +77,7 @@ class PromptSource:
         return cls(name, lambda faults: iter(records), is_file=False)
 
     def rows(self, faults: Faults) -> Iterator[PromptRow]:
-        """The good rows, one at a time; what is wrong with the others is told to `faults`.
+        """The good rows, one at a time; what is wrong with the others is added to `faults`.
 
         Raises:
             InputError, InputProblems: the list as a whole cannot be used; the latter once it has been read to its end.
@@ -94,7 +95,7 @@ class PromptSource:
 
 
 def check_prompts(path: Path) -> list[Problem]:
-    """Everything that is wrong with a prompt list, and what else is worth knowing about it."""
+    """All problems of a prompt list: errors and warnings."""
     source, faults = PromptSource.file(path), new_faults(path)
     try:
         for _ in source.rows(faults):
@@ -107,12 +108,12 @@ def check_prompts(path: Path) -> list[Problem]:
 def read_texts(
     name: str, texts: Iterable[Mapping[str, Any]], modality: str | None = None
 ) -> tuple[list[PromptRow], list[Problem]]:
-    """Prompts that are in no file, held to what the rows of a list are: those that are good, and every problem.
+    """Prompts that are not in a file, checked like the rows of a list: the good ones, and every problem.
 
     Args:
-        name: what problems name as their place.
-        texts: the columns of a list's row of each prompt.
-        modality: of all that do not say theirs.
+        name: what problems name as their source.
+        texts: for each prompt, the columns of a row.
+        modality: of the prompts that do not name theirs.
     """
     faults = Faults(name)
     reader = _Reader(faults)
@@ -122,18 +123,18 @@ def read_texts(
 
 
 def wrong_negative(text: str) -> list[str]:
-    """What is wrong with a negative prompt that is in no list; it is held to what a list's are."""
+    """What is wrong with a negative prompt that is not in a list; it is checked like one in a list."""
     _, problems = read_texts("", [{"prompt": "CT: any", "negative_prompt": text}])
     return [problem.reason for problem in problems]
 
 
 def new_faults(source: str | Path) -> Faults:
-    """Where the faults of a prompt list are told: of a million errors only the first are kept."""
+    """The faults of a prompt list: of a million errors only the first are kept."""
     return Faults(str(source), ERRORS_SHOWN)
 
 
 class _Reader:
-    """From records to rows; knows the ids and prompts it has had."""
+    """From records to rows; remembers the ids and prompts it has seen."""
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
@@ -159,12 +160,12 @@ class _Reader:
         if not self._check_id(row, prompt_id):
             return None
         if repeats > 1 and not given and {count, seed, steps, guidance, negative} == {None}:
-            faults.warn(row, "prompt", "the same prompt as in an earlier row: further images are made of it")
+            faults.warn(row, "prompt", "the same prompt as in an earlier row: more images are generated from it")
         extra = {column: value for column, value in values.items() if column not in COLUMNS}
         return PromptRow(row, prompt_id, prompt, modality, count, seed, steps, guidance, negative, extra)
 
     def _plain_values(self, row: int, record: Mapping[str, Any]) -> dict[str, Scalar]:
-        """The record's values; what cannot be one is told and left out."""
+        """The record's values; an invalid one is reported and left out."""
         values: dict[str, Scalar] = {}
         for column, value in record.items():
             reason = _refused(value)
@@ -173,7 +174,7 @@ class _Reader:
             else:
                 self._faults.error(row, column, reason)
         if "prompt" not in record:
-            self._faults.error(row, "prompt", "is not there; every row needs one")
+            self._faults.error(row, "prompt", "is missing; every row needs one")
         return values
 
     def _text(self, row: int, values: Mapping[str, Scalar]) -> tuple[str | None, str | None]:
@@ -189,23 +190,23 @@ class _Reader:
         return modality, prompt
 
     def _check_id(self, row: int, prompt_id: str) -> bool:
-        """Whether the row may be called so."""
+        """Whether the row may have this id."""
         first = self._ids.first(prompt_id.casefold(), row)
         if not _ID.fullmatch(prompt_id):
-            reason = "is no file name: up to 64 letters, digits, '.', '_', '-'"
+            reason = "is not a valid id: up to 64 letters, digits, '.', '_' and '-', a letter or digit first"
         elif first != row:
-            reason = f"is the id of line {first} already (case does not count)"
+            reason = f"is already the id of line {first} (case is ignored)"
         else:
             return True
         self._faults.error(row, "id", f"{show(prompt_id)} {reason}")
         return False
 
     def _line(self, row: int, values: Mapping[str, Scalar], column: str) -> str | None:
-        """A value as one line of text, '' if there is none; None if it has line breaks."""
+        """A value as one line of text, '' if it is empty; None if it has line breaks."""
         value = values.get(column)
         text = "" if value is None else str(value).strip()
         if "\n" in text or "\r" in text:
-            self._faults.error(row, column, f"{show(text)} holds a line break; write it in one line")
+            self._faults.error(row, column, f"{show(text)} contains a line break; write it on one line")
             return None
         return text
 
@@ -239,21 +240,21 @@ def _refused(value: Any) -> str | None:
     """Why a value cannot be one of a prompt list, or None if it can."""
     if not isinstance(value, str):
         known = value is None or isinstance(value, (bool, int, float, date, time, Decimal))
-        return None if known else f"holds a {type(value).__name__}; a value is a text or a number"
+        return None if known else f"is a {type(value).__name__}; a value must be a text or a number"
     if len(value) > MOST_CHARACTERS:
         return f"{show(value)} is longer than {MOST_CHARACTERS} characters"
     if "\0" in value:
-        return "holds a NUL byte"
-    return None if value.isascii() or _encodable(value) else f"{ascii(value)[:100]} is no Unicode text"
+        return "contains a NUL byte"
+    return None if value.isascii() or _encodable(value) else f"{ascii(value)[:100]} is not valid Unicode text"
 
 
 def _way_out(value: Scalar) -> str:
-    """What to write instead of a text that programs have for a number that is not there."""
+    """What to do about a text that programs write for a missing number."""
     return "; leave it empty if there is none" if str(value).strip().casefold() in _NO_NUMBER else ""
 
 
 def _plain(value: Any) -> Scalar:
-    """A value that JSON can hold; None for a number that is NaN, which is what tables have where there is none."""
+    """A value that JSON can hold; None for NaN, which tables have for a missing number."""
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return str(value) if isinstance(value, (date, time, Decimal)) else value

@@ -1,4 +1,4 @@
-"""The prompt list as the tasks read it: one file per modality, and an index that finds any item without reading it all.
+"""The prompt list as the tasks read it: one file per modality, and an index to find any item without reading them all.
 
 `inputs/prompts/ct.jsonl` holds one prompt per line, itself a valid prompt list. Prompts with the same number of steps,
 and with or without guidance, are neighbours (a run), otherwise they keep the order of the user's list. `ct.offsets`
@@ -26,23 +26,23 @@ from medsyn.stage import slug
 
 FORMAT = 1
 LINES_PER_OFFSET = 64
-# uint64 each, of the processor's order (little-endian): the byte where a line begins, and how many prompts are before
-# it, how many of those have no `n`, and how many images the others ask for
+# uint64 each, in the processor's order (little-endian): the byte where a line begins, how many prompts are before it,
+# how many of those have no `n`, and how many images the others request
 NUMBERS_PER_OFFSET = 4
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image that was asked for: a prompt and the number of its replicate. A None is the configuration's value."""
+    """One requested image: a prompt and the number of its replicate. None means the configuration's value."""
 
     prompt_id: str
     prompt: str
     replicate: int  # 0-based
-    seed: int | None = None  # replaces the campaign's seed and the prompt's id as what the noise depends on
+    seed: int | None = None  # the noise depends on it instead of the campaign's seed and the prompt's id
     num_inference_steps: int | None = None  # equal within a block
     guidance_scale: float | None = None  # within a block 1 for all or for none
     negative_prompt: str | None = None
-    extra: Mapping[str, Scalar] = field(default_factory=dict, hash=False)  # the list's further columns
+    extra: Mapping[str, Scalar] = field(default_factory=dict, hash=False)  # the list's passthrough columns
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Run:
     """Neighbouring prompts of one modality that can share a batch. No block spans two runs."""
 
     num_inference_steps: int | None
-    guided: bool | None  # whether their guidance scale is another than 1; None: as configured
+    guided: bool | None  # whether their guidance scale is not 1; None: as configured
     plain: int  # prompts without an `n`: the configuration says how many images of each
     counted: int  # prompts with one
     images: int  # the sum of their `n`
@@ -59,7 +59,7 @@ class Run:
 
     @classmethod
     def plain_prompts(cls, number: int) -> Run:
-        """A run of prompts that are not written yet and say nothing but their text."""
+        """A run of prompts that are not written yet and consist of their text only."""
         return cls(None, None, number, 0, 0, 0, "")
 
     @property
@@ -68,13 +68,13 @@ class Run:
         return self.plain + self.counted
 
     def items(self, img_num: int) -> int:
-        """How many images are asked for, `img_num` of each prompt that does not say."""
+        """How many images are requested; `img_num` for each prompt without an `n`."""
         return self.plain * img_num + self.images
 
 
 @dataclass(frozen=True)
 class PromptList:
-    """The prompts of one modality on disk. What is read is what is asked for, not the file."""
+    """The prompts of one modality on disk. Only what is asked for is read, not the whole file."""
 
     path: Path  # the .jsonl file
     runs: tuple[Run, ...]
@@ -86,7 +86,7 @@ class PromptList:
 
     @property
     def offsets_path(self) -> Path:
-        """Where the lines begin."""
+        """The file that says where the lines begin."""
         return self.path.with_suffix(".offsets")
 
     def run_items(self, img_num: int) -> list[int]:
@@ -197,17 +197,17 @@ class ListIndex:
         return json.dumps({"format": FORMAT, "modalities": runs}, indent=1) + "\n"
 
     def amounts(self) -> dict[str, list[tuple[int, int]]]:
-        """By modality, of each run: prompts without an `n`, and the images that the others ask for."""
+        """By modality, of each run: prompts without an `n`, and the images that the others request."""
         return {name: [(run.plain, run.images) for run in runs] for name, runs in self.modalities.items()}
 
     @classmethod
     def read(cls, directory: Path) -> ListIndex:
-        """The index in `directory`; raises InputError if there is none, or none of this format."""
+        """The index in `directory`; raises InputError if there is none, or it has a different format."""
         path = directory / INDEX
         try:
             index = json.loads(path.read_bytes())
             if index["format"] != FORMAT:
-                raise InputError(path, "is of another format: prepare the campaign again")
+                raise InputError(path, "has a different format: prepare the campaign again")
             modalities = index["modalities"].items()
             return cls({modality: tuple(Run(**run) for run in runs) for modality, runs in modalities})
         except OSError as error:
@@ -224,7 +224,7 @@ def list_file(directory: Path, modality: str) -> Path:
 
 
 def open_lists(directory: Path) -> dict[str, PromptList]:
-    """The lists in `directory` by modality; raises InputError if it holds none, or one of another size."""
+    """The lists in `directory` by modality; raises InputError if there are none, or one has the wrong size."""
     index = ListIndex.read(directory)
     lists = {modality: PromptList(list_file(directory, modality), runs) for modality, runs in index.modalities.items()}
     for one in lists.values():
@@ -248,7 +248,7 @@ def damage(directory: Path, hashes: bool) -> str | None:
                     digest.update(piece)
                     left -= len(piece)
                 if digest.hexdigest() != run.sha256:
-                    return f"{one.path} has other content than when it was written"
+                    return f"{one.path} has changed since it was written"
     return None
 
 
@@ -259,7 +259,7 @@ def _damage_in_size(one: PromptList) -> str | None:
         try:
             found = path.stat().st_size
         except OSError:
-            return f"{path.name} is not there"
+            return f"{path.name} is missing"
         if found != size:
-            return f"{path.name} has {found} bytes and had {size}"
+            return f"{path.name} has {found} bytes instead of {size}"
     return None

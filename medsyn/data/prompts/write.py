@@ -1,7 +1,7 @@
 """From the rows of a prompt list to the files that the tasks read, in two passes and bounded memory.
 
 The first pass counts and hashes the runs, which is all that a plan needs; the second knows from it where in the file
-every run begins, and writes each line to its place.
+each run begins, and writes every line to its place.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def index_rows(rows: Iterable[PromptRow]) -> ListIndex:
 
 
 def write_lists(rows: Iterable[PromptRow], index: ListIndex, directory: Path) -> None:
-    """Write the lists that `index` is of to `directory`, unless they are there, whole.
+    """Write the lists that `index` describes to `directory`, unless they are there already, undamaged.
 
-    What is there otherwise is replaced when all is written, for `rows` may come from it.
+    Anything else there is replaced once everything is written, because `rows` may come from it.
 
     Raises:
         InputError: the rows are not those that were counted.
@@ -90,19 +90,19 @@ def write_lists(rows: Iterable[PromptRow], index: ListIndex, directory: Path) ->
             }
             for row in rows:
                 if row.modality not in writers or not writers[row.modality].add(row):
-                    raise InputError(directory, "the prompt list has changed while it was read: try again")
+                    raise InputError(directory, "the prompt list changed while it was being read: try again")
             for modality, writer in writers.items():
                 list_file(temporary, modality).with_suffix(".offsets").write_bytes(writer.finish())
         (temporary / INDEX).write_text(content)
         if damage(temporary, hashes=True):
-            raise InputError(directory, "the prompt list has changed while it was read: try again")
+            raise InputError(directory, "the prompt list changed while it was being read: try again")
     disk.remove(directory)
     fresh.rename(directory)
     disk.fsync_directory(directory.parent)
 
 
 def resolve(source: PromptSource, faults: Faults, directory: Path) -> ListIndex:
-    """Both passes over a list: what `directory` holds afterwards."""
+    """Make both passes over a list; return the index of what `directory` then contains."""
     index = index_rows(source.rows(faults))
     write_lists(source.rows(Faults(source.name)), index, directory)
     return index
@@ -158,7 +158,7 @@ class _Writer:
             plain, images = plain + run.plain, images + run.images
 
     def add(self, row: PromptRow) -> bool:
-        """Take a row; False if it does not fit in."""
+        """Add a row; False if its run has no room for it."""
         cursor = self._cursors.get(_settings(row))
         if cursor is None or cursor.written == cursor.run.prompts:
             return False
@@ -176,7 +176,7 @@ class _Writer:
         return True
 
     def finish(self) -> bytes:
-        """Write what is left; the content of the offsets file."""
+        """Write what is left; return the content of the offsets file."""
         self._flush()
         return b"".join(cursor.entries.tobytes() for cursor in self._cursors.values())
 

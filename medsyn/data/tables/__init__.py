@@ -1,1 +1,1 @@
-"""The tables users write: the data set and the expert ratings, row by row, with every error in them."""
+"""The tables users write: the data set and the expert ratings, row by row, with all their errors."""

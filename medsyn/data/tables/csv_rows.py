@@ -21,9 +21,9 @@ def _is_utf8(content: bytes) -> bool:
 
 
 def check_text_file(path: Path, allow_nul: bool = False) -> None:
-    """Read the file once, line by line, and raise `InputError` if it is no UTF-8 text with something in it."""
+    """Read the file once, line by line, and raise `InputError` if it is not UTF-8 text or is blank."""
     if not path.is_file():
-        raise InputError(path, "is a folder, not a table" if path.is_dir() else "there is no such file")
+        raise InputError(path, "is a directory, not a table" if path.is_dir() else "there is no such file")
     blank, nul, first_broken, broken = True, 0, 0, 0
     try:
         with path.open("rb") as stream:
@@ -41,12 +41,12 @@ def check_text_file(path: Path, allow_nul: bool = False) -> None:
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror}") from None
     if broken:
-        where = "here" if broken == 1 else f"here and on {broken - 1} further lines"
+        where = "here" if broken == 1 else f"here and on {broken - 1} more lines"
         raise InputError(path, f"is not UTF-8 {where}; save it as 'CSV UTF-8'", row=first_broken)
     if blank:
         raise InputError(path, "is empty")
     if nul and not allow_nul:
-        raise InputError(path, "holds a NUL byte", row=nul)
+        raise InputError(path, "contains a NUL byte", row=nul)
 
 
 def text_lines(path: Path, newline: str | None = "") -> Iterator[str]:
@@ -57,17 +57,17 @@ def text_lines(path: Path, newline: str | None = "") -> Iterator[str]:
 
 def same_name(count: int) -> str:
     """What is wrong with several columns of one name."""
-    return f"there are {count} columns of this name; keep one, and remove or rename the others"
+    return f"{count} columns have this name; keep one, and remove or rename the others"
 
 
 def column_places(
     source: str, header: Sequence[str], required: Sequence[str], optional: Sequence[str], settings: Mapping[str, str]
 ) -> dict[str, int]:
-    """Where each known column is; raises `InputError` naming those that are missing, those seen, and the way out."""
+    """Where each known column is; raises `InputError` naming those missing, those found, and the way out."""
     seen = [name.strip() for name in header]
     mark = next((mark for mark in ";\t|" if mark in seen[0]), None)
     if len(seen) == 1 and mark:
-        raise InputError(source, f"one column is seen, {show(seen[0])}: write commas, not {mark!r}", row=1)
+        raise InputError(source, f"there is only one column, {show(seen[0])}: separate by commas, not {mark!r}", row=1)
     places: dict[str, int] = {}
     for column in (*required, *optional):
         exact = [place for place, name in enumerate(seen) if name == column]
@@ -78,7 +78,7 @@ def column_places(
             places[column] = found[0]
     missing = [column for column in required if column not in places]
     if missing:
-        reason = f"there is no column {', '.join(map(show, missing))}; the columns seen are "
+        reason = f"there is no column {', '.join(map(show, missing))}; the columns found are "
         reason += ", ".join(map(show, seen[:12])) + (", ..." if len(seen) > 12 else "")
         if len(missing) == len(required):
             reason += f"; the first line must be the header: {','.join(required)}"
@@ -95,12 +95,12 @@ def csv_rows(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, its values by column, stripped) for every row.
 
-    Rows with broken quotes or another number of fields than the header are told as they come, and the file is refused
-    in the end: where one row's fields are cut wrongly, no row's can be trusted.
+    Rows with broken quotes, or with a different number of fields than the header, are reported as they come, and the
+    file is refused at its end: if the fields of one row are split wrongly, those of no row can be trusted.
 
     Args:
-        faults: where what is wrong is told.
-        lines: the file's.
+        faults: receives the errors.
+        lines: of the file.
         columns: which columns are wanted and where they are, given the header; may raise `InputError`.
     """
     reader = csv.reader(lines, strict=True, skipinitialspace=True)
@@ -114,7 +114,7 @@ def csv_rows(
             return
         except csv.Error as error:
             what = "this one is never closed" if "end of data" in str(error) else str(error)
-            reason = f"the quotes are broken: {what}; a quote inside a text is written as two"
+            reason = f"the quotes are broken: {what}; write a quote inside a text as two"
             if not width:
                 raise InputError(faults.source, reason, row=line) from None
             faults.refuse_file(line, None, reason)
@@ -124,7 +124,7 @@ def csv_rows(
         if not width:
             width, places = len(fields), columns(fields)
         elif len(fields) != width:
-            hint = "; a text that has commas must be in double quotes" if len(fields) > width else ""
+            hint = "; a text with commas must be in double quotes" if len(fields) > width else ""
             faults.refuse_file(line, None, f"{len(fields)} fields, {width} expected{hint}")
         else:
             yield line, {column: fields[place].strip() for column, place in places.items()}
@@ -137,7 +137,7 @@ def csv_records(
     optional: Sequence[str] = (),
     settings: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[int, list[str]]]:
-    """(line, its required and optional columns' values) for every row; '' where there is no such column.
+    """(line, values of the required and optional columns) for every row; '' for a column that is absent.
 
     `settings` says which configuration key names a column. The faults are those of `csv_rows` and `column_places`.
     """

@@ -1,4 +1,4 @@
-"""The files that a table names: all of them inside one folder, which is listed rather than asked file by file."""
+"""The files that a table names: all inside one directory, which is listed instead of looking up file by file."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Refused(Exception):
 
 
 class DataFolder:
-    """The folder that every file of a table must be in.
+    """The directory that every file of a table must be in.
 
-    Each folder below it is listed once: on a shared file system that is far cheaper than one look per row.
+    Each directory below it is listed once: on a shared file system that is far cheaper than one lookup per row.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(os.path.abspath(folder))  # noqa: PTH100 (Path.absolute keeps '..')
         if not self.path.is_dir():
-            raise InputError(folder, "there is no such folder; it should hold the files that the table names")
+            raise InputError(folder, "there is no such directory; it should contain the files that the table names")
         self.asked = self.found = 0
         self._real = os.path.realpath(self.path)
         self._listings: dict[str, dict[str, str] | str] = {}  # folder -> {name: kind}, or why it cannot be used
@@ -36,46 +36,46 @@ class DataFolder:
     def find(self, written: str) -> Path:
         """The absolute path of an image file as a table names it; raises `Refused`."""
         if not written:
-            raise Refused("is no file name")
+            raise Refused("is not a file name")
         if "://" in written:
-            raise Refused("is a URL, not a file in the data folder")
+            raise Refused("is a URL, not a file in the data directory")
         if ".." in written.split("/"):
-            raise Refused("may not have '..' in it")
+            raise Refused("may not contain '..'")
         relative = self._relative(os.path.normpath(written))
         folder, _, name = relative.rpartition("/")
         self.asked += 1
         kind = self._kinds(folder).get(name) if name else "folder"
         if kind is None:
-            hint = "; folders are separated by '/'" if "\\" in written else self._guess(folder, name)
+            hint = "; directories are separated by '/'" if "\\" in written else self._guess(folder, name)
             raise Refused(f"does not exist{hint}")
         self.found += 1
         path = self.path / relative
         if kind == "link":
             kind = self._kind_behind(path)
         if kind != "file":
-            raise Refused("is a folder, not a file" if kind == "folder" else "is not a regular file")
+            raise Refused("is a directory, not a file" if kind == "folder" else "is not a regular file")
         if not name.lower().endswith(IMAGE_SUFFIXES):
             raise Refused(f"is not an image; supported are {', '.join(IMAGE_SUFFIXES)}")
         return path
 
     def name(self, path: Path) -> str:
-        """What a found file is called in every table, whoever wrote it how: its place below the data folder."""
+        """The one name of a found file, however a table spells it: its path below the data directory."""
         return path.relative_to(self.path).as_posix()
 
     def _relative(self, path: str) -> str:
-        """A normalised path as one below the data folder; '' is the data folder itself."""
+        """A normalised path as one below the data directory; '' is the data directory itself."""
         for root in (self.path, Path(self._real)) if path.startswith("/") else ():
             if Path(path).is_relative_to(root):
                 path = str(Path(path).relative_to(root))
         if path.startswith("/"):
-            raise Refused(f"is outside the data folder {self.path}")
+            raise Refused(f"is outside the data directory {self.path}")
         return "" if path == "." else path
 
     def _is_inside(self, path: Path) -> bool:
         return Path(os.path.realpath(path)).is_relative_to(self._real)  # Path.resolve raises on a link to itself
 
     def _kinds(self, folder: str) -> dict[str, str]:
-        """What is in a folder below the data folder: name -> file, link, folder or other; raises `Refused`."""
+        """A directory below the data directory: {name: file, link, folder or other}; raises `Refused`."""
         if folder not in self._listings:
             self._listings[folder] = self._list(folder)
         listing = self._listings[folder]
@@ -85,27 +85,27 @@ class DataFolder:
 
     def _list(self, folder: str) -> dict[str, str] | str:
         if not self._is_inside(self.path / folder):
-            return "is behind a symbolic link that leaves the data folder"
+            return "is behind a symbolic link that leaves the data directory"
         try:
             with os.scandir(self.path / folder) as entries:
                 return {entry.name: _kind(entry) for entry in entries}
         except (FileNotFoundError, NotADirectoryError):
-            return self._why_no_folder(folder) if folder else "cannot be found: the data folder has gone"
+            return self._why_no_folder(folder) if folder else "cannot be found: the data directory is gone"
         except OSError as error:
-            return f"is in a folder that cannot be listed: {error.strerror}"
+            return f"is in a directory that cannot be listed: {error.strerror}"
 
     def _why_no_folder(self, folder: str) -> str:
         above = ""
         for name in folder.split("/"):
             below = f"{above}/{name}".lstrip("/")
             if name not in self._kinds(above):
-                return f"does not exist: there is no folder {show(below)}{self._guess(above, name)}"
+                return f"does not exist: there is no directory {show(below)}{self._guess(above, name)}"
             above = below
-        return f"does not exist: {show(folder)} is no folder"
+        return f"does not exist: {show(folder)} is not a directory"
 
     def _kind_behind(self, link: Path) -> str:
         if not self._is_inside(link):
-            raise Refused("is a symbolic link that leaves the data folder")
+            raise Refused("is a symbolic link that leaves the data directory")
         try:
             mode = link.stat().st_mode
         except OSError:
@@ -113,7 +113,7 @@ class DataFolder:
         return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
 
     def _guess(self, folder: str, name: str) -> str:
-        """'; did you mean …?' for a name that is not in a folder; only where that is quickly found out."""
+        """'; did you mean …?' for a name that is not in a directory; empty where the search would take long."""
         names = self._kinds(folder)
         if not self._guesses_left or len(names) > 2000:
             return ""

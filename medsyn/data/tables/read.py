@@ -1,11 +1,11 @@
 """Two of the tables a campaign reads: the data set and the expert ratings (`medsyn.data.prompts.rows` has the third).
 
-Everything wrong with a table is found in one pass and told with line numbers. A fault of the file as a whole (no
-header, not UTF-8, broken quoting, …) raises; a fault of one row is collected and the row left out. The rules:
+Everything wrong with a table is found in one pass and reported with line numbers. An error of the file as a whole (no
+header, not UTF-8, broken quoting, …) raises; an error of one row is collected and the row skipped. The rules:
 
 * UTF-8, with or without a byte order mark; commas; fields that hold commas or line breaks in double quotes.
-* Columns are found by name in any order, and case does not count (`text` is read as `Text`); further ones are ignored.
-* A file is named relative to the data folder, or absolutely inside it. `..`, URLs and symbolic links that leave it
+* Columns are found by name in any order, ignoring case (`text` is read as `Text`); further ones are ignored.
+* A file is named relative to the data directory, or absolutely inside it. `..`, URLs and symbolic links that leave it
   are refused; no file but the table itself is ever opened.
 * Texts lose line breaks and invisible characters, and carry their modality: one without a prefix such as `CT:` or
   `Chest X-ray:` gets `{Modality}: `. Texts that are empty or say `nan` are refused.
@@ -31,8 +31,8 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "MODALITIES",
     "ImageRow",
+    "InputTable",
     "RatingRow",
-    "Table",
     "canonical_modality",
     "read_dataset",
     "read_ratings",
@@ -46,8 +46,8 @@ class ImageRow:
     """One real image and its caption."""
 
     row: int  # 1-based line of the table
-    file: str  # relative to the data folder, in one spelling however it was written
-    path: Path  # absolute, inside the data folder
+    file: str  # relative to the data directory, in one spelling however it was written
+    path: Path  # absolute, inside the data directory
     text: str  # with its modality prefix
     modality: str
     patient_id: str | None
@@ -67,8 +67,8 @@ class RatingRow:
 
 
 @dataclass(frozen=True)
-class Table(Generic[Row]):
-    """A table's good rows in their order, and everything that was found wrong with it."""
+class InputTable(Generic[Row]):
+    """The good rows of a table in their order, and all its problems."""
 
     path: Path
     rows: list[Row]
@@ -88,13 +88,13 @@ class Table(Generic[Row]):
 
 def read_dataset(
     path: str | Path, root: str | Path | None = None, modality_column: str = "modality"
-) -> Table[ImageRow]:
-    """Read the data set: columns `path`, `Text`, `modality`, and `patient_id` (or `patient`) where it is known.
+) -> InputTable[ImageRow]:
+    """Read the data set: columns `path`, `Text`, `modality`, and `patient_id` (or `patient`) if known.
 
     Args:
         path: the CSV file.
-        root: the data folder, which every file is in; the table's own folder unless given.
-        modality_column: what the modality column is called, if it is called something else, such as `modal`.
+        root: the data directory, which contains every file; the table's own directory unless given.
+        modality_column: name of the modality column, such as `modal`.
 
     Raises:
         InputError, InputProblems: the file as a whole cannot be used.
@@ -115,10 +115,10 @@ def read_dataset(
             continue
         key = (str(file), checked, modality)
         if key in seen:
-            faults.warn(line, None, "repeats an earlier row, which is kept once")
+            faults.warn(line, None, "repeats an earlier row; only the first is kept")
             continue
         if key[0] in seen_files:
-            faults.warn(line, "path", "the same image as in an earlier row, with another text or modality")
+            faults.warn(line, "path", "the same image as in an earlier row, with a different text or modality")
         seen.add(key)
         seen_files.add(key[0])
         known = next((name for name in (patient_id, patient) if not says_nothing(name)), None)
@@ -127,9 +127,9 @@ def read_dataset(
 
 
 def modalities_of(path: str | Path, modality_column: str = "modality") -> list[str]:
-    """The modalities that a data set's rows have, in the order of the five; none where the table cannot be read.
+    """The modalities that a data set's rows have, in the order of the five; none if the table cannot be read.
 
-    Nothing else of a row is looked at: what is wrong with it, `read_dataset` tells.
+    Nothing else of a row is checked: `read_dataset` reports what is wrong with it.
     """
     path, found = Path(path), set()
     try:
@@ -143,7 +143,7 @@ def modalities_of(path: str | Path, modality_column: str = "modality") -> list[s
     return [modality for modality in MODALITIES if modality in found]
 
 
-def read_ratings(path: str | Path, root: str | Path | None = None) -> Table[RatingRow]:
+def read_ratings(path: str | Path, root: str | Path | None = None) -> InputTable[RatingRow]:
     """Read expert ratings: columns `image_path`, `rating`, `modality`, `expert_level`, `prompt`.
 
     Ratings (1 poor, 2 acceptable, 3 excellent) and expert levels are the integers 1 to 3; 2.5 is refused, not rounded.
@@ -172,18 +172,18 @@ def read_ratings(path: str | Path, root: str | Path | None = None) -> Table[Rati
     return _table(path, rows, faults, folder)
 
 
-def _table(path: Path, rows: list[Row], faults: Faults, folder: DataFolder) -> Table[Row]:
-    """The table as it was read; raises `InputProblems` if the file as a whole is of no use."""
+def _table(path: Path, rows: list[Row], faults: Faults, folder: DataFolder) -> InputTable[Row]:
+    """The table as it was read; raises `InputProblems` if the file as a whole cannot be used."""
     if not rows and not faults.errors:
         raise InputError(path, "there are no rows")
     if folder.asked and not folder.found:
-        faults.error(None, None, f"not one of its files is in {folder.path}; is that the data folder (data.root)?")
+        faults.error(None, None, f"none of its files is in {folder.path}; is that the data directory (data.root)?")
     if faults.file_refused:
         raise InputProblems(faults.errors)
-    return Table(path, rows, faults.errors + faults.warnings())
+    return InputTable(path, rows, faults.errors + faults.warnings())
 
 
-# From a row's fields to values: a check tells what is wrong and returns None ---------------------------------------
+# From a row's fields to values: a check reports what is wrong and returns None -------------------------------------
 
 
 def _check_file(faults: Faults, row: int, key: str, written: str, folder: DataFolder) -> Path | None:

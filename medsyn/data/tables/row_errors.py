@@ -28,14 +28,14 @@ class Faults:
     """What is wrong with one table: errors one by one, warnings counted by kind."""
 
     source: str
-    most: int | None = None  # errors that are kept; those beyond are only counted
+    most: int | None = None  # errors that are kept; more are only counted
     errors: list[Problem] = field(default_factory=list)
     further_errors: int = 0
     warned: dict[tuple[str | None, str], _Rows] = field(default_factory=dict)
     file_refused: bool = False
 
     def error(self, row: int | None, key: str | None, reason: str) -> None:
-        """A fault that costs one row (or, with row None, the whole file's trust)."""
+        """An error that costs one row (or, with row None, concerns the whole file)."""
         if self.most is not None and len(self.errors) >= self.most:
             self.further_errors += 1
         else:
@@ -47,7 +47,7 @@ class Faults:
         return len(self.errors) + self.further_errors
 
     def refuse_file(self, row: int | None, key: str | None, reason: str) -> None:
-        """An error that makes the whole file unusable, once the rest of it has been looked at too."""
+        """An error that makes the whole file unusable; the rest of it is still checked."""
         self.error(row, key, reason)
         self.file_refused = True
 
@@ -59,7 +59,7 @@ class Faults:
             rows.first.append(row)
 
     def all_errors(self) -> list[Problem]:
-        """The errors, and how many more there are than were kept."""
+        """The errors kept, and how many more there are."""
         if not self.further_errors:
             return self.errors
         more = f"and {counted(self.further_errors, 'more error')}, which are not shown"

@@ -1,4 +1,4 @@
-"""From a row's fields to a modality and a text that names it: what is wrong is told, and None returned."""
+"""From a row's fields to a modality and a text that names it: what is wrong is reported, and None returned."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def check_modality(faults: Faults, row: int, key: str, written: str) -> str | No
 
 
 def check_text(faults: Faults, row: int, key: str, written: str, modality: str | None) -> str | None:
-    """The text in one line and, where the modality is known, with its prefix."""
+    """The text on one line and, if the modality is known, with its prefix."""
     text = clean_text(written)
     said, body = split_prefix(text)
     if says_nothing(body):
-        faults.error(row, key, f"{show(text)} says nothing; a text is needed")
+        faults.error(row, key, f"{show(text)} says nothing; a text is required")
         return None
     if modality is None:
         return text
@@ -37,5 +37,5 @@ def check_text(faults: Faults, row: int, key: str, written: str, modality: str |
     elif said != modality:
         faults.warn(row, key, f"the text says {said}, the modality is {modality}")
     if is_over_long(text):
-        faults.warn(row, key, f"longer than about {CLIP_TOKENS} CLIP tokens (an estimate); the rest is not read")
+        faults.warn(row, key, f"longer than about {CLIP_TOKENS} CLIP tokens (an estimate); the rest is ignored")
     return text

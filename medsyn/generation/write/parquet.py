@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsyn import disk
-from medsyn.data.prompts.formats import carried_name
+from medsyn.data.prompts.formats import passthrough_name
 from medsyn.errors import InputError
 from medsyn.generation.block_store import ATTEMPTS, TIMING, read_manifest
 from medsyn.records import AttemptRecord, ImageRecord, Schema, columns, fields
@@ -87,7 +87,7 @@ def block_rows(
     manifest = []
     for record, device in zip(records, devices, strict=True):
         row = {key: value for key, value in record.items() if key not in _NOT_COLUMNS}
-        further = {carried_name(key): value for key, value in record.get("extra", {}).items()}
+        further = {passthrough_name(key): value for key, value in record.get("extra", {}).items()}
         row |= {key: None if value is None else str(value) for key, value in further.items()}
         row |= {**shared, "device": device, "gpu_seconds": seconds * tried[record["id"], record["replicate"]]}
         if record["file"] is not None:

@@ -98,7 +98,7 @@ def test_a_list_that_was_changed_by_hand_stops_its_tasks(trial: Trial) -> None:
     path.write_text(path.read_text().replace("CT: a", "CT: x"))
     code, said = trial.work("generate", "ct-00000")
     assert code == 65
-    assert "ct.jsonl has other content" in said
+    assert "ct.jsonl has changed since it was written" in said
 
 
 def test_a_second_preparation_finishes_what_a_killed_one_began(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,8 +136,8 @@ def test_steps_that_the_sampler_cannot_take_are_refused(trial: Trial) -> None:
     ("prompt", "reason"),
     [
         ("CT:", "'CT:' says nothing"),
-        ("CT: a\nb", "'CT: a\\nb' holds a line break"),
-        ("CT: a\0b", "holds a NUL byte"),
+        ("CT: a\nb", "'CT: a\\nb' contains a line break"),
+        ("CT: a\0b", "contains a NUL byte"),
         ("CT: " + "x" * 20_000, "is longer than 10000 characters"),
     ],
     ids=["empty", "line break", "NUL", "long"],

@@ -133,7 +133,7 @@ def test_progress_is_a_live_table_on_a_terminal_and_lines_in_a_log(trial: Trial,
     done = {("finetune", "oct")}
     with display:
         display.started(("finetune", "ct"))
-        disk.write_json(campaign.directory.beat("finetune", "ct"), {"step": 30, "total": 80, "unit": "step"})
+        disk.write_json(campaign.directory.heartbeat("finetune", "ct"), {"step": 30, "total": 80, "unit": "step"})
         display.show(settle(campaign.plan, done, set()), [("finetune", "ct")])
         display.ended(("finetune", "ct"), "killed by SIGKILL; starting it again")
     shown = stream.getvalue()

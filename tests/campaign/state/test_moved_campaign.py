@@ -49,4 +49,4 @@ def test_submitting_it_again_where_it_is_now_keeps_what_was_made(trial: Trial, t
     disk.write_json(tmp_path / "moved" / "work" / "finetune" / "ct" / "made.json", 1)
     after = trial.prepare()
     assert after.fingerprints == before.fingerprints and after.directory.root == tmp_path / "moved"
-    assert disk.read_json(after.directory.facts)["config"]["campaign"]["dir"] == str(trial.root)
+    assert disk.read_json(after.directory.campaign_file)["config"]["campaign"]["dir"] == str(trial.root)

@@ -130,7 +130,7 @@ def test_following_a_task_ends_with_it(trial: Trial) -> None:
     trial.script({"finetune ct": ["steps:60"]})
     log = campaign.directory.log("finetune", "ct")
     worker = trial.start("fake_worker", "finetune", "ct")
-    wait_until(campaign.directory.beat("finetune", "ct").exists)
+    wait_until(campaign.directory.heartbeat("finetune", "ct").exists)
     disk.write_atomic(log, "begun\n")
     path = trial.data / "campaign.yaml"
     path.write_text(configuration.save(trial.config()))

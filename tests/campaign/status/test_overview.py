@@ -97,7 +97,7 @@ def test_for_people(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_one_that_changed_last_comes_first(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    disk.write_json(CampaignDirectory(runs / "failed").beat("finetune", "ct"), {})
+    disk.write_json(CampaignDirectory(runs / "failed").heartbeat("finetune", "ct"), {})
     later = time.time() + 60
     os.utime(runs / "failed" / "tasks" / "finetune" / "beat", (later, later))
     assert next(iter(listed(capsys))) == "failed"

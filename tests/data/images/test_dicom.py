@@ -367,7 +367,7 @@ def test_the_mark_of_synthetic_data_is_read(tmp_path: Path, value: str | None, s
 @pytest.mark.parametrize(
     ("code", "modality", "warning"),
     [
-        ("US", None, "modality US is none of the five"),
+        ("US", None, "modality US is not one of the five"),
         ("MR", "CT", "modality is MRI, the table says CT"),
         ("CR", "X-Ray", None),
         ("OP", "Fundus", None),

@@ -149,7 +149,7 @@ def test_a_kill_costs_at_most_one_shard(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_progress_is_told(tmp_path: Path) -> None:
     beat = tmp_path / "beat.json"
-    fill(TensorCache(tmp_path / "cache"), 3, Control(beat, beat_seconds=0))
+    fill(TensorCache(tmp_path / "cache"), 3, Control(beat, heartbeat_seconds=0))
     assert disk.read_json(beat)["step"] == 3
     assert disk.read_json(beat)["unit"] == "image"
 

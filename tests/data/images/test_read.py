@@ -71,7 +71,7 @@ def test_folders_links_to_nothing_and_endless_names_are_refused(tmp_path: Path) 
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     for name, reason in [
-        ("folder", "is a folder"),
+        ("folder", "is a directory"),
         ("loop", "symbolic links"),
         ("no", "No such file"),
         ("x" * 999, "too long"),

@@ -18,7 +18,7 @@ from medsyn.data.phantoms.phantom import (
     FINDINGS,
     KINDS,
     MODALITY_OF,
-    Facts,
+    Label,
     Phantom,
     draw_phantom,
     parse_caption,
@@ -54,7 +54,7 @@ def twins(kind: str, finding: str, side: str, index: int) -> tuple[np.ndarray, n
 
 def test_same_arguments_give_the_same_phantom_and_others_another() -> None:
     assert draw_phantom("OCT", 3, 7) == draw_phantom("OCT", 3, 7)
-    drawn = [[draw_phantom(kind, index, seed).facts for index in range(12)] for seed in (1, 2) for kind in KINDS]
+    drawn = [[draw_phantom(kind, index, seed).label for index in range(12)] for seed in (1, 2) for kind in KINDS]
     assert all(a != b for a, b in zip(drawn[:6], drawn[6:], strict=True))
 
 
@@ -79,7 +79,7 @@ def test_most_are_excellent_and_some_are_not(kind: str) -> None:
 
 def test_what_is_given_is_kept() -> None:
     phantom = draw_phantom("Chest CT", 0, 1, quality=1, finding="solid mass", side="left")
-    assert phantom.facts == Facts("Chest CT", "solid mass", "left", 1)
+    assert phantom.label == Label("Chest CT", "solid mass", "left", 1)
     assert draw_phantom("Chest CT", 0, 1, finding=FINDINGS["Chest CT"][0], side="left").side is None
 
 
@@ -111,8 +111,8 @@ def test_captions_round_trip_and_are_short() -> None:
     phantoms = [draw_phantom(kind, 0, 2, quality, FINDINGS[kind][f], side) for kind, f, side, quality in wanted]
     for phantom in phantoms:
         caption = phantom.caption
-        assert parse_caption(caption) == phantom.facts
-        assert parse_caption("  " + caption.upper().replace(" ", "  ")) == phantom.facts
+        assert parse_caption(caption) == phantom.label
+        assert parse_caption("  " + caption.upper().replace(" ", "  ")) == phantom.label
         assert canonical_modality(caption.split(":")[0]) == phantom.modality == MODALITY_OF[phantom.kind]
         assert len(re.findall(r"\w+|[^\w\s]", caption)) < 25
     assert len({phantom.caption for phantom in phantoms}) == (2 * 6 + 4 * 5) * 3
@@ -273,7 +273,7 @@ def captioned(directory: Path) -> list[tuple[Path, Phantom]]:
         assert facts is not None
         phantom = draw_phantom(facts.kind, numbers[facts.kind], SEED)
         numbers[facts.kind] += 1
-        assert phantom.facts == facts
+        assert phantom.label == facts
         found.append((directory / row["path"], phantom))
     assert set(numbers.values()) == {COUNT}
     return found
@@ -318,7 +318,7 @@ def test_a_rating_tells_how_the_image_came_out(dataset: Path) -> None:
         assert asked is not None
         wanted = draw_phantom(asked.kind, 600_000 + numbers[asked.kind], SEED, quality=3)
         numbers[asked.kind] += 1
-        assert wanted.facts == asked
+        assert wanted.label == asked
         pixels = read_image(dataset / row["image_path"], row["modality"]).pixels
         errors[int(row["rating"])].append(float(np.abs(pixels - render(wanted, SIZE)).mean()))
     assert max(errors[3]) < min(errors[2])

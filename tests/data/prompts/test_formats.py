@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from medsyn.data.prompts.formats import carried_name, clash
+from medsyn.data.prompts.formats import clash, passthrough_name
 from medsyn.data.prompts.rows import check_prompts
 
 
 @pytest.mark.parametrize("name", ["sha256", "SHA256", "extra", "item_fingerprint", "archive", "dicom_offset", "mode"])
 def test_a_column_called_like_one_of_the_tables_gets_a_prefix(name: str) -> None:
-    assert carried_name(name) == f"prompt_{name}"
-    assert carried_name("site") == "site" and carried_name("prompt_sha256") == "prompt_sha256"
+    assert passthrough_name(name) == f"prompt_{name}"
+    assert passthrough_name("site") == "site" and passthrough_name("prompt_sha256") == "prompt_sha256"
 
 
 def test_two_columns_that_would_have_one_name_clash() -> None:

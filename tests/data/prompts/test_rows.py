@@ -13,7 +13,7 @@ import pytest
 from pyarrow import parquet
 
 from medsyn.data.prompts.rows import ERRORS_SHOWN, check_prompts
-from medsyn.data.tables.read import Table
+from medsyn.data.tables.read import InputTable
 from medsyn.errors import InputError, InputProblems, Problem
 from tests.helpers.prompt_table import read_prompts
 
@@ -29,7 +29,7 @@ def write(folder: Path, content: str | bytes, name: str) -> Path:
     return path
 
 
-def only_warning(table: Table) -> Problem:
+def only_warning(table: InputTable) -> Problem:
     assert [problem.severity for problem in table.problems] == ["warning"], [str(p) for p in table.problems]
     return table.problems[0]
 
@@ -108,7 +108,7 @@ def test_ids_are_file_names(folder: Path, name: str) -> None:
 def test_ids_are_unique_on_every_file_system(folder: Path) -> None:
     table = read_prompts(write(folder, "id,prompt\na,CT: x\nb,CT: y\nA,CT: z\na,CT: x\n", "prompts.csv"))
     assert [(problem.row, problem.key) for problem in table.errors] == [(4, "id"), (5, "id")]
-    assert all("of line 2 already" in problem.reason for problem in table.errors)
+    assert all("is already the id of line 2" in problem.reason for problem in table.errors)
 
 
 def test_derived_ids_never_change(folder: Path) -> None:
@@ -188,7 +188,7 @@ def test_further_columns_are_kept(folder: Path, form: Format) -> None:
 
 def test_nothing_of_a_patient_is_carried_along(folder: Path) -> None:
     table = read_prompts(as_csv(folder, [{"prompt": "CT: a", "patient_id": "p-1", "site": "left"}]))
-    assert "nothing of a patient" in only_warning(table).reason
+    assert "it may identify patients" in only_warning(table).reason
     assert table.rows[0].extra == {"site": "left"}
 
 
@@ -238,12 +238,12 @@ def test_values_of_parquet_keep_their_kind_and_missing_ones_are_none(folder: Pat
         ("seed", "NaN", "'NaN' is not a whole number"),
         ("prompt", "", "says nothing"),
         ("prompt", "CT: " + "x" * 10**6, "is longer than 10000 characters"),
-        ("prompt", "CT: a\0b", "holds a NUL byte"),
-        ("prompt", "CT: a\nb", "holds a line break"),
-        ("negative_prompt", "a\nb", "holds a line break"),
+        ("prompt", "CT: a\0b", "contains a NUL byte"),
+        ("prompt", "CT: a\nb", "contains a line break"),
+        ("negative_prompt", "a\nb", "contains a line break"),
         ("modality", "PET", "is not one of the five modalities"),
-        ("id", "a/b", "is no file name"),
-        ("note", "x\0", "holds a NUL byte"),
+        ("id", "a/b", "is not a valid id"),
+        ("note", "x\0", "contains a NUL byte"),
     ],
 )
 @pytest.mark.parametrize("form", FORMATS)
@@ -298,13 +298,13 @@ def test_a_missing_prompt_column_is_told_with_what_may_be_meant(folder: Path, fo
 
 @pytest.mark.parametrize("name", ["\ud800", "a\0", "a\nb", "x" * 101])
 def test_a_column_s_name_is_a_word(folder: Path, name: str) -> None:
-    with pytest.raises(InputProblems, match="is no name of a column"):
+    with pytest.raises(InputProblems, match="is not a valid column name"):
         read_prompts(as_jsonl(folder, [{"prompt": "CT: a", name: "x"}]))
 
 
 def test_a_list_has_not_any_number_of_columns(folder: Path) -> None:
     rows = [{"prompt": "CT: a", f"c{number}": "x"} for number in range(65)]
-    with pytest.raises(InputError, match="more than 64 further columns"):
+    with pytest.raises(InputError, match="more than 64 passthrough columns"):
         read_prompts(as_jsonl(folder, rows))
 
 
@@ -354,5 +354,5 @@ def test_a_prompt_that_is_listed_twice_is_told_unless_it_differs(folder: Path) -
 
 def test_a_column_that_is_there_twice_refuses_the_list(folder: Path) -> None:
     for header in ("prompt,prompt", "prompt,Prompt", "prompt,x,x"):
-        with pytest.raises((InputError, InputProblems), match=r"2 columns of this name; keep one[^;]*$"):
+        with pytest.raises((InputError, InputProblems), match=r"2 columns have this name; keep one[^;]*$"):
             read_prompts(write(folder, f"{header}\n" + ",".join(["CT: a"] * (header.count(",") + 1)), "prompts.csv"))

@@ -141,21 +141,21 @@ def test_other_content_of_the_same_size_is_found(tmp_path: Path) -> None:
     path = tmp_path / "lists" / "ct.jsonl"
     path.write_text(path.read_text().replace("finding 1", "finding 2", 1))
     assert store.damage(tmp_path / "lists", hashes=False) is None
-    assert "ct.jsonl has other content" in str(store.damage(tmp_path / "lists", hashes=True))
+    assert "ct.jsonl has changed since it was written" in str(store.damage(tmp_path / "lists", hashes=True))
 
 
 def test_a_list_that_changes_while_it_is_read_is_not_written(tmp_path: Path) -> None:
     rows = some_rows(100)
     index = index_rows(rows)
     for other in (rows[:-1], [*rows, rows[0]], [*some_rows(99), PromptRow(1, "p99", "CT: y", rows[-1].modality)]):
-        with pytest.raises(InputError, match="changed while it was read"):
+        with pytest.raises(InputError, match="changed while it was being read"):
             write_lists(other, index, tmp_path / "lists")
         assert not (tmp_path / "lists").exists()
 
 
 def test_an_index_of_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text(json.dumps({"format": 99, "modalities": {}}))
-    with pytest.raises(InputError, match="another format"):
+    with pytest.raises(InputError, match="a different format"):
         ListIndex.read(tmp_path)
 
 

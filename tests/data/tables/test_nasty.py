@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from medsyn.data.tables.read import Table, read_dataset, read_ratings
+from medsyn.data.tables.read import InputTable, read_dataset, read_ratings
 from medsyn.errors import InputError, InputProblems, Problem
 from tests.helpers.prompt_table import read_prompts
 
@@ -25,7 +25,7 @@ class Expected:
 EXPECTED = {
     "good.csv": Expected((2, 3, 4)),
     "wrong_header_modal.csv": Expected(
-        None, ((1, "no column 'modality'; the columns seen are 'path', 'Text', 'modal'"),)
+        None, ((1, "no column 'modality'; the columns found are 'path', 'Text', 'modal'"),)
     ),
     "no_header.csv": Expected(None, ((1, "the first line must be the header"),)),
     "header_case.csv": Expected((2, 3, 4)),
@@ -40,7 +40,7 @@ EXPECTED = {
     "header_only.csv": Expected(None, ((None, "no rows"),)),
     "nul_bytes.csv": Expected(None, ((2, "NUL"),)),
     "missing_file.csv": Expected((2, 3, 4), ((5, "does not exist"),)),
-    "missing_path_value.csv": Expected((3, 4, 5), ((2, "no file name"),)),
+    "missing_path_value.csv": Expected((3, 4, 5), ((2, "not a file name"),)),
     "empty_text.csv": Expected((4,), ((2, "says nothing"), (3, "says nothing"))),
     "text_nan_string.csv": Expected((), ((2, "says nothing"), (3, "says nothing"))),
     "unknown_modality.csv": Expected((3, 4, 5), ((2, "OCT, CT, X-Ray, MRI, Fundus"),)),
@@ -51,7 +51,7 @@ EXPECTED = {
     "traversal.csv": Expected((), ((2, "'..'"), (3, "'..'"))),
     "absolute.csv": Expected((), ((2, "outside"), (3, "outside"), (4, "outside"))),
     "url.csv": Expected((), ((2, "URL"), (3, "URL"))),
-    "directory_as_path.csv": Expected((), ((2, "is a folder"),)),
+    "directory_as_path.csv": Expected((), ((2, "is a directory"),)),
     "bad_ext.csv": Expected((), ((2, "is not an image"),)),
     "duplicates.csv": Expected((2, 3, 4), (), ((5, "3 rows: 5, 6, 7"),)),
     "same_image_two_texts.csv": Expected((2, 3), (), ((3, "the same image"),)),
@@ -73,7 +73,7 @@ EXPECTED = {
 NOT_A_TABLE = {"million_rows.txt"}  # says how to make one; test_tables.py times large ones
 
 
-def read(path: Path) -> Table:
+def read(path: Path) -> InputTable:
     if path.name.startswith("ratings"):
         return read_ratings(path)
     return read_prompts(path) if path.name.startswith("prompts") else read_dataset(path)

@@ -15,7 +15,7 @@ import pytest
 from medsyn import config
 from medsyn.data.modalities import clean_text, is_over_long, split_prefix
 from medsyn.data.tables import read as tables_read
-from medsyn.data.tables.read import MODALITIES, Table, canonical_modality, read_dataset, read_ratings
+from medsyn.data.tables.read import MODALITIES, InputTable, canonical_modality, read_dataset, read_ratings
 from medsyn.errors import InputError, InputProblems, Problem
 from tests.helpers.prompt_table import read_prompts
 
@@ -40,7 +40,7 @@ def write(folder: Path, content: str | bytes, name: str = "table.csv") -> Path:
     return path
 
 
-def dataset(folder: Path, rows: str, header: str = HEADER) -> Table[tables_read.ImageRow]:
+def dataset(folder: Path, rows: str, header: str = HEADER) -> InputTable[tables_read.ImageRow]:
     return read_dataset(write(folder, header + rows))
 
 
@@ -52,12 +52,12 @@ def file_fault(folder: Path, content: str | bytes) -> list[Problem]:
     raise AssertionError("the file was not refused")
 
 
-def only_error(table: Table[tables_read.ImageRow]) -> Problem:
+def only_error(table: InputTable[tables_read.ImageRow]) -> Problem:
     assert len(table.errors) == 1, [str(problem) for problem in table.errors]
     return table.errors[0]
 
 
-def only_warning(table: Table) -> Problem:
+def only_warning(table: InputTable) -> Problem:
     assert [problem.severity for problem in table.problems] == ["warning"], [str(p) for p in table.problems]
     return table.problems[0]
 
@@ -135,14 +135,14 @@ def test_line_numbers_after_a_text_of_several_lines(folder: Path) -> None:
 def test_no_such_table(folder: Path) -> None:
     with pytest.raises(InputError, match="there is no such file"):
         read_dataset(folder / "absent" / "table.csv")
-    with pytest.raises(InputError, match="is a folder"):
+    with pytest.raises(InputError, match="is a directory"):
         read_dataset(folder / "img")
     with pytest.raises(InputError, match="there is no such file"):
         read_dataset("/dev/zero")
 
 
 def test_no_such_data_folder(folder: Path) -> None:
-    with pytest.raises(InputError, match="there is no such folder"):
+    with pytest.raises(InputError, match="there is no such directory"):
         read_dataset(write(folder, HEADER + ROW), folder / "nope")
 
 
@@ -155,7 +155,7 @@ def test_no_such_data_folder(folder: Path) -> None:
         ((HEADER + ROW).encode("utf-16"), 1, "UTF-16"),
         ((HEADER + ROW).encode("utf-16-le"), 1, "NUL"),
         ((HEADER + ROW + ROW).encode() + b"img/a.png,Fundus: r\xe9tine,Fundus\n", 4, "not UTF-8 here;"),
-        ((HEADER + ROW).encode() + b"a,\xe9,CT\n" * 3, 3, "not UTF-8 here and on 2 further lines"),
+        ((HEADER + ROW).encode() + b"a,\xe9,CT\n" * 3, 3, "not UTF-8 here and on 2 more lines"),
         ((HEADER + ROW).encode() + b"img/a.png,Fundus: a\0b,Fundus\n", 3, "NUL"),
     ],
 )
@@ -206,7 +206,7 @@ def test_the_first_row_is_not_taken_for_a_header(folder: Path) -> None:
 @pytest.mark.parametrize("mark", [";", "\t", "|"])
 def test_another_delimiter_is_guessed(folder: Path, mark: str) -> None:
     (problem,) = file_fault(folder, (HEADER + ROW).replace(",", mark))
-    assert "one column is seen" in problem.reason
+    assert "there is only one column" in problem.reason
     assert f"not {mark!r}" in problem.reason
 
 
@@ -215,7 +215,7 @@ def test_a_column_that_is_there_twice(folder: Path, header: str) -> None:
     (problem,) = file_fault(folder, header + "img/a.png,img/b.jpg,CT: x,CT\n")
     assert (problem.key, problem.reason) == (
         "path",
-        "there are 2 columns of this name; keep one, and remove or rename the others",
+        "2 columns have this name; keep one, and remove or rename the others",
     )
 
 
@@ -239,7 +239,7 @@ def test_a_quote_that_is_never_closed(folder: Path) -> None:
 def test_a_quote_inside_a_text(folder: Path) -> None:
     problems = file_fault(folder, HEADER + 'img/b.jpg,"CT: a 5" tube, right",CT\n' + ROW)
     assert [problem.row for problem in problems] == [2]
-    assert "written as two" in problems[0].reason
+    assert "write a quote inside a text as two" in problems[0].reason
 
 
 def test_a_header_with_broken_quotes(folder: Path) -> None:
@@ -262,27 +262,27 @@ def test_an_open_quote_does_not_swallow_a_large_table(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "says"),
     [
-        ("../secret.png", "may not have '..'"),
-        ("img/../../secret.png", "may not have '..'"),
-        ("img/../img/a.png", "may not have '..'"),
-        ("/etc/passwd", "outside the data folder"),
-        ("/dev/zero", "outside the data folder"),
-        ("//etc/passwd", "outside the data folder"),
+        ("../secret.png", "may not contain '..'"),
+        ("img/../../secret.png", "may not contain '..'"),
+        ("img/../img/a.png", "may not contain '..'"),
+        ("/etc/passwd", "outside the data directory"),
+        ("/dev/zero", "outside the data directory"),
+        ("//etc/passwd", "outside the data directory"),
         ("http://example.invalid/a.png", "is a URL"),
         ("file:///etc/passwd", "is a URL"),
         ("S3://bucket/a.png", "is a URL"),
-        ("~/a.png", "there is no folder '~'"),
-        ("img", "is a folder"),
-        (".", "is a folder"),
-        ("img/", "is a folder"),
-        ("img\\a.png", "folders are separated by '/'"),
-        ("img/a.png/b.png", "'img/a.png' is no folder"),
+        ("~/a.png", "there is no directory '~'"),
+        ("img", "is a directory"),
+        (".", "is a directory"),
+        ("img/", "is a directory"),
+        ("img\\a.png", "directories are separated by '/'"),
+        ("img/a.png/b.png", "'img/a.png' is not a directory"),
         ("x/" * 2000 + "a.png", "does not exist"),
         ("y" * 5000 + "/a.png", "does not exist|cannot be listed"),
         ("z" * 300 + ".png", "does not exist"),
         ("notes.txt", "not an image; supported are .png"),
         ("pipe.png", "not a regular file"),
-        ("", "no file name"),
+        ("", "not a file name"),
     ],
 )
 def test_files_that_are_refused(folder: Path, written: str, says: str) -> None:
@@ -314,11 +314,11 @@ def test_links_may_not_leave_the_data_folder(folder: Path) -> None:
     reasons = [problem.reason for problem in table.errors]
     assert table.rows == []
     assert len(reasons) == len(names)
-    assert "is a symbolic link that leaves the data folder" in reasons[0]
-    assert "is behind a symbolic link that leaves the data folder" in reasons[1]
+    assert "is a symbolic link that leaves the data directory" in reasons[0]
+    assert "is behind a symbolic link that leaves the data directory" in reasons[1]
     assert "is a symbolic link to nothing" in reasons[2]
     assert "is a symbolic link to nothing" in reasons[3]
-    assert "is a folder" in reasons[5]
+    assert "is a directory" in reasons[5]
     assert "leaves" in reasons[6]
     assert reasons[7].replace("absent", "patient") == reasons[1]  # what is outside cannot be probed for
     assert not any("outside" in reason for reason in reasons)  # where a link leads is nobody's business
@@ -351,7 +351,7 @@ def test_a_folder_beside_the_data_folder_with_the_same_beginning(folder: Path) -
 def test_absolute_paths_inside_the_data_folder(folder: Path) -> None:
     table = dataset(folder, f"{folder}/img/a.png,CT: x,CT\n{folder},CT: x,CT\n")
     assert table.rows[0].path == folder / "img/a.png"
-    assert "is a folder" in only_error(table).reason
+    assert "is a directory" in only_error(table).reason
 
 
 def test_a_hidden_file_keeps_its_dot(folder: Path) -> None:
@@ -397,7 +397,7 @@ def test_file_names_that_are_no_utf8_can_be_told(folder: Path) -> None:
 
 def test_a_wrong_data_folder_is_told_once_more(folder: Path, tmp_path: Path) -> None:
     table = read_dataset(write(folder, HEADER + ROW), tmp_path)
-    assert "not one of its files is in" in table.errors[-1].reason
+    assert "none of its files is in" in table.errors[-1].reason
     assert "data.root" in table.errors[-1].reason
     assert "data.root" not in str(dataset(folder, ROW + "img/nope.png,CT: x,CT\n").errors)
 
@@ -417,7 +417,7 @@ def test_a_data_folder_that_goes_away_meanwhile(folder: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "scandir", gone)
     table = dataset(folder, "a.png,CT: x,CT\nimg/a.png,CT: x,CT\n")
-    assert all("the data folder has gone" in problem.reason for problem in table.errors[:2])
+    assert all("the data directory is gone" in problem.reason for problem in table.errors[:2])
 
 
 def test_messages_hold_no_control_characters(folder: Path) -> None:
@@ -637,7 +637,7 @@ def test_repeated_rows_are_kept_once(folder: Path) -> None:
     rows = ROW + "img/b.jpg,OCT: x,OCT\n" + ROW + "./img//a.png,  Fundus:  healthy ,fundus\n"
     table = dataset(folder, rows)
     assert [row.row for row in table.rows] == [2, 3]
-    assert "repeats an earlier row, which is kept once (2 rows: 4, 5)" in only_warning(table).reason
+    assert "repeats an earlier row; only the first is kept (2 rows: 4, 5)" in only_warning(table).reason
 
 
 @pytest.mark.parametrize("other", ["img/a.png,Fundus: drusen,Fundus\n", "img/a.png,Fundus: healthy,CT\n"])
@@ -665,7 +665,7 @@ def test_require(folder: Path) -> None:
         with pytest.raises(InputProblems, match="line 2, Text"):
             hopeless.require(strict)
         with pytest.raises(InputProblems, match="no rows"):
-            Table(folder, [], []).require(strict)
+            InputTable(folder, [], []).require(strict)
 
 
 def test_a_large_table_takes_seconds(folder: Path) -> None:

@@ -178,7 +178,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         for name in FILES
     },
     **{
-        f"a link in the place of {name}": (link_to_a_copy(name), f"{name.strip('*')}: is a link and no file")
+        f"a link in the place of {name}": (link_to_a_copy(name), f"{name.strip('*')}: is a symbolic link, not a file")
         for name in FILES
     },
     "a stray pipe": (lambda block: os.mkfifo(block / "x"), "/x: is not in the manifest"),

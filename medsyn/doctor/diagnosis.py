@@ -1,4 +1,4 @@
-"""One line of the doctor's table."""
+"""One row of the table that `medsyn doctor` prints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Verdict = Literal["good", "note", "bad"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """What was checked, what was found, whether that is good, and what to do about it."""
 
     check: str
