@@ -103,9 +103,9 @@ def plan(root: Path, share: slice) -> None:
 
 def prepare(root: Path, share: slice) -> None:
     """Check every input and write what tasks read: `medsyn submit` before anything is queued."""
-    from medsyn.campaign.plan import prepare as preparing
+    from medsyn.campaign import guards
 
-    preparing.prepare(make_config(root))
+    guards.open_for_change(make_config(root), here=True)
 
 
 def generate(root: Path, share: slice) -> None:

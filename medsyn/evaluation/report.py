@@ -65,7 +65,7 @@ def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[s
 def _header(campaign: Mapping[str, Any]) -> list[tuple[str, str]]:
     data = "phantoms: procedural images, no patients" if campaign["data"] == PHANTOMS else campaign["data"]
     wanted = f"{campaign['prompts']} × {counted(campaign['images_per_prompt'], 'image')}"
-    if campaign["images_asked"] != campaign["prompts"] * campaign["images_per_prompt"]:  # some say how many themselves
+    if campaign["images_asked"] != campaign["prompts"] * campaign["images_per_prompt"]:  # some set their own
         wanted = f"{campaign['prompts']}, which ask for {campaign['images_asked']} images"
     versions = [f"{name} {found}" for name, found in campaign["versions"].items() if found]
     return [

@@ -93,7 +93,7 @@ def load_rated(
     Arguments and errors are those of `encode_rows`, and besides:
 
     Args:
-        prompts_of: the rows whose prompts may serve as wrong ones; all of `rows` are among them.
+        prompts_of: the rows whose prompts may serve as wrong prompts; includes all of `rows`.
         load_system: called only if something must be computed.
     """
     weights = weights_fingerprint(config.model_paths.stable_diffusion)

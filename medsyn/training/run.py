@@ -1,4 +1,4 @@
-"""One training run on disk and towards the world: metrics, heartbeats, checkpoints, and leaving when it is asked to."""
+"""The bookkeeping of a training run: metrics, heartbeats, checkpoints, and stopping on request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medsyn.training.schedule import RandomKey
 
 
 class TrainingRun:
-    """What a training loop needs besides its model: a key for its randomness, and where to save and to report."""
+    """What a training loop needs besides its model: a key for its randomness, and where to save and report."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class TrainingRun:
             disk.sweep_temporaries(place)
 
     def has_published(self, model: Path) -> bool:
-        """Whether the model is there, made from the same things; from other ones is an `InputError`."""
+        """Whether the model exists; raises `InputError` if its provenance differs."""
         if model.is_dir():
             path = model / PROVENANCE
             refuse_mismatch(model, disk.read_json(path) if path.is_file() else {}, self.provenance)
@@ -57,18 +57,18 @@ class TrainingRun:
         line: dict[str, Any] | None = None,
         **numbers: Any,
     ) -> None:
-        """Report step `done` of `total`, save if it is time to or if asked to leave, and leave.
+        """Report step `done` of `total`; save if it is due or a stop was requested, and then stop.
 
         Args:
-            done: steps done.
+            done: number of completed steps.
             total: after the last step the state is always saved.
-            save_every: steps between two checkpoints.
+            save_every: steps between checkpoints.
             state: every tensor that a checkpoint needs; called only to save one.
-            line: of the metrics, if this step has one.
-            numbers: what the heartbeat says besides.
+            line: to append to the metrics, if this step has one.
+            numbers: further values for the heartbeat.
 
         Raises:
-            Saved: a stop was requested and the state is on disk.
+            Saved: a stop was requested; the state is on disk.
         """
         if line is not None:
             disk.append_jsonl(self.metrics, line)

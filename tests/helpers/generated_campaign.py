@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from medsyn.campaign.plan import prepare
+from medsyn.campaign import guards
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.config import ScorerSection, validate
 from medsyn.generation import stage
@@ -31,7 +31,7 @@ def generated_campaign(root: Path) -> Campaign:
         "training": {"stage": 1},
         "generation": {**generation, "max_attempts": 3},
     }
-    campaign = prepare.prepare(validate(tree, "test"))
+    campaign = guards.open_for_change(validate(tree, "test"), here=True)
     directory = campaign.directory
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -10,6 +10,8 @@ import pytest
 from medsyn import config as configuration
 from medsyn import disk
 from medsyn.campaign.plan import inputs, prepare
+from medsyn.campaign.state import campaign_file
+from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.config import Config
 from medsyn.errors import InputProblems
 from medsyn.stage import CampaignDirectory
@@ -41,13 +43,17 @@ def test_the_table_says_which_they_are_in_the_order_of_the_five(trial: Trial) ->
     assert inputs.resolve(own(trial)).data.modalities == ["OCT", "CT"]
 
 
+def unchanged(config: Config) -> Campaign | None:
+    return prepare.unchanged(config, campaign_file.read_facts(CampaignDirectory(config.campaign.path)))
+
+
 def test_a_campaign_is_prepared_with_them_and_found_unchanged(trial: Trial) -> None:
-    campaign = prepare.prepare(own(trial))
+    campaign = trial.prepare_config(own(trial))
     assert campaign.config.data.modalities == ["OCT", "CT"]
     assert configuration.load(CampaignDirectory(trial.root).config, environment={}).data.modalities == ["OCT", "CT"]
-    assert prepare.unchanged(own(trial)) is not None
+    assert unchanged(own(trial)) is not None
     named = trial.config(data__modalities=["OCT", "CT"])
-    assert prepare.unchanged(named) is not None, "naming the same ones is no change"
+    assert unchanged(named) is not None, "naming the same ones is no change"
 
 
 def test_another_spelling_and_another_column_are_read_as_everywhere(trial: Trial) -> None:
@@ -58,16 +64,16 @@ def test_another_spelling_and_another_column_are_read_as_everywhere(trial: Trial
 
 
 def test_a_row_of_a_further_one_is_a_changed_table(trial: Trial) -> None:
-    campaign = prepare.prepare(own(trial, training__stage=1))
+    campaign = trial.prepare_config(own(trial, training__stage=1))
     with (trial.data / "metadata.csv").open("a") as stream:
         stream.write("ct-0.png,MRI: a finding,MRI\n")
-    assert prepare.unchanged(own(trial, training__stage=1)) is None
-    assert prepare.prepare(own(trial, training__stage=1)).config.data.modalities == ["OCT", "CT", "MRI"]
+    assert unchanged(own(trial, training__stage=1)) is None
+    assert trial.prepare_config(own(trial, training__stage=1)).config.data.modalities == ["OCT", "CT", "MRI"]
     disk.write_json(campaign.directory.work("finetune", "ct") / "made.json", {})
     with (trial.data / "metadata.csv").open("a") as stream:
         stream.write("ct-0.png,Fundus: a finding,Fundus\n")
     with pytest.raises(InputProblems) as caught:
-        prepare.prepare(own(trial, training__stage=1))
+        trial.prepare_config(own(trial, training__stage=1))
     assert "data.table: has other content than before, but finetune of this campaign exists" in str(caught.value)
 
 
@@ -95,7 +101,7 @@ def test_one_prompt_needs_no_prefix_where_the_table_has_one_modality(trial: Tria
     table.write_text("".join(line for line in table.read_text().splitlines(True) if "OCT" not in line))
     (trial.data / "prompts.csv").unlink()
     assert said(own(trial, data__base_prompt="a nodule")) == []
-    assert prepare.prepare(own(trial)).config.data.modalities == ["CT"], "its captions are the prompts"
+    assert trial.prepare_config(own(trial)).config.data.modalities == ["CT"], "its captions are the prompts"
 
 
 def test_phantoms_are_of_all_five_so_that_the_embedded_default_is_what_it_was() -> None:
