@@ -74,7 +74,7 @@ def user_name(number: int) -> str:
 def _require_same_dealing(before: Facts, config: Config, queued: Queued) -> None:
     """Raise InputError if blocks are to be dealt anew while generate jobs are in Slurm's queue: which means which?"""
     changes = configuration.changes(before["config"], config)
-    changed = [key for key in shards.DEALT_BY if key in changes]
+    changed = [key for key in shards.RESHARDED_BY if key in changes]
     if changed and any(stage == "generate" for stage, _ in queued()):
         reason = "it deals the shards anew, but generate jobs are in Slurm's queue: cancel them first (`medsyn cancel`)"
         raise InputError(CONFIGURATION, reason, key=changed[0])

@@ -1,1 +1,1 @@
-"""What the images are worth: metrics and the report."""
+"""Evaluate a campaign: metrics and the report."""

@@ -24,7 +24,7 @@ _FATES = {
 
 @dataclass(frozen=True)
 class Frame:
-    """One place of a contact sheet: a picture (or none) and what is written below it."""
+    """One cell of a contact sheet: a picture (or none) and the lines below it."""
 
     image: str | None  # data URI
     alternative: str
@@ -42,7 +42,7 @@ class Sheet:
 
 
 def _data_uri(pixels: np.ndarray) -> str:
-    """A PNG of uint8 [S, S, 3] as a data URI; grey if it is."""
+    """A PNG of uint8 [S, S, 3] as a data URI, with one channel if all three are equal."""
     is_grey = bool((pixels == pixels[..., :1]).all())
     stream = io.BytesIO()
     Image.fromarray(pixels[..., 0] if is_grey else pixels).save(stream, format="PNG", optimize=True)
@@ -54,7 +54,7 @@ def _words(text: str) -> set[str]:
 
 
 def closest_captions(prompts: Sequence[str], pictures: Sequence[Picture]) -> list[Picture | None]:
-    """For each prompt the picture whose caption shares most of its words; of equals the one shown least so far."""
+    """For each prompt the picture whose caption shares most words with it; among equals the one shown least so far."""
     captions = [_words(picture.text) for picture in pictures]
     shown = [0] * len(pictures)
     chosen: list[Picture | None] = []
@@ -76,7 +76,7 @@ def _real_frame(picture: Picture | None, prompt: str) -> Frame:
 
 
 def _generated_frame(images: GeneratedImages, prompt_id: str, mode: str) -> Frame:
-    """The image that there is of the prompt, else what became of it."""
+    """The prompt's image, or what became of it."""
     if prompt_id not in images.shown:
         return Frame(None, "not generated", ["not generated"], accepted=False)
     line, picture = images.shown[prompt_id]
@@ -90,7 +90,7 @@ def _generated_frame(images: GeneratedImages, prompt_id: str, mode: str) -> Fram
 
 
 def contact_sheet(gathered: Gathered, modality: str, most: int) -> Sheet:
-    """The contact sheet of a modality: prompts spread evenly over its list, real images that come closest to them."""
+    """The contact sheet of a modality: prompts spread evenly over its list, and the closest real images."""
     chosen = gathered.chosen.get(modality, [])
     held_out = [picture for picture in gathered.real.held_out if picture.modality == modality]
     training = [picture for picture in gathered.real.training if picture.modality == modality]

@@ -1,6 +1,6 @@
-"""Asked against achieved: how many images of each modality and each value of the prompt list's columns there are.
+"""Requested and accepted images, by modality and by the values of the prompt list's columns.
 
-A list may be balanced over findings and what passes the filter may not be; whoever trains on the images wants to know.
+A list may be balanced over findings while the images that pass the filter are not; users who train on them must know.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from medsyn.evaluation.tally import ALL, Cells
 
 
 def measure(gathered: Gathered, modes: Iterable[str], img_num: int) -> dict[str, Any]:
-    """What was asked for and what is there, for metrics.json.
+    """Count requested and accepted images, for metrics.json.
 
     Returns:
-        `cells`: one record per modality, and per modality and value of a column, with the images that were `asked`
-        for and, under each mode's name, those that were accepted; a column whose value is None counts the images of
-        prompts that have none in it. `dropped`: columns with too many values.
+        `cells`: one record per modality, and per modality and value of a column, with the number of images `asked`
+        for and, under each mode's name, of those accepted; the value None stands for prompts without a value in that
+        column. `dropped`: columns with too many values.
     """
     asked = Cells()
     for modality, prompts in gathered.prompts.items():
@@ -43,7 +43,7 @@ def measure(gathered: Gathered, modes: Iterable[str], img_num: int) -> dict[str,
 
 
 def _without_value(table: pd.DataFrame) -> pd.DataFrame:
-    """The images of prompts without a value, by modality and column: those that no value's cell has."""
+    """The images of prompts without a value, by modality and column: those in no value's cell."""
     is_whole = table.index.get_level_values("column") == ALL
     whole = table[is_whole].droplevel(["column", "value"])
     valued = table[~is_whole].groupby(["modality", "column"]).sum()

@@ -1,7 +1,7 @@
-"""The stage `evaluate`: what a campaign made, in numbers (`metrics.json`) and for people (`report.html`).
+"""The stage `evaluate`: a campaign's results in numbers (`metrics.json`) and for people (`report.html`).
 
-It reads what is there and names what is missing; a failed modality costs its own rows of the report and no more.
-Everything but the timings is a function of the files and of the campaign's seed.
+It reads what exists and names what is missing; a failed modality costs only its own rows of the report. Everything
+except the timings is a function of the files and of the campaign's seed.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "clean-fid")
 
 @dataclass(frozen=True)
 class Group:
-    """The images of one modality, or of all of them, that are compared with each other."""
+    """The images of one modality, or of all, that are compared with each other."""
 
     training: Sequence[Picture]
     held_out: Sequence[Picture]
-    generated: Mapping[str, Sequence[Picture]]  # by mode; of the filtered ones those that were accepted
+    generated: Mapping[str, Sequence[Picture]]  # by mode; of the filtered mode only accepted ones
 
     @property
     def sets(self) -> dict[str, Sequence[Picture]]:
-        """What is measured beside each other: held-out real images, then each mode's."""
+        """The sets that are compared: held-out real images, then each mode's."""
         return {"held_out": self.held_out, **self.generated}
 
 
@@ -48,7 +48,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     """Measure the campaign and write its report.
 
     Raises:
-        Saved: a stop was requested; the judge, if it was trained, is kept, and the rest takes a minute again.
+        Saved: a stop was requested; a trained judge is kept, and the rest takes about a minute to repeat.
     """
     work = directory.work(task.stage, task.name)
     part = 0
@@ -60,16 +60,16 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     gathered = read_campaign.gather(config, directory, tick)
     groups = _groups(config, gathered)
     part = 1
-    following, judge_facts = _prompt_following(groups, work / "judge", tick)
+    following, judge_info = _prompt_following(groups, work / "judge", tick)
     part = 2
-    distances, distance_facts = _distances(config, groups, tick)
+    distances, kid_info = _distances(config, groups, tick)
     result = {
         "format": FORMAT,
         "notice": report.NOTICE,
-        "campaign": _campaign_facts(config, gathered),
+        "campaign": _describe_campaign(config, gathered),
         "missing": [asdict(one) for one in gathered.missing],
-        "kid": distance_facts,
-        "judge": judge_facts,
+        "kid": kid_info,
+        "judge": judge_info,
         "groups": {
             name: {
                 "n": {"training": len(group.training)} | {key: len(pictures) for key, pictures in group.sets.items()},
@@ -120,16 +120,16 @@ def _stack(pictures: Sequence[Picture]) -> np.ndarray:
 def _distances(
     config: Config, groups: Mapping[str, Group], tick: Callable[[], None]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """KID of every group's generated images from its held-out ones, between two scales, and what KID it is.
+    """KID of every group's generated images to its held-out ones, with two reference values, and details of the KID.
 
-    The scales: `floor`, two halves of the held-out images; `other_modalities`, the held-out images of this modality
-    from those of all others.
+    The references: `floor`, two halves of the held-out images; `other_modalities`, the held-out images of this modality
+    against those of all others.
     """
-    facts = {"available": True, "reason": None, "features": features.NAME, "meaningful_from": metrics.MEANINGFUL}
+    info = {"available": True, "reason": None, "features": features.NAME, "meaningful_from": metrics.MEANINGFUL}
     try:
         kernel_distance = metrics.load_kernel_distance()
     except metrics.NotAvailable as error:
-        return {name: {} for name in groups}, facts | {"available": False, "reason": str(error)}
+        return {name: {} for name in groups}, info | {"available": False, "reason": str(error)}
     section = config.evaluation
     distances: dict[str, dict[str, Any]] = {}
     for name, group in groups.items():
@@ -145,11 +145,11 @@ def _distances(
             chosen = seed(config.campaign.seed, "kid", name, key)
             distance = metrics.kid(kernel_distance, left, right, section.kid_subsets, section.kid_subset_size, chosen)
             distances[name][key] = None if distance is None else distance.as_dict()
-    return distances, facts
+    return distances, info
 
 
 def _similarity(config: Config, name: str, group: Group) -> dict[str, float | None]:
-    """How alike the images of each set are among themselves."""
+    """How similar the images of each set are to each other."""
 
     def of(key: str, pictures: Sequence[Picture]) -> float | None:
         def image(place: int) -> np.ndarray:
@@ -163,7 +163,7 @@ def _similarity(config: Config, name: str, group: Group) -> dict[str, float | No
 
 
 def _nearest(group: Group) -> dict[str, Any]:
-    """How near each set's images are to the nearest training image; held-out images are the yardstick."""
+    """How close each set's images are to the nearest training image; held-out images are the reference."""
     training = _stack(group.training)
     found = {
         key: metrics.nearest_distances(_stack(pictures), training)
@@ -178,7 +178,7 @@ def _nearest(group: Group) -> dict[str, Any]:
 
 
 def _generation(config: Config, gathered: Gathered, name: str) -> dict[str, Any]:
-    """Per mode, what generation cost and gave."""
+    """Per mode, the cost and the yield of generation."""
     made = gathered.made.values() if name == OVERALL else [gathered.made[name]] if name in gathered.made else []
     return {mode: tally.total(one[mode].tally for one in made).summary() for mode in config.generation.modes}
 
@@ -186,14 +186,14 @@ def _generation(config: Config, gathered: Gathered, name: str) -> dict[str, Any]
 def _prompt_following(
     groups: Mapping[str, Group], directory: Path, tick: Callable[[], None]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Per group and set how often the judge sees what the text says, and whether there is a judge at all."""
+    """Per group and set, how often the judge sees what the text says; and whether there is a judge at all."""
     everything = [picture for pictures in groups[OVERALL].sets.values() for picture in pictures]
     if judge.labels_of([picture.text for picture in everything]) is None:
         reason = "only phantoms have a judge, because what they show can be drawn at will"
         return {}, {"available": False, "reason": reason}
     tick()
     expert = judge.load_or_train(directory, judge.RECIPE, progress=lambda *_: tick())
-    facts = {"available": True, "reason": None, "trained_on": judge.RECIPE.images_per_kind * len(judge.KINDS)}
+    info = {"available": True, "reason": None, "trained_on": judge.RECIPE.images_per_kind * len(judge.KINDS)}
     following = {
         name: {
             key: judge.agreement(
@@ -203,11 +203,11 @@ def _prompt_following(
         }
         for name, group in groups.items()
     }
-    return following, facts
+    return following, info
 
 
-def _campaign_facts(config: Config, gathered: Gathered) -> dict[str, Any]:
-    """What was evaluated, without a path that is not the campaign's own."""
+def _describe_campaign(config: Config, gathered: Gathered) -> dict[str, Any]:
+    """What was evaluated, without paths outside the campaign."""
     parsed = judge.labels_of([picture.text for picture in gathered.real.held_out + gathered.real.training])
     return {
         "name": config.campaign.name,
@@ -229,7 +229,7 @@ def _campaign_facts(config: Config, gathered: Gathered) -> dict[str, Any]:
 
 
 def _public(source: str) -> str:
-    """A file or model by its last name if it is a path on this machine, else (a hub id, `embedded`) as it is."""
+    """The last component of a path on this machine; anything else (a hub id, `embedded`) unchanged."""
     return Path(source).name if Path(source).is_absolute() or Path(source).exists() else source
 
 

@@ -1,10 +1,9 @@
-"""A local feature extractor: what an image looks like, as one vector, without a download.
+"""A local feature extractor: an image as one vector, without any download.
 
-Compute nodes have no internet and Inception's weights are not ours to ship, so the distances in the report are
+Compute nodes have no internet access and Inception's weights are not ours to ship, so the distances in the report are
 measured on hand-made features: shape (histograms of oriented gradients at two scales), layout (a low-resolution
-colour copy), brightness (histograms) and sharpness (the radial spectrum, which shows blur). They rank the parts of
-one report among each other; they are not comparable with a published FID or KID. A learned extractor would replace
-`describe` and `NAME`, and nothing else.
+colour copy), brightness (histograms) and sharpness (the radial spectrum, which shows blur). They are comparable within
+one report, but not with a published FID or KID. A learned extractor would replace only `describe` and `NAME`.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def _unit(block: np.ndarray) -> np.ndarray:
 
 
 def _radial_spectrum(image: np.ndarray) -> np.ndarray:
-    """Mean amplitude [_RINGS] of the Fourier transform of `image` [S, S] on rings of equal width, without the mean."""
+    """Mean amplitude [_RINGS] of the Fourier transform of `image` [S, S], mean removed, on rings of equal width."""
     amplitude = np.abs(np.fft.rfft2(image - image.mean()))
     rows = np.fft.fftfreq(image.shape[0])[:, None]
     columns = np.fft.rfftfreq(image.shape[1])[None, :]

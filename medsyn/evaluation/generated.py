@@ -1,9 +1,9 @@
-"""What evaluation reads of generation: every record, counted, and a sample of the images.
+"""What evaluation reads of the generated images: all records, which it counts, and a sample of the images.
 
-Records are read block by block and never held; images are looked at for a fixed sample, those whose hash is lowest,
-and for the prompts of the contact sheets. A campaign of a million images needs no more memory than one of thousands.
+Records are read block by block and never kept; images are read for a fixed sample, those with the lowest hashes, and
+for the prompts of the contact sheets. A campaign of a million images needs no more memory than one of thousands.
 
-One image as evaluation keeps it: small, with its features, so that thousands fit into memory.
+Images are kept small, with their features, so that thousands fit into memory.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from medsyn.text import counted
 Tick = Callable[[], None]  # called before each block and image is read; may raise `Saved`
 Record = dict[str, Any]  # of an image, from a block's manifest
 
-PICTURE_SIDE = 128  # most pixels a side that are kept of an image
+PICTURE_SIDE = 128  # an image is shrunk to at most this many pixels a side
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A part of the campaign that is not there, by the name of the task that makes it."""
+    """A missing part of the campaign, with the name of the task that makes it."""
 
     task: str
     what: str
@@ -61,12 +61,12 @@ class GeneratedImages:
 
     @property
     def left_out(self) -> int:
-        """Accepted images that were counted and not looked at."""
+        """Accepted images that were counted but not read."""
         return self.tally.accepted - len(self.pictures)
 
 
 class _Sample:
-    """The accepted images with the lowest hashes, whatever their number and order."""
+    """The accepted images with the lowest hashes, independent of their number and order."""
 
     def __init__(self, most: int, campaign_seed: int) -> None:
         self._most, self._seed = most, campaign_seed
@@ -74,7 +74,7 @@ class _Sample:
         self._seen = 0
 
     def add(self, block: Path, line: Record) -> None:
-        """Take an image into account; they come in the order of the prompts."""
+        """Consider an image; images come in the order of the prompts."""
         self._seen += 1
         entry = (-seed(self._seed, "evaluate", line["id"], line["replicate"]), self._seen, block, line)
         if len(self._kept) < self._most:
@@ -88,7 +88,7 @@ class _Sample:
 
 
 def spread(prompts: PromptList, most: int) -> list[Item]:
-    """At most so many prompts, spread evenly over their list."""
+    """At most `most` prompts, spread evenly over their list."""
     columns = min(most, prompts.prompts)
     return [prompts.prompt(index * prompts.prompts // columns) for index in range(columns)]
 
@@ -102,7 +102,7 @@ def read_generated(
     chosen: Sequence[Item],
     tick: Tick,
 ) -> tuple[GeneratedImages, list[Missing]]:
-    """What one mode made of one modality, block by block; absent or damaged blocks are named by their task.
+    """Read what one mode made of one modality, block by block; missing or damaged blocks are named by their task.
 
     Args:
         config: the campaign's.
@@ -149,7 +149,7 @@ def _count(tally: Tally, block: Path, modality: str, manifest: Sequence[Record])
 
 
 def _is_better(line: Record, shown: tuple[Path, Record] | None) -> bool:
-    """Whether a replicate is shown instead of an earlier one: the first that has an image."""
+    """Whether to show this replicate instead of an earlier one: the first with an image is shown."""
     return shown is None or (shown[1]["file"] is None and line["file"] is not None)
 
 
@@ -171,12 +171,12 @@ class Picture:
 
     @property
     def pixels(self) -> np.ndarray:
-        """Uint8 [S, S, 3]."""
+        """The pixels, uint8 [S, S, 3]."""
         return np.broadcast_to(self.stored, (*self.stored.shape[:2], 3)).copy()
 
 
 def picture(pixels: np.ndarray, modality: str, text: str) -> Picture:
-    """The picture of uint8 [H, W, 3]."""
+    """Shrink uint8 [H, W, 3] to a `Picture`."""
     small = shrink(pixels, min(PICTURE_SIDE, pixels.shape[0]))
     is_grey = bool((small == small[..., :1]).all())
     return Picture(modality, text, (small[..., :1] if is_grey else small).copy(), describe(pixels))

@@ -1,8 +1,8 @@
-"""An independent judge of prompt following: what does a phantom-like image show, and is that what its prompt asked for?
+"""An independent judge of prompt following: does a phantom-like image show what its prompt asked for?
 
-A small convolutional network, trained in half a minute on phantoms that it draws itself with a seed that no campaign
-uses. It shares no weight, no image and no loss with the generator, the Selector or the Policy. It only knows phantoms:
-real patients' images have no such judge, and the report then says so.
+A small convolutional network, trained in half a minute on phantoms drawn with a seed that no campaign uses. It shares
+no weights, images or loss with the generator, the Selector or the Policy. It only knows phantoms: real patients' images
+have no such judge, and the report then says so.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _RENDERED = 128  # drawn larger and shrunk, as a campaign's images are
 
 
 @dataclass(frozen=True)
-class Recipe:
+class JudgeRecipe:
     """How a judge is trained. The seed is the judge's own, whatever the campaign's is."""
 
     images_per_kind: int = 132
@@ -45,16 +45,16 @@ class Recipe:
     seed: int = seed("medsyn", "judge")
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """What a cached judge must agree on to be used again."""
         return {"format": 1, "side": SIDE, "classes": len(CLASSES), **vars(self)}
 
 
-RECIPE = Recipe()
+RECIPE = JudgeRecipe()
 
 
 class Judge(nn.Module):
-    """Kind and finding (one of 18 classes) and, per kind, the side, from 64 px images."""
+    """Predicts kind and finding (one of 18 classes) and, per kind, the side from 64 px images."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -80,14 +80,14 @@ def _to_tensor(images: Sequence[np.ndarray]) -> Tensor:
 
 
 def draw(images_per_kind: int, draw_seed: int) -> tuple[list[np.ndarray], list[Label]]:
-    """Phantoms (uint8 [64, 64, 3]) balanced over kinds, findings and sides, and what they show."""
+    """Draw phantoms (uint8 [64, 64, 3]) balanced over kinds, findings and sides; return them and what they show."""
     phantoms = [draw_phantom(kind, index, draw_seed) for kind in KINDS for index in range(images_per_kind)]
     images = [np.round(fit_square(render(phantom, _RENDERED), SIDE) * 255).astype(np.uint8) for phantom in phantoms]
     return images, [phantom.label for phantom in phantoms]
 
 
 def _augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur, contrast, brightness, noise and a shift of up to 3 px: a generator's faults must not confuse the judge."""
+    """Random blur, contrast, brightness, noise and shift up to 3 px: a generator's flaws must not confuse the judge."""
     count = len(pixels)
 
     def uniform(low: float, high: float) -> Tensor:
@@ -102,12 +102,12 @@ def _augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return padded[..., 3 + down : 3 + down + SIDE, 3 + right : 3 + right + SIDE].clamp(0, 1)
 
 
-def train(recipe: Recipe = RECIPE, progress: Callable[[int, int], None] | None = None) -> Judge:
+def train(recipe: JudgeRecipe = RECIPE, progress: Callable[[int, int], None] | None = None) -> Judge:
     """Train a judge on freshly drawn phantoms; the same recipe gives the same judge on one machine.
 
     Args:
         recipe: sizes, epochs and seed.
-        progress: told (epochs done, epochs in all) after every epoch.
+        progress: called with (epochs done, epochs in all) after every epoch.
     """
     images, facts = draw(recipe.images_per_kind, recipe.seed)
     pixels = _to_tensor(images)
@@ -139,18 +139,18 @@ def train(recipe: Recipe = RECIPE, progress: Callable[[int, int], None] | None =
 
 
 def load_or_train(
-    directory: Path, recipe: Recipe = RECIPE, progress: Callable[[int, int], None] | None = None
+    directory: Path, recipe: JudgeRecipe = RECIPE, progress: Callable[[int, int], None] | None = None
 ) -> Judge:
-    """The judge kept in `directory`, trained and kept there first if it is absent or of another recipe."""
-    weights, facts = directory / "model.safetensors", directory / "recipe.json"
-    if facts.is_file() and weights.is_file() and disk.read_json(facts) == recipe.facts:
+    """Load the judge saved in `directory`; train and save it first if it is missing or has a different recipe."""
+    weights, provenance = directory / "model.safetensors", directory / "recipe.json"
+    if provenance.is_file() and weights.is_file() and disk.read_json(provenance) == recipe.provenance:
         judge = Judge(recipe.width)
         judge.load_state_dict(load_file(weights))
         return judge.eval()
     judge = train(recipe, progress)
-    facts.unlink(missing_ok=True)  # written last: while it is absent the weights are nobody's
+    provenance.unlink(missing_ok=True)  # written last: while it is absent the weights are nobody's
     disk.write_atomic(weights, save({name: tensor.contiguous() for name, tensor in judge.state_dict().items()}))
-    disk.write_json(facts, recipe.facts)
+    disk.write_json(provenance, recipe.provenance)
     return judge
 
 
@@ -165,7 +165,7 @@ class Verdict:
 
 @torch.no_grad()
 def look(judge: Judge, images: Iterable[np.ndarray], batch_size: int = 64) -> list[Verdict]:
-    """What `judge` sees in uint8 [H, W, 3] images of any size; holds a batch of them at a time."""
+    """What `judge` sees in uint8 [H, W, 3] images of any size; holds one batch at a time."""
     verdicts, left = [], iter(images)
     while batch := list(islice(left, batch_size)):
         class_logits, side_logits = judge(_to_tensor(batch))
@@ -178,7 +178,7 @@ def look(judge: Judge, images: Iterable[np.ndarray], batch_size: int = 64) -> li
 def agreement(verdicts: Sequence[Verdict], asked: Sequence[Label]) -> dict[str, dict[str, float | int] | None]:
     """How often the images show what was asked for, per aspect, each with its 95 % interval and count.
 
-    A finding is right only on the right kind of image. The side counts where one was asked for and the kind is right.
+    A finding is right only on the right kind of image. The side counts only if one was requested and the kind is right.
     """
     seen, want = pd.DataFrame(verdicts, columns=ASPECTS[1:]), pd.DataFrame(asked, columns=Label._fields)
     kind = seen.kind == want.kind

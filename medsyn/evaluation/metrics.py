@@ -1,4 +1,4 @@
-"""Numbers about sets of images and about manifests; pure functions, no files, no global randomness."""
+"""Metrics of sets of images; pure functions, no files, no global random state."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from skimage.metrics import structural_similarity
 
-_QUERIES_AT_ONCE = 256  # bounds the memory of their distances to thousands of images
+_QUERIES_AT_ONCE = 256  # limits the memory for their distances to thousands of images
 MEANINGFUL = 50  # images in the smaller set below which a kernel distance is an anecdote
 
 
 class NotAvailable(Exception):
-    """A library that a number needs cannot be imported on this stack; the text says which and why."""
+    """A library that a metric needs cannot be imported here; the message says which and why."""
 
 
 KernelDistance = Callable[..., float]
@@ -44,7 +44,7 @@ class Distance:
     n: tuple[int, int]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready, with a word on whether the sets are large enough."""
+        """As a JSON-ready mapping, including whether the sets are large enough."""
         return {
             "value": self.value,
             "error": self.error,
@@ -64,9 +64,9 @@ def kid(
         function: clean-fid's `kernel_distance`.
         first: features [N, D].
         second: features [M, D].
-        subsets: number of random subsets that are averaged.
+        subsets: number of random subsets to average over.
         subset_size: most images per subset.
-        seed: which subsets.
+        seed: chooses the subsets.
 
     Returns:
         The distance, or None if a set has fewer than two images.
@@ -76,7 +76,7 @@ def kid(
         return None
     whole = min(subset_size, smaller)
     half = min(subset_size, smaller // 2)
-    # clean-fid draws its subsets from numpy's global generator: lend it a seeded one and give the old state back
+    # clean-fid draws its subsets from numpy's global generator: seed it, then restore the old state
     state = np.random.get_state()
     np.random.seed(seed % 2**32)
     try:
@@ -97,13 +97,13 @@ def halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pairwise_similarity(count: int, image: Callable[[int], np.ndarray], most_pairs: int, seed: int) -> float | None:
-    """Mean structural similarity (SSIM, Wang et al. 2004) over random pairs of one set: 1 means all alike.
+    """Mean structural similarity (SSIM, Wang et al. 2004) over random pairs of one set; 1 means all are identical.
 
     Args:
         count: images in the set.
-        image: number `k` of them as float32 [S, S] in 0..1, S >= 7.
-        most_pairs: most pairs to look at; all of them if there are no more.
-        seed: which pairs.
+        image: returns image `k` as float32 [S, S] in 0..1, S >= 7.
+        most_pairs: number of pairs to compare; all of them if there are no more.
+        seed: chooses the pairs.
 
     Returns:
         The mean, or None if there are fewer than two images.
@@ -114,7 +114,7 @@ def pairwise_similarity(count: int, image: Callable[[int], np.ndarray], most_pai
     chosen = np.arange(pairs)
     if pairs > most_pairs:
         chosen = np.random.default_rng(seed).choice(pairs, most_pairs, replace=False)
-    before = np.concatenate([[0], np.cumsum(np.arange(count - 1, 0, -1))])  # pairs whose first image comes earlier
+    before = np.concatenate([[0], np.cumsum(np.arange(count - 1, 0, -1))])  # pairs with an earlier first image
     first = np.searchsorted(before, chosen, side="right") - 1
     second = first + 1 + chosen - before[first]
     values = [
@@ -137,7 +137,7 @@ def nearest_distances(queries: np.ndarray, references: np.ndarray) -> np.ndarray
 
 
 def nearest_summary(distances: np.ndarray, held_out: np.ndarray | None) -> dict[str, float | int | None]:
-    """Median and minimum of nearest-training-image distances, and how often they undercut the held-out images' own.
+    """Median and minimum of the distances to the nearest training image, and how often they are suspiciously small.
 
     `suspicious` is the share below the 5th percentile of `held_out`: about 0.05 if the generated images are as far
     from the training images as unseen real ones are, more if they copy.
@@ -154,7 +154,7 @@ def nearest_summary(distances: np.ndarray, held_out: np.ndarray | None) -> dict[
 
 
 def wilson(successes: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95 % interval for a proportion; (0, 1) if nothing was counted."""
+    """Wilson's 95 % interval of a proportion; (0, 1) if nothing was counted."""
     if total == 0:
         return 0.0, 1.0
     share = successes / total

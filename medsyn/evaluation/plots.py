@@ -1,6 +1,6 @@
 """Curves and histograms as SVG text for the report, drawn without pyplot's global state.
 
-Text and axes take the page's text colour (`currentColor`), so a figure is at home on a light and on a dark page.
+Text and axes take the page's text colour (`currentColor`), so figures suit both light and dark pages.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from matplotlib.ticker import MaxNLocator, MultipleLocator
 from medsyn.data.modalities import MODALITIES
 from medsyn.evaluation.tally import SCORE_BINS
 
-# Middle lightness, so that they show on white and on black; told apart by people who do not see red and green alike.
+# Medium lightness, visible on white and on black; distinguishable with red-green colour blindness.
 COLOURS = ("#3d7fd6", "#dd8a26", "#2f9e77", "#b261b8", "#cf5a5a", "#7f8794")
-_INK = "#010203"  # stands for the page's text colour until the SVG is written
+_INK = "#010203"  # placeholder for the page's text colour until the SVG is written
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
@@ -89,7 +89,7 @@ def _finish(axes: Axes, title: str, xlabel: str, ylabel: str = "") -> None:
 
 
 def loss_curves(curves: Mapping[str, pd.DataFrame]) -> str:
-    """Fine-tuning loss over steps, one line per modality: every record faintly, a running mean on top."""
+    """Fine-tuning loss over steps, one line per modality: every record faint, with a running mean on top."""
 
     def draw(panels: Sequence[Axes]) -> None:
         (axes,) = panels
@@ -142,12 +142,12 @@ def stage2_curves(curves: Mapping[str, pd.DataFrame]) -> str:
 
 
 def score_histogram(passed: np.ndarray, rejected: np.ndarray, threshold: float) -> str:
-    """How the Selector scored the candidates of filtered generation, and where the threshold lies.
+    """Histogram of the Selector scores of filtered generation's candidates, with the threshold.
 
     Args:
         passed: candidates in each bin of `SCORE_BINS`, int [40], of those that passed.
-        rejected: of the others.
-        threshold: the score that was needed.
+        rejected: the same for the others.
+        threshold: the required score.
     """
 
     def draw(panels: Sequence[Axes]) -> None:

@@ -1,6 +1,6 @@
 """What evaluation reads from disk: real and generated images, learning curves, timings, and what is missing.
 
-Nothing here fails because a part of the campaign did: what is not there is named, what is there is read.
+Nothing here fails because a part of the campaign failed: what exists is read, what is missing is named.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from medsyn.stage import STAGES, CampaignDirectory, slug
 
 @dataclass
 class RealImages:
-    """The data set's images, those that were trained on apart from those that were held out."""
+    """The data set's images, training and held-out ones separately."""
 
     training: list[Picture] = field(default_factory=list)
     held_out: list[Picture] = field(default_factory=list)
@@ -41,7 +41,7 @@ class RealImages:
 
 @dataclass
 class Gathered:
-    """Everything a campaign has on disk that the report is about."""
+    """Everything on disk that the report is about."""
 
     real: RealImages
     prompts: dict[str, PromptList]  # by modality
@@ -51,7 +51,7 @@ class Gathered:
 
     @property
     def modalities(self) -> list[str]:
-        """The modalities that have real images or prompts, in one order everywhere."""
+        """The modalities that have real images or prompts, in a fixed order."""
         return [modality for modality in MODALITIES if modality in self.real.counts or modality in self.prompts]
 
 
@@ -96,7 +96,7 @@ def _held_out(config: Config, row: ImageRow) -> bool:
 
 
 def _read_rows(config: Config, rows: Sequence[ImageRow], real: RealImages, tick: Tick) -> Iterator[Picture]:
-    """The pictures of the rows that can be read; those that cannot, or are too many, are counted."""
+    """The pictures of readable rows; unreadable and surplus ones are counted."""
     kept = _sample(rows, config.evaluation.max_images, config.campaign.seed)
     real.left_out += len(rows) - len(kept)
     for row in kept:
@@ -110,7 +110,7 @@ def _read_rows(config: Config, rows: Sequence[ImageRow], real: RealImages, tick:
 
 
 def _sample(rows: Sequence[ImageRow], most: int, campaign_seed: int) -> Sequence[ImageRow]:
-    """At most so many of `rows`, whatever their order; in table order."""
+    """At most `most` of `rows`, chosen independent of their order; in table order."""
     if len(rows) <= most:
         return rows
     lowest = sorted(rows, key=lambda row: seed(campaign_seed, "evaluate", row.file))[:most]
@@ -118,7 +118,7 @@ def _sample(rows: Sequence[ImageRow], most: int, campaign_seed: int) -> Sequence
 
 
 def prompts_by_modality(config: Config) -> dict[str, PromptList]:
-    """The campaign's prompts; empty where the list is absent or unreadable, which generation has told already."""
+    """The campaign's prompts; empty where the list is absent or unreadable, which generation has reported already."""
     try:
         lists = open_lists(Path(config.data.prompts)) if config.data.prompts else {}
     except InputError:
@@ -127,7 +127,7 @@ def prompts_by_modality(config: Config) -> dict[str, PromptList]:
 
 
 def missing_models(config: Config, directory: CampaignDirectory) -> list[Missing]:
-    """The models that training should have left and did not."""
+    """The models that training should have made but did not."""
     expected = {
         f"finetune {slug(modality)}": (
             directory.finetuned_unet(modality) / "unet",
@@ -144,14 +144,14 @@ def missing_models(config: Config, directory: CampaignDirectory) -> list[Missing
 
 
 def _read_curve(path: Path, unit: str) -> pd.DataFrame:
-    """A metrics file by ascending step or epoch, as its index; of one done twice (a resumed run) the later record."""
+    """A metrics file indexed by ascending step or epoch; of one done twice (a resumed run) the later record counts."""
     records = {record[unit]: record for record in disk.read_jsonl(path) if unit in record}
     return pd.DataFrame.from_dict(records, orient="index").sort_index()
 
 
 @dataclass(frozen=True)
 class Curves:
-    """The metrics that training left, by modality where there is one model per modality."""
+    """The metrics that training wrote, by modality where there is one model per modality."""
 
     finetune: dict[str, pd.DataFrame]  # by step
     stage1: pd.DataFrame  # by epoch, as the next
@@ -159,7 +159,7 @@ class Curves:
 
 
 def read_curves(config: Config, directory: CampaignDirectory) -> Curves:
-    """Every learning curve that is there."""
+    """Read every learning curve that exists."""
 
     def by_modality(stage: str, unit: str) -> dict[str, pd.DataFrame]:
         found = {name: _read_curve(directory.work(stage, slug(name)) / "metrics.jsonl", unit) for name in MODALITIES}
@@ -173,29 +173,29 @@ def read_curves(config: Config, directory: CampaignDirectory) -> Curves:
 
 
 def read_summaries(config: Config, directory: CampaignDirectory) -> dict[str, Any]:
-    """What the RLHF stages say of their scorers: of stage 1 its summary or None, of stage 2 one per modality."""
+    """The RLHF stages' summaries of their scorers: stage 1's or None, and stage 2's by modality."""
 
     def summary(stage: str, name: str) -> dict[str, Any] | None:
         path = directory.work(stage, name) / "summary.json"
         return disk.read_json(path) if path.is_file() else None
 
     second = {modality: summary("rlhf-stage2", slug(modality)) for modality in config.data.modalities}
-    return {"stage1": summary("rlhf-stage1", "all"), "stage2": {name: facts for name, facts in second.items() if facts}}
+    return {"stage1": summary("rlhf-stage1", "all"), "stage2": {name: its for name, its in second.items() if its}}
 
 
 @dataclass(frozen=True)
 class StageTime:
-    """What one stage took: tasks, attempts (more than tasks if some were run again) and seconds over all of them."""
+    """What one stage took: tasks, attempts (more than tasks if some were rerun) and the seconds of all of them."""
 
     stage: str
     tasks: int
     attempts: int
-    unfinished: int  # attempts without an end on record: killed, or running
+    unfinished: int  # attempts without a recorded end: killed, or running
     seconds: float
 
 
 def stage_times(directory: CampaignDirectory) -> list[StageTime]:
-    """Task seconds per stage from the attempts on record; stages without a record are left out."""
+    """Task seconds per stage from the recorded attempts; stages without a record are left out."""
     paths = [(stage, path) for stage in STAGES for path in directory.attempts(stage, "any").parent.glob("*.jsonl")]
     events = pd.DataFrame(
         [{"stage": stage, "task": path.stem, **event} for stage, path in paths for event in disk.read_jsonl(path)],

@@ -1,7 +1,7 @@
 """The report for people: one HTML file that needs no network, no script and no other file.
 
-`medsyn.evaluation.report_tables`, `figures` and `sheets` turn measurements into what a reader sees; the template
-`report.html.j2` lays it out. Everything that users wrote (prompts, captions, names) is escaped.
+`medsyn.evaluation.report_tables`, `plots` and `contact_sheets` turn measurements into what a reader sees; the template
+`report.html.j2` lays it out. All user text (prompts, captions, names) is escaped.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[s
 
     Args:
         config: the campaign's configuration.
-        gathered: the pictures and records that `result` was measured on.
-        curves: what training left.
+        gathered: the pictures and records that `result` was computed from.
+        curves: the learning curves.
         result: the content of metrics.json.
     """
     environment = Environment(
@@ -37,11 +37,11 @@ def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[s
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    facts = result["campaign"]
+    campaign = result["campaign"]
     return environment.get_template("report.html.j2").render(
         notice=NOTICE,
-        name=facts["name"],
-        facts=_facts(facts),
+        name=campaign["name"],
+        header=_header(campaign),
         missing=result["missing"],
         kid=result["kid"],
         judge=result["judge"],
@@ -57,31 +57,31 @@ def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[s
         variety=report_tables.variety(result),
         stages=report_tables.stages(result["stages"]),
         real=gathered.real,
-        generated_left_out=facts["generated_images_left_out"],
+        generated_left_out=campaign["generated_images_left_out"],
         baseline_model=config.generation.baseline_model,
     )
 
 
-def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    data = "phantoms: procedural images, no patients" if facts["data"] == PHANTOMS else facts["data"]
-    wanted = f"{facts['prompts']} × {counted(facts['images_per_prompt'], 'image')}"
-    if facts["images_asked"] != facts["prompts"] * facts["images_per_prompt"]:  # some say how many themselves
-        wanted = f"{facts['prompts']}, which ask for {facts['images_asked']} images"
-    versions = [f"{name} {found}" for name, found in facts["versions"].items() if found]
+def _header(campaign: Mapping[str, Any]) -> list[tuple[str, str]]:
+    data = "phantoms: procedural images, no patients" if campaign["data"] == PHANTOMS else campaign["data"]
+    wanted = f"{campaign['prompts']} × {counted(campaign['images_per_prompt'], 'image')}"
+    if campaign["images_asked"] != campaign["prompts"] * campaign["images_per_prompt"]:  # some say how many themselves
+        wanted = f"{campaign['prompts']}, which ask for {campaign['images_asked']} images"
+    versions = [f"{name} {found}" for name, found in campaign["versions"].items() if found]
     return [
-        ("Model", facts["model"]),
-        ("Data", f"{data} ({facts['real_images']} images)"),
-        ("Modalities", ", ".join(facts["modalities"]) or report_tables.NONE),
-        ("Resolution", f"{facts['resolution']} px"),
+        ("Model", campaign["model"]),
+        ("Data", f"{data} ({campaign['real_images']} images)"),
+        ("Modalities", ", ".join(campaign["modalities"]) or report_tables.NONE),
+        ("Resolution", f"{campaign['resolution']} px"),
         ("Prompts", wanted),
-        ("Seed", str(facts["seed"])),
-        ("Configuration", facts["config_fingerprint"][:16]),
+        ("Seed", str(campaign["seed"])),
+        ("Configuration", campaign["config_fingerprint"][:16]),
         ("Versions", ", ".join(versions)),
     ]
 
 
 def _training_figures(curves: Curves) -> list[tuple[str, Markup]]:
-    """(title, SVG) of every stage that left a curve."""
+    """(title, SVG) of every stage with a learning curve."""
     drawn: Iterable[tuple[str, Any, Any]] = (
         ("Fine-tuning", plots.loss_curves, curves.finetune),
         ("RLHF stage 1: Selector and Policy on all ratings", plots.stage1_curves, curves.stage1),

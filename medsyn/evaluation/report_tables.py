@@ -17,7 +17,7 @@ SET_NAMES = {"held_out": "Real, held out", "baseline": "Baseline", "filtered": "
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A table's cell: what it says, what it says in small print, and whether it means little."""
 
     text: str
@@ -26,16 +26,16 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """A table; the first cell of a row is its heading. `groups` heads several columns together: (title, columns)."""
 
     header: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[TableCell]]
     groups: Sequence[tuple[str, int]] = ()
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with `digits` significant digits, at most three of them decimals; a dash if there is none."""
+    """A number with `digits` significant digits and at most three decimals; a dash for None or a non-finite value."""
     if value is None or not math.isfinite(value):
         return NONE
     if value == 0 or 1e-4 <= abs(value) < 10**6:
@@ -50,7 +50,7 @@ def percent(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in the unit that a person would choose."""
+    """Seconds in the unit a person would choose."""
     if seconds is None:
         return NONE
     if seconds < 59.5:
@@ -60,25 +60,25 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def _name_cell(name: str, detail: str = "") -> Cell:
-    return Cell("All" if name == OVERALL else name, detail)
+def _name_cell(name: str, detail: str = "") -> TableCell:
+    return TableCell("All" if name == OVERALL else name, detail)
 
 
-def _kid_cell(distance: Mapping[str, Any] | None) -> Cell:
+def _kid_cell(distance: Mapping[str, Any] | None) -> TableCell:
     if distance is None:
-        return Cell(NONE, faint=True)
+        return TableCell(NONE, faint=True)
     error = "" if distance["error"] is None else f"± {number(distance['error'], 2)}"
-    return Cell(number(distance["value"], 2), error, faint=not distance["meaningful"])
+    return TableCell(number(distance["value"], 2), error, faint=not distance["meaningful"])
 
 
-def _share_cell(share: Mapping[str, Any] | None) -> Cell:
+def _share_cell(share: Mapping[str, Any] | None) -> TableCell:
     if share is None:
-        return Cell(NONE, faint=True)
-    return Cell(percent(share["value"]), f"{100 * share['low']:.0f}–{100 * share['high']:.0f} %")
+        return TableCell(NONE, faint=True)
+    return TableCell(percent(share["value"]), f"{100 * share['low']:.0f}–{100 * share['high']:.0f} %")
 
 
-def headline(result: Mapping[str, Any]) -> Table:
-    """One row per modality: how much was accepted, how far it is from real images, how often the finding is right."""
+def headline(result: Mapping[str, Any]) -> ReportTable:
+    """One row per modality: share accepted, distance from real images, how often the finding is right."""
     modes = {mode: f"real, {mode}" for mode in result["groups"][OVERALL]["generation"]}
     distances = {"floor": "real, real", **modes, "other_modalities": "real, other modalities"}
     sets = {"held_out": "real", **{mode: mode for mode in modes}}
@@ -99,16 +99,16 @@ def headline(result: Mapping[str, Any]) -> Table:
         if with_judge:
             row += [_share_cell(group["prompt_following"][key]["finding"]) for key in sets]
         rows.append(row)
-    return Table(header, rows, groups)
+    return ReportTable(header, rows, groups)
 
 
-def _accepted_cell(facts: Mapping[str, Any] | None) -> Cell:
-    if facts is None or not facts["requested"]:
-        return Cell(NONE, faint=True)
-    return Cell(percent(facts["acceptance_rate"]), f"{facts['accepted']} of {facts['requested']}")
+def _accepted_cell(made: Mapping[str, Any] | None) -> TableCell:
+    if made is None or not made["requested"]:
+        return TableCell(NONE, faint=True)
+    return TableCell(percent(made["acceptance_rate"]), f"{made['accepted']} of {made['requested']}")
 
 
-def following(result: Mapping[str, Any]) -> Table | None:
+def following(result: Mapping[str, Any]) -> ReportTable | None:
     """How often the judge sees what the text says, per set; None without a judge."""
     overall = result["groups"][OVERALL]
     if overall["prompt_following"] is None:
@@ -116,32 +116,36 @@ def following(result: Mapping[str, Any]) -> Table | None:
     aspects = {"modality": "Modality", "kind": "Kind of image", "finding": "Finding", "side": "Side"}
     rows = []
     for key, shares in overall["prompt_following"].items():
-        name = Cell(SET_NAMES[key], f"{overall['n'][key]} images")
+        name = TableCell(SET_NAMES[key], f"{overall['n'][key]} images")
         rows.append([name, *(_share_cell(shares[aspect]) for aspect in aspects)])
-    return Table(["", *aspects.values()], rows)
+    return ReportTable(["", *aspects.values()], rows)
 
 
-def scorers(result: Mapping[str, Any]) -> Table | None:
-    """How well the Selector and the Policy rank held-out ratings, in all and per modality; None before stage 1."""
+def scorers(result: Mapping[str, Any]) -> ReportTable | None:
+    """How well the Selector and the Policy rank held-out ratings, overall and per modality; None before stage 1."""
     first, second = result["rlhf"]["stage1"], result["rlhf"]["stage2"]
     if first is None:
         return None
     trained = [name for name in ("selector", "policy") if name in first]
-    rows = [[Cell("All"), *(Cell(number(first[name]["auroc"], 2)) for name in trained), Cell("")]]
+    rows = [[TableCell("All"), *(TableCell(number(first[name]["auroc"], 2)) for name in trained), TableCell("")]]
     for modality in result["campaign"]["modalities"]:
         found = [first[name].get("auroc_by_modality", {}).get(modality) for name in trained]
-        rows.append([Cell(modality), *(Cell(number(auroc, 2)) for auroc in found), _kept_cell(second.get(modality))])
+        rows.append(
+            [TableCell(modality), *(TableCell(number(auroc, 2)) for auroc in found), _kept_cell(second.get(modality))]
+        )
     titles = [name.capitalize() for name in trained]
-    return Table(["", *titles, "Policy"], rows, [("", 1), ("Stage 1: AUROC", len(trained)), ("Stage 2: AUROC", 1)])
+    return ReportTable(
+        ["", *titles, "Policy"], rows, [("", 1), ("Stage 1: AUROC", len(trained)), ("Stage 2: AUROC", 1)]
+    )
 
 
-def _kept_cell(summary: Mapping[str, Any] | None) -> Cell:
+def _kept_cell(summary: Mapping[str, Any] | None) -> TableCell:
     """The Policy's AUROC before and after stage 2, and whose weights are in use."""
     if summary is None:
-        return Cell(NONE, faint=True)
+        return TableCell(NONE, faint=True)
     before, after = summary.get("auroc_before"), (summary.get("policy") or {}).get("auroc")
     kept = f"{summary['kept']} kept: {summary['reason']}"
-    return Cell(f"{number(before, 2)} → {number(after, 2)}" if after is not None else number(before, 2), kept)
+    return TableCell(f"{number(before, 2)} → {number(after, 2)}" if after is not None else number(before, 2), kept)
 
 
 # per mode: headings over several columns, and the columns
@@ -154,40 +158,40 @@ _COSTS: dict[str, tuple[list[tuple[str, int]], list[str]]] = {
 }
 
 
-def generation(result: Mapping[str, Any]) -> Table:
-    """What each mode cost and gave, per modality; the baseline refuses nothing and scores nothing."""
+def generation(result: Mapping[str, Any]) -> ReportTable:
+    """Cost and yield of each mode, per modality; the baseline rejects nothing and scores nothing."""
     modes = list(result["groups"][OVERALL]["generation"])
     rows = [
         [_name_cell(name), *(cell for mode in modes for cell in _cost_cells(mode, group["generation"][mode]))]
         for name, group in result["groups"].items()
     ]
     groups = [("", 1), *(group for mode in modes for group in _COSTS[mode][0])]
-    return Table(["", *(title for mode in modes for title in _COSTS[mode][1])], rows, groups)
+    return ReportTable(["", *(title for mode in modes for title in _COSTS[mode][1])], rows, groups)
 
 
-def _cost_cells(mode: str, facts: Mapping[str, Any]) -> list[Cell]:
-    evaluations, accepted = facts["unet_evaluations"], facts["accepted"]
+def _cost_cells(mode: str, made: Mapping[str, Any]) -> list[TableCell]:
+    evaluations, accepted = made["unet_evaluations"], made["accepted"]
     price = [
-        Cell(number(evaluations / accepted, 2) if evaluations and accepted else NONE),
-        Cell(duration(facts["seconds_per_accepted"])),
+        TableCell(number(evaluations / accepted, 2) if evaluations and accepted else NONE),
+        TableCell(duration(made["seconds_per_accepted"])),
     ]
     if mode == "baseline":
-        return [Cell(str(accepted)), *price]
+        return [TableCell(str(accepted)), *price]
     return [
-        Cell(f"{accepted} of {facts['requested']}"),
-        Cell(str(facts["exhausted"])),
-        Cell(number(facts["attempts_per_accepted"], 2)),
+        TableCell(f"{accepted} of {made['requested']}"),
+        TableCell(str(made["exhausted"])),
+        TableCell(number(made["attempts_per_accepted"], 2)),
         *price,
-        Cell(number(facts["selector_mean"], 2)),
-        Cell(number(facts["policy_mean"], 2)),
+        TableCell(number(made["selector_mean"], 2)),
+        TableCell(number(made["policy_mean"], 2)),
     ]
 
 
-def achieved(result: Mapping[str, Any]) -> Table | None:
-    """Images asked for and images there, by modality and by the values of the prompt list's columns.
+def achieved(result: Mapping[str, Any]) -> ReportTable | None:
+    """Requested and accepted images, by modality and by the values of the prompt list's columns.
 
-    Shares are of the rows of one kind: of all modalities, or of all values of one column in one modality. None if there
-    is nothing to compare.
+    Shares are of rows of the same kind: all modalities, or all values of one column in one modality. None if there is
+    nothing to compare.
     """
     cells = result["achieved"]["cells"]
     if len(cells) < 2:
@@ -198,34 +202,34 @@ def achieved(result: Mapping[str, Any]) -> Table | None:
     whole = table[kinds].groupby([column, table.modality.where(column != "", "")]).transform("sum")
     rows = []
     for cell, shares in zip(cells, (table[kinds] / whole).fillna(0).to_dict("records"), strict=True):
-        name = Cell(cell["modality"])
+        name = TableCell(cell["modality"])
         if cell["column"]:
-            name = Cell(cell["value"] or "(none)", f"{cell['modality']}, {cell['column']}")
-        rows.append([name, *(Cell(str(cell[kind]), percent(shares[kind])) for kind in kinds)])
-    return Table(["", *kinds], rows)
+            name = TableCell(cell["value"] or "(none)", f"{cell['modality']}, {cell['column']}")
+        rows.append([name, *(TableCell(str(cell[kind]), percent(shares[kind])) for kind in kinds)])
+    return ReportTable(["", *kinds], rows)
 
 
-def variety(result: Mapping[str, Any]) -> Table:
-    """How alike the images of a set are, and how near the nearest training image is."""
+def variety(result: Mapping[str, Any]) -> ReportTable:
+    """How similar the images of a set are, and how close the nearest training image is."""
     modes = list(result["groups"][OVERALL]["generation"])
     sets = ["held_out", *modes]
     rows = []
     for name, group in result["groups"].items():
         alike, near = group["pairwise_ssim"], group["nearest_training"]
         row = [_name_cell(name)]
-        row += [Cell(number(alike[key], 2)) for key in sets]
+        row += [TableCell(number(alike[key], 2)) for key in sets]
         row += [_near_cell(near.get(key)) for key in sets]
-        row += [Cell(percent(near[mode]["suspicious"]) if mode in near else NONE) for mode in modes]
+        row += [TableCell(percent(near[mode]["suspicious"]) if mode in near else NONE) for mode in modes]
         rows.append(row)
-    groups = [("", 1), ("Alike among themselves", len(sets)), ("Nearest training image", len(sets))]
-    groups.append(("Suspiciously near", len(modes)))
-    return Table(["", *2 * ["real", *modes], *modes], rows, groups)
+    groups = [("", 1), ("Similarity within the set", len(sets)), ("Nearest training image", len(sets))]
+    groups.append(("Suspiciously close", len(modes)))
+    return ReportTable(["", *2 * ["real", *modes], *modes], rows, groups)
 
 
-def _near_cell(near: Mapping[str, Any] | None) -> Cell:
+def _near_cell(near: Mapping[str, Any] | None) -> TableCell:
     if near is None:
-        return Cell(NONE, faint=True)
-    return Cell(number(near["median"], 2), f"nearest {number(near['minimum'], 2)}")
+        return TableCell(NONE, faint=True)
+    return TableCell(number(near["median"], 2), f"nearest {number(near['minimum'], 2)}")
 
 
 def stages(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What the records of generation come to: counts, made one block at a time, that need no more room for a million.
+"""Counts over the records of generation, taken one block at a time, so memory does not grow with the campaign.
 
 The records themselves are never in memory together.
 """
@@ -15,23 +15,22 @@ import numpy as np
 import pandas as pd
 
 MOST_VALUES = 24  # a column with more is a name or a measurement, not a category
-EXHAUSTED_NAMED = 100  # prompts without an accepted image that are named; the rest is counted
+EXHAUSTED_NAMED = 100  # of the prompts without an accepted image this many are named, the rest counted
 SCORE_BINS = np.linspace(0, 1, 41)
 
 ALL = ""  # in place of a column: the modality as a whole
-Cell = tuple[str, str, str]  # modality, column, value
 
 
 class Cells:
     """Images by cell. A column is dropped once it has too many values in one modality."""
 
     def __init__(self) -> None:
-        self.cells: Counter[Cell] = Counter()
+        self.cells: Counter[tuple[str, str, str]] = Counter()  # by modality, column, value
         self.dropped: set[tuple[str, str]] = set()  # modality, column
         self._values: Counter[tuple[str, str]] = Counter()
 
     def add(self, modality: str, extra: Mapping[str, Any], images: int) -> None:
-        """Count images of a prompt with the further columns `extra`."""
+        """Count images of a prompt with the passthrough columns `extra`."""
         self.cells[modality, ALL, ALL] += images
         for column, value in extra.items():
             if value is None or value == "" or (modality, column) in self.dropped:
@@ -57,19 +56,19 @@ class Cells:
 
 @dataclass
 class Mean:
-    """The mean of the values that are there and finite."""
+    """The mean of the values that are present and finite."""
 
     total: float = 0.0
     count: int = 0
 
     def add(self, value: float | None) -> None:
-        """Take a value into account."""
+        """Add a value, if it is present and finite."""
         if value is not None and math.isfinite(value):
             self.total += value
             self.count += 1
 
     def merge(self, other: Mean) -> None:
-        """Take all values of another into account."""
+        """Add all values of another mean."""
         self.total += other.total
         self.count += other.count
 
@@ -81,13 +80,13 @@ class Mean:
 
 @dataclass
 class Tally:
-    """What generation cost and gave: of one mode and modality, or merged."""
+    """Cost and yield of generation, for one mode and modality, or merged."""
 
     requested: int = 0
     accepted: int = 0
     attempts: int = 0
     passed: int = 0
-    exhausted: int = 0  # prompts that lack an image
+    exhausted: int = 0  # prompts without an accepted image
     exhausted_prompts: list[str] = field(default_factory=list)  # the first of them
     selector: Mean = field(default_factory=Mean)  # of accepted images
     policy: Mean = field(default_factory=Mean)
@@ -96,7 +95,7 @@ class Tally:
     passed_scores: np.ndarray = field(default_factory=lambda: np.zeros(len(SCORE_BINS) - 1, np.int64))  # candidates
     rejected_scores: np.ndarray = field(default_factory=lambda: np.zeros(len(SCORE_BINS) - 1, np.int64))
     cells: Cells = field(default_factory=Cells)  # of accepted images
-    _last: str | None = None  # the prompt that was counted as exhausted last: its replicates are neighbours
+    _last: str | None = None  # the prompt last counted as exhausted: its replicates are neighbours
 
     def add_images(self, modality: str, manifest: Iterable[Mapping[str, Any]]) -> None:
         """Count a block's records of images, in the order of the prompt list."""
@@ -122,13 +121,13 @@ class Tally:
             counts += np.histogram([score for score in scores if score is not None], SCORE_BINS)[0]
 
     def add_timing(self, timing: Mapping[str, Any]) -> None:
-        """Add what a block took."""
+        """Add a block's seconds and UNet evaluations."""
         self.seconds = (self.seconds or 0.0) + timing["seconds"]
         if timing.get("unet_evaluations") is not None:
             self.unet_evaluations = (self.unet_evaluations or 0) + timing["unet_evaluations"]
 
     def merge(self, other: Tally) -> None:
-        """Add another modality's; its cells stay its own."""
+        """Add another modality's tally, except its cells."""
         self.requested += other.requested
         self.accepted += other.accepted
         self.attempts += other.attempts

@@ -1,1 +1,1 @@
-"""Images from prompts: sampling, filtering, committing, marking."""
+"""Generate images from prompts: sample, filter, mark, write and verify."""

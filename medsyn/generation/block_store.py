@@ -1,7 +1,7 @@
-"""Blocks: the atom of generation, a fixed group of items of one modality, on disk whole or not at all.
+"""Blocks: the unit of generation, a fixed group of items of one modality, on disk whole or not at all.
 
-Which items a block holds is a function of the prompt list, the replicates and the block's size. A shard is a range of
-blocks; how many shards there are, who makes them and in which order is a matter of queueing and shows in no file.
+Which items a block holds is a function of the prompt list, the replicates and the block size. A shard is a range of
+blocks; how many shards there are, which task makes them and in which order only matters to the queue, not to any file.
 No torch here: planners count blocks on login nodes.
 """
 
@@ -31,12 +31,12 @@ _log = logging.getLogger(__name__)
 
 
 def item_fingerprint(item: Item) -> str:
-    """What was asked for, in 16 hex digits."""
+    """Fingerprint of a requested item, 16 hex digits."""
     return disk.fingerprint(asdict(item))[:16]
 
 
 def image_seed(campaign_seed: int, item: Item, attempt: int) -> int:
-    """The seed of one candidate, a function of what was asked for and of nothing else."""
+    """The seed of one candidate, a function of the requested item and the attempt alone."""
     if item.seed is not None:
         return seed(item.seed, "given", item.replicate, attempt)
     return seed(campaign_seed, "image", item.prompt_id, item.replicate, attempt)
@@ -56,7 +56,7 @@ class Blocks:
 
     @property
     def item_count(self) -> int:
-        """How many images were asked for."""
+        """How many images were requested."""
         return self._ranges.item_count
 
     @property
@@ -65,11 +65,11 @@ class Blocks:
         return self._ranges.count
 
     def items(self, number: int) -> list[Item]:
-        """The items of block `number`, which can share batches."""
+        """The items of block `number`; they can share batches."""
         return self.prompts.items(*self._ranges.items(number), self.replicates)
 
     def count_items(self, numbers: Iterable[int]) -> int:
-        """How many items blocks have together; reads no file."""
+        """How many items these blocks have together; reads no file."""
         ranges = map(self._ranges.items, numbers)
         return sum(stop - start for start, stop in ranges)
 
@@ -90,7 +90,7 @@ class BlockContent:
     images: Mapping[str, bytes]  # file name -> content: PNG files, or one archive of them
     manifest: Sequence[Mapping[str, Any]]  # one record per item; those with a `file` say its `bytes`
     attempts: Sequence[Mapping[str, Any]]  # one record per candidate
-    timing: Mapping[str, Any]  # all that differs from run to run
+    timing: Mapping[str, Any]  # everything that differs from run to run
 
 
 def plan_shards(block_count: int, blocks_per_shard: int) -> list[tuple[int, int]]:
@@ -100,7 +100,7 @@ def plan_shards(block_count: int, blocks_per_shard: int) -> list[tuple[int, int]
 
 
 def recorded_shards(directory: CampaignDirectory, modality: str, block_count: int) -> list[tuple[int, int]]:
-    """The shards of a modality as its blocks were dealt when the campaign was prepared; one where nothing says so."""
+    """The shards of a modality as recorded when the campaign was prepared; one shard where nothing is recorded."""
     try:
         size = disk.read_json(directory.campaign_file)["blocks_per_shard"][modality]
     except (OSError, ValueError, KeyError, TypeError):
@@ -113,9 +113,9 @@ def _json_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def commit_block(block: Path, content: BlockContent) -> None:
-    """Publish a block in one rename. An error on the way (a full disk, say) leaves nothing behind.
+    """Publish a block in one rename. An error (a full disk, say) leaves nothing behind.
 
-    A whole block that another process has published meanwhile stays; its content is the same.
+    A whole block that another process has published in the meantime stays; its content is the same.
     """
     if block.exists():
         if read_manifest(block) is not None:
@@ -139,14 +139,14 @@ def parse_manifest(block: Path) -> list[dict[str, Any]] | None:
 
 
 def _is_whole(record: dict[str, Any]) -> bool:
-    """Whether what names an image and its file is there, and names a file of the block itself."""
+    """Whether the keys that name an image and its file are valid, and the file is one of the block itself."""
     file = record.get("file", 0)
     is_inside = file is None or (isinstance(file, str) and file == Path(file).name)
     return is_inside and isinstance(record.get("id", ""), str) and isinstance(record.get("replicate", 0), int)
 
 
 def read_manifest(block: Path) -> list[dict[str, Any]] | None:
-    """The block's manifest if every file is there in the right size, else None. Contents are not hashed."""
+    """The block's manifest if every file exists with the right size, else None. Contents are not hashed."""
     records = parse_manifest(block)
     if records is None:
         return None
@@ -172,21 +172,21 @@ class StoredFile:
     in_archive: bool
 
     def is_there(self) -> bool:
-        """Whether it is there, a file in its size; the places in an archive are not looked at."""
+        """Whether it is a file of the recorded size; positions within an archive are not checked."""
         if not disk.is_own_file(self.path):
             return False
         size = self.path.stat().st_size
         return size >= self.offset + self.size if self.in_archive else size == self.size
 
     def read(self) -> bytes:
-        """Its content; raises OSError if it is not there or no file."""
+        """Its content; raises OSError if it is missing or not a file."""
         with disk.open_file(self.path, links=False) as stream:
             stream.seek(self.offset)
             return stream.read(self.size) if self.in_archive else stream.read()
 
 
 def stored_files(block: Path, record: Mapping[str, Any]) -> dict[str, StoredFile]:
-    """The files of a record of the block's manifest: its `png`, if it has an image, and its `dicom`, if that is on."""
+    """The files of a record of the block's manifest: `png`, if it has an image, and `dicom`, if that is enabled."""
     found: dict[str, StoredFile] = {}
     archive = record.get("archive")
     for kind, name, prefix in (("png", record["file"], ""), ("dicom", record.get("dicom"), "dicom_")):
@@ -201,7 +201,7 @@ def read_image_bytes(block: Path, record: Mapping[str, Any]) -> bytes:
     """The PNG file of a record of the block's manifest, from its own file or from the block's archive.
 
     Raises:
-        InputError: it has another content than it was recorded with.
+        InputError: its content is not the recorded one.
     """
     file = stored_files(block, record)["png"]
     content = file.read()
@@ -212,27 +212,27 @@ def read_image_bytes(block: Path, record: Mapping[str, Any]) -> bytes:
 
 
 def _discard(block: Path) -> None:
-    """Take a damaged block out of the way."""
+    """Remove a damaged block."""
     _log.warning("%s is damaged and will be regenerated", block)
     discarded = disk.temporary_sibling(block)
     shutil.rmtree(discarded, ignore_errors=True)
-    with suppress(FileNotFoundError):  # another process has done it
+    with suppress(FileNotFoundError):  # another process was faster
         block.rename(discarded)
     shutil.rmtree(discarded, ignore_errors=True)
 
 
 def finished_block(block: Path, items: Sequence[Item], facts: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The manifest of a block that need not be made again, or None.
+    """The manifest of a block that need not be regenerated, or None.
 
-    A damaged block (a lost or cut file) is moved out of the way, with a warning, to be made again.
+    A damaged block (a missing or truncated file) is removed, with a warning, to be regenerated.
 
     Args:
         block: where it is.
         items: what it should hold.
-        facts: what every record of its manifest should say: the model's and the configuration's fingerprint, …
+        facts: what every record of its manifest should contain: the fingerprints of model and configuration, …
 
     Raises:
-        InputError: the block is whole but was made from other prompts, by another model or with other settings.
+        InputError: the block is whole but was made from different prompts, by a different model or with other settings.
     """
     if not block.exists():
         return None

@@ -1,7 +1,7 @@
-"""Which candidate becomes the image: a rule over one item's own attempts, in order. Pure; knows no tensor.
+"""Which candidate becomes the image: a rule over one item's own attempts, in order. Pure functions, no tensors.
 
 An item is a prompt and a replicate. Its candidates are attempts 0, 1, 2, … The item is settled at the first attempt
-with `num_candidates` candidates that passed, or when `max_attempts` are spent; the passing candidate with the best
+with `num_candidates` passing candidates, or when `max_attempts` are spent; the passing candidate with the best
 Policy score wins. Nothing but the item's own attempts decides, so sharding and neighbours change no outcome.
 """
 
@@ -18,7 +18,7 @@ NON_FINITE = "non-finite"
 SELECTOR_LOW = "selector-below-threshold"
 POLICY_LOW = "policy-below-minimum"
 OUTRANKED = "outranked"  # passed, but the item's image is one with a better Policy score
-SURPLUS = "surplus"  # made to fill a batch after what settled the item: never looked at
+SURPLUS = "surplus"  # made to fill a batch after the item was settled: never considered
 
 # what became of an item
 ACCEPTED = "accepted"
@@ -32,7 +32,7 @@ _ON_EXHAUSTED = {"fail": FAILED, "skip": SKIPPED, "keep-best": KEPT_BEST}
 
 @dataclass(frozen=True)
 class Rule:
-    """What passes, how many must, and what happens to an item of which none does."""
+    """What passes, how many must, and what happens to an item with none that does."""
 
     num_candidates: int
     max_attempts: int
@@ -67,7 +67,7 @@ class Candidate:
 
 
 def refusal(candidate: Candidate, rule: Rule) -> str | None:
-    """Why `candidate` does not pass, or None when it does."""
+    """Why `candidate` does not pass, or None if it does."""
     if not candidate.finite:
         return NON_FINITE
     if rule.quality_threshold is None:
@@ -80,7 +80,7 @@ def refusal(candidate: Candidate, rule: Rule) -> str | None:
 
 
 def _rank(candidate: Candidate, rule: Rule) -> tuple[bool, bool, float, float]:
-    """Passing ones first, by Policy score; then what clears the Selector, likewise; then the best Selector score."""
+    """Passing ones first, then those that clear the Selector, both by Policy score; then by Selector score."""
     reason = refusal(candidate, rule)
     clears_selector = reason in {None, POLICY_LOW}
     policy, selector = candidate.policy or 0.0, candidate.selector or 0.0
@@ -89,11 +89,11 @@ def _rank(candidate: Candidate, rule: Rule) -> tuple[bool, bool, float, float]:
 
 @dataclass
 class Trial:
-    """One item's way through the filter: candidates come in, in order, until it is settled."""
+    """One item's way through the filter: candidates are added in order until it is settled."""
 
     rule: Rule
     candidates: list[Candidate] = field(default_factory=list)
-    considered: int = 0  # the first so many candidates count; those after are surplus
+    considered: int = 0  # this many candidates count; later ones are surplus
     passed: int = 0
     favourite: Candidate | None = None  # the winner if it ended now; ties go to the earlier attempt
 
@@ -113,7 +113,7 @@ class Trial:
         return min(self.rule.num_candidates - self.passed, len(self.next_attempts)) if not self.settled else 0
 
     def add(self, candidate: Candidate) -> None:
-        """Take the next attempt into account; after the item is settled it is only put on record."""
+        """Take the next attempt into account; once the item is settled it is only recorded."""
         assert candidate.attempt == len(self.candidates), "attempts come in order"
         settled = self.settled
         self.candidates.append(candidate)
@@ -132,7 +132,7 @@ class Trial:
         if self.passed:
             return UNFILTERED if self.rule.quality_threshold is None else ACCEPTED
         if self.favourite is None and self.rule.on_exhausted == "keep-best":
-            return SKIPPED  # no attempt made a picture: there is no best to keep
+            return SKIPPED  # no attempt gave a picture: there is no best to keep
         return _ON_EXHAUSTED[self.rule.on_exhausted]
 
     @property
@@ -163,13 +163,13 @@ class Trial:
 def next_batch(trials: Iterable[Trial], size: int, kinds: Sequence[Hashable] | None = None) -> list[tuple[int, int]]:
     """At most `size` (position of the trial, attempt) to make next; empty when all are settled.
 
-    Attempts that no outcome can make superfluous come first. Places left would be padding, so they go to the next
-    attempts of unsettled items, made early in the hope that they are needed; those that are not end as surplus.
+    Attempts that no outcome can make superfluous come first. Remaining places would be padding, so they go to the next
+    attempts of unsettled items, in the hope that they are needed; those that are not end up as surplus.
 
     Args:
         trials: one per item.
         size: places in a batch.
-        kinds: what must be the same for all of one batch (the number of steps, say), one per item.
+        kinds: what must be equal within a batch (the number of steps, say), one per item.
     """
     wanted = []
     for position, trial in enumerate(trials):

@@ -1,10 +1,9 @@
 """The stage `generate`: one shard's blocks of one modality, in every mode, each block committed whole.
 
-Blocks that are there are left alone, so the files are the same whatever the shards, the order and the interruptions.
+Existing blocks are left alone, so the files are the same whatever the shards, the order and the interruptions.
 
-What a task does when its own blocks are made: it helps the other tasks of its modality (`cluster.claim`).
-
-A helper takes blocks that nobody is at work on, never waits, and never fails: its own part is done.
+Work stealing (`cluster.claim`): a task that has made its own blocks makes those of other tasks of its modality. It
+takes blocks that no task is working on, never waits, and never fails: its own part is done.
 """
 
 from __future__ import annotations
@@ -34,19 +33,19 @@ from medsyn.lease import Leases, lease_file
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
 from medsyn.text import and_more
 
-WAIT_SECONDS = 1.0  # between two looks at blocks that other tasks are at work on
+WAIT_SECONDS = 1.0  # between two looks at blocks that other tasks are working on
 
 _log = logging.getLogger(__name__)
 
 
 def run(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
-    """Make those of the blocks `task.blocks` of `task.modality` that are not there yet, mode by mode.
+    """Make the blocks `task.blocks` of `task.modality` that do not exist yet, mode by mode.
 
     Raises:
         InputError: an earlier stage's result is missing, blocks of other settings are in the way, or a batch does
             not fit into the device's memory.
-        NoProgress: prompts spent their attempts and `on_exhausted` is `fail`; their blocks are on disk all the same.
-        Saved: a stop was requested; every batch that was painted is on disk.
+        NoProgress: prompts spent their attempts and `on_exhausted` is `fail`; their blocks are on disk nevertheless.
+        Saved: a stop was requested; every sampled batch is on disk.
     """
     modality = task.modality
     assert modality is not None, "a generate task has a modality"
@@ -80,7 +79,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
 
 @dataclass
 class _Shard:
-    """A task's own blocks, and how far it is."""
+    """A task's own blocks and its progress."""
 
     maker: BlockMaker
     numbers: range
@@ -94,7 +93,7 @@ class _Shard:
         return len(self.maker.facts) * self.maker.blocks.count_items(self.numbers)
 
     def make(self) -> None:
-        """All blocks, mode by mode; those that other tasks are at work on in the end, by waiting for them."""
+        """Make all blocks, mode by mode, waiting at the end for those that other tasks are working on."""
         left = [(mode, number) for mode in self.maker.facts for number in self.numbers]
         while True:
             with Writer() as writer:
@@ -113,14 +112,14 @@ class _Shard:
         return True
 
     def tell(self, settled: int = 0, **numbers: int) -> None:
-        """Between batches: say how far the task is, and leave if asked to."""
-        self.control.leave_if_asked()  # costs nothing: what is painted is in the journal
+        """Between batches: report progress, and leave if a stop was requested."""
+        self.control.leave_if_asked()  # costs nothing: sampled batches are in the journal
         self.control.heartbeat(self.done + settled, self.total, "image", **numbers)
 
 
 @contextmanager
 def memory_told(config: Config) -> Iterator[None]:
-    """Say what to set where a batch does not fit; the batch size is never changed behind the user's back."""
+    """Report what to set if a batch does not fit; the batch size is never changed behind the user's back."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
@@ -136,16 +135,16 @@ def _exhausted(prompt_ids: Sequence[str]) -> str:
 
 
 def help_others(maker: BlockMaker, own: range, tell: Callable[[int], None]) -> int:
-    """Make blocks outside of `own` until there is none left that is missing and has no lease.
+    """Steal work: make blocks outside `own` until none is left that is missing and has no lease.
 
     Args:
         maker: makes them.
         own: the numbers of the task's own blocks.
         tell: called before each block and each batch with the number of blocks made so far; may raise Saved, which ends
-            the help: what is painted is in the block's journal, for whoever makes the block.
+            the work stealing: sampled batches are in the block's journal, for the task that makes the block.
 
     Returns:
-        How many blocks were made or found made.
+        How many blocks were made, or found already made.
     """
     helped = 0
 
@@ -163,20 +162,20 @@ def help_others(maker: BlockMaker, own: range, tell: Callable[[int], None]) -> i
                 return helped
     except Saved:
         _log.info("asked to stop while work stealing; the task's own blocks are all done")
-    except Exception as error:  # whoever owns the block will meet it too, and tell
+    except Exception as error:  # the block's own task will meet it too, and report it
         _log.warning("stopped work stealing: %s: %s", type(error).__name__, error)
     return helped
 
 
 def unsettled(maker: BlockMaker, own: range) -> Iterator[Place]:
-    """The blocks outside of `own` that are missing, or have something left beside them.
+    """The blocks outside `own` that are missing, or have something left beside them.
 
-    Downwards from `own`, then down from the last: so each helper begins at the far end of another task's blocks,
-    whose owner works upwards.
+    Downwards from `own`, then down from the last: so work stealing begins at the far end of another task's blocks,
+    while their owner works upwards.
     """
     numbers = [*range(own.start - 1, -1, -1), *range(maker.blocks.count - 1, own.stop - 1, -1)]
     for mode in maker.modes:
-        names: dict[Path, set[str]] = {}  # what is in a folder of blocks; by now some of it has changed
+        names: dict[Path, set[str]] = {}  # what is in a directory of blocks; some of it may have changed since
         for number in numbers:
             block = maker.block((mode, number))
             folder = block.parent

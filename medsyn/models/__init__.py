@@ -1,1 +1,1 @@
-"""What is trained and what scores: the synthetic system, the Selector, the Policy."""
+"""The models: the Stable Diffusion system, the Selector and the Policy."""

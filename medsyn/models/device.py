@@ -1,4 +1,4 @@
-"""Which processor, in which precision: the capability of the hardware decides, never a guess."""
+"""Choose the device and the precision: by the capability of the hardware, never by a guess."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from medsyn.config import DeviceSection
 from medsyn.errors import InputError
 from medsyn.stage import BadNode
 
-_TENSOR_CORES = (7, 0)  # below sm_70 half precision is stored as such but computed in fp32: no faster, only smaller
+_TENSOR_CORES = (7, 0)  # below sm_70 half precision is stored but computed in fp32: no faster, only smaller
 _BFLOAT16 = (8, 0)
 
 
@@ -25,15 +25,15 @@ class Device:
 
 
 def choose_device(section: DeviceSection, number: int | None = None) -> Device:
-    """The device and the precision for inference; trained weights are always float32, whatever this says.
+    """Choose the device and the precision for inference; trained weights are always float32 regardless.
 
     Args:
         section: what is configured.
-        number: the visible GPU that must be used; the first one unless given, a CPU where there is none.
+        number: the visible GPU that must be used; by default the first one, or the CPU if there is none.
 
     Raises:
-        InputError: a precision was asked for that the device does not have, or a GPU that is not there.
-        BadNode: a GPU was handed to this process and cannot be used; days on a CPU are not what was meant.
+        InputError: the device lacks the requested precision, or the requested GPU does not exist.
+        BadNode: a GPU was assigned to this process but cannot be used; days on a CPU are not what was meant.
     """
     torch.set_num_threads(section.cpu_threads)
     assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "")

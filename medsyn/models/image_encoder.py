@@ -9,11 +9,11 @@ from torch.nn import functional
 from medsyn.config import ScorerSection
 from medsyn.models.quality import FEATURES, grey, quality_features
 
-MAX_DEVIATIONS = 5.0  # a metric further than this from the training images' mean counts as this far
+MAX_DEVIATIONS = 5.0  # metrics are clamped to this many deviations from the training images' mean
 
 
 class Standardise(nn.Module):
-    """(x - mean) / deviation with statistics learnt once from the training rows and saved with the weights."""
+    """(x - mean) / deviation, with statistics learnt once from the training rows and saved with the weights."""
 
     mean: Tensor
     deviation: Tensor
@@ -61,7 +61,7 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(section.hidden_dim)
 
     def forward(self, image: Tensor) -> Tensor:
-        """image [N, 1, S, S] with S = section.image_size, values about -1..1, to [N, hidden_dim]."""
+        """Encode images [N, 1, S, S], S = section.image_size, values about -1..1, to [N, hidden_dim]."""
         tokens = self.patch_embedding(image).flatten(2).transpose(1, 2) + self.position
         return self.norm(self.layers(tokens)).mean(dim=1)
 
@@ -80,7 +80,7 @@ class ImageEncoder(nn.Module):
         )
 
     def resize(self, pixels: Tensor) -> Tensor:
-        """pixels [N, 3, H, W] of any size to [N, 3, S, S], antialiased; unchanged if they fit already."""
+        """Resize pixels [N, 3, H, W] to [N, 3, S, S], antialiased; unchanged if they fit already."""
         if pixels.shape[-2:] == (self.image_size, self.image_size):
             return pixels
         size = (self.image_size, self.image_size)
@@ -96,7 +96,7 @@ class ImageEncoder(nn.Module):
 
         Args:
             pixels: [N, 3, H, W], values 0..1.
-            metrics: what `measure` gives, where it is known already: training measures every image once and shows the
+            metrics: the result of `measure`, if already known: training measures every image once and shows the
                 transformer augmented copies.
 
         Returns:

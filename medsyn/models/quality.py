@@ -1,7 +1,7 @@
-"""What can be measured about an image's technical quality without knowing what it shows.
+"""Measures of an image's technical quality that do not depend on what it shows.
 
 A few dozen numbers per picture: noise, contrast, sharpness, artefacts and the statistics of natural scenes. A network
-trained from scratch on some hundred ratings cannot find these itself, so the Selector is handed them.
+trained from scratch on a few hundred ratings cannot find these itself, so the Selector is given them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two scorers as files: `config.json` says what to build, `model.safetensors` holds its weights and statistics."""
+"""Scorers on disk: `config.json` says what to build, `model.safetensors` holds the weights and statistics."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ CONFIG, WEIGHTS, PROVENANCE = "config.json", SCORER_WEIGHTS, "facts.json"
 
 
 def save_scorer(model: Selector | Policy, directory: Path, provenance: dict[str, Any] | None = None) -> None:
-    """Save a scorer as `directory`, which appears whole; one that is there already stays.
+    """Save a scorer as `directory`, which appears whole; an existing one stays.
 
     Args:
         model: what to save.
-        directory: its name.
-        provenance: what the weights were made from, kept beside them as `facts.json`.
+        directory: where to save it.
+        provenance: what the weights were made from, saved beside them as `facts.json`.
     """
     described: dict[str, Any] = {
         "kind": type(model).__name__,
@@ -49,7 +49,7 @@ def load_selector(directory: Path, device: torch.device) -> Selector:
     """The Selector saved in `directory`, ready to score on `device`.
 
     Raises:
-        InputError: it is not there, is something else, or is damaged.
+        InputError: it is missing, is something else, or is damaged.
     """
     described = read_config(directory, Selector)
     selector = Selector(ScorerSection(**described["section"]))
@@ -61,7 +61,7 @@ def load_policy(directory: Path, device: torch.device) -> Policy:
     """The Policy saved in `directory`, ready to score on `device`.
 
     Raises:
-        InputError: it is not there, is something else, or is damaged.
+        InputError: it is missing, is something else, or is damaged.
     """
     described = read_config(directory, Policy)
     policy = Policy(ScorerSection(**described["section"]), described["text_dim"])
@@ -70,7 +70,7 @@ def load_policy(directory: Path, device: torch.device) -> Policy:
 
 
 def read_config(directory: Path, wanted: type[nn.Module]) -> dict[str, Any]:
-    """What to build of the scorer saved in `directory`; raises InputError if it is no such scorer."""
+    """The configuration of the scorer saved in `directory`; raises InputError if it is not a `wanted`."""
     try:
         described: dict[str, Any] = disk.read_json(directory / CONFIG)
     except OSError as error:

@@ -1,6 +1,6 @@
 """The synthetic system: a Stable Diffusion generator loaded from a diffusers directory.
 
-The tiny embedded default and SD v1.5 come through the same lines: `from_pretrained` on the four parts, safetensors
+The tiny embedded default and SD v1.5 share the same code: `from_pretrained` on the four parts, safetensors
 only, never from the network (compute nodes have none).
 """
 
@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from medsyn.errors import InputError, InputProblems
 from medsyn.models import weights
 
-_EMBEDDED_KEPT = 1024  # prompts; SD's features are 240 kB each, and they lie on the GPU
+_EMBEDDED_KEPT = 1024  # prompts; SD's features are 240 kB each, and they are kept on the GPU
 
 
 @dataclass
@@ -34,7 +34,7 @@ class SyntheticSystem:
     scheduler_config: dict[str, Any]
     device: torch.device
     dtype: torch.dtype
-    fingerprint: str  # of the weights in use, the fine-tuned UNet included
+    fingerprint: str  # of the weights in use, including the fine-tuned UNet
     _embedded: OrderedDict[str, tuple[Tensor, Tensor]] = field(default_factory=OrderedDict)
 
     @property
@@ -64,7 +64,7 @@ class SyntheticSystem:
         return self._embedded[prompt]
 
     def latent_shape(self, height: int, width: int | None = None) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents of an image of so many pixels, square if no width is given."""
+        """(channels, height, width) of the latents of an image of this size in pixels; square if no width is given."""
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         return self.vae.config.latent_channels, height // factor, (width or height) // factor
 
@@ -117,12 +117,12 @@ def load_synthetic(
         source: `embedded`, a diffusers directory, or a hub id in the local cache.
         device: where it runs.
         dtype: of the UNet and the text encoder; the VAE is float32 (SD's overflows in half precision).
-        unet_from: directory holding a fine-tuned `unet/`.
-        with_unet: False loads only what encodes images and prompts.
+        unet_from: directory that contains a fine-tuned `unet/`.
+        with_unet: False loads only what encodes and decodes images and encodes prompts.
 
     Raises:
         InputProblems: everything that is missing from the weights.
-        InputError: a part of them cannot be read, or is of another architecture.
+        InputError: a part of them cannot be read, or is of a different architecture.
     """
     if problems := weights.missing(source):
         raise InputProblems(problems)

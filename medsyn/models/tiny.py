@@ -1,10 +1,10 @@
 """The embedded default: SD v1.5's classes, small enough for a laptop's CPU.
 
 UNet2DConditionModel, AutoencoderKL, CLIPTextModel and CLIPTokenizer with a few million parameters, saved as an
-ordinary diffusers directory, so that every line that loads, trains or samples SD v1.5 is exercised by it. The
+ordinary diffusers directory, so that it exercises every line that loads, trains or samples SD v1.5. The
 pre-trained weights in `medsyn/models/embedded` were made by `medsyn.training.pretrain`.
 
-The text that the embedded tokenizer's byte pairs are learnt from: captions of phantoms and words of radiology.
+The embedded tokenizer's byte pairs are learnt from `corpus`: captions of phantoms and words of radiology.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ LATENT_CHANNELS = 4
 VOCABULARY_SIZE = 2048
 START, END = "<|startoftext|>", "<|endoftext|>"
 
-# The words that captions and reports about the five modalities use most; without them a real caption would fall
-# into single letters and be cut at 77 tokens.
+# The words that captions and reports about the five modalities use most; without them a real caption would break
+# up into single letters and be truncated at 77 tokens.
 _WORDS = """
 optical coherence tomography oct macular b scan retina retinal layers foveal fovea foveola depression choroid
 choroidal vasculature neovascular membrane drusen age related macular degeneration early late stage epiretinal
@@ -158,7 +158,7 @@ def make_scheduler(prediction_type: str = "v_prediction") -> DDIMScheduler:
 
 
 def write_index(directory: Path) -> None:
-    """The `model_index.json` that makes `StableDiffusionPipeline.from_pretrained` read the directory."""
+    """Write the `model_index.json` that lets `StableDiffusionPipeline.from_pretrained` read the directory."""
     index = {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": "0.27.2",
@@ -190,7 +190,7 @@ def build_random(directory: Path, seed: int = 0, prediction_type: str = "v_predi
 
 
 def corpus() -> Iterator[str]:
-    """Lines of text: every word of the list, and captions of every kind, finding and side of the phantoms."""
+    """Lines of text: every word in the list, and captions of phantoms of every kind, finding and side."""
     for line in _WORDS.strip().splitlines():
         for _ in range(4):
             yield line

@@ -1,7 +1,7 @@
-"""Where pretrained weights are, what is missing of them, and their fingerprint; without importing torch.
+"""Locate pretrained weights, report missing parts and fingerprint them, without importing torch.
 
 A source is `embedded` (the tiny model inside the package), a diffusers directory, or a hub id that has been downloaded
-into the local cache. Compute nodes have no internet, so `plan` and `submit` look here before anything is queued.
+into the local cache. Compute nodes have no internet access, so `plan` and `submit` check it before queueing anything.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "scheduler": ("scheduler_config.json",),
 }
 KEY = "model_paths.stable_diffusion"
-CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE")  # where weights that are named by a hub id are looked for
+CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE")  # where to look for weights named by a hub id
 
 
 def embedded_directory() -> Path:
@@ -51,7 +51,7 @@ def _cached_snapshot(hub_id: str) -> Path | None:
 
 
 def locate(source: str) -> Path | None:
-    """The directory that `source` stands for, or None when it is not on this machine."""
+    """The directory that `source` stands for, or None if it is not on this machine."""
     if source == EMBEDDED:
         return embedded_directory()
     directory = Path(source).expanduser()
@@ -61,10 +61,10 @@ def locate(source: str) -> Path | None:
 
 
 def folders(source: str) -> set[Path]:
-    """The folders that the files of `source` are in; none for the embedded model and for what is not there.
+    """The directories that hold the files of `source`; none for the embedded model and for missing weights.
 
-    A hub's snapshot is links into the repository's other folders, so it is the repository; a directory of links has
-    the folders of their targets besides.
+    A hub snapshot consists of links into other directories of its repository, so the repository is returned; for a
+    directory with links, the directories of their targets are included.
     """
     directory = locate(source)
     if directory is None or source == EMBEDDED:
@@ -76,7 +76,7 @@ def folders(source: str) -> set[Path]:
 
 
 def missing(source: str) -> list[Problem]:
-    """Everything that keeps `source` from being loaded offline, named file by file."""
+    """Everything that keeps `source` from being loaded offline, one problem per file."""
     directory = locate(source)
     if directory is None:
         return [
@@ -101,7 +101,7 @@ def missing(source: str) -> list[Problem]:
 
 
 def problems(source: str) -> list[Problem]:
-    """Everything that keeps `source` from making images: what is missing, or parts that do not belong together."""
+    """Everything that keeps `source` from being used: missing files, or parts that do not fit together."""
     found, base = missing(source), locate(source)
     if found or base is None:
         return found
@@ -113,10 +113,10 @@ def problems(source: str) -> list[Problem]:
 
 
 def misfit(base: Path, unet: Path) -> str | None:
-    """How the UNet in the directory `unet` was made for another text encoder or autoencoder than `base`'s, or None.
+    """Why the UNet in `unet` does not fit the text encoder or the VAE of `base`, or None if it does.
 
     Raises:
-        InputError: one of the `config.json` is none.
+        InputError: one of the `config.json` files cannot be read.
     """
     width, channels = _setting(base / "text_encoder", "hidden_size"), _setting(base / "vae", "latent_channels")
     wanted = {"cross_attention_dim": width, "in_channels": channels, "out_channels": channels}
@@ -126,11 +126,11 @@ def misfit(base: Path, unet: Path) -> str | None:
 
 
 def text_features(base: Path) -> int:
-    """Numbers in the text encoder's pooled output; raises InputError if its `config.json` is none."""
+    """Size of the text encoder's pooled output; raises InputError if its `config.json` cannot be read."""
     return int(_setting(base / "text_encoder", "hidden_size"))
 
 
-# what diffusers and transformers take where a config.json does not say
+# the defaults of diffusers and transformers for keys that a config.json lacks
 _DEFAULTS = {"hidden_size": 512, "latent_channels": 4, "cross_attention_dim": 1280, "in_channels": 4, "out_channels": 4}
 
 
@@ -147,11 +147,11 @@ _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
 @functools.lru_cache(maxsize=32)
-def _file_fact(path: Path, size: int, modified_ns: int) -> str:
-    """What is in a file: its SHA-256, or for gigabytes that of evenly spread samples and the size.
+def _file_digest(path: Path, size: int, modified_ns: int) -> str:
+    """A hash of a file's content: its SHA-256, or above 64 MiB that of evenly spread samples and the size.
 
-    Hashing SD v1.5 whole takes minutes on a login node. Other weights differ all over, so samples tell them apart; the
-    same weights copied elsewhere have the same fact.
+    Hashing all of SD v1.5 takes minutes on a login node. Different weights differ everywhere, so samples tell them
+    apart; a copy of the same weights has the same hash.
     """
     if size <= _HASHED_WHOLE:
         return sha256_file(path)
@@ -164,18 +164,18 @@ def _file_fact(path: Path, size: int, modified_ns: int) -> str:
 
 
 def weights_fingerprint(source: str) -> str:
-    """A fingerprint that changes when the weights or the configuration behind `source` change."""
+    """A fingerprint that changes whenever the weights or the configuration of `source` change."""
     directory = locate(source)
     if directory is None:
         return fingerprint({"absent": source})
-    facts = {}
+    digests = {}
     for part, names in _PARTS.items():
         for name in names:
             path = directory / part / name
             if path.is_file():
                 status = path.stat()
-                facts[f"{part}/{name}"] = _file_fact(path.resolve(), status.st_size, status.st_mtime_ns)
-    return fingerprint(facts)
+                digests[f"{part}/{name}"] = _file_digest(path.resolve(), status.st_size, status.st_mtime_ns)
+    return fingerprint(digests)
 
 
 def model_fingerprint(source: str, unet_from: Path | None = None) -> str:
@@ -187,7 +187,7 @@ def model_fingerprint(source: str, unet_from: Path | None = None) -> str:
 
 
 def scheduler_config(source: str) -> dict[str, object]:
-    """The noise schedule a model was trained with."""
+    """The noise schedule that a model was trained with."""
     directory = locate(source)
     if directory is None:
         raise FileNotFoundError(source)

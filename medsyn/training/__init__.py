@@ -1,1 +1,1 @@
-"""Loops that change weights, and the checkpoints they continue from."""
+"""Training loops and their checkpoints."""

@@ -1,11 +1,11 @@
-"""Checkpoints: directories that appear whole, prove that they are intact and remember what they assumed.
+"""Checkpoints: directories that appear whole, can prove that they are intact, and record what they depend on.
 
     step-000000200/state.safetensors   every tensor of the run: weights, optimizer, averages
     step-000000200/manifest.json       step, size and SHA-256 of the tensors, and what the run depended on
 
-A directory is written beside its final name and renamed once it is on disk; older ones are removed only after that.
-Reading takes the newest that is intact. A run never starts over silently: where checkpoints exist and none can be
-read, it stops. Only safetensors and JSON are read, so a checkpoint cannot run code.
+A directory is written beside its final name and renamed once it is on disk; only then are older ones removed.
+Reading takes the newest intact one. A run never starts over silently: if checkpoints exist but none can be read, it
+stops. Only safetensors and JSON are read, so a checkpoint cannot run code.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def save_checkpoint(
 
     Args:
         directory: holds the checkpoints of one run.
-        step: number of steps done.
-        tensors: everything the run needs to go on; on any device.
+        step: number of completed steps.
+        tensors: everything the run needs to continue; on any device.
         provenance: JSON-ready mapping of what the state depends on (settings, data, weights).
-        keep: how many checkpoints stay, this one included.
+        keep: how many checkpoints to keep, including this one.
 
     Raises:
-        OSError: it could not be written (disk full, …); what was there before is untouched.
+        OSError: it could not be written (disk full, …); earlier checkpoints are untouched.
     """
     path = directory / f"step-{step:09d}"
     with disk.atomic_directory(path) as temporary:
@@ -59,10 +59,10 @@ def save_checkpoint(
             "facts": provenance,
         }
         disk.write_json(temporary / MANIFEST, {**body, "fingerprint": disk.fingerprint(body)})
-        if path.exists():  # only one that `load_newest` had to skip: a run does not save a step twice
+        if path.exists():  # one that `load_newest` had to skip: a run does not save a step twice
             _discard(path)
     found = _found(directory)
-    later = [other for number, other in found if number > step]  # torn: this run went on from an older one
+    later = [other for number, other in found if number > step]  # torn: this run continued from an older one
     for other in later + [other for number, other in found if number <= step][keep:]:
         _discard(other)
 
@@ -70,11 +70,11 @@ def save_checkpoint(
 def load_newest(directory: Path, provenance: dict[str, Any]) -> tuple[int, dict[str, Tensor]] | None:
     """The step and the tensors (on the CPU) of the newest intact checkpoint; None only if there is none at all.
 
-    A torn or corrupt one is skipped with a warning. The tensors are views into the file: copy what is kept.
+    Torn or corrupt ones are skipped with a warning. The tensors are views into the file: copy what you keep.
 
     Raises:
-        InputError: it was made from something else; the message names what differs.
-        NoProgress: there are checkpoints and none is intact.
+        InputError: it was made with different settings; the message names the differences.
+        NoProgress: there are checkpoints but none is intact.
     """
     found = _found(directory)
     for step, path in found:
@@ -94,7 +94,7 @@ def load_newest(directory: Path, provenance: dict[str, Any]) -> tuple[int, dict[
 
 
 def refuse_mismatch(source: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise `InputError` naming everything that differs between what `source` was made from and what holds now."""
+    """Raise `InputError` naming every difference between what `source` was made from and what holds now."""
     before, after = dict(flatten(then)), dict(flatten(json.loads(json.dumps(now))))
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     if keys:
@@ -104,7 +104,7 @@ def refuse_mismatch(source: Path, then: dict[str, Any], now: dict[str, Any]) -> 
 
 
 def _found(directory: Path) -> list[tuple[int, Path]]:
-    """(step, path) of everything that is named like a checkpoint, newest first."""
+    """(step, path) of everything named like a checkpoint, newest first."""
     names: Iterable[Path] = directory.iterdir() if directory.is_dir() else ()
     matches = [(match, path) for path in names if (match := _NAME.fullmatch(path.name))]
     return sorted(((int(match[1]), path) for match, path in matches), reverse=True)
@@ -114,7 +114,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:
-        # callers tell a full disk by its errno, which safetensors only prints
+        # callers recognise a full disk by its errno, which safetensors only prints
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
@@ -139,7 +139,7 @@ def _read_tensors(path: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _discard(path: Path) -> None:
-    """Remove a checkpoint so that a kill in the middle leaves no half of it under a checkpoint's name."""
+    """Remove a checkpoint so that a kill halfway leaves no partial one under a checkpoint's name."""
     aside = disk.temporary_sibling(path.with_name(f"{path.name}.old"))
     disk.remove(aside)
     path.rename(aside)

@@ -1,4 +1,4 @@
-"""The images that a table's rows name, each read and encoded once, and every row that cannot be used reported."""
+"""Read and encode each image of a table's rows once, and report every row that cannot be used."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ def encode_rows(
     allow_synthetic: bool,
     variant: Sequence[Any] = (),
 ) -> tuple[list[tuple[str, Row]], int]:
-    """Encode the images that the cache lacks; several rows may share one.
+    """Encode the images that the cache lacks; several rows may share an image.
 
     Args:
         config: of the campaign.
-        table: which a problem names as its place.
+        table: what problems name as their source.
         rows: of the table.
         hashes: SHA-256 of every row's file, '' where it could not be read.
-        encode: from an image as it was read, and its pixels [1, 3, R, R] in 0..1, to an entry of the cache.
+        encode: turns an image as read and its pixels [1, 3, R, R] in 0..1 into an entry of the cache.
         cache: where the results are kept.
-        control: progress goes there; a stop request is obeyed between two images.
-        allow_synthetic: whether images that carry the mark of a generated one may be used.
-        variant: tells these entries from others of the same images.
+        control: receives progress; a stop request is obeyed between images.
+        allow_synthetic: whether images marked as generated may be used.
+        variant: distinguishes these entries from others of the same images.
 
     Returns:
-        (key in the cache, row) of every row that can be used, and how many images were encoded.
+        (cache key, row) of every usable row, and how many images were encoded.
 
     Raises:
-        InputProblems: every image that cannot be used (`data.strict`), or that none can.
+        InputProblems: all images that cannot be used, if `data.strict` or if none can.
         Saved: a stop was requested.
     """
     resolution, weights = config.data.resolution, weights_fingerprint(config.model_paths.stable_diffusion)

@@ -1,7 +1,7 @@
-"""Fine-tune the UNet of one modality on its real images: the loop, to be read from top to bottom in `_train`.
+"""Fine-tune the UNet of one modality on its real images; `_train` is the loop, from top to bottom.
 
-Only the step, the weights and the optimizer's state are ever saved; everything else is a function of the step. So a run
-that was interrupted ends in the same bits as one that was not (on a CPU; a GPU's sums are not that exact).
+Only the step, the weights and the optimizer's state are saved; everything else is a function of the step. So an
+interrupted run ends with the same bits as an uninterrupted one (on a CPU; a GPU's sums are not that exact).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from medsyn.stage import CampaignDirectory, Control, NoProgress, Task
 from medsyn.training.checkpoint import load_newest
 from medsyn.training.finetune_data import LatentDataset, prepare_dataset, training_rows
 from medsyn.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
-from medsyn.training.run import TrainingRun, open_run
+from medsyn.training.run import TrainingRun
 from medsyn.training.schedule import draws, learning_rate
 
-_METRICS_LINES = 100  # about as many are enough for a curve; each one waits for the GPU
+_METRICS_LINES = 100  # about enough for a curve; each one waits for the GPU
 _WITHOUT_EFFECT = {"checkpointing_steps", "checkpoints_total_limit", "gradient_checkpointing"}  # on the weights
 
 
@@ -43,11 +43,11 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     """Fine-tune the UNet of `task.modality`; writes model/unet, metrics.jsonl and summary.json.
 
     Raises:
-        InputProblems: rows or images that cannot be used (`data.strict`).
-        InputError: no image to train on, an option this machine does not have, or a model or checkpoint that was made
-            under other conditions.
+        InputProblems: rows or images that cannot be used, with `data.strict`.
+        InputError: no images to train on, an option this machine lacks, or a model or checkpoint that was made with
+            different settings.
         NoProgress: the loss is no longer finite, or no checkpoint can be read.
-        Saved: a stop was requested and everything made so far is on disk.
+        Saved: a stop was requested; everything made so far is on disk.
     """
     assert task.modality is not None
     cache, model = directory.root / "cache" / task.name, directory.finetuned_unet(task.modality)
@@ -55,7 +55,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     rows, held_out = training_rows(config, task.modality)
     hashes = hash_files((row.path for row in rows), cache / "files.json")
     provenance = _provenance(config, rows, hashes)
-    training = open_run(config, task, directory, control, provenance, config.finetune.checkpoints_total_limit)
+    training = TrainingRun(config, task, directory, control, provenance, config.finetune.checkpoints_total_limit)
     if not training.has_published(model):
         system = load_synthetic(config.model_paths.stable_diffusion, choose_device(config.device).device)
         if system.prediction_type not in ("epsilon", "v_prediction"):
@@ -63,9 +63,9 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
             raise InputError(config.model_paths.stable_diffusion, reason, key="model_paths.stable_diffusion")
         scheduler = DDPMScheduler.from_config(system.scheduler_config)
         state = _first_state(system.unet, config.finetune)
-        start = state.resume(training)  # what cannot go on is refused before hours of encoding
+        start = state.resume(training)  # a run that cannot resume is refused before hours of encoding
         dataset = prepare_dataset(config, rows, hashes, system, TensorCache(cache), control)
-        del system  # the VAE and the text encoder have done their work: their memory is the training's
+        del system  # VAE and text encoder are no longer needed: training gets their memory
         loss = _train(config, state, start, scheduler, dataset, training)
         summary = {"steps": config.finetune.max_train_steps, "loss": loss, **dataset.counts, "held_out": held_out}
         disk.write_json(training.directory / "summary.json", summary)
@@ -74,7 +74,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
 
 
 def _provenance(config: Config, rows: list[ImageRow], hashes: dict[Path, str]) -> dict[str, Any]:
-    """What the weights depend on, under the configuration's key names; a resumed run must agree in all of it."""
+    """What the weights depend on, under the configuration's key names; a resumed run must agree with all of it."""
     section = {name: value for name, value in config.finetune.model_dump().items() if name not in _WITHOUT_EFFECT}
     return {
         "campaign.seed": config.campaign.seed,
@@ -139,7 +139,7 @@ class _State:
     average: dict[str, Tensor] = field(default_factory=dict)  # on the CPU: a second UNet does not fit on 12 GB
 
     def tensors(self, step: int) -> dict[str, Tensor]:
-        """All of it, named; raises NoProgress if the weights are no longer finite after so many steps."""
+        """The whole state, by name; raises NoProgress if the weights are no longer finite after `step` steps."""
         if not all(bool(torch.isfinite(value).all()) for value in self.parameters.values()):
             raise NoProgress(f"the weights are not finite after step {step}: lower finetune.learning_rate")
         flat = {f"unet.{name}": value for name, value in self.parameters.items()}
@@ -148,7 +148,7 @@ class _State:
 
     @torch.no_grad()
     def resume(self, training: TrainingRun) -> int:
-        """Take over the newest checkpoint, if there is any; the number of steps done."""
+        """Load the newest checkpoint, if there is one; return the number of completed steps."""
         found = load_newest(training.checkpoints, training.provenance)
         if found is None:
             return 0
@@ -163,14 +163,14 @@ class _State:
 
     @torch.no_grad()
     def update_average(self, step: int, decay: float) -> None:
-        """Exponential moving average; the decay rises over the first steps so that the start is forgotten."""
+        """Update the exponential moving average; its decay rises over the first steps to forget the start."""
         decay = min(decay, (1 + step) / (10 + step))
         for name, value in self.average.items():
             value.lerp_(self.parameters[name].detach().cpu(), 1 - decay)
 
 
 def _first_state(unet: nn.Module, section: FinetuneSection) -> _State:
-    """Make the UNet ready for training, as the configuration wants it."""
+    """Prepare the UNet for training, as configured."""
     if section.enable_xformers:
         if importlib.util.find_spec("xformers") is None:
             reason = "xformers is not installed; install it, or use false for PyTorch's own memory-efficient attention"
@@ -188,7 +188,7 @@ def _first_state(unet: nn.Module, section: FinetuneSection) -> _State:
 
 
 def _autocast(section: DeviceSection, device: torch.device) -> torch.autocast:
-    """bfloat16 where the GPU computes in it (sm_80), else float32: float16 would need a loss scale, one more state."""
+    """bfloat16 if the GPU supports it (sm_80), else float32: float16 would need a loss scale, more state to save."""
     capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.autocast(device.type, torch.bfloat16, enabled=capable and section.precision != "float32")
 
@@ -196,7 +196,7 @@ def _autocast(section: DeviceSection, device: torch.device) -> torch.autocast:
 def _train(
     config: Config, state: _State, start: int, scheduler: Any, dataset: LatentDataset, training: TrainingRun
 ) -> float | None:
-    """All steps from `start` on; returns the mean loss of the last interval of the metrics."""
+    """Train from step `start` on; return the mean loss of the last interval of the metrics."""
     section, unet, device = config.finetune, state.unet, state.unet.device
     prediction_type, num_timesteps = scheduler.config.prediction_type, scheduler.config.num_train_timesteps
     weights = min_snr_weights(scheduler.alphas_cumprod, section.snr_gamma, prediction_type).to(device)
@@ -238,7 +238,7 @@ def _train(
 
 
 def _read_loss(loss_sum: Tensor, step: int, log_every: int) -> float:
-    """The mean loss of the interval that ends with `step`, and a new sum. The last interval may be short."""
+    """The mean loss of the interval that ends with `step`; resets the sum. The last interval may be short."""
     loss = float(loss_sum) / (step % log_every or log_every)
     if not math.isfinite(loss):
         raise NoProgress(f"the loss is {loss} at step {step}: lower finetune.learning_rate or raise lr_warmup_steps")

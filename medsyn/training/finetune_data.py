@@ -1,4 +1,4 @@
-"""What a modality is trained on: its real images as latents and their captions as text features, each made once."""
+"""A modality's training data: its real images as latents and their captions as text features, each encoded once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from medsyn.training.schedule import Draws
 
 @dataclass(frozen=True)
 class LatentDataset:
-    """Training samples as keys into a cache of latents and text features: sample i is an image and its caption."""
+    """Training samples as keys into a cache of latents and text features; sample i is an image and its caption."""
 
     cache: TensorCache
     images: list[str]
@@ -53,7 +53,7 @@ class LatentDataset:
 
 
 def training_rows(config: Config, modality: str) -> tuple[list[ImageRow], int]:
-    """The rows of one modality that are trained on, and how many are held out for evaluation.
+    """The training rows of one modality, and how many rows are held out for evaluation.
 
     Raises:
         InputProblems: the table has bad rows (`data.strict`) or none.
@@ -79,24 +79,14 @@ def prepare_dataset(
     cache: TensorCache,
     control: Control,
 ) -> LatentDataset:
-    """Encode the images and embed the captions that the cache lacks.
+    """Encode the images and captions that the cache lacks.
 
-    Args:
-        config: of the campaign.
-        rows: what to train on.
-        hashes: SHA-256 of every row's file, '' where it could not be read.
-        system: encodes images and captions; its UNet is not used.
-        cache: where the results are kept.
-        control: progress goes there; a stop request is obeyed between two images.
-
-    Raises:
-        InputProblems: every image that cannot be used (`data.strict`), or that none can.
-        Saved: a stop was requested.
+    Arguments and errors are those of `encode_rows`; `system` does the work, but for its UNet.
     """
     weights = weights_fingerprint(config.model_paths.stable_diffusion)
 
     def encode(_: Image, pixels: Tensor) -> dict[str, Tensor]:
-        mean, std = system.encode(pixels)  # alone: companions in a batch change bits
+        mean, std = system.encode(pixels)  # one at a time: other images in a batch change bits
         return {"mean": mean[0], "std": std[0]}
 
     def embed(caption: str) -> dict[str, Tensor]:

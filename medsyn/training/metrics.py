@@ -1,4 +1,4 @@
-"""How well scores tell good from poor, in a few lines of numpy."""
+"""How well scores separate good from poor, in a few lines of numpy."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import numpy as np
 
 
 def auroc(scores: np.ndarray, good: np.ndarray) -> float | None:
-    """Area under the ROC curve: the odds that a good one scores higher than a poor one, a tie counting half.
+    """Area under the ROC curve: the probability that a good one scores higher than a poor one, ties counting half.
 
     Args:
         scores: [N], any scale.
         good: bool [N].
 
     Returns:
-        0..1, or None where there is no good one or no poor one.
+        0..1, or None if there is no good one or no poor one.
     """
     if good.all() or not good.any():
         return None

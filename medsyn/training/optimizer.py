@@ -1,4 +1,4 @@
-"""AdamW, plain or with 8-bit state, and its state as named tensors that a checkpoint can hold."""
+"""AdamW, plain or with 8-bit state, and its state as named tensors for checkpoints."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def _eight_bit_adam(device: torch.device) -> type[torch.optim.Optimizer]:
 def make_optimizer(
     parameters: Mapping[str, Tensor], section: FinetuneSection, device: torch.device
 ) -> torch.optim.Optimizer:
-    """AdamW over `parameters`, in their order; its learning rate is set anew in every step.
+    """AdamW over `parameters`, in their order; the caller sets the learning rate at every step.
 
     Raises:
         ValueError: a parameter is not float32; half-precision weights lose small updates.
-        InputError: 8-bit Adam was asked for and cannot be had here.
+        InputError: 8-bit Adam is configured but not available here.
     """
     for name, parameter in parameters.items():
         if parameter.dtype != torch.float32:
@@ -54,7 +54,7 @@ def make_optimizer(
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
     """The state as tensors `optimizer.<parameter>.<key>`; `names` are the parameters' in the optimizer's order.
 
-    An integer becomes an int64 scalar, a kind of tensor that no optimizer keeps itself.
+    An integer becomes an int64 scalar, a kind of tensor that no optimizer uses itself.
     """
     flat = {}
     for index, values in optimizer.state_dict()["state"].items():
@@ -66,7 +66,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dic
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]) -> None:
-    """Give the optimizer the state that `optimizer_tensors` flattened; other tensors are left alone."""
+    """Restore the optimizer state that `optimizer_tensors` flattened; other tensors are ignored."""
     places = {name: index for index, name in enumerate(names)}
     state: dict[int, dict[str, Any]] = {}
     for full_name, tensor in tensors.items():

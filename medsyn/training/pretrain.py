@@ -1,10 +1,10 @@
-"""The recipe of the embedded tiny model: autoencoder first, then text encoder and UNet together, on phantoms alone.
+"""Pretrain the embedded tiny model: autoencoder first, then text encoder and UNet together, on phantoms alone.
 
     medsyn pretrain DIRECTORY
 
-makes the weights in `medsyn/models/embedded` again (hours on one CPU core). Phantoms are drawn with seeds that no
-campaign uses. The autoencoder sees them flipped, turned, zoomed and recoloured, so that it also carries images that
-are no phantoms; the denoiser sees them as they are, because captions state the side.
+remakes the weights in `medsyn/models/embedded` (hours on one CPU core). Phantoms are drawn with seeds that no campaign
+uses. The autoencoder sees them flipped, rotated, zoomed and recoloured, so that it also handles images that are not
+phantoms; the denoiser sees them unchanged, because captions state the side.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FLOOR = 0.02  # of the highest learning rate, at the end
 
 
 def draw_dataset(images_per_kind: int) -> tuple[Tensor, list[str]]:
-    """Pixels uint8 [N, 3, 64, 64] and the captions of N = kinds x `images_per_kind` phantoms."""
+    """Draw N = kinds x `images_per_kind` phantoms: pixels uint8 [N, 3, 64, 64] and captions."""
     pixels, captions = [], []
     for kind in KINDS:
         for index in range(images_per_kind):
@@ -49,7 +49,7 @@ def _batch(count: int, size: int, part: str, step: int) -> np.ndarray:
 
 
 def _update(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
-    """One step of the optimizer down the gradient of `loss`, clipped to length 1."""
+    """Take one optimizer step on `loss`, with the gradient clipped to norm 1."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
@@ -59,7 +59,7 @@ def _update(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: Tens
 
 
 def augment_for_vae(pixels: Tensor, rng: np.random.Generator) -> Tensor:
-    """Flip, turn, zoom and recolour a batch [N, 3, H, W] in 0..1: an autoencoder should carry more than phantoms."""
+    """Flip, rotate, zoom and recolour a batch [N, 3, H, W] in 0..1: an autoencoder should handle more than phantoms."""
     if rng.random() < 0.5:
         pixels = pixels.flip(-1)
     pixels = torch.rot90(pixels, int(rng.integers(0, 4)), (-2, -1))
@@ -78,7 +78,7 @@ def _edges(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def train_vae(pixels: Tensor, steps: int, report: Callable[[str], None]) -> torch.nn.Module:
-    """An autoencoder by L1 + edges + a weak KL; its scaling factor makes the latents' variance 1."""
+    """Train an autoencoder with L1 + edges + a weak KL; its scaling factor makes the latents' variance 1."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed(PRETRAIN_SEED, "vae") % 2**32)
         vae = tiny.make_vae().train()
@@ -108,7 +108,7 @@ def train_vae(pixels: Tensor, steps: int, report: Callable[[str], None]) -> torc
 
 @torch.no_grad()
 def encode_all(vae: torch.nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Scaled latent means and standard deviations of all images."""
+    """Scaled latent means and standard deviations, each [N, c, h, w], of pixels uint8 [N, 3, H, W]."""
     means, deviations = [], []
     for piece in pixels.split(64):
         posterior = vae.encode(piece.float() / 127.5 - 1).latent_dist
@@ -125,7 +125,7 @@ def train_denoiser(
     report: Callable[[str], None],
     checkpoint: Callable[[torch.nn.Module, torch.nn.Module], None],
 ) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Text encoder and UNet, trained together by v-prediction; returns their moving averages.
+    """Train text encoder and UNet together by v-prediction; return their moving averages.
 
     Source: v-prediction, Salimans and Ho 2022; classifier-free guidance by caption dropout, Ho and Salimans 2022.
     """

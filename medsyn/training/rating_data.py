@@ -1,8 +1,8 @@
 """Expert ratings as tensors: what each row's image looks like, what its prompt says, and how it is trained on.
 
-Candidates come from the generator's decoder and are judged as 8-bit pictures. So a rated image passes through the VAE
-once and is rounded to 8 bits before a scorer sees it (`raters.match_decoder`): else the scorers learn to tell a camera
-from a decoder. An image that a generator made has been through a decoder already and stays as it is.
+Candidates come from the generator's decoder and are scored as 8-bit pictures. So a rated image passes through the VAE
+once and is rounded to 8 bits before a scorer sees it (`raters.match_decoder`): otherwise the scorers would learn to
+tell a camera from a decoder. A generated image has already been through a decoder and stays unchanged.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from medsyn.training.encode_rows import encode_rows
 if TYPE_CHECKING:
     from medsyn.models.stable_diffusion import SyntheticSystem
 
-GOOD = 2  # a rating from here on is good: the Selector's positive class
+GOOD = 2  # ratings from here up are good: the Selector's positive class
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class RatedSet:
 
     pixels: Tensor  # uint8 [images, 3, R, R]
     pooled: Tensor  # float32 [prompts, D]
-    line: np.ndarray  # int64 [N], of the table: names a row in every stage
+    line: np.ndarray  # int64 [N], of the table: identifies a row in every stage
     image: np.ndarray  # int64 [N], into pixels
     prompt: np.ndarray  # int64 [N], into pooled
     rating: np.ndarray  # int64 [N], 1 to 3
@@ -61,7 +61,7 @@ class RatedSet:
 
 
 def rated_rows(config: Config) -> list[RatingRow]:
-    """The rows of the ratings table that belong to one of the campaign's modalities.
+    """The rows of the ratings table that belong to the campaign's modalities.
 
     Raises:
         InputProblems: the table has bad rows (`data.strict`) or none.
@@ -88,20 +88,13 @@ def load_rated(
     cache: TensorCache,
     control: Control,
 ) -> RatedSet:
-    """Read, match and embed what the cache lacks.
+    """Load the rated images and prompts, computing what the cache lacks.
+
+    Arguments and errors are those of `encode_rows`, and besides:
 
     Args:
-        config: of the campaign.
-        rows: what to train on and to hold out.
-        hashes: SHA-256 of every row's file, '' where it could not be read.
         prompts_of: the rows whose prompts may serve as wrong ones; all of `rows` are among them.
         load_system: called only if something must be computed.
-        cache: where the results are kept.
-        control: progress goes there; a stop request is obeyed between two images.
-
-    Raises:
-        InputProblems: every image that cannot be used (`data.strict`), or that none can.
-        Saved: a stop was requested.
     """
     weights = weights_fingerprint(config.model_paths.stable_diffusion)
     matched = config.raters.match_decoder
@@ -109,7 +102,7 @@ def load_rated(
     def read(image: Image, pixels: Tensor) -> dict[str, Tensor]:
         if matched and not image.synthetic:
             system = load_system()
-            pixels = system.decode(system.encode(pixels)[0])  # alone: companions in a batch change bits
+            pixels = system.decode(system.encode(pixels)[0])  # one at a time: other images in a batch change bits
         return {"pixels": pixels[0]}
 
     def embed(prompt: str) -> dict[str, Tensor]:
@@ -128,7 +121,7 @@ def load_rated(
     level = table.expert_level.to_numpy(np.float32) if config.raters.expert_weights else np.ones(len(kept), np.float32)
     fraction, campaign_seed = config.data.held_out_fraction, config.campaign.seed
     return RatedSet(
-        # kept as the 8-bit picture that a candidate is judged as: a quarter of the memory besides
+        # kept as 8-bit pictures, as candidates are scored; also a quarter of the memory
         pixels=torch.stack([(cache.read(key, "pixels").float() * 255).round().to(torch.uint8) for key in images]),
         pooled=torch.stack([cache.read(key, "pooled").float() for key in prompts]),
         line=table.row.to_numpy(),

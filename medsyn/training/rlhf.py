@@ -1,8 +1,8 @@
 """RLHF: the Selector and the Policy learn from expert ratings.
 
-Stage 1 trains both on all ratings. Stage 2 goes on with the Policy, once per modality, on the rated images that the
-Selector lets pass, which are like those that generation will ask it about; if that makes it no better on held-out
-ratings, stage 1's weights stay.
+Stage 1 trains both on all ratings. Stage 2 continues with the Policy, once per modality, on the rated images that pass
+the Selector, which resemble those it will score during generation; if it does not improve on the held-out ratings,
+stage 1's weights are kept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from medsyn import disk
-from medsyn.config import Config, flatten
+from medsyn.config import Config, TrainingSection, flatten
 from medsyn.data.images.latent_cache import TensorCache, hash_files
 from medsyn.data.tables.read import RatingRow
 from medsyn.errors import InputError
@@ -29,31 +29,32 @@ from medsyn.models.weights import weights_fingerprint
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control, Task
 from medsyn.training.rating_data import RatedSet, load_rated, rated_rows
-from medsyn.training.run import TrainingRun, open_run
-from medsyn.training.scorer_loop import CHECKPOINTS_KEPT, Schedule, finite, fit, standing
+from medsyn.training.run import TrainingRun
+from medsyn.training.scorer_loop import CHECKPOINTS_KEPT, finite, fit, standing
 from medsyn.training.scorer_loss import TOGETHER, Learner
 from medsyn.training.scorer_report import NOTE, describe_scorer, suggest_thresholds
 
 if TYPE_CHECKING:
     from medsyn.models.stable_diffusion import SyntheticSystem
 
-FEWEST_ROWS = 8  # of a modality, for stage 2 to learn anything from
+FEWEST_ROWS = 8  # of a modality, for stage 2 to learn anything
 
 
 def run_stage1(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
     """Train the Selector and the Policy on all ratings; writes selector/, policy/, metrics.jsonl and summary.json.
 
     Raises:
-        InputProblems: rows or images that cannot be used (`data.strict`).
-        InputError: too few ratings, or a model or checkpoint that was made under other conditions.
+        InputProblems: rows or images that cannot be used, with `data.strict`.
+        InputError: too few ratings, or a model or checkpoint that was made with different settings.
         NoProgress: a loss is no longer finite, or no checkpoint can be read.
-        Saved: a stop was requested and everything made so far is on disk.
+        Saved: a stop was requested; everything made so far is on disk.
     """
     section = config.training.stage1
     rows = rated_rows(config)
     ratings = _Ratings(config, task, directory, rows)
     provenance = {**ratings.provenance, **dict(flatten(section.model_dump(), "training.stage1."))}
-    run = _open_run(config, task, directory, control, provenance)
+    folder = config.training.checkpoints.save_dir
+    run = TrainingRun(config, task, directory, control, provenance, CHECKPOINTS_KEPT, folder)
     if not run.has_published(directory.policy()):
         rated = ratings.load(rows, control)
         train, held_out = np.flatnonzero(~rated.held_out), np.flatnonzero(rated.held_out)
@@ -66,7 +67,7 @@ def run_stage1(config: Config, task: Task, directory: CampaignDirectory, control
         }
         for learner in learners.values():
             learner.learn_statistics(train)
-        state = fit(learners, train, held_out, _schedule(config, section.learning_rate), run, {})
+        state = fit(learners, train, held_out, config.training, section.learning_rate, run, {})
 
         summary = {**rated.counts, "held_out": _held_out_counts(rated, held_out)}
         for name, learner in learners.items():
@@ -81,17 +82,17 @@ def run_stage1(config: Config, task: Task, directory: CampaignDirectory, control
 
 
 def run_stage2(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
-    """Go on training the Policy of `task.modality`; writes policy/, metrics.jsonl and summary.json.
+    """Continue training the Policy of `task.modality`; writes policy/, metrics.jsonl and summary.json.
 
-    Trained on are the images that the Selector lets pass (`training.stage2.selector_threshold`), and of those it
-    rejects the ones that experts found poor as well: without them a Policy forgets what poor is. What the Selector
-    rejects against the experts is left out, since generation never shows it to a Policy.
+    It trains on the images that pass the Selector (`training.stage2.selector_threshold`) and on rejected ones that the
+    experts also rated poor: without them a Policy forgets what poor looks like. Images that only the Selector rejects
+    are left out, since generation never shows such images to a Policy.
 
     Raises:
-        InputProblems: rows or images that cannot be used (`data.strict`).
-        InputError: stage 1 has not run, or a model or checkpoint was made under other conditions.
+        InputProblems: rows or images that cannot be used, with `data.strict`.
+        InputError: stage 1 has not run, or a model or checkpoint was made with different settings.
         NoProgress: a loss is no longer finite, or no checkpoint can be read.
-        Saved: a stop was requested and everything made so far is on disk.
+        Saved: a stop was requested; everything made so far is on disk.
     """
     assert task.modality is not None
     section, first = config.training.stage2, directory.policy()
@@ -106,7 +107,8 @@ def run_stage2(config: Config, task: Task, directory: CampaignDirectory, control
         "prompts": disk.fingerprint([row.prompt for row in everything]),
         "rlhf-stage1": [disk.sha256_file(at / WEIGHTS) for at in (directory.selector(), first) if at.is_dir()],
     }
-    run = _open_run(config, task, directory, control, provenance)
+    folder = config.training.checkpoints.save_dir
+    run = TrainingRun(config, task, directory, control, provenance, CHECKPOINTS_KEPT, folder)
     if not run.has_published(directory.policy(task.modality)):
         policy = load_policy(first, ratings.device)
         summary: dict[str, Any] = {"ratings": len(rows), "kept": "stage 1", "reason": "too few ratings"}
@@ -115,15 +117,14 @@ def run_stage2(config: Config, task: Task, directory: CampaignDirectory, control
             selector = load_selector(directory.selector(), ratings.device) if directory.selector().is_dir() else None
             passed = _passed(selector, section.selector_threshold, rated)
             learner = Learner(policy, rated, run.key, config.raters.mismatch_negatives)
-            schedule = _schedule(config, section.learning_rate)
-            summary = {**rated.counts, **_continue(learner, passed, schedule, run)}
+            summary = {**rated.counts, **_continue(learner, passed, config.training, run)}
         disk.write_json(run.directory / "summary.json", summary)
         save_scorer(policy, directory.policy(task.modality), provenance)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
-def _continue(learner: Learner, passed: np.ndarray, schedule: Schedule, run: TrainingRun) -> dict[str, Any]:
-    """Stage 2's training: leaves the learner's Policy with the better weights and returns the summary."""
+def _continue(learner: Learner, passed: np.ndarray, section: TrainingSection, run: TrainingRun) -> dict[str, Any]:
+    """Run stage 2's training: leave the learner's Policy with the better weights and return the summary."""
     rated = learner.rated
     train = np.flatnonzero(~rated.held_out & (passed | ~rated.good))
     held_out = np.flatnonzero(rated.held_out)
@@ -142,7 +143,8 @@ def _continue(learner: Learner, passed: np.ndarray, schedule: Schedule, run: Tra
     if math.isnan(before.auroc):
         return {**summary, "reason": "too few ratings are held out to show an improvement"}
     extra = {"pass_rate": summary["pass_rate"]}
-    state = fit({"policy": learner}, train, held_out, schedule, run, {"policy": before}, extra)
+    peak = section.stage2.learning_rate
+    state = fit({"policy": learner}, train, held_out, section, peak, run, {"policy": before}, extra)
     best, last = state.best["policy"], state.last["policy"]
     if best.epoch:
         summary |= {"kept": "stage 2", "reason": "better on the held-out ratings"}
@@ -152,7 +154,7 @@ def _continue(learner: Learner, passed: np.ndarray, schedule: Schedule, run: Tra
 
 
 def _passed(selector: Selector | None, threshold: float, rated: RatedSet) -> np.ndarray:
-    """bool [N]: the Selector lets the row's image pass; everything does where none was trained."""
+    """bool [N]: the row's image passes the Selector; all pass if no Selector was trained."""
     if selector is None:
         return np.ones(len(rated.rating), dtype=bool)
     device = next(selector.parameters()).device
@@ -161,11 +163,11 @@ def _passed(selector: Selector | None, threshold: float, rated: RatedSet) -> np.
 
 
 class _Ratings:
-    """The rated images of one task: hashed at once, since everything depends on them; read when they are needed."""
+    """The rated images of one task: hashed immediately, since everything depends on them; read on demand."""
 
     def __init__(self, config: Config, task: Task, directory: CampaignDirectory, rows: Sequence[RatingRow]) -> None:
         self._config = config
-        self._cache = directory.root / "cache" / "ratings"  # stage 2 finds here what stage 1 has made
+        self._cache = directory.root / "cache" / "ratings"  # shared: stage 2 reuses what stage 1 has made
         disk.sweep_temporaries(self._cache)
         self._hashes = hash_files((row.path for row in rows), self._cache / f"files-{task.stage}-{task.name}.json")
         self.device = choose_device(config.device).device
@@ -191,7 +193,7 @@ class _Ratings:
     def load(
         self, rows: Sequence[RatingRow], control: Control, prompts_of: Sequence[RatingRow] | None = None
     ) -> RatedSet:
-        """`rows` as tensors; wrong prompts come from `prompts_of`, from `rows` unless given."""
+        """Load `rows` as tensors; wrong prompts come from `prompts_of`, by default from `rows`."""
         source = self._config.model_paths.stable_diffusion
 
         @functools.cache
@@ -213,18 +215,6 @@ def _new_scorers(config: Config, text_dim: int, device: torch.device) -> dict[st
             scorers["selector"] = Selector(config.selector)
         scorers["policy"] = Policy(config.policy_model, text_dim)
     return {name: scorer.to(device) for name, scorer in scorers.items()}
-
-
-def _open_run(
-    config: Config, task: Task, directory: CampaignDirectory, control: Control, provenance: dict[str, Any]
-) -> TrainingRun:
-    name = config.training.checkpoints.save_dir
-    return open_run(config, task, directory, control, provenance, CHECKPOINTS_KEPT, name)
-
-
-def _schedule(config: Config, learning_rate: float) -> Schedule:
-    training = config.training
-    return Schedule(training.max_epochs, training.batch_size, learning_rate, training.checkpoints.save_frequency)
 
 
 def _held_out_counts(rated: RatedSet, rows: np.ndarray) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,30 @@ from medsyn.training.checkpoint import refuse_mismatch, save_checkpoint
 from medsyn.training.schedule import RandomKey
 
 
-@dataclass(frozen=True)
 class TrainingRun:
     """What a training loop needs besides its model: a key for its randomness, and where to save and to report."""
 
-    key: RandomKey
-    directory: Path
-    checkpoints: Path
-    keep: int  # checkpoints
-    provenance: dict[str, Any]  # what the weights depend on; a checkpoint made from something else is refused
-    control: Control
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        directory: CampaignDirectory,
+        control: Control,
+        provenance: dict[str, Any],
+        keep: int,
+        checkpoints: str = "checkpoints",
+    ) -> None:
+        """The run of a task, without what a killed attempt left half written.
 
-    @property
-    def metrics(self) -> Path:
-        """The learning curve, JSONL."""
-        return self.directory / "metrics.jsonl"
+        `provenance` is what the weights depend on: what was made from something else is refused. The newest `keep`
+        checkpoints stay, in the folder `checkpoints` of the task's.
+        """
+        self.key: RandomKey = (config.campaign.seed, task.stage, task.name)
+        self.directory = directory.work(task.stage, task.name)
+        self.checkpoints, self.metrics = self.directory / checkpoints, self.directory / "metrics.jsonl"
+        self.control, self.provenance, self._keep = control, provenance, keep
+        for place in (self.directory, self.checkpoints):
+            disk.sweep_temporaries(place)
 
     def has_published(self, model: Path) -> bool:
         """Whether the model is there, made from the same things; from other ones is an `InputError`."""
@@ -67,23 +75,6 @@ class TrainingRun:
         self.control.heartbeat(done, total, "step", **numbers)
         leaving = self.control.stop_requested  # read once: a signal may come while the checkpoint is written
         if leaving or done % save_every == 0 or done == total:
-            save_checkpoint(self.checkpoints, done, state(), self.provenance, self.keep)
+            save_checkpoint(self.checkpoints, done, state(), self.provenance, self._keep)
         if leaving:
             self.control.leave_if_asked()
-
-
-def open_run(
-    config: Config,
-    task: Task,
-    directory: CampaignDirectory,
-    control: Control,
-    provenance: dict[str, Any],
-    keep: int,
-    checkpoints: str = "checkpoints",
-) -> TrainingRun:
-    """The run of a task, without what a killed attempt left half written; `checkpoints` is their folder's name."""
-    work = directory.work(task.stage, task.name)
-    for place in (work, work / checkpoints):
-        disk.sweep_temporaries(place)
-    key = (config.campaign.seed, task.stage, task.name)
-    return TrainingRun(key, work, work / checkpoints, keep, provenance, control)

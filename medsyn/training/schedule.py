@@ -1,7 +1,7 @@
-"""What step `n` of a training run does, as pure functions of `n`: nothing here has a state that could be lost.
+"""What step `n` of a training run does, as pure functions of `n`: no state that could be lost.
 
 Learning rate, sample order, timesteps, noise and caption dropout all follow from (seed, step), so a run that is killed
-and started again at step `n` does exactly what it would have done. No torch: numpy's generators give the same numbers
+and restarted at step `n` does exactly what it would have done. No torch: numpy's generators give the same numbers
 on every machine and for every split of a batch into micro-batches.
 """
 
@@ -24,14 +24,14 @@ class Draws:
     """Every random choice of one optimizer step, in the order of its batch of B samples."""
 
     samples: np.ndarray  # int64 [B], which images
-    timesteps: np.ndarray  # int64 [B], how far they are noised
+    timesteps: np.ndarray  # int64 [B], noise level of each
     unconditional: np.ndarray  # bool [B], whose caption is dropped
     posterior: np.ndarray  # float32 [B, c, h, w], which sample of the VAE's posterior
     noise: np.ndarray  # float32 [B, c, h, w]
 
 
 def warmup_cosine(step: int, total: int, peak: float, warmup: int, floor: float = 0.0) -> float:
-    """The learning rate of step `step` of `total`: linear warm-up to `peak`, then half a cosine to `floor` times it.
+    """The learning rate of step `step` of `total`: linear warm-up to `peak`, then cosine decay to `floor` * `peak`.
 
     A `floor` of 1 leaves the rate constant after the warm-up, which may be longer than the run.
     """
@@ -42,21 +42,21 @@ def warmup_cosine(step: int, total: int, peak: float, warmup: int, floor: float 
 
 
 def learning_rate(step: int, section: FinetuneSection) -> float:
-    """The learning rate of one step of fine-tuning, as the configuration wants it."""
+    """The learning rate of one fine-tuning step, as configured."""
     floor = 1.0 if section.lr_scheduler == "constant" else 0.0
     return warmup_cosine(step, section.max_train_steps, section.learning_rate, section.lr_warmup_steps, floor)
 
 
-@functools.lru_cache(maxsize=2)  # a batch touches at most the end of one epoch and the start of the next, mostly
+@functools.lru_cache(maxsize=2)  # a batch mostly touches one epoch, or the end of one and the start of the next
 def epoch_order(key: RandomKey, epoch: int, count: int) -> np.ndarray:
-    """The order in which an epoch visits `count` samples: every one of them once."""
+    """The order in which an epoch visits `count` samples, each once: int64 [count]."""
     order = np.random.default_rng(seed(*key, "order", epoch)).permutation(count)
     order.flags.writeable = False
     return order
 
 
 def samples_of_step(key: RandomKey, step: int, batch: int, count: int) -> np.ndarray:
-    """The samples of one step, int64 [batch]. Epochs follow each other without a gap: no sample is ever left out."""
+    """The samples of one step, int64 [batch]. Epochs follow each other without a gap: no sample is left out."""
     positions = range(step * batch, (step + 1) * batch)
     return np.array([epoch_order(key, position // count, count)[position % count] for position in positions])
 

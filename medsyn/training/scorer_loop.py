@@ -1,7 +1,7 @@
 """Train scorers on ratings: the loop, and which epoch's weights are kept.
 
-Only what changes from step to step is saved; order, augmentation and wrong prompts are functions of the epoch. So a
-run that was interrupted ends in the same bits as one that was not (on a CPU).
+Only what changes from step to step is saved; order, augmentation and wrong prompts are functions of the epoch. So an
+interrupted run ends with the same bits as an uninterrupted one (on a CPU).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from medsyn import disk
+from medsyn.config import TrainingSection
 from medsyn.stage import NoProgress
 from medsyn.training.checkpoint import load_newest
 from medsyn.training.metrics import auroc
@@ -24,8 +25,8 @@ from medsyn.training.schedule import epoch_order, warmup_cosine
 from medsyn.training.scorer_loss import Judgements, Learner, advantage_loss, cross_entropy
 
 WEIGHT_DECAY = 0.05
-# Learning rate of all but the transformer, relative to the transformer's. At the same rate, training on a few hundred
-# ratings is over before the quality metrics count (held-out AUROC 0.83 instead of 0.88 on 328 real ratings).
+# Learning rate of all but the transformer, relative to the transformer's. At equal rates, training on a few hundred
+# ratings ends before the quality metrics matter (held-out AUROC 0.83 instead of 0.88 on 328 real ratings).
 HEAD_SPEED = 10.0
 WARMUP_SHARE = 0.05  # of all steps
 MAX_GRAD_NORM = 1.0
@@ -33,28 +34,18 @@ CHECKPOINTS_KEPT = 2
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How long and how fast to train."""
-
-    epochs: int
-    batch_size: int  # rated rows
-    learning_rate: float  # the highest one of the transformer; the rest learns HEAD_SPEED times as fast
-    save_frequency: int  # epochs
-
-
-@dataclass(frozen=True)
 class Standing:
     """How well a scorer does on the held-out rows after an epoch."""
 
     epoch: int
-    auroc: float  # NaN where only one kind is held out
-    loss: float  # NaN where nothing is held out
+    auroc: float  # NaN if only good or only poor ones are held out
+    loss: float  # NaN if nothing is held out
 
     def beats(self, other: Standing | None) -> bool:
-        """Whether these weights are to be kept rather than `other`'s.
+        """Whether to keep these weights rather than `other`'s.
 
-        A hundredth of AUROC is one pair of images in a hundred: noise. Within it the lower loss decides, which also
-        sees calibration, and thresholds need that. Where nothing can be told the later epoch wins.
+        A hundredth of AUROC is one pair of images in a hundred: noise. Within it the lower loss decides; it also
+        reflects calibration, which thresholds need. If nothing can be compared, the later epoch wins.
         """
         if other is None or math.isnan(self.loss):
             return True
@@ -63,10 +54,10 @@ class Standing:
 
 
 def standing(epoch: int, judgements: Judgements | None) -> Standing:
-    """A `Standing` from the judgements of the held-out rows; None if there are none.
+    """The `Standing` after an epoch, from the judgements of the held-out rows (None if there are none).
 
     Raises:
-        NoProgress: the last step of the epoch has broken the weights, which its own loss does not show.
+        NoProgress: the last step of the epoch broke the weights, which its own loss does not show.
     """
     if judgements is None:
         return Standing(epoch, math.nan, math.nan)
@@ -85,12 +76,12 @@ class State:
     optimizer: torch.optim.Optimizer
     names: list[str]  # of the parameters, in the optimizer's order
     loss_sum: Tensor  # [scorers], of the current epoch's steps
-    kept: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # every scorer's best weights, and
+    kept: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # best weights of each scorer, and
     best: dict[str, Standing] = field(default_factory=dict)  # how well they do
     last: dict[str, Standing] = field(default_factory=dict)
 
     def offer(self, standings: Mapping[str, Standing]) -> None:
-        """Keep the current weights of every scorer that does better than before."""
+        """Keep the current weights of every scorer that has improved."""
         self.last |= standings
         for name, now in standings.items():
             if now.beats(self.best.get(name)):
@@ -99,7 +90,7 @@ class State:
                 self.kept[name] = {key: value.detach().clone() for key, value in weights.items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it, named."""
+        """The whole state, by name."""
         flat = {f"scorers.{name}": value for name, value in self.scorers.state_dict().items()}
         for scorer, weights in self.kept.items():
             flat |= {f"kept.{scorer}.{name}": value for name, value in weights.items()}
@@ -109,7 +100,7 @@ class State:
         return {**flat, **optimizer_tensors(self.optimizer, self.names), "loss_sum": self.loss_sum}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Become what `tensors` were taken from."""
+        """Restore the state that `tensors` were taken from."""
 
         def below(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -130,29 +121,31 @@ def fit(
     learners: Mapping[str, Learner],
     rows: np.ndarray,
     held_out: np.ndarray,
-    schedule: Schedule,
+    section: TrainingSection,
+    peak: float,
     run: TrainingRun,
     before: Mapping[str, Standing],
     extra: Mapping[str, float] | None = None,
 ) -> State:
-    """Train scorers side by side and leave each one with the weights of its best epoch.
+    """Train scorers side by side and leave each with the weights of its best epoch.
 
     Args:
         learners: {"selector": …, "policy": …} or the Policy alone.
         rows: rated rows to train on, int64 [N].
-        held_out: rated rows to judge every epoch by, int64 [M].
-        schedule: how long and how fast.
-        run: where it is saved and reported; a stop request is obeyed between two steps.
-        before: the standing of weights that the scorers come with and that are kept if no epoch beats them.
-        extra: what every line of the metrics says besides.
+        held_out: rated rows to evaluate every epoch on, int64 [M].
+        section: how long to train, and how often to save.
+        peak: the highest learning rate of the transformer; the rest learns HEAD_SPEED times as fast.
+        run: where to save and report; a stop request is obeyed between steps.
+        before: the standing of the initial weights, which are kept if no epoch beats them.
+        extra: further values for every line of the metrics.
 
     Raises:
-        InputError: a checkpoint was made under other conditions.
+        InputError: a checkpoint was made with different settings.
         NoProgress: a loss is no longer finite, or no checkpoint can be read.
-        Saved: a stop was requested and the state is on disk.
+        Saved: a stop was requested; the state is on disk.
     """
-    batch_size, steps = schedule.batch_size, math.ceil(len(rows) / schedule.batch_size)
-    total = steps * schedule.epochs
+    batch_size, steps = section.batch_size, math.ceil(len(rows) / section.batch_size)
+    total = steps * section.max_epochs
     warmup = math.ceil(WARMUP_SHARE * total)
     state = _first_state(learners)
     start = 0
@@ -167,7 +160,7 @@ def fit(
 
     for step in range(start, total):
         epoch, position = divmod(step, steps)
-        rate = warmup_cosine(step, total, schedule.learning_rate, warmup)
+        rate = warmup_cosine(step, total, peak, warmup)
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group["speed"]
         order = epoch_order(run.key, epoch, len(rows))
@@ -186,7 +179,7 @@ def fit(
                 **(extra or {}),
                 "learning_rate": rate,
             }
-        run.step_done(done, total, steps * schedule.save_frequency, state.tensors, line)
+        run.step_done(done, total, steps * section.checkpoints.save_frequency, state.tensors, line)
     for name, weights in state.kept.items():
         state.scorers[name].load_state_dict(weights)
     return state
@@ -207,7 +200,7 @@ def _first_state(learners: Mapping[str, Learner]) -> State:
 
 
 def _step(learners: Mapping[str, Learner], optimizer: torch.optim.Optimizer, batch: np.ndarray, epoch: int) -> Tensor:
-    """One step of every scorer on a batch of rows; their losses, [scorers]. No scorer has a share in another's."""
+    """One step of every scorer on a batch of rows; returns their losses [scorers]. The scorers are independent."""
     losses = []
     for learner in learners.values():
         judgements = learner.judge(batch, epoch)
@@ -220,7 +213,7 @@ def _step(learners: Mapping[str, Learner], optimizer: torch.optim.Optimizer, bat
 
 
 def _mean_losses(state: State, steps: int, epoch: int) -> dict[str, float]:
-    """The mean losses of the epoch's `steps`, and new sums."""
+    """The mean losses of the epoch's `steps`; resets the sums."""
     losses = dict(zip(state.scorers.keys(), (state.loss_sum / steps).tolist(), strict=True))
     if not all(math.isfinite(loss) for loss in losses.values()):
         raise NoProgress(f"the losses of epoch {epoch} are {losses}: lower the learning rate")
@@ -237,10 +230,10 @@ def _mean_rewards(judged: Judgements | None) -> dict[str, float | None]:
 
 
 def mean(values: np.ndarray) -> float | None:
-    """The mean, or None of nothing."""
+    """The mean of `values`, or None if there are none."""
     return float(values.mean()) if len(values) else None
 
 
 def finite(value: float) -> float | None:
-    """`value`, or None where it is not a number: JSON has no NaN."""
+    """`value`, or None if it is not finite: JSON has no NaN."""
     return value if math.isfinite(value) else None

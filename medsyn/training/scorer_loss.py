@@ -1,7 +1,7 @@
 """What a scorer learns from rated rows: pairs of a prediction and a reward, and the loss between them.
 
-Everything random here is a function of (key, epoch, line of the ratings table), so a resumed run sees what an
-uninterrupted one sees.
+Everything random is a function of (key, epoch, line of the ratings table), so a resumed run sees what an uninterrupted
+one would.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from medsyn.seeds import seed
 from medsyn.training.rating_data import RatedSet
 from medsyn.training.schedule import RandomKey
 
-SAME_MODALITY_ODDS = 0.5  # how often a wrong prompt is one of the image's own modality: the hard case
-GAIN, OFFSET = 0.05, 0.03  # how far augmentation changes contrast and brightness: less than a rater minds
+SAME_MODALITY_ODDS = 0.5  # how often a wrong prompt is of the image's own modality: the hard case
+GAIN, OFFSET = 0.05, 0.03  # how far augmentation changes contrast and brightness: less than a rater would notice
 SHIFT = 1 / 16  # of the picture's side
-TOGETHER = 64  # images judged or measured at once
-HELD_OUT_DRAWS = 4  # wrong prompts that a held-out image meets, for steadier figures: the same in every epoch and stage
+TOGETHER = 64  # images scored or measured at once
+HELD_OUT_DRAWS = 4  # wrong prompts per held-out image, for steadier figures; the same in every epoch and stage
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Judgements:
     logits: Tensor  # [M]
     reward: Tensor  # [M], 0..1
     weight: Tensor  # [M]
-    rows: np.ndarray  # int64 [M], the rated rows that they are about
+    rows: np.ndarray  # int64 [M], the rated rows they are about
     prompts: np.ndarray  # int64 [M], the prompts they were made under
-    matched: np.ndarray  # bool [M]: that is the row's own
+    matched: np.ndarray  # bool [M]: it is the row's own prompt
 
     @property
     def scores(self) -> np.ndarray:
@@ -53,16 +53,16 @@ def advantage_loss(judgements: Judgements) -> Tensor:
     """Advantage-weighted log-odds, -(R - s) log(s / (1 - s)), with the scorer's own score s as the baseline.
 
     The log-odds of s are its logit. As s is held constant in the advantage, the gradient is (s - R): that of
-    cross-entropy with the soft label R, calibrated, and zero when s is R. With |R - s| for an advantage and log s for
-    the log-odds, as the method was first written down, poor images rise fastest of all. The weight (expert level)
-    scales the loss and never the reward.
+    cross-entropy with the soft label R, calibrated, and zero when s is R. With |R - s| as the advantage and log s
+    instead of the log-odds, as the method was first described, the scores of poor images would rise fastest. The weight
+    (expert level) scales the loss, never the reward.
     """
     advantage = judgements.reward - judgements.logits.detach().sigmoid()
     return -(judgements.weight * advantage * judgements.logits).mean()
 
 
 def cross_entropy(judgements: Judgements) -> Tensor:
-    """The loss whose gradient `advantage_loss` has. Its value falls as scores improve, so it is the one reported."""
+    """The loss with the same gradient as `advantage_loss`. It falls as scores improve, so it is the one reported."""
     return functional.binary_cross_entropy_with_logits(judgements.logits, judgements.reward, judgements.weight)
 
 
@@ -70,7 +70,7 @@ def augment(pixels: Tensor, key: RandomKey, epoch: int, lines: np.ndarray, mirro
     """Slightly changed copies of pixels [N, 3, R, R] in 0..1, each a function of (key, epoch, its line of the table).
 
     Brightness, contrast and position change a little; uncovered borders repeat the edge. `mirror` allows left-right
-    flips, for a scorer that reads no prompts: those say left and right.
+    flips, for a scorer that reads no prompts: prompts say left and right.
     """
     side = pixels.shape[-1]
     reach, along = round(SHIFT * side), torch.arange(side, device=pixels.device)
@@ -88,8 +88,8 @@ def augment(pixels: Tensor, key: RandomKey, epoch: int, lines: np.ndarray, mirro
 def wrong_prompt(rated: RatedSet, key: RandomKey, epoch: int, row: int) -> int:
     """A prompt other than the row's own, as an index into `rated.pooled`; a function of (key, epoch, the row's line).
 
-    Half of the time one of the image's own modality, where there is another one. It is wrong by assumption: a table
-    of ratings does not say which other prompts would fit the image too. There must be at least two prompts.
+    Half of the time it is of the image's own modality, if there is another such prompt. It is wrong by assumption: a
+    ratings table does not say which other prompts would fit the image. There must be at least two prompts.
     """
     rng = np.random.default_rng(seed(*key, "wrong prompt", epoch, int(rated.line[row])))
     other = np.arange(len(rated.pooled)) != rated.prompt[row]
@@ -102,9 +102,9 @@ class Learner:
     """A scorer and the ratings that it learns from."""
 
     def __init__(self, scorer: Selector | Policy, rated: RatedSet, key: RandomKey, mismatch: bool) -> None:
-        """`mismatch` shows the Policy every good image once more under a wrong prompt, with reward 0.
+        """`mismatch` also shows the Policy every good image under a wrong prompt, with reward 0.
 
-        A ratings table has one prompt per image; without such pairs a Policy that ignores the prompt does as well.
+        A ratings table has one prompt per image; without such pairs a Policy that ignores the prompt does just as well.
         """
         self.scorer, self.rated, self.key = scorer, rated, key
         self.mismatch = mismatch and len(rated.pooled) > 1
@@ -114,20 +114,20 @@ class Learner:
         self.metrics = torch.cat([scorer.image.measure(self._to_float(batch)) for batch in batches])
 
     def learn_statistics(self, rows: np.ndarray) -> None:
-        """Standardise quality metrics and text features by those of the training `rows`."""
+        """Learn the statistics that standardise quality metrics and text features from the training `rows`."""
         self.scorer.image.standardise.fit(self.metrics[np.unique(self.rated.image[rows])])
         if isinstance(self.scorer, Policy):
             self.scorer.standardise_text.fit(self.pooled[np.unique(self.rated.prompt[rows])])
 
     def judge(self, rows: np.ndarray, epoch: int) -> Judgements:
-        """Predictions for training: of `rows`, augmented, and by a Policy of the good ones under wrong prompts too."""
+        """Predictions for training: of `rows`, augmented; for a Policy also of the good ones under wrong prompts."""
         mirror = isinstance(self.scorer, Selector)
         pixels = augment(self._pixels(rows), self.key, epoch, self.rated.line[rows], mirror)
         return self._judge(pixels, rows, self.key, [epoch])
 
     @torch.no_grad()
     def judge_held_out(self, rows: np.ndarray) -> Judgements | None:
-        """Predictions to measure by: of any number of `rows`, always in the same way; None for no rows."""
+        """Predictions for evaluation, of any number of `rows`, always the same; None without rows."""
         if not len(rows):
             return None
         chunks = np.split(rows, range(TOGETHER, len(rows), TOGETHER))
@@ -142,7 +142,7 @@ class Learner:
         )
 
     def _judge(self, pixels: Tensor, rows: np.ndarray, key: RandomKey, draws: Sequence[int]) -> Judgements:
-        """`draws` times the rows under their own prompts and the good ones under wrong ones: in equal proportion."""
+        """For each of `draws`: the rows under their own prompts, and the good ones under wrong prompts."""
         rated, scorer, metrics = self.rated, self.scorer, self.metrics[self.rated.image[rows]]
         if isinstance(scorer, Selector):
             return self._judgements(scorer(pixels, metrics), rated.good[rows], rows, rated.prompt[rows], len(rows))
@@ -151,7 +151,7 @@ class Learner:
         wrong = [wrong_prompt(rated, key, draw, row) for draw in draws for row in rows[again]]
         places = np.concatenate([own, np.tile(again, len(draws))])
         prompts = np.concatenate([rated.prompt[rows[own]], wrong]).astype(np.int64)
-        seen = scorer.image(pixels, metrics)  # once per image, however many prompts it meets
+        seen = scorer.image(pixels, metrics)  # once per image, however many prompts it is paired with
         reward = np.concatenate([rated.reward[rows[own]], np.zeros(len(wrong))])
         return self._judgements(
             scorer.align(seen[places], self.pooled[prompts]), reward, rows[places], prompts, len(own)

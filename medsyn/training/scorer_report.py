@@ -1,4 +1,4 @@
-"""What the held-out ratings say about a trained scorer: the part of a summary that a reader should doubt first."""
+"""What the held-out ratings say about a trained scorer: the part of a summary to doubt first."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ NOTE = (
 
 
 def describe_scorer(best: Standing, last: Standing, judged: Judgements | None, rated: RatedSet) -> dict[str, Any]:
-    """What is reported of either scorer.
+    """The part of the report that both scorers share.
 
     Args:
         best: of the epoch whose weights are kept.
         last: of the last epoch.
         judged: the held-out rows under the kept weights.
-        rated: what the rows are of.
+        rated: the set that the rows belong to.
     """
     described: dict[str, Any] = {
         "epoch": best.epoch,
@@ -66,7 +66,7 @@ def _auroc(table: pd.DataFrame) -> float | None:
 
 
 def _describe_prompts(table: pd.DataFrame) -> dict[str, float | None]:
-    """What is reported of a Policy besides: ratings and prompts told apart.
+    """The Policy's own part of the report: ratings and prompts separately.
 
     `auroc_rating` ranks good over poor images under their own prompts; `auroc_prompt` ranks good images under their
     own prompts over good images under wrong ones, and `auroc_prompt_same_modality` over wrong ones that at least name
@@ -82,7 +82,7 @@ def _describe_prompts(table: pd.DataFrame) -> dict[str, float | None]:
 
 
 def suggest_thresholds(judged: Judgements | None, rated: RatedSet) -> dict[str, dict[str, Any]]:
-    """Per modality the score that most good held-out images reach, and how many poor ones reach it too.
+    """Per modality, the score that most good held-out images reach, and how many poor ones also reach it.
 
     A modality with too few good images held out has no threshold (None).
     """

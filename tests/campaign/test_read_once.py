@@ -90,3 +90,6 @@ def test_submitting_again_what_is_unchanged(trial: Trial, profile: Path, count: 
     count.calls.clear()
     assert app.dispatch("medsyn", COMMANDS, words) == 0
     assert count.calls == {"campaign.json": 1, "configuration": 2, "plan": 1, "site profile": 1}
+    count.calls.clear()
+    assert app.dispatch("medsyn", COMMANDS, ["submit", str(trial.root), "--cluster", "slurm"]) == 0
+    assert count.calls == {"campaign.json": 2, "configuration": 2, "plan": 1, "site profile": 1}

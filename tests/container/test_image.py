@@ -51,6 +51,8 @@ def test_docker_image_runs_medsyn_as_an_unknown_user(docker_image: str) -> None:
         assert "there is no such configuration file" in refused.stderr
         copied = tool(*start[:-1], "sh", "-c", "cat /opt/medsyn/configs/*.yaml /opt/medsyn/lock/*")
         assert "finetune:" in copied.stdout
+        made = tool(*start, "init", "/tmp/mine").stdout
+        assert "/tmp/mine/tiny.yaml\n" in made and "/tmp/mine/slurm/apptainer.yaml\n" in made
     finally:
         tool("buildah", "rm", container)
 

@@ -108,14 +108,13 @@ class Sandbox:
             record.write_text(record.read_text().replace(str(directory), str(tiny)))
 
     def run(self, block: Block) -> str:
-        """Run a block of shell or Python as it is printed; return what it said. What it exports stays."""
-        script = block.text if block.language == "bash" else f"python - <<'END_OF_BLOCK'\n{block.text}END_OF_BLOCK\n"
-        return self.run_script(script, str(block))
+        """Run a block of shell as it is printed; return what it said. What it exports is there for the next."""
+        return self.run_script(block.text, str(block))
 
     def run_script(self, script: str, what: str) -> str:
         exported = self.programs.parent / "exported"
         allowed = " ".join(f'"{code} "*"{words}"*) ;;' for words, code in EXPECTED_CODES.items())
-        lines = re.sub(r"\\\n\s*", "", script).splitlines() if "<<" not in script else [script]
+        lines = re.sub(r"\\\n\s*", "", script).splitlines()
         watched = [
             f'ended() {{ case "$1 $2 " in {allowed} *) echo "ended with $1: $2"; exit "$1" ;; esac; }}',
             *(f"{{ {line}\n}} || ended $? {shlex.quote(line)}" for line in lines if line),

@@ -19,7 +19,7 @@ from tests.helpers import small_campaign
 from tests.helpers.paths import ROOT
 
 RUN = {
-    page: [block for block in blocks(page) if block.language in ("bash", "python") and kinds.reason(block) is None]
+    page: [block for block in blocks(page) if block.language == "bash" and kinds.reason(block) is None]
     for page in PAGES
 }
 QUICK = [page for page in PAGES if any(kinds.kind(block) == "quick" for block in RUN[page])]
@@ -36,6 +36,12 @@ def test_every_reason_not_to_run_a_block_has_one() -> None:
     left_out = [block for block in all_blocks("bash") if kinds.kind(block) == "not run"]
     for pattern in kinds.NOT_RUN:
         assert any(re.search(pattern, block.text) for block in left_out), pattern
+
+
+def test_blocks_of_python_are_run_by_the_tests_of_the_interface() -> None:
+    from tests import test_public_api  # imports torch
+
+    assert {block.page for block in all_blocks("python")} <= set(test_public_api.DOCUMENTS)
 
 
 def test_the_quick_start_is_what_the_small_campaign_runs() -> None:

@@ -10,7 +10,7 @@ from medsyn import disk
 from medsyn.data.phantoms.phantom import KINDS, Label, draw_phantom
 from medsyn.evaluation import judge
 
-SMALL = judge.Recipe(images_per_kind=6, epochs=1, batch_size=12, width=8)
+SMALL = judge.JudgeRecipe(images_per_kind=6, epochs=1, batch_size=12, width=8)
 Drawn = tuple[list[np.ndarray], list[Label]]
 
 
@@ -91,7 +91,7 @@ def test_a_judge_is_trained_once_and_again_for_another_recipe(tmp_path: Path) ->
     again = judge.load_or_train(tmp_path, SMALL, lambda done, _: epochs.append(done))
     assert epochs == [1] and not again.training
     assert torch.equal(first.finding.weight, again.finding.weight)
-    judge.load_or_train(tmp_path, judge.Recipe(**{**vars(SMALL), "seed": 3}), lambda done, _: epochs.append(done))
+    judge.load_or_train(tmp_path, judge.JudgeRecipe(**{**vars(SMALL), "seed": 3}), lambda done, _: epochs.append(done))
     assert epochs == [1, 1]
 
 
@@ -102,7 +102,7 @@ def test_a_judge_that_was_killed_while_saving_is_trained_again(tmp_path: Path) -
     epochs: list[int] = []
     judge.load_or_train(tmp_path, SMALL, lambda done, _: epochs.append(done))
     assert epochs == [1]
-    assert disk.read_json(tmp_path / "recipe.json") == SMALL.facts
+    assert disk.read_json(tmp_path / "recipe.json") == SMALL.provenance
 
 
 def test_the_judges_seed_is_no_campaigns_seed() -> None:

@@ -27,7 +27,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The report of a campaign, with a judge that is trained in a moment and knows little."""
     builder = Builder(tmp_path_factory.mktemp("report")).everything()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judge, "RECIPE", judge.Recipe(images_per_kind=6, epochs=1))
+        patch.setattr(judge, "RECIPE", judge.JudgeRecipe(images_per_kind=6, epochs=1))
         evaluate.run(builder.config, Task("evaluate", 0, "all"), builder.directory, Control())
     return builder.directory.report.read_text()
 

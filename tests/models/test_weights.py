@@ -71,7 +71,7 @@ def test_large_files_are_told_apart_by_content_and_not_by_time(tmp_path: Path) -
             stream.truncate(size)
             stream.seek(0)
             stream.write(content)
-        facts.append(weights._file_fact(path, size, path.stat().st_mtime_ns))
+        facts.append(weights._file_digest(path, size, path.stat().st_mtime_ns))
     assert facts[0] == facts[1] != facts[2]
 
 

@@ -12,7 +12,7 @@ from medsyn.config import Config
 from medsyn.errors import InputError
 from medsyn.stage import CampaignDirectory, Control, Saved, Task
 from medsyn.training import run as runs
-from medsyn.training.run import TrainingRun, open_run
+from medsyn.training.run import TrainingRun
 
 TASK = Task("finetune", 0, "ct", "CT")
 
@@ -29,7 +29,7 @@ class Listening(Control):
 
 
 def open_(root: Path, control: Control | None = None, **provenance: Any) -> TrainingRun:
-    return open_run(Config(), TASK, CampaignDirectory(root), control or Control(), provenance, keep=2)
+    return TrainingRun(Config(), TASK, CampaignDirectory(root), control or Control(), provenance, keep=2)
 
 
 def state() -> dict[str, torch.Tensor]:

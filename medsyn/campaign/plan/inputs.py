@@ -232,7 +232,7 @@ def _deal(
     if known is not None:
         return known
     model = cost.CostModel(config, counts, machine.expects_gpu(config))
-    return shards.deal(model, {modality: count_blocks(config, runs) for modality, runs in asked.items()})
+    return shards.choose_sizes(model, {modality: count_blocks(config, runs) for modality, runs in asked.items()})
 
 
 def _check_split(config: Config, images: Iterable[ImageRow]) -> list[Problem]:

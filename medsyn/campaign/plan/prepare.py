@@ -26,7 +26,7 @@ from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem
 from medsyn.stage import STAGES, CampaignDirectory
 
 # What may change at any time: it changes no result, or (evaluation) only the last stage's, which is made again.
-FREE = ("campaign.name", "cluster", "evaluation", *shards.DEALT_BY)
+FREE = ("campaign.name", "cluster", "evaluation", *shards.RESHARDED_BY)
 
 
 Warn = Callable[[list[Problem]], None]

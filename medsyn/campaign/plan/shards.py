@@ -1,8 +1,8 @@
 """How many blocks of a modality one shard holds: as many as take `generation.shard_minutes`, or a number of the user's.
 
-Blocks are dealt once, when the campaign is prepared, and recorded: done markers are named by shard. They are dealt anew
-where the user changes one of `DEALT_BY`, or something that no image exists of yet. Then no image is lost, for a shard
-finds the blocks that are there, whoever made them.
+The sizes are chosen once, when the campaign is prepared, and recorded: done markers are named by shard. A campaign is
+re-sharded where the user changes one of `RESHARDED_BY`, or something that no image exists of yet. No image is lost by
+that: a shard finds the blocks that are there, whichever task made them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from medsyn.config import Config
 from medsyn.data.prompts.store import ListIndex
 from medsyn.stage import Task
 
-DEALT_BY = ("generation.blocks_per_shard", "generation.shard_minutes", "cluster.max_shards")
+RESHARDED_BY = ("generation.blocks_per_shard", "generation.shard_minutes", "cluster.max_shards")
 
-Deal = Mapping[str, int]  # blocks of one shard, by modality
+ShardSizes = Mapping[str, int]  # blocks of one shard, by modality
 
 
-def deal(model: CostModel, blocks: Mapping[str, int]) -> dict[str, int]:
+def choose_sizes(model: CostModel, blocks: Mapping[str, int]) -> dict[str, int]:
     """How many blocks a shard of each modality holds.
 
     By time, all shards of a modality are about equally long, two thirds to three halves of `shard_minutes` with the
@@ -39,24 +39,24 @@ def deal(model: CostModel, blocks: Mapping[str, int]) -> dict[str, int]:
     return sizes if limit is None or count_shards(blocks, sizes) <= limit else _longer(model, blocks, limit)
 
 
-def notes(model: CostModel, blocks: Mapping[str, int], sizes: Deal) -> list[str]:
-    """What a plan must say of the deal `sizes` of so many blocks, beside its numbers."""
-    limit, told = model.config.cluster.max_shards, []
-    unbounded, today = count_shards(blocks, _unbounded(model, blocks)), deal(model, blocks)
+def notes(model: CostModel, blocks: Mapping[str, int], sizes: ShardSizes) -> list[str]:
+    """What a plan must say of shards of these `sizes` of so many blocks, beside its numbers."""
+    limit, said = model.config.cluster.max_shards, []
+    unbounded, today = count_shards(blocks, _unbounded(model, blocks)), choose_sizes(model, blocks)
     if limit is not None and limit < len(blocks):
-        told.append(f"cluster.max_shards={limit}, but each of {len(blocks)} modalities has a shard of its own")
+        said.append(f"cluster.max_shards={limit}, but each of {len(blocks)} modalities has a shard of its own")
     if limit is not None and unbounded > max(limit, len(blocks)):
-        told.append(f"cluster.max_shards={limit} makes them longer; without it there would be {unbounded}")
+        said.append(f"cluster.max_shards={limit} makes them longer; without it there would be {unbounded}")
     if today != sizes:
         count = count_shards(blocks, today)
-        told.append(
-            f"they were dealt when the campaign was prepared; by today's estimate there would be {count}, and another "
-            "generation.shard_minutes deals anew"
+        said.append(
+            f"their sizes are those of when the campaign was prepared; by today's estimate there would be {count}; "
+            "change generation.shard_minutes to re-shard"
         )
-    return told
+    return said
 
 
-def count_shards(blocks: Mapping[str, int], sizes: Deal) -> int:
+def count_shards(blocks: Mapping[str, int], sizes: ShardSizes) -> int:
     """How many shards there are of all modalities."""
     return sum(-(-count // sizes[modality]) for modality, count in blocks.items())
 
@@ -67,7 +67,7 @@ def block_seconds(model: CostModel, modality: str, count: int) -> float:
 
 
 def _unbounded(model: CostModel, blocks: Mapping[str, int]) -> dict[str, int]:
-    """The deal as it is where `cluster.max_shards` says nothing."""
+    """The sizes where `cluster.max_shards` says nothing."""
     section = model.config.generation
     if section.blocks_per_shard is not None:
         return dict.fromkeys(blocks, section.blocks_per_shard)
@@ -94,18 +94,18 @@ def _longer(model: CostModel, blocks: Mapping[str, int], limit: int) -> dict[str
     return {modality: _split(count, shards[modality]) for modality, count in blocks.items()}
 
 
-def recorded(facts: Mapping[str, Any] | None, config: Config, index: ListIndex) -> dict[str, int] | None:
-    """The deal of a prepared campaign, or None where it has none or is to be dealt anew.
+def recorded(record: Mapping[str, Any] | None, config: Config, index: ListIndex) -> dict[str, int] | None:
+    """The shard sizes of a prepared campaign, or None where it has none or is to be re-sharded.
 
     Args:
-        facts: what was written down when it was prepared.
+        record: what was written down when it was prepared.
         config: resolved, as it is now.
         index: the prompts as they are now.
     """
-    if facts is None:
+    if record is None:
         return None
-    changed = configuration.changes(facts["config"], config)
+    changed = configuration.changes(record["config"], config)
     amounts = {modality: [list(run) for run in runs] for modality, runs in index.amounts().items()}
-    if facts["prompts"] != amounts or any(key in DEALT_BY or reads_key("generate", key) for key in changed):
+    if record["prompts"] != amounts or any(key in RESHARDED_BY or reads_key("generate", key) for key in changed):
         return None
-    return dict(facts["blocks_per_shard"])
+    return dict(record["blocks_per_shard"])

@@ -27,7 +27,7 @@ def show(console: Console, checked: Checked) -> None:
     console.print(f"campaign {checked.config.campaign.name}, {checked.config.campaign.path}", soft_wrap=True)
     console.print(_modalities(checked))
     console.print(_stages(checked))
-    for line in dealing(checked):
+    for line in sharding(checked):
         console.print(line, soft_wrap=True, highlight=False)
     console.print(cost_table(checked))
     for line in cost_totals(checked):
@@ -93,7 +93,7 @@ def _stages(checked: Checked) -> Table:
     return table
 
 
-def dealing(checked: Checked) -> list[str]:
+def sharding(checked: Checked) -> list[str]:
     """How large the parts of the stage generate are: its shards and its batches."""
     tasks = checked.plan.by_stage.get("generate", [])
     is_auto = checked.given.generation.batch_size == "auto"
@@ -102,11 +102,11 @@ def dealing(checked: Checked) -> list[str]:
     minutes, size = _shard_seconds(checked) / 60, checked.config.generation.images_per_batch
     long = f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds"
     chosen = " (generation.batch_size=auto)" if is_auto else ""
-    told = f"generate: {counted(len(tasks), 'shard')} of about {long}, in batches of {size}{chosen}"
+    sizes = f"generate: {counted(len(tasks), 'shard')} of about {long}, in batches of {size}{chosen}"
     model = CostModel(checked.config, checked.counts, checked.estimate.on_gpu)
     ends = {planned.task.modality: planned.task.blocks[1] for planned in tasks if planned.task.blocks}
     blocks = {modality: end for modality, end in ends.items() if modality is not None}
-    return [told, *(f"generate: {note}" for note in shards.notes(model, blocks, checked.blocks_per_shard))]
+    return [sizes, *(f"generate: {note}" for note in shards.notes(model, blocks, checked.blocks_per_shard))]
 
 
 def _shard_seconds(checked: Checked) -> float:

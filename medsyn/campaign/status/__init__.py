@@ -1,1 +1,1 @@
-"""Where a campaign stands: what a state is (`states`), how it is found out (`reading`), and how it is told."""
+"""Where a campaign stands: the states (`state`), how they are found out (`read`), and how they are shown."""

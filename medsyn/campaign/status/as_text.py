@@ -23,19 +23,21 @@ from medsyn.campaign.tasks import Key
 from medsyn.text import and_more, duration
 
 LOG_LINES = 5
-SHOWN = 5  # tasks of a stage that are told singly
+SHOWN = 5  # tasks of a stage that have a line of their own
 ALWAYS: tuple[State, ...] = ("done", "running", "pending")  # other columns are there when they are not empty
 
-Command = Callable[[str], str]  # what the user types for a command
+CommandLine = Callable[[str], str]  # what the user types for a command
 
 
-def show(console: Console, status: Status, command: Command, expected: Mapping[str, float] | None = None) -> None:
+def show(console: Console, status: Status, command: CommandLine, expected: Mapping[str, float] | None = None) -> None:
     """Print everything; arguments as for `parts`."""
     for part in parts(status, command, expected):
         console.print(part, soft_wrap=not isinstance(part, Table), highlight=False)
 
 
-def parts(status: Status, command: Command, expected: Mapping[str, float] | None = None) -> Iterator[RenderableType]:
+def parts(
+    status: Status, command: CommandLine, expected: Mapping[str, float] | None = None
+) -> Iterator[RenderableType]:
     """What is shown, top to bottom.
 
     Args:
@@ -142,7 +144,7 @@ def _blocked(status: Status, stage: str) -> Iterator[Text]:
 def watch(
     console: Console,
     read: Callable[[], Status],
-    command: Command,
+    command: CommandLine,
     seconds: float,
     expected: Mapping[str, float] | None = None,
 ) -> int:

@@ -1,4 +1,4 @@
-"""What of a `medsyn.Generator`'s arguments needs a disk or a device: weights that fit together, a GPU, a size."""
+"""Those checks of `medsyn.Generator`'s arguments that need a disk or a device: weights that fit, a GPU, a size."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ LEAST_SIDE, MOST_SIDE, SIDE_STEP = 32, 1024, 8  # pixels; the VAE makes one late
 
 @dataclass(frozen=True)
 class Settings:
-    """What a generator is made from: all of it is there and fits together."""
+    """The checked settings of a generator: everything exists and fits together."""
 
     config: Config
     mode: Mode  # filtered: with scorers
-    modality: str | None  # None: of any
+    modality: str | None  # None: any
     unet: Path | None  # directory that holds a fine-tuned `unet/`
     selector: Path | None
     policy: Path | None
     device: Device
     height: int  # pixels
     width: int
-    provenance: Mapping[str, Any]  # on record about every image, whatever its modality and what it is computed with
+    provenance: Mapping[str, Any]  # recorded with every image, whatever its modality and device
 
 
 def given_settings(given: Mapping[str, Any]) -> Settings:
-    """The settings that the arguments of `medsyn.Generator` mean.
+    """Resolve the arguments of `medsyn.Generator` to settings.
 
     Raises:
-        InputProblems: everything that is wrong with them, each by the name of its argument.
-        BadNode: a GPU was handed to this process and cannot be used.
+        InputProblems: everything wrong with them, each problem named by its argument.
+        BadNode: a GPU was assigned to this process but cannot be used.
     """
     config, found = configuration(given)
     base = _base(found, given.get("model", EMBEDDED))
@@ -63,12 +63,12 @@ def given_settings(given: Mapping[str, Any]) -> Settings:
 
 
 def campaign_settings(config: Config, modality: Any, mode: Any) -> Settings:
-    """The settings of a campaign's task `generate`.
+    """The settings of a campaign's `generate` task.
 
     Raises:
-        InputProblems: `modality` or `mode` is none, or the pretrained weights are not there.
+        InputProblems: `modality` or `mode` is unknown, or the pretrained weights are missing.
         InputError: the campaign has not made the models yet.
-        BadNode: a GPU was handed to this process and cannot be used.
+        BadNode: a GPU was assigned to this process but cannot be used.
     """
     found = weights.problems(config.model_paths.stable_diffusion)
     name = modality_of(found, modality)
@@ -84,9 +84,9 @@ def campaign_settings(config: Config, modality: Any, mode: Any) -> Settings:
 
 
 def _base(found: list[Problem], model: Any) -> Path | None:
-    """Where the pretrained weights are, if they can be used."""
+    """The directory of the pretrained weights, or None if they cannot be used."""
     if not isinstance(model, (str, Path)) or not str(model).strip():
-        return None  # told by the configuration
+        return None  # reported by the configuration
     problems = weights.problems(str(model))
     found += [Problem("model", f"{one.source}: {one.reason}") for one in problems]
     return None if problems else weights.locate(str(model))
@@ -102,7 +102,7 @@ def _path(found: list[Problem], argument: str, value: Any) -> Path | None:
 
 
 def _unet(found: list[Problem], finetuned: Any, base: Path | None) -> Path | None:
-    """The directory that holds the fine-tuned `unet/`: the one given, or its parent if that is the `unet/` itself."""
+    """The directory that contains the fine-tuned `unet/`: the one given, or its parent if it is `unet/` itself."""
     given = _path(found, "finetuned", finetuned)
     if given is None:
         return None
@@ -125,7 +125,7 @@ def _check_fit(found: list[Problem], base: Path, unet: Path) -> None:
 
 
 def _scorer(found: list[Problem], argument: str, value: Any, base: Path | None) -> Path | None:
-    """The directory of a trained scorer; a Policy must read the text features that the model makes."""
+    """The directory of a trained scorer; a Policy must expect as many text features as the model produces."""
     directory = _path(found, argument, value)
     if directory is None:
         return None
@@ -153,7 +153,7 @@ def _side(found: list[Problem], argument: str, pixels: Any, default: int) -> int
 
 
 def _device(found: list[Problem], name: Any, config: Config | None) -> Device | None:
-    """The device by its name, in the precision that is asked for."""
+    """The named device, in the requested precision."""
     match = re.fullmatch(r"auto|cpu|cuda(?::(\d{1,4}))?", name) if isinstance(name, str) else None
     if match is None:
         found.append(Problem("device", f"must be auto, cpu or cuda:N, got {name!r:.100}"))

@@ -1,4 +1,4 @@
-"""Images from prompts as an iterator: the import path for tools.
+"""Images from prompts as an iterator: the Python interface for other tools.
 
 >>> from medsyn import Generator
 >>> generator = Generator("embedded", seed=3, device="cpu", num_inference_steps=2)
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """One prompt and replicate that is settled: its image, if there is one, and what is on record about it."""
+    """One settled prompt and replicate: its image, if there is one, and its record."""
 
     item: Item
     record: ImageRecord  # as in a campaign's manifest
@@ -49,21 +49,21 @@ class GeneratedImage:
 
     @property
     def accepted(self) -> bool:
-        """Whether it passed the filter, or there was none."""
+        """Whether it passed the filter; always true without one."""
         return bool(self.record["accepted"])
 
     def save(self, path: str | Path) -> None:
-        """Write the PNG file and the folders above it; raises ValueError if there is no image, OSError if it cannot."""
+        """Write the PNG file, creating parent directories; raises ValueError without an image, OSError if it fails."""
         if self.png is None:
             raise ValueError(f"{self.item.prompt_id} has no image: {self.record['reason']}")
         disk.write_atomic(Path(path), self.png)
 
 
 class Generator:
-    """Loads a model once and makes images of any prompts of it; the same images as a campaign with these settings.
+    """Loads a model once and generates images for any prompts: the same ones as a campaign with the same settings.
 
     An image depends on its prompt, its number, the seed, the settings and the weights, and on nothing else: not on
-    the prompts beside it, nor on how often the generator was used before, nor on whether an iterator was left early.
+    the other prompts, nor on how often the generator was used before, nor on whether an iterator was abandoned early.
     """
 
     def __init__(
@@ -80,21 +80,21 @@ class Generator:
         seed: int = 0,
         **sampling: Unpack[Sampling],
     ) -> None:
-        """Load what makes the images.
+        """Load the models.
 
         Args:
             model: `embedded`, a diffusers directory, or a hub id in the local cache.
-            finetuned: directory with a fine-tuned `unet/`.
-            selector: directory of a trained Selector; with `policy` it filters the candidates.
+            finetuned: directory that contains a fine-tuned `unet/`.
+            selector: directory of a trained Selector; together with `policy` it filters the candidates.
             policy: directory of a trained Policy.
             device: `auto` (the first visible GPU if there is one), `cpu` or `cuda:N`.
             precision: of the UNet; `auto` lets the device's capability decide.
-            height: pixels, a multiple of 8 from 32 to 1024; 256 if not given, 64 for the embedded model, which was
-                trained at that.
-            width: pixels; the height if not given.
-            seed: what all images depend on, from 0 to 2^63 - 1.
+            height: pixels, a multiple of 8 from 32 to 1024; defaults to 256, or to 64 for the embedded model, which
+                was trained at that size.
+            width: pixels; defaults to the height.
+            seed: of all images, from 0 to 2^63 - 1.
             sampling: how images are sampled: `num_inference_steps` (1 to 1000), `scheduler` (a name of
-                `medsyn.schedulers.SOLVERS`), `guidance_scale` (1 to 1000; 1 is without), `guidance_interval` ([start,
+                `medsyn.schedulers.SOLVERS`), `guidance_scale` (1 to 1000; 1 is off), `guidance_interval` ([start,
                 end], shares of the steps), `negative_prompt`, `batch_size` (candidates denoised together; 4),
                 `batches_per_block`; and with the filter `quality_threshold` (Selector score 0 to 1 that an image
                 needs), `min_policy_score` (0 to 1), `num_candidates` (passing ones to choose from; 1), `max_attempts`
@@ -102,9 +102,9 @@ class Generator:
                 said it is that of the configuration's section `generation`.
 
         Raises:
-            InputProblems: everything wrong with the arguments, each by its name, before anything is loaded.
-            InputError: weights that are there and cannot be read.
-            BadNode: a GPU was handed to this process and cannot be used.
+            InputProblems: everything wrong with the arguments, each named, before anything is loaded.
+            InputError: weights that exist but cannot be read.
+            BadNode: a GPU was assigned to this process but cannot be used.
         """
         given: dict[str, Any] = {"model": model, "finetuned": finetuned, "selector": selector, "policy": policy}
         given |= {"device": device, "precision": precision, "height": height, "width": width, "seed": seed, **sampling}
@@ -112,18 +112,18 @@ class Generator:
 
     @classmethod
     def from_config(cls, config: Config, modality: str, mode: Mode = "filtered") -> Generator:
-        """What the tasks `generate` of a campaign make images with: of the same prompts the same images.
+        """The generator that a campaign's `generate` tasks use: the same prompts give the same images.
 
         Args:
             config: the campaign's, with its directory as `campaign.dir`.
-            modality: whose fine-tuned UNet and Policy are used; any usual spelling. The generator makes no others, and
+            modality: whose fine-tuned UNet and Policy are used; any usual spelling. The generator makes no other, and
                 prompts need not start with it.
             mode: `filtered`, or `baseline` for the first candidate of `generation.baseline_model`, whatever it is.
 
         Raises:
-            InputProblems: `modality` or `mode` is none, or the pretrained weights are not there.
+            InputProblems: `modality` or `mode` is unknown, or the pretrained weights are missing.
             InputError: the campaign has not made the models yet, or `generation.batch_size` is `auto`.
-            BadNode: a GPU was handed to this process and cannot be used.
+            BadNode: a GPU was assigned to this process but cannot be used.
         """
         made = cls.__new__(cls)
         made._load(campaign_settings(config, modality, mode))
@@ -140,17 +140,17 @@ class Generator:
     def images(
         self, prompts: str | Item | Iterable[str | Item], count: int = 1, modality: str | None = None
     ) -> Iterator[GeneratedImage]:
-        """Make `count` images of every prompt, in order; each is there when it is asked for, or a little before.
+        """Generate `count` images of every prompt, in order, batch by batch as they are requested.
 
         Args:
-            prompts: one or more texts, or items with settings of their own (an item is one image). A text is held to
-                what a row of a prompt list is: one line, at most 10,000 characters, something after the modality.
+            prompts: one or more texts, or items with their own settings (an item is one image). A text must meet the
+                rules for a row of a prompt list: one line, at most 10,000 characters, something after the modality.
             count: images of each text.
-            modality: for prompts that do not start with theirs, as in `CT: …`; any usual spelling. A generator of a
-                campaign has its own.
+            modality: of prompts that do not start with one, as in `CT: …`; any usual spelling. A campaign's generator
+                already has one.
 
         Raises:
-            InputProblems: everything wrong with the arguments, at the call and not at the first image.
+            InputProblems: everything wrong with the arguments, raised by the call itself and not at the first image.
         """
         wanted, warnings = check_prompts(prompts, count, modality, self._settings.config, self._settings.modality)
         for warning in warnings:
@@ -158,7 +158,7 @@ class Generator:
         return self.images_of(wanted)
 
     def images_of(self, wanted: Iterable[Wanted]) -> Iterator[GeneratedImage]:
-        """`images` of prompts that `check_prompts` has passed: nothing is checked, and no warning told, again."""
+        """`images` of prompts that `check_prompts` has passed, without checking them or warning about them again."""
         size = self._settings.config.generation.block_size
         for modality, neighbours in groupby(wanted, lambda one: one.modality):
             items = (item for one in neighbours for item in one.items())

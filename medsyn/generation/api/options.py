@@ -1,7 +1,7 @@
-"""What one call can be told, under its three names: argument of `medsyn.Generator`, flag, and key of the configuration.
+"""The options of one call and their three names: argument of `medsyn.Generator`, flag, and configuration key.
 
-From the arguments to a `Config`, which says what is wrong with their values; neither torch nor a disk is needed. The
-place of a problem (`Problem.source`) is the argument; the command line turns it into its flag.
+The arguments become a `Config`, which validates their values; neither torch nor a disk is needed. The source of a
+problem (`Problem.source`) is the argument; the command line turns it into its flag.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ OPTIONS = {
 
 
 def modality_of(found: list[Problem], modality: Any) -> str | None:
-    """The one name of the modality that an argument names; None if it names none, which is told."""
+    """The canonical name of the modality that an argument names; None, with a problem added, if it names none."""
     name = canonical_modality(modality) if isinstance(modality, str) else None
     if name is None:
         found.append(Problem("modality", f"{modality!r:.100} {not_a_modality(str(modality))}"))
@@ -86,16 +86,16 @@ def modality_of(found: list[Problem], modality: Any) -> str | None:
 
 
 def mode_of(given: Mapping[str, Any]) -> Mode:
-    """`filtered` if there is a scorer among the arguments."""
+    """`filtered` if the arguments include a scorer, else `baseline`."""
     return "baseline" if given.get("selector") is None and given.get("policy") is None else "filtered"
 
 
 def configuration(given: Mapping[str, Any]) -> tuple[Config | None, list[Problem]]:
-    """The configuration that arguments of `medsyn.Generator` mean (None if none), and all that is wrong with them."""
+    """The configuration for arguments of `medsyn.Generator` (None if invalid), and everything wrong with them."""
     problems = [*_wrong_names(given), *_wrong_values(given)]
     places = {option.key: name for name, option in OPTIONS.items() if option.key and name in given}
     if any(problem.source == "batch_size" for problem in problems):
-        del places["generation.batch_size"]  # a campaign's may be `auto`, which is not what is to be told here
+        del places["generation.batch_size"]  # a campaign's may be `auto`; its message would not fit here
     tree: dict[str, Any] = {
         "device": {"use_cuda": given.get("device") != "cpu"},
         "generation": {"modes": [mode_of(given)], "batch_size": BATCH_SIZE, "num_candidates": 1},
@@ -110,7 +110,7 @@ def configuration(given: Mapping[str, Any]) -> tuple[Config | None, list[Problem
 
 
 def _wrong_names(given: Mapping[str, Any]) -> Iterator[Problem]:
-    """Unknown arguments, and those of a filter that is not there, or only in part."""
+    """Unknown arguments, and those of a filter that is absent or incomplete."""
     has_filter = mode_of(given) == "filtered"
     for name in given:
         if name not in OPTIONS:
@@ -124,7 +124,7 @@ def _wrong_names(given: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _wrong_values(given: Mapping[str, Any]) -> Iterator[Problem]:
-    """What the configuration allows, or cannot know."""
+    """What the configuration would allow, or cannot check."""
     size = given.get("batch_size", BATCH_SIZE)
     if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= MOST_TOGETHER:
         yield Problem("batch_size", f"must be a whole number from 1 to {MOST_TOGETHER}, got {size!r:.100}")
@@ -137,7 +137,7 @@ def _wrong_values(given: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as a configuration has it: no tuples, no paths."""
+    """A value as a configuration holds it: no tuples, no paths."""
     if isinstance(value, tuple):
         return list(value)
     return str(value) if isinstance(value, Path) else value

@@ -1,4 +1,4 @@
-"""The prompts that a `medsyn.Generator` is asked for, held to what the rows of a prompt list are held to."""
+"""The prompts passed to a `medsyn.Generator`, checked by the same rules as the rows of a prompt list."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from medsyn.schedulers import wrong_steps
 
 @dataclass(frozen=True)
 class Wanted:
-    """Images of one prompt."""
+    """A request for images of one prompt."""
 
     item: Item  # the first of them
     modality: str
     count: int = 1
 
     def items(self) -> Iterator[Item]:
-        """An item per image; of a text those that a campaign makes of such a row, so that the images are the same."""
+        """An item per image; a text gives the items that a campaign makes of such a row, so the images are the same."""
         return (replace(self.item, replicate=self.item.replicate + number) for number in range(self.count))
 
 
 def check_prompts(
     prompts: Any, count: Any, modality: Any, settings: Config | None = None, only: str | None = None
 ) -> tuple[list[Wanted], list[Problem]]:
-    """The images that are meant, and the warnings about their prompts.
+    """Resolve prompts to requested images, and collect the warnings about them.
 
     Args:
-        prompts: a text, an item, or several of them.
+        prompts: a text, an item, or an iterable of them.
         count: images of each text.
-        modality: of those that do not start with theirs; None if all do.
-        settings: what the items' numbers of steps must fit.
-        only: the one modality that can be made; that of the prompts unless they say theirs.
+        modality: of prompts that do not start with one; None if all do.
+        settings: whose scheduler the items' numbers of steps must fit.
+        only: the one modality that can be generated; the default of prompts that name none.
 
     Raises:
-        InputProblems: everything that is wrong with them, each by the name of its argument.
+        InputProblems: everything wrong with them, each problem named by its argument.
     """
     found: list[Problem] = []
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MOST_IMAGES:
@@ -57,7 +57,7 @@ def check_prompts(
             of_prompts += _wrong_with(place, prompt, name, settings)
         elif not isinstance(prompt, str):
             of_prompts.append(Problem(place, f"must be a string or an Item, got {prompt!r:.100}"))
-    if modality is not None and name is None:  # every prompt without a prefix would be told, too
+    if modality is not None and name is None:  # else every prompt without a prefix would be reported, too
         of_prompts = [problem for problem in of_prompts if "names no modality" not in problem.reason]
     found += [problem for problem in of_prompts if problem.severity == "error"]
     if found:
@@ -90,7 +90,7 @@ def _several(found: list[Problem], prompts: Any) -> list[Any]:
 def _texts(
     asked: Sequence[Any], places: Sequence[str], modality: str | None
 ) -> tuple[dict[str, PromptRow], list[Problem]]:
-    """The rows that the texts mean, by their place, and everything to tell of the texts."""
+    """The rows that the texts give, by their place, and every problem with the texts."""
     of_text = [place for place, prompt in zip(places, asked, strict=True) if isinstance(prompt, str)]
     texts = [{"prompt": prompt} for prompt in asked if isinstance(prompt, str)]
     rows, problems = read_texts("prompts", texts, modality)
@@ -99,7 +99,7 @@ def _texts(
 
 
 def _wrong_with(place: str, item: Item, modality: str | None, settings: Config | None) -> list[Problem]:
-    """What is wrong with an item, which is held to what a row of a prompt list is held to."""
+    """What is wrong with an item, by the same rules as for a row of a prompt list."""
     record = {
         "id": item.prompt_id,
         "prompt": item.prompt,

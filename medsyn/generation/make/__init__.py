@@ -1,1 +1,1 @@
-"""One block after the other: its journal, and a thread that writes while the next batch is sampled."""
+"""Make one block after another: its journal, and a thread that writes while the next batch is sampled."""

@@ -1,12 +1,12 @@
-"""A block from its first batch to its commit: paint until every item is settled, keep what is painted, publish.
+"""A block from its first batch to its commit: sample until every item is settled, journal the batches, publish.
 
-Batches are packed over the whole block, retries with first attempts, so that few places are padding. Which batches
-those are follows from the outcomes alone; a resumed block packs the same ones and takes those that its journal has.
+Batches are packed over the whole block, retries with first attempts, so that few places are padding. The packing
+follows from the outcomes alone; a resumed block packs the same batches and takes those that its journal has.
 
-Makes one block after the other, of one modality and in any mode: one that is there is left alone.
+Blocks are made one after another, of one modality and in any mode; an existing block is left alone.
 
-Where tasks help one another a block is touched only under its lease (`medsyn.lease`). A lease that fails costs time and
-no image: what a block holds does not depend on who makes it, and one rename commits it.
+With work stealing a block is touched only under its lease (`medsyn.lease`). A lease that fails costs time but no
+image: what a block holds does not depend on which task makes it, and one rename commits it.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ class Order:
     path: Path
     items: Sequence[Item]
     rule: Rule
-    facts: Mapping[str, Any]  # on record with every image: modality, mode, fingerprints, circumstances
-    settings: Mapping[str, Any]  # steps, guidance, …: on record with the images of items that do not say otherwise
-    archive: bool = False  # images in one tar file instead of a file each
-    dicom: bool = False  # a DICOM file of every image besides
-    made_with: Path | None = None  # where it is on record what the campaign's images are made with
+    facts: Mapping[str, Any]  # recorded with every image: modality, mode, fingerprints, environment
+    settings: Mapping[str, Any]  # steps, guidance, …: recorded with the images of items that do not override them
+    archive: bool = False  # images in one tar file instead of one file each
+    dicom: bool = False  # also a DICOM file of every image
+    made_with: Path | None = None  # the record of the environment that the campaign's images are made in
 
     @classmethod
     def of(
         cls, config: Config, directory: CampaignDirectory, place: Path, items: Sequence[Item], facts: Mapping[str, Any]
     ) -> Order:
-        """A block of a campaign: where it is to be, and what it is to hold."""
+        """A block of a campaign: where it goes, and what it must hold."""
         section = config.generation
         return cls(
             place,
@@ -87,16 +87,16 @@ class Order:
 
 @dataclass
 class Progress:
-    """A block on its way: the trials of its items, the pictures that may become images, and what is settled.
+    """A block in progress: the trials of its items, the pictures that may become images, and what is settled.
 
-    The painting thread calls `take`; what the writing thread touches (settled trials, their pictures) it never
+    The sampling thread calls `take`; what the writing thread touches (settled trials, their pictures) it never
     touches again.
     """
 
     order: Order
     trials: list[Trial]
     favourites: dict[int, np.ndarray] = field(default_factory=dict)
-    devices: dict[int, str] = field(default_factory=dict)  # what painted the favourites
+    devices: dict[int, str] = field(default_factory=dict)  # what sampled the favourites
     published: dict[int, Published] = field(default_factory=dict)
 
     @property
@@ -115,7 +115,7 @@ class Progress:
         return [i for i, (trial, was) in enumerate(zip(self.trials, before, strict=True)) if trial.settled and not was]
 
     def publish(self, settled: Sequence[int]) -> None:
-        """Make the records and the image files of settled items; their pictures are not needed any more."""
+        """Make the records and the image files of settled items; their pictures are no longer needed."""
         for position in settled:
             picture = self.favourites.pop(position, None)
             item, trial = self.order.items[position], self.trials[position]
@@ -151,14 +151,14 @@ def make_block(
     tell: Callable[[int], None],
     committed: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Paint a block and hand it to `writer`, which commits it; return the ids of prompts that failed.
+    """Sample a block and hand it to `writer`, which commits it; return the ids of prompts that failed.
 
     Args:
         order: what to make.
-        painter: who makes it.
-        writer: encodes and writes beside the painting. The block is committed when its last job has ended.
-        tell: called before each batch with the number of items that are settled; may raise to stop. What has been
-            painted is in the journal by the time `writer` is closed.
+        painter: what samples it.
+        writer: encodes and writes during sampling. The block is committed when its last job has ended.
+        tell: called before each batch with the number of settled items; may raise to stop. What has been
+            sampled is in the journal by the time `writer` is closed.
         committed: called on the writing thread when the block is on disk and its journal is gone.
     """
     journal = Journal(order.path, order.identity)
@@ -207,12 +207,12 @@ def make_block(
 
 @dataclass
 class BlockMaker:
-    """The models and the blocks of one modality; the models of one mode at a time are loaded."""
+    """The models and the blocks of one modality; only one mode's models are loaded at a time."""
 
     config: Config
     loader: Loader
     blocks: Blocks
-    facts: Mapping[str, Mapping[str, Any]]  # by mode: what is on record about every image
+    facts: Mapping[str, Mapping[str, Any]]  # by mode: what is recorded about every image
     leases: Leases | None = None  # None: no other task makes these blocks
     _loaded: dict[str, Painter] = field(default_factory=dict)
 
@@ -226,7 +226,7 @@ class BlockMaker:
         return sorted(self.facts, key=lambda mode: mode not in self._loaded)
 
     def settle(self, place: Place, writer: Writer, tell: Callable[[int], None]) -> list[str] | None:
-        """Make a block unless it is there; return the ids of its prompts that failed.
+        """Make a block unless it exists; return the ids of its prompts that failed.
 
         Args:
             place: which block.
@@ -234,7 +234,7 @@ class BlockMaker:
             tell: as for `make_block`.
 
         Returns:
-            None if the block is left to another task, which holds its lease.
+            None if the block is left to the task that holds its lease.
         """
         block = self.block(place)
         if self.leases is not None and not is_settled(block):
@@ -264,7 +264,7 @@ class BlockMaker:
 
     def _painter(self, mode: str) -> Painter:
         if mode not in self._loaded:
-            self._loaded.clear()  # before the others are loaded: a card has room for one mode's
+            self._loaded.clear()  # before the others are loaded: a GPU has room for one mode's
             self._loaded[mode] = self.loader.painter(mode)
         return self._loaded[mode]
 
@@ -275,7 +275,7 @@ def is_settled(block: Path) -> bool:
 
 
 def sweep(blocks: Sequence[Path]) -> None:
-    """Remove what killed processes left of these blocks, and the journals of those that are committed."""
+    """Remove what killed processes left of these blocks, and the journals of committed ones."""
     for part in dict.fromkeys(block.parent for block in blocks):
         names = {path.name for path in part.iterdir()} if part.is_dir() else set()
         left = {name.partition(".tmp-")[0] for name in names if ".tmp-" in name}

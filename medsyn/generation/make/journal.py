@@ -1,6 +1,6 @@
-"""The finished batches of a block that is not finished: what a killed task need not paint again.
+"""The finished batches of an unfinished block, which a killed task need not sample again.
 
-One file per batch beside the block, each written whole. The journal goes when the block is committed. It proves
+One file per batch beside the block, each written whole. The journal is removed once the block is committed. It proves
 nothing by itself: a file counts only if it was made for the same items, models and settings, and for the same places.
 Two processes that make the same block write the same batches, so neither harms the other's journal.
 """
@@ -26,7 +26,7 @@ Places = Sequence[tuple[int, int]]  # (position of the item in its block, attemp
 
 
 def journal_directory(block: Path) -> Path:
-    """Where a block's journal is; hidden, so that readers of blocks pass it by."""
+    """The directory of a block's journal; hidden, so that readers of blocks ignore it."""
     return block.with_name(f".{block.name}.journal")
 
 
@@ -41,7 +41,7 @@ class Journal:
         return journal_directory(self.block) / f"batch-{number:06d}.npz"
 
     def append(self, number: int, places: Places, batch: Batch) -> None:
-        """Keep the batch `number`; it survives a kill and a power cut from here on."""
+        """Save batch `number`; from here on it survives a kill and a power cut."""
         record = {
             "identity": self.identity,
             "places": [list(place) for place in places],
@@ -60,7 +60,7 @@ class Journal:
                 raise
 
     def batch(self, number: int, places: Places) -> Batch | None:
-        """The batch `number` if it was kept and is just what is needed now."""
+        """Batch `number` if it was saved and is exactly the one needed now, else None."""
         try:
             with np.load(self._file(number), allow_pickle=False) as kept:
                 record = json.loads(kept["record"].tobytes())
@@ -73,5 +73,5 @@ class Journal:
             return None
 
     def remove(self) -> None:
-        """Forget everything: the block is committed."""
+        """Remove the journal: the block is committed."""
         shutil.rmtree(journal_directory(self.block), ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Writing beside denoising: a thread that encodes, hashes and writes while the device works on the next batch."""
+"""A thread that encodes, hashes and writes while the device samples the next batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import TracebackType
 
 
 class Writer:
-    """Runs jobs in order, one at a time, none waiting: what a kill can cost stays bounded.
+    """Runs jobs in order, one at a time, with no queue: what a kill can cost stays bounded.
 
     An error in a job is raised by the next `submit`, or when the `with` block ends; no further job runs after it.
     """
@@ -34,6 +34,6 @@ class Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._wait()  # what has been painted is written, whatever ended the block
+            self._wait()  # what has been sampled is written, whatever ended the block
         finally:
             self._pool.shutdown()

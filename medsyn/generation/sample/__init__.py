@@ -1,1 +1,1 @@
-"""Candidates: seeded noise, the denoising loop, batches of them, and loading the models that make them."""
+"""Sample candidates: seeded noise, the denoising loop, batches, and loading the models."""

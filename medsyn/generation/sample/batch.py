@@ -1,7 +1,7 @@
-"""One batch: from what is asked for to pictures with scores.
+"""One batch: from requested items to pictures with scores.
 
 An image is a function of its prompt, replicate, attempt and overrides, the campaign's seed, the weights and the
-recipe. Every batch has the same size, because the size changes bits; the companions in it change none.
+recipe. Every batch has the same size, because the size changes bits; the other images in it change none.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from medsyn.schedulers import SchedulerName
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the images of one modality are sampled, where the item itself does not say otherwise."""
+    """How the images of one modality are sampled, unless an item overrides it."""
 
     modality: str
     seed: int
@@ -69,7 +69,7 @@ class Recipe:
         return self.negative_prompt if item.negative_prompt is None else item.negative_prompt
 
     def kind(self, item: Item) -> Hashable:
-        """What the items of one batch must have in common: the steps, and whether there is guidance at all."""
+        """What the items of one batch must have in common: the steps, and whether there is any guidance."""
         return item.num_inference_steps or self.num_inference_steps, self.guidance(item) != 1
 
     def image_seed(self, item: Item, attempt: int) -> int:
@@ -85,7 +85,7 @@ class Batch:
     pictures: list[np.ndarray]  # uint8 [H, W, 1 or 3]
     unet_evaluations: int  # rows the UNet computed, padding included
     seconds: float
-    device: str = ""  # what painted it
+    device: str = ""  # what sampled it
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Painter:
         return Batch(candidates, pictures[: len(wanted)], evaluations, time.perf_counter() - started)
 
     def guidance(self, items: Sequence[Item]) -> Guidance:
-        """How a batch of these items is guided."""
+        """The guidance of a batch of these items."""
         recipe = self.recipe
         return Guidance(
             torch.tensor([recipe.guidance(item) for item in items]),
@@ -140,16 +140,16 @@ class Painter:
 
     @property
     def device_name(self) -> str:
-        """What it runs on, for the record."""
+        """What it runs on, as the records name it."""
         return device_name(self.system.device)
 
     def scores(self, pictures: Sequence[np.ndarray], pooled: Tensor) -> list[tuple[float | None, float | None]]:
-        """(Selector, Policy) of every picture as it will be written."""
+        """(Selector, Policy) scores of every picture as it will be written."""
         if self.selector is None or self.policy is None:
             return [(None, None)] * len(pictures)
         pixels = torch.from_numpy(np.stack(pictures)).to(self.system.device).permute(0, 3, 1, 2).float() / 255
         pixels = pixels.expand(-1, 3, -1, -1)
-        # some CPUs' matrix libraries give a row other last bits beside other rows; alone it is always the same
+        # with some CPUs' matrix libraries a row's last bits depend on the other rows; alone it is always the same
         together = 1 if self.system.device.type == "cpu" else len(pictures)
         selector = [score for part in pixels.split(together) for score in self.selector.score(part).tolist()]
         parts = zip(pixels.split(together), pooled.split(together), strict=True)
@@ -167,5 +167,5 @@ def _candidate(
 
 
 def _numbers(values: Tensor) -> Tensor:
-    """Zero in the place of what is not finite: the image is lost, the batch keeps its size."""
+    """Replace non-finite values by zero: the image is lost, the batch keeps its size."""
     return values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

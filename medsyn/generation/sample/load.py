@@ -1,4 +1,4 @@
-"""What a mode needs of the earlier stages: which weights paint, which score, and what is on record about them."""
+"""What a mode needs from earlier stages: the weights that sample, those that score, and their provenance."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from medsyn.models.weights import model_fingerprint
 
 @dataclass(frozen=True)
 class Loader(Sources):
-    """Loads the models of one modality of a campaign; the VAE and the text encoder once for all modes."""
+    """Loads the models of one modality of a campaign; VAE and text encoder once for all modes."""
 
     def facts(self, mode: str) -> dict[str, Any]:
-        """What is on record about every image of a mode; nothing is loaded for it.
+        """What is recorded about every image of a mode; loads nothing.
 
         Raises:
-            InputError: the task that makes one of the models has not.
+            InputError: one of the models has not been made yet.
         """
         chosen = choose_device(self.config.device)
         return {**super().facts(mode), **circumstances(chosen.device, chosen.dtype)}
 
     def painter(self, mode: str) -> Painter:
-        """The models of a mode, loaded."""
+        """Load the models of a mode."""
         finetuned = self.finetuned(mode)
         unet = load_unet(self._source, self._shared.device, self._shared.dtype, finetuned)
         system = replace(self._shared, unet=unet, fingerprint=model_fingerprint(self._source, finetuned))

@@ -1,8 +1,8 @@
 """The denoising loop as a pure function: the same seeds, prompts and model give the same latents.
 
 In the spirit of k-diffusion (https://github.com/crowsonkb/k-diffusion): no pipeline object, no state. Noise belongs to
-the image, not to the batch: each has its own generators, so the images beside it and its place in the batch change no
-bit. The batch's size does change bits, so callers keep it fixed.
+the image, not to the batch: each image has its own generators, so the other images and its place in the batch change no
+bit. The batch size does change bits, so callers keep it fixed.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from torch import Tensor
 from medsyn.schedulers import SOLVERS, SchedulerName, is_in_interval
 from medsyn.seeds import seed
 
-EVERYWHERE = (0.0, 1.0)  # the guidance interval that leaves no step out
+EVERYWHERE = (0.0, 1.0)  # the guidance interval that covers every step
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What one batch came to; the lists have one entry per image."""
+    """The result of one batch; the lists have one entry per image."""
 
     latents: Tensor  # [B, c, h, w], float32
     finite: list[bool]
-    precision: list[str]  # the UNet's dtype, "float32" where half precision overflowed and was repeated
+    precision: list[str]  # the UNet's dtype, or "float32" where half precision overflowed
     evaluations: int  # rows the UNet computed per image: its calls, guided ones twice, again for a repetition
 
 
 def build_scheduler(name: SchedulerName, scheduler_config: Mapping[str, Any], steps: int) -> Any:
-    """A fresh diffusers scheduler with its timesteps set. Sampling uses it up: solvers remember past steps.
+    """A fresh diffusers scheduler with its timesteps set, good for one run: solvers remember past steps.
 
     Args:
         name: the sampler, see `medsyn.schedulers`.
@@ -50,8 +50,8 @@ def build_scheduler(name: SchedulerName, scheduler_config: Mapping[str, Any], st
 def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
     """Unit Gaussian noise [B, c, h, w], float32 on the CPU, image i a function of `seeds[i]` alone.
 
-    NumPy draws it: PyTorch's CPU generator keeps 32 bits of its seed, and among a million images about a hundred
-    pairs would begin with the same noise.
+    NumPy draws it: PyTorch's CPU generator keeps only 32 bits of its seed, so among a million images about a hundred
+    pairs would start from the same noise.
     """
     drawn = [np.random.default_rng(image).standard_normal(shape, dtype=np.float32) for image in seeds]
     return torch.from_numpy(np.stack(drawn))
@@ -64,10 +64,10 @@ def _step_generators(seeds: Sequence[int]) -> list[torch.Generator]:
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598) of a batch.
+    """Classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598) for a batch.
 
-    `interval` is the part of the steps, as fractions, in which it acts (Kynkaanniemi et al. 2024,
-    https://arxiv.org/abs/2404.07724); before and after it only the conditional prediction is made.
+    `interval` is the range of steps, as fractions, in which it is on (Kynkaanniemi et al. 2024,
+    https://arxiv.org/abs/2404.07724); outside it only the conditional prediction is made.
     """
 
     scales: Tensor  # [B], all 1 or none of them
@@ -85,14 +85,14 @@ def sample(
 ) -> tuple[Tensor, int]:
     """Denoise a batch.
 
-    Latents stay in float32 whatever the UNet computes in. Both halves of the guidance go through the UNet as one
+    Latents stay in float32 whatever the UNet's dtype. Both halves of the guidance go through the UNet as one
     batch.
 
     Args:
         unet: a `UNet2DConditionModel`.
         scheduler: fresh from `build_scheduler`.
         hidden: text features of the prompts [B, 77, D].
-        guidance: towards the prompts and away from the negative ones.
+        guidance: towards the prompts and away from the negative prompts.
         noise: unit noise [B, c, h, w] from `initial_noise`.
         seeds: one per image, for stochastic schedulers.
 
@@ -129,10 +129,10 @@ def sample_finite(
     noise: Tensor,
     seeds: Sequence[int],
 ) -> Samples:
-    """`sample`, once more in float32 if half precision overflowed; only images that overflowed take the new result.
+    """`sample`, repeated in float32 if half precision overflowed; only the images that overflowed take the new result.
 
-    The repetition runs the whole batch, so that its size is the same; finite images keep their bits, whoever is
-    beside them. The arguments are those of `sample`, with a function that makes a fresh scheduler.
+    The repetition runs the whole batch, so that its size is the same; finite images keep their bits whatever the other
+    images do. The arguments are those of `sample`, with a function that makes a fresh scheduler.
     """
     dtype = unet.dtype
 

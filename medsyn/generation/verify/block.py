@@ -1,6 +1,6 @@
-"""One block: are its three files whole, and is every record what follows from the prompt list and its attempts?
+"""Check one block: are its three files whole, and does every record follow from the prompt list and its attempts?
 
-The filter is a pure function of an item's candidates, so what it decided is decided again and compared.
+The filter is a pure function of an item's candidates, so its decisions are repeated and compared.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SHOWN = 3  # items or keys that one finding names
 
 
 class Damaged(ValueError):
-    """A file of a block cannot be used; the message says why."""
+    """A file of a block that cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Asked:
     items: Sequence[Item]
     rule: Rule
     campaign_seed: int
-    facts: Mapping[str, Any]  # what every record should say
-    shared: Sequence[str]  # further facts, that all records of a block agree on
+    facts: Mapping[str, Any]  # what every record should contain
+    shared: Sequence[str]  # further keys whose values all records of a block share
     settings: Mapping[str, Any]
     archive: bool
     dicom: bool
@@ -48,7 +48,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Content:
-    """What a block's files say, each of them whole by itself."""
+    """The content of a block's files, each of them whole by itself."""
 
     records: list[ImageRecord]
     attempts: list[AttemptRecord]
@@ -56,7 +56,7 @@ class Content:
 
 
 def read_block(block: Path, asked: Asked, found: list[Finding]) -> Content | None:
-    """The block's three files, or None where one cannot be used; what is wrong is added to `found`."""
+    """The block's three files, or None if one cannot be used; what is wrong is added to `found`."""
     parts: dict[str, Any] = {}
     for name, read in ((MANIFEST, _read_manifest), (ATTEMPTS, _read_attempts), (TIMING, _read_timing)):
         try:
@@ -156,7 +156,7 @@ def check_block(block: Path, asked: Asked, content: Content) -> Iterator[Finding
 
 
 def _replay(asked: Asked, attempts: Sequence[AttemptRecord]) -> tuple[dict[ItemKey, Trial], list[str]]:
-    """Every item's trial, made of its attempts on record; and what is wrong with those."""
+    """Every item's trial, rebuilt from its recorded attempts, and what is wrong with those."""
     by_item: dict[ItemKey, list[AttemptRecord]] = {}
     for attempt in attempts:
         by_item.setdefault((attempt["id"], attempt["replicate"]), []).append(attempt)
@@ -202,7 +202,7 @@ def _try_again(asked: Asked, item: Item, attempts: Sequence[AttemptRecord]) -> t
 
 
 def _wrong_items(asked: Asked, records: Sequence[ImageRecord]) -> Iterator[str]:
-    """Gaps, doubles and strangers."""
+    """Missing, duplicate and unexpected items."""
     wanted = [(item.prompt_id, item.replicate) for item in asked.items]
     found = [(record["id"], record["replicate"]) for record in records]
     if wanted == found:
@@ -223,7 +223,7 @@ def _wrong_items(asked: Asked, records: Sequence[ImageRecord]) -> Iterator[str]:
 def _check_records(
     block: Path, asked: Asked, records: Sequence[ImageRecord], trials: Mapping[ItemKey, Trial]
 ) -> Iterator[Finding]:
-    """Whether each record says what follows from the item, its attempts and what all images agree on."""
+    """Whether each record follows from the item, its attempts and what all images share."""
     items = {(item.prompt_id, item.replicate): item for item in asked.items}
     facts = {**asked.facts, **{key: records[0].get(key) for key in asked.shared}}
     for record in records:
@@ -232,7 +232,7 @@ def _check_records(
         if item is None or trial is None:
             continue
         expected = describe(item, trial, facts, asked.settings)
-        # what is said of the file is compared with the file
+        # the keys about the file are compared with the file itself
         said = {key: value for key, value in record.items() if key in expected or key not in _SAID_OF_FILES}
         if differing := differing_keys(expected, said):
             what = f"{name_item(*key)} is recorded with a different {and_more(differing, _SHOWN)} from what made it"
@@ -243,7 +243,7 @@ def _check_records(
 
 
 def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The keys that two records do not have with the same value; true and 1 are not the same."""
+    """The keys in which two records differ; true and 1 are different."""
     if one == other and list(map(type, one.values())) == [type(other[key]) for key in one]:
         return []
     missing = object()

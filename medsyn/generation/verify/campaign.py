@@ -1,6 +1,6 @@
-"""Is what is on disk what was asked for and what the records say? Every finding is one line.
+"""Check that the files on disk are what was requested and what the records say. Every finding is one line.
 
-Blocks are looked at one after the other, tables shard by shard; nothing else is kept. No torch here.
+Blocks are checked one after another, tables shard by shard; nothing else is kept. No torch here.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from medsyn.text import counted
 # what running tasks and the file system keep beside blocks: temporaries, journals, leases, files in use over NFS
 _PASSING = re.compile(rf"\..+\.tmp-.+|\.block-\d{{6}}\.(journal|lease)|{IN_USE}")
 _Range = tuple[int, int]  # of block numbers, half open
-_Made = tuple[tuple[str, Any], ...]  # by which models and with what a block was made
+_Made = tuple[tuple[str, Any], ...]  # by which models and in which environment a block was made
 
 
 @dataclass
 class Images:
-    """What one mode made of one modality, and what it should have made."""
+    """The images of one mode and modality, and what they should be."""
 
     config: Config
     directory: CampaignDirectory
     mode: str
     modality: str
     blocks: Blocks
-    _made: dict[_Made, list[int]] = field(default_factory=dict)  # numbers of the blocks that were made so
+    _made: dict[_Made, list[int]] = field(default_factory=dict)  # numbers of the blocks made so
 
     def block(self, number: int) -> Path:
         """Where a block is."""
@@ -49,14 +49,14 @@ class Images:
 
     @property
     def folder(self) -> Path:
-        """Where all of it is."""
+        """The directory of all its blocks."""
         return self.directory.work("generate", self.mode) / slug(self.modality)
 
     def findings(self, shards: Sequence[_Range]) -> Iterator[Finding]:
-        """Everything wrong: gaps, doubles, strangers, each file, record and attempt that is not as it should be.
+        """Everything wrong: gaps, duplicates, unexpected files, and each file, record or attempt not as it should be.
 
         Args:
-            shards: the ranges of blocks that the modality's tables are of.
+            shards: the block ranges of the modality's tables.
         """
         self._made.clear()
         for numbers in shards:
@@ -95,7 +95,7 @@ class Images:
             return content
         except OSError as error:
             found.append(Finding(block, unread(error), block))
-        except Exception as error:  # whatever else damage can look like, it is a finding
+        except Exception as error:  # whatever form damage takes, it is a finding
             found.append(Finding(block, f"is damaged ({type(error).__name__}: {str(error)[:100]})", block))
         return None
 
@@ -123,11 +123,11 @@ class Images:
         return ("model_fingerprint", *provenance.CIRCUMSTANCES, *scorers)
 
     def circumstances(self) -> set[tuple[str, ...]]:
-        """The values of `made_with.CIRCUMSTANCES` that its blocks were made with, once `findings` has read them."""
+        """The values of `provenance.CIRCUMSTANCES` that its blocks were made with, once `findings` has read them."""
         return {tuple(dict(made)[key] for key in provenance.CIRCUMSTANCES) for made in self._made}
 
     def _mixed(self) -> Iterator[Finding]:
-        """Blocks that were made by other models, or with something else, than most or than is on record."""
+        """Blocks whose models or environment differ from most others or from the record."""
         expected = self._expected()
         agreeing = {made: numbers for made, numbers in self._made.items() if _agrees(dict(made), expected)}
         kept = max(agreeing or self._made, key=lambda made: len(self._made[made]), default=())
@@ -142,9 +142,9 @@ class Images:
             yield Finding(self.folder, f"was made with a different {', '.join(differing)} from what is there now")
 
     def _expected(self) -> dict[str, Any]:
-        """What the images should have been made with, as far as it is there and can be read.
+        """What the images should have been made with, as far as it exists and can be read.
 
-        A record of the circumstances that no block agrees with is left to `check_circumstances`.
+        A record of the environment that no block agrees with is left to `check_circumstances`.
         """
         expected: dict[str, Any] = {}
         try:
@@ -155,7 +155,7 @@ class Images:
             recorded = provenance.read_circumstances(path) or {}
             if any(_agrees(dict(made), recorded) for made in self._made):
                 expected |= recorded
-        except (InputError, OSError, ValueError):  # told elsewhere, or trained models are not kept: nothing to compare
+        except (InputError, OSError, ValueError):  # reported elsewhere, or no trained models: nothing to compare
             pass
         return expected
 
@@ -178,14 +178,14 @@ def _agrees(made: Mapping[str, str], expected: Mapping[str, Any]) -> bool:
 
 
 def others(folder: Path, expected: Collection[str]) -> Iterator[Finding]:
-    """What is in a folder and belongs to nothing: neither expected nor a running task's."""
+    """What is in a directory and is neither expected nor a running task's."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name not in expected and not _PASSING.fullmatch(path.name):
             yield Finding(path, "is not part of this campaign", path)
 
 
 def strangers(config: Config, directory: CampaignDirectory, modalities: Sequence[str]) -> Iterator[Finding]:
-    """Modes and modalities that this campaign does not have, and what lies beside them."""
+    """Modes and modalities that this campaign does not have, and stray files beside them."""
     root = directory.work("generate", "any").parent
     modes = config.generation.modes
     yield from others(root, {*modes, provenance.CIRCUMSTANCES_FILE})
@@ -194,13 +194,13 @@ def strangers(config: Config, directory: CampaignDirectory, modalities: Sequence
 
 
 def check_circumstances(directory: CampaignDirectory, images: Sequence[Images]) -> Iterator[Finding]:
-    """Whether it is on record what the campaign's images are made with, if there are any, and they agree with it.
+    """Check that the environment of the campaign's images is recorded, if there are any, and that they agree with it.
 
-    Where all blocks agree with one another and not with the record, it is the record that is wrong.
+    Where all blocks agree with one another but not with the record, it is the record that is wrong.
 
     Args:
         directory: the campaign's.
-        images: all of it, once their own findings have been told.
+        images: all of them, once their own findings have been reported.
     """
     path = directory.work("generate", provenance.CIRCUMSTANCES_FILE)
     try:

@@ -1,4 +1,4 @@
-"""A block's images: is every file there, as recorded and marked as synthetic, and nothing else?"""
+"""Check a block's files: is each of them there, as recorded and marked as synthetic, and nothing else?"""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ IN_USE = r"\.nfs[0-9a-f]+"  # NFS keeps a removed file under such a name while a
 
 
 def check_files(block: Path, records: Sequence[Record], items: Sequence[Item], archive: bool) -> Iterator[Finding]:
-    """Whether every file is there, as recorded, and no other is.
+    """Check that every file is there, as recorded, and no other.
 
     Args:
         block: where it is.
         records: of its manifest.
-        items: what was asked for, in order.
+        items: what was requested, in order.
         archive: whether the images are in one tar file.
     """
     read = _Reader(block) if archive else StoredFile.read
@@ -62,21 +62,21 @@ def check_files(block: Path, records: Sequence[Record], items: Sequence[Item], a
 
 
 class _Reader:
-    """Reads members of a block's archive, which is read once."""
+    """Reads members of a block's archive, loading the archive once."""
 
     def __init__(self, block: Path) -> None:
         self._block = block
         self._archives: dict[Path, bytes] = {}
 
     def __call__(self, file: StoredFile) -> bytes:
-        """The member's content; raises OSError if its archive is not there or no file."""
+        """The member's content; raises OSError if its archive is missing or not a file."""
         if file.path not in self._archives:
             self._archives[file.path] = disk.read_own_file(file.path)
         return self._archives[file.path][file.offset : file.offset + file.size]
 
 
 def _check_archive(block: Path, records: Sequence[Record], items: Sequence[Item]) -> Iterator[Finding]:
-    """Whether the archive is, byte by byte, what packing its images and their records makes."""
+    """Check that the archive is, byte by byte, what packing its images and their records gives."""
     path = block / ARCHIVE
     has_images = any(record["file"] is not None for record in records)
     try:
@@ -86,7 +86,7 @@ def _check_archive(block: Path, records: Sequence[Record], items: Sequence[Item]
             yield Finding(path, unread(error), block)
         return
     if [(record["id"], record["replicate"]) for record in records] != [(i.prompt_id, i.replicate) for i in items]:
-        return  # told already; nothing is in its place
+        return  # reported already, and positions mean nothing now
     plain = [unpacked(record, file_name(item)) for record, item in zip(records, items, strict=True)]
     files: dict[str, bytes] = {}
     for record, packed in zip(plain, records, strict=True):
@@ -121,7 +121,7 @@ def _wrong_with(file: StoredFile, read: Callable[[StoredFile], bytes], record: R
         return "does not match the SHA-256 in the manifest"
     try:
         marked, width, height, said = (_look_at_dicom if is_dicom else _look_at_png)(content)
-    except Exception as error:  # a parser fed something else raises anything
+    except Exception as error:  # a parser fed something else may raise anything
         return f"is not an image ({type(error).__name__})"
     if not marked:
         return "is not marked as synthetic"
@@ -136,7 +136,7 @@ _Look = tuple[bool, int, int, Mapping[Any, Any]]
 
 
 def _look_at_png(content: bytes) -> _Look:
-    """Whether it is marked, its width and height, and what it says of itself; its pixels are not decoded."""
+    """Whether it is marked, its width and height, and its text chunks; the pixels are not decoded."""
     with Image.open(io.BytesIO(content)) as image:
         return image.info.get(SYNTHETIC_KEY) == "YES", *image.size, image.info
 

@@ -1,4 +1,4 @@
-"""What a check of generated files found: one line each."""
+"""Findings of a check of generated files, one line each."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ class Finding:
 
     place: Path
     what: str
-    damaged: Path | None = (
-        None  # what a task makes again once it is out of the way, or that is missing; None: nothing can
-    )
+    damaged: Path | None = None  # what a task regenerates once it is moved away, or that is missing; None: no task can
 
     def __str__(self) -> str:
         return f"{self.place}: {self.what}"
@@ -30,5 +28,5 @@ def unread(error: OSError) -> str:
 
 
 def name_item(prompt_id: object, replicate: object) -> str:
-    """An item as findings call it."""
+    """An item as findings name it."""
     return f"the image of prompt {prompt_id}, replicate {replicate},"

@@ -1,4 +1,4 @@
-"""Are the tables, of a shard and of the campaign, what the blocks' own files make?"""
+"""Check that the tables of the shards and of the campaign match the blocks' own files."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _ROWS_AT_ONCE = 4096
 
 
 def check_shard_tables(folder: Path, rows: Rows | None) -> Iterator[Finding]:
-    """Whether a shard's two tables are there and have just these rows; `rows` None: its blocks cannot be read."""
+    """Check that a shard's two tables exist and have exactly these rows; `rows` None: its blocks cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         expected = shard_tables(*rows) if rows is not None else {}
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        expected = {}  # a value of a damaged block fits no column; the block has been told
+        expected = {}  # a value of a damaged block fits no column; the block has been reported
     for name in TABLES:
         path = folder / name
         if path.exists() and not path.is_file():  # opening a pipe would wait
@@ -53,7 +53,7 @@ def _difference(found: pa.Table, expected: pa.Table) -> str | None:
 
 
 def check_merged_table(merged: Path, sources: Sequence[Path]) -> Iterator[Finding]:
-    """Whether a table of the campaign, if it is there, has the rows of its shards' tables, one of them at a time."""
+    """Check that a table of the campaign, if it exists, has the rows of its shards' tables, one shard at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -78,7 +78,7 @@ def check_merged_table(merged: Path, sources: Sequence[Path]) -> Iterator[Findin
 
 
 class _Rows:
-    """The rows of a Parquet file, some at a time, in order."""
+    """The rows of a Parquet file, in order, a few at a time."""
 
     def __init__(self, file: pq.ParquetFile) -> None:
         self._batches = file.iter_batches(batch_size=_ROWS_AT_ONCE)

@@ -1,4 +1,4 @@
-"""Are images, made again, the same files? Only where they were made on this kind of device."""
+"""Check that regenerated images are the same files, for those made on this kind of device."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from medsyn.generation.write.provenance import device_name
 from medsyn.models.device import choose_device
 
 Entry = TypeVar("Entry")
-_Made = tuple[Images, Path, Item, Mapping[str, Any]]  # (what made it, its block, what was asked for, its record)
+_Made = tuple[Images, Path, Item, Mapping[str, Any]]  # (its set, its block, its item, its record)
 
 
 @dataclass
 class Rerun:
-    """Makes random images again; afterwards it knows how many, and how many could not be compared."""
+    """Regenerates random images; counts them, and those that could not be compared."""
 
-    count: int  # images to make
+    count: int  # images to regenerate
     made: int = 0
     elsewhere: Counter[str] = field(default_factory=Counter)  # images of other devices, by their name
 
     def findings(self, images: Sequence[Images], tell: Any = None) -> Iterator[Finding]:
-        """Make images again and compare their files, byte by byte.
+        """Regenerate images and compare their files, byte by byte.
 
-        Scores are taken from the record: they follow from the picture, and picking is not what is tested here.
+        Scores are taken from the record: they follow from the picture, and the choice is not tested here.
         """
         if not images:
             return
@@ -72,7 +72,7 @@ class Rerun:
 
 
 def _pictured(block: Path, items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, Any] | None]]:
-    """(item, record) of every record of a block; None for one without an image or of something else."""
+    """(item, record) of every record of a block; None for one without an image or of another item."""
     for item, record in zip(items, parse_manifest(block) or [], strict=False):
         is_usable = record.get("file") is not None and isinstance(record.get("attempt"), int)
         yield item, record if is_usable and record.get("item_fingerprint") == item_fingerprint(item) else None
@@ -87,7 +87,7 @@ def _devices(block: Path) -> list[str | None]:
 
 
 def _sample(entries: Iterable[Entry], count: int) -> list[Entry]:
-    """`count` random ones of any number of entries, each as likely as any other; the rest is not kept."""
+    """`count` random entries of an iterable, all equally likely; the rest is not kept (reservoir sampling)."""
     chosen: list[Entry] = []
     for number, entry in enumerate(entries):
         if number < count:

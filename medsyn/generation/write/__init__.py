@@ -1,1 +1,1 @@
-"""What an image leaves on disk: PNG, DICOM, tar archives, Parquet tables, and how it was made."""
+"""What generation writes: PNG, DICOM, tar archives, Parquet tables, and provenance."""

@@ -1,4 +1,4 @@
-"""An image as a DICOM file that no system can take for a patient's: Secondary Capture, marked as synthetic throughout.
+"""An image as a DICOM file that cannot pass for a patient's: Secondary Capture, marked as synthetic throughout.
 
 Like the PNG file's, its bytes are a function of the pixels and the record: no time, no host, and UIDs derived from
 what the image was made of.
@@ -28,7 +28,7 @@ _LONG_TEXT = 10240  # characters of a VR LT
 
 
 def uid(*parts: Any) -> str:
-    """A UID that depends on `parts` alone: a UUID's number below 2.25 (PS3.5 B.2)."""
+    """A UID that depends on `parts` alone: a UUID's number under 2.25 (PS3.5 B.2)."""
     return f"2.25.{int(fingerprint(parts)[:32], 16)}"
 
 
@@ -59,7 +59,7 @@ def encode_dicom(picture: np.ndarray, record: Mapping[str, Any]) -> bytes:
 
 
 def _describe(data: Dataset, record: Mapping[str, Any], made_by: tuple[Any, ...]) -> None:
-    """Patient, study, series and image: nobody, and how the image was made."""
+    """Patient (nobody), study, series and image, and how the image was made."""
     data.PatientName = "SYNTHETIC^NOT A PATIENT"
     data.PatientID = f"SYNTHETIC-{fingerprint([*made_by, record['id']])[:16]}"
     data.PatientBirthDate = data.PatientSex = ""
@@ -81,7 +81,7 @@ def _describe(data: Dataset, record: Mapping[str, Any], made_by: tuple[Any, ...]
 
 
 def _add_equipment(data: Dataset) -> None:
-    """What made the image: converted from nothing, by synthesizing equipment (CID 7005)."""
+    """What made the image: synthesizing equipment (CID 7005), no acquisition."""
     data.ConversionType = "SYN"
     data.Manufacturer = data.SecondaryCaptureDeviceManufacturer = "medsyn"
     data.ManufacturerModelName = "medsyn"
@@ -96,7 +96,7 @@ def _add_equipment(data: Dataset) -> None:
 
 
 def _add_pixels(data: Dataset, picture: np.ndarray) -> None:
-    """The pixels; a grey image has the window that shows every value as it is."""
+    """The pixels; a grey image gets the window that shows every value unchanged."""
     height, width, channels = picture.shape
     data.Rows, data.Columns, data.SamplesPerPixel = height, width, channels
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0

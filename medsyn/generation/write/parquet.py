@@ -1,7 +1,7 @@
 """A shard's records as two Parquet tables, and those of all shards as two for the campaign.
 
-`manifest.parquet` has a row for every image that was asked for, `attempts.parquet` one for every candidate. Both are
-made from the blocks' own records, which stay the truth. Only `gpu_seconds` and `device` may differ from run to run.
+`manifest.parquet` has a row for every requested image, `attempts.parquet` one for every candidate. Both are
+made from the blocks' own records, which remain authoritative. Only `gpu_seconds` and `device` may vary between runs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Place:
 
 
 def write_shard_tables(directory: CampaignDirectory, mode: str, modality: str, blocks: tuple[int, int]) -> None:
-    """Write both tables of the shard with the (half-open) range `blocks`, which are all there."""
+    """Write both tables of the shard with the (half-open) range `blocks`; all of its blocks must exist."""
     manifest: list[dict[str, Any]] = []
     attempts: list[dict[str, Any]] = []
     for number in range(*blocks):
@@ -71,14 +71,14 @@ def _read_rows(place: Place) -> Rows:
 
 
 def shard_tables(manifest: Sequence[Row], attempts: Sequence[Row]) -> dict[str, pa.Table]:
-    """Both tables of a shard by their files' names, from the rows of its blocks."""
+    """Both tables of a shard by file name, from the rows of its blocks."""
     return {MANIFEST_TABLE: _table(manifest, ImageRecord), ATTEMPTS_TABLE: _table(attempts, AttemptRecord)}
 
 
 def block_rows(
     place: Place, records: Sequence[Mapping[str, Any]], attempts: Sequence[Mapping[str, Any]], timing: Mapping[str, Any]
 ) -> Rows:
-    """A block's rows of both tables, from what its three files say."""
+    """A block's rows of both tables, from its three files."""
     seconds = float(timing["seconds"]) / max(len(attempts), 1)
     devices = timing.get("devices") or [None] * len(records)
     shared = {"mode": place.mode, "modality": place.modality, "block": place.number}
@@ -102,7 +102,7 @@ _NOT_COLUMNS = {field.name for field in fields(ImageRecord) if field.column_type
 
 
 def _table(rows: Sequence[Row], schema: Schema) -> pa.Table:
-    """Rows as a table: the columns of the schema, then the prompt list's further ones."""
+    """Rows as a table: the columns of the schema, then the passthrough columns of the prompt list."""
     import pyarrow as pa
 
     types = columns(schema)
@@ -177,7 +177,7 @@ def _read(read: Callable[[Path], Any], file: Path) -> Any:
 
 
 def fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with the columns of `schema`; those that it lacks are null."""
+    """The table with the columns of `schema`; missing ones are null."""
     import pyarrow as pa
 
     for field in schema:
@@ -189,7 +189,7 @@ def fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
 def shard_directories(
     directory: CampaignDirectory, modes: Sequence[str], shards: Sequence[tuple[str, tuple[int, int]]]
 ) -> Iterator[Path]:
-    """Where the tables of all shards, (modality, blocks) each, are: mode by mode."""
+    """The directories of the tables of all shards, (modality, blocks) each, mode by mode."""
     for mode in modes:
         for modality, blocks in shards:
             yield directory.shard(mode, modality, blocks)

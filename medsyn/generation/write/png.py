@@ -1,6 +1,6 @@
-"""What people keep: PNG files that each say that they are synthetic and how they were made, and their manifest.
+"""PNG files that state that they are synthetic and how they were made, and their records in the manifest.
 
-A file's bytes are a function of its pixels and its facts: no time, no host, no path.
+A file's bytes are a function of its pixels and its record: no time, no host, no path.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from medsyn.generation.filter import Trial
 from medsyn.records import IMAGE_FILE, ImageRecord, fields
 
 NOTICE = "Generated image. It shows no patient. Not for diagnosis."
-# a file cannot say its own name, size and hash
+# a file cannot contain its own name, size and hash
 NOT_IN_THE_FILE = {one.name for one in fields(ImageRecord) if one.about.group == "file" or not one.about.is_text}
 COLOUR_MODALITIES = {"Fundus"}  # everything else is written as grey
 
 
 def quantise(pixels: np.ndarray, modality: str) -> np.ndarray:
-    """The picture as it is written: uint8 [H, W, 3] for a colour modality, else [H, W, 1], of [H, W, 3] in 0..1.
+    """The picture as it is written, uint8 [H, W, 3] for a colour modality, else [H, W, 1], from [H, W, 3] in 0..1.
 
-    The scorers are shown this one too: a score on record is the score of the file.
+    The scorers see this one too: a recorded score is the score of the file.
     """
     if modality not in COLOUR_MODALITIES:
         pixels = pixels.mean(axis=2, keepdims=True)
@@ -36,12 +36,12 @@ def quantise(pixels: np.ndarray, modality: str) -> np.ndarray:
 
 
 def file_name(item: Item) -> str:
-    """The image's file; the prompt list has made sure that ids are unique and safe as file names."""
+    """The image's file name; the prompt list ensures that ids are unique and safe as file names."""
     return f"{item.prompt_id}_{item.replicate}.png"
 
 
 def encode_png(picture: np.ndarray, facts: Mapping[str, Any]) -> bytes:
-    """A PNG file of uint8 pixels [H, W, 1 or 3], marked as synthetic, with one text chunk per fact that is not None."""
+    """A PNG file of uint8 pixels [H, W, 1 or 3], marked as synthetic, with a text chunk per value that is not None."""
     text = PngImagePlugin.PngInfo()
     for key, value in {SYNTHETIC_KEY: "YES", "Notice": NOTICE, "Software": f"medsyn {__version__}", **facts}.items():
         if value is not None:
@@ -53,19 +53,19 @@ def encode_png(picture: np.ndarray, facts: Mapping[str, Any]) -> bytes:
 
 
 def png_facts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What an image's file says of itself, from its record in the manifest."""
+    """The text chunks of an image's file, from its record in the manifest."""
     texts = {key: value for key, value in record.items() if key not in NOT_IN_THE_FILE}
     return {key.replace("_", " ").capitalize(): value for key, value in texts.items()}
 
 
 def describe(item: Item, trial: Trial, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A settled item's record in the manifest, without what is said of its file.
+    """A settled item's record in the manifest, without the keys about its file.
 
     Args:
-        item: what was asked for.
+        item: what was requested.
         trial: what the filter made of it.
-        facts: what all images of the mode agree on (`medsyn.generation.write.provenance`).
-        settings: what holds where the item does not say otherwise.
+        facts: what all images of the mode share (`medsyn.generation.write.provenance`).
+        settings: what holds unless the item overrides it.
     """
     winner = trial.winner
     return {

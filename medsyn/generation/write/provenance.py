@@ -1,8 +1,8 @@
-"""What is on record about every image of a mode: that it is synthetic, what made it, and under which circumstances.
+"""The provenance of every image of a mode: that it is synthetic, what made it, and in which environment.
 
-All images of a mode agree on these facts. No torch here, except where the circumstances of this process are asked for.
+All images of a mode share it. No torch here, except to find out this process's environment.
 
-What a campaign's images are made with, on record once for all; a task that would compute otherwise refuses.
+A campaign's environment is recorded once; a task that would compute in a different one refuses to run.
 """
 
 from __future__ import annotations
@@ -26,12 +26,10 @@ if TYPE_CHECKING:
     import torch
 
 
-IMAGE_VARIABLE = (
-    "MEDSYN_IMAGE"  # tells a task which container it runs in: sha256:..., or a registry's name with its digest
-)
-_PACKAGES = ("torch", "diffusers", "transformers", "pillow")  # whose versions change the bytes of a file
+IMAGE_VARIABLE = "MEDSYN_IMAGE"  # names the container a task runs in: sha256:..., or an image's name with its digest
+_PACKAGES = ("torch", "diffusers", "transformers", "pillow")  # their versions change the bytes of a file
 
-# what an image depends on, beside its prompt and the weights
+# what an image depends on besides its prompt and the weights
 _SETTINGS = (
     "campaign.seed",
     "data.resolution",
@@ -56,7 +54,7 @@ _MODE_SETTINGS = {
 }
 
 CIRCUMSTANCES_FILE = "made-with.json"
-CIRCUMSTANCES = ("dtype", "attention", "container", "software")  # what can be chosen, and changes bits
+CIRCUMSTANCES = ("dtype", "attention", "container", "software")  # what the user can choose and what changes bits
 
 
 def config_fingerprint(config: Config, mode: str) -> str:
@@ -65,7 +63,7 @@ def config_fingerprint(config: Config, mode: str) -> str:
 
 
 def common(config: Config, modality: str, mode: str, model: str) -> dict[str, Any]:
-    """The facts that follow from the configuration and the fingerprint of the model."""
+    """The part of the provenance that follows from the configuration and the fingerprint of the model."""
     return {
         "synthetic": True,
         "modality": modality,
@@ -78,7 +76,7 @@ def common(config: Config, modality: str, mode: str, model: str) -> dict[str, An
 
 
 def settings(section: GenerationSection) -> dict[str, Any]:
-    """What holds for every prompt that does not say otherwise."""
+    """What holds for every prompt that does not override it."""
     return {
         "num_inference_steps": section.num_inference_steps,
         "guidance_scale": section.guidance_scale,
@@ -96,9 +94,9 @@ def software() -> str:
 
 
 def circumstances(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """What this process computes with, as far as it can be chosen: dtype, attention, container image and software.
+    """The environment of this process, as far as it can be chosen: dtype, attention, container image and software.
 
-    The container is what MEDSYN_IMAGE says of it (a digest, say), or None.
+    The container is the value of MEDSYN_IMAGE (a digest, say), or None.
     """
     return {
         "dtype": str(dtype).removeprefix("torch."),
@@ -109,7 +107,7 @@ def circumstances(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """A device as the records call it: the model of the GPU, or `cpu`."""
+    """A device as the records name it: the model of the GPU, or `cpu`."""
     if device.type != "cuda":
         return device.type
     from torch.cuda import get_device_name
@@ -118,7 +116,7 @@ def device_name(device: torch.device) -> str:
 
 
 def _attention(device: torch.device) -> str:
-    """PyTorch's own attention, and on a GPU which of its kernels may be used."""
+    """PyTorch's own attention, and on a GPU which of its kernels are enabled."""
     if device.type != "cuda":
         return "sdpa"
     from torch.backends import cuda
@@ -133,17 +131,17 @@ def _attention(device: torch.device) -> str:
 
 @dataclass(frozen=True)
 class Sources:
-    """What the earlier stages of a campaign made that one modality is generated with."""
+    """What one modality is generated with: the results of a campaign's earlier stages."""
 
     config: Config
     modality: str
     directory: CampaignDirectory
 
     def facts(self, mode: str) -> dict[str, Any]:
-        """The facts that any process finds out, whatever it computes with.
+        """The provenance that is the same in any environment.
 
         Raises:
-            InputError: the task that makes one of the models has not.
+            InputError: one of the models has not been made yet.
         """
         model = model_fingerprint(self.config.model_paths.stable_diffusion, self.finetuned(mode))
         found = common(self.config, self.modality, mode, model)
@@ -160,7 +158,7 @@ class Sources:
         return selector, _made(self.directory.policy(self.modality) / SCORER_WEIGHTS, last)
 
     def finetuned(self, mode: str) -> Path | None:
-        """Directory of the fine-tuned `unet/` that a mode paints with, None for the pretrained one."""
+        """Directory of the fine-tuned `unet/` that a mode samples with, None for the pretrained one."""
         if mode == "baseline" and self.config.generation.baseline_model == "pretrained":
             return None
         directory = self.directory.finetuned_unet(self.modality)
@@ -175,7 +173,7 @@ def _made(path: Path, task: str) -> Path:
 
 
 def read_circumstances(path: Path) -> dict[str, Any] | None:
-    """What a campaign's images are made with, or None where nothing is on record; raises ValueError if damaged."""
+    """The environment of a campaign's images, or None if nothing is recorded; raises ValueError if damaged."""
     try:
         found = disk.read_json(path)
     except FileNotFoundError:
@@ -188,12 +186,12 @@ def read_circumstances(path: Path) -> dict[str, Any] | None:
 
 
 def require_same(path: Path, facts: Mapping[str, Any], keep: bool) -> None:
-    """Raise InputError if the campaign's images are made with something else than this process would use.
+    """Raise InputError if the campaign's images were made in a different environment from this process's.
 
     Args:
-        path: where it is on record what they are made with.
-        facts: what this process would make them with.
-        keep: put that on record if nothing is; of several processes the first one's stays.
+        path: the record of their environment.
+        facts: the provenance this process would give them.
+        keep: record it if nothing is recorded; of several processes the first one wins.
     """
     ours = {key: facts[key] for key in CIRCUMSTANCES if key in facts}
     try:
@@ -213,12 +211,12 @@ def require_same(path: Path, facts: Mapping[str, Any], keep: bool) -> None:
 
 
 def write_circumstances(path: Path, facts: Mapping[str, Any]) -> None:
-    """Put on record what the campaign's images are made with, unless another process has."""
+    """Record the environment of the campaign's images, unless another process has."""
     disk.make_directory(path.parent)
     temporary = disk.temporary_sibling(path)
     disk.write_json(temporary, {key: facts[key] for key in CIRCUMSTANCES})
     try:
-        path.hardlink_to(temporary)  # unlike a rename it fails where there is one already
+        path.hardlink_to(temporary)  # unlike a rename it fails if there is one already
     except FileExistsError:
         pass
     except OSError:  # no hard links here

@@ -1,7 +1,7 @@
-"""A block's images in one tar file, as WebDataset reads them: an image and its record side by side.
+"""A block's images in one tar file that WebDataset can read: each image beside its record.
 
-Deterministic: sorted names, no times, no owners. The manifest says where in the archive each image begins, so that
-one can be read without unpacking.
+Deterministic: sorted names, no times, no owners. The manifest has each image's offset in the archive, so that it can
+be read without unpacking.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ ARCHIVE = "images.tar"
 
 
 def pack(manifest: Sequence[ImageRecord], files: Mapping[str, bytes]) -> tuple[list[ImageRecord], dict[str, bytes]]:
-    """The manifest with the images' places in the archive, and the archive in the place of the files.
+    """The manifest with the images' offsets in the archive, and the archive instead of the files.
 
-    A sample's key is its file's name without the ending, dots written as `-`, because WebDataset's key ends at the
-    first dot; an item's number in the block is in front, so no two keys are the same.
+    A sample's key is its file name without the extension, dots written as `-`, because WebDataset's key ends at the
+    first dot; it begins with the item's number in the block, so keys are unique.
     """
     archive, offsets = write_tar(members(manifest, files))
     packed = []
@@ -39,13 +39,13 @@ def pack(manifest: Sequence[ImageRecord], files: Mapping[str, bytes]) -> tuple[l
 
 
 def member_name(position: int, file: str) -> str:
-    """What a file of the item at `position` of its block is called in the archive."""
+    """The name in the archive of a file of the item at `position` of its block."""
     stem, _, ending = file.rpartition(".")
     return f"{position:06d}-{stem.replace('.', '-')}.{ending}"
 
 
 def members(manifest: Sequence[Mapping[str, Any]], files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The archive's members by name: every image, and beside it its record."""
+    """The archive's members by name: every image and its record."""
     found: dict[str, bytes] = {}
     for position, record in enumerate(manifest):
         if record["file"] is None:
@@ -60,7 +60,7 @@ def members(manifest: Sequence[Mapping[str, Any]], files: Mapping[str, bytes]) -
 
 
 def unpacked(record: Mapping[str, Any], file: str) -> dict[str, Any]:
-    """A record of a block with an archive as it was before it was packed, when its image was called `file`."""
+    """An archived block's record as it was before packing, when its image was named `file`."""
     plain = {key: value for key, value in record.items() if key not in ARCHIVED}
     if record["file"] is not None:
         plain["file"] = file
@@ -70,7 +70,7 @@ def unpacked(record: Mapping[str, Any], file: str) -> dict[str, Any]:
 
 
 def write_tar(members: Mapping[str, bytes]) -> tuple[bytes, dict[str, int]]:
-    """A ustar archive of the members by name, and where the content of each begins."""
+    """A ustar archive of the members by name, and the offset of each one's content in bytes."""
     stream = io.BytesIO()
     offsets: dict[str, int] = {}
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:

@@ -54,6 +54,14 @@ def said(settings: Config) -> list[Problem]:
     return capacity.check(settings, estimate(settings), done=())
 
 
+def tiny_estimate() -> Estimate:
+    """Of the tiny configuration with its phantoms, without a GPU."""
+    settings = configuration.load(ROOT / "configs" / "tiny.yaml", environment={})
+    of_each = {modality: 120 if modality == "MRI" else 60 for modality in settings.data.modalities}
+    counts = {"images": of_each, "rated images": of_each, "prompts": {key: n // 10 for key, n in of_each.items()}}
+    return estimate(settings, counts, on_gpu=False)
+
+
 class TestHours:
     def test_a_finetuning_on_a_titan_xp_takes_what_its_operations_take(self) -> None:
         """537 GFLOP a sample at 5.9 TFLOP/s: 11 samples a second."""
@@ -135,10 +143,7 @@ class TestHours:
     def test_the_tiny_campaign_took_about_what_is_expected(self) -> None:
         """One run on one core, tasks one after the other: seconds."""
         took = {"finetune": 144, "rlhf-stage1": 39, "rlhf-stage2": 39, "generate": 66, "evaluate": 23}
-        settings = configuration.load(ROOT / "configs" / "tiny.yaml", environment={})
-        of_each = {modality: 120 if modality == "MRI" else 60 for modality in settings.data.modalities}
-        counts = {"images": of_each, "rated images": of_each, "prompts": {key: n // 10 for key, n in of_each.items()}}
-        found = estimate(settings, counts, on_gpu=False)
+        found = tiny_estimate()
         for stage, seconds in took.items():
             assert seconds / 2 < sum(task.seconds for task in found.of(stage)) < 2 * seconds, stage
 
@@ -228,10 +233,7 @@ class TestDisk:
     def test_the_tiny_campaign_left_about_what_is_expected(self) -> None:
         """One run on a file system with blocks of 4 KiB, in bytes, caches included and phantoms not."""
         left = {"finetune": 68_829_184, "rlhf-stage1": 10_170_368, "rlhf-stage2": 2_912_256, "generate": 618_496}
-        settings = configuration.load(ROOT / "configs" / "tiny.yaml", environment={})
-        of_each = {modality: 120 if modality == "MRI" else 60 for modality in settings.data.modalities}
-        counts = {"images": of_each, "rated images": of_each, "prompts": {key: n // 10 for key, n in of_each.items()}}
-        found = estimate(settings, counts, on_gpu=False)
+        found = tiny_estimate()
         for stage, size in left.items():
             assert size / 2 < sum(task.kept for task in found.of(stage)) < 2 * size, stage
 
