@@ -129,7 +129,10 @@ def test_environment_variables_stand_in_for_flags(
         (["--prompt", "CT: a", "--pretrained_model", "no/such"], "no/such"),
         (["--prompt", "CT: a", "--model_used", "/nowhere"], "--model_used: /nowhere does not contain unet/"),
         (["--prompt", "CT: a", "--output_dir", ""], "--output_dir: must name a directory, got ''"),
-        (["--prompt", "CT: a", "--pretrained_model", " "], "--pretrained_model: `embedded`, a diffusers directory"),
+        (
+            ["--prompt", "CT: a", "--pretrained_model", " "],
+            "--pretrained_model: must be `embedded`, a diffusers directory",
+        ),
         (["--prompt", "CT: a", "--model_used", ""], "--model_used: must be a directory, got ''"),
     ],
 )

@@ -41,7 +41,7 @@ def test_a_balanced_list_is_written_and_what_was_repeated_or_left_out_is_said(
         (["--by", "stage", "--total", "5"], "the columns are 'modality', 'finding'"),
         (["--by", "modality,findng", "--total", "5"], "no column 'findng' (--by)"),
         (["--by", "modality,findng", "--total", "5"], "did you mean 'finding'?"),
-        (["--by", "seed", "--total", "5"], "--by: 'seed' says how an image is made"),
+        (["--by", "seed", "--total", "5"], "--by: 'seed' is a setting of the generation"),
         (["--by", "finding", "--per-cell", "1000001"], "--per-cell: 1000001 is more than 1000000"),
         (["--by", "finding", "--total", "9000000"], "--total: asks for more than 1000000 images of one prompt"),
         (["--by", " ,", "--total", "5"], "--by: names no column"),
