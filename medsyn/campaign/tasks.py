@@ -43,8 +43,8 @@ _RLHF = (
 
 _DEALING = ("blocks_per_shard", "shard_minutes")
 
-# Keys that name a file are not here: the file's content counts, not its path. Neither are those by which blocks are
-# dealt to tasks, which shows in no result.
+# Keys that name a file are not here: the file's content counts, not its path. Neither are those that only shard the
+# blocks, which changes no result.
 READS: dict[str, Reads] = {
     "finetune": Reads(
         (*_ALWAYS, "data.modality_column", "data.resolution", "data.held_out_fraction", "finetune"),
@@ -138,13 +138,13 @@ class Plan:
         return chosen
 
     def find(self, stage: str, which: str) -> PlannedTask:
-        """The task of `stage` with this name or index; raises InputError saying which there are."""
+        """The task of `stage` with this name or index; raises InputError, which lists the existing ones."""
         tasks = self.by_stage.get(stage, [])
         for planned in tasks:
             if which in (planned.task.name, str(planned.task.index)):
                 return planned
         names = ", ".join(planned.task.name for planned in tasks[:8]) + (", ..." if len(tasks) > 8 else "")
-        has = f"it has {len(tasks)}: {names}" if tasks else "this campaign does not have that stage"
+        has = f"the stage has {len(tasks)}: {names}" if tasks else "this campaign has no such stage"
         raise InputError(stage, f"there is no task {which!r}; {has}")
 
 

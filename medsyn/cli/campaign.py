@@ -149,9 +149,7 @@ def status(program: str, arguments: Sequence[str]) -> int:
     """Show where a campaign stands. Exit code: 0 all done, 1 something failed, 75 more to come."""
     parser = app.config_parser(program, str(status.__doc__))
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "--watch", type=_seconds, metavar="[SECONDS]", help=f"refresh every SECONDS ({WATCH_SECONDS})"
-    )
+    parser.add_argument("--watch", type=_seconds, metavar="[SECONDS]", help=f"refresh every SECONDS ({WATCH_SECONDS})")
     args = parser.parse_intermixed_args(_with_seconds(arguments))
     if args.json and args.watch:
         parser.error("--json prints once: omit --watch")

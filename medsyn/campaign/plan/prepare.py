@@ -34,17 +34,17 @@ Approve = Callable[[Checked], None]
 
 
 def unchanged(config: Config, before: Facts | None) -> Campaign | None:
-    """The campaign if it was prepared from just this configuration and these inputs: nothing is left to check.
+    """The campaign if it was prepared from exactly this configuration and these inputs, so that no check is needed.
 
     Args:
         config: as the user gave it.
-        before: what is on record of the campaign.
+        before: the campaign's record.
     """
     if before is None:
         return None
     try:
         resolved = inputs.resolve(config)
-    except InputError:  # `check` tells it, with everything else
+    except InputError:  # `check` reports it, with everything else
         return None
     directory = CampaignDirectory(resolved.campaign.path)
     if before["config"] != resolved.model_dump() or before["weights"] != inputs.weights_of(resolved):
@@ -62,7 +62,7 @@ def unchanged(config: Config, before: Facts | None) -> Campaign | None:
 
 
 def check(config: Config, progress: Progress | None = None) -> Checked:
-    """What `inputs.check` finds, and whatever has changed that something already made depends on."""
+    """What `inputs.check` finds, and every change that existing results depend on."""
     before, damage = None, []
     try:
         before = campaign_file.read_facts(CampaignDirectory(config.campaign.path))
@@ -86,18 +86,18 @@ def prepare(
     warn: Warn | None = None,
     approve: Approve | None = None,
 ) -> Campaign:
-    """The campaign of a configuration, ready to run; checks and writes only what is not as it was before.
+    """The campaign of a configuration, ready to run; checks and writes only what has changed.
 
     Args:
         config: as the user gave it.
-        before: what is on record of the campaign (`campaign_file.read_facts`).
-        progress: told how far reading images and drawing phantoms are.
-        warn: told what is wrong without being in the way.
+        before: the campaign's record (`campaign_file.read_facts`).
+        progress: called with how far reading images and drawing phantoms are.
+        warn: called with the warnings.
         approve: asked before anything is written; raises if the campaign must not become what was found.
 
     Raises:
-        InputProblems: everything that is wrong with the inputs, or the keys that changed what is already made.
-        Busy: another process is at work on the campaign.
+        InputProblems: everything that is wrong with the inputs, or the changed keys that existing results depend on.
+        Busy: another process works on the campaign.
     """
     campaign = unchanged(config, before)
     if campaign is None:
@@ -109,7 +109,7 @@ def prepare(
         try:
             disk.make_directory(root)
         except OSError as error:
-            reason = f"{root} cannot be made: {error.strerror}"
+            reason = f"{root} cannot be created: {error.strerror}"
             raise InputError(CONFIGURATION, reason, key="campaign.dir") from None
         with locks.exclusive(CampaignDirectory(root).ledger, root):
             campaign = _write(checked, progress, warn)
@@ -146,7 +146,7 @@ def _write(checked: Checked, progress: Progress | None, warn: Warn | None) -> Ca
 
 
 def _sweep_tables(directory: CampaignDirectory, checked: Checked) -> None:
-    """Remove the tables of shards that there are no longer; the blocks that they were made of stay."""
+    """Remove the tables of shards that no longer exist; the blocks that they were made of stay."""
     tasks = [planned.task for planned in checked.plan.by_stage.get("generate", [])]
     for mode in checked.config.generation.modes:
         kept = {directory.shard(mode, str(task.modality), task.blocks) for task in tasks if task.blocks}
@@ -159,9 +159,9 @@ def _draw_phantoms(config: Config, directory: Path, progress: Progress | None) -
     for left in directory.parent.glob(f".{directory.name}.tmp-*"):  # by a submit that was killed: we hold the lock
         shutil.rmtree(left, ignore_errors=True)
     wanted = config.data.phantoms
-    tell = (lambda done, total: progress("drawing phantoms", done, total)) if progress else None
+    report = (lambda done, total: progress("drawing phantoms", done, total)) if progress else None
     inputs.phantoms("dataset").write_dataset(
-        directory, wanted.images_per_kind, wanted.prompts_per_kind, wanted.image_size, config.campaign.seed, tell
+        directory, wanted.images_per_kind, wanted.prompts_per_kind, wanted.image_size, config.campaign.seed, report
     )
 
 
@@ -200,7 +200,7 @@ def _record_text(path: Path, text: str) -> FileRecord:
 
 @dataclass(frozen=True)
 class _Change:
-    """A key whose value, or the file it names, is another than when the campaign was prepared."""
+    """A key whose value, or the content of the file it names, has changed since the campaign was prepared."""
 
     key: str
     how: str
@@ -227,7 +227,7 @@ _INPUT_KEYS = {
 def _changed_inputs(before: Facts, contents: Mapping[str, str]) -> list[_Change]:
     old = {name: record["sha256"] for name, record in before["inputs"].items()} | {"weights": before["weights"]}
     return [
-        _Change(key, "has other content than before", [stage for stage in STAGES if name in READS[stage].inputs])
+        _Change(key, "has changed", [stage for stage in STAGES if name in READS[stage].inputs])
         for name, key in _INPUT_KEYS.items()
         if old[name] != contents[name]
     ]
@@ -238,16 +238,16 @@ def _refused_keys(given: Config, before: Facts | None) -> list[Problem]:
         return []
     try:
         resolved = inputs.resolve(given)
-    except InputError:  # `check` tells it, with everything else
+    except InputError:  # `check` reports it, with everything else
         return []
     changes = _changed_keys(before, resolved)
     if given.generation.batch_size == "auto":
-        changes = [_auto_told(change, before, resolved) for change in changes]
+        changes = [_explain_auto(change, before, resolved) for change in changes]
     return _depended_on(changes, CampaignDirectory(given.campaign.path))
 
 
-def _auto_told(change: _Change, before: Facts, resolved: Config) -> _Change:
-    """A batch size that nobody wrote cannot be changed back."""
+def _explain_auto(change: _Change, before: Facts, resolved: Config) -> _Change:
+    """Say how to keep the old batch size: one that `auto` chose cannot be changed back."""
     if change.key != "generation.batch_size":
         return change
     was, size = before["config"]["generation"]["batch_size"], resolved.generation.batch_size
@@ -255,7 +255,7 @@ def _auto_told(change: _Change, before: Facts, resolved: Config) -> _Change:
 
 
 def _refused(checked: Checked, before: Facts | None) -> list[Problem]:
-    """Every changed key and, where the inputs can be read, every changed content that something made depends on."""
+    """Every changed key and, where the inputs can be read, every changed content that existing results depend on."""
     problems = _refused_keys(checked.given, before)
     if before and not checked.errors and Path(checked.config.data.table).is_file():
         changes = _changed_inputs(before, _contents(checked.config, _files(checked)))
@@ -264,14 +264,14 @@ def _refused(checked: Checked, before: Facts | None) -> list[Problem]:
 
 
 def _depended_on(changes: Iterable[_Change], directory: CampaignDirectory) -> list[Problem]:
-    """Every change that something already made depends on, as an error."""
+    """An error for every change that existing results depend on."""
     problems = []
     for change in changes:
         made = [stage for stage in change.stages if stage != "evaluate" and _has_made(directory, stage)]
         if change.key.startswith("data.phantoms.") and (directory.root / "phantoms").is_dir():
             made.insert(0, "phantoms")
         if made:
-            reason = f"{change.how}, but {', '.join(made)} of this campaign exists: {change.way_back}, or choose "
+            reason = f"{change.how}, but this campaign has results of {', '.join(made)}: {change.way_back}, or choose "
             problems.append(Problem(CONFIGURATION, reason + "another campaign.name or campaign.dir", key=change.key))
     return problems
 

@@ -1,8 +1,8 @@
-"""How many blocks of a modality one shard holds: as many as take `generation.shard_minutes`, or a number of the user's.
+"""How many blocks of a modality one shard holds: as many as take `generation.shard_minutes`, or the user's number.
 
-Blocks are dealt once, when the campaign is prepared, and recorded: done markers are named by shard. They are dealt anew
-where the user changes one of `DEALT_BY`, or something that no image exists of yet. Then no image is lost, for a shard
-finds the blocks that are there, whoever made them.
+Blocks are sharded when the campaign is prepared, and the sizes recorded: done markers are named by shard. They are
+re-sharded if the user changes one of `DEALT_BY`, or, before any image exists, the prompts or settings. No image is
+lost: a shard finds existing blocks, whichever task made them.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ def deal(model: CostModel, blocks: Mapping[str, int]) -> dict[str, int]:
 
 
 def notes(model: CostModel, blocks: Mapping[str, int], sizes: Deal) -> list[str]:
-    """What a plan must say of the deal `sizes` of so many blocks, beside its numbers."""
-    limit, told = model.config.cluster.max_shards, []
+    """What a plan must say about the shard `sizes` for so many blocks, beside its numbers."""
+    limit, found = model.config.cluster.max_shards, []
     unbounded, today = count_shards(blocks, _unbounded(model, blocks)), deal(model, blocks)
     if limit is not None and limit < len(blocks):
-        told.append(f"cluster.max_shards={limit}, but each of {len(blocks)} modalities has a shard of its own")
+        found.append(f"cluster.max_shards={limit}, but each of {len(blocks)} modalities has a shard of its own")
     if limit is not None and unbounded > max(limit, len(blocks)):
-        told.append(f"cluster.max_shards={limit} makes them longer; without it there would be {unbounded}")
+        found.append(f"cluster.max_shards={limit} makes them longer; without it there would be {unbounded}")
     if today != sizes:
         count = count_shards(blocks, today)
-        told.append(
-            f"they were dealt when the campaign was prepared; by today's estimate there would be {count}, and another "
-            "generation.shard_minutes deals anew"
+        found.append(
+            f"their sizes date from when the campaign was prepared; by today's estimate there would be {count}, and "
+            "another generation.shard_minutes re-shards"
         )
-    return told
+    return found
 
 
 def count_shards(blocks: Mapping[str, int], sizes: Deal) -> int:
@@ -67,7 +67,7 @@ def block_seconds(model: CostModel, modality: str, count: int) -> float:
 
 
 def _unbounded(model: CostModel, blocks: Mapping[str, int]) -> dict[str, int]:
-    """The deal as it is where `cluster.max_shards` says nothing."""
+    """The sizes without `cluster.max_shards`."""
     section = model.config.generation
     if section.blocks_per_shard is not None:
         return dict.fromkeys(blocks, section.blocks_per_shard)
@@ -95,10 +95,10 @@ def _longer(model: CostModel, blocks: Mapping[str, int], limit: int) -> dict[str
 
 
 def recorded(facts: Mapping[str, Any] | None, config: Config, index: ListIndex) -> dict[str, int] | None:
-    """The deal of a prepared campaign, or None where it has none or is to be dealt anew.
+    """The shard sizes of a prepared campaign, or None where it has none or is to be re-sharded.
 
     Args:
-        facts: what was written down when it was prepared.
+        facts: its record, as written when it was prepared.
         config: resolved, as it is now.
         index: the prompts as they are now.
     """

@@ -1,7 +1,7 @@
-"""What was handed to Slurm, as the ledger has it: one record per job array or gate, with Slurm's id of it.
+"""What was submitted to Slurm, from the ledger: one record per job array or gate, with its Slurm id.
 
-An intent is written before each `sbatch` and the id after it, so a launcher that is killed in between leaves a name
-by which the job is found again.
+The intent is written before each `sbatch` and the id after it, so a launcher that is killed in between leaves a name
+by which the job can be found.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Submission:
                 yield self.element(index), (self.stage, task)
 
     def element(self, index: int) -> str:
-        """Slurm's id of one element; submitit makes no array of a single job."""
+        """Slurm's id of one element; submitit does not make an array of a single job."""
         return self.job if len(self.tasks) == 1 else f"{self.job}_{index}"
 
 
@@ -51,7 +51,7 @@ class Round:
 
 
 def name_of(node: str, campaign: str, number: str) -> str:
-    """The job name of a node: what `squeue` shows, and what a lost job is found by."""
+    """The job name of a node: `squeue` shows it, and a lost job is found by it."""
     return f"medsyn-{campaign}-{node}-{number}"
 
 

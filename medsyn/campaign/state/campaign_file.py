@@ -35,7 +35,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Campaign:
-    """A prepared campaign: where it is, its resolved configuration, its plan, and what its results depend on."""
+    """A prepared campaign: its directory, resolved configuration, plan, and what its results depend on."""
 
     directory: CampaignDirectory
     config: Config
@@ -65,12 +65,12 @@ class _Facts(BaseModel):
 
 
 def write_facts(directory: CampaignDirectory, facts: Facts) -> None:
-    """Write down what the campaign was prepared from."""
+    """Record what the campaign was prepared from."""
     disk.write_json(directory.facts, {**_version(), **facts})
 
 
 def claim(directory: CampaignDirectory) -> None:
-    """Mark a new directory as a campaign's before anything else is in it, so that a killed submit can be made again."""
+    """Mark a new directory as a campaign's before anything else is in it, so that a killed submit can be repeated."""
     if not directory.facts.exists():
         write_facts(directory, {})
 
@@ -80,18 +80,18 @@ def _version() -> dict[str, Any]:
 
 
 def open_campaign(root: Path) -> Campaign:
-    """Read a prepared campaign; raises InputError if it is none, or if its configuration or record was edited."""
+    """Read a prepared campaign; raises InputError if there is none, or if its configuration or record was edited."""
     directory = CampaignDirectory(root.absolute())
     return open_recorded(directory, require_facts(directory))
 
 
 def require_facts(directory: CampaignDirectory) -> Facts:
-    """What is on record of a prepared campaign; raises InputError if the directory is none's."""
+    """The record of a prepared campaign; raises InputError if the directory has none."""
     facts = read_facts(directory)
     if facts is None:
-        reason = "this campaign was never prepared to the end: submit its configuration again"
+        reason = "the preparation of this campaign was never finished: submit its configuration again"
         if not directory.facts.exists():
-            reason = "this is not a campaign's directory: `medsyn submit CONFIG` makes one"
+            reason = "this is not a campaign's directory: `medsyn submit CONFIG` creates one"
         raise InputError(directory.root, reason)
     return facts
 
@@ -113,7 +113,7 @@ def open_recorded(directory: CampaignDirectory, facts: Facts, plan: Plan | None 
     fingerprints = stage_fingerprints(config, contents)
     if fingerprints != facts["fingerprints"]:
         names = f"{directory.config.name} or {directory.facts.name}"
-        reason = f"{names} was edited by hand or is damaged: change your own configuration and submit that"
+        reason = f"{names} was edited by hand or is damaged: change your own configuration and submit that instead"
         raise InputError(directory.root, reason)
     return Campaign(directory, config, plan or plan_of(config, facts), fingerprints, inputs, facts["counts"])
 
@@ -126,9 +126,9 @@ def plan_of(config: Config, facts: Facts) -> Plan:
 
 
 def saved_configuration(directory: CampaignDirectory) -> Config:
-    """The configuration that the campaign's tasks read, with paths as they are where the directory is now.
+    """The configuration that the campaign's tasks read, with paths adapted to where the directory is now.
 
-    A link to the directory is no other place.
+    A link to the directory does not count as another place.
     """
     config = configuration.load(directory.config, environment={})
     old = config.campaign.path
@@ -137,7 +137,7 @@ def saved_configuration(directory: CampaignDirectory) -> Config:
 
 
 def moved(path: Any, old: Path, root: Path) -> Any:
-    """A path into the directory `old` as one into `root`, where the campaign is now; anything else as it is."""
+    """A path into the directory `old` as one into `root`, where the campaign is now; anything else unchanged."""
     inside = isinstance(path, str) and Path(path).is_absolute() and Path(path).is_relative_to(old)
     return str(root / Path(path).relative_to(old)) if inside else path
 
@@ -155,10 +155,10 @@ def _moved_configuration(config: Config, root: Path) -> Config:
 
 
 def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:
-    """What `prepare` wrote down about the campaign, or None if it has not been prepared.
+    """The record that `prepare` wrote, or None if the campaign has not been prepared.
 
     Raises:
-        InputError: the record is damaged, of another format, or not medsyn's.
+        InputError: the record is damaged, in another format, or not medsyn's.
     """
     path = directory.facts
     try:
@@ -166,7 +166,7 @@ def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:
             return None
         facts: dict[str, Any] = disk.read_json(path)
         if facts["schema"] != SCHEMA:
-            reason = f"medsyn {facts['medsyn']} made this campaign in another format: choose another campaign.name"
+            reason = f"medsyn {facts['medsyn']} wrote this campaign in another format: choose another campaign.name"
             raise InputError(path, reason)
         if facts.keys() == _version().keys():  # claimed, and killed before it was ready
             return None
@@ -176,13 +176,13 @@ def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError):
-        reason = "damaged, or not medsyn's: choose another campaign.name or campaign.dir"
+        reason = "is damaged, or was not written by medsyn: choose another campaign.name or campaign.dir"
         raise InputError(path, reason) from None
     return facts
 
 
 def record_file(path: Path, base: Path | None = None) -> FileRecord:
-    """What is in `path` now; named relative to `base` if that is given."""
+    """The record of the file `path` as it is now; its path is relative to `base` if that is given."""
     return FileRecord(str(path.relative_to(base) if base else path), path.stat().st_size, disk.sha256_file(path))
 
 
@@ -190,14 +190,14 @@ def difference(record: FileRecord, base: Path, hashes: bool) -> str | None:
     """How the file differs from its record, or None: its size always, its content if `hashes` and not too large."""
     path = base / record.path
     if not path.is_file():
-        return f"{path} is not there"
+        return f"{path} does not exist"
     size = path.stat().st_size
     if size != record.size:
-        return f"{path} has {size} bytes and had {record.size}"
+        return f"{path} has {size} bytes instead of {record.size}"
     if hashes and size <= HASH_LIMIT and disk.sha256_file(path) != record.sha256:
-        return f"{path} has other content than when it was recorded"
+        return f"{path} has changed since it was recorded"
     if path.name == MANIFEST and read_manifest(path.parent) is None:
-        return f"{path.parent} has lost an image"
+        return f"{path.parent} is missing an image"
     if path.name == store.INDEX:
         large = sum(file.stat().st_size for file in path.parent.iterdir()) > HASH_LIMIT
         return store.damage(path.parent, hashes and not large)

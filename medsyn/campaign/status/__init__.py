@@ -1,1 +1,1 @@
-"""Where a campaign stands: what a state is (`states`), how it is found out (`reading`), and how it is told."""
+"""Where a campaign stands: what a state is (`state`), how it is read (`read`) and shown (`as_*`, `show_*`)."""

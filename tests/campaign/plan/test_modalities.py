@@ -68,7 +68,7 @@ def test_a_row_of_a_further_one_is_a_changed_table(trial: Trial) -> None:
         stream.write("ct-0.png,Fundus: a finding,Fundus\n")
     with pytest.raises(InputProblems) as caught:
         prepare.prepare(own(trial, training__stage=1))
-    assert "data.table: has other content than before, but finetune of this campaign exists" in str(caught.value)
+    assert "data.table: has changed, but this campaign has results of finetune" in str(caught.value)
 
 
 @pytest.mark.parametrize("content", ["", "path,Text,modality\n", "path;Text;modality\na;b;c\n", None])
