@@ -42,14 +42,14 @@ def jobs(directory: CampaignDirectory, say: Say) -> int:
     with suppress(OSError):  # the jobs are cancelled even where that cannot be recorded
         if found:
             ledger.record(directory.ledger, ledger.CANCELLED, jobs=len(found))
-        for number, its in on_record.rounds(directory.ledger).items():
+        for number, its in on_record.launches(directory.ledger).items():
             if its.state in (on_record.QUEUEING, on_record.RELEASING):
                 ledger.record(directory.ledger, on_record.WITHDRAWN, round=number)
     return len(found)
 
 
 def _in_queue(directory: CampaignDirectory) -> set[str]:
-    names = {name for its in on_record.rounds(directory.ledger).values() for name in its.intended}
+    names = {name for its in on_record.launches(directory.ledger).values() for name in its.intended}
     return queue.named(names) if names else set()
 
 

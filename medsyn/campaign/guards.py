@@ -15,7 +15,7 @@ from medsyn.campaign.plan.prepare import Warn
 from medsyn.campaign.slurm import queue, submissions
 from medsyn.campaign.slurm.queue import Job
 from medsyn.campaign.state import campaign_file
-from medsyn.campaign.state.campaign_file import Campaign, Facts
+from medsyn.campaign.state.campaign_file import Campaign, CampaignRecord
 from medsyn.campaign.tasks import Key
 from medsyn.config import Config
 from medsyn.errors import CONFIGURATION, InputError, SlurmError
@@ -41,10 +41,10 @@ def open_for_change(config: Config, here: bool, progress: Progress | None = None
     """
     directory = CampaignDirectory(config.campaign.path)
     require_own(directory)
-    before = campaign_file.read_facts(directory)
+    before = campaign_file.read_record(directory)
     queued = functools.cache(lambda: _in_queue(directory))
     if before is not None:
-        _require_same_dealing(before, config, queued)
+        _require_same_sharding(before, config, queued)
     if here:
         _require_no_jobs(directory, queued())
     approve = functools.partial(_require_same_shards, before, queued) if before is not None else None
@@ -70,16 +70,16 @@ def user_name(number: int) -> str:
         return str(number)
 
 
-def _require_same_dealing(before: Facts, config: Config, queued: Queued) -> None:
+def _require_same_sharding(before: CampaignRecord, config: Config, queued: Queued) -> None:
     """Raise InputError if a re-shard is asked for while generate jobs are in Slurm's queue: they name old shards."""
     changes = configuration.changes(before["config"], config)
-    changed = [key for key in shards.DEALT_BY if key in changes]
+    changed = [key for key in shards.SHARDING_KEYS if key in changes]
     if changed and any(stage == "generate" for stage, _ in queued()):
         reason = "it re-shards the campaign, but generate jobs are in the queue: cancel them first (`medsyn cancel`)"
         raise InputError(CONFIGURATION, reason, key=changed[0])
 
 
-def _require_same_shards(before: Facts, queued: Queued, checked: Checked) -> None:
+def _require_same_shards(before: CampaignRecord, queued: Queued, checked: Checked) -> None:
     """Raise InputError if a generate job in Slurm's queue would make other blocks than before, or none.
 
     Other prompts or settings re-shard, too, as long as nothing is generated.

@@ -23,7 +23,7 @@ from medsyn.generation.verify.finding import Finding
 from medsyn.generation.write.parquet import ATTEMPTS_TABLE, MANIFEST_TABLE
 from medsyn.generation.write.provenance import CIRCUMSTANCES, CIRCUMSTANCES_FILE, write_circumstances
 
-SET_ASIDE = "set-aside"
+QUARANTINE = "set-aside"
 _STAGES = ("generate", "evaluate")  # whose tasks write or read images
 
 
@@ -38,7 +38,7 @@ def alone(campaign: Campaign) -> Iterator[None]:
         yield
 
 
-def set_aside(campaign: Campaign, findings: Sequence[Finding]) -> tuple[Path, list[PlannedTask]]:
+def quarantine(campaign: Campaign, findings: Sequence[Finding]) -> tuple[Path, list[PlannedTask]]:
     """Move damaged files to quarantine, with the done markers of the tasks that make them; call it within `alone`.
 
     Returns:
@@ -50,7 +50,7 @@ def set_aside(campaign: Campaign, findings: Sequence[Finding]) -> tuple[Path, li
     root = campaign.directory.root
     damaged = list(dict.fromkeys(one.damaged for one in findings if one.damaged is not None))
     damaged = [path for path in damaged if not any(parent in set(damaged) for parent in path.parents)]
-    target = _new_folder(root / SET_ASIDE)
+    target = _new_folder(root / QUARANTINE)
     made_by = _makers(campaign)
     again: dict[Key, PlannedTask] = {}
     for path in damaged:
@@ -66,7 +66,7 @@ def set_aside(campaign: Campaign, findings: Sequence[Finding]) -> tuple[Path, li
                 again[planned.key] = planned
     for name in (MANIFEST_TABLE, ATTEMPTS_TABLE) if again else ():  # they are made of what was damaged
         _move(root / name, root, target)
-    _restore_circumstances(campaign)
+    _restore_environment(campaign)
     return target, list(again.values())
 
 
@@ -98,7 +98,7 @@ def _move(path: Path, root: Path, target: Path) -> None:
         path.rename(to)
 
 
-def _restore_circumstances(campaign: Campaign) -> None:
+def _restore_environment(campaign: Campaign) -> None:
     """Record again the environment that the images are made in, from the first whole block."""
     path = campaign.directory.work("generate", CIRCUMSTANCES_FILE)
     if path.exists():
@@ -112,8 +112,8 @@ def _restore_circumstances(campaign: Campaign) -> None:
                     return
 
 
-def marker_findings(campaign: Campaign, told: Collection[Path]) -> Iterator[Finding]:
-    """A finding for every file that differs from its done marker's list; blocks and tables in `told` are skipped."""
+def marker_findings(campaign: Campaign, reported: Collection[Path]) -> Iterator[Finding]:
+    """A finding for every file that differs from its done marker's list, except blocks and tables in `reported`."""
     root = campaign.directory.root
     for planned in campaign.plan.by_stage.get("generate", []):
         marker = campaign.directory.done(*planned.key)
@@ -132,7 +132,7 @@ def marker_findings(campaign: Campaign, told: Collection[Path]) -> Iterator[Find
             continue
         for record, path in places:
             damaged = path if path.name in (MANIFEST_TABLE, ATTEMPTS_TABLE) else path.parent
-            if damaged in told or not path.is_file():
+            if damaged in reported or not path.is_file():
                 continue
             if path.stat().st_size != record.size or disk.sha256_file(path) != record.sha256:
                 yield Finding(path, "has changed since its task ended", damaged)

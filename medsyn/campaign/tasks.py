@@ -41,7 +41,7 @@ _RLHF = (
     *("training.max_epochs", "training.batch_size", "training.checkpoints", "training.stage1"),
 )
 
-_DEALING = ("blocks_per_shard", "shard_minutes")
+_SHARDING_KEYS = ("blocks_per_shard", "shard_minutes")
 
 # Keys that name a file are not here: the file's content counts, not its path. Neither are those that only shard the
 # blocks, which changes no result.
@@ -57,7 +57,7 @@ READS: dict[str, Reads] = {
             *_ALWAYS,
             "data.resolution",
             "training.stage",
-            *(f"generation.{key}" for key in type(Config().generation).model_fields if key not in _DEALING),
+            *(f"generation.{key}" for key in type(Config().generation).model_fields if key not in _SHARDING_KEYS),
         ),
         ("prompts", "weights"),
         ("finetune", "rlhf-stage1", "rlhf-stage2"),

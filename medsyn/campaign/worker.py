@@ -94,15 +94,15 @@ def _already_done(planned: PlannedTask) -> int:
 def _lock(path: Path, planned: PlannedTask, control: Control) -> ExitStack:
     """The task's lock, taken; waits while another process of this machine works on the task."""
     stack = ExitStack()
-    told = False
+    reported = False
     while True:
         control.leave_if_asked()
         try:
             stack.enter_context(locks.exclusive(path))
             return stack
         except locks.Busy as busy:
-            if not told:
-                told = True
+            if not reported:
+                reported = True
                 print(f"{' '.join(planned.key)}: {busy}; waiting for it", flush=True)
             time.sleep(LOCK_POLL_SECONDS)
 

@@ -28,7 +28,7 @@ def call(*words: str | Path) -> int:
 
 def is_unchanged(config: Config) -> bool:
     """Whether submitting it would have nothing to check and nothing to write."""
-    return prepare.unchanged(config, campaign_file.read_facts(CampaignDirectory(config.campaign.path))) is not None
+    return prepare.unchanged(config, campaign_file.read_record(CampaignDirectory(config.campaign.path))) is not None
 
 
 def snapshot(root: Path) -> dict[Path, bytes]:

@@ -19,7 +19,7 @@ from medsyn import config as configuration
 from medsyn.campaign.estimate import cost, workload
 from medsyn.campaign.plan import capacity, machine, shards
 from medsyn.campaign.state import campaign_file
-from medsyn.campaign.state.campaign_file import Facts
+from medsyn.campaign.state.campaign_file import CampaignRecord
 from medsyn.campaign.tasks import Plan, build, count_blocks
 from medsyn.config import PHANTOMS, Config
 from medsyn.data.modalities import MODALITIES, split_prefix
@@ -102,7 +102,7 @@ def of_directory(root: Path, overrides: Iterable[str] = ()) -> Config:
         InputError, InputProblems: it is not a campaign's, or its configuration or an override is wrong.
     """
     directory = CampaignDirectory(absolute(str(root)))
-    facts = campaign_file.require_facts(directory)
+    facts = campaign_file.require_record(directory)
     config = campaign_file.saved_configuration(directory)
     tree, root = config.model_dump(), config.campaign.path
     data, table = tree["data"], Path(config.data.table)
@@ -154,14 +154,17 @@ def prompt_source(config: Config) -> Path | None:
 
 
 def check(
-    config: Config, before: Facts | None = None, progress: Progress | None = None, earlier: Checked | None = None
+    config: Config,
+    before: CampaignRecord | None = None,
+    progress: Progress | None = None,
+    earlier: Checked | None = None,
 ) -> Checked:
     """Read every table, look for weights and (up to 2,000) images; everything wrong is in the result's `problems`.
 
     Args:
         config: as the user gave it.
         before: the campaign's record, if it has been prepared: its shards stay as they are.
-        progress: told how many images have been read.
+        progress: called with how many images have been read.
         earlier: the result before phantoms were drawn; its plan is kept if they are what was expected.
     """
     problems: list[Problem] = []
@@ -207,7 +210,7 @@ def check(
         own[str(resolved.data.ratings_file)] = len(ratings)
     problems += _check_images(resolved, own, progress)
     asked = {modality: [run.items(config.generation.img_num) for run in its] for modality, its in runs.items()}
-    sizes = _deal(resolved, before, asked, counts, prompts)
+    sizes = _shard_sizes(resolved, before, asked, counts, prompts)
     is_planned = earlier is not None and (earlier.asked, earlier.blocks_per_shard) == (asked, sizes)
     plan = earlier.plan if earlier is not None and is_planned else build(resolved, asked, sizes)
     estimate = cost.estimate(resolved, plan, counts, machine.expects_gpu(resolved))
@@ -225,15 +228,15 @@ def _resolve(config: Config, problems: list[Problem]) -> Config:
         return capacity.with_size(_with_paths(config), 1)
 
 
-def _deal(
-    config: Config, before: Facts | None, asked: Runs, counts: workload.Counts, prompts: Prompts
+def _shard_sizes(
+    config: Config, before: CampaignRecord | None, asked: Runs, counts: workload.Counts, prompts: Prompts
 ) -> dict[str, int]:
     """Blocks of one shard, by modality: as on record, or else as the cost model says."""
     known = shards.recorded(before, config, prompts.index)
     if known is not None:
         return known
     model = cost.CostModel(config, counts, machine.expects_gpu(config))
-    return shards.deal(model, {modality: count_blocks(config, runs) for modality, runs in asked.items()})
+    return shards.shard_sizes(model, {modality: count_blocks(config, runs) for modality, runs in asked.items()})
 
 
 def _check_split(config: Config, images: Iterable[ImageRow]) -> list[Problem]:

@@ -18,7 +18,7 @@ from medsyn import disk
 from medsyn.campaign.plan import inputs, shards
 from medsyn.campaign.plan.inputs import Checked, Progress
 from medsyn.campaign.state import campaign_file, locks
-from medsyn.campaign.state.campaign_file import Campaign, Facts, FileRecord
+from medsyn.campaign.state.campaign_file import Campaign, CampaignRecord, FileRecord
 from medsyn.campaign.tasks import READS, reads_key, stage_fingerprints
 from medsyn.config import PHANTOMS, Config
 from medsyn.data.prompts.store import INDEX
@@ -26,14 +26,14 @@ from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem
 from medsyn.stage import STAGES, CampaignDirectory
 
 # What may change at any time: it changes no result, or (evaluation) only the last stage's, which is made again.
-FREE = ("campaign.name", "cluster", "evaluation", *shards.DEALT_BY)
+FREE = ("campaign.name", "cluster", "evaluation", *shards.SHARDING_KEYS)
 
 
 Warn = Callable[[list[Problem]], None]
 Approve = Callable[[Checked], None]
 
 
-def unchanged(config: Config, before: Facts | None) -> Campaign | None:
+def unchanged(config: Config, before: CampaignRecord | None) -> Campaign | None:
     """The campaign if it was prepared from exactly this configuration and these inputs, so that no check is needed.
 
     Args:
@@ -65,7 +65,7 @@ def check(config: Config, progress: Progress | None = None) -> Checked:
     """What `inputs.check` finds, and every change that existing results depend on."""
     before, damage = None, []
     try:
-        before = campaign_file.read_facts(CampaignDirectory(config.campaign.path))
+        before = campaign_file.read_record(CampaignDirectory(config.campaign.path))
     except InputError as error:
         damage = error.problems
     checked = _check(config, before, progress)
@@ -73,7 +73,7 @@ def check(config: Config, progress: Progress | None = None) -> Checked:
 
 
 def _check(
-    config: Config, before: Facts | None, progress: Progress | None = None, earlier: Checked | None = None
+    config: Config, before: CampaignRecord | None, progress: Progress | None = None, earlier: Checked | None = None
 ) -> Checked:
     checked = inputs.check(config, before, progress, earlier)
     return replace(checked, problems=[*checked.problems, *_refused(checked, before)])
@@ -81,7 +81,7 @@ def _check(
 
 def prepare(
     config: Config,
-    before: Facts | None,
+    before: CampaignRecord | None,
     progress: Progress | None = None,
     warn: Warn | None = None,
     approve: Approve | None = None,
@@ -90,7 +90,7 @@ def prepare(
 
     Args:
         config: as the user gave it.
-        before: the campaign's record (`campaign_file.read_facts`).
+        before: the campaign's record (`campaign_file.read_record`).
         progress: called with how far reading images and drawing phantoms are.
         warn: called with the warnings.
         approve: asked before anything is written; raises if the campaign must not become what was found.
@@ -119,7 +119,7 @@ def prepare(
 def _write(checked: Checked, progress: Progress | None, warn: Warn | None) -> Campaign:
     config, resolved = checked.given, checked.config
     directory = CampaignDirectory(resolved.campaign.path)
-    before = campaign_file.read_facts(directory)  # once more: who held the lock before us may have made something
+    before = campaign_file.read_record(directory)  # once more: who held the lock before us may have made something
     _raise(_refused(checked, before))
     campaign_file.claim(directory)
     if config.data.table == PHANTOMS:
@@ -141,7 +141,7 @@ def _write(checked: Checked, progress: Progress | None, warn: Warn | None) -> Ca
         "prompt_source": asdict(campaign_file.record_file(source)) if source else None,
         "config": resolved.model_dump(),
     }
-    campaign_file.write_facts(directory, facts)
+    campaign_file.write_record(directory, facts)
     return campaign_file.open_recorded(directory, facts, checked.plan)
 
 
@@ -208,7 +208,7 @@ class _Change:
     way_back: str = "change it back"
 
 
-def _changed_keys(before: Facts, after: Config) -> list[_Change]:
+def _changed_keys(before: CampaignRecord, after: Config) -> list[_Change]:
     return [
         _Change(key, f"was {was!r} and is now {now!r}", [stage for stage in STAGES if reads_key(stage, key)])
         for key, (was, now) in configuration.changes(before["config"], after).items()
@@ -224,7 +224,7 @@ _INPUT_KEYS = {
 }
 
 
-def _changed_inputs(before: Facts, contents: Mapping[str, str]) -> list[_Change]:
+def _changed_inputs(before: CampaignRecord, contents: Mapping[str, str]) -> list[_Change]:
     old = {name: record["sha256"] for name, record in before["inputs"].items()} | {"weights": before["weights"]}
     return [
         _Change(key, "has changed", [stage for stage in STAGES if name in READS[stage].inputs])
@@ -233,7 +233,7 @@ def _changed_inputs(before: Facts, contents: Mapping[str, str]) -> list[_Change]
     ]
 
 
-def _refused_keys(given: Config, before: Facts | None) -> list[Problem]:
+def _refused_keys(given: Config, before: CampaignRecord | None) -> list[Problem]:
     if before is None:
         return []
     try:
@@ -246,7 +246,7 @@ def _refused_keys(given: Config, before: Facts | None) -> list[Problem]:
     return _depended_on(changes, CampaignDirectory(given.campaign.path))
 
 
-def _explain_auto(change: _Change, before: Facts, resolved: Config) -> _Change:
+def _explain_auto(change: _Change, before: CampaignRecord, resolved: Config) -> _Change:
     """Say how to keep the old batch size: one that `auto` chose cannot be changed back."""
     if change.key != "generation.batch_size":
         return change
@@ -254,7 +254,7 @@ def _explain_auto(change: _Change, before: Facts, resolved: Config) -> _Change:
     return replace(change, how=f"was {was}, and auto now gives {size}", way_back=f"set it to {was}")
 
 
-def _refused(checked: Checked, before: Facts | None) -> list[Problem]:
+def _refused(checked: Checked, before: CampaignRecord | None) -> list[Problem]:
     """Every changed key and, where the inputs can be read, every changed content that existing results depend on."""
     problems = _refused_keys(checked.given, before)
     if before and not checked.errors and Path(checked.config.data.table).is_file():

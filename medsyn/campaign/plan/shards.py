@@ -1,7 +1,7 @@
 """How many blocks of a modality one shard holds: as many as take `generation.shard_minutes`, or the user's number.
 
 Blocks are sharded when the campaign is prepared, and the sizes recorded: done markers are named by shard. They are
-re-sharded if the user changes one of `DEALT_BY`, or, before any image exists, the prompts or settings. No image is
+re-sharded if the user changes one of `SHARDING_KEYS`, or, before any image exists, the prompts or settings. No image is
 lost: a shard finds existing blocks, whichever task made them.
 """
 
@@ -18,12 +18,12 @@ from medsyn.config import Config
 from medsyn.data.prompts.store import ListIndex
 from medsyn.stage import Task
 
-DEALT_BY = ("generation.blocks_per_shard", "generation.shard_minutes", "cluster.max_shards")
+SHARDING_KEYS = ("generation.blocks_per_shard", "generation.shard_minutes", "cluster.max_shards")
 
-Deal = Mapping[str, int]  # blocks of one shard, by modality
+ShardSizes = Mapping[str, int]  # blocks of one shard, by modality
 
 
-def deal(model: CostModel, blocks: Mapping[str, int]) -> dict[str, int]:
+def shard_sizes(model: CostModel, blocks: Mapping[str, int]) -> dict[str, int]:
     """How many blocks a shard of each modality holds.
 
     By time, all shards of a modality are about equally long, two thirds to three halves of `shard_minutes` with the
@@ -39,10 +39,10 @@ def deal(model: CostModel, blocks: Mapping[str, int]) -> dict[str, int]:
     return sizes if limit is None or count_shards(blocks, sizes) <= limit else _longer(model, blocks, limit)
 
 
-def notes(model: CostModel, blocks: Mapping[str, int], sizes: Deal) -> list[str]:
+def notes(model: CostModel, blocks: Mapping[str, int], sizes: ShardSizes) -> list[str]:
     """What a plan must say about the shard `sizes` for so many blocks, beside its numbers."""
     limit, found = model.config.cluster.max_shards, []
-    unbounded, today = count_shards(blocks, _unbounded(model, blocks)), deal(model, blocks)
+    unbounded, today = count_shards(blocks, _unbounded(model, blocks)), shard_sizes(model, blocks)
     if limit is not None and limit < len(blocks):
         found.append(f"cluster.max_shards={limit}, but each of {len(blocks)} modalities has a shard of its own")
     if limit is not None and unbounded > max(limit, len(blocks)):
@@ -56,7 +56,7 @@ def notes(model: CostModel, blocks: Mapping[str, int], sizes: Deal) -> list[str]
     return found
 
 
-def count_shards(blocks: Mapping[str, int], sizes: Deal) -> int:
+def count_shards(blocks: Mapping[str, int], sizes: ShardSizes) -> int:
     """How many shards there are of all modalities."""
     return sum(-(-count // sizes[modality]) for modality, count in blocks.items())
 
@@ -94,18 +94,18 @@ def _longer(model: CostModel, blocks: Mapping[str, int], limit: int) -> dict[str
     return {modality: _split(count, shards[modality]) for modality, count in blocks.items()}
 
 
-def recorded(facts: Mapping[str, Any] | None, config: Config, index: ListIndex) -> dict[str, int] | None:
+def recorded(record: Mapping[str, Any] | None, config: Config, index: ListIndex) -> dict[str, int] | None:
     """The shard sizes of a prepared campaign, or None where it has none or is to be re-sharded.
 
     Args:
-        facts: its record, as written when it was prepared.
+        record: its record, as written when it was prepared.
         config: resolved, as it is now.
         index: the prompts as they are now.
     """
-    if facts is None:
+    if record is None:
         return None
-    changed = configuration.changes(facts["config"], config)
+    changed = configuration.changes(record["config"], config)
     amounts = {modality: [list(run) for run in runs] for modality, runs in index.amounts().items()}
-    if facts["prompts"] != amounts or any(key in DEALT_BY or reads_key("generate", key) for key in changed):
+    if record["prompts"] != amounts or any(key in SHARDING_KEYS or reads_key("generate", key) for key in changed):
         return None
-    return dict(facts["blocks_per_shard"])
+    return dict(record["blocks_per_shard"])

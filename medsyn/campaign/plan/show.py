@@ -27,7 +27,7 @@ def show(console: Console, checked: Checked) -> None:
     console.print(f"campaign {checked.config.campaign.name}, {checked.config.campaign.path}", soft_wrap=True)
     console.print(_modalities(checked))
     console.print(_stages(checked))
-    for line in dealing(checked):
+    for line in sharding(checked):
         console.print(line, soft_wrap=True, highlight=False)
     console.print(cost_table(checked))
     for line in cost_totals(checked):
@@ -93,7 +93,7 @@ def _stages(checked: Checked) -> Table:
     return table
 
 
-def dealing(checked: Checked) -> list[str]:
+def sharding(checked: Checked) -> list[str]:
     """How large the shards and batches of the generate stage are."""
     tasks = checked.plan.by_stage.get("generate", [])
     is_auto = checked.given.generation.batch_size == "auto"

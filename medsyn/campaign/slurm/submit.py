@@ -102,7 +102,7 @@ def submit(
     if only is not None:
         _require_needs(campaign, only, done | queued.tasks.keys())
     wanted = graph.build(campaign.plan, done, queued, chunk_size(site), only)
-    its = Round(campaign, site, functions, say)
+    its = Launcher(campaign, site, functions, say)
     held = its.queue(wanted) if wanted.nodes else []
     repoint(campaign, its, wanted, submissions, view, queued, done)
     if wanted.nodes:
@@ -163,7 +163,7 @@ def chunk_size(site: Site) -> int:
 
 def repoint(
     campaign: Campaign,
-    its: Round,
+    its: Launcher,
     wanted: Graph,
     before: Sequence[Submission],
     view: QueueView,
@@ -195,8 +195,8 @@ class Interrupted(Exception):
     """The launcher was asked to stop before anything was released; everything it queued has been cancelled."""
 
 
-class Round:
-    """One round under way. `made` has what was handed to Slurm, by the node's name."""
+class Launcher:
+    """One launch under way. `made` has what was submitted to Slurm, by the node's name."""
 
     def __init__(self, campaign: Campaign, site: Site, functions: Functions, say: Say) -> None:
         self.campaign = campaign
@@ -216,7 +216,7 @@ class Round:
             try:
                 for node in wanted.nodes:
                     made = self._queue(node)
-                    if not node.gates and not node.after:  # nothing of this round holds it back
+                    if not node.gates and not node.after:  # nothing of this launch holds it back
                         held.append(made.job)
                     self.say(f"{made.job}  {node.name}: {_count(node)}")
                 ledger.record(self.path, on_record.RELEASING, round=self.number, held=held)
@@ -308,8 +308,8 @@ class Round:
 
 
 def take_back_unreleased(path: Path, say: Say) -> None:
-    """Finish what a killed launcher began: release a round that was ready for it, cancel one that was not."""
-    for number, its in on_record.rounds(path).items():
+    """Finish what a killed launcher began: release a launch that was ready for it, cancel one that was not."""
+    for number, its in on_record.launches(path).items():
         if its.state == on_record.RELEASING:
             _release(its.held, its.intended)
             ledger.record(path, on_record.RELEASED, round=number)
@@ -319,8 +319,8 @@ def take_back_unreleased(path: Path, say: Say) -> None:
 
 
 def withdraw(path: Path, number: str) -> None:
-    """Cancel every job of a round that was not released, by id and by name, and write that down."""
-    queue.cancel(queue.named(set(on_record.rounds(path)[number].intended)))
+    """Cancel every job of a launch that was not released, by id and by name, and record that."""
+    queue.cancel(queue.named(set(on_record.launches(path)[number].intended)))
     ledger.record(path, on_record.WITHDRAWN, round=number)
 
 
@@ -353,8 +353,8 @@ def _release(jobs: Sequence[str], names: Collection[str]) -> None:
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     lines = [line for line in lines if "sbatch --help" not in line]
-    told = [line for line in lines if "error:" in line or line.startswith("sbatch:")]
-    return (told or lines or ["no reason was given"])[-1].removeprefix("sbatch: ").removeprefix("error: ")
+    errors = [line for line in lines if "error:" in line or line.startswith("sbatch:")]
+    return (errors or lines or ["no reason was given"])[-1].removeprefix("sbatch: ").removeprefix("error: ")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from medsyn.generation.block_store import MANIFEST, read_manifest
 from medsyn.stage import CampaignDirectory
 
 LATENCY_SECONDS = 30.0  # how late a shared file system may show what another node has renamed into place
-Facts = Mapping[str, Any]  # what campaign.json holds, its version aside
+CampaignRecord = Mapping[str, Any]  # what campaign.json holds, its version aside
 HASH_LIMIT = 256 << 20  # bytes; a larger file's hash is recorded, but only its size is checked again
 
 
@@ -51,7 +51,7 @@ class _Inputs(BaseModel):
     prompts: FileRecord
 
 
-class _Facts(BaseModel):
+class _RecordSchema(BaseModel):
     """What must be in a prepared campaign's record."""
 
     fingerprints: dict[str, str]
@@ -64,7 +64,7 @@ class _Facts(BaseModel):
     config: dict[str, Any]
 
 
-def write_facts(directory: CampaignDirectory, facts: Facts) -> None:
+def write_record(directory: CampaignDirectory, facts: CampaignRecord) -> None:
     """Record what the campaign was prepared from."""
     disk.write_json(directory.facts, {**_version(), **facts})
 
@@ -72,7 +72,7 @@ def write_facts(directory: CampaignDirectory, facts: Facts) -> None:
 def claim(directory: CampaignDirectory) -> None:
     """Mark a new directory as a campaign's before anything else is in it, so that a killed submit can be repeated."""
     if not directory.facts.exists():
-        write_facts(directory, {})
+        write_record(directory, {})
 
 
 def _version() -> dict[str, Any]:
@@ -82,12 +82,12 @@ def _version() -> dict[str, Any]:
 def open_campaign(root: Path) -> Campaign:
     """Read a prepared campaign; raises InputError if there is none, or if its configuration or record was edited."""
     directory = CampaignDirectory(root.absolute())
-    return open_recorded(directory, require_facts(directory))
+    return open_recorded(directory, require_record(directory))
 
 
-def require_facts(directory: CampaignDirectory) -> Facts:
+def require_record(directory: CampaignDirectory) -> CampaignRecord:
     """The record of a prepared campaign; raises InputError if the directory has none."""
-    facts = read_facts(directory)
+    facts = read_record(directory)
     if facts is None:
         reason = "the preparation of this campaign was never finished: submit its configuration again"
         if not directory.facts.exists():
@@ -96,7 +96,7 @@ def require_facts(directory: CampaignDirectory) -> Facts:
     return facts
 
 
-def open_recorded(directory: CampaignDirectory, facts: Facts, plan: Plan | None = None) -> Campaign:
+def open_recorded(directory: CampaignDirectory, facts: CampaignRecord, plan: Plan | None = None) -> Campaign:
     """The campaign of a record that has just been read or written; raises as `open_campaign` does.
 
     Args:
@@ -118,7 +118,7 @@ def open_recorded(directory: CampaignDirectory, facts: Facts, plan: Plan | None 
     return Campaign(directory, config, plan or plan_of(config, facts), fingerprints, inputs, facts["counts"])
 
 
-def plan_of(config: Config, facts: Facts) -> Plan:
+def plan_of(config: Config, facts: CampaignRecord) -> Plan:
     """The plan of a recorded campaign."""
     img_num = config.generation.img_num
     images = {name: [plain * img_num + asked for plain, asked in runs] for name, runs in facts["prompts"].items()}
@@ -154,7 +154,7 @@ def _moved_configuration(config: Config, root: Path) -> Config:
     return Config.model_validate(tree)
 
 
-def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:
+def read_record(directory: CampaignDirectory) -> dict[str, Any] | None:
     """The record that `prepare` wrote, or None if the campaign has not been prepared.
 
     Raises:
@@ -170,7 +170,7 @@ def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:
             raise InputError(path, reason)
         if facts.keys() == _version().keys():  # claimed, and killed before it was ready
             return None
-        _Facts.model_validate(facts)
+        _RecordSchema.model_validate(facts)
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror}") from None
     except InputError:

@@ -52,22 +52,22 @@ def _stage(its: figures.StageFigures) -> dict[str, Any]:
 
 
 def _task(status: Status, key: Key) -> dict[str, Any]:
-    directory, facts = status.campaign.directory, status.facts.get(key, NOTHING_KNOWN)
+    directory, evidence = status.campaign.directory, status.evidence.get(key, NOTHING_KNOWN)
     state, log = status.states[key], status.log(key)
-    told: dict[str, Any] = {
+    listed: dict[str, Any] = {
         "stage": key[0],
         "task": key[1],
         "state": state,
         "why": status.why(key),
-        "attempts": facts.attempts.begun,
-        "job": facts.job.id if facts.job else None,
+        "attempts": evidence.attempts.begun,
+        "job": evidence.job.id if evidence.job else None,
         "log": str(log) if log else None,
     }
     if state == "running":
-        told["progress"] = attempts.progress(directory, key)
+        listed["progress"] = attempts.progress(directory, key)
     elif state == "failed":
-        told["failure"] = attempts.read_failure(directory, key)
-        told["last_line"] = next(iter(logs.last_lines(log, 1)), None) if log else None
+        listed["failure"] = attempts.read_failure(directory, key)
+        listed["last_line"] = next(iter(logs.last_lines(log, 1)), None) if log else None
     elif state == "blocked":
-        told["by"] = [{"stage": stage, "task": task} for stage, task in status.blocked_by.get(key, ())]
-    return told
+        listed["by"] = [{"stage": stage, "task": task} for stage, task in status.blocked_by.get(key, ())]
+    return listed

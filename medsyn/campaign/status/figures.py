@@ -32,8 +32,8 @@ class StageFigures:
 
 
 @dataclass(frozen=True)
-class Images:
-    """Images that a mode was asked for, and what its done shards have made."""
+class ImageFigures:
+    """ImageFigures that a mode was asked for, and what its done shards have made."""
 
     asked: int
     made: int
@@ -56,7 +56,7 @@ def _stage(status: Status, stage: str, tasks: list[PlannedTask], expected: float
     took = [float(line.get("spent") or line.get("seconds") or 0.0) for line in lines]
     open_tasks = [planned for planned in tasks if planned.key not in status.made]
     attempts = sum(int(line.get("attempts") or 0) for line in lines)
-    attempts += sum(status.facts.get(planned.key, NOTHING_KNOWN).attempts.begun for planned in open_tasks)
+    attempts += sum(status.evidence.get(planned.key, NOTHING_KNOWN).attempts.begun for planned in open_tasks)
     so_far = [_spent(status, planned) for planned in open_tasks]
     per_task = sum(took) / len(took) if took else expected / len(tasks) if expected else None
     to_come = [
@@ -70,7 +70,7 @@ def _stage(status: Status, stage: str, tasks: list[PlannedTask], expected: float
 
 def _spent(status: Status, planned: PlannedTask) -> float:
     """Seconds of a task's attempts so far; one that was killed counts up to its last heartbeat."""
-    its = status.facts.get(planned.key, NOTHING_KNOWN).attempts
+    its = status.evidence.get(planned.key, NOTHING_KNOWN).attempts
     if not its.is_open:
         return its.seconds
     if status.states[planned.key] == "running":
@@ -79,7 +79,7 @@ def _spent(status: Status, planned: PlannedTask) -> float:
     return its.spent(heartbeat.get("time") if heartbeat else None)
 
 
-def images(status: Status) -> dict[str, Images]:
+def images(status: Status) -> dict[str, ImageFigures]:
     """Images of each mode: asked of the whole campaign, and made by the shards that are done."""
     campaign = status.campaign
     generates = campaign.plan.by_stage.get("generate", [])
@@ -90,7 +90,9 @@ def images(status: Status) -> dict[str, Images]:
             if mode in counts:
                 counts[mode].update(made)
     return {
-        mode: Images(asked, its["made"], its["accepted"], its["candidates"]) for mode, its in counts.items() if asked
+        mode: ImageFigures(asked, its["made"], its["accepted"], its["candidates"])
+        for mode, its in counts.items()
+        if asked
     }
 
 

@@ -15,14 +15,14 @@ from medsyn import errors
 from medsyn.campaign import guards
 from medsyn.campaign.slurm import queue, submissions
 from medsyn.campaign.slurm.queue import QueueView
-from medsyn.campaign.slurm.submissions import Round, Submission
+from medsyn.campaign.slurm.submissions import Launch, Submission
 from medsyn.campaign.state import attempts, done_index, locks, markers
 from medsyn.campaign.state.campaign_file import Campaign
-from medsyn.campaign.status.state import Facts, State, Status, judge
+from medsyn.campaign.status.state import Evidence, State, Status, judge
 from medsyn.campaign.tasks import Key, Settled, settle
 
 FINAL = (errors.EXIT_BAD_INPUT, errors.EXIT_NO_PROGRESS)  # the worker's word that trying again changes nothing
-DONE = Facts(done=True)
+DONE = Evidence(done=True)
 
 
 def read(campaign: Campaign, timeout: float = queue.TIMEOUT_SECONDS) -> Status:
@@ -32,33 +32,33 @@ def read(campaign: Campaign, timeout: float = queue.TIMEOUT_SECONDS) -> Status:
         campaign: the prepared campaign.
         timeout: seconds that Slurm may take to answer.
     """
-    rounds = submissions.rounds(campaign.directory.ledger)
-    submitted = submissions.standing(rounds)
+    launches = submissions.launches(campaign.directory.ledger)
+    submitted = submissions.standing(launches)
     view = _ask(campaign, submitted, timeout) if submitted else QueueView()
     made = markers.done_facts(campaign)
-    facts = dict.fromkeys(made, DONE) | _with_ends(_Looking(campaign, submitted, view).facts(made), timeout)
-    states, blocked_by = _judge_all(campaign, facts)
+    evidence = dict.fromkeys(made, DONE) | _with_ends(_Looking(campaign, submitted, view).evidence(made), timeout)
+    states, blocked_by = _judge_all(campaign, evidence)
     return Status(
         campaign,
         states,
         blocked_by,
         time=time.time(),
-        facts=facts,
+        evidence=evidence,
         made=made,
         submitted=submitted,
-        notes=_notes(campaign, rounds, view),
+        notes=_notes(campaign, launches, view),
     )
 
 
-def _with_ends(facts: dict[Key, Facts], timeout: float) -> dict[Key, Facts]:
+def _with_ends(evidence: dict[Key, Evidence], timeout: float) -> dict[Key, Evidence]:
     """Add accounting's state of jobs that are gone without a record of their own, in one question."""
     gone = {
         key: job
-        for key, its in facts.items()
+        for key, its in evidence.items()
         if its.is_known and its.job is None and (job := its.attempts.job if its.is_lost else its.unbegun)
     }
     words = queue.ended(set(gone.values()), timeout)
-    return facts | {key: replace(facts[key], word=words[job]) for key, job in gone.items() if job in words}
+    return evidence | {key: replace(evidence[key], word=words[job]) for key, job in gone.items() if job in words}
 
 
 def of_settled(campaign: Campaign, settled: Settled) -> Status:
@@ -77,14 +77,14 @@ def _ask(campaign: Campaign, submitted: list[Submission], timeout: float) -> Que
     return queue.view(submitted, timeout)
 
 
-def _notes(campaign: Campaign, rounds: Mapping[str, Round], view: QueueView) -> tuple[str, ...]:
+def _notes(campaign: Campaign, launches: Mapping[str, Launch], view: QueueView) -> tuple[str, ...]:
     notes = []
     if view.problem:
         notes.append(f"Slurm could not be queried ({view.problem}): tasks may be in its queue unseen")
     held = [job.id for job in (*view.tasks.values(), *view.gates.values()) if job.is_held]
     if held:
         notes.append(f"{len(held)} jobs are held, including {held[0]}, and wait until resume or scontrol releases them")
-    unreleased = [its for its in rounds.values() if its.state in (submissions.QUEUEING, submissions.RELEASING)]
+    unreleased = [its for its in launches.values() if its.state in (submissions.QUEUEING, submissions.RELEASING)]
     if unreleased and not locks.is_held(campaign.directory.ledger):
         jobs = sum(len(its.intended) for its in unreleased)
         notes.append(f"a launcher was killed before it released the {jobs} jobs it queued: resume fixes that")
@@ -99,7 +99,7 @@ class _Looking:
     submitted: list[Submission]
     view: QueueView
 
-    def facts(self, done: Collection[Key]) -> dict[Key, Facts]:
+    def evidence(self, done: Collection[Key]) -> dict[Key, Evidence]:
         """What is known of every other task; only files of tasks that have been tried are opened."""
         elements = [element for submission in self.submitted for element in submission.elements()]
         ours = {identity for identity, _ in elements}
@@ -116,7 +116,7 @@ class _Looking:
                 path = directory.attempts(*key) if planned.task.name in tried else None
                 its = attempts.read(path) if path else attempts.NONE
                 is_failed = planned.task.name in failed
-                found[key] = Facts(
+                found[key] = Evidence(
                     locked=path is not None and locks.is_held(path),
                     job=self.view.tasks.get(key),
                     failed=is_failed,
@@ -134,14 +134,14 @@ class _Looking:
 
 
 def _judge_all(
-    campaign: Campaign, facts: Mapping[Key, Facts]
+    campaign: Campaign, evidence: Mapping[Key, Evidence]
 ) -> tuple[dict[Key, State], Mapping[Key, tuple[Key, ...]]]:
     """Every task's state, in the plan's order, and what blocks those that are blocked."""
-    alone = {key: judge(its, is_blocked=False) for key, its in facts.items()}
+    alone = {key: judge(its, is_blocked=False) for key, its in evidence.items()}
     done = {key for key, state in alone.items() if state == "done"}
     settled = settle(campaign.plan, done, {key for key, state in alone.items() if state == "failed"})
     states = {
-        planned.key: judge(facts[planned.key], is_blocked=settled.states[planned.key] == "blocked")
+        planned.key: judge(evidence[planned.key], is_blocked=settled.states[planned.key] == "blocked")
         for planned in campaign.plan
     }
     return states, {key: roots for key, roots in settled.blocked_by.items() if states[key] == "blocked"}

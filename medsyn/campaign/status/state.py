@@ -28,7 +28,7 @@ BAD_ENDS = ("FAILED", "OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEA
 
 
 @dataclass(frozen=True)
-class Facts:
+class Evidence:
     """What is known of one task.
 
     A task is *lost* if its newest attempt was part of a Slurm job of this campaign and has no end on record: once the
@@ -49,35 +49,35 @@ class Facts:
     is_taken_care_of: bool = False  # a launcher is at work that will start or queue it
 
 
-def judge(facts: Facts, is_blocked: bool) -> State:
+def judge(evidence: Evidence, is_blocked: bool) -> State:
     """The task's state.
 
     Args:
-        facts: what is known of it.
+        evidence: what is known of it.
         is_blocked: something that it needs has failed.
     """
-    if facts.done:
+    if evidence.done:
         return "done"
-    if facts.locked or (facts.job is not None and not facts.job.waits):
+    if evidence.locked or (evidence.job is not None and not evidence.job.waits):
         return "running"
-    if facts.job is not None:
-        return "blocked" if is_blocked or facts.job.reason == NEVER else _waiting(facts)
-    if facts.failed and (facts.is_known or facts.is_final):
+    if evidence.job is not None:
+        return "blocked" if is_blocked or evidence.job.reason == NEVER else _waiting(evidence)
+    if evidence.failed and (evidence.is_known or evidence.is_final):
         return "failed"
-    if not facts.is_known:
+    if not evidence.is_known:
         return "blocked" if is_blocked else "unknown"
-    if facts.is_lost or (facts.unbegun and facts.word in BAD_ENDS):
+    if evidence.is_lost or (evidence.unbegun and evidence.word in BAD_ENDS):
         return "failed"
     if is_blocked:
         return "blocked"
-    return _waiting(facts) if facts.is_taken_care_of else "idle"
+    return _waiting(evidence) if evidence.is_taken_care_of else "idle"
 
 
-def _waiting(facts: Facts) -> State:
-    return "preempted" if facts.attempts.begun else "pending"
+def _waiting(evidence: Evidence) -> State:
+    return "preempted" if evidence.attempts.begun else "pending"
 
 
-NOTHING_KNOWN = Facts()
+NOTHING_KNOWN = Evidence()
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Status:
     states: Mapping[Key, State]
     blocked_by: Mapping[Key, tuple[Key, ...]]  # of blocked tasks: the failed ones at the root of it
     time: float  # of the look
-    facts: Mapping[Key, Facts] = field(default_factory=dict)
+    evidence: Mapping[Key, Evidence] = field(default_factory=dict)
     made: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict)  # what the done tasks' markers say
     submitted: Sequence[Submission] = ()  # what was submitted to Slurm
     notes: tuple[str, ...] = ()  # what is wrong with this view: Slurm does not answer, say
@@ -158,18 +158,18 @@ class Status:
 
     def why(self, key: Key) -> str:
         """Why the task is in its state, in one line; empty where there is nothing to say."""
-        facts, state = self.facts.get(key, NOTHING_KNOWN), self.states[key]
+        evidence, state = self.evidence.get(key, NOTHING_KNOWN), self.states[key]
         if state == "running":
-            return self._progress(key, facts)
+            return self._progress(key, evidence)
         if state == "failed":
-            return self._failure(key, facts)
+            return self._failure(key, evidence)
         if state == "blocked":
-            return self._block(key, facts)
+            return self._block(key, evidence)
         if state == "unknown":
             return "Slurm does not answer"
-        if state == "idle" and facts.unbegun:
-            return f"job {facts.unbegun} left the queue before it began{_says(facts.word)}{self._last_word(key)}"
-        said = [facts.job.reason if facts.job else "", facts.attempts.reason or ""]
+        if state == "idle" and evidence.unbegun:
+            return f"job {evidence.unbegun} left the queue before it began{_says(evidence.word)}{self._last_word(key)}"
+        said = [evidence.job.reason if evidence.job else "", evidence.attempts.reason or ""]
         return ", ".join(word for word in said if word and word != "None")
 
     def _last_word(self, key: Key) -> str:
@@ -178,27 +178,31 @@ class Status:
         said = logs.last_lines(path, 1) if path else []
         return f"; its log ends with: {said[0]}" if said else ""
 
-    def _progress(self, key: Key, facts: Facts) -> str:
+    def _progress(self, key: Key, evidence: Evidence) -> str:
         heartbeat = attempts.progress(self.campaign.directory, key)
         said = [f"{heartbeat['step']}/{heartbeat['total']} {heartbeat['unit']}" if heartbeat else "starting"]
-        if facts.job:
-            said += [f"job {facts.job.id}", facts.job.node, "" if facts.job.state == "RUNNING" else facts.job.state]
+        if evidence.job:
+            said += [
+                f"job {evidence.job.id}",
+                evidence.job.node,
+                "" if evidence.job.state == "RUNNING" else evidence.job.state,
+            ]
         return ", ".join(word for word in said if word)
 
-    def _failure(self, key: Key, facts: Facts) -> str:
+    def _failure(self, key: Key, evidence: Evidence) -> str:
         if failure := attempts.read_failure(self.campaign.directory, key):
             message = str(failure.get("message") or "").splitlines()
             return ": ".join(part for part in (failure.get("error"), message[0] if message else None) if part)
-        if facts.is_lost:
-            gone = f"job {facts.attempts.job} on {facts.attempts.host} is gone and recorded no end"
-            return f"lost: {gone}{_says(facts.word) or '; accounting has no record of it'}"
-        return f"job {facts.unbegun} ended before it began{_says(facts.word)}" if facts.unbegun else ""
+        if evidence.is_lost:
+            gone = f"job {evidence.attempts.job} on {evidence.attempts.host} is gone and recorded no end"
+            return f"lost: {gone}{_says(evidence.word) or '; accounting has no record of it'}"
+        return f"job {evidence.unbegun} ended before it began{_says(evidence.word)}" if evidence.unbegun else ""
 
-    def _block(self, key: Key, facts: Facts) -> str:
+    def _block(self, key: Key, evidence: Evidence) -> str:
         roots = ", ".join(" ".join(root) for root in self.blocked_by.get(key, ()))
         if roots:
             return f"by {roots}"
-        return f"by Slurm: {NEVER}, job {facts.job.id}" if facts.job else ""
+        return f"by Slurm: {NEVER}, job {evidence.job.id}" if evidence.job else ""
 
 
 def _says(word: str) -> str:

@@ -247,7 +247,7 @@ def test_a_first_submission_may_be_killed_at_any_time(trial: Trial, monkeypatch:
         (campaign_file, "claim"),
         (disk, "write_atomic"),
         (configuration, "save"),
-        (campaign_file, "write_facts"),
+        (campaign_file, "write_record"),
     ):
         with monkeypatch.context() as killed:
             killed.setattr(*place, None)

@@ -36,54 +36,56 @@ class TestByTime:
     @pytest.mark.parametrize("wanted", [20, 30, 60])
     def test_a_shard_takes_as_long_as_asked_for_with_its_start(self, wanted: float) -> None:
         its = model(f"generation.shard_minutes={wanted}")
-        size = shards.deal(its, {"CT": 1000})["CT"]
+        size = shards.shard_sizes(its, {"CT": 1000})["CT"]
         assert minutes(its, size) == pytest.approx(wanted, rel=0.1)
 
     def test_blocks_that_do_not_fill_whole_shards_are_spread_over_all_of_them(self) -> None:
         its = model()
-        full = shards.deal(its, {"CT": 1000})["CT"]
+        full = shards.shard_sizes(its, {"CT": 1000})["CT"]
         for count in range(1, 5 * full):
-            size = shards.deal(its, {"CT": count})["CT"]
+            size = shards.shard_sizes(its, {"CT": count})["CT"]
             assert 1 <= size <= 1.5 * full + 1
             assert size >= min(count, 0.66 * full - 1)
 
     def test_a_slower_card_and_a_longer_block_make_fewer(self) -> None:
         [size, slower, longer] = (
-            shards.deal(model(*overrides), {"CT": 1000})["CT"]
+            shards.shard_sizes(model(*overrides), {"CT": 1000})["CT"]
             for overrides in ([], ["cluster.tflops=2.95"], ["generation.num_inference_steps=50"])
         )
         assert slower == pytest.approx(size / 2, rel=0.2)
         assert longer == pytest.approx(size / 2, rel=0.2)
 
     def test_a_block_that_takes_longer_is_a_shard_of_its_own(self) -> None:
-        assert shards.deal(model("generation.batches_per_block=100"), {"CT": 9}) == {"CT": 1}
+        assert shards.shard_sizes(model("generation.batches_per_block=100"), {"CT": 9}) == {"CT": 1}
 
     def test_a_number_of_the_users_is_taken_and_a_modality_without_blocks_has_none(self) -> None:
-        assert shards.deal(model("generation.blocks_per_shard=7"), {"CT": 9, "OCT": 0}) == {"CT": 7}
+        assert shards.shard_sizes(model("generation.blocks_per_shard=7"), {"CT": 9, "OCT": 0}) == {"CT": 7}
 
 
 class TestBound:
     def test_shards_are_made_longer_and_none_much_longer_than_the_others(self) -> None:
         blocks = {"CT": 3000, "OCT": 1000}
-        sizes = shards.deal(model("cluster.max_shards=8"), blocks)
+        sizes = shards.shard_sizes(model("cluster.max_shards=8"), blocks)
         assert shards.count_shards(blocks, sizes) == 8
         assert sizes == {"CT": 500, "OCT": 500}
 
     def test_it_holds_for_a_number_of_the_users_too(self) -> None:
         blocks = {"CT": 100, "OCT": 100}
-        sizes = shards.deal(model("generation.blocks_per_shard=1", "cluster.max_shards=10"), blocks)
+        sizes = shards.shard_sizes(model("generation.blocks_per_shard=1", "cluster.max_shards=10"), blocks)
         assert shards.count_shards(blocks, sizes) == 10
 
     def test_it_does_nothing_where_there_are_fewer(self) -> None:
-        assert shards.deal(model("cluster.max_shards=5000"), {"CT": 1000}) == shards.deal(model(), {"CT": 1000})
+        assert shards.shard_sizes(model("cluster.max_shards=5000"), {"CT": 1000}) == shards.shard_sizes(
+            model(), {"CT": 1000}
+        )
 
     def test_every_modality_has_a_shard_whatever_the_bound(self) -> None:
-        assert shards.deal(model("cluster.max_shards=1"), {"CT": 9, "OCT": 5}) == {"CT": 9, "OCT": 5}
+        assert shards.shard_sizes(model("cluster.max_shards=1"), {"CT": 9, "OCT": 5}) == {"CT": 9, "OCT": 5}
 
     def test_a_million_shards_are_bounded_in_no_time(self) -> None:
         blocks = {"CT": 10**6, "OCT": 10**6}
         overrides = ["generation.blocks_per_shard=1", "cluster.max_shards=300000"]
-        assert shards.count_shards(blocks, shards.deal(model(*overrides), blocks)) <= 300_000
+        assert shards.count_shards(blocks, shards.shard_sizes(model(*overrides), blocks)) <= 300_000
 
 
 def ranges(trial: Trial) -> list[tuple[int, int]]:
@@ -116,7 +118,7 @@ class TestRecord:
         slow = change | {"cluster__tflops": 1e-6}
         assert trial.prepare(**BY_TIME, generation__img_num=8, **slow).plan == before
         checked = prepare.check(trial.config(**BY_TIME, generation__img_num=8, **slow))
-        said = "\n".join(show.dealing(checked))
+        said = "\n".join(show.sharding(checked))
         assert "by today's estimate there would be 16, and another generation.shard_minutes re-shards" in said
         slow["generation__shard_minutes"] = 29
         assert len(trial.prepare(**BY_TIME, generation__img_num=8, **slow).plan.by_stage["generate"]) == 16
@@ -160,7 +162,7 @@ class TestRecord:
 
 
 def said(config: Config) -> str:
-    return "\n".join(show.dealing(inputs.check(config)))
+    return "\n".join(show.sharding(inputs.check(config)))
 
 
 class TestOutline:

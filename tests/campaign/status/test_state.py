@@ -6,7 +6,7 @@ import pytest
 
 from medsyn.campaign.slurm.queue import NEVER, Job
 from medsyn.campaign.state.attempts import Attempts, summarize
-from medsyn.campaign.status.state import Facts, judge
+from medsyn.campaign.status.state import Evidence, judge
 
 TRIED = Attempts(begun=1)
 RUNNING, COMPLETING, CONFIGURING = (Job("7_1", state, "None") for state in ("RUNNING", "COMPLETING", "CONFIGURING"))
@@ -18,38 +18,38 @@ REQUEUED = Job("7_1", "PENDING", "BeginTime")
 @pytest.mark.parametrize(
     ("facts", "state", "state_if_blocked"),
     [
-        (Facts(), "idle", "blocked"),
-        (Facts(done=True), "done", "done"),
-        (Facts(done=True, job=RUNNING, locked=True), "done", "done"),
-        (Facts(locked=True), "running", "running"),
-        (Facts(job=RUNNING), "running", "running"),
-        (Facts(job=COMPLETING, attempts=TRIED), "running", "running"),
-        (Facts(job=CONFIGURING), "running", "running"),
-        (Facts(job=WAITING), "pending", "blocked"),
-        (Facts(job=REQUEUED, attempts=TRIED), "preempted", "blocked"),
-        (Facts(job=REQUEUED, attempts=TRIED, is_lost=True), "preempted", "blocked"),
-        (Facts(job=REQUEUED, attempts=TRIED, failed=True), "preempted", "blocked"),  # it is tried again
-        (Facts(job=STUCK), "blocked", "blocked"),
-        (Facts(job=STUCK, attempts=TRIED), "blocked", "blocked"),
-        (Facts(failed=True, attempts=TRIED), "failed", "failed"),
-        (Facts(failed=True, locked=True), "running", "running"),
-        (Facts(is_lost=True, attempts=TRIED), "failed", "failed"),
-        (Facts(unbegun="7_1"), "idle", "blocked"),
-        (Facts(unbegun="7_1", word="CANCELLED"), "idle", "blocked"),
-        (Facts(unbegun="7_1", word="NODE_FAIL"), "failed", "failed"),
-        (Facts(unbegun="7_1", job=WAITING), "pending", "blocked"),
-        (Facts(attempts=TRIED), "idle", "blocked"),  # saved and cancelled, or stopped by Ctrl-C
-        (Facts(is_taken_care_of=True), "pending", "blocked"),
-        (Facts(is_taken_care_of=True, attempts=TRIED), "preempted", "blocked"),
-        (Facts(is_known=False), "unknown", "blocked"),
-        (Facts(is_known=False, is_lost=True, attempts=TRIED), "unknown", "blocked"),
-        (Facts(is_known=False, failed=True), "unknown", "blocked"),  # it may be in the queue again
-        (Facts(is_known=False, failed=True, is_final=True), "failed", "failed"),
-        (Facts(is_known=False, locked=True), "running", "running"),
-        (Facts(is_known=False, done=True), "done", "done"),
+        (Evidence(), "idle", "blocked"),
+        (Evidence(done=True), "done", "done"),
+        (Evidence(done=True, job=RUNNING, locked=True), "done", "done"),
+        (Evidence(locked=True), "running", "running"),
+        (Evidence(job=RUNNING), "running", "running"),
+        (Evidence(job=COMPLETING, attempts=TRIED), "running", "running"),
+        (Evidence(job=CONFIGURING), "running", "running"),
+        (Evidence(job=WAITING), "pending", "blocked"),
+        (Evidence(job=REQUEUED, attempts=TRIED), "preempted", "blocked"),
+        (Evidence(job=REQUEUED, attempts=TRIED, is_lost=True), "preempted", "blocked"),
+        (Evidence(job=REQUEUED, attempts=TRIED, failed=True), "preempted", "blocked"),  # it is tried again
+        (Evidence(job=STUCK), "blocked", "blocked"),
+        (Evidence(job=STUCK, attempts=TRIED), "blocked", "blocked"),
+        (Evidence(failed=True, attempts=TRIED), "failed", "failed"),
+        (Evidence(failed=True, locked=True), "running", "running"),
+        (Evidence(is_lost=True, attempts=TRIED), "failed", "failed"),
+        (Evidence(unbegun="7_1"), "idle", "blocked"),
+        (Evidence(unbegun="7_1", word="CANCELLED"), "idle", "blocked"),
+        (Evidence(unbegun="7_1", word="NODE_FAIL"), "failed", "failed"),
+        (Evidence(unbegun="7_1", job=WAITING), "pending", "blocked"),
+        (Evidence(attempts=TRIED), "idle", "blocked"),  # saved and cancelled, or stopped by Ctrl-C
+        (Evidence(is_taken_care_of=True), "pending", "blocked"),
+        (Evidence(is_taken_care_of=True, attempts=TRIED), "preempted", "blocked"),
+        (Evidence(is_known=False), "unknown", "blocked"),
+        (Evidence(is_known=False, is_lost=True, attempts=TRIED), "unknown", "blocked"),
+        (Evidence(is_known=False, failed=True), "unknown", "blocked"),  # it may be in the queue again
+        (Evidence(is_known=False, failed=True, is_final=True), "failed", "failed"),
+        (Evidence(is_known=False, locked=True), "running", "running"),
+        (Evidence(is_known=False, done=True), "done", "done"),
     ],
 )
-def test_a_state_follows_from_facts(facts: Facts, state: str, state_if_blocked: str) -> None:
+def test_a_state_follows_from_facts(facts: Evidence, state: str, state_if_blocked: str) -> None:
     assert (judge(facts, is_blocked=False), judge(facts, is_blocked=True)) == (state, state_if_blocked)
 
 
