@@ -1,4 +1,4 @@
-"""End what runs of a campaign, here or in Slurm's queue, and nobody else's."""
+"""Cancel a campaign's jobs in Slurm's queue and its launcher on this machine, and nothing else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 def jobs(directory: CampaignDirectory, say: Say) -> int:
     """Cancel every job of the campaign that is in Slurm's queue and wait until none is left; return how many.
 
-    A job counts as the campaign's if its id and its name are the recorded ones: ids are used again.
+    A job counts as the campaign's if its id and its name are the recorded ones: Slurm reuses ids.
 
     Raises:
         SlurmError: Slurm does not answer, or jobs are still there after two minutes.
@@ -35,21 +35,21 @@ def jobs(directory: CampaignDirectory, say: Say) -> int:
         if not found:
             say(f"cancelling {len(left)} jobs; waiting until they have ended")
         if time.monotonic() > end:
-            raise SlurmError(f"{len(left)} cancelled jobs are still in the queue, {min(left)} among them")
+            raise SlurmError(f"{len(left)} cancelled jobs are still in the queue, including {min(left)}")
         found |= left
         queue.cancel(left)  # again: one may have come back
         time.sleep(POLL_SECONDS)
-    with suppress(OSError):  # what is cancelled is cancelled, also where that cannot be written down
+    with suppress(OSError):  # the jobs are cancelled even where that cannot be recorded
         if found:
             ledger.record(directory.ledger, ledger.CANCELLED, jobs=len(found))
-        for number, its in on_record.rounds(directory.ledger).items():
+        for number, its in on_record.launches(directory.ledger).items():
             if its.state in (on_record.QUEUEING, on_record.RELEASING):
                 ledger.record(directory.ledger, on_record.WITHDRAWN, round=number)
     return len(found)
 
 
 def _in_queue(directory: CampaignDirectory) -> set[str]:
-    names = {name for its in on_record.rounds(directory.ledger).values() for name in its.intended}
+    names = {name for its in on_record.launches(directory.ledger).values() for name in its.intended}
     return queue.named(names) if names else set()
 
 
@@ -69,7 +69,7 @@ def launcher(directory: CampaignDirectory, say: Say) -> int:
 
 
 def lock_holder(path: Path) -> int | None:
-    """Process id of whoever holds the lock on `path`, as the kernel has it; None for nobody, or another machine."""
+    """Process id of the holder of the lock on `path`, from the kernel; None if nobody or another machine holds it."""
     if not locks.is_held(path):
         return None
     inode = str(path.stat().st_ino)

@@ -1,9 +1,9 @@
-"""Damaged images out of the way, so that exactly they are made again.
+"""Quarantine damaged images, so that exactly they are made again.
 
-Nothing is deleted: what is damaged is moved into a folder of its own in the campaign's directory. A block that is gone
-makes its task count as not done, so a repair may be killed at any moment and made again.
+Nothing is deleted: damaged files are moved into a new directory inside the campaign's. A task whose block is gone no
+longer counts as done, so a repair may be killed at any moment and run again.
 
-Are the records and tables of finished generate tasks, byte by byte, what they were when the task ended?
+Also the check that records and tables of finished generate tasks are, byte by byte, what they were when the task ended.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from medsyn.generation.verify.finding import Finding
 from medsyn.generation.write.parquet import ATTEMPTS_TABLE, MANIFEST_TABLE
 from medsyn.generation.write.provenance import CIRCUMSTANCES, CIRCUMSTANCES_FILE, write_circumstances
 
-SET_ASIDE = "set-aside"
+QUARANTINE = "set-aside"
 _STAGES = ("generate", "evaluate")  # whose tasks write or read images
 
 
 @contextmanager
 def alone(campaign: Campaign) -> Iterator[None]:
-    """Hold the campaign's lock while nothing else is at work on its images; raises `Busy` if something is."""
+    """Hold the campaign's lock while nothing else works on its images; raises `Busy` if something does."""
     with locks.exclusive(campaign.directory.ledger, campaign.directory.root):
         for planned in campaign.plan:
             path = campaign.directory.attempts(*planned.key)
@@ -38,11 +38,11 @@ def alone(campaign: Campaign) -> Iterator[None]:
         yield
 
 
-def set_aside(campaign: Campaign, findings: Sequence[Finding]) -> tuple[Path, list[PlannedTask]]:
-    """Move everything damaged away, and the done markers of the tasks that make it; call it within `alone`.
+def quarantine(campaign: Campaign, findings: Sequence[Finding]) -> tuple[Path, list[PlannedTask]]:
+    """Move damaged files to quarantine, with the done markers of the tasks that make them; call it within `alone`.
 
     Returns:
-        Where it is now, and the tasks to run again.
+        The directory they are in now, and the tasks to run again.
 
     Raises:
         Busy: one of the tasks has begun meanwhile; what was moved until then stays so.
@@ -50,7 +50,7 @@ def set_aside(campaign: Campaign, findings: Sequence[Finding]) -> tuple[Path, li
     root = campaign.directory.root
     damaged = list(dict.fromkeys(one.damaged for one in findings if one.damaged is not None))
     damaged = [path for path in damaged if not any(parent in set(damaged) for parent in path.parents)]
-    target = _new_folder(root / SET_ASIDE)
+    target = _new_folder(root / QUARANTINE)
     made_by = _makers(campaign)
     again: dict[Key, PlannedTask] = {}
     for path in damaged:
@@ -66,12 +66,12 @@ def set_aside(campaign: Campaign, findings: Sequence[Finding]) -> tuple[Path, li
                 again[planned.key] = planned
     for name in (MANIFEST_TABLE, ATTEMPTS_TABLE) if again else ():  # they are made of what was damaged
         _move(root / name, root, target)
-    _restore_circumstances(campaign)
+    _restore_environment(campaign)
     return target, list(again.values())
 
 
 def _makers(campaign: Campaign) -> dict[Path, list[PlannedTask]]:
-    """The tasks that make each block, each folder of tables and each done marker."""
+    """The tasks that make each block, each directory of tables and each done marker."""
     makers: dict[Path, list[PlannedTask]] = defaultdict(list)
     for planned in campaign.plan.by_stage.get("generate", []):
         task = planned.task
@@ -91,15 +91,15 @@ def _new_folder(parent: Path) -> Path:
 
 
 def _move(path: Path, root: Path, target: Path) -> None:
-    """Move a file or a folder of the campaign under `target`, if it is still there."""
+    """Move a file or directory of the campaign below `target`, if it still exists."""
     if path.exists() or path.is_symlink():
         to = target / path.relative_to(root)
         disk.make_directory(to.parent)
         path.rename(to)
 
 
-def _restore_circumstances(campaign: Campaign) -> None:
-    """Put on record again what the images are made with, as the first whole block says it."""
+def _restore_environment(campaign: Campaign) -> None:
+    """Record again the environment that the images are made in, from the first whole block."""
     path = campaign.directory.work("generate", CIRCUMSTANCES_FILE)
     if path.exists():
         return
@@ -112,15 +112,15 @@ def _restore_circumstances(campaign: Campaign) -> None:
                     return
 
 
-def marker_findings(campaign: Campaign, told: Collection[Path]) -> Iterator[Finding]:
-    """A finding for every file that a done marker lists otherwise; blocks and tables in `told` are passed over."""
+def marker_findings(campaign: Campaign, reported: Collection[Path]) -> Iterator[Finding]:
+    """A finding for every file that differs from its done marker's list, except blocks and tables in `reported`."""
     root = campaign.directory.root
     for planned in campaign.plan.by_stage.get("generate", []):
         marker = campaign.directory.done(*planned.key)
         facts = done_marker(campaign, planned)
         if facts is None:
             if marker.exists():
-                yield Finding(marker, "is damaged, or of another campaign", marker)
+                yield Finding(marker, "is damaged, or belongs to another campaign", marker)
             continue
         try:
             listed = [FileRecord(**output) for output in facts["outputs"]]
@@ -128,11 +128,11 @@ def marker_findings(campaign: Campaign, told: Collection[Path]) -> Iterator[Find
         except (KeyError, TypeError):
             places = []
         if [path for _, path in places] != list(outputs(campaign, planned)):
-            yield Finding(marker, "is damaged: it does not list what the task made", marker)
+            yield Finding(marker, "is damaged: it does not list the task's outputs", marker)
             continue
         for record, path in places:
             damaged = path if path.name in (MANIFEST_TABLE, ATTEMPTS_TABLE) else path.parent
-            if damaged in told or not path.is_file():
+            if damaged in reported or not path.is_file():
                 continue
             if path.stat().st_size != record.size or disk.sha256_file(path) != record.sha256:
-                yield Finding(path, "has other content than when its task ended", damaged)
+                yield Finding(path, "has changed since its task ended", damaged)

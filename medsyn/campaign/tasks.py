@@ -41,10 +41,10 @@ _RLHF = (
     *("training.max_epochs", "training.batch_size", "training.checkpoints", "training.stage1"),
 )
 
-_DEALING = ("blocks_per_shard", "shard_minutes")
+_RESHARDED_BY = ("blocks_per_shard", "shard_minutes")
 
-# Keys that name a file are not here: the file's content counts, not its path. Neither are those by which blocks are
-# dealt to tasks, which shows in no result.
+# Keys that name a file are not here: the file's content counts, not its path. Neither are those that only shard the
+# blocks, which changes no result.
 READS: dict[str, Reads] = {
     "finetune": Reads(
         (*_ALWAYS, "data.modality_column", "data.resolution", "data.held_out_fraction", "finetune"),
@@ -57,7 +57,7 @@ READS: dict[str, Reads] = {
             *_ALWAYS,
             "data.resolution",
             "training.stage",
-            *(f"generation.{key}" for key in type(Config().generation).model_fields if key not in _DEALING),
+            *(f"generation.{key}" for key in type(Config().generation).model_fields if key not in _RESHARDED_BY),
         ),
         ("prompts", "weights"),
         ("finetune", "rlhf-stage1", "rlhf-stage2"),
@@ -138,13 +138,13 @@ class Plan:
         return chosen
 
     def find(self, stage: str, which: str) -> PlannedTask:
-        """The task of `stage` with this name or index; raises InputError saying which there are."""
+        """The task of `stage` with this name or index; raises InputError, which lists the existing ones."""
         tasks = self.by_stage.get(stage, [])
         for planned in tasks:
             if which in (planned.task.name, str(planned.task.index)):
                 return planned
         names = ", ".join(planned.task.name for planned in tasks[:8]) + (", ..." if len(tasks) > 8 else "")
-        has = f"it has {len(tasks)}: {names}" if tasks else "this campaign does not have that stage"
+        has = f"the stage has {len(tasks)}: {names}" if tasks else "this campaign has no such stage"
         raise InputError(stage, f"there is no task {which!r}; {has}")
 
 

@@ -1,7 +1,7 @@
 """What a task runs, whoever started it: the local scheduler, a Slurm job, or a person at a prompt.
 
 A task that is done leaves before anything heavy is imported. Otherwise its inputs are checked by record, its stage's
-function runs, and whatever comes out of that becomes one of the exit codes of `medsyn.errors` and a record on disk.
+function runs, and the outcome becomes one of the exit codes of `medsyn.errors` and a record on disk.
 Any task may be killed at any instruction and run again.
 
 Signals: asking a running task to save and leave.
@@ -94,15 +94,15 @@ def _already_done(planned: PlannedTask) -> int:
 def _lock(path: Path, planned: PlannedTask, control: Control) -> ExitStack:
     """The task's lock, taken; waits while another process of this machine works on the task."""
     stack = ExitStack()
-    told = False
+    reported = False
     while True:
         control.leave_if_asked()
         try:
             stack.enter_context(locks.exclusive(path))
             return stack
         except locks.Busy as busy:
-            if not told:
-                told = True
+            if not reported:
+                reported = True
                 print(f"{' '.join(planned.key)}: {busy}; waiting for it", flush=True)
             time.sleep(LOCK_POLL_SECONDS)
 
@@ -134,7 +134,7 @@ def _attempt(campaign: Campaign, planned: PlannedTask, control: Control, functio
 
 
 def _check_inputs(campaign: Campaign, planned: PlannedTask, control: Control, latency_seconds: float) -> None:
-    """Raise InputError if an input is not what it should be, also after the time a shared file system may need."""
+    """Raise InputError if an input is wrong, and still is after the time a shared file system may need."""
     end = time.monotonic() + latency_seconds
     while True:
         try:
@@ -163,7 +163,7 @@ def _load(function: str, threads: int) -> StageFunction:
 def _fail(
     error: BaseException, control: Control, directory: CampaignDirectory, key: Key, before: Mapping[str, Any] | None
 ) -> tuple[int, str]:
-    """Tell and write down what a stage raised; return the exit code and the reason in one line."""
+    """Report and record what a stage raised; return the exit code and the reason in one line."""
     code, message = _exit_code(error, directory.root)
     failure: dict[str, Any] = {"error": type(error).__name__, "message": message, "step": control.step}
     if code == errors.EXIT_FAILED:
@@ -181,7 +181,7 @@ def _fail(
 
 
 def _exit_code(error: BaseException, root: Path) -> tuple[int, str]:
-    """The exit code that a failure ends with, and what to say about it; `root` is the campaign's directory."""
+    """The exit code of a failure, and its message; `root` is the campaign's directory."""
     message = str(error)
     if isinstance(error, (InputError, InputProblems)):
         return errors.EXIT_BAD_INPUT, message
@@ -197,7 +197,7 @@ def _exit_code(error: BaseException, root: Path) -> tuple[int, str]:
 
 
 def _disk_full(error: BaseException, root: Path) -> str:
-    """Which file found no room, and how much is free there; the campaign's directory where no file is named."""
+    """A message naming the file that found no room and the free space; the campaign's directory if none is named."""
     named = (Path(one.filename) for one in _causes(error) if isinstance(one, OSError) and isinstance(one.filename, str))
     place = next(named, root)
     room = disk.room(place.parent)
@@ -205,7 +205,7 @@ def _disk_full(error: BaseException, root: Path) -> str:
 
 
 def _is_disk_full(error: BaseException) -> bool:
-    """Whether a full disk is what the exception, or one that led to it, is about."""
+    """Whether the exception, or one that led to it, is about a full disk."""
     return any(
         (isinstance(one, OSError) and one.errno in disk.FULL)
         or os.strerror(errno.ENOSPC) in str(one)  # libraries in other languages raise their own types
@@ -240,7 +240,7 @@ def install(control: Control) -> None:
 
 
 def leave_with_parent(parent: int, control: Control) -> None:
-    """Be sent SIGTERM by the kernel when the scheduler with process id `parent` dies, however it dies."""
+    """Have the kernel send SIGTERM when the scheduler with process id `parent` dies, however it dies."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:  # it died before the line above
         control.request_stop()

@@ -1,4 +1,4 @@
-"""medsyn calibrate CONFIG: how fast this machine paints, as the key that makes the plan's estimates match."""
+"""medsyn calibrate CONFIG: how fast this machine samples, as the key that makes the plan's estimates match."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Speed:
 
 
 def calibrate(program: str, arguments: Sequence[str]) -> int:
-    """Paint a few batches with the campaign's pretrained model, and tell the rate to put into the configuration."""
+    """Sample a few batches with the campaign's pretrained model, and print the rate to put into the configuration."""
     parser = app.config_parser(program, str(calibrate.__doc__))
     args = parser.parse_intermixed_args(arguments)
 
@@ -61,10 +61,10 @@ def calibrate(program: str, arguments: Sequence[str]) -> int:
 
 
 def measure(config: Config) -> Speed:
-    """Paint batches of the configured size as generation does, with few steps, and reckon what all steps take.
+    """Sample batches of the configured size as generation does, with few steps, and extrapolate to all steps.
 
     Args:
-        config: resolved. The campaign need not be prepared; the pretrained model paints, as fine-tuning changes no
+        config: resolved. The campaign need not be prepared; the pretrained model is used, as fine-tuning changes no
             shape.
 
     Raises:
@@ -83,7 +83,7 @@ def measure(config: Config) -> Speed:
     painter = Loader(plain, config.data.modalities[0], CampaignDirectory(config.campaign.path)).painter("baseline")
     on_gpu = painter.system.device.type == "cuda"
     with memory_told(config):
-        paint(painter, FEW)  # the first batch loads kernels and embeds the prompts
+        sample(painter, FEW)  # the first batch loads kernels and embeds the prompts
         few, more = (_median(painter, steps) for steps in (FEW, MORE))
     guided, unguided = unet_calls(section)
     of_a_row = max(more[0] - few[0], 0.0) / (more[1] - few[1])
@@ -96,13 +96,13 @@ def measure(config: Config) -> Speed:
 
 
 def _median(painter: Painter, steps: int) -> tuple[float, int]:
-    """(seconds, rows the UNet computed) of a batch with so many steps."""
-    made = [paint(painter, steps) for _ in range(TIMED)]
+    """(seconds, rows the UNet computed) of a batch with this number of steps; the median of the seconds."""
+    made = [sample(painter, steps) for _ in range(TIMED)]
     return statistics.median(seconds for seconds, _ in made), made[0][1]
 
 
-def paint(painter: Painter, steps: int) -> tuple[float, int]:
-    """Paint one full batch with so many steps: (seconds, rows the UNet computed)."""
+def sample(painter: Painter, steps: int) -> tuple[float, int]:
+    """Sample one full batch with this number of steps: (seconds, rows the UNet computed)."""
     from medsyn.data.prompts.store import Item
 
     modality = painter.recipe.modality

@@ -49,8 +49,8 @@ def plan(program: str, arguments: Sequence[str]) -> int:
         if profile is not None and not any(problem.severity == "error" for problem in found):
             arrays = profile, submit.chunk_size(profile) if shutil.which("scontrol") else submit.assumed_chunk(profile)
     if args.json:
-        told = show.as_dict(checked) | {"problems": [problem.as_dict() for problem in problems]}
-        print(json.dumps(told | ({"slurm": queue_outline.as_list(checked.plan, *arrays)} if arrays else {}), indent=2))
+        shown = show.as_dict(checked) | {"problems": [problem.as_dict() for problem in problems]}
+        print(json.dumps(shown | ({"slurm": queue_outline.as_list(checked.plan, *arrays)} if arrays else {}), indent=2))
     else:
         show.show(Console(), checked)
         if arrays:

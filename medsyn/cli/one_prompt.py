@@ -183,8 +183,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError."""
-        told, _, unknown = message.partition("unrecognized arguments: ")
-        hints = [meant for word in unknown.split() if (meant := self.meant(word))] if not told else []
+        other, _, unknown = message.partition("unrecognized arguments: ")
+        hints = [meant for word in unknown.split() if (meant := self.meant(word))] if not other else []
         raise InputError("command line", message + (f"; did you mean {', '.join(hints)}?" if hints else ""))
 
     def meant(self, word: str) -> str | None:

@@ -26,22 +26,16 @@ def main(program: str, arguments: Sequence[str]) -> int:
     """Check a prompt list, or build a balanced one."""
     parser = argparse.ArgumentParser(prog=program, description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    checked = commands.add_parser(
-        "check", help="list everything that is wrong with a prompt list, and count its prompts"
-    )
+    checked = commands.add_parser("check", help="list what is wrong with a prompt list, and count its prompts")
     checked.add_argument("list", type=Path, metavar="FILE", help="CSV, JSON lines, Parquet or text")
-    balanced = commands.add_parser(
-        "balance", help="build a list with as many images of every combination of the columns' values"
-    )
+    balanced = commands.add_parser("balance", help="build a list with equally many images of each combination")
     balanced.add_argument("source", type=Path, metavar="SOURCE", help="a data set's table, or a prompt list")
     balanced.add_argument("--by", default="modality", metavar="COLUMN,...", help="such as modality,finding")
     amount = balanced.add_mutually_exclusive_group(required=True)
     amount.add_argument("--total", type=int, metavar="N", help="images in all")
     amount.add_argument("--per-cell", type=int, metavar="N", help="images of each combination")
     balanced.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new .csv or .jsonl file")
-    balanced.add_argument(
-        "--seed", type=int, default=0, help="decides which captions are taken where there are too many (0)"
-    )
+    balanced.add_argument("--seed", type=int, default=0, help="decides which of too many captions are taken (0)")
     args = parser.parse_args(arguments)
     return _check(args.list) if args.command == "check" else _balance(args)
 

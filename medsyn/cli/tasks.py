@@ -44,7 +44,7 @@ def _list_tasks(config: Config, stage: str) -> int:
     from medsyn.campaign.state import campaign_file
     from medsyn.stage import CampaignDirectory
 
-    before = campaign_file.read_facts(CampaignDirectory(config.campaign.path))
+    before = campaign_file.read_record(CampaignDirectory(config.campaign.path))
     with app.progress_bars() as progress:
         checked = inputs.check(config, before, progress)
     tasks = checked.plan.by_stage.get(stage, [])

@@ -48,7 +48,7 @@ def verify(program: str, arguments: Sequence[str]) -> int:
             findings.append(finding)
         _summary(images, again, len(findings))
         if args.repair and findings:
-            _report_repair(*repair.set_aside(campaign, findings), campaign.directory.root)
+            _report_repair(*repair.quarantine(campaign, findings), campaign.directory.root)
     return EXIT_FAILED if findings else EXIT_DONE
 
 
@@ -89,17 +89,17 @@ def _findings(campaign: Campaign, images: Sequence[Images], again: Rerun | None)
     from medsyn.generation.verify.parquet import TABLES, check_merged_table
 
     shards = campaign.plan.shards
-    told: set[Path] = set()
+    reported: set[Path] = set()
     for one in images:
         for finding in one.findings(shards[one.modality]):
-            told |= {finding.damaged} if finding.damaged else set()
+            reported |= {finding.damaged} if finding.damaged else set()
             yield finding
     yield from check_circumstances(campaign.directory, images)
     yield from strangers(campaign.config, campaign.directory, list(shards))
     folders = table_folders(campaign)
     for name in TABLES:
         yield from check_merged_table(campaign.directory.root / name, [folder / name for folder in folders])
-    yield from repair.marker_findings(campaign, told)
+    yield from repair.marker_findings(campaign, reported)
     if again is not None:
         with app.progress_bars() as progress:
             yield from again.findings(images, progress)

@@ -135,7 +135,7 @@ def test_shards_are_not_dealt_anew_while_some_are_in_slurms_queue(
     trial.queued("medsyn-trial-generate-r", "generate", ("ct-00000",), "8")
     (tmp_path / "bin" / "queue").write_text("8|PENDING|None||(null)|medsyn-trial-generate-r\n")
     guards.open_for_change(trial.config(**settings, cluster__max_parallel=7), here=False)
-    with pytest.raises(InputError, match=r"generation.blocks_per_shard: it deals the shards anew, but generate jobs"):
+    with pytest.raises(InputError, match=r"generation.blocks_per_shard: it re-shards the campaign, but generate jobs"):
         guards.open_for_change(trial.config(**settings | {"generation__blocks_per_shard": 3}), here=False)
 
 
@@ -143,5 +143,5 @@ def test_a_campaign_of_somebody_else_is_theirs(trial: Trial, monkeypatch: pytest
     campaign = trial.prepare_short()
     guards.require_own(campaign.directory)
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    with pytest.raises(InputError, match="who alone can change it"):
+    with pytest.raises(InputError, match="and only its owner can change it"):
         guards.require_own(campaign.directory)

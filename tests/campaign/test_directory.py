@@ -28,7 +28,7 @@ def call(*words: str | Path) -> int:
 
 def is_unchanged(config: Config) -> bool:
     """Whether submitting it would have nothing to check and nothing to write."""
-    return prepare.unchanged(config, campaign_file.read_facts(CampaignDirectory(config.campaign.path))) is not None
+    return prepare.unchanged(config, campaign_file.read_record(CampaignDirectory(config.campaign.path))) is not None
 
 
 def snapshot(root: Path) -> dict[Path, bytes]:
@@ -123,7 +123,9 @@ def test_overrides_come_on_top_and_what_is_made_cannot_be_changed(
     capsys.readouterr()
     assert call("submit", trial.root, "--cluster", "local", "finetune.max_train_steps=8") == 65
     said = capsys.readouterr().err
-    assert "configuration, finetune.max_train_steps: was 7 and is now 8, but finetune of this campaign exists" in said
+    assert (
+        "configuration, finetune.max_train_steps: was 7 and is now 8, but this campaign has results of finetune" in said
+    )
     assert call("submit", trial.root, "--cluster", "local", "finetune.max_train_stepz=8") == 65
     assert "did you mean finetune.max_train_steps?" in capsys.readouterr().err
 
@@ -189,7 +191,7 @@ def test_every_command_takes_it(
 def test_a_directory_that_is_no_campaigns(trial: Trial, capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert call(command, trial.data) == 65
     assert capsys.readouterr().err == (
-        f"{trial.data}: this is not a campaign's directory: `medsyn submit CONFIG` makes one\n"
+        f"{trial.data}: this is not a campaign's directory: `medsyn submit CONFIG` creates one\n"
     )
     assert call(command, trial.data / "nothing") == 65
     assert "there is no such configuration file" in capsys.readouterr().err
@@ -203,7 +205,7 @@ def test_a_campaign_whose_preparation_was_killed(
     campaign_file.claim(CampaignDirectory(trial.root))
     before = snapshot(trial.root)
     assert call(command, trial.root) == 65
-    said = f"{trial.root}: this campaign was never prepared to the end: submit its configuration again\n"
+    said = f"{trial.root}: the preparation of this campaign was never finished: submit its configuration again\n"
     assert capsys.readouterr().err == said
     assert snapshot(trial.root) == before
 

@@ -65,13 +65,13 @@ def test_shards_are_not_dealt_anew_while_generate_jobs_are_queued(
     queued: Trial, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
     said = refused(queued, capsys, *words, "generation.blocks_per_shard=5")
-    assert "configuration, generation.blocks_per_shard: it deals the shards anew, but generate jobs" in said
+    assert "configuration, generation.blocks_per_shard: it re-shards the campaign, but generate jobs" in said
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"generation__img_num": 8}, "2 generate jobs in Slurm's queue \\(ct-00000"),
+        ({"generation__img_num": 8}, "2 generate jobs in Slurm's queue, including ct-00000"),
         ({"data__modalities": ["CT"]}, "oct-00000"),
     ],
 )
@@ -79,7 +79,7 @@ def test_nor_by_other_prompts_or_settings(queued: Trial, change: dict[str, Any],
     by_time = {"generation__blocks_per_shard": None}
     queued.prepare(**by_time)
     before = (queued.root / "campaign.json").read_bytes()
-    with pytest.raises(InputError, match=f"it deals the shards anew, and .*{named}"):
+    with pytest.raises(InputError, match=f"it re-shards the campaign, and .*{named}"):
         guards.open_for_change(queued.config(**by_time, **change), here=False)
     assert (queued.root / "campaign.json").read_bytes() == before
     guards.open_for_change(queued.config(**by_time, generation__guidance_scale=3.0), here=False)
@@ -111,7 +111,7 @@ def test_nobody_changes_the_campaign_of_another_user(
         said = capsys.readouterr().err
     else:
         said = refused(trial, capsys, *words)
-    assert f"{trial.root}, campaign.dir: this campaign belongs to {guards.user_name(other - 1)}, who alone" in said
+    assert f"{trial.root}, campaign.dir: this campaign belongs to {guards.user_name(other - 1)}, and only" in said
 
 
 def test_what_schedulers_call_is_asked_nothing(queued: Trial, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,7 @@ class Count:
 @pytest.fixture
 def count(monkeypatch: pytest.MonkeyPatch) -> Count:
     count = Count(monkeypatch)
-    count.calls_of(campaign_file.read_facts, "campaign.json")
+    count.calls_of(campaign_file.read_record, "campaign.json")
     count.calls_of(configuration.load, "configuration")
     count.calls_of(tasks.build, "plan")
     count.calls_of(site.load, "site profile")

@@ -90,7 +90,7 @@ def test_find_by_name_and_by_index_and_not_at_all() -> None:
     assert plan().find("generate", "3").task.name == plan().find("generate", "x-ray-00000").task.name
     with pytest.raises(InputError, match=r"no task 'mri'.*ct, x-ray"):
         plan().find("finetune", "mri")
-    with pytest.raises(InputError, match="does not have that stage"):
+    with pytest.raises(InputError, match="this campaign has no such stage"):
         plan().find("rlhf", "0")
 
 

@@ -105,7 +105,7 @@ def test_a_plan_for_a_card_that_is_too_small_names_what_to_change() -> None:
     result = launch("plan", "configs/sd15-pascal.yaml", "finetune.use_8bit_adam=false")
     assert result.returncode == 65
     assert "the sizes are those of Stable Diffusion v1.5" in result.stdout
-    assert "finetune is estimated to need 15.3 GiB of a card's memory, and one has 12" in result.stderr
+    assert "finetune is estimated to need 15.3 GiB of GPU memory, but a card has 12 GiB" in result.stderr
     assert "finetune.use_8bit_adam=true would need 10.5 GiB" in result.stderr
 
 
@@ -149,7 +149,7 @@ def test_slurm_is_the_default_where_it_is(config: Path, tmp_path: Path) -> None:
     result = launch("submit", config, cwd=tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert (result.returncode, result.stderr.splitlines()[-1]) == (
         65,
-        "Slurm: it cannot be asked: scontrol: no controller",
+        "Slurm: it cannot be queried: scontrol: no controller",
     )
 
 

@@ -69,7 +69,7 @@ class Trial:
 
     @staticmethod
     def prepare_config(config: Config, *arguments: Any, **named: Any) -> Campaign:
-        before = campaign_file.read_facts(CampaignDirectory(config.campaign.path))
+        before = campaign_file.read_record(CampaignDirectory(config.campaign.path))
         return prepare.prepare(config, before, *arguments, **named)
 
     def prepare_short(self, **overrides: Any) -> Campaign:

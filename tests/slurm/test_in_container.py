@@ -76,7 +76,7 @@ def test_versions_are_compared_before_anything_is_queued(trial: SlurmTrial, cont
     for name in ("Python is 3.12", "submitit is 1.4.0", "medsyn is 0.0.9"):
         assert f"{name} inside the image" in told
     assert "the image lacks torch" in told
-    assert "not at this medsyn's pins: numpy 2.0 (1." in told
+    assert "differ from this medsyn's pins: numpy 2.0 (1." in told
 
 
 def test_variables_of_slurm_that_do_not_reach_the_inside_are_noticed(
@@ -84,15 +84,15 @@ def test_variables_of_slurm_that_do_not_reach_the_inside_are_noticed(
 ) -> None:
     runtime = Path(str(container["runtime"]))
     runtime.write_text(runtime.read_text().replace("shift\n", "shift; unset SLURM_MEDSYN\n", 1))
-    assert "Slurm's variables do not reach the inside" in problems(trial, container)
+    assert "Slurm's variables do not reach the container" in problems(trial, container)
 
 
 def test_an_image_that_is_not_there_and_one_that_cannot_be_entered(
     trial: SlurmTrial, container: dict[str, object]
 ) -> None:
-    assert "image: the image /no/such.sif is not there" in problems(trial, container | {"image": "/no/such.sif"})
+    assert "image: the image /no/such.sif does not exist" in problems(trial, container | {"image": "/no/such.sif"})
     broken = shutil.which("false")
-    assert "could not be asked for their versions" in problems(trial, container | {"python": broken})
+    assert "medsyn inside the image could not be read" in problems(trial, container | {"python": broken})
     assert "versions inside the image were not compared" in problems(trial, container | {"runtime": "no-apptainer"})
 
 
@@ -103,5 +103,5 @@ def test_a_partition_that_does_not_exist_and_a_limit_that_is_too_long(
     profile = tmp_path / "site.yaml"
     profile.write_text("partition: short\ntime: 60\nstages: {evaluate: {partition: gpus, time: 5}, gate: {time: 5}}\n")
     told = "\n".join(map(str, check.read_site(trial.config(cluster__site=str(profile)))[1]))
-    assert "time: 60 minutes are more than partition short allows (30)" in told
-    assert "stages.evaluate.partition: there is no partition gpus; there are cpu, gpu, preempt, short" in told
+    assert "time: 60 minutes exceed the limit of partition short (30)" in told
+    assert "stages.evaluate.partition: there is no partition gpus; the cluster has cpu, gpu, preempt, short" in told

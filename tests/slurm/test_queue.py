@@ -136,7 +136,7 @@ def test_a_retry_makes_dependents_in_the_queue_wait_for_it(trial: SlurmTrial) ->
     trial.cluster.wait_until(lambda: ("finetune", "oct") not in trial.view().tasks, what="oct to leave the queue")
     again = trial.queue()
     assert again.queued == 1  # the rest of its branch still waits in the queue
-    assert any("rlhf-stage1 in the queue waits for it" in line for line in trial.said)
+    assert any("rlhf-stage1, already in the queue: dependency updated" in line for line in trial.said)
     trial.finish()
     assert trial.done() == all_tasks(trial)
     assert set(Counter(trial.calls()).values()) <= {1, 2}

@@ -54,7 +54,7 @@ def test_what_was_killed_without_a_word_is_lost_and_accounting_says_how_it_ended
     job = trial.job("finetune", "ct")
     os.kill(trial.starts("finetune", "ct")[-1]["pid"], signal.SIGKILL)
     trial.finish()
-    said = "wrote down no end; accounting says FAILED"
+    said = "recorded no end; accounting says FAILED"
     trial.cluster.wait_until(lambda: said in now(trial).why(("finetune", "ct")), 60, "accounting")
     status = now(trial)
     assert status.why(("finetune", "ct")).startswith(f"lost: job {job} on n")

@@ -1,4 +1,4 @@
-"""How large the networks are and what they compute, from their configuration files alone; without importing torch.
+"""Sizes and operation counts of the networks, from their configuration files alone; without importing torch.
 
 Login nodes plan with these numbers. One `Count` is one network, or a part of one, on one sample; parts add up.
 """
@@ -25,7 +25,7 @@ SD15_TEXT: Settings = {"hidden_size": 768, "intermediate_size": 3072}
 
 @dataclass(frozen=True)
 class Count:
-    """What a network comes to for one sample; `+` is one part after the other."""
+    """Size and work of a network for one sample; `+` is one part after the other."""
 
     parameters: int = 0
     flops: int = 0  # of a forward pass: convolutions and matrix products, a multiply-add is two
@@ -95,7 +95,7 @@ def _transformer(width: int, side: int, context: int, depth: int) -> Count:
 
 
 def _resample(channels: int, side: int, given: int) -> Count:
-    """The convolution that changes the side; `given` is the side of what it is given."""
+    """The convolution that changes the side to `side`; `given` is the side of its input."""
     return replace(_conv(channels, channels, side), saved=channels * given**2, inputs=channels * given**2)
 
 

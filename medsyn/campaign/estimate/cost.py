@@ -70,8 +70,8 @@ def estimate(config: Config, plan: Plan, counts: Counts, on_gpu: bool) -> Estima
     Args:
         config: resolved.
         plan: its tasks.
-        counts: what there is to do, by modality; what is absent counts as none.
-        on_gpu: whether the tasks will find a card.
+        counts: the amount of work, by modality; absent counts are zero.
+        on_gpu: whether the tasks will find a GPU.
     """
     model = CostModel(config, counts, on_gpu)
     tasks = {planned.key: model.task(planned.task) for planned in plan}
@@ -110,7 +110,7 @@ class CostModel:
         return {}
 
     def task(self, task: Task) -> TaskCost:
-        """The cost of one task; tasks with as much to do cost the same, and of shards there may be 100,000."""
+        """The cost of one task; cached by amount of work, because there may be 100,000 shards."""
         work = volume(self.config, task, self.counts)
         key = (task.stage, task.modality, work)
         if key not in self._known:
@@ -179,15 +179,15 @@ class CostModel:
         return seconds
 
     def batch(self, guided: float, plain: float) -> float:
-        """Seconds to sample and decode one batch, with so many guided and unguided calls of the UNet."""
+        """Seconds to sample and decode one batch, with these numbers of guided and unguided UNet calls."""
         networks, size = self.networks, self.config.generation.images_per_batch
         denoising = self._seconds(networks.unet, 2 * size, guided) + self._seconds(networks.unet, size, plain)
         return denoising + self._seconds(networks.decoder, size)
 
     def rate_for(self, seconds: float) -> float:
-        """The TFLOP/s at which one batch of the configuration's settings takes so many seconds.
+        """The TFLOP/s at which one batch with the configuration's settings takes `seconds`.
 
-        Where starting the layers alone takes longer, the operations over the seconds: an estimate then stays longer.
+        If starting the layers alone takes longer, it is the operations over the seconds, and the estimate stays longer.
         """
         guided, plain = unet_calls(self.config.generation)
         size, networks = self.config.generation.images_per_batch, self.networks

@@ -1,4 +1,4 @@
-"""How many bytes the stages need: of a card's memory while they run, of disk while they run and for good.
+"""Bytes that the stages need: GPU memory while they run, disk while they run and permanently.
 
 Estimates from the networks' shapes; docs/performance.md says what they rest on.
 """
@@ -35,7 +35,7 @@ REPORT = 5 * 2**20  # bytes of report, metrics and judge
 
 
 def scorers(config: Config, stage: str) -> list[Count]:
-    """The scorers that a stage trains or asks."""
+    """The scorers that a stage trains or scores with."""
     policy = architecture.scorer(config.policy_model)
     if stage == "rlhf-stage2" or not config.training.stage1.train_selector:
         return [policy]
@@ -43,7 +43,7 @@ def scorers(config: Config, stage: str) -> list[Count]:
 
 
 def memory(config: Config, stage: str, model: Architecture) -> int:
-    """Peak bytes of a card's memory (of the machine's where there is no card) that one task of a stage needs."""
+    """Peak bytes of GPU memory (of main memory where there is no GPU) that one task of a stage needs."""
     if stage == "finetune":
         return round(CONTEXT + max(_encoding(model, True), _finetuning(config, model)))
     if stage == "generate":
@@ -87,14 +87,14 @@ def _fitting(config: Config, stage: str) -> float:
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes that one task leaves, and those that it needs besides while it runs."""
+    """Bytes that one task leaves, and those it needs in addition while it runs."""
 
     kept: int
     scratch: int = 0
 
 
 def disk(config: Config, task: Task, model: Architecture, work: Volume, candidates: float) -> Disk:
-    """Bytes of disk of one task; `candidates` is how many each filtered image is expected to take."""
+    """Bytes of disk that one task needs; `candidates` is how many a filtered image is expected to take."""
     if task.stage == "finetune":
         captions = work.images + 1  # at most: many images share one
         cache = HALF * (2 * work.images * model.latent + captions * architecture.TOKENS * model.text_width)

@@ -1,4 +1,4 @@
-"""How much there is to do: images, ratings and prompts of a campaign, and what one task has of them."""
+"""The amount of work: images, ratings and prompts of a campaign, and the share of one task."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TWO_CALLS_A_STEP = frozenset({"heun", "dpm2", "dpm2_a"})  # but for the last on
 
 @dataclass(frozen=True)
 class Volume:
-    """How much there is for one task to do; counts of things, not bytes."""
+    """The amount of work of one task; counts of things, not bytes."""
 
     images: int = 0  # to train on
     rated: int = 0  # rated images
@@ -32,7 +32,7 @@ class Volume:
 
 
 def volume(config: Config, task: Task, counts: Counts) -> Volume:
-    """The volume of one task; the campaign's for a task that is of no modality."""
+    """The volume of one task; the whole campaign's for a task without a modality."""
 
     def count(what: str) -> int:
         its = counts.get(what, {})
@@ -68,9 +68,9 @@ def unet_calls(section: GenerationSection, steps: int | None = None, guided: boo
     """UNet calls for one candidate: (with guidance, without).
 
     Args:
-        section: what holds where the prompt does not say otherwise.
+        section: the settings that the prompt may override.
         steps: the prompt's own number of steps.
-        guided: whether the prompt's own guidance scale is another than 1.
+        guided: whether the prompt's own guidance scale differs from 1.
     """
     calls = scheduler_calls(section.scheduler, section.num_inference_steps if steps is None else steps)
     if not (section.guidance_scale != 1 if guided is None else guided):
@@ -80,7 +80,7 @@ def unet_calls(section: GenerationSection, steps: int | None = None, guided: boo
 
 
 def asked(modalities: Mapping[str, Sequence[Run]], section: GenerationSection) -> dict[str, Counter[str]]:
-    """The counts `asked`, `guided` and `plain` of prompt lists: a prompt's own settings count."""
+    """The counts `asked`, `guided` and `plain` of prompt lists, with each prompt's own settings."""
     found: dict[str, Counter[str]] = {"asked": Counter(), "guided": Counter(), "plain": Counter()}
     for modality, runs in modalities.items():
         for run in runs:

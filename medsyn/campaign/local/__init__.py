@@ -1,1 +1,1 @@
-"""The same task graph on one machine."""
+"""Run the same task graph on one machine."""

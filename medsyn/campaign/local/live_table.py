@@ -64,7 +64,7 @@ class Display:
             self.say(f"{' '.join(key)}: {how} after {duration(self._elapsed(key))}")
 
     def show(self, settled: Settled, running: Collection[Key]) -> None:
-        """Show where everything stands, if it is time to do so again."""
+        """Refresh the display, if it is time to."""
         now = time.monotonic()
         if now - self._shown < (LIVE_SECONDS if self._live else PLAIN_SECONDS):
             return
@@ -84,19 +84,20 @@ class Display:
         self.say(f"report    {directory.report}")
 
     def summary(self, settled: Settled) -> None:
-        """The last word of a run."""
+        """Show the final status of a run."""
         show(self._console, read.of_settled(self._campaign, settled), lambda name: self._command)
 
     def _elapsed(self, key: Key) -> float:
         return time.monotonic() - self._since[key]
 
     def _progress(self, key: Key) -> tuple[float, float | None, str]:
-        """How far a running task is: step, total (None if it has not said anything yet) and both in words."""
-        beat = attempts.progress(self._campaign.directory, key)
+        """How far a running task is: step, total (None before its first heartbeat) and both in words."""
+        heartbeat = attempts.progress(self._campaign.directory, key)
         elapsed = duration(self._elapsed(key))
-        if beat is None:
+        if heartbeat is None:
             return 0, None, f"starting, {elapsed}"
-        return beat["step"], beat["total"], f"{beat['step']}/{beat['total']} {beat['unit']}, {elapsed}"
+        words = f"{heartbeat['step']}/{heartbeat['total']} {heartbeat['unit']}, {elapsed}"
+        return heartbeat["step"], heartbeat["total"], words
 
     def _stages(self, settled: Settled, running: Collection[Key]) -> Table:
         grid = Table.grid(padding=(0, 1))

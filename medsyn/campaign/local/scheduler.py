@@ -1,7 +1,7 @@
 """A small scheduler for one machine: the same plan, the same worker, the same exit codes as on a cluster.
 
-Starts a task when the plan allows it, at most `max_parallel` at once, GPUs dealt round-robin. A worker that saved and
-left, or was killed, is started again; so is one that crashed, until it crashes twice at the same place.
+Starts a task when the plan allows it, at most `max_parallel` at once, GPUs assigned round-robin. A worker that saved
+and left, or was killed, is started again; so is one that crashed, until it crashes twice at the same place.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Running:
 
 @dataclass
 class _Stop:
-    """The wish to stop, as signals express it."""
+    """Whether and how signals have asked to stop."""
 
     number: int | None = None
     repeated: bool = False
@@ -133,7 +133,7 @@ class _Scheduler:
             self.display.ended(key, "stopped")
         elif self.restarts[key] < self.campaign.config.cluster.max_requeues:
             self.restarts[key] += 1
-            self.display.ended(key, f"{_say(code)}; starting it again")
+            self.display.ended(key, f"{_say(code)}; restarting it")
         else:
             if code < 0:  # it could not write this down itself
                 failure = {"exit_code": code, "error": _say(code), "message": "", "step": None}
@@ -164,11 +164,11 @@ def run(
         display: where progress is shown.
         max_parallel: workers at once; `cluster.max_parallel` unless given.
         command: how a worker is started; campaign directory, stage and task name are appended.
-        only: start none but these tasks.
+        only: start only these tasks.
 
     Returns:
-        EXIT_DONE if everything is done, EXIT_SAVED or 130 if asked to stop; if something failed EXIT_FAILED, or
-        EXIT_BAD_INPUT where that is all it failed on.
+        EXIT_DONE if everything is done; EXIT_SAVED or 130 if asked to stop; if something failed, EXIT_FAILED, or
+        EXIT_BAD_INPUT if bad input was the only cause.
     """
     plan = campaign.plan
     done = markers.done_keys(campaign, plan)
@@ -200,16 +200,16 @@ def run(
 
 
 def _loop(scheduler: _Scheduler, stop: _Stop) -> None:
-    told = killed = False
+    asked = killed = False
     settled = scheduler.settled()
     while True:
         if stop.number is None:
             scheduler.start_ready(settled)
-        elif not told:
-            told = True
+        elif not asked:
+            asked = True
             count = len(scheduler.running)
             tasks = "1 task" if count == 1 else f"{count} tasks"
-            scheduler.display.say(f"stopping: waiting for {tasks} to save; ask again to kill")
+            scheduler.display.say(f"stopping: waiting for {tasks} to save; interrupt again to kill")
             scheduler.signal_all(signal.SIGTERM)
         elif stop.repeated and not killed:
             killed = True

@@ -1,4 +1,4 @@
-"""Whether what a campaign is expected to need is there: memory on the cards, room on the file system.
+"""Whether a campaign's estimated needs can be met: memory on the cards, space on the file system.
 
 `generation.batch_size: auto`: the largest batch that a card's memory is estimated to hold, chosen at plan time.
 """
@@ -54,12 +54,12 @@ def disk_needed(estimate: Estimate, done: Collection[Key], at_once: int | None =
 
 
 def disk_free(config: Config) -> int | None:
-    """Bytes free where the campaign's directory is or will be; None if that cannot be told."""
+    """Bytes free where the campaign's directory is or will be; None if unknown."""
     return disk.free_bytes(config.campaign.path)
 
 
 def _check_disk(config: Config, estimate: Estimate, done: Collection[Key]) -> Iterator[Problem]:
-    """An error if the tasks that run at once on one machine do not find room, a warning if all at once would not."""
+    """An error if the tasks that run at once on one machine find no space, a warning if all at once would not."""
     free = disk_free(config)
     surely = disk_needed(estimate, done, config.cluster.max_parallel)
     if free is None or disk_needed(estimate, done) <= free:
@@ -69,7 +69,7 @@ def _check_disk(config: Config, estimate: Estimate, done: Collection[Key]) -> It
     when = "" if too_full else " if all its tasks run at once"
     reason = (
         f"the campaign is estimated to need {gib(needed)} GiB more{when}, and {config.campaign.path} has "
-        f"{gib(free)} GiB free: make room, choose another place, or lower finetune.checkpoints_total_limit"
+        f"{gib(free)} GiB free: free some space, choose another directory, or lower finetune.checkpoints_total_limit"
     )
     yield Problem(CONFIGURATION, reason, key="campaign.dir", severity="error" if too_full else "warning")
 
@@ -82,14 +82,14 @@ def _check_memory(config: Config, estimate: Estimate) -> Iterator[Problem]:
         needed = max((cost.memory for cost in estimate.of(stage)), default=0)
         if needed > card * GIB:
             reason = (
-                f"{stage} is estimated to need {gib(needed)} GiB of a card's memory, and one has {card:g} "
+                f"{stage} is estimated to need {gib(needed)} GiB of GPU memory, but a card has {card:g} GiB "
                 f"(cluster.gpu_memory_gib): {_advice(config, stage, card)}"
             )
             yield Problem(CONFIGURATION, reason, key=_first_key(config, stage))
 
 
 def _first_key(config: Config, stage: str) -> str:
-    """What a problem of the stage names: the first key that would help and is not set so already."""
+    """The key that a problem of the stage names: the first one that would help and is not set so already."""
     remedies = [key for key, value in _REMEDIES[stage] if _value(config, key) != value]
     return remedies[0] if remedies else "data.resolution"
 
@@ -117,7 +117,7 @@ def _advice(config: Config, stage: str, card: float) -> str:
 
 
 def resolve_batch_size(config: Config) -> Config:
-    """The configuration with a number in the place of `auto`.
+    """The configuration with a number in place of `auto`.
 
     A batch of one is chosen where even that is too large: `capacity.check` says what would help.
 

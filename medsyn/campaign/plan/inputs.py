@@ -1,8 +1,8 @@
-"""A campaign's inputs: which files a configuration means, what is in them, and everything that is wrong with them.
+"""A campaign's inputs: which files a configuration names, what is in them, and everything that is wrong with them.
 
 Nothing is written here; `plan` and `submit` both call `check`, and find the same problems, all at once.
 
-The campaign's prompts: which list a configuration means, and what is in it. The rows never are in memory at once.
+The campaign's prompts, too: which list a configuration names, and what is in it, read row by row.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from medsyn import config as configuration
 from medsyn.campaign.estimate import cost, workload
 from medsyn.campaign.plan import capacity, machine, shards
 from medsyn.campaign.state import campaign_file
-from medsyn.campaign.state.campaign_file import Facts
+from medsyn.campaign.state.campaign_file import CampaignRecord
 from medsyn.campaign.tasks import Plan, build, count_blocks
 from medsyn.config import PHANTOMS, Config
 from medsyn.data.modalities import MODALITIES, split_prefix
@@ -48,7 +48,7 @@ CAPTIONS_PER_MODALITY = 8  # drawn as prompts where there is no prompt list
 
 @dataclass(frozen=True)
 class Checked:
-    """A configuration with everything that was found out about its inputs; nothing has been written."""
+    """A configuration with everything that was found about its inputs; nothing has been written."""
 
     given: Config  # as the user wrote it
     config: Config  # resolved
@@ -78,7 +78,7 @@ def resolve(config: Config) -> Config:
 def with_modalities(config: Config) -> Config:
     """The configuration with its modalities named: where `data.modalities` is null, those of the table.
 
-    All five stand for those of a table that cannot be read, which `check` tells.
+    All five stand in for those of a table that cannot be read, which `check` reports.
     """
     if config.data.modalities:
         return config
@@ -91,18 +91,18 @@ def with_modalities(config: Config) -> Config:
 def of_directory(root: Path, overrides: Iterable[str] = ()) -> Config:
     """The configuration that a prepared campaign's directory stands for, as if it were given once more.
 
-    Defaults that were filled in are left to be filled in again, so that what they depend on may be overridden. The
-    environment's variables have had their say when the campaign was prepared.
+    Defaults are filled in again, so that what they depend on may be overridden. Environment variables were taken into
+    account when the campaign was prepared.
 
     Args:
         root: the directory, or a link to it; it may have been moved.
         overrides: see `medsyn.config.load`.
 
     Raises:
-        InputError, InputProblems: it is no campaign's, or its configuration or an override is wrong.
+        InputError, InputProblems: it is not a campaign's, or its configuration or an override is wrong.
     """
     directory = CampaignDirectory(absolute(str(root)))
-    facts = campaign_file.require_facts(directory)
+    facts = campaign_file.require_record(directory)
     config, prepared_in = campaign_file.saved_configuration(directory)
     tree, root = config.model_dump(), config.campaign.path
     data, table = tree["data"], Path(config.data.table)
@@ -148,20 +148,23 @@ def _with_paths(config: Config) -> Config:
 
 
 def prompt_source(config: Config) -> Path | None:
-    """The prompt list that the user means, or None where it is `data.base_prompt` or the table's captions."""
+    """The prompt list that the user names, or None where it is `data.base_prompt` or the table's captions."""
     return prompt_file(config, Path(_with_paths(config).data.table))
 
 
 def check(
-    config: Config, before: Facts | None = None, progress: Progress | None = None, earlier: Checked | None = None
+    config: Config,
+    before: CampaignRecord | None = None,
+    progress: Progress | None = None,
+    earlier: Checked | None = None,
 ) -> Checked:
     """Read every table, look for weights and (up to 2,000) images; everything wrong is in the result's `problems`.
 
     Args:
         config: as the user gave it.
-        before: what is on record of the campaign, if it has been prepared: its shards stay as they were dealt.
-        progress: told how many images have been read.
-        earlier: what this found before phantoms were drawn; its plan stands if they are what was expected.
+        before: the campaign's record, if it has been prepared: its shards stay as they are.
+        progress: called with how many images have been read.
+        earlier: the result before phantoms were drawn; its plan is kept if they are what was expected.
     """
     problems: list[Problem] = []
     of_the_table = not config.data.modalities
@@ -197,7 +200,7 @@ def check(
     counts |= workload.asked(runs, resolved.generation)
     for what, number in rows.items():
         absent = [modality for modality in modalities if not counts[what][modality]]
-        if number and absent:  # a table without any row has been told of already
+        if number and absent:  # a table without any row has been reported already
             problems.append(_absent(resolved, what, absent))
     own = {}  # tables whose images are not medsyn's own drawings
     if config.data.table != PHANTOMS:
@@ -206,12 +209,12 @@ def check(
         own[str(resolved.data.ratings_file)] = len(ratings)
     problems += _check_images(resolved, own, progress)
     asked = {modality: [run.items(config.generation.img_num) for run in its] for modality, its in runs.items()}
-    sizes = _deal(resolved, before, asked, counts, prompts)
+    sizes = _shard_sizes(resolved, before, asked, counts, prompts)
     is_planned = earlier is not None and (earlier.asked, earlier.blocks_per_shard) == (asked, sizes)
     plan = earlier.plan if earlier is not None and is_planned else build(resolved, asked, sizes)
     estimate = cost.estimate(resolved, plan, counts, machine.expects_gpu(resolved))
     problems += capacity.check(resolved, estimate, capacity.marked_done(CampaignDirectory(resolved.campaign.path)))
-    problems = list(dict.fromkeys(problems))  # what two readers say is said once
+    problems = list(dict.fromkeys(problems))  # what two readers report is reported once
     return Checked(config, resolved, plan, asked, counts, sizes, estimate, prompts, problems)
 
 
@@ -224,8 +227,8 @@ def _resolve(config: Config, problems: list[Problem]) -> Config:
         return capacity.with_size(_with_paths(config), 1)
 
 
-def _deal(
-    config: Config, before: Facts | None, asked: Runs, counts: workload.Counts, prompts: Prompts
+def _shard_sizes(
+    config: Config, before: CampaignRecord | None, asked: Runs, counts: workload.Counts, prompts: Prompts
 ) -> dict[str, int]:
     """Blocks of one shard, by modality: as on record, or else as the cost model says."""
     known = shards.recorded(before, config, prompts.index)
@@ -236,7 +239,7 @@ def _deal(
 
 
 def _check_split(config: Config, images: Iterable[ImageRow]) -> list[Problem]:
-    """Modalities of which held-out images leave nothing to train on, or of which none is held out."""
+    """A problem for each modality whose images are all held out, or of which none is."""
     data, problems = config.data, []
     keys: dict[str, list[str]] = {}
     for row in images:
@@ -250,9 +253,7 @@ def _check_split(config: Config, images: Iterable[ImageRow]) -> list[Problem]:
                 f"every image of {modality} ({len(held_out)}) is held out, none is left to train on: {LESS_HELD_OUT}"
             )
         else:
-            reason = (
-                f"no image of {modality} ({len(held_out)}) is held out: generated ones have nothing to compare with"
-            )
+            reason = f"no image of {modality} ({len(held_out)}) is held out: generated ones cannot be compared with any"
         severity = _severity(all(held_out))
         problems.append(Problem(data.table, reason, key="data.held_out_fraction", severity=severity))
     return problems
@@ -268,7 +269,7 @@ def phantoms(module: str) -> ModuleType:
     try:
         return importlib.import_module(f"medsyn.data.phantoms.{module}")
     except ImportError as error:
-        reason = f"drawing phantoms needs {error.name}, which is not installed here; name a table of images"
+        reason = f"drawing phantoms needs {error.name}, which is not installed here; set this to a table of images"
         raise InputError(CONFIGURATION, reason, key="data.table") from None
 
 
@@ -286,7 +287,7 @@ def _phantom_counts(config: Config) -> dict[str, Counter[str]]:
 
 
 def _rows(read: Callable[[], InputTable[Row]], strict: bool, problems: list[Problem]) -> list[Row]:
-    """A table's good rows. A bad row is an error if `strict`; else it is left out and told."""
+    """A table's good rows. A bad row is an error if `strict`; else it is left out with a warning."""
     try:
         table = read()
     except (InputError, InputProblems) as error:
@@ -316,13 +317,13 @@ def _absent(config: Config, what: str, modalities: Sequence[str]) -> Problem:
     """What it means that a table has nothing of some of the configuration's modalities."""
     data, names = config.data, ", ".join(modalities)
     if what == "images":
-        return Problem(data.table, f"it has no row of {names}: leave them out of data.modalities")
+        return Problem(data.table, f"it has no rows of {names}: remove them from data.modalities")
     nothing_at_all = len(modalities) == len(data.modalities)
     if what == "rated images":
         needed = nothing_at_all or config.training.stage == 2
-        reason = f"it has no rating of {names}, whose Policy has nothing to learn from"
+        reason = f"it has no ratings of {names}, so their Policy has nothing to learn from"
         return Problem(str(data.ratings_file), reason, key="data.ratings_file", severity=_severity(needed))
-    reason = f"there is no prompt for {names}: nothing will be generated of them"
+    reason = f"there is no prompt for {names}: no images of them will be generated"
     return Problem(CONFIGURATION, reason, key="data.prompts", severity=_severity(nothing_at_all))
 
 
@@ -348,9 +349,7 @@ def _check_images(config: Config, rows: Mapping[str, int], progress: Progress | 
     if sum(rows.values()) > IMAGES_READ_AT_MOST:
         command = f"medsyn check {' '.join(map(str, paths))}"
         return [
-            Problem(
-                str(paths[0]), f"its images were not read, there are too many; `{command}` does", severity="warning"
-            )
+            Problem(str(paths[0]), f"its images were not read: they are too many; run `{command}`", severity="warning")
         ]
     try:
         from medsyn.data.check import check_tables  # needs the image readers
@@ -358,9 +357,9 @@ def _check_images(config: Config, rows: Mapping[str, int], progress: Progress | 
         reason = f"its images were not read: {error.name} is not installed here; tasks will read them"
         return [Problem(str(paths[0]), reason, severity="warning")]
 
-    tell = (lambda done, total: progress("reading images", done, total)) if progress else None
+    report = (lambda done, total: progress("reading images", done, total)) if progress else None
     root = Path(data.root) if data.root else None
-    found = check_tables(paths, root, data.modality_column, data.allow_synthetic, tell)
+    found = check_tables(paths, root, data.modality_column, data.allow_synthetic, report)
     return found if data.strict else [replace(one, severity="warning") if one.row else one for one in found]
 
 
@@ -378,7 +377,7 @@ class Prompts:
         return Counter({modality: sum(run.prompts for run in runs) for modality, runs in self.index.modalities.items()})
 
     def write(self, directory: Path) -> None:
-        """Write the list as the tasks read it; nothing is done where it is already."""
+        """Write the list as the tasks read it; does nothing where it exists already."""
         write_lists(self._rows(), self.index, directory)
 
     def _rows(self) -> Iterator[PromptRow]:
@@ -387,7 +386,7 @@ class Prompts:
 
 
 def prompt_file(config: Config, table: Path) -> Path | None:
-    """The prompt list that the user means, or None where it is `data.base_prompt` or the table's captions."""
+    """The prompt list that the user names, or None where it is `data.base_prompt` or the table's captions."""
     if config.data.prompts:
         path = absolute(config.data.prompts)
         return path / INDEX if (path / INDEX).is_file() else path  # the lists of a prepared campaign
@@ -410,14 +409,16 @@ def find_source(
         return PromptSource.texts(config.data.table, captions) if captions else None
     modality = split_prefix(base)[0] or (config.data.modalities[0] if len(config.data.modalities) == 1 else None)
     if modality is None:
-        reason = f"which modality? Let it start with one, as in 'CT: {base}', or let data.modalities name just one"
+        reason = (
+            f"its modality is not clear: start it with one, as in 'CT: {base}', or name just one in data.modalities"
+        )
         problems.append(Problem(CONFIGURATION, reason, key=BASE_PROMPT))
         return None
     return PromptSource.texts(BASE_PROMPT, [(modality, base)])
 
 
 def _captions(config: Config, images: Iterable[ImageRow]) -> list[tuple[str, str]]:
-    """The same few captions of each modality every time."""
+    """A few captions of each modality, the same ones every time."""
     drawn: list[tuple[str, str]] = []
     captions = dict.fromkeys((row.modality, row.text) for row in images)
     for modality in config.data.modalities:
@@ -434,7 +435,7 @@ def check_negative(config: Config) -> list[Problem]:
 
 
 def read_prompts(source: PromptSource | None, config: Config, problems: list[Problem]) -> Prompts:
-    """Read the list through. A bad row is an error if `data.strict`; else it is left out and told."""
+    """Read the whole list. A bad row is an error if `data.strict`; else it is left out with a warning."""
     nothing = Prompts(PromptSource.texts("", ()), ListIndex({}), 0)
     if source is None:
         return nothing
@@ -456,14 +457,16 @@ def read_prompts(source: PromptSource | None, config: Config, problems: list[Pro
 
 
 def _of_configuration(problem: Problem) -> Problem:
-    """A problem of the one prompt that is in no file, by its key."""
+    """A problem of the one prompt that is in no file, named by its key."""
     if problem.source != BASE_PROMPT:
         return problem
     return replace(problem, source=CONFIGURATION, row=None, key=BASE_PROMPT)
 
 
 def _wrong_steps(source: str, modalities: Mapping[str, Sequence[Run]], scheduler: SchedulerName) -> list[Problem]:
-    """Numbers of steps that some prompts ask for and the campaign's sampler cannot take."""
+    """A problem for each number of steps that prompts ask for and the campaign's sampler cannot take."""
     asked = {run.num_inference_steps for runs in modalities.values() for run in runs}
-    told = (wrong_steps(scheduler, steps) for steps in sorted(steps for steps in asked if steps is not None))
-    return [Problem(source, f"{reason} (generation.scheduler)", key="num_inference_steps") for reason in told if reason]
+    reasons = (wrong_steps(scheduler, steps) for steps in sorted(steps for steps in asked if steps is not None))
+    return [
+        Problem(source, f"{reason} (generation.scheduler)", key="num_inference_steps") for reason in reasons if reason
+    ]

@@ -1,4 +1,4 @@
-"""What a campaign needs of the machine: a folder of its own, pretrained weights, optional packages, a GPU."""
+"""What a campaign needs of the machine: a directory of its own, pretrained weights, optional packages, a GPU."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def _check_directory(config: Config) -> list[Problem]:
     try:
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
         if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
-            reason = f"{existing} is no folder that can be written to"
+            reason = f"{existing} is not a writable directory"
         elif existing == path and _is_foreign(CampaignDirectory(path)):
-            reason = f"{path} holds other files, and no campaign: choose another campaign.name or campaign.dir"
+            reason = f"{path} holds files but no campaign: choose another campaign.name or campaign.dir"
         else:
             return []
     except OSError as error:
-        reason = f"{path} cannot be looked into: {error.strerror}"
+        reason = f"{path} cannot be read: {error.strerror}"
     return [Problem(CONFIGURATION, reason, key="campaign.dir")]
 
 
 def _is_foreign(directory: CampaignDirectory) -> bool:
-    """Whether something is there that no submit leaves when it is killed: it makes its lock, then claims the place."""
+    """Whether it holds something that no killed submit leaves: a submit makes its lock, then claims the directory."""
     if directory.campaign_file.is_file():
         return False
     return any(
@@ -61,9 +61,9 @@ def _check_packages(config: Config) -> list[Problem]:
     on = {key: package for key, package in wanted.items() if getattr(config.finetune, key)}
     absent = {key: package for key, package in on.items() if importlib.util.find_spec(package) is None}
     if shutil.which("sbatch") is None:
-        where, severity = "install it, or use false", "error"
+        where, severity = "install it, or set this to false", "error"
     else:
-        where, severity = "see to it that it is on the compute nodes, or in the container", "warning"
+        where, severity = "make sure it is on the compute nodes, or in the container", "warning"
     problems = [
         Problem(CONFIGURATION, f"{package} is not installed here: {where}", key=f"finetune.{key}", severity=severity)
         for key, package in absent.items()
@@ -71,7 +71,7 @@ def _check_packages(config: Config) -> list[Problem]:
     if on and not has_gpu(config):
         why = "no NVIDIA GPU is visible" if config.device.use_cuda else "device.use_cuda is false"
         problems += [
-            Problem(CONFIGURATION, f"it needs a GPU and {why}: use false", key=f"finetune.{key}") for key in on
+            Problem(CONFIGURATION, f"it needs a GPU, but {why}: set it to false", key=f"finetune.{key}") for key in on
         ]
     return problems
 

@@ -18,7 +18,7 @@ from medsyn import disk
 from medsyn.campaign.plan import inputs, shards
 from medsyn.campaign.plan.inputs import Checked, Progress
 from medsyn.campaign.state import campaign_file, locks
-from medsyn.campaign.state.campaign_file import Campaign, Facts, FileRecord
+from medsyn.campaign.state.campaign_file import Campaign, CampaignRecord, FileRecord
 from medsyn.campaign.tasks import READS, reads_key, stage_fingerprints
 from medsyn.config import PHANTOMS, Config
 from medsyn.data.prompts.store import INDEX
@@ -33,18 +33,18 @@ Warn = Callable[[list[Problem]], None]
 Approve = Callable[[Checked], None]
 
 
-def unchanged(config: Config, before: Facts | None) -> Campaign | None:
-    """The campaign if it was prepared from just this configuration and these inputs: nothing is left to check.
+def unchanged(config: Config, before: CampaignRecord | None) -> Campaign | None:
+    """The campaign if it was prepared from exactly this configuration and these inputs, so that no check is needed.
 
     Args:
         config: as the user gave it.
-        before: what is on record of the campaign.
+        before: the campaign's record.
     """
     if before is None:
         return None
     try:
         resolved = inputs.resolve(config)
-    except InputError:  # `check` tells it, with everything else
+    except InputError:  # `check` reports it, with everything else
         return None
     directory = CampaignDirectory(resolved.campaign.path)
     if before["config"] != resolved.model_dump() or before["weights"] != inputs.weights_of(resolved):
@@ -62,10 +62,10 @@ def unchanged(config: Config, before: Facts | None) -> Campaign | None:
 
 
 def check(config: Config, progress: Progress | None = None) -> Checked:
-    """What `inputs.check` finds, and whatever has changed that something already made depends on."""
+    """What `inputs.check` finds, and every change that existing results depend on."""
     before, damage = None, []
     try:
-        before = campaign_file.read_facts(CampaignDirectory(config.campaign.path))
+        before = campaign_file.read_record(CampaignDirectory(config.campaign.path))
     except InputError as error:
         damage = error.problems
     checked = _check(config, before, progress)
@@ -73,7 +73,7 @@ def check(config: Config, progress: Progress | None = None) -> Checked:
 
 
 def _check(
-    config: Config, before: Facts | None, progress: Progress | None = None, earlier: Checked | None = None
+    config: Config, before: CampaignRecord | None, progress: Progress | None = None, earlier: Checked | None = None
 ) -> Checked:
     checked = inputs.check(config, before, progress, earlier)
     return replace(checked, problems=[*checked.problems, *_refused(checked, before)])
@@ -81,23 +81,23 @@ def _check(
 
 def prepare(
     config: Config,
-    before: Facts | None,
+    before: CampaignRecord | None,
     progress: Progress | None = None,
     warn: Warn | None = None,
     approve: Approve | None = None,
 ) -> Campaign:
-    """The campaign of a configuration, ready to run; checks and writes only what is not as it was before.
+    """The campaign of a configuration, ready to run; checks and writes only what has changed.
 
     Args:
         config: as the user gave it.
-        before: what is on record of the campaign (`campaign_file.read_facts`).
-        progress: told how far reading images and drawing phantoms are.
-        warn: told what is wrong without being in the way.
+        before: the campaign's record (`campaign_file.read_record`).
+        progress: called with how far reading images and drawing phantoms are.
+        warn: called with the warnings.
         approve: asked before anything is written; raises if the campaign must not become what was found.
 
     Raises:
-        InputProblems: everything that is wrong with the inputs, or the keys that changed what is already made.
-        Busy: another process is at work on the campaign.
+        InputProblems: everything that is wrong with the inputs, or the changed keys that existing results depend on.
+        Busy: another process works on the campaign.
     """
     campaign = unchanged(config, before)
     if campaign is None:
@@ -109,7 +109,7 @@ def prepare(
         try:
             disk.make_directory(root)
         except OSError as error:
-            reason = f"{root} cannot be made: {error.strerror}"
+            reason = f"{root} cannot be created: {error.strerror}"
             raise InputError(CONFIGURATION, reason, key="campaign.dir") from None
         with locks.exclusive(CampaignDirectory(root).ledger, root):
             campaign = _write(checked, progress, warn)
@@ -119,7 +119,7 @@ def prepare(
 def _write(checked: Checked, progress: Progress | None, warn: Warn | None) -> Campaign:
     config, resolved = checked.given, checked.config
     directory = CampaignDirectory(resolved.campaign.path)
-    before = campaign_file.read_facts(directory)  # once more: who held the lock before us may have made something
+    before = campaign_file.read_record(directory)  # once more: who held the lock before us may have made something
     _raise(_refused(checked, before))
     campaign_file.claim(directory)
     if config.data.table == PHANTOMS:
@@ -141,12 +141,12 @@ def _write(checked: Checked, progress: Progress | None, warn: Warn | None) -> Ca
         "prompt_source": asdict(campaign_file.record_file(source)) if source else None,
         "config": resolved.model_dump(),
     }
-    campaign_file.write_facts(directory, facts)
+    campaign_file.write_record(directory, facts)
     return campaign_file.open_recorded(directory, facts, checked.plan)
 
 
 def _sweep_tables(directory: CampaignDirectory, checked: Checked) -> None:
-    """Remove the tables of shards that there are no longer; the blocks that they were made of stay."""
+    """Remove the tables of shards that no longer exist; the blocks that they were made of stay."""
     tasks = [planned.task for planned in checked.plan.by_stage.get("generate", [])]
     for mode in checked.config.generation.modes:
         kept = {directory.shard(mode, str(task.modality), task.blocks) for task in tasks if task.blocks}
@@ -159,9 +159,9 @@ def _draw_phantoms(config: Config, directory: Path, progress: Progress | None) -
     for left in directory.parent.glob(f".{directory.name}.tmp-*"):  # by a submit that was killed: we hold the lock
         shutil.rmtree(left, ignore_errors=True)
     wanted = config.data.phantoms
-    tell = (lambda done, total: progress("drawing phantoms", done, total)) if progress else None
+    report = (lambda done, total: progress("drawing phantoms", done, total)) if progress else None
     inputs.phantoms("dataset").write_dataset(
-        directory, wanted.images_per_kind, wanted.prompts_per_kind, wanted.image_size, config.campaign.seed, tell
+        directory, wanted.images_per_kind, wanted.prompts_per_kind, wanted.image_size, config.campaign.seed, report
     )
 
 
@@ -200,7 +200,7 @@ def _record_text(path: Path, text: str) -> FileRecord:
 
 @dataclass(frozen=True)
 class _Change:
-    """A key whose value, or the file it names, is another than when the campaign was prepared."""
+    """A key whose value, or the content of the file it names, has changed since the campaign was prepared."""
 
     key: str
     how: str
@@ -208,7 +208,7 @@ class _Change:
     way_back: str = "change it back"
 
 
-def _changed_keys(before: Facts, after: Config) -> list[_Change]:
+def _changed_keys(before: CampaignRecord, after: Config) -> list[_Change]:
     return [
         _Change(key, f"was {was!r} and is now {now!r}", [stage for stage in STAGES if reads_key(stage, key)])
         for key, (was, now) in configuration.changes(before["config"], after).items()
@@ -224,38 +224,38 @@ _INPUT_KEYS = {
 }
 
 
-def _changed_inputs(before: Facts, contents: Mapping[str, str]) -> list[_Change]:
+def _changed_inputs(before: CampaignRecord, contents: Mapping[str, str]) -> list[_Change]:
     old = {name: record["sha256"] for name, record in before["inputs"].items()} | {"weights": before["weights"]}
     return [
-        _Change(key, "has other content than before", [stage for stage in STAGES if name in READS[stage].inputs])
+        _Change(key, "has changed", [stage for stage in STAGES if name in READS[stage].inputs])
         for name, key in _INPUT_KEYS.items()
         if old[name] != contents[name]
     ]
 
 
-def _refused_keys(given: Config, before: Facts | None) -> list[Problem]:
+def _refused_keys(given: Config, before: CampaignRecord | None) -> list[Problem]:
     if before is None:
         return []
     try:
         resolved = inputs.resolve(given)
-    except InputError:  # `check` tells it, with everything else
+    except InputError:  # `check` reports it, with everything else
         return []
     changes = _changed_keys(before, resolved)
     if given.generation.batch_size == "auto":
-        changes = [_auto_told(change, before, resolved) for change in changes]
+        changes = [_explain_auto(change, before, resolved) for change in changes]
     return _depended_on(changes, CampaignDirectory(given.campaign.path))
 
 
-def _auto_told(change: _Change, before: Facts, resolved: Config) -> _Change:
-    """A batch size that nobody wrote cannot be changed back."""
+def _explain_auto(change: _Change, before: CampaignRecord, resolved: Config) -> _Change:
+    """Say how to keep the old batch size: one that `auto` chose cannot be changed back."""
     if change.key != "generation.batch_size":
         return change
     was, size = before["config"]["generation"]["batch_size"], resolved.generation.batch_size
     return replace(change, how=f"was {was}, and auto now gives {size}", way_back=f"set it to {was}")
 
 
-def _refused(checked: Checked, before: Facts | None) -> list[Problem]:
-    """Every changed key and, where the inputs can be read, every changed content that something made depends on."""
+def _refused(checked: Checked, before: CampaignRecord | None) -> list[Problem]:
+    """Every changed key and, where the inputs can be read, every changed content that existing results depend on."""
     problems = _refused_keys(checked.given, before)
     if before and not checked.errors and Path(checked.config.data.table).is_file():
         changes = _changed_inputs(before, _contents(checked.config, _files(checked)))
@@ -264,14 +264,14 @@ def _refused(checked: Checked, before: Facts | None) -> list[Problem]:
 
 
 def _depended_on(changes: Iterable[_Change], directory: CampaignDirectory) -> list[Problem]:
-    """Every change that something already made depends on, as an error."""
+    """An error for every change that existing results depend on."""
     problems = []
     for change in changes:
         made = [stage for stage in change.stages if stage != "evaluate" and _has_made(directory, stage)]
         if change.key.startswith("data.phantoms.") and (directory.root / "phantoms").is_dir():
             made.insert(0, "phantoms")
         if made:
-            reason = f"{change.how}, but {', '.join(made)} of this campaign exists: {change.way_back}, or choose "
+            reason = f"{change.how}, but this campaign has results of {', '.join(made)}: {change.way_back}, or choose "
             problems.append(Problem(CONFIGURATION, reason + "another campaign.name or campaign.dir", key=change.key))
     return problems
 

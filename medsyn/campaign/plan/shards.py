@@ -1,4 +1,4 @@
-"""How many blocks of a modality one shard holds: as many as take `generation.shard_minutes`, or a number of the user's.
+"""How many blocks of a modality one shard holds: as many as take `generation.shard_minutes`, or the user's number.
 
 The sizes are chosen once, when the campaign is prepared, and recorded: done markers are named by shard. A campaign is
 re-sharded where the user changes one of `RESHARDED_BY`, or something that no image exists of yet. No image is lost by
@@ -40,7 +40,7 @@ def choose_sizes(model: CostModel, blocks: Mapping[str, int]) -> dict[str, int]:
 
 
 def notes(model: CostModel, blocks: Mapping[str, int], sizes: ShardSizes) -> list[str]:
-    """What a plan must say of shards of these `sizes` of so many blocks, beside its numbers."""
+    """What a plan must say about the shard `sizes` for so many blocks, beside its numbers."""
     limit, said = model.config.cluster.max_shards, []
     unbounded, today = count_shards(blocks, _unbounded(model, blocks)), choose_sizes(model, blocks)
     if limit is not None and limit < len(blocks):
@@ -50,7 +50,7 @@ def notes(model: CostModel, blocks: Mapping[str, int], sizes: ShardSizes) -> lis
     if today != sizes:
         count = count_shards(blocks, today)
         said.append(
-            f"their sizes are those of when the campaign was prepared; by today's estimate there would be {count}; "
+            f"their sizes date from when the campaign was prepared; by today's estimate there would be {count}; "
             "change generation.shard_minutes to re-shard"
         )
     return said
@@ -67,7 +67,7 @@ def block_seconds(model: CostModel, modality: str, count: int) -> float:
 
 
 def _unbounded(model: CostModel, blocks: Mapping[str, int]) -> dict[str, int]:
-    """The sizes where `cluster.max_shards` says nothing."""
+    """The sizes without `cluster.max_shards`."""
     section = model.config.generation
     if section.blocks_per_shard is not None:
         return dict.fromkeys(blocks, section.blocks_per_shard)
@@ -98,7 +98,7 @@ def recorded(record: Mapping[str, Any] | None, config: Config, index: ListIndex)
     """The shard sizes of a prepared campaign, or None where it has none or is to be re-sharded.
 
     Args:
-        record: what was written down when it was prepared.
+        record: its record, as written when it was prepared.
         config: resolved, as it is now.
         index: the prompts as they are now.
     """

@@ -1,6 +1,6 @@
-"""What `medsyn plan` says: stages, tasks, what each waits for, what there is of each modality, and what it costs.
+"""What `medsyn plan` prints: stages, tasks, what each waits for, counts per modality, and estimated costs.
 
-What `medsyn plan` says about cost: hours, memory and disk, all of them estimates.
+Costs are hours, memory and disk, all of them estimates.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def as_dict(checked: Checked) -> dict[str, Any]:
 
 
 def _modalities(checked: Checked) -> Table:
-    """Rows of each table and what will be made of them; `?` where a table could not be read."""
+    """Rows of each table and what will be made from them; `?` where a table could not be read."""
     table = Table("modality")
     for column in (*COLUMNS, "images to make", "blocks", "shards"):
         table.add_column(column, justify="right")
@@ -94,7 +94,7 @@ def _stages(checked: Checked) -> Table:
 
 
 def sharding(checked: Checked) -> list[str]:
-    """How large the parts of the stage generate are: its shards and its batches."""
+    """How large the shards and batches of the generate stage are."""
     tasks = checked.plan.by_stage.get("generate", [])
     is_auto = checked.given.generation.batch_size == "auto"
     if not tasks or (is_auto and any(problem.key == "cluster.gpu_memory_gib" for problem in checked.errors)):
@@ -116,10 +116,10 @@ def _shard_seconds(checked: Checked) -> float:
 
 
 def _condition(planned: PlannedTask) -> str:
-    """When the task may start; said of its modality, so that it holds for every task of the stage."""
+    """When the task may start, in words that hold for every task of the stage."""
     if planned.after:
         stages = dict.fromkeys(stage for stage, _ in planned.after)
-        return f"{', '.join(stages)} is over, something of it done"
+        return f"{', '.join(stages)} is over, and some of it done"
     needs = [stage if name == "all" else f"its {stage}" for stage, name in planned.needs]
     return f"{', '.join(needs)} is done" if needs else "at once"
 
@@ -146,7 +146,7 @@ def cost_table(checked: Checked) -> Table:
 
 
 def cost_totals(checked: Checked) -> list[str]:
-    """The campaign as a whole, and what the estimates take for granted."""
+    """Totals of the campaign, and what the estimates assume."""
     config, estimate = checked.config, checked.estimate
     if estimate.on_gpu:
         hours = f"estimated GPU-hours: {_range(estimate)}, at {estimate.tflops:.3g} TFLOP/s; evaluate needs no GPU"

@@ -1,1 +1,1 @@
-"""The campaign on a Slurm cluster: what is queued (`graph`) and how (`submit`, `script`), what runs there (`entry`)."""
+"""The campaign on a Slurm cluster: what is queued (`graph`) and how (`submit`, `sbatch`), what runs there (`job`)."""

@@ -1,6 +1,6 @@
-"""What is wrong with a site profile on this cluster, before anything is queued. Asks Slurm, changes nothing.
+"""Check a site profile against this cluster before anything is queued. Asks Slurm, changes nothing.
 
-What is wrong with the image that tasks are to run in, before anything is queued: enters it once, changes nothing.
+Check the image that tasks will run in, too: starts it once, changes nothing.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ print(json.dumps({{
 
 
 def read_site(config: Config, asks_slurm: bool = True) -> tuple[Site | None, list[Problem]]:
-    """The profile that `cluster.site` names, and everything that is wrong with it, as far as it can be told from here.
+    """The profile that `cluster.site` names, and everything that is wrong with it, as far as can be seen from here.
 
     Args:
         config: the campaign's.
-        asks_slurm: look up partitions and time limits; without, only the profile's own files are looked at.
+        asks_slurm: look up partitions and time limits; otherwise only the profile's own files are checked.
     """
     try:
         profile = site.load(config.cluster.site)
@@ -69,17 +69,17 @@ def problems(profile: Site, config: Config, asks_slurm: bool = True) -> list[Pro
     source = config.cluster.site or "Slurm"
     found = container_problems(profile, config, source)
     if profile.python is not None and image_of(profile) is None and not os.access(profile.python, os.X_OK):
-        reason = f"{profile.python} cannot be run here; it must be on a file system that all nodes share"
+        reason = f"{profile.python} is not executable here; it must be on a file system that all nodes share"
         found.append(Problem(source, reason, key="python"))
     found += _directory(config)
     return found + (_limits(profile, source) if asks_slurm else [])
 
 
 def _directory(config: Config) -> list[Problem]:
-    """What is wrong with the place of the campaign's directory, which all nodes must see under one name."""
+    """What is wrong with the path of the campaign's directory, which all nodes must see under one name."""
     path = str(config.campaign.path)
     if set(path) & set("%\\\n"):
-        reason = f"{path!r}: Slurm reads % and \\ in paths of logs as its own; choose a path without them"
+        reason = f"{path!r}: Slurm interprets % and \\ in paths of logs; choose a path without them"
         return [Problem(CONFIGURATION, reason, key="campaign.dir")]
     if path.startswith(OF_ONE_MACHINE):
         reason = f"{path} is usually on one machine only; all nodes must see it, so choose a shared file system"
@@ -91,10 +91,10 @@ def _limits(profile: Site, source: str) -> list[Problem]:
     try:
         allowed = int(queue.cluster_settings().get("MaxArraySize", profile.max_array_size or 0))
     except SlurmError as error:
-        return [Problem("Slurm", f"it cannot be asked: {error}")]
+        return [Problem("Slurm", f"it cannot be queried: {error}")]
     found = _partitions(profile, source)
     if profile.max_array_size and profile.max_array_size > allowed:
-        reason = f"{profile.max_array_size} is more than the cluster's MaxArraySize ({allowed})"
+        reason = f"{profile.max_array_size} exceeds the cluster's MaxArraySize ({allowed})"
         found.append(Problem(source, reason, key="max_array_size"))
     return found
 
@@ -103,7 +103,7 @@ def _partitions(profile: Site, source: str) -> list[Problem]:
     try:
         partitions = _known_partitions()
     except SlurmError as error:
-        return [Problem("Slurm", f"it cannot be asked: {error}")]
+        return [Problem("Slurm", f"it cannot be queried: {error}")]
     found: dict[Problem, None] = {}
     for stage in (*STAGES, GATE):
         wanted = profile.resources(stage)
@@ -115,12 +115,12 @@ def _partitions(profile: Site, source: str) -> list[Problem]:
             found[Problem(source, reason, key="partition")] = None
         for name in names:
             if name not in partitions:
-                reason = f"there is no partition {name}; there are {', '.join(sorted(partitions))}"
+                reason = f"there is no partition {name}; the cluster has {', '.join(sorted(partitions))}"
                 found[Problem(source, reason, key=f"{place}partition")] = None
                 continue
             limit = partitions[name]["limit"]
             if wanted.minutes is not None and limit is not None and wanted.minutes > int(limit):
-                reason = f"{wanted.minutes} minutes are more than partition {name} allows ({limit})"
+                reason = f"{wanted.minutes} minutes exceed the limit of partition {name} ({limit})"
                 found[Problem(source, reason, key=f"{place if stage in profile.stages else ''}time")] = None
     return list(found)
 
@@ -138,12 +138,12 @@ def _known_partitions() -> dict[str, Mapping[str, int | bool | None]]:
 
 
 def container_problems(profile: Site, config: Config, source: str) -> list[Problem]:
-    """Everything wrong with the profile's image and with what it is to see; none where tasks run in no image.
+    """Everything wrong with the profile's image and its binds; none where tasks do not run in an image.
 
     Args:
         profile: the cluster.
         config: the campaign's.
-        source: how messages name the profile.
+        source: the profile's name in messages.
     """
     if profile.container is not None:
         found = [*_missing(profile.container, source), *_unbindable(config)]
@@ -157,21 +157,21 @@ def _missing(wanted: Container, source: str) -> Iterator[Problem]:
     for bind in wanted.binds:
         path = bind.partition(":")[0]
         if reason := _cannot_be_read(path):
-            yield Problem(source, f"{path}, which is to be bound, {reason}", key="container.binds")
+            yield Problem(source, f"the bind source {path} {reason}", key="container.binds")
 
 
 def _cannot_be_read(path: str) -> str | None:
     """Why, or None if it can."""
     try:
         if not Path(path).exists():
-            return "is not there"
+            return "does not exist"
     except OSError as error:  # below a folder that cannot be entered, too long a name
-        return f"cannot be looked at: {error.strerror}"
+        return f"cannot be read: {error.strerror}"
     return None if os.access(path, os.R_OK) else "cannot be read: Permission denied"
 
 
 def _unbindable(config: Config) -> list[Problem]:
-    """Paths that the container runtime cannot be told: in its --bind, colons and commas separate."""
+    """Paths that the container runtime cannot bind: colons and commas are separators in its --bind."""
     paths = {
         "campaign.dir": str(config.campaign.path),
         "data.table": config.data.table,
@@ -179,7 +179,7 @@ def _unbindable(config: Config) -> list[Problem]:
         "data.ratings_file": config.data.ratings_file,
         weights.KEY: config.model_paths.stable_diffusion,
     }
-    reason = "has a colon or a comma, with which it cannot be bound into a container; choose a path without"
+    reason = "contains a colon or a comma, so it cannot be bound into a container; choose a path without them"
     return [
         Problem(CONFIGURATION, f"{path} {reason}", key=key)
         for key, path in paths.items()
@@ -188,9 +188,9 @@ def _unbindable(config: Config) -> list[Problem]:
 
 
 def _inside(wanted: Container, profile: Site, source: str) -> list[Problem]:
-    """What is wrong inside the image; a warning if it cannot be entered from here."""
+    """What is wrong inside the image; a warning if it cannot be started from here."""
     if shutil.which(wanted.runtime) is None:
-        reason = f"{wanted.runtime} is not on this machine, so the versions inside the image were not compared"
+        reason = f"{wanted.runtime} is not installed here, so the versions inside the image were not compared"
         return [Problem(source, reason, key="container.runtime", severity="warning")]
     pins = packages.pins()
     command = [*container.command(wanted, [], container.task_environment(profile)), "-c", _PROBE, json.dumps(pins)]
@@ -204,30 +204,30 @@ def _inside(wanted: Container, profile: Site, source: str) -> list[Problem]:
             env={**os.environ, _CANARY: "1"},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return [Problem(source, f"the image could not be entered: {error}", key="container.image")]
-    told = _told(done.stdout)
-    if done.returncode or told is None:
+        return [Problem(source, f"the image could not be started: {error}", key="container.image")]
+    answer = _answer(done.stdout)
+    if done.returncode or answer is None:
         last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-        reason = f"Python, submitit and medsyn could not be asked for their versions inside the image: {last}"
+        reason = f"the versions of Python, submitit and medsyn inside the image could not be read: {last}"
         return [Problem(source, reason, key="container.image")]
-    found = [*_versions(told["versions"], source), *_off_the_pins(told["off"], pins, source)]
-    if not told["canary"]:
-        reason = "Slurm's variables do not reach the inside: leave out --cleanenv, --containall and APPTAINER_CLEANENV"
+    found = [*_versions(answer["versions"], source), *_off_the_pins(answer["off"], pins, source)]
+    if not answer["canary"]:
+        reason = "Slurm's variables do not reach the container: remove --cleanenv, --containall and APPTAINER_CLEANENV"
         found.append(Problem(source, reason, key="container.options"))
     return found
 
 
-def _told(output: str) -> dict[str, Any] | None:
-    """What the probe said; the image may have printed before it."""
+def _answer(output: str) -> dict[str, Any] | None:
+    """What the probe printed; the image may have printed something before it."""
     try:
-        told = json.loads(output.strip().splitlines()[-1])
+        answer = json.loads(output.strip().splitlines()[-1])
     except (IndexError, ValueError):
         return None
-    return told if isinstance(told, dict) else None
+    return answer if isinstance(answer, dict) else None
 
 
 def _versions(inside: list[str], source: str) -> Iterator[Problem]:
-    """Compare what runs inside the image with what queues it: submitit's pickles must be read there."""
+    """Compare versions inside the image with those out here, because submitit's pickles are read there."""
     here = {
         "Python": ".".join(map(str, sys.version_info[:2])),
         "submitit": importlib.metadata.version("submitit"),
@@ -240,17 +240,17 @@ def _versions(inside: list[str], source: str) -> Iterator[Problem]:
 
 
 def _off_the_pins(off: Mapping[str, str | None], pins: Mapping[str, str], source: str) -> Iterator[Problem]:
-    """Packages that the image lacks, and a warning about those that are not at this medsyn's pins."""
+    """Packages that the image lacks, and a warning about those that differ from this medsyn's pins."""
     if absent := sorted(name for name, version in off.items() if version is None):
-        reason = f"the image lacks {', '.join(absent)}; build it again"
+        reason = f"the image lacks {', '.join(absent)}; rebuild it"
         yield Problem(source, reason, key="container.image")
     if other := [f"{name} {version} ({pins[name]})" for name, version in sorted(off.items()) if version is not None]:
-        reason = f"packages inside the image are not at this medsyn's pins: {', '.join(other)}; build it again"
+        reason = f"packages inside the image differ from this medsyn's pins: {', '.join(other)}; rebuild it"
         yield Problem(source, reason, key="container.image", severity="warning")
 
 
 def _pyxis(profile: Site, config: Config, source: str) -> Iterator[Problem]:
-    """What can be told of Pyxis' options from here, where nothing can be entered."""
+    """What can be checked of Pyxis' options from here, where its image cannot be started."""
     image = container.image_of(profile)
     if image is None:
         return

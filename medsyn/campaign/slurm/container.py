@@ -19,8 +19,8 @@ from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.generation.write.provenance import IMAGE_VARIABLE
 from medsyn.models import weights
 
-# What of the host's Python must not reach the one inside; with a safe path that is the working directory, too, which
-# Apptainer mounts and `python -m` would look into first.
+# What of the host's Python must not reach the one inside; a safe path keeps out the working directory, too, which
+# Apptainer mounts and `python -m` would search first.
 _CLEAN = {"PYTHONPATH": "", "PYTHONHOME": "", "PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1"}
 _HASH_OF_IMAGE = "image.json"
 PYXIS_IMAGE = "--container-image"
@@ -31,8 +31,8 @@ def python(site: Site, campaign: Campaign, wanted: Resources, environment: Mappi
 
     Args:
         site: the cluster.
-        campaign: whose folders are bound.
-        wanted: what the task's job asks for; the driver is bound if that includes a GPU.
+        campaign: whose directories are bound.
+        wanted: what the task's job requests; the driver is bound if that includes a GPU.
         environment: `task_environment`.
     """
     if site.container is None:
@@ -50,9 +50,9 @@ def command(
 
     Args:
         container: the site's.
-        paths: folders to bind besides the container's own.
+        paths: directories to bind besides the container's own binds.
         environment: set inside, unless the container's own environment has another value.
-        gpu: bind the NVIDIA driver where the profile leaves that open.
+        gpu: bind the NVIDIA driver unless the profile's `nv` decides.
     """
     words = [container.runtime, "exec"]
     if container.nv or (container.nv is None and gpu):
@@ -77,9 +77,9 @@ def _caches() -> dict[str, str]:
 
 
 def binds(campaign: Campaign, site: Site) -> list[str]:
-    """The folders that tasks read and write, at the same paths inside.
+    """The directories that tasks read and write, at the same paths inside.
 
-    The campaign's, its tables', its weights', and HF_HOME and HF_HUB_CACHE where they are set and there.
+    The campaign's, its tables', its weights', and HF_HOME and HF_HUB_CACHE where they are set and exist.
     """
     config = campaign.config
     folders = {campaign.directory.root, Path(config.data.table).parent, Path(str(config.data.ratings_file)).parent}
@@ -105,7 +105,7 @@ def image_of(site: Site) -> str | None:
 
 
 def srun_values(words: Sequence[str], option: str) -> list[str]:
-    """What an option is given in srun's arguments, as `--option=value` or as two words."""
+    """The values of an option in srun's arguments, as `--option=value` or as two words."""
     found = [after for word, after in pairwise(words) if word == option]
     return [*found, *(word.removeprefix(f"{option}=") for word in words if word.startswith(f"{option}="))]
 
@@ -115,8 +115,8 @@ def task_environment(site: Site) -> dict[str, object]:
     return {**(_CLEAN if image_of(site) else {}), **site.environment}
 
 
-def tell_image(site: Site, campaign: Campaign) -> list[str]:
-    """Shell lines that tell a task its image, by its hash; of a file that is another one by then, hashed anew."""
+def export_image(site: Site, campaign: Campaign) -> list[str]:
+    """Shell lines that export the image's hash to a task; a file that has changed by then is hashed again."""
     image = image_of(site)
     if image is None:
         return []

@@ -54,14 +54,14 @@ class Graph:
 
 
 def build(plan: Plan, done: Collection[Key], queued: Queued, chunk: int, only: Collection[Key] | None = None) -> Graph:
-    """What has to be queued so that everything that is neither done nor in the queue gets done.
+    """What has to be queued to run everything that is neither done nor in the queue.
 
     Args:
         plan: the campaign's plan.
         done: tasks that are done.
         queued: what is in the queue already.
         chunk: most elements of one array (Slurm's MaxArraySize).
-        only: queue none but these tasks.
+        only: queue only these tasks.
     """
     missing = [
         planned
@@ -99,7 +99,7 @@ def _replaced_gates(plan: Plan, waiting: Iterable[PlannedTask], queued: Queued) 
 def dependencies(
     members: Iterable[PlannedTask], gate_of: Mapping[Key, str], queued: Queued, done: Collection[Key]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(new gates by name, queued gates by Slurm's id) that look at what the members wait for and is not done."""
+    """(new gates by name, queued gates by Slurm's id) that look at what the members wait for, done tasks aside."""
     waits_for = dict.fromkeys(key for planned in members for key in (*planned.needs, *planned.after))
     open_keys = [key for key in waits_for if key not in done]
     new = dict.fromkeys(gate_of[key] for key in open_keys if key in gate_of)

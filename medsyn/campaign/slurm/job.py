@@ -48,7 +48,7 @@ def run_task(root: str, stage: str, name: str, functions: Mapping[str, str] = wo
 
 
 def run_gate(root: str, name: str, folder: str) -> None:
-    """Decide what cannot run any more, and leave the list to the batch script."""
+    """Decide which jobs can no longer run, and write the list for the batch script."""
     try:
         blocked = blocked_jobs(campaign_file.open_campaign(Path(root)), name)
     except (InputError, InputProblems) as error:
@@ -80,8 +80,8 @@ def blocked_jobs(
 ) -> dict[str, list[str]]:
     """The jobs that the gate called `name` takes out of the queue: {job name: Slurm's ids}.
 
-    A task of which there is no word, neither done nor failed nor blocked, gets `latency_seconds`: on a shared file
-    system a marker that another node wrote may show late.
+    A silent task, neither done nor failed nor blocked, gets `latency_seconds`: on a shared file system a marker that
+    another node wrote may appear late.
     """
     submissions = on_record.read(campaign.directory.ledger)
     place = next((place for place, one in enumerate(submissions) if one.name == name), None)
@@ -95,7 +95,7 @@ def blocked_jobs(
         time.sleep(POLL_SECONDS)
         done = markers.done_keys(campaign, campaign.plan)
     if silent:
-        print(f"no word of {', '.join(' '.join(key) for key in sorted(silent)[:5])}: taken for failed", flush=True)
+        print(f"no word of {', '.join(' '.join(key) for key in sorted(silent)[:5])}: counted as failed", flush=True)
     failed = its - done
     blocked = [key for key, state in settle(campaign.plan, done, failed).states.items() if state == "blocked"]
     return ids(submissions, [key for key in blocked if key in newest], newest)

@@ -1,7 +1,7 @@
-"""What Slurm says of the campaign's jobs: one `squeue`, and one `sacct` for jobs that have left the queue.
+"""What Slurm says about the campaign's jobs: one `squeue`, and one `sacct` for jobs that have left the queue.
 
-Hints only: whether a task is done, its marker says. A controller that does not answer, or a cluster without
-accounting, is told as such and never read as "finished".
+Hints only: whether a task is done, its marker says. A controller that does not answer, or a cluster without accounting,
+is reported as such and never taken for "finished".
 """
 
 from __future__ import annotations
@@ -119,13 +119,13 @@ def view(submissions: Iterable[Submission], timeout: float = TIMEOUT_SECONDS) ->
         if submission.kind == "gate" and jobs.get(submission.job, ("",))[0] == submission.name:
             gates[submission.name] = jobs[submission.job][1]
         for identity, key in submission.elements():
-            if jobs.get(identity, ("",))[0] == submission.name:  # Slurm uses ids again
+            if jobs.get(identity, ("",))[0] == submission.name:  # Slurm reuses ids
                 tasks[key] = jobs[identity][1]
     return QueueView(tasks, gates)
 
 
 def ended(ids: Collection[str], timeout: float = TIMEOUT_SECONDS) -> dict[str, str]:
-    """How jobs that have left the queue ended, as accounting has it (`OUT_OF_MEMORY`); empty without accounting."""
+    """How jobs that have left the queue ended, from accounting (`OUT_OF_MEMORY`); empty without accounting."""
     if not ids:
         return {}
     command = ("sacct", "-n", "-P", "-X", "-o", "JobID,State", "-j", ",".join(arrays(ids)))

@@ -6,10 +6,10 @@ by `scontrol requeue`, at most `cluster.max_requeues` times. Measured on Slurm 2
 cancelled job does not come back; after `scontrol requeue` nothing of the script runs any more; the id of an array's
 element must be ARRAYJOB_TASK, for its raw id may stand for the whole array.
 
-A task says that it has begun by making a file; a job that ends without one, not by a signal, is tried once more and
-no oftener: its interpreter, its container or its srun arguments are wrong.
+A task creates a file when it begins; a job that ends without one, not by a signal, is tried once more only: its
+interpreter, its container or its srun arguments are wrong.
 
-The sbatch options of an array or gate, the same for `plan`, which prints them, as for `submit`.
+Also the sbatch options of an array or gate, the same for `plan`, which prints them, and for `submit`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from medsyn.campaign.slurm.graph import Node
 from medsyn.campaign.slurm.site import GATE, Resources, Site
 from medsyn.errors import EXIT_BAD_INPUT, EXIT_BAD_NODE, EXIT_DONE, EXIT_NO_PROGRESS
 
-BEGUN = "MEDSYN_BEGUN"  # where a task says that it has begun
+BEGUN = "MEDSYN_BEGUN"  # the file a task creates when it begins
 CANCEL_LIST = "cancel"  # a gate's verdict, in the folder of its submission
 _JOB = """
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
@@ -106,9 +106,9 @@ _ELSEWHERE = """
 
 
 def after_gate(folder: Path, max_requeues: int) -> list[str]:
-    """The lines after a gate: cancel what it found blocked; one that could not decide is tried again.
+    """The lines after a gate: cancel the jobs it found blocked; a gate that could not decide is tried again.
 
-    Slurm uses ids again, so the name is compared first; `scancel --name` with an element's id takes the whole array.
+    Slurm reuses ids, so the name is compared first; `scancel --name` with an element's id takes the whole array.
     """
     listed = shlex.quote(str(folder / CANCEL_LIST))
     return f"""
@@ -130,7 +130,7 @@ exit $rc""".strip().splitlines()
 
 
 def wanted_options(site: Site, node: Node) -> Resources:
-    """What the site asks for, for this node's jobs."""
+    """The resources that the site requests for this node's jobs."""
     return site.resources(GATE if node.kind == "gate" else node.stage)
 
 

@@ -1,4 +1,4 @@
-"""What `medsyn plan` says of the queue: every array and gate, what it waits for, and its sbatch options."""
+"""What `medsyn plan` prints about the queue: every array and gate, what it waits for, and its sbatch options."""
 
 from __future__ import annotations
 
@@ -63,5 +63,5 @@ def _warn(console: Console, plan: Plan, site: Site, chunk: int) -> None:
         limit = site.resources(stage).array_parallelism
         if limit is not None and count > 1:
             many = f"{count} arrays: up to {limit * count} tasks at once"
-            text = f"{stage}: array_parallelism {limit} is of each of its {many}"
+            text = f"{stage}: array_parallelism {limit} applies to each of its {many}"
             console.print(text, soft_wrap=True, highlight=False)

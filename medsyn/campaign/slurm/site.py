@@ -1,4 +1,4 @@
-"""A site profile: what one cluster wants to be told (partition, account, container), as a YAML file in `slurm/`.
+"""A site profile: the settings one cluster needs (partition, account, container), as a YAML file in `slurm/`.
 
 Nothing in it changes a result. Resources can be given for all stages and again for single ones; `gate` is the small
 job after a stage. A key that is left out is not passed to sbatch: the cluster's own default holds.
@@ -31,7 +31,7 @@ _TIME = re.compile(r"^(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d\d){0,2})$")
 
 def _variable(name: str) -> str:
     if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
-        raise ValueError(f"{name!r} is no name of an environment variable")
+        raise ValueError(f"{name!r} is not a valid name of an environment variable")
     return name
 
 
@@ -42,11 +42,11 @@ def minutes(text: str) -> int:
     """Minutes of a time limit as Slurm writes it (`90`, `12:00:00`, `2-12:00:00`), rounded up.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     match = _TIME.match(text)
     if not match:
-        raise ValueError(f"{text!r} is no time limit: minutes (90), hours (12:00:00) or days (2-12:00:00)")
+        raise ValueError(f"{text!r} is not a time limit: minutes (90), hours (12:00:00) or days (2-12:00:00)")
     parts = [int(part) for part in match["parts"].split(":")]
     if match["days"] is not None:
         hours, mins, seconds = (*parts, 0, 0)[:3]
@@ -59,7 +59,7 @@ def minutes(text: str) -> int:
 
 
 class Resources(Section):
-    """What one stage's jobs ask for, under sbatch's own names."""
+    """What one stage's jobs request, under sbatch's own names."""
 
     partition: Word | None = None
     account: Word | None = None
@@ -80,7 +80,7 @@ class Resources(Section):
     @classmethod
     def _time_is_slurms(cls, value: str | int | None) -> str | int | None:
         if value is not None and minutes(str(value)) < 1:
-            raise ValueError("at least one minute")
+            raise ValueError("must be at least one minute")
         return value
 
     @field_validator("sbatch")
@@ -88,9 +88,9 @@ class Resources(Section):
     def _not_ours(cls, value: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
         for name in value:
             if name.replace("_", "-") in OWNED:
-                raise ValueError(f"{name} is medsyn's own to set; leave it out")
+                raise ValueError(f"{name} is set by medsyn; remove it")
             if name.replace("_", "-") in Resources.model_fields or name.replace("-", "_") in Resources.model_fields:
-                raise ValueError(f"{name} has a key of its own in the profile: give it there")
+                raise ValueError(f"{name} has its own key in the profile: set it there")
         return value
 
     @field_validator("srun")
@@ -122,7 +122,7 @@ class Container(Section):
     @classmethod
     def _environment_stays(cls, value: list[str]) -> list[str]:
         for word in HIDE_THE_ENVIRONMENT.intersection(value):
-            raise ValueError(f"{word} hides the SLURM_* variables, which a task needs; leave it out")
+            raise ValueError(f"{word} hides the SLURM_* variables, which a task needs; remove it")
         return value
 
 
@@ -131,7 +131,7 @@ class Site(Resources):
 
     mail_user: Word | None = None
     mail_type: str = "END,FAIL"
-    signal_seconds: int = Field(120, ge=10, le=3600)  # how long before the time limit tasks are told to save
+    signal_seconds: int = Field(120, ge=10, le=3600)  # how long before the time limit tasks are asked to save
     environment: Variables = Field({})  # exported to every task
     setup: list[str] = Field([])  # shell lines before the task: module load ...
     python: str | None = None  # interpreter of the compute nodes; None: the one that runs medsyn
@@ -166,7 +166,7 @@ def _known_keys() -> list[str]:
 
 
 def load(path: str | None) -> Site:
-    """Read a site profile; no path: a cluster that needs to be told nothing.
+    """Read a site profile; without a path, one that leaves everything to the cluster's defaults.
 
     Raises:
         InputError, InputProblems: no such file, not YAML, unknown keys, wrong types; all of them at once.

@@ -1,7 +1,7 @@
-"""What was handed to Slurm, as the ledger has it: one record per job array or gate, with Slurm's id of it.
+"""What was submitted to Slurm, from the ledger: one record per job array or gate, with its Slurm id.
 
-An intent is written before each `sbatch` and the id after it, so a launcher that is killed in between leaves a name
-by which the job is found again.
+The intent is written before each `sbatch` and the id after it, so a launcher that is killed in between leaves a name
+by which the job can be found.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Kind = Literal["tasks", "gate"]
 class Submission:
     """A job array (or single job) that was queued: element i runs task `tasks[i]` of `stage`; a gate runs none."""
 
-    name: str  # the job's name, unique in the campaign; ends with the round it belongs to
+    name: str  # the job's name, unique in the campaign; ends with the launch it belongs to
     kind: Kind
     stage: str
     tasks: tuple[str, ...]  # of a gate: the tasks it looks at
@@ -36,13 +36,13 @@ class Submission:
                 yield self.element(index), (self.stage, task)
 
     def element(self, index: int) -> str:
-        """Slurm's id of one element; submitit makes no array of a single job."""
+        """Slurm's id of one element; submitit does not make an array of a single job."""
         return self.job if len(self.tasks) == 1 else f"{self.job}_{index}"
 
 
 @dataclass
-class Round:
-    """Everything that one `submit` or `resume` queued, as the ledger has it."""
+class Launch:
+    """Everything that one `submit` or `resume` queued, from the ledger, where its key is `round`."""
 
     intended: list[str] = field(default_factory=list)  # names, written before sbatch
     submissions: list[Submission] = field(default_factory=list)
@@ -51,18 +51,18 @@ class Round:
 
 
 def name_of(node: str, campaign: str, number: str) -> str:
-    """The job name of a node: what `squeue` shows, and what a lost job is found by."""
+    """The job name of a node: `squeue` shows it, and a lost job is found by it."""
     return f"medsyn-{campaign}-{node}-{number}"
 
 
-def rounds(path: Path) -> dict[str, Round]:
-    """Every round on record, oldest first."""
-    found: dict[str, Round] = {}
+def launches(path: Path) -> dict[str, Launch]:
+    """Every launch on record, oldest first."""
+    found: dict[str, Launch] = {}
     for event in disk.read_jsonl(path):
         kind = event.get("event")
         if kind not in (QUEUEING, QUEUED, RELEASING, RELEASED, WITHDRAWN):
             continue
-        its = found.setdefault(event["round"], Round())
+        its = found.setdefault(event["round"], Launch())
         if kind == QUEUEING:
             its.intended.append(event["name"])
         elif kind == QUEUED:
@@ -76,11 +76,11 @@ def rounds(path: Path) -> dict[str, Round]:
 
 def read(path: Path) -> list[Submission]:
     """Every submission that was not taken back, oldest first."""
-    return standing(rounds(path))
+    return standing(launches(path))
 
 
-def standing(found: Mapping[str, Round]) -> list[Submission]:
-    """The submissions of those rounds that were not taken back, oldest first."""
+def standing(found: Mapping[str, Launch]) -> list[Submission]:
+    """The submissions of those launches that were not taken back, oldest first."""
     return [one for its in found.values() if its.state != WITHDRAWN for one in its.submissions]
 
 

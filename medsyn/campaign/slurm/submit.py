@@ -2,7 +2,7 @@
 
 Until the release nothing can run, so a launcher that is interrupted takes everything back, and one that is killed
 leaves held jobs under recorded names, which the next submission takes back. Submitting again queues what is neither
-done nor in the queue, and lets jobs in the queue wait for what was queued anew.
+done nor in the queue, and makes jobs in the queue wait for newly queued ones.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def submit(
     Args:
         campaign: the prepared campaign.
         site: the cluster.
-        only: queue none but these tasks.
-        say: where progress is told, line by line.
+        only: queue only these tasks.
+        say: called with each line of progress.
         functions: what the jobs run: a task, a gate.
 
     Raises:
@@ -97,12 +97,12 @@ def submit(
         return Outcome(len(done), 0, 0, 0, 0, len(done))
     if only is None:
         done -= {planned.key for planned in campaign.plan.by_stage["evaluate"]}  # there will be more to evaluate
-    known = campaign.plan.by_key  # shards may have been dealt otherwise since: their jobs find nothing to do and end
+    known = campaign.plan.by_key  # the campaign may have been re-sharded since: old jobs find nothing to do and end
     queued = graph.queued(submissions, {k: job.id for k, job in view.tasks.items() if k in known}, view.gates)
     if only is not None:
         _require_needs(campaign, only, done | queued.tasks.keys())
     wanted = graph.build(campaign.plan, done, queued, chunk_size(site), only)
-    its = Round(campaign, site, functions, say)
+    its = Launcher(campaign, site, functions, say)
     held = its.queue(wanted) if wanted.nodes else []
     repoint(campaign, its, wanted, submissions, view, queued, done)
     if wanted.nodes:
@@ -110,7 +110,7 @@ def submit(
     for job in (*view.tasks.values(), *view.gates.values()):
         if job.is_held:
             queue.call("scontrol", "release", job.id)
-            say(f"{job.id}  was held and is released")
+            say(f"{job.id}  was held and has been released")
     return Outcome(
         len(done),
         len(view.tasks.keys() - done),
@@ -127,7 +127,7 @@ def _require_needs(campaign: Campaign, only: Collection[Key], there: Collection[
         Problem(
             "--only",
             f"{' '.join(key)} needs {' '.join(need)}, which is neither done nor in the queue: "
-            f"add --only {':'.join(need)}, or leave --only out",
+            f"add --only {':'.join(need)}, or omit --only",
         )
         for key in campaign.plan.by_key
         if key in only and key not in there
@@ -152,25 +152,25 @@ def _settled_view(submissions: Sequence[Submission]) -> QueueView:
 
 
 def assumed_chunk(site: Site) -> int:
-    """Most elements of one array where no cluster can be asked: the site's word, or Slurm's own default."""
+    """Most elements of one array where no cluster can be queried: the site's setting, or Slurm's default."""
     return site.max_array_size or SLURMS_MAX_ARRAY_SIZE
 
 
 def chunk_size(site: Site) -> int:
-    """Most elements of one array: the site's word, or the cluster's MaxArraySize, which is the largest index + 1."""
+    """Most elements of one array: the site's setting, or the cluster's MaxArraySize, which is the largest index + 1."""
     return site.max_array_size or int(queue.cluster_settings().get("MaxArraySize", SLURMS_MAX_ARRAY_SIZE))
 
 
 def repoint(
     campaign: Campaign,
-    its: Round,
+    its: Launcher,
     wanted: Graph,
     before: Sequence[Submission],
     view: QueueView,
     queued: Queued,
     done: Collection[Key],
 ) -> None:
-    """Let jobs in the queue wait for what was queued anew, and forget parents that can never be met."""
+    """Make jobs in the queue wait for newly queued ones, and drop dependencies that can never be met."""
     plan = campaign.plan
     for submission in before:
         jobs = {key: view.tasks[key] for _, key in submission.elements() if key in queued.tasks}
@@ -183,7 +183,7 @@ def repoint(
         if stuck or any(identity not in _ids(jobs[waiting[0]].dependency) for identity in ids):
             text = "afterok:" + ":".join(ids) if ids else ""
             queue.call("scontrol", "update", f"JobId={submission.job}", f"Dependency={text}")
-            its.say(f"{submission.job}  {submission.stage} in the queue waits for it")
+            its.say(f"{submission.job}  {submission.stage}, already in the queue: dependency updated")
 
 
 def _ids(dependency: str) -> list[str]:
@@ -192,11 +192,11 @@ def _ids(dependency: str) -> list[str]:
 
 
 class Interrupted(Exception):
-    """The launcher was told to stop before anything was released; everything it queued has been taken back."""
+    """The launcher was asked to stop before anything was released; everything it queued has been cancelled."""
 
 
-class Round:
-    """One round under way. `made` has what was handed to Slurm, by the node's name."""
+class Launcher:
+    """One launch under way. `made` has what was submitted to Slurm, by the node's name."""
 
     def __init__(self, campaign: Campaign, site: Site, functions: Functions, say: Say) -> None:
         self.campaign = campaign
@@ -206,17 +206,17 @@ class Round:
         self.number = secrets.token_hex(4)
         self.path = self.campaign.directory.ledger
         self.environment = container.task_environment(site)
-        self.setup = [*container.tell_image(site, campaign), *site.setup]
+        self.setup = [*container.export_image(site, campaign), *site.setup]
         self.made: dict[str, Submission] = {}
 
     def queue(self, wanted: Graph) -> list[str]:
-        """Hand every node to Slurm and write it down; return the jobs that are held and have to be released."""
+        """Submit every node to Slurm and record it; return the jobs that are held and have to be released."""
         held = []
         with _stoppable():
             try:
                 for node in wanted.nodes:
                     made = self._queue(node)
-                    if not node.gates and not node.after:  # nothing of this round holds it back
+                    if not node.gates and not node.after:  # nothing of this launch holds it back
                         held.append(made.job)
                     self.say(f"{made.job}  {node.name}: {_count(node)}")
                 ledger.record(self.path, on_record.RELEASING, round=self.number, held=held)
@@ -228,7 +228,7 @@ class Round:
         return held
 
     def release(self, held: Sequence[str]) -> None:
-        """Let it run."""
+        """Release the held jobs, so that everything can run."""
         _release(held, [one.name for one in self.made.values()])
         ledger.record(self.path, on_record.RELEASED, round=self.number)
 
@@ -288,7 +288,7 @@ class Round:
         }
 
     def _dependency(self, node: Node) -> str | None:
-        """Gates come after tasks however they ended, tasks after gates that could decide."""
+        """sbatch's --dependency: gates come after tasks however they ended, tasks after gates that succeeded."""
         if node.kind == "gate":
             return "afterany:" + ":".join(self._looked_at(node))
         ids = [*(self.made[gate].job for gate in node.gates), *node.queued_gates]
@@ -308,24 +308,24 @@ class Round:
 
 
 def take_back_unreleased(path: Path, say: Say) -> None:
-    """Finish what a killed launcher began: release a round that was ready for it, cancel one that was not."""
-    for number, its in on_record.rounds(path).items():
+    """Finish what a killed launcher began: release a launch that was ready for it, cancel one that was not."""
+    for number, its in on_record.launches(path).items():
         if its.state == on_record.RELEASING:
             _release(its.held, its.intended)
             ledger.record(path, on_record.RELEASED, round=number)
         elif its.state == on_record.QUEUEING:
-            say(f"taking back {len(its.intended)} jobs of a submission that was interrupted")
+            say(f"cancelling {len(its.intended)} jobs of an interrupted submission")
             withdraw(path, number)
 
 
 def withdraw(path: Path, number: str) -> None:
-    """Cancel every job of a round that was not released, by id and by name, and write that down."""
-    queue.cancel(queue.named(set(on_record.rounds(path)[number].intended)))
+    """Cancel every job of a launch that was not released, by id and by name, and record that."""
+    queue.cancel(queue.named(set(on_record.launches(path)[number].intended)))
     ledger.record(path, on_record.WITHDRAWN, round=number)
 
 
 def bad_nodes(campaign: Campaign) -> list[str]:
-    """Nodes on which a task of the campaign failed for the machine's reasons."""
+    """Nodes on which a task of the campaign failed because of the machine."""
     try:
         lines = campaign.directory.slurm(BAD_NODES).read_text().split()
     except OSError:
@@ -334,7 +334,7 @@ def bad_nodes(campaign: Campaign) -> list[str]:
 
 
 def code_folder() -> Path:
-    """The folder that holds the medsyn package."""
+    """The directory that holds the medsyn package."""
     return Path(medsyn.__file__).parents[1]
 
 
@@ -353,13 +353,13 @@ def _release(jobs: Sequence[str], names: Collection[str]) -> None:
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     lines = [line for line in lines if "sbatch --help" not in line]
-    told = [line for line in lines if "error:" in line or line.startswith("sbatch:")]
-    return (told or lines or ["no reason was given"])[-1].removeprefix("sbatch: ").removeprefix("error: ")
+    errors = [line for line in lines if "error:" in line or line.startswith("sbatch:")]
+    return (errors or lines or ["no reason was given"])[-1].removeprefix("sbatch: ").removeprefix("error: ")
 
 
 @contextmanager
 def _outside_of_jobs() -> Iterator[None]:
-    """What a job around this process says of itself does not reach the jobs queued here; which cluster it is does."""
+    """Hide the variables of a job around this process from the jobs queued here, except for SLURM_CONF."""
     import submitit
 
     cluster = os.environ.get("SLURM_CONF")

@@ -1,4 +1,4 @@
-"""A task's attempts: how often it was tried, what it took, how the newest ended, and its heartbeat."""
+"""A task's attempts: how often it was tried, how long that took, how the newest ended, and its heartbeat."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def read(path: Path) -> Attempts:
 
 
 def summarize(lines: Iterable[Mapping[str, Any]]) -> Attempts:
-    """The attempts that the lines of an attempts file record; damaged lines are passed over."""
+    """The attempts that the lines of an attempts file record; damaged lines are skipped."""
     seconds = 0.0
     jobs: list[str | None] = []
     since: float | None = None
@@ -63,9 +63,9 @@ def summarize(lines: Iterable[Mapping[str, Any]]) -> Attempts:
         if not isinstance(time, (int, float)):
             continue
         if line.get("event") == "start":
-            beat = line.get("progress") or {}  # of the attempt before, which may have been killed
+            heartbeat = line.get("progress") or {}  # of the attempt before, which may have been killed
             if since is not None:
-                seconds += max(0.0, beat.get("time", since) - since)
+                seconds += max(0.0, heartbeat.get("time", since) - since)
             jobs.append(line.get("job"))
             since, newest, reason = float(time), line, None
         elif since is not None:
@@ -77,14 +77,14 @@ def summarize(lines: Iterable[Mapping[str, Any]]) -> Attempts:
 def progress(directory: CampaignDirectory, key: Key) -> dict[str, Any] | None:
     """The task's newest heartbeat."""
     try:
-        beat: dict[str, Any] = disk.read_json(directory.heartbeat(*key))
+        heartbeat: dict[str, Any] = disk.read_json(directory.heartbeat(*key))
     except (OSError, ValueError):
         return None
-    return beat
+    return heartbeat
 
 
 def start_attempt(directory: CampaignDirectory, key: Key) -> int:
-    """Write down that the task is being tried, and by whom; return how many times it was tried, this one included."""
+    """Record that an attempt starts, and where; return its number, counted from 1."""
     path = directory.attempts(*key)
     number = 1 + sum(1 for line in disk.read_jsonl(path) if line["event"] == "start")
     disk.append_jsonl(path, _attempt("start", number, progress=progress(directory, key)))
@@ -95,7 +95,7 @@ def start_attempt(directory: CampaignDirectory, key: Key) -> int:
 def end_attempt(
     directory: CampaignDirectory, key: Key, number: int, exit_code: int, reason: str, asked: float | None = None
 ) -> None:
-    """Write down how the attempt ended, and when it was asked to leave if it was."""
+    """Record how the attempt ended, and when it was asked to leave, if it was."""
     facts = {"exit_code": exit_code, "reason": reason, "progress": progress(directory, key)}
     if asked is not None:
         facts["asked"] = asked
@@ -121,7 +121,7 @@ def slurm_job() -> str | None:
 
 
 def write_failure(directory: CampaignDirectory, key: Key, failure: Mapping[str, Any]) -> None:
-    """Write down why the task failed."""
+    """Record why the task failed."""
     disk.write_json(directory.failed(*key), {"time": time.time(), "host": os.uname().nodename, **failure})
 
 
@@ -135,7 +135,7 @@ def read_failure(directory: CampaignDirectory, key: Key) -> dict[str, Any] | Non
 
 
 def same_place(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two failures are the same exception at the same progress; addresses and amounts in its text may vary."""
+    """Whether two failures are the same exception at the same step; addresses and numbers in the text may differ."""
 
     def place(failure: Mapping[str, Any]) -> tuple[Any, ...]:
         message = re.sub(r"0x[0-9a-f]+|\d+(\.\d+)?", "#", str(failure.get("message")))

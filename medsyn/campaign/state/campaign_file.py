@@ -20,7 +20,7 @@ from medsyn.generation.block_store import MANIFEST, read_manifest
 from medsyn.stage import CampaignDirectory
 
 LATENCY_SECONDS = 30.0  # how late a shared file system may show what another node has renamed into place
-Facts = Mapping[str, Any]  # what campaign.json holds, its version aside
+CampaignRecord = Mapping[str, Any]  # what campaign.json holds, its version aside
 HASH_LIMIT = 256 << 20  # bytes; a larger file's hash is recorded, but only its size is checked again
 
 
@@ -35,7 +35,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Campaign:
-    """A prepared campaign: where it is, its resolved configuration, its plan, and what its results depend on."""
+    """A prepared campaign: its directory, resolved configuration, plan, and what its results depend on."""
 
     directory: CampaignDirectory
     config: Config
@@ -51,7 +51,7 @@ class _Inputs(BaseModel):
     prompts: FileRecord
 
 
-class _Facts(BaseModel):
+class _RecordSchema(BaseModel):
     """What must be in a prepared campaign's record."""
 
     fingerprints: dict[str, str]
@@ -64,15 +64,15 @@ class _Facts(BaseModel):
     config: dict[str, Any]
 
 
-def write_facts(directory: CampaignDirectory, facts: Facts) -> None:
-    """Write down what the campaign was prepared from."""
+def write_record(directory: CampaignDirectory, facts: CampaignRecord) -> None:
+    """Record what the campaign was prepared from."""
     disk.write_json(directory.campaign_file, {**_version(), **facts})
 
 
 def claim(directory: CampaignDirectory) -> None:
-    """Mark a new directory as a campaign's before anything else is in it, so that a killed submit can be made again."""
+    """Mark a new directory as a campaign's before anything else is in it, so that a killed submit can be repeated."""
     if not directory.campaign_file.exists():
-        write_facts(directory, {})
+        write_record(directory, {})
 
 
 def _version() -> dict[str, Any]:
@@ -82,21 +82,21 @@ def _version() -> dict[str, Any]:
 def open_campaign(root: str | Path) -> Campaign:
     """Read a prepared campaign; raises InputError if it is none, or if its configuration or record was edited."""
     directory = CampaignDirectory(Path(root).absolute())
-    return open_recorded(directory, require_facts(directory))
+    return open_recorded(directory, require_record(directory))
 
 
-def require_facts(directory: CampaignDirectory) -> Facts:
-    """What is on record of a prepared campaign; raises InputError if the directory is none's."""
-    facts = read_facts(directory)
+def require_record(directory: CampaignDirectory) -> CampaignRecord:
+    """The record of a prepared campaign; raises InputError if the directory has none."""
+    facts = read_record(directory)
     if facts is None:
-        reason = "this campaign was never prepared to the end: submit its configuration again"
+        reason = "the preparation of this campaign was never finished: submit its configuration again"
         if not directory.campaign_file.exists():
-            reason = "this is not a campaign's directory: `medsyn submit CONFIG` makes one"
+            reason = "this is not a campaign's directory: `medsyn submit CONFIG` creates one"
         raise InputError(directory.root, reason)
     return facts
 
 
-def open_recorded(directory: CampaignDirectory, facts: Facts, plan: Plan | None = None) -> Campaign:
+def open_recorded(directory: CampaignDirectory, facts: CampaignRecord, plan: Plan | None = None) -> Campaign:
     """The campaign of a record that has just been read or written; raises as `open_campaign` does.
 
     Args:
@@ -113,19 +113,19 @@ def open_recorded(directory: CampaignDirectory, facts: Facts, plan: Plan | None 
     fingerprints = stage_fingerprints(config, contents)
     if fingerprints != facts["fingerprints"]:
         names = f"{directory.config.name} or {directory.campaign_file.name}"
-        reason = f"{names} was edited by hand or is damaged: change your own configuration and submit that"
+        reason = f"{names} was edited by hand or is damaged: change your own configuration and submit that instead"
         raise InputError(directory.root, reason)
     return Campaign(directory, config, plan or plan_of(config, facts), fingerprints, inputs, facts["counts"])
 
 
-def recorded(directory: CampaignDirectory, facts: Facts) -> Campaign:
+def recorded(directory: CampaignDirectory, facts: CampaignRecord) -> Campaign:
     """The campaign as its record alone has it: no saved configuration is read, and no edit by hand is noticed."""
     config = configuration.validate(facts["config"], str(directory.campaign_file))
     inputs = {name: FileRecord(**one) for name, one in facts["inputs"].items()}
     return Campaign(directory, config, plan_of(config, facts), facts["fingerprints"], inputs, facts["counts"])
 
 
-def plan_of(config: Config, facts: Facts) -> Plan:
+def plan_of(config: Config, facts: CampaignRecord) -> Plan:
     """The plan of a recorded campaign."""
     img_num = config.generation.img_num
     images = {name: [plain * img_num + asked for plain, asked in runs] for name, runs in facts["prompts"].items()}
@@ -145,7 +145,7 @@ def saved_configuration(directory: CampaignDirectory) -> tuple[Config, Path]:
 
 
 def moved(path: Any, old: Path, root: Path) -> Any:
-    """A path into the directory `old` as one into `root`, where the campaign is now; anything else as it is."""
+    """A path into the directory `old` as one into `root`, where the campaign is now; anything else unchanged."""
     inside = isinstance(path, str) and Path(path).is_absolute() and Path(path).is_relative_to(old)
     return str(root / Path(path).relative_to(old)) if inside else path
 
@@ -162,11 +162,11 @@ def _moved_configuration(config: Config, root: Path) -> Config:
     return Config.model_validate(tree)
 
 
-def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:
-    """What `prepare` wrote down about the campaign, or None if it has not been prepared.
+def read_record(directory: CampaignDirectory) -> dict[str, Any] | None:
+    """The record that `prepare` wrote, or None if the campaign has not been prepared.
 
     Raises:
-        InputError: the record is damaged, of another format, or not medsyn's.
+        InputError: the record is damaged, in another format, or not medsyn's.
     """
     path = directory.campaign_file
     try:
@@ -174,23 +174,23 @@ def read_facts(directory: CampaignDirectory) -> dict[str, Any] | None:
             return None
         facts: dict[str, Any] = disk.read_json(path)
         if facts["schema"] != SCHEMA:
-            reason = f"medsyn {facts['medsyn']} made this campaign in another format: choose another campaign.name"
+            reason = f"medsyn {facts['medsyn']} wrote this campaign in another format: choose another campaign.name"
             raise InputError(path, reason)
         if facts.keys() == _version().keys():  # claimed, and killed before it was ready
             return None
-        _Facts.model_validate(facts)
+        _RecordSchema.model_validate(facts)
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror}") from None
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError):
-        reason = "damaged, or not medsyn's: choose another campaign.name or campaign.dir"
+        reason = "is damaged, or was not written by medsyn: choose another campaign.name or campaign.dir"
         raise InputError(path, reason) from None
     return facts
 
 
 def record_file(path: Path, base: Path | None = None) -> FileRecord:
-    """What is in `path` now; named relative to `base` if that is given."""
+    """The record of the file `path` as it is now; its path is relative to `base` if that is given."""
     return FileRecord(str(path.relative_to(base) if base else path), path.stat().st_size, disk.sha256_file(path))
 
 
@@ -198,14 +198,14 @@ def difference(record: FileRecord, base: Path, hashes: bool) -> str | None:
     """How the file differs from its record, or None: its size always, its content if `hashes` and not too large."""
     path = base / record.path
     if not path.is_file():
-        return f"{path} is not there"
+        return f"{path} does not exist"
     size = path.stat().st_size
     if size != record.size:
-        return f"{path} has {size} bytes and had {record.size}"
+        return f"{path} has {size} bytes instead of {record.size}"
     if hashes and size <= HASH_LIMIT and disk.sha256_file(path) != record.sha256:
-        return f"{path} has other content than when it was recorded"
+        return f"{path} has changed since it was recorded"
     if path.name == MANIFEST and read_manifest(path.parent) is None:
-        return f"{path.parent} has lost an image"
+        return f"{path.parent} is missing an image"
     if path.name == store.INDEX:
         large = sum(file.stat().st_size for file in path.parent.iterdir()) > HASH_LIMIT
         return store.damage(path.parent, hashes and not large)

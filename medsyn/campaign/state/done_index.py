@@ -1,4 +1,4 @@
-"""What a stage's done tasks made, one line each, so that ten thousand markers need not be read to count images.
+"""A summary of a stage's done markers, one line each, so that counting images need not read ten thousand markers.
 
 A hint beside the markers, which stay the truth: a task whose line is lost (two nodes appending at once over NFS, a
 full disk) or of another fingerprint is looked up in its marker.
@@ -22,7 +22,7 @@ def _path(directory: CampaignDirectory, stage: str) -> Path:
 
 
 def append(directory: CampaignDirectory, stage: str, name: str, marker: Mapping[str, Any]) -> None:
-    """Add what a task's new marker says, its list of outputs aside."""
+    """Add the content of a task's new marker, without its list of outputs."""
     line = {"task": name, **{key: value for key, value in marker.items() if key != "outputs"}}
     with suppress(OSError):  # the marker is there, so the task is done
         disk.append_jsonl(_path(directory, stage), line)
@@ -34,7 +34,7 @@ def read(directory: CampaignDirectory, stage: str) -> dict[str, dict[str, Any]]:
 
 
 def names(folder: Path) -> set[str]:
-    """Of which tasks there is a file in a folder of `tasks/<stage>/`: one listing, no file looked at."""
+    """The tasks that have a file in a directory of `tasks/<stage>/`: one listing, no file is read."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name.rpartition(".")[0] for entry in entries if not entry.name.startswith(".")}

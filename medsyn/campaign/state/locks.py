@@ -1,10 +1,10 @@
 """One process at a time: advisory locks that vanish with the process that holds them.
 
 Any file can carry the lock, so the records themselves do: a task's attempts file, the campaign's ledger. The newest
-record in it says who the holder is. On a file system without locks a lease, a file beside the record, stands in.
+record in it says who the holder is. On a file system without locks, a lease (a file beside the record) stands in.
 
-Why not filelock's FileLock: it makes the same call of the kernel, has no shared lock for those who only look, and takes
-0.2 s to import.
+Why not filelock's FileLock: it makes the same system call, has no shared lock for those who only look, and takes 0.2 s
+to import.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Busy(Exception):
 
 @contextmanager
 def exclusive(path: Path, of: str | Path = "it") -> Iterator[None]:
-    """Hold the lock on `path`, creating the file if need be; raises `Busy` at once if somebody else holds it.
+    """Hold the lock on `path`, creating the file if needed; raises `Busy` at once if another process holds it.
 
     `of` is what the lock protects, as the message names it.
     """
@@ -56,7 +56,7 @@ def exclusive(path: Path, of: str | Path = "it") -> Iterator[None]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether some process holds the lock on `path` at this moment."""
+    """Whether a process holds the lock on `path` right now."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # it may be a pipe
     except FileNotFoundError:
@@ -74,7 +74,7 @@ def is_held(path: Path) -> bool:
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock; whoever only asks whether a lock is held (`is_held`) has it for an instant, which is waited out."""
+    """Lock; `is_held` takes the lock for an instant to test it, which is waited out."""
     for _ in range(_TRIES):
         with suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -89,7 +89,7 @@ def _require_no_locks(error: OSError) -> None:
 
 
 class _LockFiles(lease.Leases):
-    """Leases in the place of locks, whose age is judged at one look: a command asks once and ends.
+    """Leases in place of locks, whose age is judged by one look: a command asks once and ends.
 
     Ages are differences between two times that the file server gave, so that no machine's clock matters.
     """
@@ -102,7 +102,7 @@ class _LockFiles(lease.Leases):
 
 
 def _now(beside: Path) -> int:
-    """The file server's time in nanoseconds; this machine's for one who may only read."""
+    """The file server's time in nanoseconds; this machine's if the directory is not writable."""
     probe = temporary_sibling(beside)
     try:
         probe.touch(mode=FILE_MODE)

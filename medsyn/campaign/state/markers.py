@@ -1,7 +1,7 @@
-"""Done markers: whether a task is done, and what has to be there for it to count.
+"""Done markers: whether a task is done, and which files must exist for it to count.
 
-A task is done if and only if its marker is there, the marker's fingerprint is the one that the task has today, and
-the outputs that the marker lists are there in the listed sizes. Everything else is a hint.
+A task is done if and only if its marker exists, the marker's fingerprint is the task's current one, and the outputs
+that the marker lists exist with the listed sizes. Everything else is a hint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from medsyn.stage import STAGES
 
 
 def task_fingerprint(campaign: Campaign, planned: PlannedTask, done: Collection[Key] | None = None) -> str:
-    """What the task's marker must carry to count; `done` are the tasks before it that are, if that is known."""
+    """The fingerprint that the task's marker must have; `done` are the done tasks before it, if they are known."""
     task = planned.task
     facts: dict[str, Any] = {
         "stage": campaign.fingerprints[task.stage],
@@ -37,7 +37,7 @@ def task_fingerprint(campaign: Campaign, planned: PlannedTask, done: Collection[
 
 
 def done_marker(campaign: Campaign, planned: PlannedTask, done: Collection[Key] | None = None) -> dict[str, Any] | None:
-    """The task's marker if it is there, readable and of today's fingerprint; `done` as for `task_fingerprint`."""
+    """The task's marker if it exists, is readable and has the current fingerprint; `done`: see `task_fingerprint`."""
     try:
         marker: dict[str, Any] = disk.read_json(campaign.directory.done(*planned.key))
         return marker if marker["fingerprint"] == task_fingerprint(campaign, planned, done) else None
@@ -46,7 +46,7 @@ def done_marker(campaign: Campaign, planned: PlannedTask, done: Collection[Key] 
 
 
 def done_facts(campaign: Campaign, but: str | None = None) -> dict[Key, Mapping[str, Any]]:
-    """What the markers of all done tasks say, by one listing and one summary a stage; outputs are not looked at.
+    """The markers of all done tasks, from one listing and one summary per stage; outputs are not checked.
 
     Args:
         campaign: the prepared campaign.
@@ -73,13 +73,13 @@ def why_not_done(campaign: Campaign, planned: PlannedTask, hashes: bool = False)
     """Why the task does not count as done, or None if it does."""
     marker = done_marker(campaign, planned)
     if marker is None:
-        return "it has not been done"
+        return "it is not done"
     records = (FileRecord(**output) for output in marker["outputs"])
     return next((d for r in records if (d := difference(r, campaign.directory.root, hashes))), None)
 
 
 def outputs(campaign: Campaign, planned: PlannedTask) -> Iterator[Path]:
-    """The files that a task which has ended well leaves; of a block its manifest, which lists the images and hashes."""
+    """The files that a successful task leaves; of a block its manifest, which lists the images and hashes."""
     task, directory, config = planned.task, campaign.directory, campaign.config
     if task.blocks is not None:
         for _, manifest in _manifests(campaign, planned):
@@ -112,11 +112,11 @@ def write_done(campaign: Campaign, planned: PlannedTask, facts: Mapping[str, Any
     """Declare the task done; the last thing its worker writes. An old failure is forgotten.
 
     Raises:
-        FileNotFoundError: the stage returned without having made what it is there for.
+        FileNotFoundError: the stage returned without any output.
     """
     made = [record_file(path, campaign.directory.root) for path in outputs(campaign, planned)]
     if not made:
-        raise FileNotFoundError(f"{planned.task.stage} {planned.task.name} ended without having made anything")
+        raise FileNotFoundError(f"{planned.task.stage} {planned.task.name} ended without any output")
     directory, key, now = campaign.directory, planned.key, time.time()
     marker = {
         "fingerprint": task_fingerprint(campaign, planned),
@@ -132,7 +132,7 @@ def write_done(campaign: Campaign, planned: PlannedTask, facts: Mapping[str, Any
 
 
 def check_inputs(campaign: Campaign, planned: PlannedTask) -> None:
-    """Raise InputError if an input file or the result of a task this one needs is not what it was recorded to be."""
+    """Raise InputError if an input file, or the result of a task this one needs, differs from its record."""
     root = campaign.directory.root
     for name in READS[planned.task.stage].inputs:
         record = campaign.inputs.get(name)

@@ -23,8 +23,8 @@ from medsyn.campaign.tasks import Key
 from medsyn.text import and_more, duration
 
 LOG_LINES = 5
-SHOWN = 5  # tasks of a stage that have a line of their own
-ALWAYS: tuple[State, ...] = ("done", "running", "pending")  # other columns are there when they are not empty
+SHOWN = 5  # tasks of a stage that are shown one by one
+ALWAYS: tuple[State, ...] = ("done", "running", "pending")  # other columns are shown if they are not empty
 
 CommandLine = Callable[[str], str]  # what the user types for a command
 
@@ -148,9 +148,9 @@ def watch(
     seconds: float,
     expected: Mapping[str, float] | None = None,
 ) -> int:
-    """Show the status every so many seconds; without a terminal print a line whenever a count changes.
+    """Show the status every `seconds`; without a terminal print a line whenever a count changes.
 
-    Leaves when nothing is at work or in the queue, or on Ctrl-C, with the exit code of the status.
+    Returns the status's exit code when nothing is running or in the queue, or on Ctrl-C.
     """
     status = read()
     said = ""

@@ -1,6 +1,6 @@
-"""The figures of a status: images accepted against asked, time spent and expected, and how long it will take.
+"""The figures of a status: images accepted and asked for, time spent, expected and left.
 
-What the cost model expects each stage to take; apart from the figures, which need no model.
+Only `expected_seconds` needs the cost model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class StageFigures:
 
 @dataclass(frozen=True)
 class ImageFigures:
-    """What a mode was asked for, and what the done shards have of it."""
+    """Images that a mode was asked for, and what its done shards have made."""
 
     asked: int
     made: int
@@ -97,7 +97,7 @@ def images(status: Status) -> dict[str, ImageFigures]:
 
 
 def expected_seconds(campaign: Campaign) -> dict[str, float]:
-    """Seconds of all tasks of each stage, done ones included; empty for a campaign that did not record its tables."""
+    """Seconds of all tasks of each stage, done ones included; empty for a campaign without recorded counts."""
     if "images" not in campaign.counts:
         return {}
     found = cost.estimate(campaign.config, campaign.plan, campaign.counts, machine.expects_gpu(campaign.config))

@@ -1,4 +1,4 @@
-"""Tasks' output: which file it is in, its last lines, and following it while it grows."""
+"""Task output: which file it is in, its last lines, and following it while it grows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tail(path: Path, count: int, end: int | None = None) -> list[str]:
 
 
 def find(log: Path, batch: Sequence[Path]) -> Path | None:
-    """The file with a task's output: its own log or, where that says nothing, the newest that Slurm wrote."""
+    """The file with a task's output: its own log or, if that is empty, the newest that Slurm wrote."""
     if _has_content(log):
         return log
     said = [path for path in batch if _has_content(path)]

@@ -82,7 +82,7 @@ def _look(path: Path) -> Overview:
     """What the campaign's own files say."""
     directory = CampaignDirectory(path.absolute())
     try:
-        facts = campaign_file.read_facts(directory)
+        facts = campaign_file.read_record(directory)
         if facts is None:
             return Overview(path, "not prepared", time=_last_sign(directory))
         campaign = campaign_file.recorded(directory, facts)

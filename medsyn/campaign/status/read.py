@@ -1,4 +1,4 @@
-"""Finding out where a campaign stands: one question to Slurm, then a few listings and summaries of its own files.
+"""Read where a campaign stands: one question to Slurm, then a few listings and summaries of its own files.
 
 Slurm is asked first. A task that ends in between has its marker by the time that the files are read; the other way
 round it would look lost.
@@ -15,7 +15,7 @@ from medsyn import errors
 from medsyn.campaign import guards
 from medsyn.campaign.slurm import queue, submissions
 from medsyn.campaign.slurm.queue import QueueView
-from medsyn.campaign.slurm.submissions import Round, Submission
+from medsyn.campaign.slurm.submissions import Launch, Submission
 from medsyn.campaign.state import attempts, done_index, locks, markers
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.status.state import Evidence, State, Status, judge
@@ -26,14 +26,14 @@ DONE = Evidence(done=True)
 
 
 def read(campaign: Campaign, timeout: float = queue.TIMEOUT_SECONDS) -> Status:
-    """Where the campaign stands, by its files and Slurm's queue; outputs of done tasks are not looked at.
+    """Where the campaign stands, from its files and Slurm's queue; outputs of done tasks are not checked.
 
     Args:
         campaign: the prepared campaign.
         timeout: seconds that Slurm may take to answer.
     """
-    rounds = submissions.rounds(campaign.directory.ledger)
-    submitted = submissions.standing(rounds)
+    launches = submissions.launches(campaign.directory.ledger)
+    submitted = submissions.standing(launches)
     view = _ask(campaign, submitted, timeout) if submitted else QueueView()
     made = markers.done_facts(campaign)
     evidence = dict.fromkeys(made, DONE) | _with_ends(_Looking(campaign, submitted, view).evidence(made), timeout)
@@ -46,12 +46,12 @@ def read(campaign: Campaign, timeout: float = queue.TIMEOUT_SECONDS) -> Status:
         evidence=evidence,
         made=made,
         submitted=submitted,
-        notes=_notes(campaign, rounds, view),
+        notes=_notes(campaign, launches, view),
     )
 
 
 def _with_ends(evidence: dict[Key, Evidence], timeout: float) -> dict[Key, Evidence]:
-    """The evidence with accounting's word on jobs that are gone and said nothing themselves, in one question."""
+    """Add accounting's state of jobs that are gone without a record of their own, in one question."""
     gone = {
         key: job
         for key, its in evidence.items()
@@ -73,23 +73,21 @@ def _ask(campaign: Campaign, submitted: list[Submission], timeout: float) -> Que
     owner = campaign.directory.ledger.stat().st_uid
     if owner != os.getuid():
         name = guards.user_name(owner)
-        return QueueView(problem=f"the jobs are user {name}'s, and only their own queue could be asked")
+        return QueueView(problem=f"the jobs belong to user {name}, and squeue lists your own only")
     return queue.view(submitted, timeout)
 
 
-def _notes(campaign: Campaign, rounds: Mapping[str, Round], view: QueueView) -> tuple[str, ...]:
+def _notes(campaign: Campaign, launches: Mapping[str, Launch], view: QueueView) -> tuple[str, ...]:
     notes = []
     if view.problem:
-        notes.append(f"Slurm was not asked successfully ({view.problem}): tasks may be in its queue unseen")
+        notes.append(f"Slurm could not be queried ({view.problem}): tasks may be in its queue unseen")
     held = [job.id for job in (*view.tasks.values(), *view.gates.values()) if job.is_held]
     if held:
-        notes.append(
-            f"{len(held)} jobs are held, {held[0]} among them, and wait until resume or scontrol releases them"
-        )
-    unreleased = [its for its in rounds.values() if its.state in (submissions.QUEUEING, submissions.RELEASING)]
+        notes.append(f"{len(held)} jobs are held, including {held[0]}, and wait until resume or scontrol releases them")
+    unreleased = [its for its in launches.values() if its.state in (submissions.QUEUEING, submissions.RELEASING)]
     if unreleased and not locks.is_held(campaign.directory.ledger):
         jobs = sum(len(its.intended) for its in unreleased)
-        notes.append(f"a launcher was killed before it released the {jobs} jobs it queued: resume sets that right")
+        notes.append(f"a launcher was killed before it released the {jobs} jobs it queued: resume fixes that")
     return tuple(notes)
 
 
@@ -102,7 +100,7 @@ class _Looking:
     view: QueueView
 
     def evidence(self, done: Collection[Key]) -> dict[Key, Evidence]:
-        """What is known of every other task; files are opened only of those that have been tried."""
+        """What is known of every other task; only files of tasks that have been tried are opened."""
         elements = [element for submission in self.submitted for element in submission.elements()]
         ours = {identity for identity, _ in elements}
         newest = {key: identity for identity, key in elements}

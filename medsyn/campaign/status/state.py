@@ -1,6 +1,6 @@
 """A campaign's status at one moment: every task's state, and why it is in it.
 
-A task's state as a pure function of what the files and Slurm's queue say of it.
+A task's state is a pure function of what its files and Slurm's queue say.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from medsyn.campaign.tasks import Key
 State = Literal["done", "running", "preempted", "pending", "failed", "blocked", "idle", "unknown"]
 STATES: tuple[State, ...] = get_args(State)
 ACTIVE: tuple[State, ...] = ("running", "preempted", "pending", "unknown")  # something may happen by itself
-BAD_ENDS = ("FAILED", "OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")  # accounting's words
+BAD_ENDS = ("FAILED", "OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")  # as accounting names them
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Status:
     time: float  # of the look
     evidence: Mapping[Key, Evidence] = field(default_factory=dict)
     made: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict)  # what the done tasks' markers say
-    submitted: Sequence[Submission] = ()  # what of it was handed to Slurm
+    submitted: Sequence[Submission] = ()  # what was submitted to Slurm
     notes: tuple[str, ...] = ()  # what is wrong with this view: Slurm does not answer, say
 
     @cached_property
@@ -127,12 +127,12 @@ class Status:
 
     @property
     def on_slurm(self) -> bool:
-        """Whether something of the campaign was handed to Slurm."""
+        """Whether any of the campaign was submitted to Slurm."""
         return bool(self.submitted)
 
     @property
     def is_active(self) -> bool:
-        """Whether something may still happen without anybody's doing."""
+        """Whether something may still happen by itself."""
         return any(self.by_state[state] for state in ACTIVE)
 
     @property
@@ -151,9 +151,9 @@ class Status:
         if self.by_state["unknown"]:
             return NextStep("when Slurm answers again", "status")
         if failed:
-            return NextStep("when the cause is gone", "resume")
+            return NextStep("once the cause is fixed", "resume")
         if self.by_state["idle"] or not active:
-            return NextStep("to go on", "resume")
+            return NextStep("to continue", "resume")
         return NextStep("to follow it", "status --watch")
 
     def why(self, key: Key) -> str:
@@ -173,7 +173,7 @@ class Status:
         return ", ".join(word for word in said if word and word != "None")
 
     def _last_word(self, key: Key) -> str:
-        """What Slurm or the batch script said last, where the task itself has said nothing."""
+        """The last line of Slurm or the batch script, if the task itself has printed nothing."""
         path = logs.find(self.campaign.directory.log(*key), self._batch_logs.get(key, ()))
         said = logs.last_lines(path, 1) if path else []
         return f"; its log ends with: {said[0]}" if said else ""
@@ -194,8 +194,8 @@ class Status:
             message = str(failure.get("message") or "").splitlines()
             return ": ".join(part for part in (failure.get("error"), message[0] if message else None) if part)
         if evidence.is_lost:
-            gone = f"job {evidence.attempts.job} on {evidence.attempts.host} is gone and wrote down no end"
-            return f"lost: {gone}{_says(evidence.word) or '; accounting has no trace of it'}"
+            gone = f"job {evidence.attempts.job} on {evidence.attempts.host} is gone and recorded no end"
+            return f"lost: {gone}{_says(evidence.word) or '; accounting has no record of it'}"
         return f"job {evidence.unbegun} ended before it began{_says(evidence.word)}" if evidence.unbegun else ""
 
     def _block(self, key: Key, evidence: Evidence) -> str:

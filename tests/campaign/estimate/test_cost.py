@@ -159,7 +159,7 @@ class TestMemory:
         assert estimate(settings).of("finetune")[0].memory / GIB == pytest.approx(12.8 + 1.77 + 0.65, abs=0.25)
         [problem] = said(settings)
         assert (problem.severity, problem.key) == ("error", "finetune.use_8bit_adam")
-        assert "15.3 GiB of a card's memory, and one has 12" in problem.reason
+        assert "15.3 GiB of GPU memory, but a card has 12 GiB" in problem.reason
         assert problem.reason.endswith("finetune.use_8bit_adam=true would need 10.5 GiB")
 
     def test_what_is_set_already_is_not_advised_and_changes_add_up(self) -> None:
@@ -261,7 +261,7 @@ def test_a_campaign_that_does_not_fit_is_refused_before_anything_is_written(
     monkeypatch.setattr(capacity, "disk_free", lambda config: 2**20)
     [problem] = inputs.check(trial.config()).errors
     assert "estimated to need 1.6 GiB more" in problem.reason
-    with pytest.raises(ValueError, match="GiB free: make room"):
+    with pytest.raises(ValueError, match="GiB free: free some space"):
         trial.prepare_config(trial.config())
     assert not trial.root.exists()
 

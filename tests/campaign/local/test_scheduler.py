@@ -80,7 +80,7 @@ def test_a_failed_modality_stops_its_own_branch_only(trial: Trial) -> None:
     assert "the second failure at the same place" in output  # the end of its log
     assert "generate oct-00000 blocked by finetune oct" in output
     assert f"log: {trial.root}/tasks/finetune/log/oct.log" in output
-    assert "next      when the cause is gone: submit again" in output
+    assert "next      once the cause is fixed: submit again" in output
 
     trial.script({})
     code, output = trial.submit()
@@ -117,8 +117,8 @@ def test_saving_crashing_elsewhere_and_being_killed_are_each_tried_again(trial: 
     output = trial.submit()[1]
     codes = [line["exit_code"] for line in ledger(trial) if "exit_code" in line]
     assert codes == [75, -signal.SIGKILL, 1, 1, -signal.SIGSEGV, 65]
-    assert "killed by SIGKILL; starting it again" in output
-    assert "saved and left; starting it again" in output
+    assert "killed by SIGKILL; restarting it" in output
+    assert "saved and left; restarting it" in output
 
 
 def test_a_task_that_never_gets_further_ends_when_max_requeues_is_used_up(trial: Trial) -> None:
@@ -234,7 +234,7 @@ def test_a_worker_that_says_done_without_a_marker_has_failed(trial: Trial, monke
 
     code = scheduler.run(campaign, Silent(), 2, command=(sys.executable, "-c", "pass"))  # type: ignore[arg-type]
     assert code == 1
-    assert any("ended as if done, but it has not been done" in line for line in said)
+    assert any("ended as if done, but it is not done" in line for line in said)
 
 
 def test_gpus_are_dealt_round_robin(trial: Trial) -> None:

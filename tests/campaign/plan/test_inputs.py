@@ -69,7 +69,7 @@ def test_another_setting_of_one_prompt_is_refused_once_there_are_images(trial: T
     trial.prepare(**write(trial, ROWS))
     for planned in trial.campaign().plan:
         trial.work(*planned.key)
-    with pytest.raises(InputProblems, match=r"data\.prompts: has other content"):
+    with pytest.raises(InputProblems, match=r"data\.prompts: has changed"):
         trial.prepare(**write(trial, [ROWS[0] | change, *ROWS[1:]]))
 
 

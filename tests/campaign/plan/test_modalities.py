@@ -44,7 +44,7 @@ def test_the_table_says_which_they_are_in_the_order_of_the_five(trial: Trial) ->
 
 
 def unchanged(config: Config) -> Campaign | None:
-    return prepare.unchanged(config, campaign_file.read_facts(CampaignDirectory(config.campaign.path)))
+    return prepare.unchanged(config, campaign_file.read_record(CampaignDirectory(config.campaign.path)))
 
 
 def test_a_campaign_is_prepared_with_them_and_found_unchanged(trial: Trial) -> None:
@@ -74,7 +74,7 @@ def test_a_row_of_a_further_one_is_a_changed_table(trial: Trial) -> None:
         stream.write("ct-0.png,Fundus: a finding,Fundus\n")
     with pytest.raises(InputProblems) as caught:
         trial.prepare_config(own(trial, training__stage=1))
-    assert "data.table: has other content than before, but finetune of this campaign exists" in str(caught.value)
+    assert "data.table: has changed, but this campaign has results of finetune" in str(caught.value)
 
 
 @pytest.mark.parametrize("content", ["", "path,Text,modality\n", "path;Text;modality\na;b;c\n", None])

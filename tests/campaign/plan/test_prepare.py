@@ -89,8 +89,8 @@ def test_rows_with_problems_are_left_out_and_told_where_the_user_says_so(trial: 
 
 def test_modalities_without_rows_are_named(trial: Trial) -> None:
     said = reasons(trial.config(data__modalities=["CT", "MRI", "Fundus"]))
-    assert "metadata.csv: it has no row of MRI, Fundus" in said
-    assert "ratings.csv, data.ratings_file: it has no rating of MRI, Fundus" in said
+    assert "metadata.csv: it has no rows of MRI, Fundus" in said
+    assert "ratings.csv, data.ratings_file: it has no ratings of MRI, Fundus" in said
     assert "there is no prompt for MRI, Fundus" in reasons(
         trial.config(data__modalities=["CT", "MRI", "Fundus"]), "warning"
     )
@@ -99,9 +99,9 @@ def test_modalities_without_rows_are_named(trial: Trial) -> None:
 def test_a_modality_without_ratings_is_no_error_where_there_is_no_stage_2(trial: Trial) -> None:
     ratings = trial.data / "ratings.csv"
     ratings.write_text("".join(line for line in ratings.read_text().splitlines(True) if "OCT" not in line))
-    assert "no rating of OCT" in reasons(trial.config())
+    assert "no ratings of OCT" in reasons(trial.config())
     assert reasons(trial.config(training__stage=1)) == ""
-    assert "no rating of OCT" in reasons(trial.config(training__stage=1, data__modalities=["OCT"]))
+    assert "no ratings of OCT" in reasons(trial.config(training__stage=1, data__modalities=["OCT"]))
 
 
 def test_ratings_that_are_all_alike_cannot_train_a_selector(trial: Trial) -> None:
@@ -144,7 +144,7 @@ def test_one_prompt_instead_of_a_list(trial: Trial) -> None:
 
 
 def test_one_prompt_must_say_its_modality_unless_there_is_just_one(trial: Trial) -> None:
-    assert "which modality?" in reasons(trial.config(data__base_prompt="a nodule"))
+    assert "its modality is not clear" in reasons(trial.config(data__base_prompt="a nodule"))
     assert reasons(trial.config(data__base_prompt="a nodule", data__modalities=["CT"])) == ""
     both = trial.config(data__base_prompt="CT: a nodule", data__prompts=str(trial.data / "prompts.csv"))
     assert "keep one of the two" in reasons(both)
@@ -165,7 +165,8 @@ def test_what_is_made_cannot_be_changed_and_the_keys_are_named(trial: Trial) -> 
     trial.prepare()
     trial.work("finetune", "ct")
     said = refused(trial, finetune__learning_rate=1e-4, data__resolution=128, generation__guidance_scale=3.0)
-    assert "configuration, finetune.learning_rate: was 1e-05 and is now 0.0001, but finetune" in said
+    how = "was 1e-05 and is now 0.0001, but this campaign has results of finetune"
+    assert f"configuration, finetune.learning_rate: {how}" in said
     assert "data.resolution" in said
     assert "guidance_scale" not in said  # nothing has been generated yet
     assert trial.campaign().config.finetune.learning_rate == 1e-5
@@ -207,7 +208,7 @@ def test_a_table_with_other_content_is_a_changed_key(trial: Trial, file: str, ta
     trial.work(*task.split())
     lines = (trial.data / file).read_text().splitlines()
     (trial.data / file).write_text("\n".join(lines[:-1]) + "\n")
-    assert f"configuration, {key}: has other content than before, but {task.split()[0]}" in refused(trial)
+    assert f"configuration, {key}: has changed, but this campaign has results of {task.split()[0]}" in refused(trial)
 
 
 def test_other_prompts_are_refused_once_there_are_images_and_not_before(trial: Trial) -> None:
@@ -218,7 +219,7 @@ def test_other_prompts_are_refused_once_there_are_images_and_not_before(trial: T
     for planned in trial.campaign().plan:
         trial.work(*planned.key)
     trial.write_tables(prompts=4)
-    assert "data.prompts: has other content" in refused(trial)
+    assert "data.prompts: has changed" in refused(trial)
 
 
 def test_the_same_tables_elsewhere_are_the_same_campaign(trial: Trial) -> None:
@@ -246,7 +247,7 @@ def test_a_first_submission_may_be_killed_at_any_time(trial: Trial, monkeypatch:
         (campaign_file, "claim"),
         (disk, "write_atomic"),
         (configuration, "save"),
-        (campaign_file, "write_facts"),
+        (campaign_file, "write_record"),
     ):
         with monkeypatch.context() as killed:
             killed.setattr(*place, None)
@@ -261,7 +262,7 @@ def test_a_folder_with_files_of_the_users_is_left_alone(trial: Trial, name: str)
     path = trial.root / name
     path.parent.mkdir(parents=True)
     path.write_text("mine")
-    assert "holds other files, and no campaign" in reasons(trial.config())
+    assert "holds files but no campaign" in reasons(trial.config())
     said = refused(trial)
     assert "choose another campaign.name or campaign.dir" in said
     assert "delete" not in said
@@ -274,7 +275,7 @@ def test_a_damaged_record_is_told(trial: Trial, content: str) -> None:
     trial.prepare()
     (trial.root / "campaign.json").write_bytes(content.encode("latin-1"))
     for read in (trial.campaign, trial.prepare):
-        with pytest.raises(InputError, match=r"campaign.json: damaged, or not medsyn's"):
+        with pytest.raises(InputError, match=r"campaign.json: is damaged, or was not written by medsyn"):
             read()
     assert "damaged" in "".join(map(str, prepare.check(trial.config()).errors))
 
@@ -294,12 +295,13 @@ def test_a_plan_tells_what_a_submission_would_refuse(trial: Trial) -> None:
     with (trial.data / "metadata.csv").open("a") as stream:
         stream.write("ct-0.png,CT: another,CT\n")
     said = "\n".join(map(str, prepare.check(trial.config(finetune__learning_rate=1e-4)).errors))
-    assert "finetune.learning_rate: was 1e-05 and is now 0.0001, but finetune" in said
-    assert "data.table: has other content than before" in said
+    how = "was 1e-05 and is now 0.0001, but this campaign has results of finetune"
+    assert f"finetune.learning_rate: {how}" in said
+    assert "data.table: has changed" in said
 
 
 def test_a_folder_that_cannot_be_made_is_told(trial: Trial) -> None:
-    with pytest.raises(InputError, match=r"campaign.dir: /proc/nope cannot be made"):
+    with pytest.raises(InputError, match=r"campaign.dir: /proc/nope cannot be created"):
         trial.prepare(campaign__dir="/proc/nope")
 
 
@@ -336,7 +338,7 @@ def test_missing_packages_and_gpus_are_known_before_anything_runs(
     said = reasons(trial.config(**wanted))
     assert "finetune.use_8bit_adam: bitsandbytes is not installed" in said
     assert "finetune.enable_xformers: xformers is not installed" in said
-    assert "finetune.use_8bit_adam: it needs a GPU and no NVIDIA GPU is visible" in said
+    assert "finetune.use_8bit_adam: it needs a GPU, but no NVIDIA GPU is visible" in said
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(machine, "visible_gpus", lambda: ["0"])
     assert reasons(trial.config(**wanted)) == ""
@@ -410,7 +412,7 @@ class TestPhantoms:
         said = reasons(trial.config(**small, data__prompts="no.csv", data__ratings_file="none.csv"))
         assert "no.csv" in said
         assert "none.csv, data.ratings_file: there is no such file" in said
-        assert "which modality?" in reasons(trial.config(**small, data__base_prompt="a nodule"))
+        assert "its modality is not clear" in reasons(trial.config(**small, data__base_prompt="a nodule"))
         own = trial.config(**small, data__prompts=str(trial.data / "prompts.csv"))
         checked = inputs.check(own)
         assert {what: dict(counts) for what, counts in checked.counts.items()} == {
@@ -449,7 +451,8 @@ class TestPhantoms:
     def test_others_are_refused_by_name(self, trial: Trial, small: dict[str, Any]) -> None:
         trial.prepare(**small)
         more = {**small, "data__phantoms": small["data__phantoms"] | {"images_per_kind": 5}}
-        assert "data.phantoms.images_per_kind: was 4 and is now 5, but phantoms" in refused(trial, **more)
+        how = "was 4 and is now 5, but this campaign has results of phantoms"
+        assert f"data.phantoms.images_per_kind: {how}" in refused(trial, **more)
 
 
 def test_a_large_campaign_opens_quickly(trial: Trial) -> None:

@@ -202,7 +202,7 @@ class TestBatchSize:
     def test_where_not_even_one_fits_the_capacity_check_says_so(self, trial: Trial) -> None:
         small = trial.config(**CARD, model_paths__stable_diffusion="absent", cluster__gpu_memory_gib=4.0)
         problems = [problem for problem in inputs.check(small).errors if "generate" in problem.reason]
-        assert "estimated to need 5.0 GiB of a card's memory, and one has 4" in problems[0].reason
+        assert "estimated to need 5.0 GiB of GPU memory, but a card has 4 GiB" in problems[0].reason
 
     def test_without_a_gpu_it_is_eight(self, trial: Trial) -> None:
         assert self.chosen(trial, device__use_cuda=False) == 8
@@ -235,7 +235,7 @@ class TestBatchSize:
         with pytest.raises(InputProblems) as caught:
             trial.prepare(generation__batch_size="auto")
         assert (
-            "generation.batch_size: was 4, and auto now gives 8, but generate of this campaign exists: set it to 4"
+            "generation.batch_size: was 4, and auto now gives 8, but this campaign has results of generate: set it to 4"
             in (str(caught.value))
         )
 

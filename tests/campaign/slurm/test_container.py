@@ -112,7 +112,7 @@ def test_weights_of_a_hub_id_and_targets_of_links_are_bound(
 
 def told_image(profile: Site, campaign: Campaign) -> str:
     """What a task of a job that is queued now will find as its image."""
-    lines = [*container.tell_image(profile, campaign), f'echo "${container.IMAGE_VARIABLE}"']
+    lines = [*container.export_image(profile, campaign), f'echo "${container.IMAGE_VARIABLE}"']
     return subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -138,7 +138,7 @@ def test_image_is_named_by_its_hash_and_hashed_again_only_when_it_changed(campai
 def test_image_that_is_replaced_while_jobs_wait_is_named_by_its_own_hash(campaign: Campaign, tmp_path: Path) -> None:
     image = tmp_path / "my image.sif"
     image.write_bytes(b"one")
-    lines = [*container.tell_image(site(image), campaign), f'echo "${container.IMAGE_VARIABLE}"']
+    lines = [*container.export_image(site(image), campaign), f'echo "${container.IMAGE_VARIABLE}"']
     image.write_bytes(b"another")
     told = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True, check=True).stdout
     assert told == sha256(b"another") + "\n"
@@ -154,7 +154,7 @@ def test_image_of_a_registry_and_that_of_pyxis_are_known_too(campaign: Campaign,
         assert told_image(pyxis, campaign) == sha256(b"three")
         environment = container.task_environment(pyxis)
         assert (environment["A"], environment["PYTHONPATH"], environment["PYTHONSAFEPATH"]) == ("b", "", "1")
-    assert container.tell_image(Site(), campaign) == []
+    assert container.export_image(Site(), campaign) == []
     assert container.task_environment(Site()) == {}
 
 
@@ -189,9 +189,9 @@ def test_everything_wrong_with_image_and_binds_is_told_at_once(tmp_path: Path) -
     config = Config.model_validate({"cluster": {"site": str(profile)}})
     told = [(problem.key, problem.reason) for problem in errors(config)]
     assert told == [
-        ("container.image", "the image /no/such.sif is not there"),
-        ("container.binds", f"{'x' * 300}, which is to be bound, cannot be looked at: File name too long"),
-        ("container.binds", "/no/folder, which is to be bound, is not there"),
+        ("container.image", "the image /no/such.sif does not exist"),
+        ("container.binds", f"the bind source {'x' * 300} cannot be read: File name too long"),
+        ("container.binds", "the bind source /no/folder does not exist"),
     ]
 
 
@@ -205,7 +205,7 @@ def test_pyxis_image_that_is_not_there_and_a_campaign_that_is_not_mounted(tmp_pa
         return [(problem.severity, problem.reason) for problem in found]
 
     mounted = "--container-mounts=/shared/data:/data:ro,/shared/runs:/shared/runs"
-    assert told([f"--container-image={image}", mounted]) == [("error", f"the image {image} is not there")]
+    assert told([f"--container-image={image}", mounted]) == [("error", f"the image {image} does not exist")]
     image.touch()
     assert told([f"--container-image={image}", mounted]) == []
     ((severity, reason),) = told([f"--container-image={image}", "--container-mounts=/shared/data:/shared/data"])

@@ -70,9 +70,9 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
         profile(tmp_path, "partitoin: gpu\ntime: soon\ncpus_per_task: 0\nenvironment: {a b: c}\nstages: {train: {}}")
     told = str(caught.value)
     assert "partitoin: there is no such key; did you mean partition?" in told
-    assert "'soon' is no time limit" in told
+    assert "'soon' is not a time limit" in told
     assert "cpus_per_task" in told
-    assert "'a b' is no name of an environment variable" in told
+    assert "'a b' is not a valid name of an environment variable" in told
     assert "stages.train" in told
     assert "site.yaml" in told
 
@@ -88,12 +88,12 @@ def test_no_profile_is_a_cluster_that_needs_to_be_told_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["array", "job_name", "no-requeue", "signal", "parsable"])
 def test_what_the_graph_stands_on_is_not_the_sites_to_set(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputProblems, match=f"sbatch: {name} is medsyn's own to set"):
+    with pytest.raises(InputProblems, match=f"sbatch: {name} is set by medsyn"):
         profile(tmp_path, f"sbatch: {{{name}: x}}")
 
 
 def test_an_option_with_a_key_of_its_own_is_given_there(tmp_path: Path) -> None:
-    with pytest.raises(InputProblems, match="cpus-per-task has a key of its own"):
+    with pytest.raises(InputProblems, match="cpus-per-task has its own key"):
         profile(tmp_path, "sbatch: {cpus-per-task: 4}")
 
 

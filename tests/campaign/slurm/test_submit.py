@@ -68,7 +68,9 @@ def test_one_task_by_hand_is_the_same_worker_and_the_same_records(finished: tupl
 def test_submitting_another_configuration_is_refused_by_key(finished: tuple[Trial, Path]) -> None:
     result = launch("submit", finished[1], "--cluster", "local", "finetune.max_train_steps=7")
     assert result.returncode == 65
-    assert result.stderr.startswith("configuration, finetune.max_train_steps: was 2000 and is now 7, but finetune")
+    assert result.stderr.startswith(
+        "configuration, finetune.max_train_steps: was 2000 and is now 7, but this campaign has results of finetune"
+    )
 
 
 def test_submitting_says_what_planning_warns_of(finished: tuple[Trial, Path]) -> None:
@@ -135,9 +137,9 @@ def test_progress_is_a_live_table_on_a_terminal_and_lines_in_a_log(trial: Trial,
         display.started(("finetune", "ct"))
         disk.write_json(campaign.directory.heartbeat("finetune", "ct"), {"step": 30, "total": 80, "unit": "step"})
         display.show(settle(campaign.plan, done, set()), [("finetune", "ct")])
-        display.ended(("finetune", "ct"), "killed by SIGKILL; starting it again")
+        display.ended(("finetune", "ct"), "killed by SIGKILL; restarting it")
     shown = stream.getvalue()
-    assert "finetune ct: killed by SIGKILL; starting it again after 0 s" in shown
+    assert "finetune ct: killed by SIGKILL; restarting it after 0 s" in shown
     assert ("1/2" in shown and "30/80 step" in shown and "1 running" in shown) == terminal
     assert ("finetune ct: started" in shown) != terminal
     assert ("\x1b[" in shown) == terminal

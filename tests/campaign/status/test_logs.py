@@ -116,7 +116,7 @@ def test_the_command_prints_a_task_a_stage_or_the_failures(trial: Trial) -> None
     assert launch(trial, "finetune:ct", "generate")[0] == 2
     code, _, error = launch(trial, "finetune", "--follow")
     assert (code, "--follow follows one task: name it as STAGE:TASK" in error) == (2, True)
-    assert "there is no task 'mri'; it has 2: ct, oct" in launch(trial, "finetune:mri")[2]
+    assert "there is no task 'mri'; the stage has 2: ct, oct" in launch(trial, "finetune:mri")[2]
     code, _, error = launch(trial, "tune")
     assert (code, error.count("\n"), "tune: this campaign has no such stage; it has finetune, " in error) == (
         65,

@@ -99,7 +99,7 @@ def test_nothing_is_left_to_do_but_look_while_everything_is_in_the_queue(trial: 
     [
         (["10_1|OUT_OF_MEMORY", "10_0|COMPLETED"], 0, "; accounting says OUT_OF_MEMORY"),
         (["10_1|CANCELLED by 1000"], 0, "; accounting says CANCELLED"),
-        ([], 1, "; accounting has no trace of it"),
+        ([], 1, "; accounting has no record of it"),
     ],
 )
 def test_a_task_whose_job_is_gone_without_an_end_is_lost(
@@ -110,7 +110,7 @@ def test_a_task_whose_job_is_gone_without_an_end_is_lost(
     slurm.accounting(*accounting, code=code)
     status = status_read.read(campaign)
     assert states(status, "finetune") == {"ct": "idle", "oct": "failed"}
-    assert status.why(("finetune", "oct")) == f"lost: job 10_1 on n1 is gone and wrote down no end{how}"
+    assert status.why(("finetune", "oct")) == f"lost: job 10_1 on n1 is gone and recorded no end{how}"
     assert (status.exit_code, status.next_step.command, slurm.asked("sacct")) == (1, "resume", 1)
 
 
@@ -164,7 +164,7 @@ def test_a_failure_blocks_its_branch_and_no_other(trial: Trial, slurm: Slurm) ->
     text = said(status)
     assert "finetune ct failed InputError: table.csv, line 3: row 3 is wrong" in text
     assert "generate ct-00000 blocked by finetune ct" in text
-    assert "next      when the cause is gone: launch resume" in text
+    assert "next      once the cause is fixed: launch resume" in text
 
 
 def test_a_dependency_that_can_never_be_met_is_said(trial: Trial, slurm: Slurm) -> None:
@@ -273,7 +273,7 @@ def test_the_status_for_scripts(trial: Trial, slurm: Slurm) -> None:
         json.dumps(as_json.as_dict(status_read.read(campaign), lambda words: f"x {words}"))
     )
     assert (facts["schema"], facts["cluster"], facts["exit_code"]) == (1, "slurm", 1)
-    assert facts["next"] == {"why": "when the cause is gone", "command": "x resume"}
+    assert facts["next"] == {"why": "once the cause is fixed", "command": "x resume"}
     assert facts["stages"]["finetune"]["states"]["failed"] == 1
     assert facts["images"]["baseline"] == {"asked": 4, "made": 0, "accepted": 0, "candidates": 0}
     tasks = {(task["stage"], task["task"]): task for task in facts["tasks"]}
@@ -327,7 +327,7 @@ def test_a_campaign_of_somebody_else_is_not_judged_by_ones_own_queue(
     monkeypatch.setattr(os, "getuid", lambda: campaign.directory.ledger.stat().st_uid + 1)
     status = status_read.read(campaign)
     assert {*states(status, "finetune").values()} == {"unknown"}
-    assert "only their own queue" in said(status)
+    assert "squeue lists your own only" in said(status)
     assert slurm.asked("squeue") == 0
 
 
