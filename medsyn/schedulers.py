@@ -43,6 +43,7 @@ class Solver:
 
     scheduler: str  # the class in diffusers
     settings: Mapping[str, Any] = field(default_factory=dict)
+    stochastic: bool = False  # adds noise at every step
     fewest_steps: int = 1
     most_steps: int = TRAINING_STEPS
 
@@ -53,23 +54,23 @@ SOLVERS: dict[SchedulerName, Solver] = {
     # DPM-Solver++(2M), Lu et al. 2022, https://arxiv.org/abs/2211.01095
     "dpm": Solver("DPMSolverMultistepScheduler", _MULTISTEP),
     "dpm_karras": Solver("DPMSolverMultistepScheduler", {**_MULTISTEP, "use_karras_sigmas": True}),
-    "dpm_sde": Solver("DPMSolverMultistepScheduler", {**_MULTISTEP, "algorithm_type": "sde-dpmsolver++"}),
+    "dpm_sde": Solver("DPMSolverMultistepScheduler", {**_MULTISTEP, "algorithm_type": "sde-dpmsolver++"}, True),
     "dpm_single": Solver("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
     "ddim": Solver("DDIMScheduler"),
-    "ddpm": Solver("DDPMScheduler"),
+    "ddpm": Solver("DDPMScheduler", stochastic=True),
     "pndm": Solver("PNDMScheduler", {"skip_prk_steps": True}),
     "lms": Solver("LMSDiscreteScheduler"),
     "euler": Solver("EulerDiscreteScheduler"),
-    "euler_a": Solver("EulerAncestralDiscreteScheduler"),
+    "euler_a": Solver("EulerAncestralDiscreteScheduler", stochastic=True),
     "heun": Solver("HeunDiscreteScheduler"),
     "dpm2": Solver("KDPM2DiscreteScheduler"),
-    "dpm2_a": Solver("KDPM2AncestralDiscreteScheduler"),
+    "dpm2_a": Solver("KDPM2AncestralDiscreteScheduler", stochastic=True),
     "unipc": Solver("UniPCMultistepScheduler"),
     "deis": Solver("DEISMultistepScheduler"),
-    "sa": Solver("SASolverScheduler"),
+    "sa": Solver("SASolverScheduler", stochastic=True),
     # the next two are for distilled models; their number of steps divides the distillation's 50
-    "lcm": Solver("LCMScheduler", most_steps=50),
-    "tcd": Solver("TCDScheduler", most_steps=50),
+    "lcm": Solver("LCMScheduler", stochastic=True, most_steps=50),
+    "tcd": Solver("TCDScheduler", stochastic=True, most_steps=50),
 }
 assert set(SOLVERS) == set(get_args(SchedulerName))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,7 @@ def test_following_a_task_ends_with_it(trial: Trial) -> None:
     log = campaign.directory.log("finetune", "ct")
     worker = trial.start("fake_worker", "finetune", "ct")
     wait_until(campaign.directory.heartbeat("finetune", "ct").exists)
+    worker.send_signal(signal.SIGSTOP)  # until the follower, which may take its time to start, has seen it at work
     disk.write_atomic(log, "begun\n")
     path = trial.data / "campaign.yaml"
     path.write_text(configuration.save(trial.config()))
@@ -141,6 +143,7 @@ def test_following_a_task_ends_with_it(trial: Trial) -> None:
     assert follower.stdout.readline() == "begun\n"
     append(log, b"more\n")
     assert follower.stdout.readline() == "more\n"
+    worker.send_signal(signal.SIGCONT)
     assert worker.wait(timeout=60) == 0
     rest, error = follower.communicate(timeout=60)
     assert (follower.returncode, rest, error) == (0, "", "finetune ct is done\n")
