@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,21 +23,28 @@ from tests.helpers.small_campaign import finish
 
 bytecode.keep()
 
-# Files are dealt to processes in this order: those that take minutes begin first, and one that waits for Slurm runs
-# beside one that computes.
+# Files are dealt to the processes in this order: what takes minutes first, and what waits for Slurm (most of what is in
+# the left column) beside what computes.
 FIRST = (
-    "test_interruptions",
-    "test_end_to_end",
-    "test_queue",
-    "test_exactly_once",
-    "test_campaign",
-    "test_image",
-    "test_devcluster",
+    "slurm/test_interruptions.py",
+    *("slurm/test_queue.py", "test_end_to_end.py"),
+    *("container/test_image.py", "generation/test_exactly_once.py"),
+    *("slurm/test_retries.py", "docs/test_runs.py"),
+    *("slurm/test_campaign.py", "training/test_finetune.py"),
+    *("slurm/test_pages.py", "generation/test_claim.py"),
+    *("slurm/test_status_on_slurm.py", "campaign/test_repair.py"),
+    *("slurm/test_devcluster.py", "training/test_rlhf.py"),
+    *("slurm/test_in_container.py", "models/test_embedded_model.py"),
 )
 
 
+def place(item: pytest.Item) -> int:
+    file = item.path.relative_to(Path(__file__).parent).as_posix()
+    return FIRST.index(file) if file in FIRST else len(FIRST)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)
@@ -56,12 +64,19 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small campaign that nothing interrupted, for comparison; all processes share it, so none writes to it."""
+    """A small campaign that nothing interrupted, for comparison. All processes read it, so none writes to it.
 
-    def make(directory: Path) -> None:
+    Beside it is `again.txt`, what a second submission said, and whose first line is how many seconds that took.
+    """
+
+    def make(folder: Path) -> None:
+        directory = folder / "campaign"
         assert str(directory / "report.html") in finish(directory).replace("\n", "")
+        started = time.monotonic()
+        output = finish(directory)
+        (folder / "again.txt").write_text(f"{time.monotonic() - started}\n{output}")
 
-    return once(tmp_path_factory, "undisturbed", make)
+    return once(tmp_path_factory, "undisturbed", make) / "campaign"
 
 
 @pytest.fixture

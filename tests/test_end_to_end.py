@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -48,10 +47,9 @@ def test_every_prompt_is_accounted_for_once_in_each_mode(undisturbed: Path) -> N
 
 
 def test_submitting_what_is_done_says_so_at_once(undisturbed: Path) -> None:
-    started = time.monotonic()
-    output = finish(undisturbed)
+    seconds, output = (undisturbed.parent / "again.txt").read_text().split("\n", 1)
     assert "everything is done" in output
-    assert time.monotonic() - started < 60  # about one second on an idle machine; the point is that nothing runs
+    assert float(seconds) < 60  # about one second on an idle machine; the point is that nothing runs
 
 
 def test_killed_again_and_again_it_ends_in_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:
@@ -69,9 +67,9 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(undisturbed: Path, tmp
     assert [name for name in expected if found[name] != expected[name]] == []
 
 
-def test_a_changed_configuration_is_refused_by_key(undisturbed: Path) -> None:
+def test_a_changed_configuration_is_refused_by_key(copied: Path) -> None:
     command = [sys.executable, "launch.py", "submit", "configs/tiny.yaml", "--cluster", "local", *SMALLER]
-    changed = [f"campaign.dir={undisturbed}", "finetune.learning_rate=1e-3"]
+    changed = [f"campaign.dir={copied}", "finetune.learning_rate=1e-3"]
     result = subprocess.run([*command, *changed], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 65
     assert "finetune.learning_rate" in result.stderr

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import FIRST
 from tests.helpers.paths import ROOT
 
 
@@ -79,6 +80,10 @@ def test_the_lock_is_what_this_environment_runs() -> None:
         if installed.get(name, version) != version
     }
     assert wrong == {}
+
+
+def test_the_files_that_are_dealt_to_the_processes_first_are_there() -> None:
+    assert [file for file in FIRST if not (ROOT / "tests" / file).is_file()] == []
 
 
 def test_uv_lock_is_not_tracked() -> None:

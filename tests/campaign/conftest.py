@@ -5,16 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from medsyn.campaign.plan import inputs
-from tests.helpers.trial import Trial
+from tests.helpers.trial import Trial, need_no_content
 
 
 @pytest.fixture
 def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
-    """No weights and no image content are needed where the stages are fake."""
-    monkeypatch.setattr(inputs.weights, "missing", lambda source: [])
-    monkeypatch.setattr(inputs.weights, "weights_fingerprint", lambda source: f"weights of {source}")
-    monkeypatch.setattr(inputs, "_check_images", lambda config, rows, progress: [])
+    """A small campaign with fake stages; what still runs of it when the test ends is killed."""
+    need_no_content(monkeypatch)
     trial = Trial(tmp_path)
     yield trial
     for process in trial.processes:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.container_images import AS_USER, CACHE, NO_TORCH, USER, Sif, reduced_context, tool
-from tests.helpers.slurm_cluster import DEVCLUSTER, NO_PACKAGES, Cluster
+from tests.helpers.slurm_cluster import Cluster, require_packages
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -93,9 +93,7 @@ def sif(sif_file: Path) -> Iterator[Sif]:
 @pytest.fixture
 def cluster(tools: None) -> Iterator[Cluster]:
     """A real Slurm of two nodes."""
-    installed = subprocess.run([DEVCLUSTER, "install"], capture_output=True, text=True, check=False, timeout=1200)
-    if installed.returncode == NO_PACKAGES:
-        pytest.skip(installed.stderr.splitlines()[-1])
+    require_packages()
     started = Cluster(Path(tempfile.mkdtemp(prefix="medsyn-image-", dir="/tmp")))
     started.devcluster("start", nodes=2, accounting=0)
     yield started

@@ -241,6 +241,7 @@ def test_array_in_the_sif_with_torch_bound_from_outside_is_preempted_and_goes_on
         (here / f"{name}.py").write_text("raise SystemExit('poison')\n")
     directory, profile = tmp_path / "campaign", tmp_path / "site.yaml"
     packages = str(Path(torch.__file__).parents[1])
+    bound = [f"{path}:{path}:ro" for path in (packages, sys.pycache_prefix) if path]  # with the bytecode, where it is
     profile.write_text(
         f"""
 partition: preempt
@@ -250,7 +251,7 @@ container:
   image: {sif_file}
   runtime: {APPTAINER}
   options: [--no-privs]
-  binds: ['{packages}:{packages}:ro']
+  binds: {bound}
   environment: {{PYTHONPATH: {packages}}}
 stages:
   gate: {{partition: cpu}}

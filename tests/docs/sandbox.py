@@ -63,7 +63,6 @@ class Sandbox:
 
     def __init__(self, folder: Path, clusters: Path | None = None) -> None:
         self.folder, self.programs = folder / "checkout", folder / "bin"
-        self.bytecode = folder.parent / "bytecode"  # of all that is imported: compiled once, not in every process
         self._environment: dict[str, str] = {}
         self.programs.mkdir(parents=True)
         self._write(self.programs / "uv", _UV)
@@ -141,13 +140,12 @@ class Sandbox:
         own = {
             key: value
             for key, value in os.environ.items()
-            if not key.startswith(FOREIGN) and key not in (*configuration.ENVIRONMENT, "PYTHONDONTWRITEBYTECODE")
+            if not key.startswith(FOREIGN) and key not in configuration.ENVIRONMENT
         }
         path = [str(self.programs), str(Path(sys.executable).parent), os.environ["PATH"]]
         ours = {
             "PATH": ":".join(path),
             "PYTHONPATH": str(ROOT),
-            "PYTHONPYCACHEPREFIX": str(self.bytecode),
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "200",
         }

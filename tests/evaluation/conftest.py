@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from medsyn.evaluation import judge
+from tests.helpers.once import once
 from tests.helpers.synthetic_campaign import Builder
 
 
@@ -24,9 +25,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Builder:
 @pytest.fixture(scope="session")
 def expert_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The judge that a real evaluation trains, trained once for all tests (half a minute)."""
-    directory = tmp_path_factory.mktemp("judge")
-    judge.load_or_train(directory)
-    return directory
+    return once(tmp_path_factory, "judge", judge.load_or_train)
 
 
 @pytest.fixture(scope="session")

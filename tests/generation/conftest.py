@@ -1,4 +1,7 @@
-"""The random model that the tests of this folder sample from (SD at its smallest), and a campaign with it."""
+"""The random model that the tests of this folder sample from (SD at its smallest), and a campaign with it.
+
+Every process of a run reads them, and none writes to them.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,15 @@ from diffusers import UNet2DConditionModel
 
 from medsyn import config as configuration
 from medsyn.config import Config
+from medsyn.data.prompts import write
+from medsyn.data.prompts.rows import PromptSource, new_faults
 from medsyn.generation.sample import batch
 from medsyn.models import tiny
 from medsyn.models.scorers import save_scorer
 from medsyn.models.stable_diffusion import load_synthetic
 from medsyn.stage import CampaignDirectory
-from tests.helpers.generation_campaign import CPU, PROMPTS, Campaign, Maker, random_scorers, resolve_prompts
+from tests.helpers.generation_campaign import CPU, PROMPTS, Campaign, Maker, random_scorers
+from tests.helpers.once import once
 
 
 def save_random_unet(directory: Path, seed: int) -> None:
@@ -43,28 +49,44 @@ def save_random_unet(directory: Path, seed: int) -> None:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers directory with random weights; never written to."""
-    directory = tiny.build_random(tmp_path_factory.mktemp("tiny") / "model", seed=0)
-    save_random_unet(directory / "unet", seed=0)
-    return directory
+
+    def make(directory: Path) -> None:
+        tiny.build_random(directory, seed=0)
+        save_random_unet(directory / "unet", seed=0)
+
+    return once(tmp_path_factory, "generation-model", make)
 
 
 @pytest.fixture(scope="session")
 def finetuned_unets(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two more `unet/` directories for the tiny model; never written to."""
-    root = tmp_path_factory.mktemp("finetuned")
-    for seed in (1, 2):
-        save_random_unet(root / str(seed) / "unet", seed)
+
+    def make(root: Path) -> None:
+        for seed in (1, 2):
+            save_random_unet(root / str(seed) / "unet", seed)
+
+    root = once(tmp_path_factory, "generation-finetuned", make)
     return [root / "1" / "unet", root / "2" / "unet"]
+
+
+def prompts(tmp_path_factory: pytest.TempPathFactory, name: str, rows: list[str]) -> str:
+    """What preparing a campaign makes of a list of these rows (id, modality, prompt): `data.prompts` of its tasks."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        table = folder / "prompts.csv"
+        table.write_text("\n".join(["id,modality,prompt", *rows]) + "\n")
+        write.resolve(PromptSource.file(table), new_faults(table), folder / "lists")
+
+    return str(once(tmp_path_factory, f"generation-prompts-{name}", make) / "lists")
 
 
 @pytest.fixture(scope="session")
 def settings(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    table = tmp_path_factory.mktemp("prompts") / "prompts.csv"
     lines = [f'{name.lower()}-{i},{name},"{text}"' for name, texts in PROMPTS.items() for i, text in enumerate(texts)]
-    table.write_text("\n".join(["id,modality,prompt", *lines]) + "\n")
     return configuration.validate(
         {
-            "data": {"prompts": resolve_prompts(table), "resolution": 32},
+            "data": {"prompts": prompts(tmp_path_factory, "few", lines), "resolution": 32},
             "model_paths": {"stable_diffusion": str(tiny_model)},
             "device": {"use_cuda": False},
             "generation": {
@@ -85,17 +107,19 @@ def settings(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Conf
 @pytest.fixture(scope="session")
 def inputs(settings: Config, finetuned_unets: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A campaign directory as the earlier stages leave it; never written to."""
-    root = tmp_path_factory.mktemp("campaign") / "inputs"
-    directory = CampaignDirectory(root)
-    for modality, finetuned in zip(PROMPTS, finetuned_unets, strict=True):
-        shutil.copytree(finetuned, directory.finetuned_unet(modality) / "unet")
-    source, unet = settings.model_paths.stable_diffusion, directory.finetuned_unet("CT")
-    make = partial(batch.Painter, batch.Recipe.of(settings, "CT"))
-    for seed, modality in enumerate((*PROMPTS, None)):
-        selector, policy = random_scorers(partial(make, load_synthetic(source, CPU, unet_from=unet)), seed)
-        save_scorer(policy, directory.policy(modality))
-    save_scorer(selector, directory.selector())
-    return root
+
+    def make(root: Path) -> None:
+        directory = CampaignDirectory(root)
+        for modality, finetuned in zip(PROMPTS, finetuned_unets, strict=True):
+            shutil.copytree(finetuned, directory.finetuned_unet(modality) / "unet")
+        source, unet = settings.model_paths.stable_diffusion, directory.finetuned_unet("CT")
+        painter = partial(batch.Painter, batch.Recipe.of(settings, "CT"))
+        for seed, modality in enumerate((*PROMPTS, None)):
+            selector, policy = random_scorers(partial(painter, load_synthetic(source, CPU, unet_from=unet)), seed)
+            save_scorer(policy, directory.policy(modality))
+        save_scorer(selector, directory.selector())
+
+    return once(tmp_path_factory, "generation-inputs", make)
 
 
 @pytest.fixture
@@ -106,22 +130,21 @@ def campaign(settings: Config, inputs: Path, tmp_path: Path) -> Campaign:
 @pytest.fixture(scope="session")
 def reference(settings: Config, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     """What one undisturbed task makes; never written to."""
-    root = tmp_path_factory.mktemp("reference")
-    shutil.copytree(inputs / "work", root / "work")
-    whole = Campaign(settings, CampaignDirectory(root))
-    whole.run()
-    return whole
+
+    def make(root: Path) -> None:
+        shutil.copytree(inputs / "work", root / "work")
+        Campaign(settings, CampaignDirectory(root)).run()
+
+    return Campaign(settings, CampaignDirectory(once(tmp_path_factory, "generation-reference", make)))
 
 
 @pytest.fixture(scope="session")
 def many(settings: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """Seven blocks of two batches of two: enough for seven shards, with retries all over a block."""
-    table = tmp_path_factory.mktemp("prompts") / "prompts.csv"
     texts = ["normal", "nodule, left", "nodule, right", "effusion, left", "effusion, right"]
     rows = [f'ct-{number},CT,"CT: {texts[number % 5]} ({number})"' for number in range(13)]
-    table.write_text("\n".join(["id,modality,prompt", *rows]) + "\n")
     section = settings.generation.model_copy(update={"batch_size": 2, "batches_per_block": 2})
-    data = settings.data.model_copy(update={"prompts": resolve_prompts(table)})
+    data = settings.data.model_copy(update={"prompts": prompts(tmp_path_factory, "many", rows)})
     return settings.model_copy(update={"generation": section, "data": data})
 
 
@@ -133,6 +156,5 @@ def maker(many: Config, inputs: Path) -> Maker:
 @pytest.fixture(scope="session")
 def undisturbed(maker: Maker, tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     """What one shard makes that nothing disturbs; never written to."""
-    whole = maker.new(tmp_path_factory.mktemp("undisturbed") / "campaign")
-    whole.run()
-    return whole
+    root = once(tmp_path_factory, "generation-undisturbed", lambda root: maker.new(root).run())
+    return Campaign(maker.config, CampaignDirectory(root))

@@ -92,6 +92,7 @@ def run_and_kill(campaign: Campaign, delay: float) -> tuple[bool, int]:
     return os.WIFSIGNALED(status), began
 
 
+@pytest.mark.slow
 def test_kill_9_at_twenty_random_moments_loses_doubles_and_changes_nothing(
     maker: Maker, undisturbed: Campaign, tmp_path: Path
 ) -> None:

@@ -13,8 +13,6 @@ from torch import nn
 from medsyn import config as configuration
 from medsyn import disk
 from medsyn.config import Config
-from medsyn.data.prompts import write
-from medsyn.data.prompts.rows import PromptSource, new_faults
 from medsyn.generation import block_store, stage
 from medsyn.generation.block_store import Item
 from medsyn.generation.sample import batch as sample_batch
@@ -30,12 +28,6 @@ PROMPTS = {
 SCORER = configuration.ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=16)
 CPU = torch.device("cpu")
 BLOCKS = 7  # of the campaigns with many
-
-
-def resolve_prompts(table: Path) -> str:
-    """What preparing a campaign makes of a prompt list: the value of `data.prompts` for its tasks."""
-    write.resolve(PromptSource.file(table), new_faults(table), table.parent / "lists")
-    return str(table.parent / "lists")
 
 
 @dataclass(frozen=True)

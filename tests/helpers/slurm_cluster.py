@@ -10,12 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
+
 from tests.helpers.paths import ROOT
 
 DEVCLUSTER = ROOT / "slurm" / "devcluster"
 NO_PACKAGES = 3  # devcluster's exit status
 FOREIGN = ("SLURM_", "SBATCH_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SALLOC_", "SRUN_")
 T = TypeVar("T")
+
+
+def require_packages() -> None:
+    """Skip the test, and say why, where Slurm's packages neither are nor can be fetched by root or sudo."""
+    installed = subprocess.run([DEVCLUSTER, "install"], capture_output=True, text=True, check=False, timeout=1200)
+    if installed.returncode == NO_PACKAGES:
+        pytest.skip(installed.stderr.splitlines()[-1])
+    assert installed.returncode == 0, installed.stderr
 
 
 @dataclass(frozen=True)

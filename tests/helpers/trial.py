@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
+
 from medsyn import config as configuration
 from medsyn import disk
-from medsyn.campaign.plan import prepare
+from medsyn.campaign.plan import inputs, prepare
 from medsyn.campaign.slurm import submissions
 from medsyn.campaign.state import campaign_file, ledger, markers
 from medsyn.campaign.state.campaign_file import Campaign
@@ -27,6 +29,13 @@ from tests.helpers import fake_worker
 from tests.helpers.paths import ROOT
 
 WAIT_SECONDS = 20
+
+
+def need_no_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the stages are fake, preparing a campaign asks for no weights and reads no image."""
+    monkeypatch.setattr(inputs.weights, "missing", lambda source: [])
+    monkeypatch.setattr(inputs.weights, "weights_fingerprint", lambda source: f"weights of {source}")
+    monkeypatch.setattr(inputs, "_check_images", lambda config, rows, progress: [])
 
 
 class Trial:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from medsyn.campaign.plan import inputs
-from tests.helpers.slurm_cluster import DEVCLUSTER, FOREIGN, NO_PACKAGES, Cluster
+from tests.helpers.slurm_cluster import FOREIGN, Cluster, require_packages
 from tests.helpers.slurm_trial import SlurmTrial
+from tests.helpers.trial import need_no_content
 
 PREFIX = "medsyn-test-"  # below /tmp: a unix socket's path has at most 107 characters
 
@@ -29,10 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def slurm_packages() -> None:
     """Slurm's packages are on this machine; they are fetched where root or sudo may, else the tests say why not."""
-    installed = subprocess.run([DEVCLUSTER, "install"], capture_output=True, text=True, check=False, timeout=1200)
-    if installed.returncode == NO_PACKAGES:
-        pytest.skip(installed.stderr.splitlines()[-1])
-    assert installed.returncode == 0, installed.stderr
+    require_packages()
 
 
 @pytest.fixture(scope="session")
@@ -98,10 +94,8 @@ def empty_cluster(cluster: Cluster) -> Iterator[Cluster]:
 
 @pytest.fixture
 def make_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Cluster], SlurmTrial]:
-    """A small campaign on a cluster; no weights and no image content are needed where the stages are fake."""
-    monkeypatch.setattr(inputs.weights, "missing", lambda source: [])
-    monkeypatch.setattr(inputs.weights, "weights_fingerprint", lambda source: f"weights of {source}")
-    monkeypatch.setattr(inputs, "_check_images", lambda config, rows, progress: [])
+    """A small campaign with fake stages on a cluster."""
+    need_no_content(monkeypatch)
 
     def make(cluster: Cluster) -> SlurmTrial:
         for name in [name for name in os.environ if name.startswith(FOREIGN)]:

@@ -51,7 +51,7 @@ def kill_once_at_work(cluster: Cluster, directory: Path, stage: str, steps: int,
 
 
 def test_killed_and_preempted_in_the_queue_it_ends_in_the_same_bytes(
-    empty_cluster: Cluster, undisturbed: Path, tmp_path: Path
+    empty_cluster: Cluster, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     cluster, directory = empty_cluster, tmp_path / "campaign"
     assert "queued 9 tasks" in launch(cluster, directory, "submit", "--cluster", "slurm")
@@ -70,7 +70,8 @@ def test_killed_and_preempted_in_the_queue_it_ends_in_the_same_bytes(
         "generate",
         "evaluate",
     }
-    expected, found = results(undisturbed), results(directory)
+    # made here, or by another process in the meantime: not before the queue works
+    expected, found = results(request.getfixturevalue("undisturbed")), results(directory)
     assert sorted(found) == sorted(expected)
     assert [name for name in expected if found[name] != expected[name]] == []
     assert (directory / "report.html").is_file()
