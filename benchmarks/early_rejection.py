@@ -46,7 +46,7 @@ from medsyn.campaign.estimate import architecture
 from medsyn.campaign.state import campaign_file
 from medsyn.config import Config
 from medsyn.generation.block_store import Item, read_blocks
-from medsyn.generation.sample.batch import Painter
+from medsyn.generation.sample.batch import ImageSampler
 from medsyn.generation.sample.load import Loader
 from medsyn.generation.sample.sampler import build_scheduler, initial_noise, sample
 from medsyn.generation.write.png import quantise
@@ -147,13 +147,13 @@ class Clock:
         return value
 
 
-def paint(painter: Painter, wanted: Sequence[tuple[Item, int]], looks: Sequence[int], clock: Clock) -> Scores:
-    """One batch as `Painter.paint` makes it, and what the Selector says after the steps `looks`."""
-    recipe, system, selector = painter.recipe, painter.system, painter.selector
+def observe(sampler: ImageSampler, wanted: Sequence[tuple[Item, int]], looks: Sequence[int], clock: Clock) -> Scores:
+    """One batch as `ImageSampler.sample` makes it, and what the Selector says after the steps `looks`."""
+    recipe, system, selector = sampler.recipe, sampler.system, sampler.selector
     assert selector is not None, "the filtered mode has scorers"
     seeds = [recipe.image_seed(item, attempt) for item, attempt in wanted]
     features = [system.embed(item.prompt) for item, _ in wanted]
-    guidance = painter.guidance([item for item, _ in wanted])
+    guidance = sampler.guidance([item for item, _ in wanted])
     scheduler = build_scheduler(recipe.scheduler, system.scheduler_config, recipe.num_inference_steps)
     seen = watch(scheduler, looks)
     hidden = torch.stack([one for one, _ in features])
@@ -165,8 +165,8 @@ def paint(painter: Painter, wanted: Sequence[tuple[Item, int]], looks: Sequence[
 
     pictures = clock("decode", lambda: decode(latents))
     pooled = torch.stack([one for _, one in features])
-    scores = clock("score", lambda: painter.scores(pictures, pooled))
-    early = [[selected for selected, _ in painter.scores(decode(seen[look]), pooled)] for look in looks]
+    scores = clock("score", lambda: sampler.scores(pictures, pooled))
+    early = [[selected for selected, _ in sampler.scores(decode(seen[look]), pooled)] for look in looks]
     return Scores(np.array(early), np.array([s for s, _ in scores]), np.array([p for _, p in scores]))
 
 
@@ -189,11 +189,13 @@ def sample_all(root: Path, count: int, looks: Sequence[int], console: Console) -
     seconds: dict[str, float] = {}
     scores: dict[str, Scores] = {}
     for modality in config.data.modalities:
-        painter = Loader(config, modality, campaign.directory).painter("filtered")
-        clock = Clock(painter.system.device, seconds)
+        sampler = Loader(config, modality, campaign.directory).sampler("filtered")
+        clock = Clock(sampler.system.device, seconds)
         wanted = list(candidates(config, modality, batches))
-        paint(painter, wanted[0], looks, Clock(painter.system.device, {}))  # kernels are chosen at the first call
-        parts = [paint(painter, one, looks, clock) for one in track(wanted, modality, console=console, transient=True)]
+        observe(sampler, wanted[0], looks, Clock(sampler.system.device, {}))  # kernels are chosen at the first call
+        parts = [
+            observe(sampler, one, looks, clock) for one in track(wanted, modality, console=console, transient=True)
+        ]
         scores[modality] = Scores(
             np.concatenate([part.early for part in parts], axis=1),
             np.concatenate([part.final for part in parts]),

@@ -2,7 +2,7 @@
 
 (a) the specification's loop: one prompt per call of a diffusers pipeline, 50 steps of PNDM, one image after the other;
 (b) diffusers' pipeline with a batch of prompts, as many steps as medsyn, the same solver and guidance;
-(c) medsyn: the painter that `generate` uses.
+(c) medsyn: the sampler that `generate` uses.
 
 Each of them paints only; paints and writes PNG files; and paints, scores, tries again and writes what passes, with
 random scorers and the threshold that half of medsyn's candidates clear. medsyn's files come with all their records,
@@ -42,7 +42,7 @@ from torch import nn
 
 from medsyn.config import DeviceSection, ScorerSection
 from medsyn.generation.block_store import Item
-from medsyn.generation.sample.batch import Painter, Recipe
+from medsyn.generation.sample.batch import ImageSampler, Recipe
 from medsyn.models import weights
 from medsyn.models.device import choose_device
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
@@ -168,21 +168,21 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:
     return 2 * side**3 / min(timed(device, lambda: one @ other, time.perf_counter)[0] for _ in range(20)) / 1e12
 
 
-def roofline(system: SyntheticSystem, painter: Painter, painted: float) -> dict[str, float]:
+def roofline(system: SyntheticSystem, sampler: ImageSampler, sampled: float) -> dict[str, float]:
     """What is computed for an image, and the rate of that against a matrix product's.
 
     Args:
         system: its networks.
-        painter: how they are used.
-        painted: images per second.
+        sampler: how they are used.
+        sampled: images per second.
     """
-    latents = torch.zeros(1, *system.latent_shape(painter.recipe.height), device=system.device)
+    latents = torch.zeros(1, *system.latent_shape(sampler.recipe.height), device=system.device)
     hidden = system.embed(PROMPTS[0])[0][None].to(system.dtype)
     row = tflop(lambda: system.unet(latents.to(system.dtype), torch.tensor(1), encoder_hidden_states=hidden))
     decoder = tflop(lambda: system.decode(latents))
-    items = [(Item(f"w-{number}", PROMPTS[0], 0), 1) for number in range(painter.recipe.batch_size)]
-    rows = painter.paint(items).unet_evaluations / len(items)
-    achieved = painted * (rows * row + decoder)
+    items = [(Item(f"w-{number}", PROMPTS[0], 0), 1) for number in range(sampler.recipe.batch_size)]
+    rows = sampler.sample(items).unet_evaluations / len(items)
+    achieved = sampled * (rows * row + decoder)
     peak = matrix_rate(system.device, system.dtype, 8192 if system.device.type == "cuda" else 1024)
     return {
         "UNet rows per image": rows,
@@ -194,12 +194,12 @@ def roofline(system: SyntheticSystem, painter: Painter, painted: float) -> dict[
     }
 
 
-def half(painter: Painter, judge: Judge) -> Judge:
-    """The judge with the threshold that half of a few batches clear; also warms the painter up."""
-    judged = replace(painter, selector=judge.selector, policy=judge.policy)
-    size = painter.recipe.batch_size
+def half(sampler: ImageSampler, judge: Judge) -> Judge:
+    """The judge with the threshold that half of a few batches clear; also warms the sampler up."""
+    judged = replace(sampler, selector=judge.selector, policy=judge.policy)
+    size = sampler.recipe.batch_size
     items = [(Item(f"t-{number}", PROMPTS[number % len(PROMPTS)], 0), 0) for number in range(4 * size)]
-    batches = [judged.paint(items[start : start + size]) for start in range(0, len(items), size)]
+    batches = [judged.sample(items[start : start + size]) for start in range(0, len(items), size)]
     return replace(judge, threshold=median(c.selector or 0.0 for batch in batches for c in batch.candidates))
 
 
@@ -210,12 +210,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.shape == "sd15":
         sd15(system)
     pixels, size, device = args.resolution, args.batch_size, system.device
-    painter = Painter(Recipe("X-Ray", 0, pixels, pixels, "dpm", args.steps, 7.5, size), system)
-    judge = half(painter, Judge.random(system, SCORERS[args.shape]))
+    sampler = ImageSampler(Recipe("X-Ray", 0, pixels, pixels, "dpm", args.steps, 7.5, size), system)
+    judge = half(sampler, Judge.random(system, SCORERS[args.shape]))
     ways: dict[str, Way] = {
         "a": Diffusers(system, judge, "pndm", SPECIFICATION_STEPS, 1, pixels),
         "b": Diffusers(system, judge, "dpm", args.steps, size, pixels),
-        "c": Medsyn(painter, judge),
+        "c": Medsyn(sampler, judge),
     }
     found = rates(ways, args, device)
     clock = time.thread_time if args.clock == "cpu" else time.perf_counter  # of the painting thread
@@ -223,7 +223,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, inside.watching(system.unet, system.vae.decoder):
         watched, _ = timed(device, lambda: ways["c"](args.images, "files", Path(folder) / "watched"), clock)
     return {
-        "device": painter.device_name,
+        "device": sampler.device_name,
         "dtype": str(system.dtype),
         "clock": args.clock,
         "images/s": {name: {work: found[name, work].value for work in WORKS} for name in ways},
@@ -231,7 +231,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             name: found[name, "filter"].candidates / max(found[name, "filter"].images, 1) for name in ways
         },
         "share of time in UNet and VAE": inside.seconds / watched,
-        **roofline(system, painter, found["c", "painting"].value),
+        **roofline(system, sampler, found["c", "painting"].value),
     }
 
 

@@ -34,7 +34,7 @@ from medsyn.data.phantoms.phantom import KINDS, Phantom, draw_phantom
 from medsyn.evaluation import judge
 from medsyn.evaluation.features import shrink
 from medsyn.generation.block_store import Item
-from medsyn.generation.sample.batch import Painter, Recipe
+from medsyn.generation.sample.batch import ImageSampler, Recipe
 from medsyn.generation.write.png import quantise
 from medsyn.models.device import choose_device
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
@@ -129,7 +129,7 @@ def sample(config: configuration.Config, system: SyntheticSystem, phantoms: Sequ
         wanted = [(Item(f"{phantom.kind}-{phantom.index}", phantom.caption, 0), 0) for phantom in batch]
         # a picture is grey or colour by its modality, so a batch that holds two of them is looked at twice
         by_modality = {
-            modality: Painter(Recipe.of(config, modality), system).paint(wanted).pictures
+            modality: ImageSampler(Recipe.of(config, modality), system).sample(wanted).pictures
             for modality in dict.fromkeys(phantom.modality for phantom in batch)
         }
         images += [

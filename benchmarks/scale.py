@@ -126,14 +126,14 @@ def generate(root: Path, share: slice) -> None:
         def __init__(self, recipe: Recipe) -> None:
             self.recipe = recipe
 
-        def paint(self, wanted: Any) -> Batch:
+        def sample(self, wanted: Any) -> Batch:
             """Grey squares."""
             candidates = [Candidate(attempt, self.recipe.image_seed(item, attempt)) for item, attempt in wanted]
             return Batch(candidates, [np.full((32, 32, 1), 128, np.uint8)] * len(wanted), 0, 0.0)
 
     campaign = campaign_file.open_campaign(root / "campaign")
     stub: Any = lambda self, mode: Stub(Recipe.of(self.config, self.modality))  # noqa: E731
-    Loader.painter = stub  # type: ignore[method-assign]
+    Loader.sampler = stub  # type: ignore[method-assign]
     for planned in campaign.plan.by_stage["generate"][share]:
         stage.run(campaign.config, planned.task, campaign.directory, Control())
         markers.write_done(campaign, planned, {})

@@ -20,7 +20,7 @@ from medsyn.generation.block_store import ATTEMPTS, Item, read_manifest
 from medsyn.generation.filter import Rule
 from medsyn.generation.make.block import Order, make_block
 from medsyn.generation.make.writer_thread import Writer
-from medsyn.generation.sample.batch import Painter
+from medsyn.generation.sample.batch import ImageSampler
 from medsyn.models.stable_diffusion import SyntheticSystem
 from painting.models import Judge, pipeline
 
@@ -88,34 +88,34 @@ class Diffusers:
 
 
 class Medsyn:
-    """The painter that `generate` uses; with files, blocks are committed to disk beside it."""
+    """The sampler that `generate` uses; with files, blocks are committed to disk beside it."""
 
-    def __init__(self, painter: Painter, judge: Judge):
-        self.painter, self.judge = painter, judge
+    def __init__(self, sampler: ImageSampler, judge: Judge):
+        self.sampler, self.judge = sampler, judge
 
     def __call__(self, images: int, work: Work, folder: Path) -> Made:
         """See `Way`."""
         items = [Item(f"x-{number}", PROMPTS[number % len(PROMPTS)], 0) for number in range(images)]
         if work == "painting":
-            size = self.painter.recipe.batch_size
+            size = self.sampler.recipe.batch_size
             for start in range(0, images, size):
-                self.painter.paint([(item, 0) for item in items[start : start + size]])
+                self.sampler.sample([(item, 0) for item in items[start : start + size]])
             return Made(images, images)
         return self._blocks(items, work == "filter", folder)
 
     def _blocks(self, items: Sequence[Item], filtered: bool, folder: Path) -> Made:
-        painter, threshold = self.painter, None
+        sampler, threshold = self.sampler, None
         if filtered:
-            painter = replace(painter, selector=self.judge.selector, policy=self.judge.policy)
+            sampler = replace(sampler, selector=self.judge.selector, policy=self.judge.policy)
             threshold = self.judge.threshold
         rule = Rule(1, MAX_ATTEMPTS if filtered else 1, threshold, None, "skip")
         facts = {"modality": "X-Ray", "mode": "-", "model_fingerprint": "-", "config_fingerprint": "-"}
-        size = BATCHES_PER_BLOCK * painter.recipe.batch_size
+        size = BATCHES_PER_BLOCK * sampler.recipe.batch_size
         blocks = []
         with Writer() as writer:
             for start in range(0, len(items), size):
                 order = Order(folder / f"block-{start:06d}", items[start : start + size], rule, facts, {})
-                make_block(order, painter, writer, lambda settled: None)
+                make_block(order, sampler, writer, lambda settled: None)
                 blocks.append(order.path)
         candidates = sum(len((block / ATTEMPTS).read_bytes().splitlines()) for block in blocks)
         manifests = [record for block in blocks for record in read_manifest(block) or []]

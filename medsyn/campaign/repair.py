@@ -21,7 +21,8 @@ from medsyn.campaign.tasks import Key, PlannedTask
 from medsyn.generation.block_store import MANIFEST
 from medsyn.generation.verify.finding import Finding
 from medsyn.generation.write.parquet import ATTEMPTS_TABLE, MANIFEST_TABLE
-from medsyn.generation.write.provenance import CIRCUMSTANCES, CIRCUMSTANCES_FILE, write_circumstances
+from medsyn.generation.write.provenance import ENVIRONMENT_FILE, write_environment
+from medsyn.records import ENVIRONMENT
 
 QUARANTINE = "set-aside"
 _STAGES = ("generate", "evaluate")  # whose tasks write or read images
@@ -100,15 +101,15 @@ def _move(path: Path, root: Path, target: Path) -> None:
 
 def _restore_environment(campaign: Campaign) -> None:
     """Record again the environment that the images are made in, from the first whole block."""
-    path = campaign.directory.work("generate", CIRCUMSTANCES_FILE)
+    path = campaign.directory.work("generate", ENVIRONMENT_FILE)
     if path.exists():
         return
     for planned in campaign.plan.by_stage.get("generate", []):
         for manifest in markers.outputs(campaign, planned):
             if manifest.name == MANIFEST and manifest.is_file():
                 record = next(disk.read_jsonl(manifest), {})
-                if all(key in record for key in CIRCUMSTANCES):
-                    write_circumstances(path, record)
+                if all(key in record for key in ENVIRONMENT):
+                    write_environment(path, record)
                     return
 
 

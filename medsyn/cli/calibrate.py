@@ -14,7 +14,7 @@ from medsyn.stage import BadNode, CampaignDirectory
 from medsyn.text import gib
 
 if TYPE_CHECKING:
-    from medsyn.generation.sample.batch import Painter
+    from medsyn.generation.sample.batch import ImageSampler
 
 FEW, MORE = 2, 6  # steps of the timed batches; what a step takes is their difference
 TIMED = 3  # batches of each; the median counts
@@ -80,11 +80,11 @@ def measure(config: Config) -> Speed:
 
     section, size = config.generation, config.generation.images_per_batch
     plain = config.model_copy(update={"generation": section.model_copy(update={"baseline_model": "pretrained"})})
-    painter = Loader(plain, config.data.modalities[0], CampaignDirectory(config.campaign.path)).painter("baseline")
-    on_gpu = painter.system.device.type == "cuda"
+    sampler = Loader(plain, config.data.modalities[0], CampaignDirectory(config.campaign.path)).sampler("baseline")
+    on_gpu = sampler.system.device.type == "cuda"
     with memory_told(config):
-        sample(painter, FEW)  # the first batch loads kernels and embeds the prompts
-        few, more = (_median(painter, steps) for steps in (FEW, MORE))
+        sample(sampler, FEW)  # the first batch loads kernels and embeds the prompts
+        few, more = (_median(sampler, steps) for steps in (FEW, MORE))
     guided, unguided = unet_calls(section)
     of_a_row = max(more[0] - few[0], 0.0) / (more[1] - few[1])
     seconds = few[0] + of_a_row * (size * (2 * guided + unguided) - few[1])
@@ -92,24 +92,24 @@ def measure(config: Config) -> Speed:
     cluster = config.cluster.model_copy(update={"tflops": tflops})
     estimated = CostModel(config.model_copy(update={"cluster": cluster}), {}, on_gpu).batch(guided, unguided)
     memory = torch.cuda.max_memory_reserved() if on_gpu else None
-    return Speed(painter.device_name, seconds, size, tflops, estimated, memory)
+    return Speed(sampler.device_name, seconds, size, tflops, estimated, memory)
 
 
-def _median(painter: Painter, steps: int) -> tuple[float, int]:
+def _median(sampler: ImageSampler, steps: int) -> tuple[float, int]:
     """(seconds, rows the UNet computed) of a batch with this number of steps; the median of the seconds."""
-    made = [sample(painter, steps) for _ in range(TIMED)]
+    made = [sample(sampler, steps) for _ in range(TIMED)]
     return statistics.median(seconds for seconds, _ in made), made[0][1]
 
 
-def sample(painter: Painter, steps: int) -> tuple[float, int]:
+def sample(sampler: ImageSampler, steps: int) -> tuple[float, int]:
     """Sample one full batch with this number of steps: (seconds, rows the UNet computed)."""
     from medsyn.data.prompts.store import Item
 
-    modality = painter.recipe.modality
-    batch = painter.paint(
+    modality = sampler.recipe.modality
+    batch = sampler.sample(
         [
             (Item(f"calibrate-{number}", f"{modality}: calibration", number, num_inference_steps=steps), 0)
-            for number in range(painter.recipe.batch_size)
+            for number in range(sampler.recipe.batch_size)
         ]
     )
     return batch.seconds, batch.unet_evaluations

@@ -85,7 +85,7 @@ def _findings(campaign: Campaign, images: Sequence[Images], again: Rerun | None)
     """Everything wrong with the images, their tables and the markers of their tasks."""
     from medsyn.campaign import repair
     from medsyn.campaign.tables import table_folders
-    from medsyn.generation.verify.campaign import check_circumstances, strangers
+    from medsyn.generation.verify.campaign import check_environment, strangers
     from medsyn.generation.verify.parquet import TABLES, check_merged_table
 
     shards = campaign.plan.shards
@@ -94,7 +94,7 @@ def _findings(campaign: Campaign, images: Sequence[Images], again: Rerun | None)
         for finding in one.findings(shards[one.modality]):
             reported |= {finding.damaged} if finding.damaged else set()
             yield finding
-    yield from check_circumstances(campaign.directory, images)
+    yield from check_environment(campaign.directory, images)
     yield from strangers(campaign.config, campaign.directory, list(shards))
     folders = table_folders(campaign)
     for name in TABLES:

@@ -28,7 +28,7 @@ from medsyn.generation.make.journal import journal_directory
 from medsyn.generation.make.writer_thread import Writer
 from medsyn.generation.sample.load import Loader
 from medsyn.generation.write.parquet import write_shard_tables
-from medsyn.generation.write.provenance import CIRCUMSTANCES_FILE, require_same
+from medsyn.generation.write.provenance import ENVIRONMENT_FILE, require_same_environment
 from medsyn.lease import Leases, lease_file
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
 from medsyn.text import and_more
@@ -56,10 +56,10 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         raise InputError(str(config.data.prompts), reason)
     loader = Loader(config, modality, directory)
     facts: dict[str, dict[str, Any]] = {mode: loader.facts(mode) for mode in config.generation.modes}
-    made_with = directory.work("generate", CIRCUMSTANCES_FILE)
+    made_with = directory.work("generate", ENVIRONMENT_FILE)
     disk.sweep_temporaries(made_with.parent)
     for its in facts.values():
-        require_same(made_with, its, keep=False)
+        require_same_environment(made_with, its, keep=False)
     for mode in facts:  # never later: the task may be running a second time by then
         disk.sweep_temporaries(directory.shard(mode, modality, (numbers.start, numbers.stop)))
         if not config.cluster.claim:

@@ -11,7 +11,7 @@ from diffusers import DPMSolverMultistepScheduler
 
 from medsyn.config import ScorerSection
 from medsyn.generation.block_store import Item
-from medsyn.generation.sample.batch import Painter, Recipe
+from medsyn.generation.sample.batch import ImageSampler, Recipe
 from medsyn.generation.sample.sampler import build_scheduler
 from medsyn.models import weights
 from medsyn.models.stable_diffusion import load_synthetic
@@ -38,12 +38,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def painter(one_thread: None) -> Painter:
+def sampler(one_thread: None) -> ImageSampler:
     from painting.models import Judge
 
     system = load_synthetic(str(weights.embedded_directory()), torch.device("cpu"))
     judge = Judge.random(system, SMALL)
-    return Painter(RECIPE, system, judge.selector, judge.policy)
+    return ImageSampler(RECIPE, system, judge.selector, judge.policy)
 
 
 def test_the_clean_image_that_a_step_predicts_is_the_solvers_own() -> None:
@@ -59,14 +59,14 @@ def test_the_clean_image_that_a_step_predicts_is_the_solvers_own() -> None:
         assert torch.allclose(found, expected, atol=1e-5), prediction_type
 
 
-def test_candidates_of_the_benchmark_are_scored_as_the_painter_scores_them(painter: Painter) -> None:
+def test_candidates_of_the_benchmark_are_scored_as_the_sampler_scores_them(sampler: ImageSampler) -> None:
     import early_rejection
 
     wanted = [(Item("a", "X-Ray: nodule, right", 0), 0), (Item("b", "X-Ray: clear lungs", 0), 2)]
-    painted = painter.paint(wanted).candidates
-    scores = early_rejection.paint(painter, wanted, [1, 3], early_rejection.Clock(torch.device("cpu"), {}))
-    assert scores.final.tolist() == [candidate.selector for candidate in painted]
-    assert scores.policy.tolist() == [candidate.policy for candidate in painted]
+    sampled = sampler.sample(wanted).candidates
+    scores = early_rejection.observe(sampler, wanted, [1, 3], early_rejection.Clock(torch.device("cpu"), {}))
+    assert scores.final.tolist() == [candidate.selector for candidate in sampled]
+    assert scores.policy.tolist() == [candidate.policy for candidate in sampled]
     assert scores.early[1] == pytest.approx(scores.final, abs=1e-3), "the last step ends at what it predicts"
     assert not np.allclose(scores.early[0], scores.final, atol=1e-5)
 
@@ -107,16 +107,16 @@ def test_a_batch_runs_on_while_one_of_it_is_above_the_cut() -> None:
 
 
 @pytest.mark.parametrize("name", ["diffusers", "medsyn"])
-def test_both_ways_make_the_images_that_were_asked_for(painter: Painter, name: str, tmp_path: Path) -> None:
+def test_both_ways_make_the_images_that_were_asked_for(sampler: ImageSampler, name: str, tmp_path: Path) -> None:
     from painting import ways
     from painting.models import Judge
 
     def way(threshold: float) -> Any:
-        assert painter.selector is not None and painter.policy is not None
-        judge = Judge(painter.selector, painter.policy, threshold)
+        assert sampler.selector is not None and sampler.policy is not None
+        judge = Judge(sampler.selector, sampler.policy, threshold)
         if name == "medsyn":
-            return ways.Medsyn(Painter(RECIPE, painter.system), judge)
-        return ways.Diffusers(painter.system, judge, "dpm", 3, batch=2, pixels=32)
+            return ways.Medsyn(ImageSampler(RECIPE, sampler.system), judge)
+        return ways.Diffusers(sampler.system, judge, "dpm", 3, batch=2, pixels=32)
 
     assert way(0.0)(3, "painting", tmp_path / "painting") == ways.Made(3, 3)
     assert way(0.0)(3, "files", tmp_path / "files") == ways.Made(3, 3)

@@ -32,14 +32,14 @@ def test_the_last_line_is_an_override_and_nothing_is_written(
 
 def test_with_the_rate_that_was_measured_a_batch_is_estimated_to_take_what_it_takes(tmp_path: Path) -> None:
     settings = inputs.resolve(config.load(TINY, OVERRIDES, environment={}))
-    painter = Loader(settings, "CT", CampaignDirectory(tmp_path)).painter("baseline")
-    calibrate.sample(painter, 1)
+    sampler = Loader(settings, "CT", CampaignDirectory(tmp_path)).sampler("baseline")
+    calibrate.sample(sampler, 1)
     ratios = []
     for _ in range(5):  # another process may be at work during one of the two
         speed = calibrate.measure(settings)
         section = settings.cluster.model_copy(update={"tflops": speed.tflops})
         model = CostModel(settings.model_copy(update={"cluster": section}), {}, on_gpu=False)
-        seconds, _ = calibrate.sample(painter, settings.generation.num_inference_steps)
+        seconds, _ = calibrate.sample(sampler, settings.generation.num_inference_steps)
         ratios.append(model.batch(*unet_calls(settings.generation)) / seconds)
         if 0.5 < ratios[-1] < 2:
             return

@@ -113,9 +113,9 @@ def inputs(settings: Config, finetuned_unets: list[Path], tmp_path_factory: pyte
         for modality, finetuned in zip(PROMPTS, finetuned_unets, strict=True):
             shutil.copytree(finetuned, directory.finetuned_unet(modality) / "unet")
         source, unet = settings.model_paths.stable_diffusion, directory.finetuned_unet("CT")
-        painter = partial(batch.Painter, batch.Recipe.of(settings, "CT"))
+        sampler = partial(batch.ImageSampler, batch.Recipe.of(settings, "CT"))
         for seed, modality in enumerate((*PROMPTS, None)):
-            selector, policy = random_scorers(partial(painter, load_synthetic(source, CPU, unet_from=unet)), seed)
+            selector, policy = random_scorers(partial(sampler, load_synthetic(source, CPU, unet_from=unet)), seed)
             save_scorer(policy, directory.policy(modality))
         save_scorer(selector, directory.selector())
 

@@ -41,7 +41,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Tasks:
-    """Tasks as processes of their own, and by whom each batch was painted."""
+    """Tasks as processes of their own, and by whom each batch was sampled."""
 
     campaign: Campaign
     pipe: tuple[int, int]
@@ -50,9 +50,9 @@ class Tasks:
         """Start a task called by one letter, which needs `slow` seconds more for a batch, or dies at one."""
 
         def body() -> None:
-            real, batches = batch.Painter.paint, 0
+            real, batches = batch.ImageSampler.sample, 0
 
-            def paint(self_: batch.Painter, wanted: Sequence[tuple[Item, int]]) -> batch.Batch:
+            def sample(self_: batch.ImageSampler, wanted: Sequence[tuple[Item, int]]) -> batch.Batch:
                 nonlocal batches
                 if batches == die_at:
                     time.sleep(0.5)  # the batch before is being written
@@ -62,7 +62,7 @@ class Tasks:
                 time.sleep(slow)
                 return real(self_, wanted)
 
-            batch.Painter.paint = paint  # type: ignore[method-assign]
+            batch.ImageSampler.sample = sample  # type: ignore[method-assign]
             self.campaign.run(blocks=blocks, name=name)
 
         return fork(body)
@@ -70,7 +70,7 @@ class Tasks:
     def run(self, *arguments: Any, **keywords: Any) -> int:
         return wait(self.start(*arguments, **keywords))
 
-    def painted(self) -> str:
+    def sampled(self) -> str:
         """The letters of the tasks, one for each batch since this was asked."""
         os.write(self.pipe[1], b".")
         told = ""
@@ -99,17 +99,17 @@ def test_a_helper_makes_blocks_of_a_slow_task(tasks: Tasks, undisturbed: Campaig
     children = [tasks.start("s", (0, 4), slow=0.5), tasks.start("f", (4, 7))]
     assert [wait(child) for child in children] == [0, 0]
     assert tasks.campaign.snapshot() == undisturbed.snapshot()
-    painted = tasks.painted()
-    assert len(painted) == batches_of(undisturbed), "no batch is painted twice"
-    assert painted.count("f") > batches_in(undisturbed, range(4, 7))
-    assert painted.count("s") > 0
+    sampled = tasks.sampled()
+    assert len(sampled) == batches_of(undisturbed), "no batch is sampled twice"
+    assert sampled.count("f") > batches_in(undisturbed, range(4, 7))
+    assert sampled.count("s") > 0
 
 
 def test_a_task_that_starts_late_finds_its_blocks_made(tasks: Tasks, undisturbed: Campaign) -> None:
     assert tasks.run("f", (2, 4)) == 0
     assert tasks.run("s", (4, 7)) == 0
     assert tasks.run("t", (0, 2)) == 0
-    assert tasks.painted() == "f" * batches_of(undisturbed)
+    assert tasks.sampled() == "f" * batches_of(undisturbed)
     assert tasks.campaign.snapshot() == undisturbed.snapshot()
     for blocks in ((0, 2), (2, 4), (4, 7)):
         assert (tasks.campaign.directory.shard("filtered", "CT", blocks) / "manifest.parquet").is_file()
@@ -119,7 +119,7 @@ def test_three_tasks_at_once_paint_no_batch_twice(tasks: Tasks, undisturbed: Cam
     children = [tasks.start(*one) for one in (("a", (0, 1)), ("b", (1, 2)), ("c", (2, 7), 0.05))]
     assert [wait(child) for child in children] == [0, 0, 0]
     assert tasks.campaign.snapshot() == undisturbed.snapshot()
-    assert len(tasks.painted()) == batches_of(undisturbed)
+    assert len(tasks.sampled()) == batches_of(undisturbed)
 
 
 def test_without_claim_a_task_makes_its_own_blocks_only(maker: Maker, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_killed_holder_is_succeeded_from_its_journal(
         monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
     assert tasks.run("o", (0, 7)) == 0
     assert tasks.campaign.snapshot() == undisturbed.snapshot()
-    assert len(tasks.painted()) == batches_of(undisturbed)
+    assert len(tasks.sampled()) == batches_of(undisturbed)
 
 
 def test_a_helper_passes_a_dead_lease_by_and_the_owner_takes_it_over(
@@ -202,14 +202,14 @@ def test_a_stop_while_helping_ends_the_task_as_done_and_loses_no_batch(
 ) -> None:
     control = StopsHelping(times)
     batches: list[int] = []
-    real = batch.Painter.paint
+    real = batch.ImageSampler.sample
 
-    def paint(self: batch.Painter, wanted: Sequence[tuple[Item, int]]) -> batch.Batch:
+    def sample(self: batch.ImageSampler, wanted: Sequence[tuple[Item, int]]) -> batch.Batch:
         batches.append(len(wanted))
         return real(self, wanted)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch.Painter, "paint", paint)
+        patch.setattr(batch.ImageSampler, "sample", sample)
         campaign.run(blocks=(6, 7), control=control, name="h")
     assert control.stop_requested
     assert control.told[-1] == (4, 4), "2 modes x 2 images of its own block"
@@ -218,7 +218,7 @@ def test_a_stop_while_helping_ends_the_task_as_done_and_loses_no_batch(
     assert campaign.blocks().keys() < undisturbed.blocks().keys()
     assert tasks.run("o", (0, 6)) == 0
     assert campaign.snapshot() == undisturbed.snapshot()
-    assert len(batches) + len(tasks.painted()) == batches_of(undisturbed)
+    assert len(batches) + len(tasks.sampled()) == batches_of(undisturbed)
 
 
 def test_a_task_waits_for_a_block_that_another_is_at_work_on(tasks: Tasks, undisturbed: Campaign) -> None:
@@ -278,15 +278,15 @@ def test_prompts_that_failed_count_for_the_owner_of_their_block_only(campaign: C
 def test_an_error_while_helping_ends_the_help_and_not_the_task(
     campaign: Campaign, undisturbed: Campaign, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real = batch.Painter.paint
+    real = batch.ImageSampler.sample
 
-    def paint(self: batch.Painter, wanted: Sequence[tuple[Item, int]]) -> batch.Batch:
+    def sample(self: batch.ImageSampler, wanted: Sequence[tuple[Item, int]]) -> batch.Batch:
         if campaign.block("filtered", 3).exists() and campaign.block("baseline", 3).exists():
             raise RuntimeError("an illegal memory access")
         return real(self, wanted)
 
     with monkeypatch.context() as patch:
-        patch.setattr(batch.Painter, "paint", paint)
+        patch.setattr(batch.ImageSampler, "sample", sample)
         campaign.run(blocks=(3, 4), name="h")
     assert "stopped work stealing" in caplog.text and "illegal memory access" in caplog.text
     assert (campaign.directory.shard("filtered", "CT", (3, 4)) / "manifest.parquet").is_file()

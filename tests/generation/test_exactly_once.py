@@ -192,7 +192,7 @@ def stop_within_a_block(campaign: Campaign, batches: int) -> None:
             nonlocal batches
             batches -= 1
             if batches < 0:
-                time.sleep(0.5)  # the writer writes what is painted
+                time.sleep(0.5)  # the writer writes what is sampled
                 os.kill(os.getpid(), signal.SIGKILL)
 
     wait(fork(lambda: campaign.run(control=Dying())))

@@ -175,31 +175,31 @@ def test_what_is_there_is_left_alone_without_loading_a_model(
 
 
 @pytest.fixture(scope="session")
-def filtered(reference: Campaign) -> sample_batch.Painter:
-    return load.Loader(reference.config, "CT", reference.directory).painter("filtered")
+def filtered(reference: Campaign) -> sample_batch.ImageSampler:
+    return load.Loader(reference.config, "CT", reference.directory).sampler("filtered")
 
 
-def test_companions_position_and_padding_change_no_bit_of_picture_or_score(filtered: sample_batch.Painter) -> None:
+def test_companions_position_and_padding_change_no_bit_of_picture_or_score(filtered: sample_batch.ImageSampler) -> None:
     wanted = (Item("ct-1", "CT: nodule, left", 1), 3)
     others = [(Item(f"o-{i}", f"CT: {text}", 0), i) for i, text in enumerate(["normal", "effusion", "nodule, right"])]
     batches = [([wanted], 0), ([*others[:2], wanted], 2), ([others[2], wanted, others[0]], 1), ([others[1], wanted], 1)]
     results = []
     for batch, position in batches:
-        made = filtered.paint(batch)
+        made = filtered.sample(batch)
         assert len(made.candidates) == len(made.pictures) == len(batch), "padding is dropped"
         assert made.unet_evaluations == 3 * 2 * 2, "padding is computed: batch 3, guidance, 2 steps"
         results.append((made.candidates[position], made.pictures[position].tobytes()))
     assert len(set(results)) == 1
 
 
-def test_an_image_depends_on_seed_prompt_replicate_and_attempt(filtered: sample_batch.Painter) -> None:
+def test_an_image_depends_on_seed_prompt_replicate_and_attempt(filtered: sample_batch.ImageSampler) -> None:
     item = Item("ct-1", "CT: nodule, left", 0)
     others = [
         (item, 1),
         (Item("ct-1", item.prompt, 1), 0),
         (Item("ct-2", item.prompt, 0), 0),
     ]
-    made = [picture.tobytes() for wanted in [(item, 0), *others] for picture in filtered.paint([wanted]).pictures]
+    made = [picture.tobytes() for wanted in [(item, 0), *others] for picture in filtered.sample([wanted]).pictures]
     assert len(set(made)) == 4
     assert filtered.recipe.image_seed(item, 0) != replace(filtered.recipe, seed=1).image_seed(item, 0)
     assert filtered.recipe.image_seed(item, 0) == 5529676483254214139, "published seeds do not change between versions"
@@ -279,7 +279,7 @@ def test_fundus_is_written_in_colour(campaign: Campaign) -> None:
         assert image.mode == "RGB"
 
 
-def test_a_score_on_record_is_the_score_of_the_file(reference: Campaign, filtered: sample_batch.Painter) -> None:
+def test_a_score_on_record_is_the_score_of_the_file(reference: Campaign, filtered: sample_batch.ImageSampler) -> None:
     """So a threshold can be applied again to what is on disk."""
     for number in range(3):
         block = reference.block("filtered", number)
@@ -472,14 +472,14 @@ def test_a_modality_without_prompts_is_done_at_once(campaign: Campaign) -> None:
 
 
 def test_overrides_of_an_item_are_what_is_painted(reference: Campaign) -> None:
-    plain = load.Loader(reference.config, "CT", reference.directory).painter("baseline")
+    plain = load.Loader(reference.config, "CT", reference.directory).sampler("baseline")
     item = Item("ct-1", "CT: nodule, left", 0, num_inference_steps=4, guidance_scale=2.0, negative_prompt="noise")
     recipe = replace(plain.recipe, num_inference_steps=4, guidance_scale=2.0, negative_prompt="noise")
     asked = Item("ct-1", "CT: nodule, left", 0)
-    overridden, configured = plain.paint([(item, 1)]), replace(plain, recipe=recipe).paint([(asked, 1)])
+    overridden, configured = plain.sample([(item, 1)]), replace(plain, recipe=recipe).sample([(asked, 1)])
     assert np.array_equal(overridden.pictures[0], configured.pictures[0])
     assert overridden.unet_evaluations == configured.unet_evaluations == 3 * 2 * 4
-    assert not np.array_equal(overridden.pictures[0], plain.paint([(asked, 1)]).pictures[0])
+    assert not np.array_equal(overridden.pictures[0], plain.sample([(asked, 1)]).pictures[0])
 
 
 def test_a_given_seed_takes_the_place_of_the_campaigns_and_the_prompts(reference: Campaign) -> None:
@@ -504,10 +504,10 @@ def test_items_of_several_kinds_in_one_block_are_painted_as_each_alone(
     only.run(blocks=(0, 1))
     manifest = only.read("manifest.jsonl", "baseline")
     assert [record["id"] for record in manifest] == ["a", "b", "c", "d"] and manifest[3]["extra"] == {"site": "left"}
-    alone = load.Loader(only.config, "CT", only.directory).painter("baseline")
+    alone = load.Loader(only.config, "CT", only.directory).sampler("baseline")
     for item, record in zip(items, manifest, strict=True):
         pixels = np.rint(read_image(only.block("baseline") / record["file"]).pixels * 255).astype(np.uint8)
-        assert np.array_equal(pixels, alone.paint([(item, 0)]).pictures[0])
+        assert np.array_equal(pixels, alone.sample([(item, 0)]).pictures[0])
     assert disk.read_json(only.block("baseline") / "timing.json")["batches"] == 3
 
 
@@ -529,6 +529,6 @@ def test_too_little_memory_says_what_to_set(campaign: Campaign, monkeypatch: pyt
     def full(*args: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
-    monkeypatch.setattr(sample_batch.Painter, "paint", full)
+    monkeypatch.setattr(sample_batch.ImageSampler, "sample", full)
     with pytest.raises(InputError, match=r"generation.batch_size: a batch of 3 does not fit .*: set it to 1"):
         campaign.run()

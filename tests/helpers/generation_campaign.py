@@ -101,13 +101,13 @@ def standardise(model: Selector | Policy, scores: list[float | None]) -> None:
 
 
 def random_scorers(
-    painter_of: Callable[[Selector, Policy], sample_batch.Painter], seed: int
+    sampler_of: Callable[[Selector, Policy], sample_batch.ImageSampler], seed: int
 ) -> tuple[Selector, Policy]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         selector, policy = Selector(SCORER), Policy(SCORER, tiny.TEXT_WIDTH)
     items = [(Item(f"c{i}", PROMPTS["CT"][i % 4], 0), 0) for i in range(12)]
-    made = [painter_of(selector, policy).paint(items[start : start + 3]).candidates for start in range(0, 12, 3)]
+    made = [sampler_of(selector, policy).sample(items[start : start + 3]).candidates for start in range(0, 12, 3)]
     standardise(selector, [candidate.selector for batch in made for candidate in batch])
     standardise(policy, [candidate.policy for batch in made for candidate in batch])
     return selector, policy

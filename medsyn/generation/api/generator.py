@@ -29,7 +29,7 @@ from medsyn.generation.api.prompts import Wanted, check_prompts
 from medsyn.generation.block_store import Item
 from medsyn.generation.filter import Rule, Trial, next_batch
 from medsyn.generation.make.block import Order, Progress
-from medsyn.generation.sample.batch import Painter, Recipe
+from medsyn.generation.sample.batch import ImageSampler, Recipe
 from medsyn.generation.write import provenance
 from medsyn.models.scorers import load_policy, load_selector
 from medsyn.models.stable_diffusion import load_synthetic
@@ -135,7 +135,7 @@ class Generator:
         self._system = load_synthetic(source, chosen.device, chosen.dtype, settings.unet)
         self._selector = None if settings.selector is None else load_selector(settings.selector, chosen.device)
         self._policy = None if settings.policy is None else load_policy(settings.policy, chosen.device)
-        self._provenance = {**settings.provenance, **provenance.circumstances(chosen.device, chosen.dtype)}
+        self._provenance = {**settings.provenance, **provenance.compute_environment(chosen.device, chosen.dtype)}
 
     def images(
         self, prompts: str | Item | Iterable[str | Item], count: int = 1, modality: str | None = None
@@ -168,7 +168,7 @@ class Generator:
     def _block(self, items: Sequence[Item], modality: str) -> Iterator[GeneratedImage]:
         settings, section = self._settings, self._settings.config.generation
         recipe = replace(Recipe.of(settings.config, modality), height=settings.height, width=settings.width)
-        painter = Painter(recipe, self._system, self._selector, self._policy)
+        sampler = ImageSampler(recipe, self._system, self._selector, self._policy)
         rule = Rule.of(section, settings.mode)
         facts = {**self._provenance, "modality": modality}
         order = Order(Path(), items, rule, facts, provenance.settings(section))
@@ -176,7 +176,7 @@ class Generator:
         kinds = [recipe.kind(item) for item in items]
         told = 0
         while places := next_batch(progress.trials, recipe.batch_size, kinds):
-            batch = painter.paint([(items[position], attempt) for position, attempt in places])
+            batch = sampler.sample([(items[position], attempt) for position, attempt in places])
             progress.take(places, batch)
             while told < len(items) and progress.trials[told].settled:
                 pixels = progress.favourites.get(told) if progress.trials[told].winner else None

@@ -33,11 +33,11 @@ from medsyn.generation.block_store import (
 from medsyn.generation.filter import FAILED, Rule, Trial, next_batch
 from medsyn.generation.make.journal import Journal, Places, journal_directory
 from medsyn.generation.make.writer_thread import Writer
-from medsyn.generation.sample.batch import Batch, Painter
+from medsyn.generation.sample.batch import Batch, ImageSampler
 from medsyn.generation.sample.load import Loader
 from medsyn.generation.write.dicom import add_dicom
 from medsyn.generation.write.png import publish
-from medsyn.generation.write.provenance import CIRCUMSTANCES_FILE, require_same, settings
+from medsyn.generation.write.provenance import ENVIRONMENT_FILE, require_same_environment, settings
 from medsyn.generation.write.webdataset import pack
 from medsyn.lease import LeaseLost, Leases, lease_file
 from medsyn.records import ImageRecord
@@ -75,7 +75,7 @@ class Order:
             settings(section),
             archive=section.output == "webdataset",
             dicom=section.dicom,
-            made_with=directory.work("generate", CIRCUMSTANCES_FILE),
+            made_with=directory.work("generate", ENVIRONMENT_FILE),
         )
 
     @property
@@ -146,7 +146,7 @@ class Progress:
 
 def make_block(
     order: Order,
-    painter: Painter,
+    sampler: ImageSampler,
     writer: Writer,
     tell: Callable[[int], None],
     committed: Callable[[], None] = lambda: None,
@@ -155,7 +155,7 @@ def make_block(
 
     Args:
         order: what to make.
-        painter: what samples it.
+        sampler: what samples it.
         writer: encodes and writes during sampling. The block is committed when its last job has ended.
         tell: called before each batch with the number of settled items; may raise to stop. What has been
             sampled is in the journal by the time `writer` is closed.
@@ -163,7 +163,7 @@ def make_block(
     """
     journal = Journal(order.path, order.identity)
     progress = Progress(order, [Trial(order.rule) for _ in order.items])
-    kinds = [painter.recipe.kind(item) for item in order.items]
+    kinds = [sampler.recipe.kind(item) for item in order.items]
     batches: list[Batch] = []
 
     def write(number: int, places: Places, batch: Batch, settled: Sequence[int], is_new: bool) -> None:
@@ -171,20 +171,20 @@ def make_block(
             journal.append(number, places, batch)
         progress.publish(settled)
 
-    while places := next_batch(progress.trials, painter.recipe.batch_size, kinds):
+    while places := next_batch(progress.trials, sampler.recipe.batch_size, kinds):
         kept = journal.batch(len(batches), places)
         if kept is None:
             tell(progress.settled_count)
         batch = kept or replace(
-            painter.paint([(order.items[position], attempt) for position, attempt in places]),
-            device=painter.device_name,
+            sampler.sample([(order.items[position], attempt) for position, attempt in places]),
+            device=sampler.device_name,
         )
         settled = progress.take(places, batch)
         writer.submit(partial(write, len(batches), places, batch, settled, kept is None))
         batches.append(replace(batch, pictures=[]))
     timing = {
         "seconds": sum(batch.seconds for batch in batches),
-        "device": painter.device_name,
+        "device": sampler.device_name,
         "devices": [
             None if trial.winner is None else progress.devices[position]
             for position, trial in enumerate(progress.trials)
@@ -195,7 +195,7 @@ def make_block(
 
     def commit() -> None:
         if order.made_with is not None:
-            require_same(order.made_with, order.facts, keep=True)
+            require_same_environment(order.made_with, order.facts, keep=True)
         commit_block(order.path, progress.content(timing))
         journal.remove()
         committed()
@@ -214,7 +214,7 @@ class BlockMaker:
     blocks: Blocks
     facts: Mapping[str, Mapping[str, Any]]  # by mode: what is recorded about every image
     leases: Leases | None = None  # None: no other task makes these blocks
-    _loaded: dict[str, Painter] = field(default_factory=dict)
+    _loaded: dict[str, ImageSampler] = field(default_factory=dict)
 
     def block(self, place: Place) -> Path:
         """Where a block is."""
@@ -254,7 +254,7 @@ class BlockMaker:
             tell(settled)
 
         try:
-            return make_block(order, self._painter(place[0]), writer, before_batch, lambda: self._give_back(block))
+            return make_block(order, self._sampler(place[0]), writer, before_batch, lambda: self._give_back(block))
         except LeaseLost:
             return None
 
@@ -262,10 +262,10 @@ class BlockMaker:
         if self.leases is not None:
             self.leases.give_back(block)
 
-    def _painter(self, mode: str) -> Painter:
+    def _sampler(self, mode: str) -> ImageSampler:
         if mode not in self._loaded:
             self._loaded.clear()  # before the others are loaded: a GPU has room for one mode's
-            self._loaded[mode] = self.loader.painter(mode)
+            self._loaded[mode] = self.loader.sampler(mode)
         return self._loaded[mode]
 
 

@@ -89,7 +89,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Painter:
+class ImageSampler:
     """The models of one modality in one mode, and how they are used."""
 
     recipe: Recipe
@@ -97,7 +97,7 @@ class Painter:
     selector: Selector | None = None  # the baseline has no scorers
     policy: Policy | None = None
 
-    def paint(self, wanted: Sequence[tuple[Item, int]]) -> Batch:
+    def sample(self, wanted: Sequence[tuple[Item, int]]) -> Batch:
         """Sample, decode and score the attempts `wanted`: one batch of the recipe's size, padded by repetition.
 
         Args:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from medsyn.generation.sample.batch import Painter, Recipe
-from medsyn.generation.write.provenance import Sources, circumstances
+from medsyn.generation.sample.batch import ImageSampler, Recipe
+from medsyn.generation.write.provenance import Sources, compute_environment
 from medsyn.models.device import choose_device
 from medsyn.models.scorers import load_policy, load_selector
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic, load_unet
@@ -25,18 +25,18 @@ class Loader(Sources):
             InputError: one of the models has not been made yet.
         """
         chosen = choose_device(self.config.device)
-        return {**super().facts(mode), **circumstances(chosen.device, chosen.dtype)}
+        return {**super().facts(mode), **compute_environment(chosen.device, chosen.dtype)}
 
-    def painter(self, mode: str) -> Painter:
+    def sampler(self, mode: str) -> ImageSampler:
         """Load the models of a mode."""
         finetuned = self.finetuned(mode)
         unet = load_unet(self._source, self._shared.device, self._shared.dtype, finetuned)
         system = replace(self._shared, unet=unet, fingerprint=model_fingerprint(self._source, finetuned))
         recipe = Recipe.of(self.config, self.modality)
         if mode == "baseline":
-            return Painter(recipe, system)
+            return ImageSampler(recipe, system)
         selector, policy = (file.parent for file in self.scorers())
-        return Painter(recipe, system, load_selector(selector, system.device), load_policy(policy, system.device))
+        return ImageSampler(recipe, system, load_selector(selector, system.device), load_policy(policy, system.device))
 
     @property
     def _source(self) -> str:

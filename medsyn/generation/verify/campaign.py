@@ -23,6 +23,7 @@ from medsyn.generation.verify.parquet import TABLES, check_shard_tables
 from medsyn.generation.write import provenance
 from medsyn.generation.write.parquet import Place, Rows, block_rows
 from medsyn.models import weights
+from medsyn.records import ENVIRONMENT
 from medsyn.stage import CampaignDirectory, slug
 from medsyn.text import counted
 
@@ -120,11 +121,11 @@ class Images:
     @cached_property
     def _shared(self) -> tuple[str, ...]:
         scorers = ("scorers_fingerprint",) if self.mode == "filtered" else ()
-        return ("model_fingerprint", *provenance.CIRCUMSTANCES, *scorers)
+        return ("model_fingerprint", *ENVIRONMENT, *scorers)
 
-    def circumstances(self) -> set[tuple[str, ...]]:
-        """The values of `provenance.CIRCUMSTANCES` that its blocks were made with, once `findings` has read them."""
-        return {tuple(dict(made)[key] for key in provenance.CIRCUMSTANCES) for made in self._made}
+    def environments(self) -> set[tuple[str, ...]]:
+        """The values of `ENVIRONMENT` that its blocks were made with, once `findings` has read them."""
+        return {tuple(dict(made)[key] for key in ENVIRONMENT) for made in self._made}
 
     def _mixed(self) -> Iterator[Finding]:
         """Blocks whose models or environment differ from most others or from the record."""
@@ -144,15 +145,15 @@ class Images:
     def _expected(self) -> dict[str, Any]:
         """What the images should have been made with, as far as it exists and can be read.
 
-        A record of the environment that no block agrees with is left to `check_circumstances`.
+        A record of the environment that no block agrees with is left to `check_environment`.
         """
         expected: dict[str, Any] = {}
         try:
             if weights.locate(self.config.model_paths.stable_diffusion) is not None:
                 found = provenance.Sources(self.config, self.modality, self.directory).facts(self.mode)
                 expected = {key: found[key] for key in self._shared if key in found}
-            path = self.directory.work("generate", provenance.CIRCUMSTANCES_FILE)
-            recorded = provenance.read_circumstances(path) or {}
+            path = self.directory.work("generate", provenance.ENVIRONMENT_FILE)
+            recorded = provenance.read_environment(path) or {}
             if any(_agrees(dict(made), recorded) for made in self._made):
                 expected |= recorded
         except (InputError, OSError, ValueError):  # reported elsewhere, or no trained models: nothing to compare
@@ -188,12 +189,12 @@ def strangers(config: Config, directory: CampaignDirectory, modalities: Sequence
     """Modes and modalities that this campaign does not have, and stray files beside them."""
     root = directory.work("generate", "any").parent
     modes = config.generation.modes
-    yield from others(root, {*modes, provenance.CIRCUMSTANCES_FILE})
+    yield from others(root, {*modes, provenance.ENVIRONMENT_FILE})
     for mode in modes:
         yield from others(root / mode, {slug(modality) for modality in modalities})
 
 
-def check_circumstances(directory: CampaignDirectory, images: Sequence[Images]) -> Iterator[Finding]:
+def check_environment(directory: CampaignDirectory, images: Sequence[Images]) -> Iterator[Finding]:
     """Check that the environment of the campaign's images is recorded, if there are any, and that they agree with it.
 
     Where all blocks agree with one another but not with the record, it is the record that is wrong.
@@ -202,9 +203,9 @@ def check_circumstances(directory: CampaignDirectory, images: Sequence[Images]) 
         directory: the campaign's.
         images: all of them, once their own findings have been reported.
     """
-    path = directory.work("generate", provenance.CIRCUMSTANCES_FILE)
+    path = directory.work("generate", provenance.ENVIRONMENT_FILE)
     try:
-        recorded = provenance.read_circumstances(path)
+        recorded = provenance.read_environment(path)
         if recorded is not None:
             yield from _outvoted(path, recorded, images)
         elif any(path.parent.glob("*/*/part-*/block-*")):
@@ -216,8 +217,8 @@ def check_circumstances(directory: CampaignDirectory, images: Sequence[Images]) 
 
 
 def _outvoted(path: Path, recorded: Mapping[str, Any], images: Sequence[Images]) -> Iterator[Finding]:
-    ours = tuple(repr(recorded[key]) for key in provenance.CIRCUMSTANCES)
-    said = [(one, one.circumstances()) for one in images]
+    ours = tuple(repr(recorded[key]) for key in ENVIRONMENT)
+    said = [(one, one.environments()) for one in images]
     every = {values for _, its in said for values in its}
     if len(every) == 1 and ours not in every:
         differing = _differing(ours, *every)
@@ -230,4 +231,4 @@ def _outvoted(path: Path, recorded: Mapping[str, Any], images: Sequence[Images])
 
 
 def _differing(ours: Sequence[str], theirs: Sequence[str]) -> str:
-    return ", ".join(key for key, a, b in zip(provenance.CIRCUMSTANCES, ours, theirs, strict=True) if a != b)
+    return ", ".join(key for key, a, b in zip(ENVIRONMENT, ours, theirs, strict=True) if a != b)

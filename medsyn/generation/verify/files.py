@@ -17,7 +17,7 @@ from medsyn import disk
 from medsyn.data.images.read import SYNTHETIC_KEY
 from medsyn.generation.block_store import ATTEMPTS, MANIFEST, TIMING, Item, StoredFile, stored_files
 from medsyn.generation.verify.finding import Finding, unread
-from medsyn.generation.write.png import file_name, png_facts
+from medsyn.generation.write.png import file_name, png_text
 from medsyn.generation.write.webdataset import ARCHIVE, member_name, members, unpacked, write_tar
 from medsyn.text import counted
 
@@ -89,10 +89,15 @@ def _check_archive(block: Path, records: Sequence[Record], items: Sequence[Item]
         return  # reported already, and positions mean nothing now
     plain = [unpacked(record, file_name(item)) for record, item in zip(records, items, strict=True)]
     files: dict[str, bytes] = {}
+    end = 0
     for record, packed in zip(plain, records, strict=True):
         for kind, file in stored_files(block, packed).items():
             name = record["file"] if kind == "png" else record["dicom"]
             files[name] = content[file.offset : file.offset + file.size]
+            end = max(end, file.offset + file.size)
+    if len(content) < end:
+        yield Finding(path, f"is truncated to {counted(len(content), 'byte')}; its images end at byte {end}", block)
+        return
     packed_members = members(plain, files)
     expected, offsets = write_tar(packed_members)
     if content == expected:
@@ -127,7 +132,7 @@ def _wrong_with(file: StoredFile, read: Callable[[StoredFile], bytes], record: R
         return "is not marked as synthetic"
     if (width, height) != (record["width"], record["height"]):
         return f"is {width} x {height} pixels, the manifest says {record['width']} x {record['height']}"
-    facts = {} if is_dicom else png_facts(record)
+    facts = {} if is_dicom else png_text(record)
     differing = [key for key, value in facts.items() if value is not None and said.get(key) != str(value)]
     return f"its metadata differs from the manifest: {', '.join(differing)}" if differing else None
 

@@ -15,7 +15,7 @@ from medsyn.generation.block_store import TIMING, Item, item_fingerprint, parse_
 from medsyn.generation.sample.load import Loader
 from medsyn.generation.verify.campaign import Images
 from medsyn.generation.verify.finding import Finding
-from medsyn.generation.write.png import encode_png, png_facts
+from medsyn.generation.write.png import encode_png, png_text
 from medsyn.generation.write.provenance import device_name
 from medsyn.models.device import choose_device
 
@@ -46,9 +46,9 @@ class Rerun:
         for one, block, item, record in chosen:
             if loaded is None or loaded[0] is not one:
                 loader = loaders[one.modality]
-                loaded = one, loader.painter(one.mode), loader.facts(one.mode)
-            picture = loaded[1].paint([(item, record["attempt"])]).pictures[0]
-            if hashlib.sha256(encode_png(picture, png_facts(record))).hexdigest() != record["sha256"]:
+                loaded = one, loader.sampler(one.mode), loader.facts(one.mode)
+            picture = loaded[1].sample([(item, record["attempt"])]).pictures[0]
+            if hashlib.sha256(encode_png(picture, png_text(record))).hexdigest() != record["sha256"]:
                 differing = [key for key, value in loaded[2].items() if record.get(key) != value]
                 how = f", with a different {', '.join(differing)}" if differing else ""
                 what = f"comes out differently when regenerated on this machine{how}"

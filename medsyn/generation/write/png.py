@@ -52,7 +52,7 @@ def encode_png(picture: np.ndarray, facts: Mapping[str, Any]) -> bytes:
     return stream.getvalue()
 
 
-def png_facts(record: Mapping[str, Any]) -> dict[str, Any]:
+def png_text(record: Mapping[str, Any]) -> dict[str, Any]:
     """The text chunks of an image's file, from its record in the manifest."""
     texts = {key: value for key, value in record.items() if key not in NOT_IN_THE_FILE}
     return {key.replace("_", " ").capitalize(): value for key, value in texts.items()}
@@ -99,7 +99,7 @@ def publish(
     record = describe(item, trial, facts, settings)
     if trial.winner is None or picture is None:
         return cast(ImageRecord, record | dict.fromkeys(IMAGE_FILE)), None
-    image = encode_png(picture, png_facts(record))
+    image = encode_png(picture, png_text(record))
     height, width, _ = picture.shape
     of_file = {
         "file": file_name(item),

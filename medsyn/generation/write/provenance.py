@@ -20,6 +20,7 @@ from medsyn import disk
 from medsyn.config import Config, GenerationSection
 from medsyn.errors import InputError
 from medsyn.models.weights import SCORER_WEIGHTS, model_fingerprint
+from medsyn.records import ENVIRONMENT
 from medsyn.stage import CampaignDirectory, slug
 
 if TYPE_CHECKING:
@@ -53,8 +54,7 @@ _MODE_SETTINGS = {
     ),
 }
 
-CIRCUMSTANCES_FILE = "made-with.json"
-CIRCUMSTANCES = ("dtype", "attention", "container", "software")  # what the user can choose and what changes bits
+ENVIRONMENT_FILE = "made-with.json"
 
 
 def config_fingerprint(config: Config, mode: str) -> str:
@@ -93,7 +93,7 @@ def software() -> str:
     return ", ".join(versions)
 
 
-def circumstances(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def compute_environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """The environment of this process, as far as it can be chosen: dtype, attention, container image and software.
 
     The container is the value of MEDSYN_IMAGE (a digest, say), or None.
@@ -172,7 +172,7 @@ def _made(path: Path, task: str) -> Path:
     return path
 
 
-def read_circumstances(path: Path) -> dict[str, Any] | None:
+def read_environment(path: Path) -> dict[str, Any] | None:
     """The environment of a campaign's images, or None if nothing is recorded; raises ValueError if damaged."""
     try:
         found = disk.read_json(path)
@@ -180,12 +180,12 @@ def read_circumstances(path: Path) -> dict[str, Any] | None:
         return None
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if not isinstance(found, dict) or found.keys() != set(CIRCUMSTANCES):
-        raise ValueError(f"does not have exactly the keys {', '.join(CIRCUMSTANCES)}")
+    if not isinstance(found, dict) or found.keys() != set(ENVIRONMENT):
+        raise ValueError(f"does not have exactly the keys {', '.join(ENVIRONMENT)}")
     return found
 
 
-def require_same(path: Path, facts: Mapping[str, Any], keep: bool) -> None:
+def require_same_environment(path: Path, facts: Mapping[str, Any], keep: bool) -> None:
     """Raise InputError if the campaign's images were made in a different environment from this process's.
 
     Args:
@@ -193,12 +193,12 @@ def require_same(path: Path, facts: Mapping[str, Any], keep: bool) -> None:
         facts: the provenance this process would give them.
         keep: record it if nothing is recorded; of several processes the first one wins.
     """
-    ours = {key: facts[key] for key in CIRCUMSTANCES if key in facts}
+    ours = {key: facts[key] for key in ENVIRONMENT if key in facts}
     try:
-        theirs = read_circumstances(path)
-        if theirs is None and keep and len(ours) == len(CIRCUMSTANCES):
-            write_circumstances(path, ours)
-            theirs = read_circumstances(path)
+        theirs = read_environment(path)
+        if theirs is None and keep and len(ours) == len(ENVIRONMENT):
+            write_environment(path, ours)
+            theirs = read_environment(path)
     except ValueError as error:
         reason = f"is damaged ({error}); `medsyn verify --repair` rewrites it"
         raise InputError(path, reason) from None
@@ -210,11 +210,11 @@ def require_same(path: Path, facts: Mapping[str, Any], keep: bool) -> None:
         raise InputError(path, f"this campaign's images are made with {'; '.join(differing)}: {way_out}")
 
 
-def write_circumstances(path: Path, facts: Mapping[str, Any]) -> None:
+def write_environment(path: Path, facts: Mapping[str, Any]) -> None:
     """Record the environment of the campaign's images, unless another process has."""
     disk.make_directory(path.parent)
     temporary = disk.temporary_sibling(path)
-    disk.write_json(temporary, {key: facts[key] for key in CIRCUMSTANCES})
+    disk.write_json(temporary, {key: facts[key] for key in ENVIRONMENT})
     try:
         path.hardlink_to(temporary)  # unlike a rename it fails if there is one already
     except FileExistsError:

@@ -22,7 +22,7 @@ from medsyn.campaign import tasks
 from medsyn.campaign.state import campaign_file
 from medsyn.cli import app
 from medsyn.generation import block_store
-from medsyn.generation.verify.campaign import Images, check_circumstances, strangers
+from medsyn.generation.verify.campaign import Images, check_environment, strangers
 from medsyn.generation.verify.rerun import Rerun
 from medsyn.stage import CampaignDirectory
 from tests.helpers.generation_campaign import Campaign
@@ -44,7 +44,7 @@ def found(campaign: Campaign, mode: str = "filtered") -> list[str]:
     its = images(campaign, mode)
     findings = [
         *its.findings([(0, 3)]),
-        *check_circumstances(campaign.directory, [its]),
+        *check_environment(campaign.directory, [its]),
         *strangers(campaign.config, campaign.directory, ["CT"]),
     ]
     return [str(finding) for finding in findings]
@@ -367,7 +367,7 @@ def test_a_record_that_some_blocks_agree_with_stays(made: Campaign) -> None:
     both = [images(made, mode) for mode in ("baseline", "filtered")]
     assert list(both[0].findings([(0, 3)])), "their files say otherwise of themselves"
     assert list(both[1].findings([(0, 3)])) == []
-    (finding,) = check_circumstances(made.directory, both)
+    (finding,) = check_environment(made.directory, both)
     assert finding.place == made.block("filtered").parents[1] and finding.damaged is None
     assert f"a different software from that recorded in {path.name}" in finding.what
 

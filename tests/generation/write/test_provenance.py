@@ -12,28 +12,34 @@ from medsyn import Generator, disk
 from medsyn.errors import InputError
 from medsyn.generation.write import provenance
 from medsyn.generation.write.png import NOT_IN_THE_FILE
-from medsyn.generation.write.provenance import circumstances, require_same, software, write_circumstances
+from medsyn.generation.write.provenance import (
+    compute_environment,
+    require_same_environment,
+    software,
+    write_environment,
+)
+from medsyn.records import ENVIRONMENT
 from tests.helpers.generation_campaign import CPU, Campaign
 from tests.helpers.processes import fork, wait
 
 
 def test_what_is_computed_with_is_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDSYN_IMAGE", "sha256:1234")
-    found = circumstances(CPU, torch.float32)
+    found = compute_environment(CPU, torch.float32)
     assert (found["dtype"], found["attention"], found["container"]) == ("float32", "sdpa", "sha256:1234")
     assert f"torch {torch.__version__.partition('+')[0]}" in found["software"]
     assert all(name in found["software"] for name in ("medsyn", "diffusers", "transformers", "pillow"))
 
 
-@pytest.mark.parametrize("key", provenance.CIRCUMSTANCES)
+@pytest.mark.parametrize("key", ENVIRONMENT)
 def test_another_way_to_compute_is_refused_by_name(tmp_path: Path, key: str) -> None:
-    path, ours = tmp_path / "made-with.json", circumstances(CPU, torch.float32)
-    require_same(path, ours, keep=False)
+    path, ours = tmp_path / "made-with.json", compute_environment(CPU, torch.float32)
+    require_same_environment(path, ours, keep=False)
     assert not path.exists(), "nothing is on record before something is made"
-    require_same(path, ours, keep=True)
-    require_same(path, ours, keep=True)
+    require_same_environment(path, ours, keep=True)
+    require_same_environment(path, ours, keep=True)
     with pytest.raises(InputError, match=f"made with {key} .*, here it is 'another'"):
-        require_same(path, {**ours, key: "another"}, keep=True)
+        require_same_environment(path, {**ours, key: "another"}, keep=True)
     assert disk.read_json(path) == ours
 
 
@@ -42,7 +48,7 @@ def test_a_damaged_record_is_told_and_not_written_over(tmp_path: Path, content: 
     path = tmp_path / "made-with.json"
     path.write_text(content, errors="surrogateescape")
     with pytest.raises(InputError, match=r"damaged.*--repair"):
-        require_same(path, circumstances(CPU, torch.float32), keep=True)
+        require_same_environment(path, compute_environment(CPU, torch.float32), keep=True)
     assert path.read_text(errors="surrogateescape") == content
 
 
@@ -50,7 +56,7 @@ def test_of_many_processes_that_begin_at_once_one_decides(tmp_path: Path) -> Non
     path = tmp_path / "made-with.json"
 
     def begin(name: str) -> None:
-        require_same(path, dict.fromkeys(provenance.CIRCUMSTANCES, name), keep=True)
+        require_same_environment(path, dict.fromkeys(ENVIRONMENT, name), keep=True)
 
     def child(name: str) -> int:
         return fork(lambda: begin(name))
@@ -66,7 +72,7 @@ def test_without_hard_links_it_is_renamed_into_place(tmp_path: Path, monkeypatch
         raise PermissionError
 
     monkeypatch.setattr(Path, "hardlink_to", no_links)
-    write_circumstances(tmp_path / "made-with.json", dict.fromkeys(provenance.CIRCUMSTANCES, "a"))
+    write_environment(tmp_path / "made-with.json", dict.fromkeys(ENVIRONMENT, "a"))
     assert [path.name for path in tmp_path.iterdir()] == ["made-with.json"]
 
 
