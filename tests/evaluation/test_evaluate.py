@@ -110,7 +110,7 @@ def test_nothing_at_all_still_gives_a_report(builder: Builder) -> None:
     metrics = metrics_of(builder)
     assert "the data set" in {part["task"] for part in metrics["missing"]}
     assert list(metrics["groups"]) == ["all"] and metrics["groups"]["all"]["kid"]["floor"] is None
-    assert "There is nothing to show" in builder.directory.report.read_text()
+    assert "<p>Nothing to show.</p>" in builder.directory.report.read_text()
 
 
 def test_images_without_prompts_and_prompts_without_images(
