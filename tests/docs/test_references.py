@@ -228,7 +228,7 @@ FOUND_BY_NAME = {
     "medsyn/generation/filter.py": "class Rule",
     "medsyn/campaign/state/markers.py": "def done_marker(",
     "medsyn/generation/write/png.py": "def encode_png(",
-    "medsyn/campaign/plan/shards.py": "def deal(",
+    "medsyn/campaign/plan/shards.py": "def choose_sizes(",
     "medsyn/data/images/dicom_window.py": "def grey_levels(",
 }
 

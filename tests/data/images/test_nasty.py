@@ -264,7 +264,7 @@ REASONS = {
     "image/extreme_aspect.png": "4000 x 3",
     "image/all_black.png": "blank",
     "image/all_white.jpg": "blank",
-    "image/no_extension": "by its name",
+    "image/no_extension": "does not have the name of an image",
     "nifti/all_nan.nii.gz": "blank",
     "nifti/constant.nii.gz": "blank",
     "nifti/truncated.nii.gz": "ends early",
