@@ -93,7 +93,8 @@ def test_for_people(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert rows.keys() == {
         f"runs/{name}" for name in ("deep/er/waiting", "failed", "finished", "claimed", "damaged", "link")
     }
-    assert err == "warning: runs/damaged: damaged, or not medsyn's: choose another campaign.name or campaign.dir\n"
+    reason = "is damaged, or was not written by medsyn: choose another campaign.name or campaign.dir"
+    assert err == f"warning: runs/damaged: {reason}\n"
 
 
 def test_the_one_that_changed_last_comes_first(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
