@@ -6,7 +6,6 @@ problem (`Problem.source`) is the argument; the command line turns it into its f
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from medsyn.data.modalities import canonical_modality, not_a_modality
 from medsyn.data.prompts.rows import wrong_negative
 from medsyn.errors import InputProblems, Problem
 from medsyn.schedulers import SchedulerName
+from medsyn.text import did_you_mean
 
 BATCH_SIZE, MOST_TOGETHER = 4, 1024  # candidates in a batch, by default and at most
 
@@ -114,8 +114,7 @@ def _wrong_names(given: Mapping[str, Any]) -> Iterator[Problem]:
     has_filter = mode_of(given) == "filtered"
     for name in given:
         if name not in OPTIONS:
-            close = difflib.get_close_matches(name, OPTIONS, n=1)
-            yield Problem(name, f"no such argument{f'; did you mean {close[0]}?' if close else ''}")
+            yield Problem(name, f"no such argument{did_you_mean(name, OPTIONS)}")
         elif OPTIONS[name].is_of_filter and not has_filter:
             yield Problem(name, "belongs to the filter, which needs a Selector and a Policy")
     for scorer in ("selector", "policy"):
