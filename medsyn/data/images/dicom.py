@@ -1,58 +1,59 @@
-"""DICOM files: what is refused from the header, which frame is taken, and how its pixels are decoded.
+"""DICOM files: what is refused from the header, what it warns of, and the picture of one frame.
 
 Only the elements in `_TAGS` are ever read: names, dates and identifiers of patients do not even reach memory, and no
-message quotes a header's text. `medsyn.data.images.dicom_window` maps grey values to 0..1.
+message quotes a header's text. `medsyn.data.images.dicom_frames` decodes the frame, `medsyn.data.images.dicom_window`
+maps its grey values to 0..1.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 import warnings
 import zlib
-from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from pydicom import Dataset, dcmread
-from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
 from pydicom.multival import MultiValue
-from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
+from pydicom.pixels import apply_color_lut, get_decoder
 from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import (
-    HTJ2K,
     UID,
     DeflatedExplicitVRLittleEndian,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    JPEG2000TransferSyntaxes,
-    JPEGLSTransferSyntaxes,
-    JPEGTransferSyntaxes,
     RTDoseStorage,
     SegmentationStorage,
 )
 
-from medsyn.data.images.dicom_window import frame_header, grey_levels, number
+from medsyn.data.images.dicom_frames import OVERLAY_POSITIONS, choose_frame
+from medsyn.data.images.dicom_window import NO_NUMBER, frame_header, grey_levels, number
 from medsyn.data.images.pixels import (
     MAX_FILE_BYTES,
     MAX_INFLATED_BYTES,
-    MAX_PIXELS,
     Image,
     Record,
     finish,
-    nearest_first,
     refuse_shape,
     square_pixels,
+    warn_of_mask,
 )
 from medsyn.data.modalities import canonical_modality
 from medsyn.errors import InputError
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _LAYOUT = ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation", "SamplesPerPixel")
-_TAGS = [
+_WARNED_OF = {
+    "BurnedInAnnotation": ("YES", "the header says that text is burned into the pixels; it may name the patient"),
+    "RecognizableVisualFeatures": ("YES", "the header says that the patient can be recognised in the picture"),
+    "PresentationIntentType": (
+        "FOR PROCESSING",
+        "the header says FOR PROCESSING: raw values of the detector, which do not look like what radiologists see",
+    ),
+}
+_TAGS: list[Any] = [
     *_LAYOUT,
+    *_WARNED_OF,
     *("SOPClassUID", "Modality", "SyntheticData", "NumberOfFrames", "PlanarConfiguration"),
     *("BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
@@ -66,11 +67,11 @@ _TAGS = [
     *(f"Segmented{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+    *OVERLAY_POSITIONS,
 ]
 _NO_PICTURES = (SegmentationStorage, RTDoseStorage)  # their pixels are a mask or a dose
 _PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 _OTHER_MODALITIES = ("US", "NM", "PT", "ES", "SM")  # named in a warning; any other code is not quoted
-_FRAMES_TRIED = 32
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # its log lines quote header values
 
@@ -101,8 +102,9 @@ def read_dicom(path: Path, modality: str | None = None) -> Image:
 def _read(record: Record, modality: str | None) -> Image:
     dataset = _load(record)
     _check_modality(record, dataset, modality)
+    _check_use(record, dataset)
     frames = _frame_count(record, dataset)
-    index, stored = _decode(record, dataset, frames)
+    index, stored = choose_frame(record, dataset, frames)
     if frames > 1:
         record.steps.append(f"frame: {index + 1} of {frames}")
     header = frame_header(dataset, index)
@@ -115,10 +117,10 @@ def _read(record: Record, modality: str | None) -> Image:
         record.steps.append("colour: palette applied")
     else:
         is_ct = (canonical_modality(str(header.get("Modality", ""))) or modality) == "CT"
+        warn_of_mask(record, stored)
         pixels = grey_levels(record, header, stored, is_ct)[..., None]
-    return finish(
-        record, square_pixels(record, pixels, *_spacing(header)), synthetic=dataset.get("SyntheticData") == "YES"
-    )
+    pixels = square_pixels(record, pixels, *_spacing(record, header))
+    return finish(record, pixels, "SyntheticData" if dataset.get("SyntheticData") == "YES" else "")
 
 
 # --- the file: refused by its header, or loaded ---------------------------------------------------------------------
@@ -205,62 +207,28 @@ def _check_modality(record: Record, dataset: Dataset, modality: str | None) -> N
         record.warnings.append(f"the header's modality is {said}, the table says {modality}")
 
 
+def _check_use(record: Record, dataset: Dataset) -> None:
+    """Warn of what the header says against showing the picture to a model: a patient's name or face, raw values."""
+    for keyword, (value, warning) in _WARNED_OF.items():
+        if str(dataset.get(keyword, "")).strip().upper() == value:
+            record.warnings.append(warning)
+
+
 def _frame_count(record: Record, dataset: Dataset) -> int:
-    frames = number(dataset, "NumberOfFrames")
+    frames = number(record, dataset, "NumberOfFrames")
     if frames is not None and frames < 1:
         record.warnings.append(f"the header declares {frames:g} frames; read as one")
         dataset.NumberOfFrames = 1
     return max(1, int(frames or 1))
 
 
-# --- the pixels -----------------------------------------------------------------------------------------------------
-
-
-def _decode(record: Record, dataset: Dataset, frames: int) -> tuple[int, np.ndarray]:
-    """Index and stored values of the frame with content that is nearest the middle.
-
-    The values are [rows, columns], or [rows, columns, 3] RGB.
-    """
-    for index in islice(nearest_first(frames), _FRAMES_TRIED):
-        _check_codestream(record, dataset, index, frames)
-        try:
-            stored = pixel_array(dataset, index=index)
-        except Exception as error:  # decoders raise anything; their message may quote the header
-            syntax = dataset.file_meta.TransferSyntaxUID
-            raise record.refuse(
-                f"has pixel data that cannot be decoded as {syntax.name} ({type(error).__name__})"
-            ) from None
-        if stored.min() < stored.max():
-            break
-    if index != frames // 2:
-        record.warnings.append("the middle frame is blank; the nearest one with content is used")
-    return index, stored
-
-
-def _check_codestream(record: Record, dataset: Dataset, index: int, frames: int) -> None:
-    """Refuse a JPEG or JPEG 2000 stream larger than the header declares: its decoder would allocate all of it."""
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax in (*JPEG2000TransferSyntaxes, HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL):
-        plugin = "openjpeg"
-    elif syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes):
-        plugin = "libjpeg"
-    else:
-        return
-    try:
-        frame = get_frame(dataset.PixelData, index, number_of_frames=frames)
-        size = importlib.import_module(plugin).get_parameters(frame)
-    except Exception:  # another plugin is installed, or the stream is damaged: decoding reports it
-        return
-    if size["rows"] * size["columns"] > MAX_PIXELS:
-        raise record.refuse(
-            f"contains a compressed frame of {size['columns']} x {size['rows']} pixels; at most {MAX_PIXELS:,} are read"
-        )
-
-
-def _spacing(header: Dataset) -> tuple[float, float]:
+def _spacing(record: Record, header: Dataset) -> tuple[float, float]:
     """Distance between rows and between columns, in any common unit; equal if the header gives none."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
-        value = header.get(keyword)
-        if isinstance(value, MultiValue) and len(value) == 2:
-            return float(value[0]), float(value[1])
+        try:
+            value = header.get(keyword)
+            if isinstance(value, MultiValue) and len(value) == 2:
+                return float(value[0]), float(value[1])
+        except NO_NUMBER:
+            record.warnings.append(f"the header's {keyword} is not a number and is ignored")
     return 1.0, 1.0

@@ -15,6 +15,7 @@ from pydicom import Dataset
 from medsyn.data.images.pixels import CT_WINDOW, Record, stretch, stretch_percentiles
 
 _FRAME_GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence", "PixelMeasuresSequence")
+NO_NUMBER = (ValueError, TypeError, OverflowError)  # pydicom, of a text such as "40,5" where a number should be
 
 
 def frame_header(dataset: Dataset, index: int) -> Dataset:
@@ -32,14 +33,18 @@ def frame_header(dataset: Dataset, index: int) -> Dataset:
     return header
 
 
-def number(header: Dataset, keyword: str) -> float | None:
-    """The first finite number of an element, None if it is absent, empty or not finite."""
-    value = header.get(keyword)
-    if value is not None and not isinstance(value, str | bytes) and hasattr(value, "__len__"):
-        value = value[0] if len(value) else None
-    if value is None or value == "":
+def number(record: Record, header: Dataset, keyword: str) -> float | None:
+    """The first finite number of an element, None if it is absent, empty, not finite or, with a warning, no number."""
+    try:
+        value = header.get(keyword)
+        if value is not None and not isinstance(value, str | bytes) and hasattr(value, "__len__"):
+            value = value[0] if len(value) else None
+        if value is None or value == "":
+            return None
+        value = float(value)
+    except NO_NUMBER:
+        record.warnings.append(f"the header's {keyword} is not a number and is ignored")
         return None
-    value = float(value)
     return value if np.isfinite(value) else None
 
 
@@ -56,7 +61,7 @@ def grey_levels(record: Record, header: Dataset, stored: np.ndarray, is_ct: bool
         InputError: all values are equal, or the rescale slope is 0.
     """
     values, in_units = _modality_values(record, header, stored)
-    padding = _padding(header, stored)
+    padding = _padding(record, header, stored)
     if not np.isfinite(values).all():
         finite = np.isfinite(values)
         record.warnings.append(f"{int((~finite).sum())} pixels are not finite; they are shown as the lowest value")
@@ -79,8 +84,9 @@ def _modality_values(record: Record, header: Dataset, stored: np.ndarray) -> tup
     if header.get("ModalityLUTSequence"):
         record.steps.append("rescale: modality LUT")
         return _look_up(header.ModalityLUTSequence[0], stored)[0], True
-    slope, intercept = number(header, "RescaleSlope"), number(header, "RescaleIntercept")
-    if slope is None and intercept is None:
+    told = len(record.warnings)
+    slope, intercept = number(record, header, "RescaleSlope"), number(record, header, "RescaleIntercept")
+    if (slope is None and intercept is None) or len(record.warnings) > told:  # half a rescale is none
         return values, False
     slope, intercept = 1.0 if slope is None else slope, intercept or 0.0
     if slope == 0:
@@ -93,7 +99,7 @@ def _shown_values(
     record: Record, header: Dataset, values: np.ndarray, in_units: bool, is_ct: bool
 ) -> np.ndarray | None:
     """`values` through the window that applies, float32 in 0..1; None if the percentiles must decide."""
-    centre, width = number(header, "WindowCenter"), number(header, "WindowWidth")
+    centre, width = number(record, header, "WindowCenter"), number(record, header, "WindowWidth")
     if is_ct and not in_units:
         record.warnings.append("CT without rescale slope and intercept: not in Hounsfield units, so no window applies")
     elif header.get("VOILUTSequence"):
@@ -131,6 +137,9 @@ def _look_up(table: Dataset, values: np.ndarray) -> tuple[np.ndarray, int]:
     Not by pydicom: it computes in the type of the table, so a table of 8 bits wraps around at input 256.
     """
     entries, first, bits = (int(part) for part in table.LUTDescriptor)
+    entries &= 0xFFFF  # where the pixels are signed, all three may be written as signed
+    if first >= 2**15 and values.min() < 0:
+        first -= 2**16
     if not 1 <= bits <= 16:
         raise ValueError("LUTDescriptor")
     data = table.LUTData
@@ -141,11 +150,22 @@ def _look_up(table: Dataset, values: np.ndarray) -> tuple[np.ndarray, int]:
     return levels[np.clip(values - first, 0, len(levels) - 1).astype(np.intp)], bits
 
 
-def _padding(header: Dataset, stored: np.ndarray) -> np.ndarray | None:
-    """bool [rows, columns]: pixels that fill the frame around the picture (PS3.3 C.7.5.1.1.2), None without any."""
-    value = number(header, "PixelPaddingValue")
+def _padding(record: Record, header: Dataset, stored: np.ndarray) -> np.ndarray | None:
+    """bool [rows, columns]: pixels that fill the frame around the picture (PS3.3 C.7.5.1.1.2), None without any.
+
+    The padding has the sign of the pixels, whatever its VR says: US 63536 beside signed pixels of 16 bits is -2000.
+    """
+    value = number(record, header, "PixelPaddingValue")
     if value is None:
         return None
-    limit = number(header, "PixelPaddingRangeLimit")
-    low, high = sorted((value, value if limit is None else limit))
+    limit = number(record, header, "PixelPaddingRangeLimit")
+    low, high = sorted(_signed_as(stored, one) for one in (value, value if limit is None else limit))
     return (stored >= low) & (stored <= high)
+
+
+def _signed_as(stored: np.ndarray, value: float) -> float:
+    """A number as the type of the pixels has it: the same bits, with or without a sign."""
+    if stored.dtype.kind == "f" or not value.is_integer():
+        return value
+    lowest, count = int(np.iinfo(stored.dtype).min), 2 ** (8 * stored.dtype.itemsize)
+    return float((int(value) - lowest) % count + lowest)

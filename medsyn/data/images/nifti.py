@@ -1,11 +1,12 @@
 """NIfTI-1 and NIfTI-2 volumes: one slice, shown as radiologists show it, whatever the order of the axes in the file.
 
-The slice is the middle axial one of the (first) volume. There are two exceptions: instead of a blank slice, the nearest
-with signal is shown; and if voxels are more than twice as long in one direction as in the others, the acquired plane is
-shown (thick sagittal slices of a spine sagittally). Axes are brought to the nearest canonical orientation without
-resampling. Axial and coronal pictures show the patient's right on the left; axial ones have the front at the top,
-coronal and sagittal ones the head, and sagittal ones look to the left. Values have no window of their own: CT in
-Hounsfield units is shown as soft tissue (40/400), anything else between its percentiles.
+The slice is the middle axial one of the volume that is asked for, else of the first, with a warning. There are two
+exceptions: instead of a blank slice, the nearest with signal is shown; and if voxels are more than twice as long in one
+direction as in the others, the acquired plane is shown (thick sagittal slices of a spine sagittally). Axes are brought
+to the nearest canonical orientation without resampling. Axial and coronal pictures show the patient's right on the
+left; axial ones have the front at the top, coronal and sagittal ones the head, and sagittal ones look to the left.
+Values have no window of their own: CT in Hounsfield units is shown as soft tissue (40/400), anything else between its
+percentiles.
 
 A volume is streamed, never held: memory is a few slices, however large the file unpacks.
 """
@@ -33,6 +34,7 @@ from medsyn.data.images.pixels import (
     square_pixels,
     stretch,
     stretch_percentiles,
+    warn_of_mask,
 )
 from medsyn.errors import InputError
 
@@ -42,22 +44,25 @@ _THICK = 2.0
 _MAX_SIDE = 2**15 - 1  # the limit of NIfTI-1; NIfTI-2 could declare billions of tiny slices
 _MAX_OFFSET = 2**24  # bytes of header extensions; nibabel reads them whole
 _AIR = -200.0  # Hounsfield units: a CT contains air, which is below this
+_LABELS = (1002, 1003)  # intent codes: a label map, names of anatomy
+_STATISTICS = range(2, 25)  # intent codes: correlation, t, F, z, p, ...
 
 
-def read_nifti(path: Path, modality: str | None = None) -> Image:
+def read_nifti(path: Path, modality: str | None = None, volume: int | None = None) -> Image:
     """Read one slice of a NIfTI file.
 
     Args:
         path: a `.nii` or `.nii.gz` file.
         modality: what the table says; for CT it decides the window.
+        volume: which volume of a 4-D file, from 1; the first, with a warning, unless given.
 
     Raises:
-        InputError: damaged, blank, not a 2-D, 3-D or 4-D image, or of a refused size.
+        InputError: damaged, blank, a label map, not a 2-D, 3-D or 4-D image, without that volume, or of a refused size.
     """
     record = Record(path)
     try:
         with _open(path) as stream:
-            return _read(record, stream, modality)
+            return _read(record, stream, modality, volume)
     except InputError:
         raise
     except (EOFError, gzip.BadGzipFile):
@@ -70,25 +75,25 @@ def _open(path: Path) -> BufferedIOBase:
     return gzip.GzipFile(path) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
-def _read(record: Record, stream: BufferedIOBase, modality: str | None) -> Image:
+def _read(record: Record, stream: BufferedIOBase, modality: str | None, asked: int | None) -> Image:
     image = _load(record, stream)
+    _check_intent(record, image)
+    volume = _volume(record, image, asked)
     shape = _padded(image.shape)
     orientation = _orientation(record, image)
     across, spacing = _plane(shape, image.header.get_zooms(), orientation)
     axis = orientation[:, 0].tolist().index(across)  # of the file's axes, the one that the slices follow
     refuse_shape(record, *(shape[other] for other in range(3) if other != axis))
     backwards = orientation[axis, 1] < 0
-    contrast = _contrast(image, shape, axis)
+    contrast = _contrast(image, shape, axis, volume)
     _check_end(stream, image)
     index = _choose_slice(record, contrast[::-1] if backwards else contrast)
-    values = _slice(image, shape, axis, shape[axis] - 1 - index if backwards else index)
-    if len(image.shape) > 3 and image.shape[3] > 1:
-        record.steps.append(f"volume: 1 of {image.shape[3]}")
+    values = _slice(image, shape, axis, shape[axis] - 1 - index if backwards else index, volume)
     record.steps.append(f"slice: {_PLANES[across]}, {index + 1} of {shape[axis]}")
     pixels = _levels(record, image, values, modality)
     canonical = nib.orientations.apply_orientation(np.expand_dims(pixels, axis), orientation)
     picture = canonical.take(0, axis=across)[::-1, ::-1].swapaxes(0, 1)
-    return finish(record, square_pixels(record, picture, spacing[1], spacing[0]), synthetic=False)
+    return finish(record, square_pixels(record, picture, spacing[1], spacing[0]), mark="")
 
 
 # --- the header -----------------------------------------------------------------------------------------------------
@@ -123,6 +128,27 @@ def _load(record: Record, stream: BufferedIOBase) -> Any:
     return kind.from_stream(stream)
 
 
+def _check_intent(record: Record, image: Any) -> None:
+    """Refuse what the header calls labels, warn of what it calls statistics."""
+    intent = int(image.header["intent_code"])
+    if intent in _LABELS and image.get_data_dtype().names is None:  # a coloured atlas is a picture
+        raise record.refuse(f"is not an image of a patient: its header says label map (intent code {intent})")
+    if intent in _STATISTICS:
+        record.warnings.append(f"the header says that it is a statistical map (intent code {intent}), not an image")
+
+
+def _volume(record: Record, image: Any, asked: int | None) -> int:
+    """The index of the volume that is read; a 3-D file has one."""
+    count = math.prod(image.shape[3:])
+    if asked is not None and not 1 <= asked <= count:
+        raise record.refuse(f"has no volume {asked}: it has {count}")
+    if count > 1:
+        record.steps.append(f"volume: {asked or 1} of {count}")
+        if asked is None:
+            record.warnings.append(f"the first of {count} volumes is used; a column 'volume' (1 to {count}) names one")
+    return (asked or 1) - 1
+
+
 def _padded(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """The shape of one volume; a 2-D image is a volume of one slice."""
     return shape[0], shape[1], shape[2] if len(shape) > 2 else 1
@@ -132,6 +158,8 @@ def _orientation(record: Record, image: Any) -> np.ndarray:
     """nibabel's [3, 2] array: for each axis of the file, its canonical axis and whether it runs along it (1, -1)."""
     if not (image.header["sform_code"] or image.header["qform_code"]):
         record.warnings.append("the header gives no orientation; the NIfTI default (LAS) is assumed")
+    elif image.header["sform_code"] and image.header["qform_code"]:
+        _compare_forms(record, image)
     finite = np.isfinite(image.affine).all()
     orientation = nib.orientations.io_orientation(image.affine if finite else np.zeros((4, 4)))
     if not np.isfinite(orientation).all():
@@ -141,6 +169,18 @@ def _orientation(record: Record, image: Any) -> np.ndarray:
     if codes != "RAS":
         record.steps.append(f"orient: {codes} to RAS")
     return orientation.astype(int)
+
+
+def _compare_forms(record: Record, image: Any) -> None:
+    """Warn if the header's two orientations differ: captions say left and right."""
+    try:
+        sform, qform = ("".join(map(str, nib.aff2axcodes(form))) for form in (image.get_sform(), image.get_qform()))
+    except Exception:  # one of them is no orientation at all: the affine in use is checked next
+        return
+    if sform != qform and "None" not in sform + qform:
+        record.warnings.append(
+            f"its sform says {sform} and its qform {qform}: the sform is used, and the picture may be mirrored"
+        )
 
 
 def _plane(
@@ -164,20 +204,21 @@ def _plane(
 # --- the data -------------------------------------------------------------------------------------------------------
 
 
-def _slab(image: Any, k: int) -> np.ndarray:
-    """Plane k along the file's last spatial axis, scaled: float64 [x, y], or [x, y, 3] in 0..255 for colour."""
-    slab = np.asarray(image.dataobj[(slice(None), slice(None), k, *[0] * (len(image.shape) - 3))[: len(image.shape)]])
+def _slab(image: Any, k: int, volume: int) -> np.ndarray:
+    """Plane k of a volume, along the file's last spatial axis: scaled float64 [x, y]; colour is [x, y, 3] in 0..255."""
+    place = (slice(None), slice(None), k, volume, *[0] * (len(image.shape) - 4))
+    slab = np.asarray(image.dataobj[place[: len(image.shape)]])
     if slab.dtype.names is not None:  # rgb24 and rgba32; alpha is composited on black, as for PNG
         colour = np.stack([slab[name] for name in "RGB"], axis=-1).astype(np.float64)
         return colour * (slab["A"][..., None] / 255) if "A" in slab.dtype.names else colour
     return (np.abs(slab) if np.iscomplexobj(slab) else slab).astype(np.float64)
 
 
-def _contrast(image: Any, shape: tuple[int, int, int], axis: int) -> np.ndarray:
+def _contrast(image: Any, shape: tuple[int, int, int], axis: int, volume: int) -> np.ndarray:
     """[slices]: the standard deviation of the finite values of every slice across `axis`, in the file's order."""
     sums = np.zeros((3, shape[axis]))
     for k in range(shape[2]):
-        slab = _slab(image, k)
+        slab = _slab(image, k, volume)
         slab = slab.mean(axis=2) if slab.ndim == 3 else slab
         finite = np.isfinite(slab)
         clean = np.where(finite, slab, 0.0)
@@ -207,11 +248,11 @@ def _choose_slice(record: Record, contrast: np.ndarray) -> int:
     return index
 
 
-def _slice(image: Any, shape: tuple[int, int, int], axis: int, index: int) -> np.ndarray:
+def _slice(image: Any, shape: tuple[int, int, int], axis: int, index: int, volume: int) -> np.ndarray:
     """The slice at `index` across `axis`, the other two axes (and colour) in the file's order."""
     if axis == 2:
-        return _slab(image, index)
-    return np.stack([_slab(image, k).take(index, axis=axis) for k in range(shape[2])], axis=1)
+        return _slab(image, index, volume)
+    return np.stack([_slab(image, k, volume).take(index, axis=axis) for k in range(shape[2])], axis=1)
 
 
 def _levels(record: Record, image: Any, values: np.ndarray, modality: str | None) -> np.ndarray:
@@ -223,6 +264,7 @@ def _levels(record: Record, image: Any, values: np.ndarray, modality: str | None
     if (slope, intercept) != (1.0, 0.0):
         record.steps.append(f"rescale: slope {slope:g}, intercept {intercept:g}")
     finite = np.isfinite(values)
+    warn_of_mask(record, values)
     if not finite.all():
         low, high = values[finite].min(), values[finite].max()
         values = np.nan_to_num(values, nan=low, neginf=low, posinf=high)

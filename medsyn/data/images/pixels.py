@@ -20,9 +20,11 @@ MAX_FILE_BYTES = 2**29  # of a DICOM file, which is held in memory whole
 MAX_INFLATED_BYTES = 2**28  # that a deflated DICOM file may unpack to; also held in memory
 MAX_VOLUME_BYTES = 2**31  # of one NIfTI volume, which is read slice by slice and never held: a bound on time
 MIN_SIDE = 16
-MAX_ASPECT = 8  # longer side : shorter side
+MAX_ASPECT = 8  # longer side : shorter side, of the pixels in the file
+MAX_SQUARE_ASPECT = 16  # with square pixels: OCT of 16 x 2 mm is 8 : 1
 CT_WINDOW = (40.0, 400.0)  # centre and width in Hounsfield units: soft tissue
 PERCENTILES = (0.5, 99.5)
+MASK_VALUES = 16  # the most that a mask is expected to have; pictures of anatomy have more
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,12 @@ class Image:
     pixels: np.ndarray  # float32 [H, W, C], C 1 (grey) or 3 (RGB), values in 0..1
     steps: tuple[str, ...]
     warnings: tuple[str, ...]
-    synthetic: bool  # the file is marked as generated
+    mark: str = ""  # what marks the file as generated, such as "PNG text 'Synthetic'"
+
+    @property
+    def synthetic(self) -> bool:
+        """The file is marked as generated."""
+        return bool(self.mark)
 
 
 @dataclass
@@ -126,17 +133,35 @@ def square_pixels(record: Record, pixels: np.ndarray, row_spacing: float, column
         return pixels
     rows, columns = pixels.shape[:2]
     rows, columns = (round(rows * ratio), columns) if ratio > 1 else (rows, round(columns / ratio))
-    refuse_shape(record, rows, columns)
-    record.steps.append(f"square pixels: spacing {row_spacing:g} x {column_spacing:g}, now {columns} x {rows}")
+    stored, becomes = f"{pixels.shape[1]} x {pixels.shape[0]} pixels", f"{columns} x {rows}"
+    spacing = f"spacing {row_spacing:g} x {column_spacing:g}"
+    if max(rows, columns) > MAX_SQUARE_ASPECT * min(rows, columns):
+        limit = f"one side may then be at most {MAX_SQUARE_ASPECT} times the other"
+        raise record.refuse(f"is {stored}, and {becomes} with square pixels ({spacing}); {limit}")
+    if rows * columns > MAX_PIXELS:
+        raise record.refuse(
+            f"is {stored}, and {becomes} with square pixels ({spacing}); at most {MAX_PIXELS:,} pixels are read"
+        )
+    record.steps.append(f"square pixels: {spacing}, now {becomes}")
     return resize(pixels, rows, columns)
 
 
-def finish(record: Record, pixels: np.ndarray, synthetic: bool) -> Image:
-    """The picture; raises `InputError` if it is blank (less than two of 255 grey levels between its extremes)."""
+def warn_of_mask(record: Record, values: np.ndarray) -> None:
+    """Warn if grey values [rows, columns] are so few that they are classes and not brightness."""
+    part = values[:: 1 + values.shape[0] // 256, :: 1 + values.shape[1] // 256]
+    if len(np.unique(part)) <= MASK_VALUES and (count := len(np.unique(values))) <= MASK_VALUES:
+        record.warnings.append(f"has only {count} different values: is it a mask or a label map, not an image?")
+
+
+def finish(record: Record, pixels: np.ndarray, mark: str) -> Image:
+    """The picture; raises `InputError` if it is blank (less than two of 255 grey levels between its extremes).
+
+    `mark` is what marks it as generated, empty if nothing does.
+    """
     pixels = np.ascontiguousarray(pixels[..., None] if pixels.ndim == 2 else pixels, dtype=np.float32)
     if not float(pixels.max()) - float(pixels.min()) >= 2 / 255:
         raise record.refuse("is blank: all pixels have the same value")
-    return Image(pixels, tuple(record.steps), tuple(record.warnings), synthetic)
+    return Image(pixels, tuple(record.steps), tuple(record.warnings), mark)
 
 
 def fit_square(pixels: np.ndarray, resolution: int) -> np.ndarray:

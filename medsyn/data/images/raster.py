@@ -1,7 +1,8 @@
 """PNG and JPEG files of any bit depth and mode.
 
-Up to eight bits are shown as stored. Sixteen-bit files seldom use their whole range (a CT has 12 bits), so the range
-they use becomes 0..1. Alpha of any kind is composited on black; the EXIF orientation is applied.
+Up to eight bits are shown as stored. Sixteen-bit files seldom use their whole range (a CT has 12 bits), so they are
+shown between their percentiles: one burned-in marker at 65535 would make the rest black. Alpha of any kind is
+composited on black; the EXIF orientation is applied.
 """
 
 from __future__ import annotations
@@ -13,10 +14,17 @@ import numpy as np
 from PIL import ExifTags, ImageOps
 from PIL import Image as PillowImage
 
-from medsyn.data.images.pixels import MAX_PIXELS, Image, Record, finish, refuse_shape, stretch
+from medsyn.data.images.generator_marks import find_mark
+from medsyn.data.images.pixels import (
+    MAX_PIXELS,
+    Image,
+    Record,
+    finish,
+    refuse_shape,
+    stretch_percentiles,
+    warn_of_mask,
+)
 from medsyn.errors import InputError
-
-SYNTHETIC_KEY = "Synthetic"  # PNG text chunk; its value "YES" marks a generated image
 
 
 def read_raster(path: Path) -> Image:
@@ -43,21 +51,25 @@ def read_raster(path: Path) -> Image:
 def _read(record: Record, opened: PillowImage.Image) -> Image:
     refuse_shape(record, opened.height, opened.width)
     opened.load()  # before `info` is read: a PNG may keep text chunks behind its pixels
-    synthetic = opened.info.get(SYNTHETIC_KEY) == "YES"
+    mark = find_mark(record.path, opened)
     if opened.format == "PNG" and getattr(opened, "n_frames", 1) > 1:
         record.warnings.append(f"animated PNG: the first of {getattr(opened, 'n_frames', 1)} frames is read")
     record.steps.append(f"decode: {opened.format}, mode {opened.mode}, {opened.width} x {opened.height}")
-    if opened.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+    if opened.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
         record.steps.append("rotate: EXIF orientation applied")
     ImageOps.exif_transpose(opened, in_place=True)
     if opened.mode.startswith(("I", "F")):
-        return finish(record, _own_range(record, np.asarray(opened)), synthetic)
+        deep = np.asarray(opened)
+        warn_of_mask(record, deep)
+        return finish(record, stretch_percentiles(record, deep), mark)
     values = np.asarray(_eight_bit(record, opened), dtype=np.float32)
+    if values.ndim == 2:
+        warn_of_mask(record, values)
     values /= 255
     if opened.format == "PNG" and _png_bit_depth(record.path) == 16:
         record.warnings.append("16-bit colour or alpha is read at 8 bits per channel")
-        values = _own_range(record, values)
-    return finish(record, values, synthetic)
+        values = stretch_percentiles(record, values)
+    return finish(record, values, mark)
 
 
 def _eight_bit(record: Record, picture: PillowImage.Image) -> PillowImage.Image:
@@ -73,11 +85,3 @@ def _eight_bit(record: Record, picture: PillowImage.Image) -> PillowImage.Image:
 def _png_bit_depth(path: Path) -> int:
     with path.open("rb") as stream:
         return stream.read(25)[24]  # signature, length and name of IHDR, width, height, depth
-
-
-def _own_range(record: Record, values: np.ndarray) -> np.ndarray:
-    low, high = float(values.min()), float(values.max())
-    if low == high:
-        raise record.refuse("is blank: all pixels have the same value")
-    record.steps.append(f"scale: least to greatest value, {low:g} to {high:g}")
-    return stretch(values, low, high)

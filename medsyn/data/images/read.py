@@ -9,8 +9,9 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+from medsyn.data.images.generator_marks import SYNTHETIC_KEY
 from medsyn.data.images.pixels import Image, Record
-from medsyn.data.images.raster import SYNTHETIC_KEY, read_raster
+from medsyn.data.images.raster import read_raster
 
 __all__ = ["SYNTHETIC_KEY", "Image", "read_image"]
 
@@ -38,29 +39,47 @@ _SIGNATURES = {
 _NIFTI_STARTS = [size.to_bytes(4, order) for size in (348, 540) for order in ("little", "big")]
 
 
-def read_image(path: str | Path, modality: str | None = None) -> Image:
+_KINDS = {
+    stat.S_IFDIR: "is a directory",
+    stat.S_IFIFO: "is not a regular file but a named pipe",
+    stat.S_IFSOCK: "is not a regular file but a socket",
+    stat.S_IFCHR: "is not a regular file but a device",
+    stat.S_IFBLK: "is not a regular file but a device",
+}
+_POINTERS = {  # what version control leaves in the place of a file that was not fetched
+    b"version https://git-lfs.github.com/spec/": "is a Git LFS pointer, not the image itself; run `git lfs pull`",
+    b"/annex/objects/": "is a git-annex pointer, not the image itself; run `git annex get`",
+}
+
+
+def read_image(path: str | Path, modality: str | None = None, volume: int | None = None) -> Image:
     """Read one image file.
 
     Args:
-        path: a `.png`, `.jpg`, `.jpeg`, `.dcm`, `.dicom`, `.nii` or `.nii.gz` file; case is ignored.
+        path: a `.png`, `.jpg`, `.jpeg`, `.dcm`, `.dicom`, `.nii` or `.nii.gz` file, or a DICOM file of any other name
+            (archives export `IM000001`); case is ignored.
         modality: one of the five modalities, if a table names it. It decides how values without a window of their
             own are shown (CT: soft tissue, 40/400 HU), and a DICOM header that contradicts it is a warning.
+        volume: which volume of a 4-D NIfTI file, from 1.
 
     Raises:
         InputError: the file cannot be used; the reason contains nothing that a header says about a patient.
     """
     record = Record(Path(path))
     expected = _FORMATS.get(_extension(record.path))
-    if expected is None:
-        raise record.refuse(f"does not have the name of an image; supported are {', '.join(_FORMATS)}")
     content = _content(_head(record))
+    if expected is None and content != "DICOM":
+        said = f"; its content is {content}" if content in ("PNG", "JPEG", "NIfTI") else ""
+        raise record.refuse(f"does not have the name of an image; supported are {', '.join(_FORMATS)}{said}")
     # A DICOM file without its preamble starts like no other format; its reader can say more about it.
-    if content != expected and not (expected == "DICOM" and content is None):
+    if expected and content != expected and not (expected == "DICOM" and content is None):
         said = f"its content is {content}" if content else "its content is of an unknown kind"
         raise record.refuse(f"{said}, but its name says {expected}")
+    if volume is not None and expected not in ("NIfTI", "gzip"):
+        raise record.refuse("has no volumes: only those of NIfTI files can be named (column 'volume')")
     if expected in ("PNG", "JPEG"):
         return read_raster(record.path)
-    if expected == "DICOM":
+    if content == "DICOM" or expected == "DICOM":
         from medsyn.data.images.dicom import (
             read_dicom,  # pydicom and nibabel take half a second: imported only if needed
         )
@@ -68,7 +87,7 @@ def read_image(path: str | Path, modality: str | None = None) -> Image:
         return read_dicom(record.path, modality)
     from medsyn.data.images.nifti import read_nifti
 
-    return read_nifti(record.path, modality)
+    return read_nifti(record.path, modality, volume)
 
 
 def _extension(path: Path) -> str:
@@ -81,13 +100,15 @@ def _head(record: Record) -> bytes:
     try:
         mode = record.path.stat().st_mode
         if not stat.S_ISREG(mode):
-            raise record.refuse("is a directory" if stat.S_ISDIR(mode) else "is not a regular file")
+            raise record.refuse(_KINDS.get(stat.S_IFMT(mode), "is not a regular file"))
         with record.path.open("rb") as stream:
             head = stream.read(132)
     except OSError as error:
         raise record.refuse(f"cannot be read: {error.strerror}") from None
     if not head:
         raise record.refuse("is empty")
+    if reason := next((reason for start, reason in _POINTERS.items() if head.startswith(start)), None):
+        raise record.refuse(reason)
     return head
 
 

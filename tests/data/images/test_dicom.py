@@ -38,6 +38,7 @@ from pydicom.uid import (
 )
 
 import medsyn.data.images.dicom as reader
+import medsyn.data.images.dicom_frames as frame_reader
 from medsyn.data.images.pixels import MAX_INFLATED_BYTES
 from medsyn.data.images.read import Image, read_image
 from medsyn.errors import InputError
@@ -257,6 +258,84 @@ def test_float_pixels(tmp_path: Path) -> None:
     np.testing.assert_allclose(image.pixels[..., 0], np.clip((RAMP / 4095 - 0.005) / 0.99, 0, 1), atol=0.002)
 
 
+# --- where the bits are ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless])
+@pytest.mark.parametrize("shift", [1, 2, 4])
+@pytest.mark.parametrize("signed", [0, 1])
+def test_the_stored_bits_are_where_high_bit_says(tmp_path: Path, syntax: Any, shift: int, signed: int) -> None:
+    values = RAMP - 2048 if signed else RAMP
+    plain = read(tmp_path, make(values & 0xFFFF, bits=12, PixelRepresentation=signed))
+    data = make(values << shift & 0xFFFF, bits=12, HighBit=11 + shift, PixelRepresentation=signed)
+    if syntax == RLELossless:
+        data.compress(RLELossless)
+    else:
+        data.file_meta.TransferSyntaxUID = syntax
+    image = read(tmp_path, data)
+    np.testing.assert_array_equal(image.pixels, plain.pixels)
+    assert image.steps[0] == f"bits: {shift} to {11 + shift} of 16" and not image.warnings
+
+
+def test_a_high_bit_that_the_values_contradict_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"bits 4 to 15, but they are in bits 0 to 11.* HighBit"):
+        read(tmp_path, make(HighBit=15))
+
+
+@pytest.mark.parametrize("high", [7, 16, 63])
+def test_an_impossible_high_bit_is_told(tmp_path: Path, high: int) -> None:
+    image = read(tmp_path, make(HighBit=high))
+    np.testing.assert_array_equal(image.pixels, read(tmp_path, make()).pixels)
+    assert f"HighBit {high} does not fit 12 stored bits of 16" in image.warnings[0]
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless])
+@pytest.mark.parametrize("signed", [0, 1])
+@pytest.mark.parametrize("declared", [True, False])
+def test_overlays_in_unused_bits_are_left_out(tmp_path: Path, syntax: Any, signed: int, declared: bool) -> None:
+    values = (RAMP - 2048 if signed else RAMP) & 0xFFF
+    values[values > 2047] |= 0xF000 if signed else 0
+    plain = read(tmp_path, make(values, bits=12, PixelRepresentation=signed))
+    drawn = values.copy()
+    drawn[10:20, 10:20] ^= 0x4000
+    data = make(drawn, bits=16, PixelRepresentation=signed)
+    if syntax != ExplicitVRLittleEndian:
+        data.compress(syntax)  # as 16 bits, which is what the encoders of such files did
+    data.BitsStored, data.HighBit = 12, 11
+    if declared:
+        data.add_new(0x60000102, "US", 14)
+    image = read(tmp_path, data)
+    np.testing.assert_array_equal(image.pixels, plain.pixels)
+    assert [told.startswith("100 pixels have bits above the 12") for told in image.warnings] == [True] * (not declared)
+    assert ("overlay: the bits of overlays are left out" in image.steps) == declared
+
+
+@pytest.mark.parametrize("limit", [None, -1990])
+def test_padding_has_the_sign_of_the_pixels(tmp_path: Path, limit: int | None) -> None:
+    stored = 100 + RAMP // 5
+    stored[:20] = -2000
+    stored[:2] = -2000 if limit is None else limit
+    images = []
+    for vr, code in (("SS", lambda value: value), ("US", lambda value: value & 0xFFFF)):
+        data = make(stored & 0xFFFF, bits=16, PixelRepresentation=1)
+        data.add_new("PixelPaddingValue", vr, code(-2000))
+        if limit is not None:
+            data.add_new("PixelPaddingRangeLimit", vr, code(limit))
+        images.append(read(tmp_path, data))
+    np.testing.assert_array_equal(images[0].pixels, images[1].pixels)
+    low = float(images[1].steps[-1].split(", ")[1].split(" to ")[0])
+    assert low > 100
+
+
+def test_a_table_for_signed_pixels_starts_where_they_start(tmp_path: Path) -> None:
+    entries = np.linspace(0, 65535, 4096).astype(int)
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [4096, -2048 & 0xFFFF, 16])
+    item.add_new("LUTData", "US", entries.tolist())
+    data = make((RAMP - 2048) & 0xFFFF, bits=16, PixelRepresentation=1, VOILUTSequence=[item])
+    np.testing.assert_allclose(read(tmp_path, data).pixels[..., 0], entries[RAMP] / 65535, atol=1e-6)
+
+
 # --- colour ---------------------------------------------------------------------------------------------------------
 
 BARS = np.zeros((48, 48, 3), np.uint8)
@@ -275,6 +354,61 @@ def test_ybr_becomes_rgb(tmp_path: Path) -> None:
     ybr = np.asarray(PillowImage.fromarray(BARS).convert("YCbCr"))
     image = read(tmp_path, make(ybr, bits=8, PhotometricInterpretation="YBR_FULL"))
     np.testing.assert_allclose(image.pixels, BARS / 255, atol=0.02)
+
+
+FUNDUS = np.zeros((48, 48, 3), np.uint8)
+FUNDUS[4:-4, 4:-4, 0] = 100 + np.arange(40)[:, None] * 3
+FUNDUS[..., 1], FUNDUS[..., 2] = FUNDUS[..., 0] // 3, FUNDUS[..., 0] // 8
+
+
+def jpeg(pixels: np.ndarray, kind: str) -> bytes:
+    """A stream of YCbCr or RGB (`kind` starts with it) that says so by JFIF, Adobe, names, or not at all (bare)."""
+    space, said = kind.split()
+    stream = io.BytesIO()
+    picture = PillowImage.fromarray(pixels)
+    subsampling = 2 if said == "subsampled" else 0
+    picture.save(stream, "JPEG", quality=98, subsampling=subsampling, keep_rgb=space == "RGB")
+    content = stream.getvalue()
+    if said == "JFIF":
+        return content
+    if content[2:4] in (b"\xff\xe0", b"\xff\xee"):  # without its JFIF or Adobe marker
+        content = content[:2] + content[4 + int.from_bytes(content[4:6], "big") :]
+    if said == "Adobe":
+        marker = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes([space == "YBR"])
+        content = content[:2] + marker + content[2:]
+    names = b"RGB" if said == "names" else b"\1\2\3"
+    frame = content.index(b"\xff\xc0") + 10
+    scan = content.index(b"\xff\xda") + 5
+    edited = bytearray(content)
+    for component in range(3):
+        edited[frame + 3 * component] = edited[scan + 2 * component] = names[component]
+    return bytes(edited)
+
+
+@pytest.mark.parametrize("tag", ["RGB", "YBR_FULL", "YBR_FULL_422"])
+@pytest.mark.parametrize(
+    "kind", ["YBR JFIF", "YBR Adobe", "YBR subsampled", "YBR bare", "RGB Adobe", "RGB names", "RGB bare"]
+)
+def test_the_stream_decides_over_the_tag_what_its_colours_are(tmp_path: Path, tag: str, kind: str) -> None:
+    data = make(FUNDUS, bits=8, PhotometricInterpretation=tag)
+    data.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    data.PixelData = encapsulate([jpeg(FUNDUS, kind)])
+    data["PixelData"].is_undefined_length = True
+    image = read(tmp_path, data)
+    assert np.abs(image.pixels - FUNDUS / 255).mean() < 0.02
+    agree = tag[:3] == kind[:3]
+    assert bool(image.warnings) == (kind.endswith("bare") and not agree)
+    assert any("as the JPEG stream says" in step for step in image.steps) == (not agree and not image.warnings)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
+def test_rgb_under_the_tag_of_ybr_is_told_and_read_as_rgb(tmp_path: Path, syntax: Any) -> None:
+    data = make(FUNDUS, bits=8, PhotometricInterpretation="YBR_FULL")
+    if syntax == RLELossless:
+        data.compress(syntax)
+    image = read(tmp_path, data)
+    np.testing.assert_allclose(image.pixels, FUNDUS / 255, atol=1e-6)
+    assert "the header says YBR_FULL, but the values are those of RGB" in image.warnings[0]
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -323,6 +457,26 @@ def test_a_blank_middle_frame_is_left_for_the_nearest_with_content(tmp_path: Pat
         read(tmp_path, make(np.zeros((100, 64, 64), int)))
 
 
+@pytest.mark.parametrize("syntax", [None, RLELossless])
+def test_content_far_from_the_middle_is_found(tmp_path: Path, syntax: Any) -> None:
+    stored = np.zeros((90, 64, 64), int)
+    stored[3] = RAMP
+    data = make(stored, WindowCenter=2048, WindowWidth=4096)
+    if syntax:
+        data.compress(syntax)
+    image = read(tmp_path, data)
+    np.testing.assert_allclose(image.pixels[..., 0], RAMP / 4095, atol=1e-4)
+    assert "4 of 90" in image.warnings[0]
+
+
+def test_blank_frames_that_were_not_looked_at_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="in each of its 9 frames all pixels have the same value"):
+        read(tmp_path, make(np.zeros((9, 64, 64), int)))
+    monkeypatch.setattr(frame_reader, "_MAX_PIXELS_TRIED", 5 * 64 * 64)
+    with pytest.raises(InputError, match="is blank in the 5 of its 9 frames that are nearest the middle"):
+        read(tmp_path, make(np.zeros((9, 64, 64), int)))
+
+
 @pytest.mark.parametrize("count", [0, -3])
 def test_no_frames_are_read_as_one(tmp_path: Path, count: int) -> None:
     image = read(tmp_path, make(NumberOfFrames=count))
@@ -351,8 +505,26 @@ def test_pixels_that_are_not_square_are_made_so(tmp_path: Path) -> None:
     assert image.pixels.shape == (128, 64, 1)
     assert read(tmp_path, make(PixelSpacing=[0.7, 0.7])).pixels.shape == (64, 64, 1)
     assert read(tmp_path, make(PixelAspectRatio=[1, 2])).pixels.shape == (64, 128, 1)
-    with pytest.raises(InputError, match="8 times"):
+    wide = make(RAMP.reshape(32, 128), PixelSpacing=[1, 3])  # 4 : 1 as stored, 12 : 1 as it is
+    assert read(tmp_path, wide).pixels.shape == (32, 384, 1)
+    with pytest.raises(InputError, match=r"is 64 x 64 pixels, and 64000000 x 64 with square pixels .* 16 times"):
         read(tmp_path, make(PixelSpacing=[1, 1000000]))
+
+
+@pytest.mark.parametrize("keyword", ["PixelSpacing", "WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept"])
+def test_a_text_where_a_number_should_be_is_ignored_and_told(tmp_path: Path, keyword: str) -> None:
+    window = {"WindowCenter": 11, "WindowWidth": 99}
+    data = ct(**window, PixelSpacing=[1, 1])
+    setattr(data, keyword, [44444444, 1] if keyword == "PixelSpacing" else 44444444)
+    path = write(tmp_path / "a.dcm", data)
+    path.write_bytes(path.read_bytes().replace(b"44444444", b"4,5 HU  "))
+    image = read_image(path)
+    assert f"the header's {keyword} is not a number and is ignored" in image.warnings
+    assert not any("4,5" in told for told in (*image.steps, *image.warnings))
+    unscaled = keyword.startswith("Rescale")  # without half of its rescale a CT is not in Hounsfield units
+    assert any("Hounsfield" in told for told in image.warnings) == unscaled
+    shown = {"PixelSpacing": "window: 11/99", "WindowCenter": "soft tissue", "WindowWidth": "soft tissue"}
+    assert shown.get(keyword, "percentiles") in image.steps[-1]
 
 
 # --- marks and modalities -------------------------------------------------------------------------------------------
@@ -362,6 +534,27 @@ def test_pixels_that_are_not_square_are_made_so(tmp_path: Path) -> None:
 def test_the_mark_of_synthetic_data_is_read(tmp_path: Path, value: str | None, synthetic: bool) -> None:
     data = make() if value is None else make(SyntheticData=value)
     assert read(tmp_path, data).synthetic is synthetic
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "warning"),
+    [
+        ("BurnedInAnnotation", "YES", "may name the patient"),
+        ("BurnedInAnnotation", "NO", None),
+        ("RecognizableVisualFeatures", "YES", "can be recognised"),
+        ("PresentationIntentType", "FOR PROCESSING", "raw values of the detector"),
+        ("PresentationIntentType", "FOR PRESENTATION", None),
+    ],
+)
+def test_what_the_header_says_against_the_picture_is_told(
+    tmp_path: Path, keyword: str, value: str, warning: str | None
+) -> None:
+    image = read(tmp_path, make(**{keyword: value}))
+    assert [warning in told for told in image.warnings] == [True] if warning else not image.warnings
+
+
+def test_a_mask_is_told(tmp_path: Path) -> None:
+    assert "only 3 different values" in read(tmp_path, make(RAMP % 3, bits=8)).warnings[0]
 
 
 @pytest.mark.parametrize(

@@ -129,10 +129,65 @@ def test_a_blank_middle_is_left_for_the_nearest_slice_with_signal(
     np.testing.assert_allclose(result.pixels[..., 0], as_shown(values[:, :, taken]), atol=1e-6)
 
 
-def test_the_first_of_several_volumes_is_read(tmp_path: Path) -> None:
-    image = read(tmp_path / "a.nii.gz", np.stack([RAS, RAS[::-1], RAS * 0], axis=3))
-    np.testing.assert_allclose(image.pixels[..., 0], as_shown(RAS[:, :, 10]), atol=1e-6)
-    assert "volume: 1 of 3" in image.steps
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+def test_the_volume_that_is_asked_for_is_read(tmp_path: Path, suffix: str) -> None:
+    volumes = [RAS, RAS[::-1], 999 - RAS]
+    path = tmp_path / f"a.{suffix}"
+    first = read(path, np.stack(volumes, axis=3))
+    assert "first of 3 volumes" in first.warnings[0] and "column 'volume'" in first.warnings[0]
+    np.testing.assert_allclose(first.pixels[..., 0], as_shown(RAS[:, :, 10]), atol=1e-6)
+    for number, values in enumerate(volumes, 1):
+        image = read_image(path, volume=number)
+        np.testing.assert_allclose(image.pixels[..., 0], as_shown(values[:, :, 10]), atol=1e-6)
+        assert f"volume: {number} of 3" in image.steps and not image.warnings
+    with pytest.raises(InputError, match="has no volume 4: it has 3"):
+        read_image(path, volume=4)
+
+
+def test_a_volume_along_another_axis_is_read(tmp_path: Path) -> None:
+    both = np.stack([RAS * 0, RAS], axis=3)
+    nib.save(nib.Nifti1Image(both, np.diag([5.0, 1, 1, 1])), tmp_path / "a.nii.gz")
+    assert "slice: sagittal, 13 of 24" in read_image(tmp_path / "a.nii.gz", volume=2).steps
+
+
+def test_a_file_of_one_volume_has_volume_1(tmp_path: Path) -> None:
+    plain = read(tmp_path / "a.nii", RAS)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.nii", volume=1).pixels, plain.pixels)
+    assert plain.warnings == ()
+    with pytest.raises(InputError, match="has no volume 2: it has 1"):
+        read_image(tmp_path / "a.nii", volume=2)
+
+
+@pytest.mark.parametrize(
+    ("code", "refused", "warning"),
+    [(1002, True, ""), (1003, True, ""), (0, False, ""), (1007, False, ""), (5, False, "statistical map")],
+)
+def test_the_intent_tells_labels_and_statistics(tmp_path: Path, code: int, refused: bool, warning: str) -> None:
+    image = nib.Nifti1Image(RAS, np.eye(4))
+    image.header["intent_code"] = code
+    nib.save(image, tmp_path / "a.nii")
+    if refused:
+        with pytest.raises(InputError, match=f"label map .intent code {code}"):
+            read_image(tmp_path / "a.nii")
+        return
+    warnings = read_image(tmp_path / "a.nii").warnings
+    assert [warning in told for told in warnings] == [True] if warning else warnings == ()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_mask_without_an_intent_is_told(tmp_path: Path, dtype: type) -> None:
+    assert "only 5 different values" in read(tmp_path / "a.nii", (RAS % 5).astype(dtype)).warnings[0]
+
+
+def test_two_orientations_that_differ_are_told(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(RAS, np.eye(4))
+    image.set_sform(np.diag([-1.0, 1, 1, 1]), 2)
+    for qform, warned in ((np.eye(4), True), (np.diag([-1.0, 1, 1.001, 1]), False)):
+        image.set_qform(qform, 1)
+        nib.save(image, tmp_path / "a.nii")
+        warnings = read_image(tmp_path / "a.nii").warnings
+        assert [told for told in warnings if "its sform says LAS and its qform RAS" in told] == list(warnings)
+        assert bool(warnings) == warned
 
 
 @pytest.mark.parametrize("shape", [(64,), (1, 64), (24, 28, 20, 1, 3), (24, 28, 20, 2, 2)])

@@ -45,12 +45,17 @@ def test_grey_stays_one_channel_and_colour_three(tmp_path: Path, suffix: str, to
 
 
 @pytest.mark.parametrize("highest", [65535, 4095, 102])
-def test_sixteen_bits_are_scaled_by_their_own_range(tmp_path: Path, highest: int) -> None:
+@pytest.mark.parametrize("marker", [0, 65535])
+def test_sixteen_bits_are_scaled_by_their_own_percentiles(tmp_path: Path, highest: int, marker: int) -> None:
+    """A burned-in marker or a dead pixel does not make the rest black."""
     values = np.linspace(0, highest, 32 * 48).reshape(32, 48).astype(np.uint16)
+    values[0, :7] = marker
     PillowImage.fromarray(values).save(tmp_path / "a.png")
     image = read_image(tmp_path / "a.png")
-    np.testing.assert_allclose(image.pixels[..., 0], values / highest, atol=1e-6)
-    assert f"scale: least to greatest value, 0 to {highest}" in image.steps
+    low, high = np.percentile(values, [0.5, 99.5])
+    np.testing.assert_allclose(image.pixels[..., 0], np.clip((values - low) / (high - low), 0, 1), atol=1e-6)
+    assert f"scale: percentiles 0.5 to 99.5, {low:g} to {high:g}" in image.steps
+    assert abs(image.pixels.mean() - 0.5) < 0.02
 
 
 def test_sixteen_bit_colour_of_low_range_is_not_nearly_black(tmp_path: Path) -> None:
@@ -141,6 +146,14 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, expected:
         assert any("EXIF" in step for step in image.steps) == (orientation != 1)
 
 
+@pytest.mark.parametrize("orientation", [0, 1, 9])
+def test_an_orientation_that_turns_nothing_is_no_step(tmp_path: Path, orientation: int) -> None:
+    exif = PillowImage.Exif()
+    exif[0x0112] = orientation
+    PillowImage.fromarray(GREY).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    assert read_image(tmp_path / "a.jpg").steps == ("decode: JPEG, mode L, 48 x 32",)
+
+
 def test_a_broken_exif_block_does_not_cost_the_picture(tmp_path: Path) -> None:
     PillowImage.fromarray(GREY).save(tmp_path / "a.jpg", exif=b"Exif\0\0garbage", quality=95)
     assert read_image(tmp_path / "a.jpg").pixels.shape == (32, 48, 1)
@@ -160,6 +173,58 @@ def test_the_mark_is_read_behind_the_pixels_too(tmp_path: Path) -> None:
     end = chunk(b"IEND", b"")
     (tmp_path / "a.png").write_bytes(content.removesuffix(end) + chunk(b"tEXt", b"Synthetic\0YES") + end)
     assert read_image(tmp_path / "a.png").synthetic
+
+
+COMFY = '{"3": {"class_type": "KSampler", "inputs": {}}}'
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "synthetic"),
+    [
+        ("parameters", "CT: chest\nSteps: 20, Sampler: Euler a", True),
+        ("parameters", "kVp 120, mAs 80", False),
+        ("prompt", COMFY, True),
+        ("prompt", "press the button", False),
+        ("workflow", '{"nodes": []}', True),
+        ("invokeai_metadata", "{}", True),
+        ("sd-metadata", "{}", True),
+        ("Software", "NovelAI", True),
+        ("Software", "GIMP 2.10", False),
+        ("XML:com.adobe.xmp", "<x>http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia</x>", True),
+    ],
+)
+def test_texts_of_other_generators_are_marks(tmp_path: Path, key: str, value: str, synthetic: bool) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt(key, value) if key.startswith("XML") else text.add_text(key, value)
+    PillowImage.fromarray(GREY).save(tmp_path / "a.png", pnginfo=text)
+    image = read_image(tmp_path / "a.png")
+    assert image.synthetic is synthetic
+    assert (repr(key) in image.mark) == (synthetic and not key.startswith("XML"))
+
+
+@pytest.mark.parametrize(
+    ("comment", "software", "mark"),
+    [
+        (b"UNICODE\0" + "CT\nSteps: 20, Sampler: Euler".encode("utf-16-be"), "", "EXIF UserComment"),
+        (b"ASCII\0\0\0CT\nSteps: 20, Sampler: Euler", "", "EXIF UserComment"),
+        (b"ASCII\0\0\0left eye", "Stable Diffusion web UI", "EXIF Software"),
+        (b"ASCII\0\0\0left eye", "Fundus camera 3.1", ""),
+    ],
+)
+def test_exif_of_other_generators_is_a_mark(tmp_path: Path, comment: bytes, software: str, mark: str) -> None:
+    exif = PillowImage.Exif()
+    exif[0x0131] = software
+    exif.get_ifd(0x8769)[0x9286] = comment
+    PillowImage.fromarray(COLOUR).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").mark == mark
+
+
+def test_a_mask_is_told(tmp_path: Path) -> None:
+    for dtype in (np.uint8, np.uint16):
+        PillowImage.fromarray((GREY // 64).astype(dtype) * 80).save(tmp_path / "a.png")
+        assert "only 4 different values: is it a mask" in read_image(tmp_path / "a.png").warnings[0]
+    PillowImage.fromarray(GREY // 15).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").warnings == ()
 
 
 def test_several_pictures_in_one_file_give_the_first(tmp_path: Path) -> None:

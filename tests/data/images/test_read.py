@@ -12,6 +12,7 @@ from PIL import Image as PillowImage
 
 from medsyn.data.images.read import read_image
 from medsyn.errors import InputError
+from tests.data.images.test_dicom import make, write
 
 
 def ramp(rows: int = 40, columns: int = 60) -> np.ndarray:
@@ -83,6 +84,40 @@ def test_folders_links_to_nothing_and_endless_names_are_refused(tmp_path: Path) 
 def test_a_pipe_and_a_device_do_not_hang_the_reader(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "zero.dcm").symlink_to("/dev/zero")
-    for name in ("pipe.png", "zero.dcm"):
-        with pytest.raises(InputError, match="is not a regular file"):
+    for name, kind in (("pipe.png", "named pipe"), ("zero.dcm", "device")):
+        with pytest.raises(InputError, match=f"is not a regular file but a {kind}"):
             read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.dcm", "a.nii", "a.nii.gz", "IM000001"])
+@pytest.mark.parametrize(
+    ("content", "command"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 123456\n", "git lfs pull"),
+        ("/annex/objects/SHA256E-s100--0.png\n", "git annex get"),
+    ],
+)
+def test_a_pointer_of_version_control_is_told_as_one(tmp_path: Path, name: str, content: str, command: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=f"pointer, not the image itself; run `{command}`"):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["IM000001", "1.2.840.10008.5", "scan.IMA", "noise.raw"])
+def test_dicom_is_known_by_its_content_where_the_name_says_nothing(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, make())
+    np.testing.assert_array_equal(read_image(path).pixels, read_image(write(tmp_path / "a.dcm", make())).pixels)
+    with pytest.raises(InputError, match="content is DICOM, but its name says PNG"):
+        read_image(path.rename(tmp_path / "a.png"))
+
+
+def test_a_picture_without_an_ending_is_told_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="its content is PNG"):
+        read_image(save(tmp_path / "picture", "PNG"))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.dcm"])
+def test_only_nifti_has_volumes(tmp_path: Path, name: str) -> None:
+    path = save(tmp_path / name, "PNG") if name == "a.png" else write(tmp_path / name, make())
+    with pytest.raises(InputError, match="has no volumes"):
+        read_image(path, volume=1)
