@@ -13,7 +13,8 @@ from medsyn.data.tables.read import ImageRow, RatingRow, read_dataset, read_rati
 from medsyn.errors import InputError, InputProblems, Problem
 
 # of a data set only: ratings may be of generated images
-_SYNTHETIC = "is marked as synthetic; generated images are used for training only if data.allow_synthetic is set"
+_SYNTHETIC = "is marked as synthetic ({}); generated images are used for training only if data.allow_synthetic is set"
+_ImageKey = tuple[Path, str, int | None]  # file, modality, volume
 
 
 def check_tables(
@@ -43,14 +44,14 @@ def check_tables(
             tables.append(_read_table(path, folder, modality_column))
         except (InputError, InputProblems) as error:
             tables.append((list(error.problems), []))
-    found: dict[tuple[Path, str], tuple[list[Problem], bool]] = {}
-    total = len({(row.path, row.modality) for _, rows in tables for row in rows})
+    found: dict[_ImageKey, tuple[list[Problem], str]] = {}
+    total = len({_image(row) for _, rows in tables for row in rows})
     problems: list[Problem] = []
     for path, (of_table, rows) in zip(files, tables, strict=True):
-        problems += of_table
-        reported: set[tuple[Path, str]] = set()
+        problems += [*of_table, *_same_files(path, rows)]
+        reported: set[_ImageKey] = set()
         for row in rows:
-            image = (row.path, row.modality)
+            image = _image(row)
             if image in reported:
                 continue
             reported.add(image)
@@ -58,10 +59,10 @@ def check_tables(
                 found[image] = _check_image(*image)
                 if progress is not None:
                     progress(len(found), total)
-            of_image, synthetic = found[image]
+            of_image, mark = found[image]
             trains_generator = isinstance(row, ImageRow)
-            if synthetic and trains_generator and not allow_synthetic:
-                of_image = [*of_image, Problem(str(row.path), _SYNTHETIC)]
+            if mark and trains_generator and not allow_synthetic:
+                of_image = [*of_image, Problem(str(row.path), _SYNTHETIC.format(mark))]
             key = "path" if trains_generator else "image_path"
             problems += (
                 replace(problem, source=str(path), reason=f"{row.file!r} {problem.reason}", row=row.row, key=key)
@@ -84,11 +85,34 @@ def _read_table(
     return dataset.problems, [*dataset.rows]
 
 
-def _check_image(path: Path, modality: str) -> tuple[list[Problem], bool]:
-    """What is wrong with one image file, and whether it is marked as generated."""
+def _image(row: ImageRow | RatingRow) -> _ImageKey:
+    return row.path, row.modality, row.volume
+
+
+def _same_files(table: Path, rows: Iterable[ImageRow | RatingRow]) -> list[Problem]:
+    """A warning for each file that a table names in several ways, by links: its image counts more than once."""
+    first: dict[tuple[int, int], ImageRow | RatingRow] = {}
+    told: set[Path] = set()
+    problems = []
+    for row in rows:
+        try:
+            status = row.path.stat()
+        except OSError:  # reading it says why
+            continue
+        known = first.setdefault((status.st_dev, status.st_ino), row)
+        if known.path != row.path and row.path not in told:
+            told.add(row.path)
+            reason = f"{row.file!r} is the same file as {known.file!r} on line {known.row}, by a link"
+            key = "path" if isinstance(row, ImageRow) else "image_path"
+            problems.append(Problem(str(table), reason, row.row, key, "warning"))
+    return problems
+
+
+def _check_image(path: Path, modality: str, volume: int | None) -> tuple[list[Problem], str]:
+    """What is wrong with one image, and what marks it as generated."""
     try:
-        image = read_image(path, modality)
+        image = read_image(path, modality, volume)
     except InputError as error:
-        return error.problems, False
+        return error.problems, ""
     warnings = [Problem(str(path), f"was read, but {warning}", severity="warning") for warning in image.warnings]
-    return warnings, image.synthetic
+    return warnings, image.mark

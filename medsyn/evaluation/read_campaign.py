@@ -80,8 +80,8 @@ def read_real(config: Config, tick: Tick) -> tuple[RealImages, list[Missing]]:
     real.patients_known = all(row.patient_id is not None for row in rows)
     missing = []
     for modality in config.data.modalities:
-        files = {row.path: row for row in reversed(rows) if row.modality == modality}  # a file's first row
-        members = sorted(files.values(), key=lambda row: row.row)
+        images = {(row.path, row.volume): row for row in reversed(rows) if row.modality == modality}  # its first row
+        members = sorted(images.values(), key=lambda row: row.row)
         if not members:
             missing.append(Missing("the data set", f"it has no images of {modality}"))
             continue
@@ -102,7 +102,7 @@ def _read_rows(config: Config, rows: Sequence[ImageRow], real: RealImages, tick:
     for row in kept:
         tick()
         try:
-            pixels = fit_square(read_image(row.path, row.modality).pixels, config.data.resolution)
+            pixels = fit_square(read_image(row.path, row.modality, row.volume).pixels, config.data.resolution)
         except InputError:
             real.unreadable += 1
             continue

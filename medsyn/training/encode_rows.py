@@ -57,15 +57,17 @@ def encode_rows(
     resolution, weights = config.data.resolution, weights_fingerprint(config.model_paths.stable_diffusion)
 
     def key_of(row: Row) -> str:
-        key = image_key(hashes[row.path] or str(row.path), row.modality, resolution, weights, allow_synthetic)
+        file = hashes[row.path] or str(row.path)
+        key = image_key(file, row.modality, row.volume, resolution, weights, allow_synthetic)
         return disk.fingerprint([*variant, key]) if variant else key
 
     def compute(row: Row) -> dict[str, Tensor]:
         if not hashes[row.path]:
             raise InputError(row.path, "cannot be read")
-        image = read_image(row.path, row.modality)
+        image = read_image(row.path, row.modality, row.volume)
         if image.synthetic and not allow_synthetic:
-            raise InputError(row.path, "is marked as generated; data.allow_synthetic=true allows training on it")
+            reason = f"is marked as generated ({image.mark}); data.allow_synthetic=true allows training on it"
+            raise InputError(row.path, reason)
         pixels = np.ascontiguousarray(fit_square(image.pixels, resolution).transpose(2, 0, 1))
         return encode(image, torch.from_numpy(pixels)[None])
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
@@ -14,6 +18,7 @@ from medsyn.data.check import check_tables
 from medsyn.data.images.read import SYNTHETIC_KEY, Image
 from medsyn.data.prompts.formats import table_kind
 from medsyn.errors import Problem
+from tests.data.images.test_dicom import ct, write
 
 
 @pytest.fixture
@@ -84,9 +89,9 @@ def test_an_image_is_read_once_and_told_once_per_table(folder: Path, monkeypatch
     read = []
     real = check.read_image
 
-    def counting(path: Path, modality: str) -> Image:
+    def counting(path: Path, modality: str, volume: int | None) -> Image:
         read.append(path.name)
-        return real(path, modality)
+        return real(path, modality, volume)
 
     monkeypatch.setattr(check, "read_image", counting)
     tables = [dataset(folder, "a.png", "cut.png", "cut.png"), ratings(folder, "cut.png", "a.png", "cut.png")]
@@ -97,9 +102,57 @@ def test_an_image_is_read_once_and_told_once_per_table(folder: Path, monkeypatch
     assert seen == [(1, 2), (2, 2)]
 
 
+def test_an_image_of_another_generator_is_told_with_its_mark(folder: Path) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("parameters", "CT: chest\nSteps: 20, Sampler: Euler a")
+    PillowImage.open(folder / "a.png").save(folder / "web.png", pnginfo=text)
+    [(_, row, reason)] = errors(check_tables([dataset(folder, "a.png", "web.png")]))
+    assert row == 3 and "(PNG text 'parameters')" in reason
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_one_image_under_two_names_is_told_once(folder: Path, link: Callable[[Path, Path], None]) -> None:
+    link(folder / "again.png", folder / "a.png")
+    found = check_tables([dataset(folder, "a.png", "b.jpg", "again.png", "again.png")])
+    reason = "'again.png' is the same file as 'a.png' on line 2, by a link"
+    [problem] = [problem for problem in found if problem.reason == reason]
+    assert (problem.severity, problem.row, problem.key) == ("warning", 4, "path")
+    assert check_tables([dataset(folder, "a.png"), ratings(folder, "again.png", "b.jpg")]) == []
+
+
+def test_a_pipe_and_a_socket_do_not_hang_the_check(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(folder / "pipe.png")
+    monkeypatch.chdir(folder)  # a socket's path is short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.png")
+        found = errors(check_tables([dataset(folder, "a.png", "pipe.png", "socket.png", "null.png")]))
+    assert [(row, "regular file" in reason) for _, row, reason in found] == [(3, True), (4, True), (5, False)]
+
+
+def test_dicom_of_an_archive_needs_no_ending(folder: Path) -> None:
+    for name in ("IM000001", "1.2.840.10008.17"):
+        write(folder / name, ct())
+    (folder / "README").write_text("these are images\n")
+    table = dataset(folder, "IM000001", "1.2.840.10008.17", "README")
+    [(_, row, reason)] = errors(check_tables([table]))
+    assert row == 4 and "does not have the name of an image" in reason
+
+
+def test_each_volume_of_a_file_is_an_image_of_its_own(folder: Path) -> None:
+    values = np.random.default_rng(1).integers(0, 999, (20, 20, 5, 2)).astype(np.int16)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), folder / "mri.nii")
+    rows = [f"mri.nii,MRI: contrast {number},MRI,{number}" for number in ("1", "2", "3", "0", "x", "")]
+    (folder / "data.csv").write_text("\n".join(["path,Text,modality,volume", *rows]) + "\n")
+    found = {problem.row: problem for problem in check_tables([folder / "data.csv"])}
+    assert sorted(found) == [4, 5, 6, 7]
+    assert "has no volume 3: it has 2" in found[4].reason
+    assert found[5].key == found[6].key == "volume" and "'x' is not the number of a volume" in found[6].reason
+    assert found[7].severity == "warning" and "column 'volume' (1 to 2)" in found[7].reason
+
+
 def test_warnings_of_the_reader_are_warnings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    image = Image(np.zeros((16, 16, 1), np.float32), (), ("one thing is odd",), False)
-    monkeypatch.setattr(check, "read_image", lambda path, modality: image)
+    image = Image(np.zeros((16, 16, 1), np.float32), (), ("one thing is odd",))
+    monkeypatch.setattr(check, "read_image", lambda path, modality, volume: image)
     [problem] = check_tables([dataset(folder, "a.png")])
     assert problem.severity == "warning" and "a.png" in problem.reason and "one thing is odd" in problem.reason
 

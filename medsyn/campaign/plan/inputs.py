@@ -183,10 +183,10 @@ def check(
         problems += _left_out(prompts)
     problems += check_negative(config)
     problems += _check_split(resolved, images)
-    rated = {(row.path, row.modality) for row in ratings}
+    rated = {(row.path, row.volume, row.modality) for row in ratings}
     counts: dict[str, Counter[str]] = {
         "images": Counter(row.modality for row in images if row.modality in modalities),
-        "rated images": Counter(modality for _, modality in rated if modality in modalities),
+        "rated images": Counter(modality for *_, modality in rated if modality in modalities),
         "ratings": Counter(row.modality for row in ratings if row.modality in modalities),
         "prompts": prompts.counts,
     }

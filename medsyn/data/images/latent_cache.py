@@ -22,7 +22,7 @@ from medsyn import disk
 from medsyn.errors import InputError
 from medsyn.stage import Control
 
-READER_VERSION = 1  # raise it when `read_image` or `fit_square` give different pixels for the same file
+READER_VERSION = 2  # raise it when `read_image` or `fit_square` give different pixels for the same file
 _SHARD_ENTRIES = 256  # the most computed entries that a kill can cost
 _SUFFIX = ".safetensors"
 
@@ -30,9 +30,12 @@ Source = TypeVar("Source")
 logger = logging.getLogger(__name__)
 
 
-def image_key(file_sha256: str, modality: str, resolution: int, weights: str, allow_synthetic: bool) -> str:
+def image_key(
+    file_sha256: str, modality: str, volume: int | None, resolution: int, weights: str, allow_synthetic: bool
+) -> str:
     """The key of one image's latents. `allow_synthetic` is part of it because it decides which images pass."""
-    return disk.fingerprint(["image", READER_VERSION, file_sha256, modality, resolution, weights, allow_synthetic])
+    parts = [file_sha256, modality, volume, resolution, weights, allow_synthetic]
+    return disk.fingerprint(["image", READER_VERSION, *parts])
 
 
 def caption_key(caption: str, weights: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import unicodedata
 from pathlib import Path
@@ -12,6 +13,7 @@ from medsyn.errors import InputError
 from medsyn.text import closest
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".nii", ".nii.gz")
+_ARCHIVE_NAME = re.compile(r"[^.]+|.*\.(\d+|ima)", re.IGNORECASE)  # of DICOM: IM000001, a UID; its content decides
 
 
 class Refused(Exception):
@@ -54,7 +56,7 @@ class DataFolder:
             kind = self._kind_behind(path)
         if kind != "file":
             raise Refused("is a directory, not a file" if kind == "folder" else "is not a regular file")
-        if not name.lower().endswith(IMAGE_SUFFIXES):
+        if not name.lower().endswith(IMAGE_SUFFIXES) and not _ARCHIVE_NAME.fullmatch(name):
             raise Refused(f"is not an image; supported are {', '.join(IMAGE_SUFFIXES)}")
         return path
 

@@ -38,6 +38,8 @@ __all__ = [
     "read_ratings",
 ]
 
+_MAX_VOLUME = 2**15 - 1  # the limit of NIfTI-1
+
 Row = TypeVar("Row")
 
 
@@ -51,6 +53,7 @@ class ImageRow:
     text: str  # with its modality prefix
     modality: str
     patient_id: str | None
+    volume: int | None = None  # of a 4-D NIfTI file, from 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class RatingRow:
     modality: str
     expert_level: int  # 1 to 3
     prompt: str
+    volume: int | None = None  # of a 4-D NIfTI file, from 1
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class InputTable(Generic[Row]):
 def read_dataset(
     path: str | Path, root: str | Path | None = None, modality_column: str = "modality"
 ) -> InputTable[ImageRow]:
-    """Read the data set: columns `path`, `Text`, `modality`, and `patient_id` (or `patient`) if known.
+    """Read the data set: columns `path`, `Text`, `modality`, and `patient_id` (or `patient`) and `volume` if known.
 
     Args:
         path: the CSV file.
@@ -104,25 +108,27 @@ def read_dataset(
     folder, faults = DataFolder(root or path.parent), Faults(str(path))
     settings = {modality_column: "data.modality_column"}
     rows: list[ImageRow] = []
-    seen: set[tuple[str, str, str]] = set()
-    seen_files: set[str] = set()
-    records = csv_records(faults, path, ("path", "Text", modality_column), ("patient_id", "patient"), settings)
-    for line, (written, caption, name, patient_id, patient) in records:
+    seen: set[tuple[str, int | None, str, str]] = set()
+    seen_images: set[tuple[str, int | None]] = set()
+    optional = ("patient_id", "patient", "volume")
+    records = csv_records(faults, path, ("path", "Text", modality_column), optional, settings)
+    for line, (written, caption, name, patient_id, patient, number) in records:
         file = _check_file(faults, line, "path", written, folder)
+        volume = _check_volume(faults, line, number)
         modality = check_modality(faults, line, modality_column, name)
         checked = check_text(faults, line, "Text", caption, modality)
-        if file is None or modality is None or checked is None:
+        if file is None or volume == 0 or modality is None or checked is None:
             continue
-        key = (str(file), checked, modality)
+        key = (str(file), volume, checked, modality)
         if key in seen:
             faults.warn(line, None, "repeats an earlier row; only the first is kept")
             continue
-        if key[0] in seen_files:
+        if key[:2] in seen_images:
             faults.warn(line, "path", "the same image as in an earlier row, with a different text or modality")
         seen.add(key)
-        seen_files.add(key[0])
+        seen_images.add(key[:2])
         known = next((name for name in (patient_id, patient) if not says_nothing(name)), None)
-        rows.append(ImageRow(line, folder.name(file), file, checked, modality, known))
+        rows.append(ImageRow(line, folder.name(file), file, checked, modality, known, volume))
     return _table(path, rows, faults, folder)
 
 
@@ -144,7 +150,7 @@ def modalities_of(path: str | Path, modality_column: str = "modality") -> list[s
 
 
 def read_ratings(path: str | Path, root: str | Path | None = None) -> InputTable[RatingRow]:
-    """Read expert ratings: columns `image_path`, `rating`, `modality`, `expert_level`, `prompt`.
+    """Read expert ratings: columns `image_path`, `rating`, `modality`, `expert_level`, `prompt`, and `volume` if known.
 
     Ratings (1 poor, 2 acceptable, 3 excellent) and expert levels are the integers 1 to 3; 2.5 is refused, not rounded.
 
@@ -157,15 +163,16 @@ def read_ratings(path: str | Path, root: str | Path | None = None) -> InputTable
     folder, faults = DataFolder(root or path.parent), Faults(str(path))
     rows: list[RatingRow] = []
     columns = ("image_path", "rating", "modality", "expert_level", "prompt")
-    for line, (written, grade, name, level, prompt) in csv_records(faults, path, columns):
+    for line, (written, grade, name, level, prompt, number) in csv_records(faults, path, columns, ("volume",)):
         file = _check_file(faults, line, "image_path", written, folder)
+        volume = _check_volume(faults, line, number)
         rating = _check_grade(faults, line, "rating", grade)
         modality = check_modality(faults, line, "modality", name)
         expert_level = _check_grade(faults, line, "expert_level", level)
         checked = check_text(faults, line, "prompt", prompt, modality)
-        if file is None or rating is None or modality is None or expert_level is None or checked is None:
+        if file is None or volume == 0 or rating is None or modality is None or expert_level is None or checked is None:
             continue
-        rows.append(RatingRow(line, folder.name(file), file, rating, modality, expert_level, checked))
+        rows.append(RatingRow(line, folder.name(file), file, rating, modality, expert_level, checked, volume))
     if rows and len({row.rating == 1 for row in rows}) == 1:
         missing = "no row is rated 1 (poor)" if rows[0].rating > 1 else "no row is rated 2 or 3 (good)"
         faults.refuse_file(None, "rating", f"cannot train the Selector, which needs both kinds: {missing}")
@@ -198,4 +205,14 @@ def _check_grade(faults: Faults, row: int, key: str, written: str) -> int | None
     if written not in ("1", "2", "3"):
         faults.error(row, key, f"{show(written)} is not 1, 2 or 3 (whole numbers only)")
         return None
+    return int(written)
+
+
+def _check_volume(faults: Faults, row: int, written: str) -> int | None:
+    """Which volume of its file a row is about, None if it does not say, 0 if it is wrong."""
+    if not written:
+        return None
+    if not written.isdecimal() or not 0 < int(written) <= _MAX_VOLUME:
+        faults.error(row, "volume", f"{show(written)} is not the number of a volume: 1, 2, ...")
+        return 0
     return int(written)

@@ -155,17 +155,18 @@ def test_progress_is_told(tmp_path: Path) -> None:
 
 
 def test_every_part_of_a_key_counts() -> None:
-    base = ("sha", "CT", 256, "weights", False)
-    others = [("sha2", *base[1:]), ("sha", "MRI", *base[2:]), (*base[:2], 512, *base[3:]), (*base[:3], "w2", False)]
-    keys = {image_key(*arguments) for arguments in (base, *others, (*base[:4], True))}
-    assert len(keys) == 6
+    base = ("sha", "CT", None, 256, "weights", False)
+    others = [
+        (*base[:place], other, *base[place + 1 :]) for place, other in enumerate(("2", "MRI", 1, 512, "w2", True))
+    ]
+    assert len({image_key(*arguments) for arguments in (base, *others)}) == 7
     assert len({caption_key("a", "w"), caption_key("b", "w"), caption_key("a", "v"), caption_key("", "w")}) == 4
 
 
 def test_another_reader_version_is_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = image_key("sha", "CT", 256, "weights", False)
+    before = image_key("sha", "CT", None, 256, "weights", False)
     monkeypatch.setattr(cache_module, "READER_VERSION", 999)
-    assert image_key("sha", "CT", 256, "weights", False) != before
+    assert image_key("sha", "CT", None, 256, "weights", False) != before
 
 
 def test_a_shard_is_an_ordinary_safetensors_file_of_content_keys_only(tmp_path: Path) -> None:
