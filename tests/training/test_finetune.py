@@ -384,7 +384,7 @@ def test_images_are_encoded_once_and_captions_embedded_once(
     encode, embed, read_image = AutoencoderKL.encode, SyntheticSystem.embed, encode_rows.read_image
     monkeypatch.setattr(AutoencoderKL, "encode", lambda self, x: (encoded.append(len(x)), encode(self, x))[1])
     monkeypatch.setattr(SyntheticSystem, "embed", lambda self, text: (embedded.append(text), embed(self, text))[1])
-    monkeypatch.setattr(encode_rows, "read_image", lambda path, m: (read.append(path), read_image(path, m))[1])
+    monkeypatch.setattr(encode_rows, "read_image", lambda path, *more: (read.append(path), read_image(path, *more))[1])
     config = training(weights, table)
     run(config, tmp_path)  # 24 samples: three epochs
 
