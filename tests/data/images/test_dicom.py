@@ -277,6 +277,13 @@ def test_the_stored_bits_are_where_high_bit_says(tmp_path: Path, syntax: Any, sh
     assert image.steps[0] == f"bits: {shift} to {11 + shift} of 16" and not image.warnings
 
 
+def test_a_stream_of_the_stored_bits_alone_has_them_lowest(tmp_path: Path) -> None:
+    data = make()
+    data.compress(JPEG2000Lossless)
+    data.HighBit = 15
+    np.testing.assert_array_equal(read(tmp_path, data).pixels, read(tmp_path, make()).pixels)
+
+
 def test_a_high_bit_that_the_values_contradict_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"bits 4 to 15, but they are in bits 0 to 11.* HighBit"):
         read(tmp_path, make(HighBit=15))
