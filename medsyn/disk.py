@@ -269,6 +269,14 @@ def is_running(process: int) -> bool:
     return True
 
 
+def why_not_a_file(mode: int) -> str:
+    """What a message says of something that is no regular file, by its `st_mode`."""
+    if stat.S_ISDIR(mode):
+        return "is a directory, not a file"
+    kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    return f"is not a regular file but {kinds.get(stat.S_IFMT(mode), 'a device')}"
+
+
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes, read in chunks."""
     digest = hashlib.sha256()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -61,5 +60,10 @@ def _exif_mark(opened: PillowImage.Image) -> str:
 
 def _source_type(path: Path) -> str:
     """C2PA and XMP name it in plain text, wherever in the file they are."""
-    with path.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
-        return "the source type trainedAlgorithmicMedia" if content.find(_C2PA) >= 0 else ""
+    end = b""
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            if _C2PA in end + piece:
+                return "the source type trainedAlgorithmicMedia"
+            end = piece[-len(_C2PA) :]
+    return ""

@@ -12,6 +12,7 @@ from pathlib import Path
 from medsyn.data.images.generator_marks import SYNTHETIC_KEY
 from medsyn.data.images.pixels import Image, Record
 from medsyn.data.images.raster import read_raster
+from medsyn.disk import why_not_a_file
 
 __all__ = ["SYNTHETIC_KEY", "Image", "read_image"]
 
@@ -39,13 +40,6 @@ _SIGNATURES = {
 _NIFTI_STARTS = [size.to_bytes(4, order) for size in (348, 540) for order in ("little", "big")]
 
 
-_KINDS = {
-    stat.S_IFDIR: "is a directory",
-    stat.S_IFIFO: "is not a regular file but a named pipe",
-    stat.S_IFSOCK: "is not a regular file but a socket",
-    stat.S_IFCHR: "is not a regular file but a device",
-    stat.S_IFBLK: "is not a regular file but a device",
-}
 _POINTERS = {  # what version control leaves in the place of a file that was not fetched
     b"version https://git-lfs.github.com/spec/": "is a Git LFS pointer, not the image itself; run `git lfs pull`",
     b"/annex/objects/": "is a git-annex pointer, not the image itself; run `git annex get`",
@@ -100,7 +94,7 @@ def _head(record: Record) -> bytes:
     try:
         mode = record.path.stat().st_mode
         if not stat.S_ISREG(mode):
-            raise record.refuse(_KINDS.get(stat.S_IFMT(mode), "is not a regular file"))
+            raise record.refuse(why_not_a_file(mode))
         with record.path.open("rb") as stream:
             head = stream.read(132)
     except OSError as error:

@@ -9,6 +9,7 @@ import unicodedata
 from pathlib import Path
 
 from medsyn.data.tables.row_errors import show
+from medsyn.disk import why_not_a_file
 from medsyn.errors import InputError
 from medsyn.text import closest
 
@@ -55,7 +56,7 @@ class DataFolder:
         if kind == "link":
             kind = self._kind_behind(path)
         if kind != "file":
-            raise Refused("is a directory, not a file" if kind == "folder" else "is not a regular file")
+            raise Refused(_not_a_file(path))
         if not name.lower().endswith(IMAGE_SUFFIXES) and not _ARCHIVE_NAME.fullmatch(name):
             raise Refused(f"is not an image; supported are {', '.join(IMAGE_SUFFIXES)}")
         return path
@@ -131,3 +132,10 @@ def _kind(entry: os.DirEntry[str]) -> str:
     if entry.is_symlink():
         return "link"
     return "file" if entry.is_file() else "folder" if entry.is_dir() else "other"
+
+
+def _not_a_file(path: Path) -> str:
+    try:
+        return why_not_a_file(path.stat().st_mode)
+    except OSError:  # gone since the directory was listed
+        return "is not a regular file"
