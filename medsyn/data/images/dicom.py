@@ -69,7 +69,8 @@ _TAGS: list[Any] = [
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
     *OVERLAY_POSITIONS,
 ]
-_NO_PICTURES = (SegmentationStorage, RTDoseStorage)  # their pixels are a mask or a dose
+_LABEL_MAP = UID("1.2.840.10008.5.1.4.1.1.66.7")  # not in pydicom's dictionary
+_NO_PICTURES = (SegmentationStorage, _LABEL_MAP, RTDoseStorage)  # their pixels are a mask or a dose
 _PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 _OTHER_MODALITIES = ("US", "NM", "PT", "ES", "SM")  # named in a warning; any other code is not quoted
 
@@ -175,6 +176,7 @@ def _check_header(record: Record, header: Dataset, part10: bool) -> None:
     """Refuse what is not a picture, by the name of its SOP class, and pictures of an absurd size."""
     kind = UID(str(header.get("SOPClassUID", "")))
     known = kind.name if kind.name != kind else "of an unknown SOP class"
+    known = "Label Map Segmentation Storage" if kind == _LABEL_MAP else known
     if not part10 and kind.name == kind:
         raise record.refuse("is not DICOM: it has no DICM preamble and no known SOP class")
     if kind in _NO_PICTURES:

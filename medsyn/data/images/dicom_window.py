@@ -137,8 +137,7 @@ def _look_up(table: Dataset, values: np.ndarray) -> tuple[np.ndarray, int]:
     Not by pydicom: it computes in the type of the table, so a table of 8 bits wraps around at input 256.
     """
     entries, first, bits = (int(part) for part in table.LUTDescriptor)
-    entries &= 0xFFFF  # where the pixels are signed, all three may be written as signed
-    if first >= 2**15 and values.min() < 0:
+    if first >= 2**15 and values.min() < 0:  # written as unsigned beside signed pixels
         first -= 2**16
     if not 1 <= bits <= 16:
         raise ValueError("LUTDescriptor")

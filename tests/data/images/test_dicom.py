@@ -587,6 +587,11 @@ def test_a_modality_that_contradicts_the_table_is_told(
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 
+def test_a_label_map_is_refused_though_pydicom_does_not_know_its_class(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Label Map Segmentation Storage"):
+        read(tmp_path, make(SOPClassUID="1.2.840.10008.5.1.4.1.1.66.7"))
+
+
 @pytest.mark.parametrize("sop_class", [BasicTextSRStorage, RTDoseStorage, SegmentationStorage])
 def test_what_is_no_picture_is_refused_by_the_name_of_its_sop_class(tmp_path: Path, sop_class: Any) -> None:
     data = make(SOPClassUID=sop_class)
