@@ -3,10 +3,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from medsyn import disk
+from medsyn.config import validate
 from medsyn.data.tables.split import is_held_out
 from medsyn.evaluation import generated, read_campaign
 from medsyn.stage import Saved
@@ -49,6 +51,16 @@ def test_an_empty_directory_misses_everything_by_task_name(builder: Builder) -> 
         "generate ct-00000": ["2 baseline images of CT", "2 filtered images of CT"],
         "generate ct-00001": ["1 baseline image of CT", "1 filtered image of CT"],
     }
+
+
+def test_each_volume_of_a_file_is_a_real_image(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 999, (20, 20, 3, 2)).astype(np.int16)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "mri.nii")
+    rows = "".join(f"mri.nii,MRI: contrast {number},MRI,{number}\n" for number in (1, 2, 2))
+    (tmp_path / "data.csv").write_text(f"path,Text,modality,volume\n{rows}")
+    config = validate({"data": {"table": str(tmp_path / "data.csv"), "modalities": ["MRI"]}}, "test")
+    real, missing = read_campaign.read_real(config, nothing)
+    assert missing == [] and real.counts == {"MRI": 2} and real.unreadable == 0
 
 
 def test_a_missing_block_is_named_by_the_shard_that_owns_it(builder: Builder) -> None:
