@@ -32,8 +32,9 @@ CHEAP = [
     *("finetune.max_train_steps=2", "training.max_epochs=1", "training.stage=1", "generation.num_candidates=1"),
     *("generation.max_attempts=1", "generation.batch_size=8", "generation.blocks_per_shard=50"),
 ]
-# Exit codes that say no more than how a campaign stands, by what the command has in it.
-EXPECTED_CODES = {" status ": 75}
+# Exit codes that say no more than how a campaign stands, by what the command has in it; what the scorers of the tests'
+# campaign learn in three epochs may let no image pass.
+EXPECTED_CODES = {" status ": 75, " --selector_checkpoint ": 70}
 
 _UV = """#!/bin/sh
 # Stands for uv: this environment is the one that uv made.
