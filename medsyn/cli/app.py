@@ -120,15 +120,20 @@ def config_parser(program: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def load(args: argparse.Namespace) -> Config:
-    """The configuration that a command line of `config_parser` names."""
+def load(args: argparse.Namespace, tells: bool = False) -> Config:
+    """The configuration that a command line of `config_parser` names.
+
+    Args:
+        args: the command line.
+        tells: whether to print what the specification's names mean here, for the commands that begin something.
+    """
     if Path(args.config).is_dir():
         from medsyn.campaign.plan import inputs
 
         return inputs.of_directory(Path(args.config), args.overrides)
     from medsyn import config
 
-    return config.load(args.config, args.overrides)
+    return config.load(args.config, args.overrides, tell=show_problems if tells else None)
 
 
 def open_campaign(args: argparse.Namespace) -> Campaign:

@@ -39,7 +39,7 @@ def plan(program: str, arguments: Sequence[str]) -> int:
     from medsyn.campaign.slurm import check, submit
     from medsyn.campaign.slurm import show as queue_outline
 
-    loaded = app.load(args)
+    loaded = app.load(args, tells=True)
     with app.progress_bars() as progress:
         checked = prepare.check(loaded, progress)
     problems, arrays = list(checked.problems), None
@@ -80,7 +80,7 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
 
     from medsyn.campaign.state import locks
 
-    loaded = app.load(args)
+    loaded = app.load(args, tells=True)
     if resumes and not CampaignDirectory(loaded.campaign.path).campaign_file.exists():
         raise app.not_submitted(args)
     site = _require_site(loaded) if args.cluster == "slurm" else None

@@ -115,9 +115,9 @@ def _make(generator: Generator, wanted: Wanted, output: Path) -> int:
 # argument: metavar of its flag, and help
 _HELP = {
     "prompts": ("PROMPT", "what the images show (BASE_PROMPT)"),
-    "model": ("MODEL", "`embedded` (the default), a diffusers directory or a hub id"),
+    "model": ("MODEL", "`embedded` (the default), a diffusers directory or a hub id (MODEL_NAME)"),
     "finetuned": ("DIR", "directory with a fine-tuned unet/"),
-    "device": ("DEVICE", "auto (the default), cpu or cuda:N"),
+    "device": ("DEVICE", "auto (the default), cpu or cuda:N (DEVICE)"),
     "precision": ("PRECISION", f"{', '.join(get_args(Precision))}; auto by default"),
     "count": ("N", "images (NUM_IMAGES; 1)"),
     "num_inference_steps": ("N", "25 by default"),
@@ -137,7 +137,13 @@ _HELP = {
     "max_attempts": ("N", "filter: most candidates per image (10)"),
 }
 _NUMBERS = ("N", "X", "PIXELS")  # metavars
-_ENVIRONMENT = {"prompts": "BASE_PROMPT", "count": "NUM_IMAGES", "output_dir": "E2E_OUTPUT_DIR"}
+_ENVIRONMENT = {
+    "prompts": "BASE_PROMPT",
+    "count": "NUM_IMAGES",
+    "model": "MODEL_NAME",
+    "device": "DEVICE",
+    "output_dir": "E2E_OUTPUT_DIR",
+}
 _FLAG_OF_COLUMN = {"n": "--img_num"}  # prompt-list columns whose flags have another name
 
 

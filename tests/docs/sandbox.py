@@ -21,6 +21,7 @@ from pathlib import Path
 import yaml
 
 from medsyn import config as configuration
+from medsyn import specification
 from tests.docs.pages import Block
 from tests.helpers.paths import ROOT
 from tests.helpers.slurm_cluster import FOREIGN
@@ -141,7 +142,7 @@ class Sandbox:
         own = {
             key: value
             for key, value in os.environ.items()
-            if not key.startswith(FOREIGN) and key not in configuration.ENVIRONMENT
+            if not key.startswith(FOREIGN) and key not in specification.ENVIRONMENT
         }
         path = [str(self.programs), str(Path(sys.executable).parent), os.environ["PATH"]]
         ours = {
