@@ -366,6 +366,8 @@ for _side in (_Loader, _Dumper):
 def _parse_yaml(text: str, source: str, key: str | None = None) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise InputError(source, "is nested too deeply", key=key) from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark and key is None else None

@@ -187,6 +187,12 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
         config.load(path, environment={})
 
 
+@pytest.mark.parametrize("text", ["[" * 5000, "".join(" " * depth + "a:\n" for depth in range(1500))])
+def test_a_file_that_is_nested_too_deeply_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match=r"campaign\.yaml: is nested too deeply"):
+        config.load(write(tmp_path, text), environment={})
+
+
 @pytest.mark.parametrize(("text", "value"), [("0", False), ("1", True), ("TRUE", True), ("False", False)])
 def test_environment_switches(tmp_path: Path, text: str, value: bool) -> None:
     assert config.load(write(tmp_path, ""), [], {"USE_EMA": text}).finetune.use_ema is value

@@ -76,7 +76,7 @@ def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+    except (PermissionError, FileNotFoundError, NotADirectoryError, disk.NotAFile) as error:
         print(f"{program}: {_place(error)}: {error.strerror}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except BrokenPipeError:  # the reader, say `head`, has seen enough
