@@ -534,8 +534,8 @@ def load(
 
     Args:
         path: YAML file, UTF-8.
-        overrides: `key=value` strings. A text key takes its value verbatim (`null` or nothing is None where the key
-            may be None); every other value is read as YAML.
+        overrides: one or more `key=value` strings. A text key takes its value verbatim (`null` or nothing is None
+            where the key may be None); every other value is read as YAML.
         environment: where the specification's variables are looked up; `os.environ` unless given. Values are read
             like overrides, but a boolean is 0, 1, true or false; an empty variable counts as unset.
         tell: called with warnings about names of the specification that are others here, or of no use.
@@ -550,6 +550,7 @@ def load(
         told.append(Problem(f"environment variable {name}", f"is not used: {reason}", severity="warning"))
     if tell is not None:
         tell(told)
+    overrides = [overrides] if isinstance(overrides, str) else overrides
     return assemble(tree, str(path), overrides, environment)
 
 

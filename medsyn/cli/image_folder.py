@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsyn import disk
+from medsyn.cli import app
 from medsyn.data.modalities import split_prefix
 from medsyn.errors import InputError
 from medsyn.generation.block_store import MANIFEST
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 SHEET = "contact_sheet.png"
 SHEET_IMAGES = 100  # at most; of more images the newest
-_CAMPAIGNS = ("campaign.json", "ledger.jsonl")
 
 
 def check_folder(name: str) -> None:
@@ -32,15 +32,11 @@ def check_folder(name: str) -> None:
     if not name.strip():
         raise InputError(source, f"must name a directory, got {name!r}")
     try:
-        folders = (directory.absolute(), *directory.absolute().parents)
-        for folder in folders:
-            if any((folder / name).exists() for name in _CAMPAIGNS):
-                reason = f"{directory} is a campaign's directory or inside one ({folder}); choose another directory"
-                raise InputError(source, reason)
+        app.require_no_campaign(directory, source)
         if not all(_is_ours(record) for record in disk.read_jsonl(directory / MANIFEST)):
             reason = f"{directory / MANIFEST} was not written by this command; choose another directory"
             raise InputError(source, reason)
-        existing = next(folder for folder in folders if folder.exists())
+        existing = next(one for one in (directory, *directory.absolute().parents) if one.exists())
     except OSError as error:
         raise InputError(source, f"{directory!s:.100} cannot be written: {error.strerror}") from None
     if not existing.is_dir():

@@ -191,10 +191,11 @@ class _Parser(argparse.ArgumentParser):
     """Reports wrong flags in one line, and suggests a flag for a misspelt one."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise InputError."""
+        """End the program as argparse does, without the usage."""
         other, _, unknown = message.partition("unrecognized arguments: ")
         hints = [meant for word in unknown.split() if (meant := self.meant(word))] if not other else []
-        raise InputError("command line", message + (f"; did you mean {', '.join(hints)}?" if hints else ""))
+        hint = f"; did you mean {', '.join(hints)}?" if hints else ""
+        self.exit(app.EXIT_USAGE, f"{self.prog}: {message}{hint}\n")
 
     def meant(self, word: str) -> str | None:
         """The flag that a misspelt word most likely stands for."""

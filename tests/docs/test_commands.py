@@ -200,7 +200,7 @@ def check_pip(words: Words) -> None:
     dependencies = {re.split("[=<]", dependency)[0] for dependency in PROJECT["project"]["dependencies"]}
     packages = [word for word in words if not word.startswith("-")]
     assert packages[0] == "install"
-    assert set(packages[1:]) <= {*dependencies, "uv", "pytest", "scipy"}
+    assert set(packages[1:]) <= {*dependencies, "uv", "pytest", "pytest-xdist", "scipy"}
 
 
 def check_words(words: Words) -> None:

@@ -75,6 +75,8 @@ def campaign_settings(config: Config, modality: Any, mode: Any) -> Settings:
         InputError: the campaign has not made the models yet.
         BadNode: a GPU was assigned to this process but cannot be used.
     """
+    if not isinstance(config, Config):
+        raise InputProblems([Problem("config", f"must be a campaign's configuration, got {config!r:.100}")])
     found = weights.problems(config.model_paths.stable_diffusion)
     name = modality_of(found, modality)
     if mode not in get_args(Mode):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from medsyn.config import Config, load
 from medsyn.errors import InputError, InputProblems, Problem
-from medsyn.stage import CampaignDirectory
+from medsyn.stage import CampaignDirectory, campaign_above
 
 _MODELS = ("finetuned", "policy", "selector")
 
@@ -32,18 +33,8 @@ def campaign_of(given: Mapping[str, Any]) -> tuple[Path | None, str]:
     """The campaign directory with the UNet (else the Policy, else the Selector), and the argument that named it."""
     for argument in _MODELS:
         value = given.get(argument)
-        if isinstance(value, (str, Path)) and str(value).strip() and (directory := _campaign_above(Path(value))):
-            return directory, argument
+        if isinstance(value, (str, Path)) and str(value).strip():
+            with suppress(OSError):  # a name that is too long, say: told where the model is looked for
+                if directory := campaign_above(Path(value)):
+                    return directory, argument
     return None, ""
-
-
-def _campaign_above(path: Path) -> Path | None:
-    """The campaign directory that a path is in, or None."""
-    for folder in path.absolute().parents:
-        there = CampaignDirectory(folder)
-        try:
-            if there.campaign_file.is_file() and there.config.is_file():
-                return folder
-        except OSError:  # a name that is too long, say: told where the model is looked for
-            return None
-    return None
