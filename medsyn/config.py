@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,6 +29,7 @@ from pydantic import (
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.schedulers import MOST_GUIDANCE, TRAINING_STEPS, SchedulerName, wrong_steps
+from medsyn.specification import ENVIRONMENT, OTHER_KEYS, RENAMED, foreign_variables, translate
 from medsyn.text import closest, did_you_mean
 
 EMBEDDED = "embedded"  # model_paths.stable_diffusion: the tiny model that ships with medsyn
@@ -327,20 +328,6 @@ class Config(Section):
         return fingerprint(chosen)
 
 
-# The specification's environment variables and the key each one sets.
-ENVIRONMENT: dict[str, str] = {
-    "MODEL_NAME": "model_paths.stable_diffusion",
-    "DATASET_NAME": "data.table",
-    "RESOLUTION": "data.resolution",
-    "TRAIN_BATCH_SIZE": "finetune.train_batch_size",
-    "GRADIENT_ACCUMULATION_STEPS": "finetune.gradient_accumulation_steps",
-    "USE_8BIT_ADAM": "finetune.use_8bit_adam",
-    "USE_EMA": "finetune.use_ema",
-    "ENABLE_XFORMERS": "finetune.enable_xformers",
-    "BASE_PROMPT": "data.base_prompt",
-    "NUM_IMAGES": "generation.img_num",
-    "E2E_OUTPUT_DIR": "campaign.dir",
-}
 _SWITCH = {"0": False, "false": False, "1": True, "true": True}  # the specification writes its variables 0 and 1
 _COMMAND_LINE = "command line"
 
@@ -379,6 +366,8 @@ for _side in (_Loader, _Dumper):
 def _parse_yaml(text: str, source: str, key: str | None = None) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise InputError(source, "is nested too deeply", key=key) from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark and key is None else None
@@ -413,6 +402,12 @@ _FIELD_TYPES = dict(_field_types(Config))  # dotted key -> annotation
 
 
 def _unknown_key_reason(key: str, known: Iterable[str] = _FIELD_TYPES) -> str:
+    if key in RENAMED:
+        return f"is {RENAMED[key]} here"
+    if key in OTHER_KEYS:
+        return f"there is nothing to set: {OTHER_KEYS[key]}"
+    if any(f"{key}." in name for name in (*RENAMED, *OTHER_KEYS)):
+        return "is not a section here; docs/from-the-specification.md says what its keys are"
     return f"there is no such key{did_you_mean(key, known, cutoff=0.5)}"
 
 
@@ -529,21 +524,34 @@ def read_tree(path: Path, what: str = "configuration") -> dict[str, Any]:
     return tree
 
 
-def load(path: str | Path, overrides: Iterable[str] = (), environment: Mapping[str, str] | None = None) -> Config:
+def load(
+    path: str | Path,
+    overrides: Iterable[str] = (),
+    environment: Mapping[str, str] | None = None,
+    tell: Callable[[Iterable[Problem]], None] | None = None,
+) -> Config:
     """Read a campaign's configuration.
 
     Args:
         path: YAML file, UTF-8.
-        overrides: `key=value` strings. A text key takes its value verbatim (`null` or nothing is None where the key
-            may be None); every other value is read as YAML.
+        overrides: one or more `key=value` strings. A text key takes its value verbatim (`null` or nothing is None
+            where the key may be None); every other value is read as YAML.
         environment: where the specification's variables are looked up; `os.environ` unless given. Values are read
             like overrides, but a boolean is 0, 1, true or false; an empty variable counts as unset.
+        tell: called with warnings about names of the specification that are others here, or of no use.
 
     Raises:
         InputError: the file is missing, not UTF-8 or not YAML.
         InputProblems: everything that is wrong with its keys and values, and with those given elsewhere, at once.
     """
-    return assemble(read_tree(Path(path)), str(path), overrides, os.environ if environment is None else environment)
+    tree, environment = read_tree(Path(path)), os.environ if environment is None else environment
+    told = [Problem(str(path), what, key=key, severity="warning") for key, what in translate(tree)]
+    for name, reason in foreign_variables(environment):
+        told.append(Problem(f"environment variable {name}", f"is not used: {reason}", severity="warning"))
+    if tell is not None:
+        tell(told)
+    overrides = [overrides] if isinstance(overrides, str) else overrides
+    return assemble(tree, str(path), overrides, environment)
 
 
 def assemble(tree: dict[str, Any], place: str, overrides: Iterable[str], environment: Mapping[str, str]) -> Config:

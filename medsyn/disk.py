@@ -28,7 +28,11 @@ def make_directory(path: Path) -> Path:
     """Create `path` and its parents, readable by user and group only; return it."""
     for folder in [*reversed(path.parents), path]:
         if not folder.is_dir():
-            folder.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+            try:
+                folder.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+            except FileExistsError:
+                reason = "a symbolic link that leads nowhere" if folder.is_symlink() else "not a directory"
+                raise NotADirectoryError(errno.ENOTDIR, f"it is {reason}", str(folder)) from None
     return path
 
 
@@ -149,10 +153,18 @@ def is_own_file(path: Path) -> bool:
     return stat.S_ISREG(path.lstat().st_mode)
 
 
+def from_json(content: bytes | str) -> Any:
+    """The value of a JSON text; raises ValueError if it is none, or nested so deeply that it cannot be read."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_json(path: Path) -> Any:
-    """The JSON in `path`."""
+    """The JSON in `path`; raises as `open_file` and `from_json` do."""
     with open_file(path) as stream:
-        return json.loads(stream.read().decode())
+        return from_json(stream.read().decode())
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
@@ -178,7 +190,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     with open_file(path) as stream:
         for line in stream:
             try:
-                record = json.loads(line)
+                record = from_json(line)
             except ValueError:  # not JSON, or a character cut in two
                 continue
             if isinstance(record, dict):

@@ -16,6 +16,7 @@ from typing import Any
 from medsyn import disk
 
 BLOCKS_PER_PART = 1000  # directory entries stay few enough for any file system
+_OF_A_CAMPAIGN = ("campaign.json", "ledger.jsonl")
 STAGES = ("finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate")
 
 
@@ -36,6 +37,12 @@ class Task:
     name: str
     modality: str | None = None
     blocks: tuple[int, int] | None = None
+
+
+def campaign_above(path: Path) -> Path | None:
+    """The campaign directory that a path is, or is in; raises OSError if a name is too long, say."""
+    folders = (path.absolute(), *path.absolute().parents)
+    return next((one for one in folders if any((one / name).exists() for name in _OF_A_CAMPAIGN)), None)
 
 
 @dataclass(frozen=True)

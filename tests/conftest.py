@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-from medsyn.config import ENVIRONMENT
+from medsyn.specification import ENVIRONMENT, OTHER_VARIABLES
 from tests.helpers import bytecode
 from tests.helpers.once import once
 from tests.helpers.paths import SHARED_DATA
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def one_thread_and_clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ENVIRONMENT:
+    for name in (*ENVIRONMENT, *OTHER_VARIABLES):
         monkeypatch.delenv(name, raising=False)
     yield
 

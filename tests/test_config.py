@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from medsyn import config
+from medsyn import config, specification
 from medsyn.config import Config
 from medsyn.errors import InputError, InputProblems
 from tests.helpers.paths import ROOT
@@ -97,10 +97,10 @@ def test_later_wins_file_environment_command_line(tmp_path: Path) -> None:
 
 def test_environment_text_stays_text(tmp_path: Path) -> None:
     loaded = config.load(
-        write(tmp_path, ""), [], {"BASE_PROMPT": "Chest X-ray: normal lung fields", "E2E_OUTPUT_DIR": "12"}
+        write(tmp_path, ""), [], {"BASE_PROMPT": "Chest X-ray: normal lung fields", "DATASET_NAME": "12"}
     )
     assert loaded.data.base_prompt == "Chest X-ray: normal lung fields"
-    assert loaded.campaign.dir == "12"
+    assert loaded.data.table == "12"
 
 
 def test_a_bad_environment_value_is_an_error_not_a_default(tmp_path: Path) -> None:
@@ -187,6 +187,12 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
         config.load(path, environment={})
 
 
+@pytest.mark.parametrize("text", ["[" * 5000, "".join(" " * depth + "a:\n" for depth in range(1500))])
+def test_a_file_that_is_nested_too_deeply_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match=r"campaign\.yaml: is nested too deeply"):
+        config.load(write(tmp_path, text), environment={})
+
+
 @pytest.mark.parametrize(("text", "value"), [("0", False), ("1", True), ("TRUE", True), ("False", False)])
 def test_environment_switches(tmp_path: Path, text: str, value: bool) -> None:
     assert config.load(write(tmp_path, ""), [], {"USE_EMA": text}).finetune.use_ema is value
@@ -196,7 +202,7 @@ def test_environment_switches(tmp_path: Path, text: str, value: bool) -> None:
 @pytest.mark.parametrize("text", ["2", "yes", "off", "null", "[1"])
 def test_any_other_switch_is_an_error_naming_its_variable(tmp_path: Path, name: str, text: str) -> None:
     found = sources_of(write(tmp_path, ""), [], {name: text})
-    assert found == {config.ENVIRONMENT[name]: f"environment variable {name}"}
+    assert found == {specification.ENVIRONMENT[name]: f"environment variable {name}"}
 
 
 def test_a_problem_names_where_its_value_came_from(tmp_path: Path) -> None:

@@ -186,3 +186,17 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     ):
         stream.write("x")
     assert building.value.filename == str(tmp_path / "made")
+
+
+def test_what_is_nested_too_deeply_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        disk.read_json(tmp_path / "a.json")
+    assert list(disk.read_jsonl(tmp_path / "a.json")) == []
+
+
+@pytest.mark.parametrize("target", ["loop", "gone"])
+def test_a_directory_cannot_be_made_through_a_link_that_leads_nowhere(tmp_path: Path, target: str) -> None:
+    (tmp_path / "loop").symlink_to(target)
+    with pytest.raises(NotADirectoryError, match="leads nowhere"):
+        disk.make_directory(tmp_path / "loop" / "x")

@@ -19,11 +19,11 @@ def table_folders(campaign: Campaign) -> list[Path]:
     return list(shard_directories(campaign.directory, campaign.config.generation.modes, ranges))
 
 
-def read_manifest(campaign: str | Path) -> pd.DataFrame:
+def read_manifest(campaign: str | Path | Campaign) -> pd.DataFrame:
     """Every image that a campaign was asked for, a row each; of a running one those of the tasks that are done.
 
     Args:
-        campaign: its directory.
+        campaign: its directory, or the campaign as `open_campaign` returns it.
 
     Returns:
         The columns of docs/output.md, and the prompt list's further ones as text. `file` is the absolute path of the
@@ -32,17 +32,18 @@ def read_manifest(campaign: str | Path) -> pd.DataFrame:
     Raises:
         InputError: it is no campaign's directory, no task has made images yet, or a table is damaged.
     """
-    frame = _read(campaign, MANIFEST_TABLE)
-    root = Path(campaign).absolute() / "work" / "generate"
+    opened = _opened(campaign)
+    frame = _read(opened, MANIFEST_TABLE)
+    root = opened.directory.root / "work" / "generate"
     frame["file"] = frame["file"].map(lambda file: str(root / file), na_action="ignore")
     return frame
 
 
-def read_attempts(campaign: str | Path) -> pd.DataFrame:
+def read_attempts(campaign: str | Path | Campaign) -> pd.DataFrame:
     """Every candidate of a campaign's images, a row each: scores, whether it passed, and why it is not the image.
 
     Args:
-        campaign: its directory.
+        campaign: its directory, or the campaign as `open_campaign` returns it.
 
     Returns:
         The columns of docs/output.md.
@@ -50,17 +51,22 @@ def read_attempts(campaign: str | Path) -> pd.DataFrame:
     Raises:
         InputError: as `read_manifest` does.
     """
-    return _read(campaign, ATTEMPTS_TABLE)
+    return _read(_opened(campaign), ATTEMPTS_TABLE)
 
 
-def _read(root: str | Path, name: str) -> pd.DataFrame:
+def _opened(campaign: str | Path | Campaign) -> Campaign:
+    return campaign if isinstance(campaign, Campaign) else open_campaign(Path(campaign).absolute())
+
+
+def _read(campaign: Campaign, name: str) -> pd.DataFrame:
     import pandas as pd
     import pyarrow as pa
 
-    files = [folder / name for folder in table_folders(open_campaign(Path(root)))]
+    files = [folder / name for folder in table_folders(campaign)]
     present = [file for file in files if file.is_file()]
     if not present:
-        raise InputError(root, "no task has made its images yet; `medsyn status` says how far the campaign is")
+        reason = "no task has made its images yet; `medsyn status` says how far the campaign is"
+        raise InputError(campaign.directory.root, reason)
     # a seed does not fit into a float, which pandas would make of a whole number that may be missing
     nullable = {pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
     frame: pd.DataFrame = read_tables(present).to_pandas(types_mapper=nullable.get)

@@ -26,7 +26,8 @@ from medsyn.errors import (
     Problem,
     SlurmError,
 )
-from medsyn.stage import CampaignDirectory
+from medsyn.specification import ENVIRONMENT
+from medsyn.stage import CampaignDirectory, campaign_above
 from medsyn.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+    except (PermissionError, FileNotFoundError, NotADirectoryError, disk.NotAFile) as error:
         print(f"{program}: {_place(error)}: {error.strerror}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except BrokenPipeError:  # the reader, say `head`, has seen enough
@@ -120,22 +121,45 @@ def config_parser(program: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def load(args: argparse.Namespace) -> Config:
-    """The configuration that a command line of `config_parser` names."""
+def load(args: argparse.Namespace, tells: bool = False) -> Config:
+    """The configuration that a command line of `config_parser` names.
+
+    Args:
+        args: the command line.
+        tells: whether to print what the specification's names mean here, for the commands that begin something.
+    """
     if Path(args.config).is_dir():
         from medsyn.campaign.plan import inputs
 
+        if tells:
+            show_problems(_unread_variables(args.config))
         return inputs.of_directory(Path(args.config), args.overrides)
     from medsyn import config
 
-    return config.load(args.config, args.overrides)
+    return config.load(args.config, args.overrides, tell=show_problems if tells else None)
+
+
+def _unread_variables(directory: str) -> Iterator[Problem]:
+    """Warnings about variables that set a key, where a campaign's directory says all."""
+    for name, key in ENVIRONMENT.items():
+        if value := os.environ.get(name):
+            reason = f"is not used: {directory} has its settings; give {key}={value:.100}"
+            yield Problem(f"environment variable {name}", reason, severity="warning")
+
+
+def named(args: argparse.Namespace) -> list[str]:
+    """How a further command names the campaign; a directory needs no overrides once they have taken effect."""
+    return [args.config] if Path(args.config).is_dir() else [args.config, *args.overrides]
 
 
 def open_campaign(args: argparse.Namespace) -> Campaign:
     """The campaign that a command line of `config_parser` names; it must have been prepared."""
     from medsyn.campaign.state import campaign_file
 
-    if Path(args.config).is_dir() and not args.overrides:
+    if Path(args.config).is_dir():
+        if args.overrides:
+            reason = f"{args.overrides[0]} has no effect here: {args.config} has its settings"
+            raise InputError("command line", f"{reason}, which `{invocation.command('submit', [args.config])}` changes")
         return campaign_file.open_campaign(disk.absolute(args.config))
     directory = CampaignDirectory(load(args).campaign.path)
     if not directory.campaign_file.exists():
@@ -143,9 +167,16 @@ def open_campaign(args: argparse.Namespace) -> Campaign:
     return campaign_file.open_campaign(directory.root)
 
 
+def require_no_campaign(path: Path, source: str) -> None:
+    """Raise InputError if a path to write to is a campaign's directory or in one; OSError if it cannot be looked at."""
+    if (campaign := campaign_above(path)) is not None:
+        reason = f"{path} is a campaign's directory or inside one ({campaign}); choose another directory"
+        raise InputError(source, reason)
+
+
 def not_submitted(args: argparse.Namespace) -> InputError:
     """The error of a command that needs a campaign which has not been submitted."""
-    how = invocation.command("submit", [args.config, *args.overrides])
+    how = invocation.command("submit", named(args))
     return InputError(args.config, f"this campaign has not been submitted; run `{how}`")
 
 

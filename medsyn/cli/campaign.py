@@ -39,7 +39,7 @@ def plan(program: str, arguments: Sequence[str]) -> int:
     from medsyn.campaign.slurm import check, submit
     from medsyn.campaign.slurm import show as queue_outline
 
-    loaded = app.load(args)
+    loaded = app.load(args, tells=True)
     with app.progress_bars() as progress:
         checked = prepare.check(loaded, progress)
     problems, arrays = list(checked.problems), None
@@ -80,7 +80,7 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
 
     from medsyn.campaign.state import locks
 
-    loaded = app.load(args)
+    loaded = app.load(args, tells=True)
     if resumes and not CampaignDirectory(loaded.campaign.path).campaign_file.exists():
         raise app.not_submitted(args)
     site = _require_site(loaded) if args.cluster == "slurm" else None
@@ -88,7 +88,7 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
     only = campaign.plan.select(args.only) if resumes and args.only else None
     with locks.exclusive(campaign.directory.ledger, campaign.directory.root):
         if site is not None:
-            return _queue(campaign, site, only, [args.config, *args.overrides])
+            return _queue(campaign, site, only, app.named(args))
 
         from rich.console import Console
 
@@ -141,7 +141,7 @@ def cancel(program: str, arguments: Sequence[str]) -> int:
     count = campaign_cancel.launcher(directory, print) + campaign_cancel.jobs(directory, print)
     print("cancelled" if count else "nothing of this campaign is running or queued")
     where = "slurm" if submissions.read(directory.ledger) else "local"
-    print(f"next      to continue: {command('resume', [args.config, *args.overrides, '--cluster', where])}")
+    print(f"next      to continue: {command('resume', [*app.named(args), '--cluster', where])}")
     return EXIT_DONE
 
 
@@ -211,7 +211,7 @@ def _commands(args: argparse.Namespace, on_slurm: bool) -> Callable[[str], str]:
         name, *options = words.split()
         if name == "resume":
             options += ["--cluster", "slurm" if on_slurm else "local"]
-        return command(name, [args.config, *args.overrides, *options])
+        return command(name, [*app.named(args), *options])
 
     return typed
 

@@ -1,43 +1,42 @@
-"""The output directory for images of one prompt: whether it can be written, file names, the contact sheet."""
+"""The output directory for images of single prompts: whether it can be written, file names, what is there already.
+
+Commands one after the other add to it, each with names of its own; nothing is overwritten but the contact sheet.
+"""
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medsyn import disk
+from medsyn.cli import app
 from medsyn.data.modalities import split_prefix
 from medsyn.errors import InputError
 from medsyn.generation.block_store import MANIFEST
-from medsyn.records import ImageRecord
+from medsyn.records import ImageRecord, json_types
 
 if TYPE_CHECKING:
-    import numpy as np
+    from medsyn.cli.contact_sheet import Picture
+    from medsyn.generation.api.generator import GeneratedImage
 
 SHEET = "contact_sheet.png"
-SHEET_IMAGES = 100  # at most; of more images the first
-_CAMPAIGNS = ("campaign.json", "ledger.jsonl")
+SHEET_IMAGES = 100  # at most; of more images the newest
 
 
 def check_folder(name: str) -> None:
-    """Raise InputError if the directory is part of a campaign, holds other images or is not writable."""
+    """Raise InputError if the directory is part of a campaign, holds another program's images or is not writable."""
     source, directory = "output_dir", Path(name)
     if not name.strip():
         raise InputError(source, f"must name a directory, got {name!r}")
     try:
-        folders = (directory.absolute(), *directory.absolute().parents)
-        for folder in folders:
-            if any((folder / name).exists() for name in _CAMPAIGNS):
-                reason = f"{directory} is a campaign's directory or inside one ({folder}); choose another directory"
-                raise InputError(source, reason)
-        if (directory / MANIFEST).exists():
-            reason = f"{directory} holds images of another run ({MANIFEST}); choose another directory"
+        app.require_no_campaign(directory, source)
+        if not all(_is_ours(record) for record in disk.read_jsonl(directory / MANIFEST)):
+            reason = f"{directory / MANIFEST} was not written by this command; choose another directory"
             raise InputError(source, reason)
-        existing = next(folder for folder in folders if folder.exists())
+        existing = next(one for one in (directory, *directory.absolute().parents) if one.exists())
     except OSError as error:
         raise InputError(source, f"{directory!s:.100} cannot be written: {error.strerror}") from None
     if not existing.is_dir():
@@ -57,24 +56,67 @@ def make_folder(directory: Path, source: str) -> Path:
     return directory
 
 
-def file_name(number: int, record: ImageRecord) -> str:
-    """The specification's names: `chest_xray_0.png`, filtered `Brain_MRI_1_selector_0.85_policy_0.92.png`."""
-    prompt, selector, policy = record["prompt"], record["selector"], record["policy"]
-    said = prompt.partition(":")[0] if split_prefix(prompt)[0] else record["modality"]
-    words = re.sub(r"[^A-Za-z0-9]+", "_", said.replace("-", "")).strip("_")
-    if selector is None:
-        return f"{words.lower()}_{number}.png"
-    return f"{words}_{number + 1}_selector_{selector:.2f}_policy_{policy:.2f}.png"
+class ImageFolder:
+    """An output directory, and the images that are in it already."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.records: list[dict[str, Any]] = list(disk.read_jsonl(directory / MANIFEST))
+        names = [path.name for path in directory.iterdir()] + [str(one["file"]) for one in self.records]
+        self._taken = {_stem(name) for name in names}
+
+    def add(self, image: GeneratedImage) -> Path | None:
+        """Keep an image, or on record that there is none; return the image's file."""
+        if image.png is None:
+            disk.append_jsonl(self.directory / MANIFEST, dict(image.record))
+            return None
+        name = self._free_name(image.record)
+        image.save(self.directory / name)
+        record = {**image.record, "file": name}
+        disk.append_jsonl(self.directory / MANIFEST, record)
+        self.records.append(record)
+        self._taken.add(_stem(name))
+        return self.directory / name
+
+    def update_sheet(self) -> Path | None:
+        """Write a contact sheet of the newest images; return its path, None if there is no image."""
+        from medsyn.cli.contact_sheet import contact_sheet
+
+        kept = [one for one in self.records if one["file"] and (self.directory / one["file"]).is_file()]
+        if not kept:
+            return None
+        pictures = [self._picture(record) for record in kept[-SHEET_IMAGES:]]
+        disk.write_atomic(self.directory / SHEET, contact_sheet(pictures))
+        return self.directory / SHEET
+
+    def _free_name(self, record: ImageRecord) -> str:
+        """The specification's names: `chest_xray_0.png`, filtered `Brain_MRI_1_selector_0.85_policy_0.92.png`."""
+        prompt, selector, policy = record["prompt"], record["selector"], record["policy"]
+        said = prompt.partition(":")[0] if split_prefix(prompt)[0] else record["modality"]
+        words = re.sub(r"[^A-Za-z0-9]+", "_", said.replace("-", "")).strip("_")
+        first, words = (0, words.lower()) if selector is None else (1, words)
+        scores = "" if selector is None else f"_selector_{selector:.2f}_policy_{policy:.2f}"
+        number = next(number for number in count(first) if f"{words}_{number}".casefold() not in self._taken)
+        return f"{words}_{number}{scores}.png"
+
+    def _picture(self, record: dict[str, Any]) -> Picture:
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(self.directory / record["file"]) as picture:
+            pixels = np.asarray(picture)
+        lines = [re.sub(r"_selector_.*|\.png$", "", record["file"])]
+        if record["selector"] is not None:
+            lines.append(f"selector {record['selector']:.2f}  policy {record['policy']:.2f}")
+        if not record["accepted"]:
+            lines.append(f"not accepted: best of {record['attempts']}")
+        return pixels.reshape(*pixels.shape[:2], -1), lines
 
 
-def contact_sheet(pictures: Sequence[np.ndarray]) -> bytes:
-    """A PNG of all pictures, uint8 [H, W, C], in a roughly square grid; it is marked as synthetic, too."""
-    import numpy as np
+def _stem(name: str) -> str:
+    """What must be unique of an image's name: all before its scores, whatever its case."""
+    return re.sub(r"_selector_.*|\.png$", "", name.casefold())
 
-    from medsyn.generation.write.png import encode_png
 
-    columns = math.ceil(math.sqrt(len(pictures)))
-    blank = np.zeros_like(pictures[0])
-    padded = [*pictures, *[blank] * (-len(pictures) % columns)]
-    rows = [np.concatenate(padded[start : start + columns], axis=1) for start in range(0, len(padded), columns)]
-    return encode_png(np.concatenate(rows), {"Contact sheet": f"{len(pictures)} images"})
+def _is_ours(record: dict[str, Any]) -> bool:
+    return record.keys() >= json_types(ImageRecord).keys()

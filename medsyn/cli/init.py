@@ -9,6 +9,7 @@ from typing import Literal
 
 import medsyn
 from medsyn import disk
+from medsyn.cli import app
 from medsyn.cli.invocation import command
 from medsyn.errors import EXIT_DONE, InputError
 
@@ -33,6 +34,7 @@ def init(program: str, arguments: Sequence[str]) -> int:
     configs, sites = shipped("configs"), shipped("sites")
     if not configs:
         raise InputError(Path(medsyn.__file__).parent, "this installation of medsyn has no configurations to copy")
+    app.require_no_campaign(directory, "DIR")
     copies = {directory / IN_THE_COPY["configs"] / path.name: path for path in configs}
     copies |= {directory / IN_THE_COPY["sites"] / path.name: path for path in sites}
     try:

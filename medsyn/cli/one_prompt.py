@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
-from medsyn import disk
+from medsyn.campaign.state import locks
 from medsyn.cli import app
-from medsyn.cli.image_folder import SHEET, SHEET_IMAGES, check_folder, contact_sheet, file_name, make_folder
+from medsyn.cli.image_folder import ImageFolder, check_folder, make_folder
 from medsyn.config import Precision, is_unicode
 from medsyn.data.prompts.formats import meant_column
 from medsyn.errors import EXIT_BAD_NODE, EXIT_DONE, EXIT_NO_PROGRESS, InputError, InputProblems, Problem
-from medsyn.generation.api.options import OPTIONS
+from medsyn.generation.api.defaults import campaign_of
+from medsyn.generation.api.options import OPTIONS, mode_of
 from medsyn.generation.block_store import MANIFEST
 from medsyn.schedulers import SchedulerName
 from medsyn.stage import BadNode
@@ -69,6 +71,8 @@ def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[Wanted
     if problems:
         raise InputProblems(dict.fromkeys(problems))
     app.show_problems(replace(one, source=sources.get(one.source, one.source)) for one in warnings)
+    if directory := campaign_of(of_generator(given))[0]:
+        print(f"what is not given is as in the campaign {directory}", file=sys.stderr)
     output = make_folder(Path(given["output_dir"]), sources["output_dir"])
     return wanted, output, Generator(**of_generator(given))
 
@@ -84,28 +88,25 @@ def _collect(problems: list[Problem], sources: Mapping[str, str]) -> Iterator[No
 
 def of_generator(given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `medsyn.Generator` among what was given."""
-    count = given.get("count", 1)
-    together = min(max(count, 1), 8) if isinstance(count, int) else 1
+    count, candidates = given.get("count", 1), given.get("num_candidates", 3) if mode_of(given) == "filtered" else 1
+    together = min(max(count * candidates, 1), 8) if isinstance(count, int) and isinstance(candidates, int) else 1
     of_images = {"prompts", "count", "modality", *(["finetuned"] if given["use_pretrained_only"] else [])}
     return {"batch_size": together} | {name: given[name] for name in OPTIONS if name in given and name not in of_images}
 
 
 def _make(generator: Generator, wanted: Wanted, output: Path) -> int:
-    """Write the images, their records and a contact sheet; return the exit code."""
-    made, shown = 0, []
-    for number, image in enumerate(generator.images_of([wanted])):
-        if image.png is None or image.pixels is None:
-            print(f"image {number + 1}: none of {image.record['attempts']} candidates passed")
-            continue
-        name = file_name(number, image.record)
-        image.save(output / name)
-        disk.append_jsonl(output / MANIFEST, {**image.record, "file": name})
-        made += 1
-        shown += [image.pixels] if made <= SHEET_IMAGES else []
-        print(output / name)
-    if shown:
-        disk.write_atomic(output / SHEET, contact_sheet(shown))
-        print(output / SHEET)
+    """Add the images, their records and a contact sheet to what the directory has; return the exit code."""
+    made = 0
+    with locks.exclusive(output / MANIFEST, of=output):
+        folder = ImageFolder(output)
+        first = generator.next_replicate(wanted, folder.records)
+        wanted = replace(wanted, item=replace(wanted.item, replicate=first))
+        for number, image in enumerate(generator.images_of([wanted])):
+            file = folder.add(image)
+            made += file is not None
+            print(file or f"image {number + 1}: none of {image.record['attempts']} candidates passed", flush=True)
+        if sheet := folder.update_sheet():
+            print(sheet)
     return EXIT_DONE if made == wanted.count else EXIT_NO_PROGRESS
 
 
@@ -114,9 +115,9 @@ def _make(generator: Generator, wanted: Wanted, output: Path) -> int:
 # argument: metavar of its flag, and help
 _HELP = {
     "prompts": ("PROMPT", "what the images show (BASE_PROMPT)"),
-    "model": ("MODEL", "`embedded` (the default), a diffusers directory or a hub id"),
+    "model": ("MODEL", "`embedded` (the default), a diffusers directory or a hub id (MODEL_NAME)"),
     "finetuned": ("DIR", "directory with a fine-tuned unet/"),
-    "device": ("DEVICE", "auto (the default), cpu or cuda:N"),
+    "device": ("DEVICE", "auto (the default), cpu or cuda:N (DEVICE)"),
     "precision": ("PRECISION", f"{', '.join(get_args(Precision))}; auto by default"),
     "count": ("N", "images (NUM_IMAGES; 1)"),
     "num_inference_steps": ("N", "25 by default"),
@@ -125,16 +126,24 @@ _HELP = {
     "scheduler": ("SCHEDULER", f"{', '.join(get_args(SchedulerName))}; dpm by default"),
     "guidance_scale": ("X", "7.5 by default; 1 turns guidance off"),
     "negative_prompt": ("TEXT", "what to steer away from"),
-    "batch_size": ("N", "candidates denoised together (the images, at most 8)"),
+    "batch_size": ("N", "candidates denoised together (as many as needed, at most 8)"),
     "seed": ("N", "0 by default"),
     "modality": ("MODALITY", "one of the five, unless the prompt starts with it"),
     "selector": ("DIR", "filter: a trained Selector"),
     "policy": ("DIR", "filter: a trained Policy"),
     "quality_threshold": ("X", "filter: lowest Selector score of an accepted image (0.6)"),
+    "min_policy_score": ("X", "filter: lowest Policy score of an accepted image (none)"),
+    "num_candidates": ("N", "filter: passing candidates, of which the best by Policy score is kept (3)"),
     "max_attempts": ("N", "filter: most candidates per image (10)"),
 }
 _NUMBERS = ("N", "X", "PIXELS")  # metavars
-_ENVIRONMENT = {"prompts": "BASE_PROMPT", "count": "NUM_IMAGES", "output_dir": "E2E_OUTPUT_DIR"}
+_ENVIRONMENT = {
+    "prompts": "BASE_PROMPT",
+    "count": "NUM_IMAGES",
+    "model": "MODEL_NAME",
+    "device": "DEVICE",
+    "output_dir": "E2E_OUTPUT_DIR",
+}
 _FLAG_OF_COLUMN = {"n": "--img_num"}  # prompt-list columns whose flags have another name
 
 
@@ -182,10 +191,11 @@ class _Parser(argparse.ArgumentParser):
     """Reports wrong flags in one line, and suggests a flag for a misspelt one."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise InputError."""
+        """End the program as argparse does, without the usage."""
         other, _, unknown = message.partition("unrecognized arguments: ")
         hints = [meant for word in unknown.split() if (meant := self.meant(word))] if not other else []
-        raise InputError("command line", message + (f"; did you mean {', '.join(hints)}?" if hints else ""))
+        hint = f"; did you mean {', '.join(hints)}?" if hints else ""
+        self.exit(app.EXIT_USAGE, f"{self.prog}: {message}{hint}\n")
 
     def meant(self, word: str) -> str | None:
         """The flag that a misspelt word most likely stands for."""

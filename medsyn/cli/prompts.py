@@ -17,6 +17,7 @@ from medsyn.data.prompts.balance import Balanced
 from medsyn.data.prompts.rows import PromptSource, new_faults
 from medsyn.data.prompts.write import index_rows
 from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, InputProblems, Problem
+from medsyn.stage import campaign_above
 from medsyn.text import counted
 
 CELLS_SHOWN, CELLS_NAMED = 60, 8
@@ -79,6 +80,8 @@ def _wrong_arguments(args: argparse.Namespace, columns: Sequence[str]) -> Iterat
     if args.out.suffix.lower() not in (".csv", ".jsonl"):
         yield Problem(str(args.out), "must end in .csv or .jsonl")
     try:
+        if (campaign := campaign_above(args.out)) is not None:
+            yield Problem(str(args.out), f"is inside a campaign's directory ({campaign}); choose another --out")
         if args.out.exists():
             yield Problem(str(args.out), "already exists; choose another --out")
             return

@@ -12,6 +12,7 @@ from medsyn.cli import app
 from medsyn.errors import EXIT_DONE, InputError, InputProblems
 
 if TYPE_CHECKING:
+    from medsyn.campaign.tasks import Key
     from medsyn.config import Config
 
 
@@ -37,6 +38,13 @@ def run_stage(stage: str, program: str, arguments: Sequence[str]) -> int:
 finetune = partial(run_stage, "finetune")
 rlhf = partial(run_stage, "rlhf")
 evaluate = partial(run_stage, "evaluate")
+
+
+def words(key: Key, directory: Path) -> tuple[str, list[str]]:
+    """The command that runs one task of a campaign, and its arguments."""
+    stage, name = key
+    command, _, number = stage.partition("-stage")
+    return command, [str(directory), *(["--stage", number] if number else []), "--task", name]
 
 
 def _list_tasks(config: Config, stage: str) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsyn.cli import app
+from medsyn.cli import tasks as tasks_cli
 from medsyn.cli.invocation import command
 from medsyn.errors import EXIT_DONE, EXIT_FAILED, InputError
 from medsyn.text import counted
@@ -122,7 +123,7 @@ def _report_repair(folder: Path, tasks: Sequence[PlannedTask], directory: Path) 
         count = counted(len(tasks), "task")
         print(f"{count} must run again: run `{command('resume', [str(directory)])}`, or")
         for planned in tasks[:_TASKS_SHOWN]:
-            print(f"  {command('worker', [str(directory), *planned.key])}")
+            print(f"  {command(*tasks_cli.words(planned.key, directory))}")
         if len(tasks) > _TASKS_SHOWN:
             print(f"  and {len(tasks) - _TASKS_SHOWN} more")
 
@@ -139,9 +140,11 @@ def merge(program: str, arguments: Sequence[str]) -> int:
     guards.require_own(campaign.directory)
     folders = table_folders(campaign)
     missing = [folder for folder in folders if not (folder / parquet.MANIFEST_TABLE).is_file()]
+    present = [folder for folder in folders if folder not in set(missing)]
+    if not present:
+        raise InputError(campaign.directory.root, "no task has made its images yet, so there is nothing to merge")
     for folder in missing:
         print(f"{folder}: does not exist yet")
-    present = [folder for folder in folders if folder not in set(missing)]
     for name in (parquet.MANIFEST_TABLE, parquet.ATTEMPTS_TABLE):
         target = campaign.directory.root / name
         print(f"{target}: {parquet.merge((folder / name for folder in present), target)} rows")

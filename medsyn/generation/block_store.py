@@ -132,8 +132,8 @@ def commit_block(block: Path, content: BlockContent) -> None:
 def parse_manifest(block: Path) -> list[dict[str, Any]] | None:
     """The records of the block's manifest, or None if it cannot be read."""
     try:
-        records = [json.loads(line) for line in disk.read_own_file(block / MANIFEST).splitlines()]
-    except (OSError, ValueError, RecursionError):
+        records = [disk.from_json(line) for line in disk.read_own_file(block / MANIFEST).splitlines()]
+    except (OSError, ValueError):
         return None
     return records if all(isinstance(record, dict) and _is_whole(record) for record in records) else None
 

@@ -141,7 +141,7 @@ def test_overriding_the_table_looks_beside_that_for_the_others(beside: Trial) ->
 
 def test_the_environment_has_had_its_say(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     trial.prepare()
-    monkeypatch.setenv("E2E_OUTPUT_DIR", "elsewhere")
+    monkeypatch.setenv("DATASET_NAME", "elsewhere")
     monkeypatch.setenv("RESOLUTION", "128")
     assert is_unchanged(inputs.of_directory(trial.root))
 

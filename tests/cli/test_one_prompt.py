@@ -13,7 +13,8 @@ from PIL import Image
 import medsyn
 from medsyn import disk
 from medsyn.__main__ import COMMANDS
-from medsyn.cli import app, image_folder, one_prompt
+from medsyn.campaign.state import locks
+from medsyn.cli import app, contact_sheet, image_folder, one_prompt
 from medsyn.config import ScorerSection
 from medsyn.data.images.read import read_image
 from medsyn.errors import InputError
@@ -34,6 +35,11 @@ def call(capsys: pytest.CaptureFixture[str], output: Path, *arguments: str) -> t
     return code, told.out, told.err
 
 
+def sheet_size(columns: int, rows: int, lines: int) -> tuple[int, int]:
+    side, gap = contact_sheet.SIDE, contact_sheet.GAP
+    return columns * (side + gap) + gap, rows * (side + gap + lines * contact_sheet.LINE) + gap
+
+
 @pytest.fixture(scope="module")
 def scorers(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     root = tmp_path_factory.mktemp("scorers")
@@ -52,10 +58,66 @@ def test_a_prompt_becomes_marked_images_with_the_specifications_names(
     assert [Path(line).name for line in out.splitlines()] == names
     for name in names:
         assert read_image(tmp_path / name).synthetic
-    assert Image.open(tmp_path / "contact_sheet.png").size == (64, 64)
+    assert Image.open(tmp_path / "contact_sheet.png").size == sheet_size(columns=2, rows=2, lines=1)
     assert len({disk.sha256_file(tmp_path / name) for name in names}) == 4
     records = list(disk.read_jsonl(tmp_path / "manifest.jsonl"))
     assert [record["file"] for record in records] == names[:3]
+
+
+def test_prompts_one_after_the_other_share_a_folder_and_overwrite_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The specification's three baseline commands, and the first of them again with fewer images."""
+    asked = (
+        ("Chest X-ray: clear lungs", 3),
+        ("Brain MRI: normal", 2),
+        ("Fundus: clear", 1),
+        ("Chest X-ray: clear lungs", 2),
+    )
+    hashes: dict[str, str] = {}
+    for prompt, count in asked:
+        assert call(capsys, tmp_path, "--use_pretrained_only", "--prompt", prompt, "--img_num", str(count))[0] == 0
+        files = {path.name: disk.sha256_file(path) for path in tmp_path.glob("*_[0-9].png")}
+        assert hashes.items() <= files.items()
+        hashes = files
+    names = [
+        *(f"chest_xray_{number}.png" for number in (0, 1, 2)),
+        "brain_mri_0.png",
+        "brain_mri_1.png",
+        "fundus_0.png",
+    ]
+    names += ["chest_xray_3.png", "chest_xray_4.png"]
+    records = list(disk.read_jsonl(tmp_path / "manifest.jsonl"))
+    assert [record["file"] for record in records] == names
+    assert [record["replicate"] for record in records] == [0, 1, 2, 0, 1, 0, 3, 4]
+    assert len(set(hashes.values())) == len(names)  # asked again, a prompt gives further images
+    with Image.open(tmp_path / "contact_sheet.png") as sheet:
+        assert (sheet.mode, sheet.size) == ("RGB", sheet_size(columns=3, rows=3, lines=1))
+
+
+def test_other_settings_of_a_prompt_begin_with_the_same_noise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in ((), ("--guidance_scale", "2"), ("--seed", "7"), ("--guidance_scale", "2")):
+        assert call(capsys, tmp_path, "--prompt", "CT: nodule", *more)[0] == 0
+    records = list(disk.read_jsonl(tmp_path / "manifest.jsonl"))
+    assert [record["replicate"] for record in records] == [0, 0, 0, 1]
+    assert records[0]["seed"] == records[1]["seed"] != records[2]["seed"]
+
+
+def test_a_name_that_is_taken_is_not_used_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "CT_0.PNG").write_text("mine")
+    for _ in range(2):
+        assert call(capsys, tmp_path, "--prompt", "CT: nodule")[0] == 0
+        (tmp_path / "ct_1.png").unlink(missing_ok=True)
+    assert [record["file"] for record in disk.read_jsonl(tmp_path / "manifest.jsonl")] == ["ct_1.png", "ct_2.png"]
+    assert (tmp_path / "CT_0.PNG").read_text() == "mine"
+
+
+def test_two_commands_at_once_do_not_write_into_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with locks.exclusive(tmp_path / "manifest.jsonl"):
+        code, _, err = call(capsys, tmp_path, "--prompt", "CT: nodule")
+    assert code == 75 and f"another process is at work on {tmp_path}; try again when it has ended" in err
 
 
 def test_the_filtered_path_has_scores_in_its_names(
@@ -161,8 +223,9 @@ def test_bad_input_is_one_line(
 def test_a_misspelt_flag_is_suggested(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
 ) -> None:
-    code = app.dispatch("medsyn", COMMANDS, ["generate", *arguments])
-    assert (code, capsys.readouterr().err) == (65, f"command line: {told}\n")
+    with pytest.raises(SystemExit, match="2"):
+        app.dispatch("medsyn", COMMANDS, ["generate", *arguments])
+    assert capsys.readouterr().err == f"medsyn generate: {told}\n"
 
 
 def test_every_flag_is_one_of_the_options_and_every_option_with_a_flag_has_it() -> None:
@@ -267,9 +330,9 @@ def test_a_warning_about_the_prompt_is_told_once_by_its_flag(
 def test_the_contact_sheet_has_a_limit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(one_prompt, "SHEET_IMAGES", 2)
+    monkeypatch.setattr(image_folder, "SHEET_IMAGES", 2)
     assert call(capsys, tmp_path, "--prompt", "CT: a", "--img_num", "3")[0] == 0
-    assert Image.open(tmp_path / "contact_sheet.png").size == (64, 32)
+    assert Image.open(tmp_path / "contact_sheet.png").size == sheet_size(columns=2, rows=1, lines=1)
     assert len(list(tmp_path.glob("ct_*.png"))) == 3
 
 
@@ -295,15 +358,15 @@ def test_the_same_command_of_a_campaign_is_still_there(capsys: pytest.CaptureFix
     assert "--pretrained_model" in out and "--task" in out
 
 
-def test_a_folder_inside_a_campaign_or_with_images_of_another_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_inside_a_campaign_or_of_another_program_is_refused(tmp_path: Path) -> None:
     block = tmp_path / "campaign" / "work" / "block-000000"
     block.mkdir(parents=True)
     (tmp_path / "campaign" / "campaign.json").write_text("{}")
     with pytest.raises(InputError, match="is a campaign's directory or inside one"):
         image_folder.check_folder(str(block))
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "manifest.jsonl").touch()
-    with pytest.raises(InputError, match="holds images of another run"):
+    (tmp_path / "images" / "manifest.jsonl").write_text('{"file_name": "a.png"}\n')
+    with pytest.raises(InputError, match="was not written by this command"):
         image_folder.check_folder(str(tmp_path / "images"))
 
 

@@ -17,6 +17,7 @@ NOT_RUN = {
     r"uv run (ruff|mypy)": ".ci/run does it before the tests",
     r"configs/sd15": "needs Stable Diffusion's weights and a GPU; tests/cli plans with these files",
     r"apptainer |docker |scp ": "tests/container builds both images and enters them",
+    r"--use_pretrained_only": "tests/cli asks for these prompts with fewer steps",
     r"medsyn pretrain": "takes an hour; tests/training/test_pretrain.py trains a few steps",
     r"benchmarks/": "takes minutes to hours; tests/benchmarks runs the parts",
     r"\bJOB\b": "stands for a job of the moment; tests/slurm does this to jobs of its own",

@@ -23,6 +23,7 @@ import pytest
 
 from medsyn import __main__ as program
 from medsyn import config as configuration
+from medsyn import specification
 from medsyn.cli import app
 from tests.docs.pages import PAGES, Block, all_blocks, inline_code, name
 from tests.helpers.paths import ROOT
@@ -199,7 +200,7 @@ def check_pip(words: Words) -> None:
     dependencies = {re.split("[=<]", dependency)[0] for dependency in PROJECT["project"]["dependencies"]}
     packages = [word for word in words if not word.startswith("-")]
     assert packages[0] == "install"
-    assert set(packages[1:]) <= {*dependencies, "uv", "pytest", "scipy"}
+    assert set(packages[1:]) <= {*dependencies, "uv", "pytest", "pytest-xdist", "scipy"}
 
 
 def check_words(words: Words) -> None:
@@ -207,7 +208,7 @@ def check_words(words: Words) -> None:
     while re.match(r"[A-Z_0-9]+=", words[0]):
         variable, _, value = words.pop(0).partition("=")
         configuration.load(ROOT / "configs" / "tiny.yaml", environment={variable: value})
-        assert variable in configuration.ENVIRONMENT, variable
+        assert variable in specification.ENVIRONMENT, variable
     if assigned := re.match(r"\w+=\$\(", words[0]):
         assert assigned
         return

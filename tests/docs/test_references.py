@@ -16,8 +16,9 @@ from medsyn.campaign.slurm import sbatch, site
 from medsyn.campaign.status.state import STATES
 from medsyn.campaign.worker import STAGE_FUNCTIONS
 from medsyn.cli import app
-from medsyn.config import ENVIRONMENT, Config
+from medsyn.config import Config
 from medsyn.data.prompts.formats import COLUMNS
+from medsyn.specification import ENVIRONMENT, OTHER_KEYS
 from medsyn.stage import STAGES
 from tests import test_packaging
 from tests.docs.pages import (
@@ -59,6 +60,7 @@ ELSEWHERE = {
     r"^\.venv": "the environment that uv makes",
     r"^proctrack/": "a setting of Slurm's",
     r"^(unet/|config\.json)$": "of a diffusers directory",
+    r"^(start\.sh|scripts/train\.sh|main\.py|generate\.py)$": "the specification's scripts",
 }
 _SUFFIXES = "py|md|yaml|yml|csv|json|jsonl|def|toml|txt|sh|html|parquet|tar|offsets"
 _PATH = re.compile(rf"^[\w.~<>{{}}*,/-]*/[\w.~<>{{}}*,/-]*$|^[\w<>.-]+\.({_SUFFIXES})$|^(Dockerfile|LICENSE)$")
@@ -121,7 +123,7 @@ SITE_KEYS = set(site._known_keys())
 
 
 def is_key(dotted: str) -> bool:
-    known = {*KEYS, *SITE_KEYS, *Config.model_fields}
+    known = {*KEYS, *SITE_KEYS, *Config.model_fields, *OTHER_KEYS}
     return dotted in known or any(key.startswith(dotted + ".") for key in known)
 
 

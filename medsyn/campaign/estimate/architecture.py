@@ -6,11 +6,11 @@ Login nodes plan with these numbers. One `Count` is one network, or a part of on
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from medsyn import disk
 from medsyn.config import ScorerSection
 from medsyn.models import weights
 
@@ -247,7 +247,7 @@ def read(source: str, resolution: int) -> Architecture:
     try:
         if directory is None:
             raise FileNotFoundError(source)
-        parts = [json.loads((directory / part / "config.json").read_text()) for part in ("unet", "vae", "text_encoder")]
+        parts = [disk.read_json(directory / part / "config.json") for part in ("unet", "vae", "text_encoder")]
         return describe(parts[0], parts[1], parts[2], resolution)
     except (OSError, ValueError, TypeError, AttributeError, IndexError):  # no such files, or lists for numbers
         return replace(describe(SD15_UNET, SD15_VAE, SD15_TEXT, resolution), assumed=True)

@@ -6,7 +6,6 @@ full disk) or of another fingerprint is looked up in its marker.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -48,7 +47,7 @@ def count_images(manifests: Iterable[tuple[str, Path]]) -> dict[str, dict[str, i
     for mode, path in manifests:
         mine = counts.setdefault(mode, {"made": 0, "accepted": 0, "candidates": 0})
         for line in path.read_bytes().splitlines():
-            record = json.loads(line)
+            record = disk.from_json(line)
             mine["made"] += record.get("file") is not None
             mine["accepted"] += bool(record.get("accepted"))
             mine["candidates"] += record.get("attempts") or 0

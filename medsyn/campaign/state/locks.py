@@ -31,7 +31,7 @@ class Busy(Exception):
 
     def __init__(self, path: Path, of: str | Path) -> None:
         newest = deque(read_jsonl(path), maxlen=1)
-        who = f" ({newest[0].get('host')}, process {newest[0].get('pid')})" if newest else ""
+        who = f" ({newest[0]['host']}, process {newest[0]['pid']})" if newest and "pid" in newest[0] else ""
         super().__init__(f"another process{who} is at work on {of}")
 
 

@@ -41,7 +41,7 @@ def done_marker(campaign: Campaign, planned: PlannedTask, done: Collection[Key] 
     try:
         marker: dict[str, Any] = disk.read_json(campaign.directory.done(*planned.key))
         return marker if marker["fingerprint"] == task_fingerprint(campaign, planned, done) else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

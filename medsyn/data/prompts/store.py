@@ -19,6 +19,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from medsyn import disk
 from medsyn.data.prompts.formats import COLUMNS, INDEX
 from medsyn.data.prompts.rows import Scalar
 from medsyn.errors import InputError
@@ -137,7 +138,7 @@ class PromptList:
         with self.path.open("rb") as stream:
             stream.seek(self._offsets[NUMBERS_PER_OFFSET * entry])
             for line in stream:
-                yield json.loads(line)
+                yield disk.from_json(line)
 
 
 def _item(record: Mapping[str, Any], replicate: int) -> Item:
@@ -205,7 +206,7 @@ class ListIndex:
         """The index in `directory`; raises InputError if there is none, or it has a different format."""
         path = directory / INDEX
         try:
-            index = json.loads(path.read_bytes())
+            index = disk.read_json(path)
             if index["format"] != FORMAT:
                 raise InputError(path, "has a different format: prepare the campaign again")
             modalities = index["modalities"].items()

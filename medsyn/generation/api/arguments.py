@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from medsyn.config import EMBEDDED, Config, DeviceSection
 from medsyn.errors import InputError, InputProblems, Problem
+from medsyn.generation.api.defaults import origin
 from medsyn.generation.api.options import Mode, configuration, modality_of, mode_of
 from medsyn.generation.write.provenance import Sources, common
 from medsyn.models import weights
@@ -46,11 +47,15 @@ def given_settings(given: Mapping[str, Any]) -> Settings:
         InputProblems: everything wrong with them, each problem named by its argument.
         BadNode: a GPU was assigned to this process but cannot be used.
     """
-    config, found = configuration(given)
-    base = _base(found, given.get("model", EMBEDDED))
+    campaign, found = origin(given)
+    config, wrong = configuration(given, campaign)
+    found += wrong
+    model = given.get("model", campaign.model_paths.stable_diffusion if campaign else EMBEDDED)
+    base = _base(found, model)
     unet = _unet(found, given.get("finetuned"), base)
     selector, policy = (_scorer(found, name, given.get(name), base) for name in ("selector", "policy"))
-    default = EMBEDDED_SIDE if str(given.get("model", EMBEDDED)) == EMBEDDED else DEFAULT_SIDE
+    default = EMBEDDED_SIDE if str(model) == EMBEDDED else DEFAULT_SIDE
+    default = campaign.data.resolution if campaign else default
     height = _side(found, "height", given.get("height"), default)
     width = _side(found, "width", given.get("width"), height)
     chosen = _device(found, given.get("device", "auto"), config)
@@ -70,6 +75,8 @@ def campaign_settings(config: Config, modality: Any, mode: Any) -> Settings:
         InputError: the campaign has not made the models yet.
         BadNode: a GPU was assigned to this process but cannot be used.
     """
+    if not isinstance(config, Config):
+        raise InputProblems([Problem("config", f"must be a campaign's configuration, got {config!r:.100}")])
     found = weights.problems(config.model_paths.stable_diffusion)
     name = modality_of(found, modality)
     if mode not in get_args(Mode):

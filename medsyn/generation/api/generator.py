@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from medsyn import disk
-from medsyn.config import EMBEDDED, Config, Precision
+from medsyn.config import Config, Precision
 from medsyn.generation.api.arguments import Settings, campaign_settings, given_settings
 from medsyn.generation.api.options import Mode, Sampling
 from medsyn.generation.api.prompts import Wanted, check_prompts
@@ -68,36 +68,38 @@ class Generator:
 
     def __init__(
         self,
-        model: str | Path = EMBEDDED,
+        model: str | Path | None = None,
         *,
         finetuned: str | Path | None = None,
         selector: str | Path | None = None,
         policy: str | Path | None = None,
         device: str = "auto",
-        precision: Precision = "auto",
+        precision: Precision | None = None,
         height: int | None = None,
         width: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         **sampling: Unpack[Sampling],
     ) -> None:
         """Load the models.
 
+        With a UNet or scorers that a campaign made, everything that is not given is as in that campaign.
+
         Args:
-            model: `embedded`, a diffusers directory, or a hub id in the local cache.
+            model: `embedded` (the default), a diffusers directory, or a hub id in the local cache.
             finetuned: directory that contains a fine-tuned `unet/`.
             selector: directory of a trained Selector; together with `policy` it filters the candidates.
             policy: directory of a trained Policy.
             device: `auto` (the first visible GPU if there is one), `cpu` or `cuda:N`.
-            precision: of the UNet; `auto` lets the device's capability decide.
+            precision: of the UNet; `auto` (the default) lets the device's capability decide.
             height: pixels, a multiple of 8 from 32 to 1024; defaults to 256, or to 64 for the embedded model, which
                 was trained at that size.
             width: pixels; defaults to the height.
-            seed: of all images, from 0 to 2^63 - 1.
+            seed: of all images, from 0 (the default) to 2^63 - 1.
             sampling: how images are sampled: `num_inference_steps` (1 to 1000), `scheduler` (a name of
                 `medsyn.schedulers.SOLVERS`), `guidance_scale` (1 to 1000; 1 is off), `guidance_interval` ([start,
                 end], shares of the steps), `negative_prompt`, `batch_size` (candidates denoised together; 4),
                 `batches_per_block`; and with the filter `quality_threshold` (Selector score 0 to 1 that an image
-                needs), `min_policy_score` (0 to 1), `num_candidates` (passing ones to choose from; 1), `max_attempts`
+                needs), `min_policy_score` (0 to 1), `num_candidates` (passing ones to choose from; 3), `max_attempts`
                 (candidates of one image at most), `on_exhausted` (`fail`, `skip` or `keep-best`). Where no default is
                 said it is that of the configuration's section `generation`.
 
@@ -107,8 +109,9 @@ class Generator:
             BadNode: a GPU was assigned to this process but cannot be used.
         """
         given: dict[str, Any] = {"model": model, "finetuned": finetuned, "selector": selector, "policy": policy}
-        given |= {"device": device, "precision": precision, "height": height, "width": width, "seed": seed, **sampling}
-        self._load(given_settings(given))
+        given |= {"precision": precision, "height": height, "width": width, "seed": seed}
+        given = {name: value for name, value in given.items() if value is not None}
+        self._load(given_settings({**given, "device": device, **sampling}))
 
     @classmethod
     def from_config(cls, config: Config, modality: str, mode: Mode = "filtered") -> Generator:
@@ -136,6 +139,30 @@ class Generator:
         self._selector = None if settings.selector is None else load_selector(settings.selector, chosen.device)
         self._policy = None if settings.policy is None else load_policy(settings.policy, chosen.device)
         self._provenance = {**settings.provenance, **provenance.compute_environment(chosen.device, chosen.dtype)}
+
+    def next_replicate(self, wanted: Wanted, records: Iterable[Mapping[str, Any]]) -> int:
+        """The first replicate of a prompt that is not on record yet: of this model, with this noise and these settings.
+
+        Args:
+            wanted: the prompt.
+            records: of the images there are.
+        """
+        settings, section = self._settings, self._settings.config.generation
+        recipe = Recipe.of(settings.config, wanted.modality)
+        known = {"id": wanted.item.prompt_id, **provenance.settings(section)}
+        known |= {key: self._provenance[key] for key in ("mode", "model_fingerprint", "scheduler")}
+        sizes = {"height": settings.height, "width": settings.width}
+
+        def is_of_this(record: Mapping[str, Any]) -> bool:
+            if any(record.get(key) != value for key, value in known.items()):
+                return False
+            if record.get("file") is None:  # no candidate passed: it has neither a size nor a seed
+                return True
+            item = replace(wanted.item, replicate=record["replicate"])
+            same_size = all(record.get(key) == value for key, value in sizes.items())
+            return same_size and record["seed"] == recipe.image_seed(item, record["attempt"])
+
+        return max((record["replicate"] + 1 for record in records if is_of_this(record)), default=0)
 
     def images(
         self, prompts: str | Item | Iterable[str | Item], count: int = 1, modality: str | None = None

@@ -70,8 +70,8 @@ OPTIONS = {
     "batch_size": Option("--batch_size", "generation.batch_size"),
     "batches_per_block": Option(None, "generation.batches_per_block"),
     "quality_threshold": Option("--quality_threshold", "generation.quality_threshold", is_of_filter=True),
-    "num_candidates": Option(None, "generation.num_candidates", is_of_filter=True),
-    "min_policy_score": Option(None, "generation.min_policy_score", is_of_filter=True),
+    "num_candidates": Option("--num_candidates", "generation.num_candidates", is_of_filter=True),
+    "min_policy_score": Option("--min_policy_score", "generation.min_policy_score", is_of_filter=True),
     "max_attempts": Option("--max_attempts", "generation.max_attempts", is_of_filter=True),
     "on_exhausted": Option(None, "generation.on_exhausted", is_of_filter=True),
 }
@@ -90,16 +90,18 @@ def mode_of(given: Mapping[str, Any]) -> Mode:
     return "baseline" if given.get("selector") is None and given.get("policy") is None else "filtered"
 
 
-def configuration(given: Mapping[str, Any]) -> tuple[Config | None, list[Problem]]:
-    """The configuration for arguments of `medsyn.Generator` (None if invalid), and everything wrong with them."""
+def configuration(given: Mapping[str, Any], defaults: Config | None = None) -> tuple[Config | None, list[Problem]]:
+    """The configuration for arguments of `medsyn.Generator` (None if invalid), and everything wrong with them.
+
+    Args:
+        given: the arguments.
+        defaults: the configuration of the campaign that made the models; medsyn's own defaults if there is none.
+    """
     problems = [*_wrong_names(given), *_wrong_values(given)]
     places = {option.key: name for name, option in OPTIONS.items() if option.key and name in given}
     if any(problem.source == "batch_size" for problem in problems):
         del places["generation.batch_size"]  # a campaign's may be `auto`; its message would not fit here
-    tree: dict[str, Any] = {
-        "device": {"use_cuda": given.get("device") != "cpu"},
-        "generation": {"modes": [mode_of(given)], "batch_size": BATCH_SIZE, "num_candidates": 1},
-    }
+    tree = _defaults(defaults, given)
     for key, name in places.items():
         section, _, leaf = key.partition(".")
         tree.setdefault(section, {})[leaf] = _plain(given[name])
@@ -107,6 +109,28 @@ def configuration(given: Mapping[str, Any]) -> tuple[Config | None, list[Problem
         return validate(tree, "generator", places), problems
     except InputProblems as error:
         return None, [*problems, *(replace(problem, key=None) for problem in error.problems)]
+
+
+def _defaults(campaign: Config | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of a configuration that single prompts share with a campaign."""
+    config = campaign or Config()
+    section = config.generation
+    size = section.batch_size if campaign and section.batch_size != "auto" else BATCH_SIZE
+    most = given.get("max_attempts")
+    fewer = section.num_candidates if not isinstance(most, int) else max(1, min(section.num_candidates, most))
+    candidates = section.num_candidates if "num_candidates" in given else fewer
+    return {
+        "campaign": {"seed": config.campaign.seed},
+        "data": {"resolution": config.data.resolution},
+        "model_paths": config.model_paths.model_dump(),
+        "device": {"precision": config.device.precision, "use_cuda": given.get("device") != "cpu"},
+        "generation": {
+            **section.model_dump(),
+            "modes": [mode_of(given)],
+            "batch_size": size,
+            "num_candidates": candidates,
+        },
+    }
 
 
 def _wrong_names(given: Mapping[str, Any]) -> Iterator[Problem]:

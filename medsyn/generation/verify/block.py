@@ -130,8 +130,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 def _parse(content: bytes) -> Any:
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
+        return disk.from_json(content)
+    except ValueError:
         raise Damaged("is not JSON") from None
 
 

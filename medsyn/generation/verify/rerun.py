@@ -81,7 +81,7 @@ def _pictured(block: Path, items: Sequence[Item]) -> Iterator[tuple[Item, dict[s
 def _devices(block: Path) -> list[str | None]:
     try:
         devices = disk.read_json(block / TIMING)["devices"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return []
     return devices if isinstance(devices, list) else []
 

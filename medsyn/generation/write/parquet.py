@@ -64,7 +64,7 @@ def _read_rows(place: Place) -> Rows:
         if records is not None:
             attempts, timing = list(disk.read_jsonl(place.path / ATTEMPTS)), disk.read_json(place.path / TIMING)
             return block_rows(place, records, attempts, timing)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     reason = "is damaged or missing; run the task again, and if that does not help, `medsyn verify --repair`"
     raise InputError(place.path, reason)

@@ -178,8 +178,6 @@ def read_environment(path: Path) -> dict[str, Any] | None:
         found = disk.read_json(path)
     except FileNotFoundError:
         return None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
     if not isinstance(found, dict) or found.keys() != set(ENVIRONMENT):
         raise ValueError(f"does not have exactly the keys {', '.join(ENVIRONMENT)}")
     return found

@@ -79,7 +79,7 @@ def test_mistakes_of_the_caller_are_told(generator: Generator) -> None:
         ({"quality_threshold": 0.5}, "quality_threshold: belongs to the filter"),
         ({"img_num": 3}, "img_num: no such argument"),
         ({"selector": "/nowhere"}, "policy: is missing: the filter needs both a Selector and a Policy"),
-        ({"model": None}, "model: input should be a valid string, got None"),
+        ({"model": 3}, "model: input should be a valid string, got 3"),
         ({"model": "no/such"}, "model: no/such: these weights are not on this machine"),
         ({"finetuned": 3}, "finetuned: must be a directory, got 3"),
         ({"guidance_interval": (0.5, 0.2)}, "guidance_interval: guidance_interval must be [start, end]"),

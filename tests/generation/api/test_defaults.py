@@ -1,0 +1,90 @@
+"""A prompt that is given a campaign's models has the campaign's settings, unless it says otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medsyn import config
+from medsyn.errors import InputProblems
+from medsyn.generation.api import defaults, options
+from medsyn.generation.api.arguments import given_settings
+from medsyn.generation.filter import Rule
+from medsyn.models.weights import locate
+
+SETTINGS: dict[str, Any] = {
+    "campaign": {"name": "mine", "seed": 7},
+    "data": {"resolution": 96},
+    "generation": {
+        "batch_size": 3,
+        "guidance_scale": 2.5,
+        "num_inference_steps": 9,
+        "num_candidates": 4,
+        "quality_threshold": 0.3,
+        "min_policy_score": 0.2,
+    },
+}
+
+
+@pytest.fixture
+def campaign(tmp_path: Path) -> Path:
+    directory = tmp_path / "runs" / "mine"
+    unet = directory / "work" / "finetune" / "ct" / "model" / "unet"
+    unet.parent.mkdir(parents=True)
+    unet.symlink_to(locate("embedded") / "unet")
+    (directory / "campaign.json").write_text("{}")
+    (directory / "config.yaml").write_text(config.save(config.validate(SETTINGS, "test")))
+    return directory
+
+
+@pytest.fixture
+def models(campaign: Path) -> dict[str, Any]:
+    return {"device": "cpu", "finetuned": campaign / "work" / "finetune" / "ct" / "model"}
+
+
+def test_the_campaigns_settings_are_the_defaults(models: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESOLUTION", "512")  # of the campaign that is submitted next, not of this one
+    made = given_settings(models)
+    section = made.config.generation
+    assert (made.height, made.width, made.config.campaign.seed, section.batch_size) == (96, 96, 7, 3)
+    assert (section.guidance_scale, section.num_inference_steps) == (2.5, 9)
+
+
+def test_what_is_given_wins(models: dict[str, Any]) -> None:
+    made = given_settings({**models, "seed": 0, "height": 64, "width": 32, "guidance_scale": 7.5, "batch_size": 1})
+    section = made.config.generation
+    assert (made.height, made.width, made.config.campaign.seed) == (64, 32, 0)
+    assert (section.guidance_scale, section.num_inference_steps, section.batch_size) == (7.5, 9, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ({}, (4, 10, 0.3, 0.2)),
+        ({"min_policy_score": None, "quality_threshold": 0.0}, (4, 10, 0.0, None)),
+        ({"max_attempts": 2}, (2, 2, 0.3, 0.2)),
+        ({"num_candidates": 1}, (1, 10, 0.3, 0.2)),
+    ],
+)
+def test_the_filter_is_the_campaigns(
+    models: dict[str, Any], campaign: Path, given: dict[str, Any], rule: tuple[Any, ...]
+) -> None:
+    asked = {**models, "selector": campaign, "policy": campaign, **given}
+    made, found = options.configuration(asked, defaults.origin(asked)[0])
+    assert made is not None and found == []
+    of = Rule.of(made.generation, "filtered")
+    assert (of.num_candidates, of.max_attempts, of.quality_threshold, of.min_policy_score) == rule
+
+
+def test_a_campaign_that_cannot_be_read_is_told(models: dict[str, Any], campaign: Path) -> None:
+    (campaign / "config.yaml").write_text("generation: {img_num: 0}\n")
+    with pytest.raises(InputProblems, match=r"finetuned: its campaign cannot be read: .*generation.img_num"):
+        given_settings(models)
+
+
+def test_models_of_no_campaign_have_the_usual_defaults(tmp_path: Path) -> None:
+    (tmp_path / "unet").symlink_to(locate("embedded") / "unet")
+    made = given_settings({"device": "cpu", "finetuned": tmp_path})
+    assert (made.height, made.config.campaign.seed, made.config.generation.batch_size) == (64, 0, 4)
