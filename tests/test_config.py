@@ -95,6 +95,10 @@ def test_later_wins_file_environment_command_line(tmp_path: Path) -> None:
     assert (loaded.data.resolution, loaded.generation.img_num, loaded.finetune.use_8bit_adam) == (128, 5, True)
 
 
+def test_one_override_needs_no_list(tmp_path: Path) -> None:
+    assert config.load(write(tmp_path, ""), "generation.img_num=5", {}).generation.img_num == 5
+
+
 def test_environment_text_stays_text(tmp_path: Path) -> None:
     loaded = config.load(
         write(tmp_path, ""), [], {"BASE_PROMPT": "Chest X-ray: normal lung fields", "DATASET_NAME": "12"}

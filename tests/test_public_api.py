@@ -46,6 +46,10 @@ def test_every_name_is_documented_with_its_signature() -> None:
     assert all(f"`{name}`" in text for name in ("InputError", "InputProblems"))
 
 
+def test_it_shows_what_may_be_relied_on() -> None:
+    assert dir(medsyn) == sorted(medsyn.__all__)
+
+
 def names(statements: list[ast.stmt]) -> Iterator[tuple[str, str]]:
     """(name, where it is imported from) of import statements."""
     for statement in statements:

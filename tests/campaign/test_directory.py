@@ -162,7 +162,6 @@ def test_every_command_takes_it(
         ("submit", root, "--cluster", "local"): "",
         ("resume", root, "--cluster", "local"): "",
         ("status", root): "evaluate 1",
-        ("status", root, "cluster.max_parallel=3"): "evaluate 1",
         ("status", root, "--json"): f'"directory": "{trial.root}"',
         ("logs", root): "no task has failed",
         ("cancel", root): "nothing of this campaign is running or queued",
@@ -181,10 +180,40 @@ def test_every_command_takes_it(
     assert call("verify", root) == 1  # the fake stages write no images
     for table in trial.root.rglob("*.parquet"):  # nor tables
         table.unlink()
-    assert call("merge", root) == 1
+    assert call("merge", root) == 65
     config = trial.data / "campaign.yaml"
     config.write_text(configuration.save(trial.config(data__modalities=["CT"], training__stage=1)))
-    assert (call("verify", config), call("merge", config)) == (1, 1)
+    assert (call("verify", config), call("merge", config)) == (1, 65)
+    assert not list(trial.root.glob("*.parquet"))
+
+
+@pytest.mark.parametrize("words", [("status",), ("logs",), ("cancel",), ("verify",), ("merge",)])
+def test_an_override_that_can_have_no_effect_is_refused(
+    trial: Trial, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    trial.prepare()
+    assert call(*words, trial.root, "generation.img_num=7") == 65
+    said = capsys.readouterr().err
+    assert f"generation.img_num=7 has no effect here: {trial.root} has its settings, which `" in said
+
+
+def test_what_is_suggested_next_for_a_directory_has_no_overrides(
+    trial: Trial, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "run", lambda *_, **__: 0)
+    trial.prepare()
+    assert call("cancel", trial.root) == 0
+    assert f"resume {trial.root} --cluster local\n" in capsys.readouterr().out
+
+
+def test_a_variable_that_a_directory_leaves_unread_is_told(
+    trial: Trial, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial.prepare()
+    monkeypatch.setenv("NUM_IMAGES", "7")
+    assert call("plan", trial.root, "--cluster", "local") == 0
+    said = capsys.readouterr().err
+    assert "environment variable NUM_IMAGES: is not used: " in said and "give generation.img_num=7" in said
 
 
 @pytest.mark.parametrize("command", ["plan", "submit", "resume", "status", "logs", "cancel", "finetune", "verify"])

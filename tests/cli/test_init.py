@@ -71,3 +71,11 @@ def test_a_wheels_files_come_before_those_of_a_checkout(tmp_path: Path, monkeypa
         (tmp_path / folder / "a.yaml").touch()
     monkeypatch.setattr(medsyn, "__file__", str(tmp_path / "medsyn" / "__init__.py"))
     assert init.shipped("configs") == [tmp_path / "medsyn" / "configs" / "a.yaml"]
+
+
+def test_it_writes_into_no_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "campaign.json").write_text("{}")
+    for folder in (tmp_path, tmp_path / "inputs" / "more"):
+        assert call("init", folder) == 65
+        assert "is a campaign's directory or inside one" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["campaign.json"]

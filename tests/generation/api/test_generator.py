@@ -200,6 +200,11 @@ def test_a_campaign_that_is_not_there_is_told(reference: Campaign, tmp_path: Pat
         Generator.from_config(validate(tree, "test"), "CT", "baseline")
 
 
+def test_what_is_no_configuration_is_told() -> None:
+    with pytest.raises(InputProblems, match="config: must be a campaign's configuration, got 'runs/tiny'"):
+        Generator.from_config("runs/tiny", "MRI")  # type: ignore[arg-type]
+
+
 def test_every_option_is_an_argument_and_every_argument_an_option() -> None:
     signature = inspect.signature(Generator.__init__, eval_str=True).parameters
     explicit = [name for name in signature if name not in ("self", "sampling")]
