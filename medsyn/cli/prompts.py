@@ -63,6 +63,8 @@ def _balance(args: argparse.Namespace) -> int:
         disk.write_atomic(args.out, balance.as_text(balanced, args.out.suffix.lower()))
     except OSError as error:
         raise InputError(args.out, f"cannot be written: {error.strerror}") from None
+    for warning in balanced.warnings:
+        print(f"warning: {warning}")
     _show(balanced, args.out)
     return EXIT_DONE
 

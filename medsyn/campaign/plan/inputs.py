@@ -403,7 +403,7 @@ def find_source(
         reason = "there is a prompt list as well (data.prompts); keep one of the two"
         problems.append(Problem(CONFIGURATION, reason, key=BASE_PROMPT))
     if file is not None:
-        return PromptSource.file(file)
+        return PromptSource.file(file, config.data.keep_columns)
     if base is None:
         captions = _captions(config, images)
         return PromptSource.texts(config.data.table, captions) if captions else None

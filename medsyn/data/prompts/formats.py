@@ -12,11 +12,12 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medsyn.data.tables.csv_rows import check_text_file, column_places, csv_rows, same_name, text_lines
+from medsyn.data.tables.identifiers import may_identify
 from medsyn.data.tables.row_errors import Faults, show
 from medsyn.errors import InputError
 from medsyn.records import RESERVED
@@ -45,31 +46,36 @@ _MEANT = {
     "cfgscale": "guidance_scale",
     "negative": "negative_prompt",
 }
-_PATIENTS = {"patient", "patientid", "patientname"}
 _LONG_PIECE = re.compile(r'[^",\r\n]{20000,}')
 
 
-def read_records(path: Path, faults: Faults) -> Records:
+def read_records(path: Path, faults: Faults, keep: Collection[str] = ()) -> Records:
     """The rows of a prompt list, numbered as the file's lines are (Parquet: as its rows, from 1).
+
+    Args:
+        path: the file.
+        faults: receives the errors.
+        keep: columns that are passed through although they seem to identify patients.
 
     Raises:
         InputError: the file as a whole cannot be read.
     """
     if path.name == INDEX:  # a campaign's own lists: each line says its modality
         for file in sorted(path.parent.glob("*.jsonl")):
-            yield from _json_lines(file, faults)
+            yield from _json_lines(file, _Names(faults, keep))
         return
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(path, f"a prompt list must be a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
-    yield from reader(path, faults)
+    yield from reader(path, _Names(faults, keep))
 
 
 class _Names:
     """The names of the columns of one file."""
 
-    def __init__(self, faults: Faults) -> None:
-        self._faults = faults
+    def __init__(self, faults: Faults, keep: Collection[str]) -> None:
+        self.faults = self._faults = faults
+        self._keep = {name.casefold() for name in keep}
         self._known: dict[str, str] = {}  # as written -> the name used here; "" if ignored
 
     def translate(self, row: int, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,8 +99,9 @@ class _Names:
         if not name:
             self._faults.warn(row, None, "a column without a name is ignored")
             return ""
-        if re.sub(r"[\W_]", "", name.casefold()) in _PATIENTS:
-            self._faults.warn(row, name, "is not passed through to the images: it may identify patients")
+        if name.casefold() not in self._keep and may_identify(name):
+            reason = "is not passed through to the images: it may identify patients"
+            self._faults.warn(row, name, f"{reason}; if it does not, name it in data.keep_columns")
             return ""
         present = {other.strip().casefold() for other in among}
         meant = meant_column(name)
@@ -129,9 +136,9 @@ def meant_column(name: str) -> str | None:
     return squeezed[close] if close else _MEANT.get(key)
 
 
-def _csv(path: Path, faults: Faults) -> Records:
+def _csv(path: Path, names: _Names) -> Records:
     check_text_file(path, allow_nul=True)
-    names = _Names(faults)
+    faults = names.faults
 
     def columns(header: list[str]) -> dict[str, int]:
         _check_header(faults, header)
@@ -157,9 +164,9 @@ def _check_header(faults: Faults, header: Sequence[str]) -> None:
         raise InputError(problem.source, reason, problem.row, problem.key) from None
 
 
-def _json_lines(path: Path, faults: Faults) -> Records:
+def _json_lines(path: Path, names: _Names) -> Records:
     check_text_file(path, allow_nul=True)
-    names = _Names(faults)
+    faults = names.faults
     for row, line in enumerate(text_lines(path), 1):
         if not line.strip():
             continue
@@ -178,7 +185,7 @@ def _json_lines(path: Path, faults: Faults) -> Records:
 _EXAMPLE = '{"prompt": "CT: normal", "modality": "CT"}'
 
 
-def _parquet(path: Path, faults: Faults) -> Records:
+def _parquet(path: Path, names: _Names) -> Records:
     if not path.is_file():
         raise InputError(path, "is a directory, not a table" if path.is_dir() else "there is no such file")
     try:
@@ -187,10 +194,10 @@ def _parquet(path: Path, faults: Faults) -> Records:
         reason = "needs pyarrow, which is not installed here; write the list as CSV or JSON lines"
         raise InputError(path, reason) from None
 
-    names, row = _Names(faults), 0
+    row = 0
     try:
         with parquet.ParquetFile(path) as file:
-            _check_header(faults, file.schema_arrow.names)
+            _check_header(names.faults, file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=1024):
                 for record in batch.to_pylist():
                     row += 1
@@ -200,14 +207,14 @@ def _parquet(path: Path, faults: Faults) -> Records:
         raise InputError(path, reason) from None
 
 
-def _text(path: Path, faults: Faults) -> Records:
+def _text(path: Path, names: _Names) -> Records:
     check_text_file(path, allow_nul=True)
     for row, line in enumerate(text_lines(path, newline=None), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             yield row, {"prompt": line.strip()}
 
 
-_READERS: dict[str, Callable[[Path, Faults], Records]] = {
+_READERS: dict[str, Callable[[Path, _Names], Records]] = {
     ".csv": _csv,
     ".jsonl": _json_lines,
     ".parquet": _parquet,
