@@ -22,6 +22,7 @@ def check_tables(
     modality_column: str = "modality",
     allow_synthetic: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    patient_column: str | None = None,
 ) -> list[Problem]:
     """Read the tables and every image that they name, one at a time, each once.
 
@@ -31,6 +32,7 @@ def check_tables(
         modality_column: the data set's modality column.
         allow_synthetic: do not report images of a data set that are marked as generated.
         progress: called with (images read, total).
+        patient_column: the data set's patient column; recognised by its name unless given.
 
     Returns:
         Every problem, with the table, its line and, for a problem of an image, the image as the table names it.
@@ -40,7 +42,7 @@ def check_tables(
     tables: list[tuple[list[Problem], list[ImageRow | RatingRow]]] = []
     for path in files:
         try:
-            tables.append(_read_table(path, folder, modality_column))
+            tables.append(_read_table(path, folder, modality_column, patient_column))
         except (InputError, InputProblems) as error:
             tables.append((list(error.problems), []))
     found: dict[tuple[Path, str], tuple[list[Problem], bool]] = {}
@@ -71,7 +73,7 @@ def check_tables(
 
 
 def _read_table(
-    path: Path, root: Path | None, modality_column: str
+    path: Path, root: Path | None, modality_column: str, patient_column: str | None
 ) -> tuple[list[Problem], list[ImageRow | RatingRow]]:
     """A table's own problems, and its rows that name an image."""
     kind = table_kind(path)
@@ -80,8 +82,8 @@ def _read_table(
     if kind == "ratings":
         ratings = read_ratings(path, root)
         return ratings.problems, [*ratings.rows]
-    dataset = read_dataset(path, root, modality_column)
-    return dataset.problems, [*dataset.rows]
+    dataset = read_dataset(path, root, modality_column, patient_column)
+    return dataset.problems + dataset.advice, [*dataset.rows]
 
 
 def _check_image(path: Path, modality: str) -> tuple[list[Problem], bool]:

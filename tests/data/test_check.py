@@ -49,7 +49,12 @@ def errors(problems: list[Problem]) -> list[tuple[str, int | None, str]]:
 def test_good_tables_have_no_problems(folder: Path) -> None:
     (folder / "prompts.txt").write_text("CT: a prompt\n")
     tables = [dataset(folder, "a.png", "b.jpg"), ratings(folder, "a.png", "b.jpg"), folder / "prompts.txt"]
-    assert check_tables(tables) == []
+    assert check_tables(tables, patient_column="path") == []
+
+
+def test_a_table_without_patients_gets_one_warning(folder: Path) -> None:
+    (problem,) = check_tables([dataset(folder, "a.png", "b.jpg")])
+    assert problem.severity == "warning" and "data.patient_column=path" in problem.reason
 
 
 def test_every_bad_image_is_told_with_its_table_and_line(folder: Path) -> None:
@@ -72,7 +77,7 @@ def test_generated_images_are_errors_unless_they_are_allowed(folder: Path) -> No
     table = dataset(folder, "a.png", "made.png")
     [(_, row, reason)] = errors(check_tables([table]))
     assert row == 3 and "made.png" in reason and "synthetic" in reason
-    assert check_tables([table], allow_synthetic=True) == []
+    assert errors(check_tables([table], allow_synthetic=True)) == []
 
 
 def test_generated_images_may_be_rated(folder: Path) -> None:

@@ -86,6 +86,8 @@ def column_places(
             if close := closest(column, seen):
                 way_out = f"pass {settings[column]}={close} or " if column in settings else ""
                 reason += f"; {way_out}rename {show(close)} to {show(column)}"
+            elif column in settings:
+                reason += f"; {settings[column]} says so"
         raise InputError(source, reason, row=1, key=", ".join(missing))
     return places
 

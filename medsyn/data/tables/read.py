@@ -16,13 +16,15 @@ This module imports neither torch nor pandas: login nodes check tables.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from medsyn.data.modalities import MODALITIES, canonical_modality, says_nothing
-from medsyn.data.tables.csv_rows import check_text_file, csv_records
+from medsyn.data.tables.csv_rows import check_text_file, column_places, csv_records, csv_rows, text_lines
 from medsyn.data.tables.data_folder import IMAGE_SUFFIXES, DataFolder, Refused
+from medsyn.data.tables.identifiers import patient_columns
 from medsyn.data.tables.row_errors import Faults, show
 from medsyn.data.tables.text_checks import check_modality, check_text
 from medsyn.errors import InputError, InputProblems, Problem
@@ -50,7 +52,7 @@ class ImageRow:
     path: Path  # absolute, inside the data directory
     text: str  # with its modality prefix
     modality: str
-    patient_id: str | None
+    patient_id: str | None  # as the table writes it; never written anywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class RatingRow:
     modality: str
     expert_level: int  # 1 to 3
     prompt: str
+    patient_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class InputTable(Generic[Row]):
     path: Path
     rows: list[Row]
     problems: list[Problem]
+    advice: list[Problem] = field(default_factory=list)  # warnings about the whole table, for those who check it
 
     @property
     def errors(self) -> list[Problem]:
@@ -87,14 +91,18 @@ class InputTable(Generic[Row]):
 
 
 def read_dataset(
-    path: str | Path, root: str | Path | None = None, modality_column: str = "modality"
+    path: str | Path,
+    root: str | Path | None = None,
+    modality_column: str = "modality",
+    patient_column: str | None = None,
 ) -> InputTable[ImageRow]:
-    """Read the data set: columns `path`, `Text`, `modality`, and `patient_id` (or `patient`) if known.
+    """Read the data set: columns `path`, `Text`, `modality`, and the patients' if there is one.
 
     Args:
         path: the CSV file.
         root: the data directory, which contains every file; the table's own directory unless given.
         modality_column: name of the modality column, such as `modal`.
+        patient_column: name of the patients' column; recognised by its name (`patient_id`, `Subject`, …) unless given.
 
     Raises:
         InputError, InputProblems: the file as a whole cannot be used.
@@ -102,12 +110,11 @@ def read_dataset(
     path = Path(path)
     check_text_file(path)
     folder, faults = DataFolder(root or path.parent), Faults(str(path))
-    settings = {modality_column: "data.modality_column"}
+    columns = _Columns(faults, ("path", "Text", modality_column), modality_column, patient_column)
     rows: list[ImageRow] = []
     seen: set[tuple[str, str, str]] = set()
     seen_files: set[str] = set()
-    records = csv_records(faults, path, ("path", "Text", modality_column), ("patient_id", "patient"), settings)
-    for line, (written, caption, name, patient_id, patient) in records:
+    for line, (written, caption, name, patient) in columns.records(path):
         file = _check_file(faults, line, "path", written, folder)
         modality = check_modality(faults, line, modality_column, name)
         checked = check_text(faults, line, "Text", caption, modality)
@@ -121,9 +128,13 @@ def read_dataset(
             faults.warn(line, "path", "the same image as in an earlier row, with a different text or modality")
         seen.add(key)
         seen_files.add(key[0])
-        known = next((name for name in (patient_id, patient) if not says_nothing(name)), None)
-        rows.append(ImageRow(line, folder.name(file), file, checked, modality, known))
-    return _table(path, rows, faults, folder)
+        if patient is None and columns.patient:
+            faults.warn(line, columns.patient, "is empty: the image counts as one of a patient of its own")
+        rows.append(ImageRow(line, folder.name(file), file, checked, modality, patient))
+    table = _table(path, rows, faults, folder)
+    if columns.patient is None and len(rows) > 1:
+        return replace(table, advice=[Problem(str(path), _NO_PATIENTS, severity="warning")])
+    return table
 
 
 def modalities_of(path: str | Path, modality_column: str = "modality") -> list[str]:
@@ -156,8 +167,8 @@ def read_ratings(path: str | Path, root: str | Path | None = None) -> InputTable
     check_text_file(path)
     folder, faults = DataFolder(root or path.parent), Faults(str(path))
     rows: list[RatingRow] = []
-    columns = ("image_path", "rating", "modality", "expert_level", "prompt")
-    for line, (written, grade, name, level, prompt) in csv_records(faults, path, columns):
+    columns = _Columns(faults, ("image_path", "rating", "modality", "expert_level", "prompt"))
+    for line, (written, grade, name, level, prompt, patient) in columns.records(path):
         file = _check_file(faults, line, "image_path", written, folder)
         rating = _check_grade(faults, line, "rating", grade)
         modality = check_modality(faults, line, "modality", name)
@@ -165,11 +176,51 @@ def read_ratings(path: str | Path, root: str | Path | None = None) -> InputTable
         checked = check_text(faults, line, "prompt", prompt, modality)
         if file is None or rating is None or modality is None or expert_level is None or checked is None:
             continue
-        rows.append(RatingRow(line, folder.name(file), file, rating, modality, expert_level, checked))
+        rows.append(RatingRow(line, folder.name(file), file, rating, modality, expert_level, checked, patient))
     if rows and len({row.rating == 1 for row in rows}) == 1:
         missing = "no row is rated 1 (poor)" if rows[0].rating > 1 else "no row is rated 2 or 3 (good)"
         faults.refuse_file(None, "rating", f"cannot train the Selector, which needs both kinds: {missing}")
     return _table(path, rows, faults, folder)
+
+
+_NO_PATIENTS = (
+    "it has no patient column: images of one patient may be on both sides of the held-out split; add patient_id, or "
+    "name the column with data.patient_column (data.patient_column=path says that each image is of another patient)"
+)
+
+
+class _Columns:
+    """The columns of a table that has one row for each image or rating, the last of them the patients'."""
+
+    def __init__(
+        self, faults: Faults, required: Sequence[str], modality_column: str = "", patient_column: str | None = None
+    ) -> None:
+        self.patient = patient_column  # as the header has it, once that is read
+        self._faults = faults
+        self._required = required
+        self._settings = {modality_column: "data.modality_column"}
+        if patient_column:
+            self._settings[patient_column] = "data.patient_column"
+
+    def records(self, path: Path) -> Iterator[tuple[int, list[Any]]]:
+        """(line, values of the required columns and the patient or None) for every row."""
+        for line, row in csv_rows(self._faults, text_lines(path), self._places):
+            patient = row.get(self.patient, "") if self.patient else ""
+            yield line, [*(row[column] for column in self._required), None if says_nothing(patient) else patient]
+
+    def _places(self, header: list[str]) -> dict[str, int]:
+        required = list(dict.fromkeys([*self._required, *([self.patient] if self.patient else [])]))
+        optional = () if self.patient else ("patient_id", "patient")
+        places = column_places(self._faults.source, header, required, optional, self._settings)
+        if self.patient is None:
+            found = [name for name in ("patient_id", "patient") if name in places] or patient_columns(header)
+            if len(found) > 1 and found[0] != "patient_id":
+                reason = f"{' and '.join(map(show, found))} look like patients: say which is with data.patient_column"
+                raise InputError(self._faults.source, reason, row=1, key=", ".join(found))
+            if found:
+                self.patient = found[0]
+                places |= column_places(self._faults.source, header, found[:1], (), {})
+        return places
 
 
 def _table(path: Path, rows: list[Row], faults: Faults, folder: DataFolder) -> InputTable[Row]:

@@ -86,11 +86,33 @@ def test_paths_are_absolute_for_a_table_named_relatively(folder: Path, monkeypat
     assert read_dataset("table.csv").rows[0].path == folder / "img/a.png"
 
 
-@pytest.mark.parametrize("column", ["patient_id", "patient", "Patient_ID"])
+@pytest.mark.parametrize("column", ["patient_id", "patient", "Patient_ID", "subject_id", "Patient ID", "MRN"])
 def test_patients_are_read_where_known(folder: Path, column: str) -> None:
     rows = "img/a.png,CT: x1,CT,p7\nimg/b.jpg,CT: x2,CT,\nimg/c.jpeg,CT: x3,CT,NaN\n"
     table = dataset(folder, rows, f"path,Text,modality,{column}\n")
     assert [row.patient_id for row in table.rows] == ["p7", None, None]
+    assert "counts as one of a patient of its own (2 rows: 3, 4)" in only_warning(table).reason
+
+
+def test_the_patients_column_may_have_any_name(folder: Path) -> None:
+    content = "path,Text,modality,who\nimg/a.png,CT: x1,CT,p7\n"
+    assert read_dataset(write(folder, content), patient_column="who").rows[0].patient_id == "p7"
+    assert read_dataset(write(folder, content), patient_column="path").rows[0].patient_id == "img/a.png"
+    with pytest.raises(InputError, match=r"no column 'whom'.*pass data.patient_column=who"):
+        read_dataset(write(folder, content), patient_column="whom")
+
+
+def test_two_columns_that_look_like_patients_are_refused_with_the_way_out(folder: Path) -> None:
+    path = write(folder, "path,Text,modality,subject_id,mrn\nimg/a.png,CT: x1,CT,p7,1\n")
+    with pytest.raises(InputError, match=r"'subject_id' and 'mrn' look like patients.*data.patient_column"):
+        read_dataset(path)
+    assert read_dataset(path, patient_column="mrn").rows[0].patient_id == "1"
+
+
+def test_a_table_without_patients_is_told_once(folder: Path) -> None:
+    table = dataset(folder, ROW + "img/b.jpg,OCT: x,OCT\n")
+    assert table.problems == [] and "no patient column" in table.advice[0].reason
+    assert dataset(folder, ROW).advice == []
 
 
 def test_columns_are_found_by_name_in_any_order_and_case(folder: Path) -> None:
