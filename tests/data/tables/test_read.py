@@ -588,6 +588,30 @@ def test_over_long_texts_are_one_warning_that_counts(folder: Path) -> None:
         ("CT: " + "1" * 74, True),
         ("CT: " + "-" * 200, False),
         ("肺" * 600, True),
+        ("CT: " + "双肺纹理增多模糊" * 2, False),
+        ("CT: " + "双肺纹理增多模糊" * 4, True),
+        ("CT: " + "двусторонняя пневмония " * 2, False),
+        ("CT: " + "двусторонняя пневмония " * 4, True),
+        # CLIP's own tokenizer makes 93 and 97 tokens of these
+        (
+            "X-Ray: bibasilar atelectasis, cardiomegaly, hypoinflated lungs, pneumomediastinum, costophrenic blunting, "
+            "dextroscoliosis, tracheobronchomalacia, bronchiectasis, lymphadenopathy, hydropneumothorax, kyphoplasty, "
+            "spondylolisthesis, atherosclerotic calcification, cholecystectomy clips",
+            True,
+        ),
+        (
+            "X-Ray: Röntgen-Thorax in zwei Ebenen: Herzvergrößerung, beidseitige Pleuraergüsse, Stauungszeichen, "
+            "Belüftungsstörungen basal rechtsbetont, Zwerchfellhochstand links, kein Pneumothorax, Aortensklerose, "
+            "degenerative Wirbelsäulenveränderungen",
+            True,
+        ),
+        # and 67 of this
+        (
+            "Chest X-ray: the cardiomediastinal silhouette is within normal limits for size and contour. The lungs are "
+            "normally inflated without evidence of focal airspace disease, pleural effusion, or pneumothorax. Osseous "
+            "structures are within normal limits for patient age. No acute cardiopulmonary abnormality.",
+            False,
+        ),
         ("", False),
     ],
 )
