@@ -96,10 +96,14 @@ def is_over_long(text: str) -> bool:
 
 def _estimated_tokens(piece: str) -> float:
     """CLIP's tokens of a word, a digit or a run of marks; its vocabulary is of English, other scripts are bytes."""
-    if piece.isascii():
-        return max(1.0, len(piece) / 3 - 1) if piece.isalpha() else 1.0
     if not piece.isalpha():
         return 1.0
-    return max(
-        1.0, sum(0.4 if c < "\x80" else 1.25 if c < "\u0900" or "\u3040" <= c < "\u3400" else 2.7 for c in piece)
-    )
+    return max(1.0, len(piece) / 3 - 1 if piece.isascii() else sum(map(_of_a_letter, piece)))
+
+
+def _of_a_letter(letter: str) -> float:
+    """Tokens of one letter of a word that is not ASCII."""
+    if letter.isascii():
+        return 0.4
+    is_short = letter < "\u0900" or "\u3040" <= letter < "\u3400"  # two bytes, and kana, which are in the vocabulary
+    return 1.25 if is_short else 2.7

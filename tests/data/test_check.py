@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,16 @@ def test_good_tables_have_no_problems(folder: Path) -> None:
 def test_a_table_without_patients_gets_one_warning(folder: Path) -> None:
     (problem,) = check_tables([dataset(folder, "a.png", "b.jpg")])
     assert problem.severity == "warning" and "data.patient_column=path" in problem.reason
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["path,Text,modality,", "prompt,", "image_path,rating,modality,expert_level,prompt,"],
+)
+def test_a_table_of_very_many_columns_is_refused_at_once(folder: Path, header: str) -> None:
+    (folder / "wide.csv").write_text(header + ",".join(f"c{n}" for n in range(200_000)) + "\n")
+    (problem,) = check_tables([folder / "wide.csv"])
+    assert re.search(r"there are 20000\d columns, and at most 1000", problem.reason)
 
 
 def test_every_bad_image_is_told_with_its_table_and_line(folder: Path) -> None:

@@ -122,6 +122,22 @@ def as_text(balanced: Balanced, suffix: str) -> str:
     return stream.getvalue()
 
 
+def formulas(balanced: Balanced) -> list[str]:
+    """The passthrough columns with a text that a spreadsheet would calculate."""
+    found: dict[str, None] = {}
+    for row in balanced.rows:
+        found |= {name: None for name, value in row.extra.items() if isinstance(value, str) and _is_formula(value)}
+    return list(found)
+
+
+def _is_formula(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return value.startswith(("=", "+", "-", "@"))
+    return False
+
+
 def _record(row: PromptRow) -> dict[str, Scalar]:
     known = {"id": row.prompt_id, **{column: getattr(row, column) for column in COLUMNS if column != "id"}}
     return {column: value for column, value in known.items() if value is not None} | dict(row.extra)

@@ -16,7 +16,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any
 
-from medsyn.data.tables.csv_rows import check_text_file, column_places, csv_rows, same_name, text_lines
+from medsyn.data.tables.csv_rows import (
+    MOST_COLUMNS,
+    check_text_file,
+    column_places,
+    csv_rows,
+    require_file,
+    same_name,
+    text_lines,
+    too_many_columns,
+)
 from medsyn.data.tables.identifiers import may_identify
 from medsyn.data.tables.row_errors import Faults, show
 from medsyn.errors import InputError
@@ -81,6 +90,8 @@ class _Names:
     def translate(self, row: int, record: Mapping[str, Any]) -> dict[str, Any]:
         """A record under the names used here."""
         known = self._known
+        if len(record) > MOST_COLUMNS:
+            raise InputError(self._faults.source, too_many_columns(len(record)), row)
         for written in record:
             if written not in known:
                 known[written] = self._name(row, written, record)
@@ -186,8 +197,7 @@ _EXAMPLE = '{"prompt": "CT: normal", "modality": "CT"}'
 
 
 def _parquet(path: Path, names: _Names) -> Records:
-    if not path.is_file():
-        raise InputError(path, "is a directory, not a table" if path.is_dir() else "there is no such file")
+    require_file(path)
     try:
         from pyarrow import ArrowException, parquet  # takes a second; only Parquet needs it
     except ImportError:
@@ -197,6 +207,8 @@ def _parquet(path: Path, names: _Names) -> Records:
     row = 0
     try:
         with parquet.ParquetFile(path) as file:
+            if len(file.schema_arrow.names) > MOST_COLUMNS:
+                raise InputError(path, too_many_columns(len(file.schema_arrow.names)))
             _check_header(names.faults, file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=1024):
                 for record in batch.to_pylist():
@@ -242,10 +254,11 @@ def table_kind(path: Path) -> str:
     if path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".csv":
         return "prompts"
     try:
+        require_file(path)  # opening a pipe waits for its other end
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
             line = next((line for line in iter(lambda: stream.readline(1 << 16), "") if line.strip()), "")
         columns = {name.strip().casefold() for fields in csv.reader([line]) for name in fields}
-    except (OSError, csv.Error):
+    except (InputError, OSError, csv.Error):
         return "dataset"
     if columns & {"rating", "image_path"}:
         return "ratings"

@@ -161,7 +161,7 @@ class _Reader:
             return None
         if repeats > 1 and not given and {count, seed, steps, guidance, negative} == {None}:
             faults.warn(row, "prompt", "the same prompt as in an earlier row: more images are generated from it")
-        extra = {column: value for column, value in values.items() if column not in COLUMNS}
+        extra = {column: _shown(value) for column, value in values.items() if column not in COLUMNS}
         return PromptRow(row, prompt_id, prompt, modality, count, seed, steps, guidance, negative, extra)
 
     def _plain_values(self, row: int, record: Mapping[str, Any]) -> dict[str, Scalar]:
@@ -258,6 +258,11 @@ def _plain(value: Any) -> Scalar:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return str(value) if isinstance(value, (date, time, Decimal)) else value
+
+
+def _shown(value: Scalar) -> Scalar:
+    """A passthrough value as tables, reports and terminals may show it: texts on one line, as prompts are."""
+    return value if not isinstance(value, str) or value.isprintable() else clean_text(value)
 
 
 def _encodable(text: str) -> bool:

@@ -11,6 +11,8 @@ from medsyn.data.tables.row_errors import Faults, show
 from medsyn.errors import InputError
 from medsyn.text import closest
 
+MOST_COLUMNS = 1000
+
 
 def _is_utf8(content: bytes) -> bool:
     try:
@@ -20,10 +22,16 @@ def _is_utf8(content: bytes) -> bool:
     return True
 
 
+def require_file(path: Path) -> None:
+    """Raise `InputError` if there is no such file, or if reading it may never end: a pipe, a device."""
+    if not path.is_file():
+        reason = "is not a regular file" if path.exists() else "there is no such file"
+        raise InputError(path, "is a directory, not a table" if path.is_dir() else reason)
+
+
 def check_text_file(path: Path, allow_nul: bool = False) -> None:
     """Read the file once, line by line, and raise `InputError` if it is not UTF-8 text or is blank."""
-    if not path.is_file():
-        raise InputError(path, "is a directory, not a table" if path.is_dir() else "there is no such file")
+    require_file(path)
     blank, nul, first_broken, broken = True, 0, 0, 0
     try:
         with path.open("rb") as stream:
@@ -53,6 +61,11 @@ def text_lines(path: Path, newline: str | None = "") -> Iterator[str]:
     """The lines of a file that `check_text_file` has passed, with their ends as `open` treats `newline`."""
     with path.open(encoding="utf-8-sig", newline=newline) as stream:
         yield from stream
+
+
+def too_many_columns(count: int) -> str:
+    """What is wrong with a table of so many columns."""
+    return f"there are {count} columns, and at most {MOST_COLUMNS} may be: are rows and columns exchanged?"
 
 
 def same_name(count: int) -> str:
@@ -124,6 +137,8 @@ def csv_rows(
         if len(fields) < 2 and not "".join(fields).strip():
             continue
         if not width:
+            if len(fields) > MOST_COLUMNS:
+                raise InputError(faults.source, too_many_columns(len(fields)), row=line)
             width, places = len(fields), columns(fields)
         elif len(fields) != width:
             hint = "; a text with commas must be in double quotes" if len(fields) > width else ""
