@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ def check_tables(
     allow_synthetic: bool = False,
     progress: Callable[[int, int], None] | None = None,
     patient_column: str | None = None,
+    linked_roots: Iterable[str | Path] = (),
 ) -> list[Problem]:
     """Read the tables and every image that they name, one at a time, each once.
 
@@ -33,16 +34,17 @@ def check_tables(
         allow_synthetic: do not report images of a data set that are marked as generated.
         progress: called with (images read, total).
         patient_column: the data set's patient column; recognised by its name unless given.
+        linked_roots: directories that symbolic links in `root` may lead to.
 
     Returns:
         Every problem, with the table, its line and, for a problem of an image, the image as the table names it.
     """
     files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
-    folder = None if root is None else Path(root)
+    folder, linked = None if root is None else Path(root), list(linked_roots)
     tables: list[tuple[list[Problem], list[ImageRow | RatingRow]]] = []
     for path in files:
         try:
-            tables.append(_read_table(path, folder, modality_column, patient_column))
+            tables.append(_read_table(path, folder, modality_column, patient_column, linked))
         except (InputError, InputProblems) as error:
             tables.append((list(error.problems), []))
     found: dict[tuple[Path, str], tuple[list[Problem], bool]] = {}
@@ -73,16 +75,16 @@ def check_tables(
 
 
 def _read_table(
-    path: Path, root: Path | None, modality_column: str, patient_column: str | None
+    path: Path, root: Path | None, modality_column: str, patient_column: str | None, linked: Sequence[str | Path]
 ) -> tuple[list[Problem], list[ImageRow | RatingRow]]:
     """A table's own problems, and its rows that name an image."""
     kind = table_kind(path)
     if kind == "prompts":
         return check_prompts(path), []
     if kind == "ratings":
-        ratings = read_ratings(path, root)
+        ratings = read_ratings(path, root, linked)
         return ratings.problems, [*ratings.rows]
-    dataset = read_dataset(path, root, modality_column, patient_column)
+    dataset = read_dataset(path, root, modality_column, patient_column, linked)
     return dataset.problems + dataset.advice, [*dataset.rows]
 
 

@@ -33,6 +33,11 @@ _SPELLING = re.compile(
 )  # fmt: skip
 _PREFIX = re.compile(r"\s*([^:：]{1,60})[:：]\s*")
 _NOTHING = {"", "nan", "na", "n/a", "#n/a", "<na>", "none", "null"}
+_PLACEHOLDER = re.compile(
+    r"(?<!\w)_{2,}(?!\w)|\[\*\*.*?\*\*\]|(?<![^\W_])[Xx]{3,}(?![^\W_])|\u2588+"
+    r"|[<\[{](?:[A-Z]+[ _-])*"
+    r"(?:NAME|DATE|PATIENT|PERSON|DOCTOR|HOSPITAL|LOCATION|ADDRESS|PHONE|ID|AGE|TIME|REDACTED)\d*[>\]}]"
+)
 _PIECE = re.compile(r"\d|[^\W\d_]+|[^\w\s]+|_+")
 
 
@@ -81,6 +86,11 @@ def clean_text(text: str) -> str:
 def says_nothing(text: str) -> bool:
     """Whether a text is empty, a spreadsheet's word for empty (`nan`, `N/A`, …), or has no letter and no digit."""
     return text.strip().casefold() in _NOTHING or not any(map(str.isalnum, text))
+
+
+def has_placeholder(text: str) -> bool:
+    """Whether de-identification has left marks in the place of names: `___`, `[**...**]`, `XXXX`, `<NAME>`."""
+    return _PLACEHOLDER.search(text) is not None
 
 
 def is_over_long(text: str) -> bool:

@@ -18,7 +18,7 @@ from medsyn.config import Config
 from medsyn.data.images.pixels import fit_square
 from medsyn.data.images.read import read_image
 from medsyn.data.prompts.store import PromptList, open_lists
-from medsyn.data.tables.read import MODALITIES, ImageRow, read_dataset
+from medsyn.data.tables.read import MODALITIES, ImageRow, dataset_of
 from medsyn.data.tables.split import hold_out
 from medsyn.errors import InputError, InputProblems
 from medsyn.evaluation.generated import GeneratedImages, Missing, Picture, Tick, picture, read_generated, spread
@@ -74,7 +74,7 @@ def read_real(config: Config, tick: Tick) -> tuple[RealImages, list[Missing]]:
     """The data set's images as the models saw them, at most `max_images` per modality and split."""
     real, data = RealImages(), config.data
     try:
-        rows = read_dataset(data.table, data.root, data.modality_column, data.patient_column).rows
+        rows = dataset_of(data).rows
     except (InputError, InputProblems):
         return real, [Missing("the data set", "its table cannot be read")]
     real.patients_known = all(row.patient_id is not None for row in rows)

@@ -12,7 +12,7 @@ from torch import Tensor
 from medsyn.config import Config
 from medsyn.data.images.latent_cache import TensorCache, caption_key
 from medsyn.data.images.read import Image
-from medsyn.data.tables.read import ImageRow, read_dataset
+from medsyn.data.tables.read import ImageRow, dataset_of
 from medsyn.data.tables.split import hold_out
 from medsyn.errors import InputError
 from medsyn.models.stable_diffusion import SyntheticSystem
@@ -60,7 +60,7 @@ def training_rows(config: Config, modality: str) -> tuple[list[ImageRow], int]:
         InputError: the table has no image of the modality.
     """
     data = config.data
-    everything = read_dataset(data.table, data.root, data.modality_column, data.patient_column).require(data.strict)
+    everything = dataset_of(data).require(data.strict)
     is_held_out = hold_out(everything, data.held_out_fraction, config.campaign.seed)
     rows = [row for row in everything if row.modality == modality]
     kept = [row for row in rows if not is_held_out(row)]

@@ -20,7 +20,7 @@ from torch import Tensor
 from medsyn.config import Config
 from medsyn.data.images.latent_cache import TensorCache, caption_key
 from medsyn.data.images.read import Image
-from medsyn.data.tables.read import RatingRow, read_ratings
+from medsyn.data.tables.read import RatingRow, ratings_of
 from medsyn.data.tables.split import hold_out
 from medsyn.errors import InputError
 from medsyn.models.weights import weights_fingerprint
@@ -69,9 +69,7 @@ def rated_rows(config: Config) -> list[RatingRow]:
     """
     source = str(config.data.ratings_file)
     rows = [
-        row
-        for row in read_ratings(source, config.data.root).require(config.data.strict)
-        if row.modality in config.data.modalities
+        row for row in ratings_of(config.data).require(config.data.strict) if row.modality in config.data.modalities
     ]
     if not rows:
         reason = f"has no ratings for {', '.join(config.data.modalities)}"

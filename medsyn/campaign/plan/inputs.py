@@ -136,6 +136,7 @@ def _with_paths(config: Config) -> Config:
         "data": {
             "table": str(table),
             "root": str(absolute(data.root)) if data.root else None,
+            "linked_roots": [str(absolute(folder)) for folder in data.linked_roots],
             "ratings_file": str(ratings),
             "prompts": str(root / "inputs" / "prompts"),
         },
@@ -306,11 +307,7 @@ def _rows(read: Callable[[], InputTable[Row]], strict: bool, problems: list[Prob
 
 def _read_images(config: Config, problems: list[Problem]) -> list[ImageRow]:
     data = config.data
-
-    def read() -> InputTable[ImageRow]:
-        return tables_read.read_dataset(data.table, data.root, data.modality_column, data.patient_column)
-
-    return _rows(read, data.strict, problems)
+    return _rows(lambda: tables_read.dataset_of(data), data.strict, problems)
 
 
 def _read_ratings(config: Config, problems: list[Problem]) -> list[RatingRow]:
@@ -319,7 +316,7 @@ def _read_ratings(config: Config, problems: list[Problem]) -> list[RatingRow]:
         reason = "there is no such file; the Selector and the Policy learn from expert ratings of images"
         problems.append(Problem(path, reason, key="data.ratings_file"))
         return []
-    return _rows(lambda: tables_read.read_ratings(path, config.data.root), config.data.strict, problems)
+    return _rows(lambda: tables_read.ratings_of(config.data), config.data.strict, problems)
 
 
 def _absent(config: Config, what: str, modalities: Sequence[str]) -> Problem:
@@ -368,7 +365,9 @@ def _check_images(config: Config, rows: Mapping[str, int], progress: Progress | 
 
     report = (lambda done, total: progress("reading images", done, total)) if progress else None
     root = Path(data.root) if data.root else None
-    found = check_tables(paths, root, data.modality_column, data.allow_synthetic, report, data.patient_column)
+    found = check_tables(
+        *(paths, root, data.modality_column, data.allow_synthetic, report, data.patient_column, data.linked_roots)
+    )
     return found if data.strict else [replace(one, severity="warning") if one.row else one for one in found]
 
 

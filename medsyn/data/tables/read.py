@@ -16,10 +16,11 @@ This module imports neither torch nor pandas: login nodes check tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from medsyn.data.modalities import MODALITIES, canonical_modality, says_nothing
 from medsyn.data.tables.csv_rows import check_text_file, column_places, csv_records, csv_rows, text_lines
@@ -28,6 +29,9 @@ from medsyn.data.tables.identifiers import patient_columns
 from medsyn.data.tables.row_errors import Faults, show
 from medsyn.data.tables.text_checks import check_modality, check_text
 from medsyn.errors import InputError, InputProblems, Problem
+
+if TYPE_CHECKING:
+    from medsyn.config import DataSection
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -39,6 +43,8 @@ __all__ = [
     "read_dataset",
     "read_ratings",
 ]
+
+_GRADE = re.compile(r"([123])(?:\.0*)?")  # pandas writes 2.0 where another cell of the column is empty
 
 Row = TypeVar("Row")
 
@@ -95,6 +101,7 @@ def read_dataset(
     root: str | Path | None = None,
     modality_column: str = "modality",
     patient_column: str | None = None,
+    linked_roots: Iterable[str | Path] = (),
 ) -> InputTable[ImageRow]:
     """Read the data set: columns `path`, `Text`, `modality`, and the patients' if there is one.
 
@@ -103,13 +110,14 @@ def read_dataset(
         root: the data directory, which contains every file; the table's own directory unless given.
         modality_column: name of the modality column, such as `modal`.
         patient_column: name of the patients' column; recognised by its name (`patient_id`, `Subject`, …) unless given.
+        linked_roots: directories that symbolic links in the data directory may lead to.
 
     Raises:
         InputError, InputProblems: the file as a whole cannot be used.
     """
     path = Path(path)
     check_text_file(path)
-    folder, faults = DataFolder(root or path.parent), Faults(str(path))
+    folder, faults = DataFolder(root or path.parent, linked_roots), Faults(str(path))
     columns = _Columns(faults, ("path", "Text", modality_column), modality_column, patient_column)
     rows: list[ImageRow] = []
     seen: set[tuple[str, str, str]] = set()
@@ -137,6 +145,16 @@ def read_dataset(
     return table
 
 
+def dataset_of(data: DataSection) -> InputTable[ImageRow]:
+    """Read the data set that a configuration names; raises as `read_dataset` does."""
+    return read_dataset(data.table, data.root, data.modality_column, data.patient_column, data.linked_roots)
+
+
+def ratings_of(data: DataSection) -> InputTable[RatingRow]:
+    """Read the ratings that a resolved configuration names; raises as `read_ratings` does."""
+    return read_ratings(str(data.ratings_file), data.root, data.linked_roots)
+
+
 def modalities_of(path: str | Path, modality_column: str = "modality") -> list[str]:
     """The modalities that a data set's rows have, in the order of the five; none if the table cannot be read.
 
@@ -154,10 +172,13 @@ def modalities_of(path: str | Path, modality_column: str = "modality") -> list[s
     return [modality for modality in MODALITIES if modality in found]
 
 
-def read_ratings(path: str | Path, root: str | Path | None = None) -> InputTable[RatingRow]:
+def read_ratings(
+    path: str | Path, root: str | Path | None = None, linked_roots: Iterable[str | Path] = ()
+) -> InputTable[RatingRow]:
     """Read expert ratings: columns `image_path`, `rating`, `modality`, `expert_level`, `prompt`.
 
-    Ratings (1 poor, 2 acceptable, 3 excellent) and expert levels are the integers 1 to 3; 2.5 is refused, not rounded.
+    Ratings (1 poor, 2 acceptable, 3 excellent) and expert levels are the integers 1 to 3, also written 2.0; 2.5 is
+    refused, not rounded.
 
     Raises:
         InputError, InputProblems: the file as a whole cannot be used, or all its ratings are poor (1) or all are good
@@ -165,7 +186,7 @@ def read_ratings(path: str | Path, root: str | Path | None = None) -> InputTable
     """
     path = Path(path)
     check_text_file(path)
-    folder, faults = DataFolder(root or path.parent), Faults(str(path))
+    folder, faults = DataFolder(root or path.parent, linked_roots), Faults(str(path))
     rows: list[RatingRow] = []
     columns = _Columns(faults, ("image_path", "rating", "modality", "expert_level", "prompt"))
     for line, (written, grade, name, level, prompt, patient) in columns.records(path):
@@ -246,7 +267,9 @@ def _check_file(faults: Faults, row: int, key: str, written: str, folder: DataFo
 
 
 def _check_grade(faults: Faults, row: int, key: str, written: str) -> int | None:
-    if written not in ("1", "2", "3"):
-        faults.error(row, key, f"{show(written)} is not 1, 2 or 3 (whole numbers only)")
+    grade = _GRADE.fullmatch(written)
+    if grade is None:
+        way_out = "" if written else "; remove the row if there is none"
+        faults.error(row, key, f"{show(written)} is not 1, 2 or 3 (whole numbers only){way_out}")
         return None
-    return int(written)
+    return int(grade[1])

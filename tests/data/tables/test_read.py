@@ -159,7 +159,7 @@ def test_no_such_table(folder: Path) -> None:
         read_dataset(folder / "absent" / "table.csv")
     with pytest.raises(InputError, match="is a directory"):
         read_dataset(folder / "img")
-    with pytest.raises(InputError, match="there is no such file"):
+    with pytest.raises(InputError, match="is not a regular file"):
         read_dataset("/dev/zero")
 
 
@@ -317,6 +317,22 @@ def test_files_that_are_refused(folder: Path, written: str, says: str) -> None:
     assert re.search(says, problem.reason)
     assert len(problem.reason) < 600
     assert [row.row for row in table.rows] == [3]
+
+
+def test_links_may_lead_to_directories_that_are_named(folder: Path) -> None:
+    store, other = folder.parent / "store", folder.parent / "other"
+    for place in (store, other):
+        place.mkdir()
+        (place / "one.png").touch()
+        (folder / f"{place.name}.png").symlink_to(place / "one.png")
+    (folder / "linked").symlink_to(store)
+    content = HEADER + "store.png,CT: x,CT\nlinked/one.png,CT: y,CT\nother.png,CT: z,CT\n"
+    table = read_dataset(write(folder, content), linked_roots=[store])
+    assert [row.file for row in table.rows] == ["store.png", "linked/one.png"]
+    assert "'other.png' is a symbolic link that leaves" in only_error(table).reason
+    assert "data.linked_roots" in only_error(table).reason
+    absolute = read_dataset(write(folder, f"{HEADER}{store}/one.png,CT: x,CT\n{ROW}"), linked_roots=[store])
+    assert "is outside the data directory" in only_error(absolute).reason
 
 
 def test_links_may_not_leave_the_data_folder(folder: Path) -> None:
@@ -572,6 +588,29 @@ def test_an_invisible_text_is_no_text(folder: Path) -> None:
     assert only_error(dataset(folder, "img/a.png,\u200b\u202e,CT\n")).key == "Text"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "compared to ___; Dr. ___ was informed",
+        "seen on [**2101-3-4**] by [**Last Name (un) 12**]",
+        "XXXX-year-old with XXXX",
+        "referred by <NAME>",
+        "[DATE] follow-up of {PATIENT NAME}",
+        "of \u2588\u2588\u2588",
+    ],
+)
+def test_placeholders_of_deidentification_are_counted(folder: Path, text: str) -> None:
+    table = dataset(folder, f"img/a.png,CT: {text},CT\nimg/b.jpg,CT: {text} 2,CT\n")
+    assert "placeholders" in only_warning(table).reason and "(2 rows: 2, 3)" in only_warning(table).reason
+
+
+@pytest.mark.parametrize(
+    "text", ["a_b", "lesion < 5 mm and > 2 mm", "XX chromosome", "stage [III]", "T2 <TE 80>", "xx"]
+)
+def test_ordinary_texts_have_no_placeholder(folder: Path, text: str) -> None:
+    assert dataset(folder, f"img/a.png,CT: {text},CT\n").problems == []
+
+
 def test_over_long_texts_are_one_warning_that_counts(folder: Path) -> None:
     long = "Fundus: " + "microaneurysm " * 60
     table = dataset(folder, f"img/a.png,{long},Fundus\nimg/b.jpg,{long},Fundus\nimg/c.jpeg,Fundus: x,Fundus\n")
@@ -801,6 +840,8 @@ GOOD_RATINGS = "img/a.png,3,Fundus,2,Fundus: healthy\nimg/b.jpg,1,CXR,3,clear lu
 
 def test_ratings(folder: Path) -> None:
     table = read_ratings(write(folder, RATINGS + GOOD_RATINGS))
+    floats = re.sub(r",([123]),", r",\1.0,", RATINGS + GOOD_RATINGS)
+    assert ".0" in floats and read_ratings(write(folder, floats)).rows == table.rows
     assert table.errors == []
     assert [(row.row, row.rating, row.modality, row.expert_level) for row in table.rows] == [
         (2, 3, "Fundus", 2),
@@ -812,7 +853,7 @@ def test_ratings(folder: Path) -> None:
 
 @pytest.mark.parametrize("column", ["rating", "expert_level"])
 @pytest.mark.parametrize(
-    "value", ["0", "4", "-1", "2.5", "3.0", "three", "", "nan", "inf", "1e0", "٣", "03", "+1", "1_"]
+    "value", ["0", "4", "-1", "2.5", "3.01", "three", "", "nan", "inf", "1e0", "٣", "03", "+1", "1_"]
 )
 def test_grades_are_the_integers_one_to_three(folder: Path, column: str, value: str) -> None:
     grades = f"{value},CT,1" if column == "rating" else f"1,CT,{value}"
