@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from medsyn.data.images.read import read_image
-from medsyn.data.prompts.formats import table_kind
+from medsyn.data.prompts.formats import taken_for
 from medsyn.data.prompts.rows import check_prompts
 from medsyn.data.tables.read import ImageRow, RatingRow, read_dataset, read_ratings
 from medsyn.errors import InputError, InputProblems, Problem
@@ -46,7 +46,7 @@ def check_tables(
         try:
             tables.append(_read_table(path, folder, modality_column, patient_column, linked))
         except (InputError, InputProblems) as error:
-            tables.append((list(error.problems), []))
+            tables.append((_with_kind(path, error.problems), []))
     found: dict[tuple[Path, str], tuple[list[Problem], bool]] = {}
     total = len({(row.path, row.modality) for _, rows in tables for row in rows})
     problems: list[Problem] = []
@@ -78,14 +78,28 @@ def _read_table(
     path: Path, root: Path | None, modality_column: str, patient_column: str | None, linked: Sequence[str | Path]
 ) -> tuple[list[Problem], list[ImageRow | RatingRow]]:
     """A table's own problems, and its rows that name an image."""
-    kind = table_kind(path)
+    kind, _ = taken_for(path)
     if kind == "prompts":
-        return check_prompts(path), []
+        return _with_kind(path, check_prompts(path)), []
     if kind == "ratings":
         ratings = read_ratings(path, root, linked)
         return ratings.problems, [*ratings.rows]
     dataset = read_dataset(path, root, modality_column, patient_column, linked)
     return dataset.problems + dataset.advice, [*dataset.rows]
+
+
+_KINDS = {"dataset": "data set", "ratings": "ratings table", "prompts": "prompt list"}
+
+
+def _with_kind(path: Path, problems: Iterable[Problem]) -> list[Problem]:
+    """The problems of a table that cannot be used; one of its header says what the table was taken for."""
+    kind, why = taken_for(path)
+    reason = f" (it was taken for a {_KINDS[kind]}, because {why})"
+    return [replace(one, reason=one.reason + reason) if _is_of_header(one) else one for one in problems]
+
+
+def _is_of_header(problem: Problem) -> bool:
+    return problem.row == 1 and "there is no column" in problem.reason
 
 
 def _check_image(path: Path, modality: str) -> tuple[list[Problem], bool]:

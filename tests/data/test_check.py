@@ -143,6 +143,7 @@ def test_another_root_and_another_column(folder: Path, tmp_path_factory: pytest.
         ("a.csv", '\ufeff"Prompt",modality\n', "prompts"),
         ("a.TXT", "path,Text,modality\n", "prompts"),
         ("a.jsonl", '{"prompt": "CT: x", "path": "y"}\n', "prompts"),
+        ("a.jsonl", '{"file_name": "a.png", "text": "CT: x"}\n', "dataset"),
         ("a.csv", "", "dataset"),
         ("a.csv", "\0\0", "dataset"),
     ],
@@ -150,3 +151,24 @@ def test_another_root_and_another_column(folder: Path, tmp_path_factory: pytest.
 def test_the_header_tells_what_a_table_is(tmp_path: Path, name: str, content: str, kind: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     assert table_kind(tmp_path / name) == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.png", "text": "CT: x"}\n',
+            "an imagefolder's list.*path, Text and modality",
+        ),
+        ("metadata.csv", "file_name,text\na.png,CT: x\n", "an imagefolder's list.*taken for a data set, because"),
+        ("a.csv", "annotation_id,annotator,image,rating\n", "of Label Studio.*ratings table.*column 'rating'"),
+        ("a.csv", "rating,prompt\n", "a ratings table, because it has a column 'rating'"),
+        ("a.csv", "file,caption\n", "a data set, because it has no column 'prompt' or 'rating'"),
+        ("data.xlsx", "x", "is a .xlsx file.*save it as 'CSV UTF-8'"),
+    ],
+)
+def test_other_programs_tables_are_named(tmp_path: Path, name: str, content: str, told: str) -> None:
+    (tmp_path / name).write_text(content)
+    (problem,) = check_tables([tmp_path / name])
+    assert re.search(told, problem.reason), problem.reason

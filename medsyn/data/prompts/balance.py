@@ -21,7 +21,7 @@ from medsyn.config import MOST_IMAGES
 from medsyn.data.prompts.formats import COLUMNS, table_kind
 from medsyn.data.prompts.hash_counter import Seen
 from medsyn.data.prompts.rows import PromptRow, PromptSource, Scalar, new_faults
-from medsyn.data.tables.csv_rows import check_text_file, column_places, csv_rows, text_lines
+from medsyn.data.tables.csv_rows import check_text_file, column_places, csv_rows, require_csv, text_lines
 from medsyn.data.tables.identifiers import may_identify
 from medsyn.data.tables.row_errors import Faults, show
 from medsyn.errors import InputError, InputProblems, Problem
@@ -149,6 +149,7 @@ def _source(path: Path, columns: Sequence[str]) -> PromptSource:
         return PromptSource.file(path)
 
     def records(faults: Faults) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        require_csv(path)
         check_text_file(path)
         further = [column for column in columns if column.casefold() not in COLUMNS]
 

@@ -247,19 +247,30 @@ def clash(column: str, others: Iterable[str]) -> str | None:
 
 
 def table_kind(path: Path) -> str:
-    """`dataset`, `ratings` or `prompts`, by the columns in the first line; a file that is not CSV is a prompt list.
+    """`dataset`, `ratings` or `prompts`: see `taken_for`."""
+    return taken_for(path)[0]
 
-    A table that is none of them counts as a data set, whose reader reports what is missing.
+
+def taken_for(path: Path) -> tuple[str, str]:
+    """`dataset`, `ratings` or `prompts`, by the columns in the first line, and why.
+
+    A file that is not CSV is a prompt list, but for an imagefolder's. A table that is none of them counts as a data
+    set, whose reader reports what is missing.
     """
-    if path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".csv":
-        return "prompts"
+    suffix = path.suffix.lower()
+    is_list = suffix in SUFFIXES and suffix != ".csv"
     try:
         require_file(path)  # opening a pipe waits for its other end
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
             line = next((line for line in iter(lambda: stream.readline(1 << 16), "") if line.strip()), "")
         columns = {name.strip().casefold() for fields in csv.reader([line]) for name in fields}
     except (InputError, OSError, csv.Error):
-        return "dataset"
-    if columns & {"rating", "image_path"}:
-        return "ratings"
-    return "prompts" if "prompt" in columns and "path" not in columns else "dataset"
+        columns, line = set(), ""
+    if is_list:
+        of_images = suffix == ".jsonl" and '"file_name"' in line and '"prompt"' not in line
+        return ("dataset", "it has 'file_name'") if of_images else ("prompts", f"it is a {suffix} file")
+    if found := columns & {"rating", "image_path"}:
+        return "ratings", f"it has a column {show(min(found))}"
+    if "path" in columns or "prompt" not in columns:
+        return "dataset", "it has a column 'path'" if "path" in columns else "it has no column 'prompt' or 'rating'"
+    return "prompts", "it has a column 'prompt' and no 'path'"

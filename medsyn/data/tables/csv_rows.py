@@ -12,6 +12,9 @@ from medsyn.errors import InputError
 from medsyn.text import closest
 
 MOST_COLUMNS = 1000
+_NOT_CSV = (".json", ".jsonl", ".parquet", ".tsv", ".xls", ".xlsx", ".ods")
+_CONVERSIONS = "docs/data.md, 'From other programs', converts it"
+_IMAGEFOLDER = f"an imagefolder's list (file_name, text) needs path, Text and modality: {_CONVERSIONS}"
 
 
 def _is_utf8(content: bytes) -> bool:
@@ -27,6 +30,21 @@ def require_file(path: Path) -> None:
     if not path.is_file():
         reason = "is not a regular file" if path.exists() else "there is no such file"
         raise InputError(path, "is a directory, not a table" if path.is_dir() else reason)
+
+
+def require_csv(path: Path) -> None:
+    """Raise `InputError` for a file of another format than that of data sets and ratings."""
+    suffix = path.suffix.lower()
+    if suffix in _NOT_CSV:
+        reason = f"is a {suffix} file, and data sets and ratings are CSV files with commas and a header"
+        raise InputError(path, reason + (f"; {_IMAGEFOLDER}" if suffix == ".jsonl" else ": save it as 'CSV UTF-8'"))
+
+
+def _written_by(header: Sequence[str]) -> str:
+    """The end of a message about a header that another program writes."""
+    if {"annotation_id", "annotator"} <= set(header):
+        return f"; it is an export of Label Studio: {_CONVERSIONS}"
+    return f"; {_IMAGEFOLDER}" if "file_name" in header else ""
 
 
 def check_text_file(path: Path, allow_nul: bool = False) -> None:
@@ -101,7 +119,7 @@ def column_places(
                 reason += f"; {way_out}rename {show(close)} to {show(column)}"
             elif column in settings:
                 reason += f"; {settings[column]} says so"
-        raise InputError(source, reason, row=1, key=", ".join(missing))
+        raise InputError(source, reason + _written_by(seen), row=1, key=", ".join(missing))
     return places
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from medsyn.data.modalities import MODALITIES, canonical_modality, says_nothing
-from medsyn.data.tables.csv_rows import check_text_file, column_places, csv_records, csv_rows, text_lines
+from medsyn.data.tables.csv_rows import check_text_file, column_places, csv_records, csv_rows, require_csv, text_lines
 from medsyn.data.tables.data_folder import IMAGE_SUFFIXES, DataFolder, Refused
 from medsyn.data.tables.identifiers import patient_columns
 from medsyn.data.tables.row_errors import Faults, show
@@ -116,6 +116,7 @@ def read_dataset(
         InputError, InputProblems: the file as a whole cannot be used.
     """
     path = Path(path)
+    require_csv(path)
     check_text_file(path)
     folder, faults = DataFolder(root or path.parent, linked_roots), Faults(str(path))
     columns = _Columns(faults, ("path", "Text", modality_column), modality_column, patient_column)
@@ -185,6 +186,7 @@ def read_ratings(
             (2 and 3), from which no Selector can be trained.
     """
     path = Path(path)
+    require_csv(path)
     check_text_file(path)
     folder, faults = DataFolder(root or path.parent, linked_roots), Faults(str(path))
     rows: list[RatingRow] = []
