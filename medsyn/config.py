@@ -86,6 +86,9 @@ class DataSection(Section):
     prompts: str | None = None
     base_prompt: str | None = None
     modality_column: str = "modality"
+    patient_column: str | None = None  # None: recognised by its name
+    keep_columns: list[str] = []
+    linked_roots: list[str] = []
     strict: bool = True
     modalities: list[Modality] = Field([], min_length=1)  # [] stands for null: those of the table, once it is read
     resolution: int = Field(256, ge=32, le=1024, multiple_of=8)

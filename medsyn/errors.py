@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from medsyn.text import visible
+
 EXIT_DONE = 0
 EXIT_FAILED = 1  # a bug, or out of memory: see the log
 EXIT_BAD_INPUT = 65  # EX_DATAERR: a rerun without a change would fail again
@@ -38,7 +40,7 @@ class Problem:
             place += f", line {self.row}"
         if self.key is not None:
             place += f", {self.key}"
-        return f"{place}: {self.reason}"
+        return visible(f"{place}: {self.reason}")  # names of files and columns are the user's
 
     def as_dict(self) -> dict[str, str | int | None]:
         """The problem as a JSON-ready mapping."""

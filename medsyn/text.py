@@ -8,6 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 GIB = 2**30
 
 
+def visible(text: str) -> str:
+    """The text with control characters and those that reorder or hide others written as escapes (line breaks too)."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def counted(number: int, noun: str) -> str:
     """A number of things: 1 image, 2 images."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -2,11 +2,18 @@ from __future__ import annotations
 
 import pytest
 
-from medsyn.text import GIB, and_more, closest, counted, did_you_mean, duration, gib
+from medsyn.errors import Problem
+from medsyn.text import GIB, and_more, closest, counted, did_you_mean, duration, gib, visible
 
 
 def test_one_thing_has_no_plural() -> None:
     assert [counted(number, "image") for number in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+
+
+def test_characters_that_hide_or_move_others_are_escaped() -> None:
+    assert visible("a\u202eb\x1b[2Jc\nd") == "a\\u202eb\\x1b[2Jc\\nd"
+    assert visible("Röntgen 肺 \N{BLACK CIRCLE}") == "Röntgen 肺 \N{BLACK CIRCLE}"
+    assert str(Problem("\u202ea.csv", "says \x07", 2, "fin\x1bding")) == r"\u202ea.csv, line 2, fin\x1bding: says \x07"
 
 
 @pytest.mark.parametrize(

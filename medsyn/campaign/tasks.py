@@ -20,7 +20,7 @@ from medsyn.errors import InputError
 from medsyn.generation.block_store import plan_shards
 from medsyn.stage import STAGES, Task, slug
 
-SCHEMA = 3  # of campaign.json, of everything below tasks/, and of the records of images
+SCHEMA = 4  # of campaign.json, of everything below tasks/, and of the records of images
 Key = tuple[str, str]  # (stage, task name)
 State = Literal["done", "failed", "blocked", "ready", "waiting"]
 
@@ -35,6 +35,7 @@ class Reads:
 
 
 _ALWAYS = ("campaign.seed", "device", "data.strict", "data.allow_synthetic")  # threads change bits too
+_COLUMNS = ("data.modality_column", "data.patient_column")
 _RLHF = (
     *_ALWAYS,
     *("data.modalities", "data.resolution", "data.held_out_fraction", "raters", "selector", "policy_model"),
@@ -47,7 +48,7 @@ _RESHARDED_BY = ("blocks_per_shard", "shard_minutes")
 # blocks, which changes no result.
 READS: dict[str, Reads] = {
     "finetune": Reads(
-        (*_ALWAYS, "data.modality_column", "data.resolution", "data.held_out_fraction", "finetune"),
+        (*_ALWAYS, *_COLUMNS, "data.resolution", "data.held_out_fraction", "finetune"),
         ("table", "weights"),
     ),
     "rlhf-stage1": Reads(_RLHF, ("ratings", "weights")),
@@ -66,7 +67,7 @@ READS: dict[str, Reads] = {
         (
             *_ALWAYS,
             "data.modalities",
-            "data.modality_column",
+            *_COLUMNS,
             "data.resolution",
             "data.held_out_fraction",
             "evaluation",

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from medsyn import disk
@@ -64,6 +65,11 @@ def _balance(args: argparse.Namespace) -> int:
         disk.write_atomic(args.out, balance.as_text(balanced, args.out.suffix.lower()))
     except OSError as error:
         raise InputError(args.out, f"cannot be written: {error.strerror}") from None
+    if args.out.suffix.lower() == ".csv" and (formulas := balance.formulas(balanced)):
+        named = ", ".join(formulas)
+        print(f"warning: {args.out}: values of {named} begin as a spreadsheet's formulas do; import them as text")
+    for warning in balanced.warnings:
+        print(f"warning: {warning}")
     _show(balanced, args.out)
     return EXIT_DONE
 
@@ -94,11 +100,11 @@ def _wrong_arguments(args: argparse.Namespace, columns: Sequence[str]) -> Iterat
 
 
 def _show(balanced: Balanced, path: Path) -> None:
-    table = Table(*balanced.columns)
+    table = Table(*map(escape, balanced.columns))
     for column in ("captions", "images", "of one caption at most"):
         table.add_column(column, justify="right")
     for cell in balanced.cells[:CELLS_SHOWN]:
-        table.add_row(*cell.values, str(cell.captions), str(cell.images), str(cell.most_of_one))
+        table.add_row(*map(escape, cell.values), str(cell.captions), str(cell.images), str(cell.most_of_one))
     console = Console()
     console.print(table)
     if len(balanced.cells) > CELLS_SHOWN:

@@ -18,6 +18,9 @@ def check(program: str, arguments: Sequence[str]) -> int:
     parser.add_argument("tables", nargs="+", type=Path, metavar="TABLE", help="data set, ratings or prompt list")
     parser.add_argument("--root", type=Path, help="directory that paths in tables are relative to (the table's own)")
     parser.add_argument("--modality-column", default="modality", metavar="NAME", help="header of the modality column")
+    parser.add_argument("--patient-column", metavar="NAME", help="header of the patients' column (recognised)")
+    text = "directory that symbolic links may lead to; may be repeated"
+    parser.add_argument("--linked-root", type=Path, action="append", default=[], metavar="DIR", help=text)
     parser.add_argument("--allow-synthetic", action="store_true", help="accept images marked as synthetic")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(arguments)
@@ -26,7 +29,10 @@ def check(program: str, arguments: Sequence[str]) -> int:
 
     with app.progress_bars() as progress:
         report = partial(progress, "reading images")
-        problems = check_tables(args.tables, args.root, args.modality_column, args.allow_synthetic, report)
+        problems = check_tables(
+            *(args.tables, args.root, args.modality_column, args.allow_synthetic, report, args.patient_column),
+            args.linked_root,
+        )
     if args.json:
         print(json.dumps([problem.as_dict() for problem in problems], indent=2, ensure_ascii=False))
     else:

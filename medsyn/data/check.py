@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from medsyn.data.images.read import read_image
-from medsyn.data.prompts.formats import table_kind
+from medsyn.data.prompts.formats import taken_for
 from medsyn.data.prompts.rows import check_prompts
 from medsyn.data.tables.read import ImageRow, RatingRow, read_dataset, read_ratings
 from medsyn.errors import InputError, InputProblems, Problem
@@ -23,6 +23,8 @@ def check_tables(
     modality_column: str = "modality",
     allow_synthetic: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    patient_column: str | None = None,
+    linked_roots: Iterable[str | Path] = (),
 ) -> list[Problem]:
     """Read the tables and every image that they name, one at a time, each once.
 
@@ -32,18 +34,20 @@ def check_tables(
         modality_column: the data set's modality column.
         allow_synthetic: do not report images of a data set that are marked as generated.
         progress: called with (images read, total).
+        patient_column: the data set's patient column; recognised by its name unless given.
+        linked_roots: directories that symbolic links in `root` may lead to.
 
     Returns:
         Every problem, with the table, its line and, for a problem of an image, the image as the table names it.
     """
     files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
-    folder = None if root is None else Path(root)
+    folder, linked = None if root is None else Path(root), list(linked_roots)
     tables: list[tuple[list[Problem], list[ImageRow | RatingRow]]] = []
     for path in files:
         try:
-            tables.append(_read_table(path, folder, modality_column))
+            tables.append(_read_table(path, folder, modality_column, patient_column, linked))
         except (InputError, InputProblems) as error:
-            tables.append((list(error.problems), []))
+            tables.append((_with_kind(path, error.problems), []))
     found: dict[_ImageKey, tuple[list[Problem], str]] = {}
     total = len({_image(row) for _, rows in tables for row in rows})
     problems: list[Problem] = []
@@ -72,17 +76,31 @@ def check_tables(
 
 
 def _read_table(
-    path: Path, root: Path | None, modality_column: str
+    path: Path, root: Path | None, modality_column: str, patient_column: str | None, linked: Sequence[str | Path]
 ) -> tuple[list[Problem], list[ImageRow | RatingRow]]:
     """A table's own problems, and its rows that name an image."""
-    kind = table_kind(path)
+    kind, _ = taken_for(path)
     if kind == "prompts":
-        return check_prompts(path), []
+        return _with_kind(path, check_prompts(path)), []
     if kind == "ratings":
-        ratings = read_ratings(path, root)
+        ratings = read_ratings(path, root, linked)
         return ratings.problems, [*ratings.rows]
-    dataset = read_dataset(path, root, modality_column)
-    return dataset.problems, [*dataset.rows]
+    dataset = read_dataset(path, root, modality_column, patient_column, linked)
+    return dataset.problems + dataset.advice, [*dataset.rows]
+
+
+_KINDS = {"dataset": "data set", "ratings": "ratings table", "prompts": "prompt list"}
+
+
+def _with_kind(path: Path, problems: Iterable[Problem]) -> list[Problem]:
+    """The problems of a table that cannot be used; one of its header says what the table was taken for."""
+    kind, why = taken_for(path)
+    reason = f" (it was taken for a {_KINDS[kind]}, because {why})"
+    return [replace(one, reason=one.reason + reason) if _is_of_header(one) else one for one in problems]
+
+
+def _is_of_header(problem: Problem) -> bool:
+    return problem.row == 1 and "there is no column" in problem.reason
 
 
 def _image(row: ImageRow | RatingRow) -> _ImageKey:

@@ -33,7 +33,12 @@ _SPELLING = re.compile(
 )  # fmt: skip
 _PREFIX = re.compile(r"\s*([^:：]{1,60})[:：]\s*")
 _NOTHING = {"", "nan", "na", "n/a", "#n/a", "<na>", "none", "null"}
-_TOKEN = re.compile(r"\d|[^\W\d_]{1,7}|[^\w\s]+|_")
+_PLACEHOLDER = re.compile(
+    r"(?<!\w)_{2,}(?!\w)|\[\*\*.*?\*\*\]|(?<![^\W_])[Xx]{3,}(?![^\W_])|\u2588+"
+    r"|[<\[{](?:[A-Z]+[ _-])*"
+    r"(?:NAME|DATE|PATIENT|PERSON|DOCTOR|HOSPITAL|LOCATION|ADDRESS|PHONE|ID|AGE|TIME|REDACTED)\d*[>\]}]"
+)
+_PIECE = re.compile(r"\d|[^\W\d_]+|[^\w\s]+|_+")
 
 
 def _squeeze(name: str) -> str:
@@ -83,10 +88,32 @@ def says_nothing(text: str) -> bool:
     return text.strip().casefold() in _NOTHING or not any(map(str.isalnum, text))
 
 
+def has_placeholder(text: str) -> bool:
+    """Whether de-identification has left marks in the place of names: `___`, `[**...**]`, `XXXX`, `<NAME>`."""
+    return _PLACEHOLDER.search(text) is not None
+
+
 def is_over_long(text: str) -> bool:
     """Whether the CLIP text encoder is likely to cut off the end of the text.
 
-    An estimate that needs no vocabulary: the tokenizer's own pieces (words, single digits, runs of marks), a word
-    counted as one token per seven letters.
+    An estimate that needs no vocabulary: the tokenizer's own pieces (words, single digits, runs of marks), and for each
+    word the tokens that words of its length and script have on average. On texts in English it is right within a tenth.
     """
-    return len(text) > CLIP_TOKENS and len(_TOKEN.findall(text)) > CLIP_TOKENS
+    if len(text.encode()) <= CLIP_TOKENS:  # a token is a byte or more
+        return False
+    return sum(map(_estimated_tokens, _PIECE.findall(text))) > CLIP_TOKENS
+
+
+def _estimated_tokens(piece: str) -> float:
+    """CLIP's tokens of a word, a digit or a run of marks; its vocabulary is of English, other scripts are bytes."""
+    if not piece.isalpha():
+        return 1.0
+    return max(1.0, len(piece) / 3 - 1 if piece.isascii() else sum(map(_of_a_letter, piece)))
+
+
+def _of_a_letter(letter: str) -> float:
+    """Tokens of one letter of a word that is not ASCII."""
+    if letter.isascii():
+        return 0.4
+    is_short = letter < "\u0900" or "\u3040" <= letter < "\u3400"  # two bytes, and kana, which are in the vocabulary
+    return 1.25 if is_short else 2.7

@@ -18,8 +18,8 @@ from medsyn.config import Config
 from medsyn.data.images.pixels import fit_square
 from medsyn.data.images.read import read_image
 from medsyn.data.prompts.store import PromptList, open_lists
-from medsyn.data.tables.read import MODALITIES, ImageRow, read_dataset
-from medsyn.data.tables.split import is_held_out
+from medsyn.data.tables.read import MODALITIES, ImageRow, dataset_of
+from medsyn.data.tables.split import hold_out
 from medsyn.errors import InputError, InputProblems
 from medsyn.evaluation.generated import GeneratedImages, Missing, Picture, Tick, picture, read_generated, spread
 from medsyn.generation.block_store import Item
@@ -72,12 +72,13 @@ def gather(config: Config, directory: CampaignDirectory, tick: Tick) -> Gathered
 
 def read_real(config: Config, tick: Tick) -> tuple[RealImages, list[Missing]]:
     """The data set's images as the models saw them, at most `max_images` per modality and split."""
-    real = RealImages()
+    real, data = RealImages(), config.data
     try:
-        rows = read_dataset(Path(config.data.table), config.data.root, config.data.modality_column).rows
+        rows = dataset_of(data).rows
     except (InputError, InputProblems):
         return real, [Missing("the data set", "its table cannot be read")]
     real.patients_known = all(row.patient_id is not None for row in rows)
+    is_held_out = hold_out(rows, data.held_out_fraction, config.campaign.seed)
     missing = []
     for modality in config.data.modalities:
         images = {(row.path, row.volume): row for row in reversed(rows) if row.modality == modality}  # its first row
@@ -87,12 +88,8 @@ def read_real(config: Config, tick: Tick) -> tuple[RealImages, list[Missing]]:
             continue
         real.counts[modality] = len(members)
         for held_out, pictures in ((False, real.training), (True, real.held_out)):
-            pictures += _read_rows(config, [row for row in members if _held_out(config, row) == held_out], real, tick)
+            pictures += _read_rows(config, [row for row in members if is_held_out(row) == held_out], real, tick)
     return real, missing
-
-
-def _held_out(config: Config, row: ImageRow) -> bool:
-    return is_held_out(row.patient_id or row.file, config.data.held_out_fraction, config.campaign.seed)
 
 
 def _read_rows(config: Config, rows: Sequence[ImageRow], real: RealImages, tick: Tick) -> Iterator[Picture]:

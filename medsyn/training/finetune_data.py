@@ -12,8 +12,8 @@ from torch import Tensor
 from medsyn.config import Config
 from medsyn.data.images.latent_cache import TensorCache, caption_key
 from medsyn.data.images.read import Image
-from medsyn.data.tables.read import ImageRow, read_dataset
-from medsyn.data.tables.split import LESS_HELD_OUT, is_held_out
+from medsyn.data.tables.read import ImageRow, dataset_of
+from medsyn.data.tables.split import hold_out
 from medsyn.errors import InputError
 from medsyn.models.stable_diffusion import SyntheticSystem
 from medsyn.models.weights import weights_fingerprint
@@ -57,17 +57,15 @@ def training_rows(config: Config, modality: str) -> tuple[list[ImageRow], int]:
 
     Raises:
         InputProblems: the table has bad rows (`data.strict`) or none.
-        InputError: nothing is left to train on.
+        InputError: the table has no image of the modality.
     """
-    table = read_dataset(config.data.table, config.data.root, config.data.modality_column)
-    rows = [row for row in table.require(config.data.strict) if row.modality == modality]
-    fraction, seed = config.data.held_out_fraction, config.campaign.seed
-    kept = [row for row in rows if not is_held_out(row.patient_id or row.file, fraction, seed)]
+    data = config.data
+    everything = dataset_of(data).require(data.strict)
+    is_held_out = hold_out(everything, data.held_out_fraction, config.campaign.seed)
+    rows = [row for row in everything if row.modality == modality]
+    kept = [row for row in rows if not is_held_out(row)]
     if not rows:
-        raise InputError(config.data.table, f"has no images of {modality}", key="data.modalities")
-    if not kept:
-        reason = f"all {len(rows)} images of {modality} are held out, leaving none to train on: {LESS_HELD_OUT}"
-        raise InputError(config.data.table, reason, key="data.held_out_fraction")
+        raise InputError(data.table, f"has no images of {modality}", key="data.modalities")
     return kept, len(rows) - len(kept)
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from medsyn.config import Config
 from medsyn.data.images.latent_cache import TensorCache, caption_key
 from medsyn.data.images.read import Image
-from medsyn.data.tables.read import RatingRow, read_ratings
-from medsyn.data.tables.split import is_held_out
+from medsyn.data.tables.read import RatingRow, ratings_of
+from medsyn.data.tables.split import hold_out
 from medsyn.errors import InputError
 from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import Control
@@ -69,9 +69,7 @@ def rated_rows(config: Config) -> list[RatingRow]:
     """
     source = str(config.data.ratings_file)
     rows = [
-        row
-        for row in read_ratings(source, config.data.root).require(config.data.strict)
-        if row.modality in config.data.modalities
+        row for row in ratings_of(config.data).require(config.data.strict) if row.modality in config.data.modalities
     ]
     if not rows:
         reason = f"has no ratings for {', '.join(config.data.modalities)}"
@@ -93,7 +91,7 @@ def load_rated(
     Arguments and errors are those of `encode_rows`, and besides:
 
     Args:
-        prompts_of: the rows whose prompts may serve as wrong prompts; includes all of `rows`.
+        prompts_of: all rows of the campaign: their prompts may serve as wrong prompts, and they decide the split.
         load_system: called only if something must be computed.
     """
     weights = weights_fingerprint(config.model_paths.stable_diffusion)
@@ -119,7 +117,7 @@ def load_rated(
     table = pd.DataFrame([row for _, row in kept])
     image, images = pd.factorize(np.array([key for key, _ in kept]))
     level = table.expert_level.to_numpy(np.float32) if config.raters.expert_weights else np.ones(len(kept), np.float32)
-    fraction, campaign_seed = config.data.held_out_fraction, config.campaign.seed
+    is_held_out = hold_out(prompts_of, config.data.held_out_fraction, config.campaign.seed)
     return RatedSet(
         # kept as 8-bit pictures, as candidates are scored; also a quarter of the memory
         pixels=torch.stack([(cache.read(key, "pixels").float() * 255).round().to(torch.uint8) for key in images]),
@@ -129,7 +127,7 @@ def load_rated(
         prompt=table.prompt.map({prompt: place for place, prompt in enumerate(modality_of)}).to_numpy(),
         rating=table.rating.to_numpy(),
         weight=level / level.mean(),
-        held_out=np.array([is_held_out(file, fraction, campaign_seed) for file in table.file]),
+        held_out=np.array([is_held_out(row) for _, row in kept]),
         modality=table.modality.to_numpy(str),
         prompt_modality=np.array(list(modality_of.values())),
         counts={

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,32 @@ def test_a_column_of_a_data_set_s_table_is_suggested(capsys: pytest.CaptureFixtu
     assert code == 65
     assert "there is no column 'findings' (--by)" in said and "did you mean 'Finding'?" in said
     assert call(capsys, "balance", table, "--by", "finding", "--total", "4", "--out", tmp_path / "x.csv")[0] == 0
+
+
+def test_formulas_are_told_and_markup_and_control_characters_do_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "list.jsonl").write_text(
+        "".join(
+            json.dumps({"prompt": f"CT: {n}", "note": note, "offset": "-1.5"}) + "\n"
+            for n, note in enumerate(["=1+1", "[bold]x[/nope]", "\u202ea\x1b[2J"])
+        )
+    )
+    code, said, _ = call(
+        capsys, "balance", tmp_path / "list.jsonl", "--by", "note", "--per-cell", "1", "--out", tmp_path / "out.csv"
+    )
+    assert code == 0 and "values of note begin as a spreadsheet's formulas do" in said
+    assert "[bold]x[/nope]" in said and "\x1b" not in said and "\u202e" not in said
+    assert "\x1b" not in (tmp_path / "out.csv").read_text()
+
+
+@pytest.mark.parametrize("command", [["check"], ["balance", "--total", "4", "--out", "x.csv"]])
+def test_a_pipe_is_told_and_not_waited_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: list[str]
+) -> None:
+    os.mkfifo(tmp_path / "list.csv")
+    code, _, said = call(capsys, *command, tmp_path / "list.csv")
+    assert code == 65 and "is not a regular file" in said
 
 
 def test_everything_wrong_with_the_arguments_is_told_at_once(capsys: pytest.CaptureFixture[str], source: Path) -> None:

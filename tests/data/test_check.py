@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +55,22 @@ def errors(problems: list[Problem]) -> list[tuple[str, int | None, str]]:
 def test_good_tables_have_no_problems(folder: Path) -> None:
     (folder / "prompts.txt").write_text("CT: a prompt\n")
     tables = [dataset(folder, "a.png", "b.jpg"), ratings(folder, "a.png", "b.jpg"), folder / "prompts.txt"]
-    assert check_tables(tables) == []
+    assert check_tables(tables, patient_column="path") == []
+
+
+def test_a_table_without_patients_gets_one_warning(folder: Path) -> None:
+    (problem,) = check_tables([dataset(folder, "a.png", "b.jpg")])
+    assert problem.severity == "warning" and "data.patient_column=path" in problem.reason
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["path,Text,modality,", "prompt,", "image_path,rating,modality,expert_level,prompt,"],
+)
+def test_a_table_of_very_many_columns_is_refused_at_once(folder: Path, header: str) -> None:
+    (folder / "wide.csv").write_text(header + ",".join(f"c{n}" for n in range(200_000)) + "\n")
+    (problem,) = check_tables([folder / "wide.csv"])
+    assert re.search(r"there are 20000\d columns, and at most 1000", problem.reason)
 
 
 def test_every_bad_image_is_told_with_its_table_and_line(folder: Path) -> None:
@@ -77,7 +93,7 @@ def test_generated_images_are_errors_unless_they_are_allowed(folder: Path) -> No
     table = dataset(folder, "a.png", "made.png")
     [(_, row, reason)] = errors(check_tables([table]))
     assert row == 3 and "made.png" in reason and "synthetic" in reason
-    assert check_tables([table], allow_synthetic=True) == []
+    assert errors(check_tables([table], allow_synthetic=True)) == []
 
 
 def test_generated_images_may_be_rated(folder: Path) -> None:
@@ -184,6 +200,7 @@ def test_another_root_and_another_column(folder: Path, tmp_path_factory: pytest.
         ("a.csv", '\ufeff"Prompt",modality\n', "prompts"),
         ("a.TXT", "path,Text,modality\n", "prompts"),
         ("a.jsonl", '{"prompt": "CT: x", "path": "y"}\n', "prompts"),
+        ("a.jsonl", '{"file_name": "a.png", "text": "CT: x"}\n', "dataset"),
         ("a.csv", "", "dataset"),
         ("a.csv", "\0\0", "dataset"),
     ],
@@ -191,3 +208,24 @@ def test_another_root_and_another_column(folder: Path, tmp_path_factory: pytest.
 def test_the_header_tells_what_a_table_is(tmp_path: Path, name: str, content: str, kind: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     assert table_kind(tmp_path / name) == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.png", "text": "CT: x"}\n',
+            "an imagefolder's list.*path, Text and modality",
+        ),
+        ("metadata.csv", "file_name,text\na.png,CT: x\n", "an imagefolder's list.*taken for a data set, because"),
+        ("a.csv", "annotation_id,annotator,image,rating\n", "of Label Studio.*ratings table.*column 'rating'"),
+        ("a.csv", "rating,prompt\n", "a ratings table, because it has a column 'rating'"),
+        ("a.csv", "file,caption\n", "a data set, because it has no column 'prompt' or 'rating'"),
+        ("data.xlsx", "x", "is a .xlsx file.*save it as 'CSV UTF-8'"),
+    ],
+)
+def test_other_programs_tables_are_named(tmp_path: Path, name: str, content: str, told: str) -> None:
+    (tmp_path / name).write_text(content)
+    (problem,) = check_tables([tmp_path / name])
+    assert re.search(told, problem.reason), problem.reason

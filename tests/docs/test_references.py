@@ -52,7 +52,7 @@ IN_A_FOLDER_OF_IT |= {
 }
 ELSEWHERE = {
     r"^(mine|runs|trial|out)/": "what the blocks of a page make",
-    r"^(metadata|ratings|prompts|balanced)\.csv$": "a user's tables",
+    r"^(metadata|ratings|prompts|balanced)\.csv$|^metadata\.jsonl$": "a user's tables",
     r"^(/|~)": "of the machine",
     r"^\.[a-z0-9.]+$": "a suffix of files",
     r"^(set-aside|quarantine)(/|$)": "where verify --repair moves things",

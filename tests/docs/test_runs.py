@@ -12,7 +12,7 @@ import pytest
 
 from medsyn.data.check import check_tables
 from medsyn.data.prompts.formats import table_kind
-from tests.docs import kinds
+from tests.docs import kinds, test_conversions
 from tests.docs.pages import PAGES, Block, all_blocks, blocks, name
 from tests.docs.sandbox import Sandbox
 from tests.helpers import small_campaign
@@ -41,7 +41,8 @@ def test_every_reason_not_to_run_a_block_has_one() -> None:
 def test_blocks_of_python_are_run_by_the_tests_of_the_interface() -> None:
     from tests import test_public_api  # imports torch
 
-    assert {block.page for block in all_blocks("python")} <= set(test_public_api.DOCUMENTS)
+    pages = {*test_public_api.DOCUMENTS, str(test_conversions.PAGE.relative_to(ROOT))}
+    assert {block.page for block in all_blocks("python")} <= pages
 
 
 def test_the_quick_start_is_what_the_small_campaign_runs() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from medsyn import disk
 from medsyn.config import validate
-from medsyn.data.tables.split import is_held_out
+from medsyn.data.tables.read import read_dataset
+from medsyn.data.tables.split import hold_out
 from medsyn.evaluation import generated, read_campaign
 from medsyn.stage import Saved
 from tests.helpers.synthetic_campaign import Builder, write_csv
@@ -102,10 +103,10 @@ def test_stage_2_is_not_missed_where_it_was_not_asked_for(tmp_path: Path) -> Non
 
 def test_the_split_is_that_of_training_by_patient(whole: Builder) -> None:
     real = read(whole).real
-    expected = [
-        is_held_out(f"patient-{kind}-{k}", 0.4, 0) for kind in ("oct", "chest-ct") for k in range(whole.images_per_kind)
-    ]
-    assert len(real.held_out) == sum(expected) and len(real.training) == len(expected) - sum(expected)
+    rows = read_dataset(whole.data / "metadata.csv").rows
+    is_held_out = hold_out(rows, 0.4, 0)
+    assert len(real.held_out) == sum(map(is_held_out, rows)) == 2 * round(0.4 * whole.images_per_kind)
+    assert len(real.training) == len(rows) - len(real.held_out)
     assert real.patients_known
 
 

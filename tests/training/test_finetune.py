@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from medsyn import disk
 from medsyn.config import Config, validate
 from medsyn.data.images.read import SYNTHETIC_KEY
-from medsyn.data.tables.split import is_held_out
+from medsyn.data.tables.read import read_dataset
 from medsyn.errors import InputError, InputProblems
 from medsyn.models import tiny
 from medsyn.models.stable_diffusion import SyntheticSystem
@@ -403,8 +403,9 @@ def test_images_are_encoded_once_and_captions_embedded_once(
 def test_no_patient_is_on_both_sides(weights: Path, table: Path) -> None:
     config = training(weights, table, data={"held_out_fraction": 0.4})
     rows, held_out = finetune_data.training_rows(config, "CT")
-    assert held_out
-    assert not any(is_held_out(str(row.patient_id), 0.4, 0) for row in rows)
+    everything = [row for row in read_dataset(table).rows if row.modality == "CT"]
+    others = {row.patient_id for row in everything} - {row.patient_id for row in rows}
+    assert held_out == sum(row.patient_id in others for row in everything) == 4
 
 
 def test_a_resumed_run_encodes_and_embeds_nothing_again(weights: Path, table: Path, tmp_path: Path) -> None:
@@ -511,10 +512,9 @@ def test_a_modality_that_the_table_lacks_is_an_error(weights: Path, table: Path,
         finetune.run(training(weights, table), task, CampaignDirectory(tmp_path), Control())
 
 
-def test_holding_out_everything_is_an_error(weights: Path, table: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="held out") as caught:
-        run(training(weights, table, data={"held_out_fraction": 0.9999}), tmp_path)
-    assert caught.value.problem.key == "data.held_out_fraction"
+def test_something_is_left_to_train_on_whatever_the_share(weights: Path, table: Path) -> None:
+    rows, held_out = finetune_data.training_rows(training(weights, table, data={"held_out_fraction": 0.9999}), "CT")
+    assert len({row.patient_id for row in rows}) == 1 and held_out == 10 - len(rows)
 
 
 def test_the_same_image_with_two_captions_is_two_samples_and_one_encode(

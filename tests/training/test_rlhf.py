@@ -18,7 +18,8 @@ from PIL.PngImagePlugin import PngInfo
 from medsyn import disk
 from medsyn.config import Config, validate
 from medsyn.data.images.read import SYNTHETIC_KEY
-from medsyn.data.tables.split import is_held_out
+from medsyn.data.tables.read import read_ratings
+from medsyn.data.tables.split import hold_out
 from medsyn.errors import InputError, InputProblems
 from medsyn.models import stable_diffusion, tiny
 from medsyn.models.scorers import load_policy, load_selector
@@ -282,7 +283,9 @@ def test_scores_of_images_never_seen_follow_their_quality(undisturbed: Path, wei
 
 def test_the_summary_is_about_held_out_rows_only(undisturbed: Path, table: Path) -> None:
     rows = [line.split(",") for line in table.read_text().splitlines()[1:]]
-    held_out = [row for row in rows if is_held_out(row[0], 0.35, 0)]
+    read = read_ratings(table).rows
+    is_held_out = hold_out(read, 0.35, 0)
+    held_out = [row for row, its in zip(rows, read, strict=True) if is_held_out(its)]
     said = summary(undisturbed)
     assert said["ratings"] == len(rows) and said["images"] == IMAGES
     assert said["held_out"]["ratings"] == len(held_out)
@@ -420,11 +423,13 @@ def test_an_image_that_cannot_be_read(weights: Path, table: Path, tmp_path: Path
 
 def test_ratings_of_one_kind_cannot_be_trained_on(weights: Path, table: Path, tmp_path: Path) -> None:
     lines = table.read_text().splitlines()
-    poor_but_held_out = [x for x in lines[1:] if x.split(",")[1] != "1" or is_held_out(x.split(",")[0], 0.35, 0)]
+    poor = next(line for line in lines[1:] if line.split(",")[1] == "1").split(",")[0]
+    its = [line for line in lines[1:] if line.split(",")[1] != "1" and not line.startswith(f"{poor},")]
     folder = shutil.copytree(table.parent, tmp_path / "data")
-    (folder / table.name).write_text("\n".join([lines[0], *poor_but_held_out]) + "\n")
+    (folder / table.name).write_text("\n".join([lines[0], f"{poor},1,CT,3,CT: unreadable", *its]) + "\n")
+    (folder / poor).write_bytes(b"no image")
     with pytest.raises(InputError, match="all good or all poor"):
-        stage1(campaign(weights, folder / table.name), tmp_path / "run")
+        stage1(campaign(weights, folder / table.name, data={"strict": False}), tmp_path / "run")
 
 
 def test_no_rating_of_the_campaigns_modalities(weights: Path, table: Path, tmp_path: Path) -> None:

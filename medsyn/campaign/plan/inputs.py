@@ -28,13 +28,14 @@ from medsyn.data.prompts.store import INDEX, ListIndex, Run
 from medsyn.data.prompts.write import index_rows, write_lists
 from medsyn.data.tables import read as tables_read
 from medsyn.data.tables.read import ImageRow, InputTable, RatingRow
-from medsyn.data.tables.split import LESS_HELD_OUT, is_held_out
+from medsyn.data.tables.split import group, hold_out
 from medsyn.disk import absolute
 from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem
 from medsyn.models import weights
 from medsyn.schedulers import SchedulerName, wrong_steps
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory
+from medsyn.text import counted
 
 IMAGES_READ_AT_MOST = 2000  # a larger data set is checked by `medsyn check`, once, not at every submit
 
@@ -135,6 +136,7 @@ def _with_paths(config: Config) -> Config:
         "data": {
             "table": str(table),
             "root": str(absolute(data.root)) if data.root else None,
+            "linked_roots": [str(absolute(folder)) for folder in data.linked_roots],
             "ratings_file": str(ratings),
             "prompts": str(root / "inputs" / "prompts"),
         },
@@ -238,24 +240,27 @@ def _shard_sizes(
     return shards.choose_sizes(model, {modality: count_blocks(config, runs) for modality, runs in asked.items()})
 
 
-def _check_split(config: Config, images: Iterable[ImageRow]) -> list[Problem]:
-    """A problem for each modality whose images are all held out, or of which none is."""
+def _check_split(config: Config, images: Sequence[ImageRow]) -> list[Problem]:
+    """A warning for each modality of which no image is held out, or far from the share that is asked for."""
     data, problems = config.data, []
-    keys: dict[str, list[str]] = {}
-    for row in images:
-        keys.setdefault(row.modality, []).append(row.patient_id or row.file)
+    is_held_out = hold_out(images, data.held_out_fraction, config.campaign.seed)
     for modality in data.modalities:
-        held_out = [is_held_out(key, data.held_out_fraction, config.campaign.seed) for key in keys.get(modality, [])]
-        if not held_out or (any(held_out) and not all(held_out)):
-            continue
-        if all(held_out):
+        groups = {row.file: group(row) for row in images if row.modality == modality}
+        held = len({row.file for row in images if row.modality == modality and is_held_out(row)})
+        wanted, patients = data.held_out_fraction * len(groups), len(set(groups.values()))
+        if groups and not held:
+            why = ", because they are all of one patient" if patients == 1 < len(groups) else ""
             reason = (
-                f"every image of {modality} ({len(held_out)}) is held out, none is left to train on: {LESS_HELD_OUT}"
+                f"no image of {modality} ({len(groups)}) is held out{why}: generated ones cannot be compared with any"
+            )
+        elif abs(held - wanted) > max(1, 0.1 * len(groups)):
+            reason = (
+                f"{held} of {len(groups)} images of {modality} are held out instead of {round(wanted)}, because those "
+                f"of one patient stay together, and there are only {counted(patients, 'patient')}"
             )
         else:
-            reason = f"no image of {modality} ({len(held_out)}) is held out: generated ones cannot be compared with any"
-        severity = _severity(all(held_out))
-        problems.append(Problem(data.table, reason, key="data.held_out_fraction", severity=severity))
+            continue
+        problems.append(Problem(data.table, reason, key="data.held_out_fraction", severity="warning"))
     return problems
 
 
@@ -293,6 +298,7 @@ def _rows(read: Callable[[], InputTable[Row]], strict: bool, problems: list[Prob
     except (InputError, InputProblems) as error:
         problems += error.problems
         return []
+    problems += table.advice
     problems += table.problems if strict else [replace(one, severity="warning") for one in table.problems]
     if not table.rows:
         problems += table.errors
@@ -301,7 +307,7 @@ def _rows(read: Callable[[], InputTable[Row]], strict: bool, problems: list[Prob
 
 def _read_images(config: Config, problems: list[Problem]) -> list[ImageRow]:
     data = config.data
-    return _rows(lambda: tables_read.read_dataset(data.table, data.root, data.modality_column), data.strict, problems)
+    return _rows(lambda: tables_read.dataset_of(data), data.strict, problems)
 
 
 def _read_ratings(config: Config, problems: list[Problem]) -> list[RatingRow]:
@@ -310,7 +316,7 @@ def _read_ratings(config: Config, problems: list[Problem]) -> list[RatingRow]:
         reason = "there is no such file; the Selector and the Policy learn from expert ratings of images"
         problems.append(Problem(path, reason, key="data.ratings_file"))
         return []
-    return _rows(lambda: tables_read.read_ratings(path, config.data.root), config.data.strict, problems)
+    return _rows(lambda: tables_read.ratings_of(config.data), config.data.strict, problems)
 
 
 def _absent(config: Config, what: str, modalities: Sequence[str]) -> Problem:
@@ -359,7 +365,9 @@ def _check_images(config: Config, rows: Mapping[str, int], progress: Progress | 
 
     report = (lambda done, total: progress("reading images", done, total)) if progress else None
     root = Path(data.root) if data.root else None
-    found = check_tables(paths, root, data.modality_column, data.allow_synthetic, report)
+    found = check_tables(
+        *(paths, root, data.modality_column, data.allow_synthetic, report, data.patient_column, data.linked_roots)
+    )
     return found if data.strict else [replace(one, severity="warning") if one.row else one for one in found]
 
 
@@ -403,7 +411,7 @@ def find_source(
         reason = "there is a prompt list as well (data.prompts); keep one of the two"
         problems.append(Problem(CONFIGURATION, reason, key=BASE_PROMPT))
     if file is not None:
-        return PromptSource.file(file)
+        return PromptSource.file(file, config.data.keep_columns)
     if base is None:
         captions = _captions(config, images)
         return PromptSource.texts(config.data.table, captions) if captions else None

@@ -85,6 +85,7 @@ def binds(campaign: Campaign, site: Site) -> list[str]:
     folders = {campaign.directory.root, Path(config.data.table).parent, Path(str(config.data.ratings_file)).parent}
     if config.data.root:
         folders.add(Path(config.data.root))
+    folders |= {Path(folder) for folder in config.data.linked_roots}
     folders |= weights.folders(config.model_paths.stable_diffusion)
     inside = site.container.environment if site.container else {}
     environment = {**_caches(), **site.environment, **inside}

@@ -174,7 +174,10 @@ def read_record(directory: CampaignDirectory) -> dict[str, Any] | None:
             return None
         facts: dict[str, Any] = disk.read_json(path)
         if facts["schema"] != SCHEMA:
-            reason = f"medsyn {facts['medsyn']} wrote this campaign in another format: choose another campaign.name"
+            reason = (
+                f"medsyn {facts['medsyn']} wrote this campaign in another format: finish it with that one, or choose "
+            )
+            reason += "another campaign.name"
             raise InputError(path, reason)
         if facts.keys() == _version().keys():  # claimed, and killed before it was ready
             return None

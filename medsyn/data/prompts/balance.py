@@ -21,9 +21,10 @@ from medsyn.config import MOST_IMAGES
 from medsyn.data.prompts.formats import COLUMNS, table_kind
 from medsyn.data.prompts.hash_counter import Seen
 from medsyn.data.prompts.rows import PromptRow, PromptSource, Scalar, new_faults
-from medsyn.data.tables.csv_rows import check_text_file, column_places, csv_rows, text_lines
+from medsyn.data.tables.csv_rows import check_text_file, column_places, csv_rows, require_csv, text_lines
+from medsyn.data.tables.identifiers import may_identify
 from medsyn.data.tables.row_errors import Faults, show
-from medsyn.errors import InputError, InputProblems
+from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.seeds import seed
 from medsyn.text import counted, did_you_mean
 
@@ -54,6 +55,7 @@ class Balanced:
     cells: list[BalancedCell]
     rows: list[PromptRow]  # each with its `n`
     left_out: int  # rows of the source without a value in one of the columns
+    warnings: Sequence[Problem] = ()  # about the source
 
     def absent(self, most: int) -> list[Cell]:
         """Combinations of the columns' values that no row of the source has, at most `most` of them."""
@@ -80,8 +82,12 @@ def balance(
     for column in columns:
         if column.casefold() in COLUMNS and column.casefold() != "modality":
             raise InputError("--by", f"{show(column)} is a setting of the generation and cannot be balanced")
+        if may_identify(column):
+            reason = "may identify patients, and what a list is balanced by goes along with every image"
+            raise InputError("--by", f"{show(column)} {reason}; if it does not, rename the column")
     source = _source(path, columns)
-    captions, left_out, names = _count(source, columns)
+    faults = new_faults(source.name)
+    captions, left_out, names = _count(source, columns, faults)
     cells = sorted(captions)
     wanted = dict.fromkeys(cells, per_cell or 0)
     if total is not None:
@@ -99,6 +105,7 @@ def balance(
         [BalancedCell(cell, captions[cell], wanted[cell]) for cell in cells],
         [row for cell in cells for row in _share(chosen[cell], wanted[cell])],
         left_out,
+        faults.warnings(),
     )
 
 
@@ -115,6 +122,22 @@ def as_text(balanced: Balanced, suffix: str) -> str:
     return stream.getvalue()
 
 
+def formulas(balanced: Balanced) -> list[str]:
+    """The passthrough columns with a text that a spreadsheet would calculate."""
+    found: dict[str, None] = {}
+    for row in balanced.rows:
+        found |= {name: None for name, value in row.extra.items() if isinstance(value, str) and _is_formula(value)}
+    return list(found)
+
+
+def _is_formula(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return value.startswith(("=", "+", "-", "@"))
+    return False
+
+
 def _record(row: PromptRow) -> dict[str, Scalar]:
     known = {"id": row.prompt_id, **{column: getattr(row, column) for column in COLUMNS if column != "id"}}
     return {column: value for column, value in known.items() if value is not None} | dict(row.extra)
@@ -126,6 +149,7 @@ def _source(path: Path, columns: Sequence[str]) -> PromptSource:
         return PromptSource.file(path)
 
     def records(faults: Faults) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        require_csv(path)
         check_text_file(path)
         further = [column for column in columns if column.casefold() not in COLUMNS]
 
@@ -157,10 +181,10 @@ def _cell(row: PromptRow, columns: Sequence[str]) -> tuple[Cell, list[str]] | No
     return tuple(values), names
 
 
-def _count(source: PromptSource, columns: Sequence[str]) -> tuple[Counter[Cell], int, list[str]]:
+def _count(source: PromptSource, columns: Sequence[str], faults: Faults) -> tuple[Counter[Cell], int, list[str]]:
     """Captions of each cell, the number of rows that belong to none, and the source's names of the columns."""
     captions: Counter[Cell] = Counter()
-    seen, faults, left_out, names = Seen(), new_faults(source.name), 0, list(columns)
+    seen, left_out, names = Seen(), 0, list(columns)
     known: dict[str, None] = {}
     for row in source.rows(faults):
         known.update(dict.fromkeys(row.extra))

@@ -12,11 +12,21 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medsyn.data.tables.csv_rows import check_text_file, column_places, csv_rows, same_name, text_lines
+from medsyn.data.tables.csv_rows import (
+    MOST_COLUMNS,
+    check_text_file,
+    column_places,
+    csv_rows,
+    require_file,
+    same_name,
+    text_lines,
+    too_many_columns,
+)
+from medsyn.data.tables.identifiers import may_identify
 from medsyn.data.tables.row_errors import Faults, show
 from medsyn.errors import InputError
 from medsyn.records import RESERVED
@@ -45,36 +55,43 @@ _MEANT = {
     "cfgscale": "guidance_scale",
     "negative": "negative_prompt",
 }
-_PATIENTS = {"patient", "patientid", "patientname"}
 _LONG_PIECE = re.compile(r'[^",\r\n]{20000,}')
 
 
-def read_records(path: Path, faults: Faults) -> Records:
+def read_records(path: Path, faults: Faults, keep: Collection[str] = ()) -> Records:
     """The rows of a prompt list, numbered as the file's lines are (Parquet: as its rows, from 1).
+
+    Args:
+        path: the file.
+        faults: receives the errors.
+        keep: columns that are passed through although they seem to identify patients.
 
     Raises:
         InputError: the file as a whole cannot be read.
     """
     if path.name == INDEX:  # a campaign's own lists: each line says its modality
         for file in sorted(path.parent.glob("*.jsonl")):
-            yield from _json_lines(file, faults)
+            yield from _json_lines(file, _Names(faults, keep))
         return
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(path, f"a prompt list must be a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
-    yield from reader(path, faults)
+    yield from reader(path, _Names(faults, keep))
 
 
 class _Names:
     """The names of the columns of one file."""
 
-    def __init__(self, faults: Faults) -> None:
-        self._faults = faults
+    def __init__(self, faults: Faults, keep: Collection[str]) -> None:
+        self.faults = self._faults = faults
+        self._keep = {name.casefold() for name in keep}
         self._known: dict[str, str] = {}  # as written -> the name used here; "" if ignored
 
     def translate(self, row: int, record: Mapping[str, Any]) -> dict[str, Any]:
         """A record under the names used here."""
         known = self._known
+        if len(record) > MOST_COLUMNS:
+            raise InputError(self._faults.source, too_many_columns(len(record)), row)
         for written in record:
             if written not in known:
                 known[written] = self._name(row, written, record)
@@ -93,8 +110,9 @@ class _Names:
         if not name:
             self._faults.warn(row, None, "a column without a name is ignored")
             return ""
-        if re.sub(r"[\W_]", "", name.casefold()) in _PATIENTS:
-            self._faults.warn(row, name, "is not passed through to the images: it may identify patients")
+        if name.casefold() not in self._keep and may_identify(name):
+            reason = "is not passed through to the images: it may identify patients"
+            self._faults.warn(row, name, f"{reason}; if it does not, name it in data.keep_columns")
             return ""
         present = {other.strip().casefold() for other in among}
         meant = meant_column(name)
@@ -129,9 +147,9 @@ def meant_column(name: str) -> str | None:
     return squeezed[close] if close else _MEANT.get(key)
 
 
-def _csv(path: Path, faults: Faults) -> Records:
+def _csv(path: Path, names: _Names) -> Records:
     check_text_file(path, allow_nul=True)
-    names = _Names(faults)
+    faults = names.faults
 
     def columns(header: list[str]) -> dict[str, int]:
         _check_header(faults, header)
@@ -157,9 +175,9 @@ def _check_header(faults: Faults, header: Sequence[str]) -> None:
         raise InputError(problem.source, reason, problem.row, problem.key) from None
 
 
-def _json_lines(path: Path, faults: Faults) -> Records:
+def _json_lines(path: Path, names: _Names) -> Records:
     check_text_file(path, allow_nul=True)
-    names = _Names(faults)
+    faults = names.faults
     for row, line in enumerate(text_lines(path), 1):
         if not line.strip():
             continue
@@ -178,19 +196,20 @@ def _json_lines(path: Path, faults: Faults) -> Records:
 _EXAMPLE = '{"prompt": "CT: normal", "modality": "CT"}'
 
 
-def _parquet(path: Path, faults: Faults) -> Records:
-    if not path.is_file():
-        raise InputError(path, "is a directory, not a table" if path.is_dir() else "there is no such file")
+def _parquet(path: Path, names: _Names) -> Records:
+    require_file(path)
     try:
         from pyarrow import ArrowException, parquet  # takes a second; only Parquet needs it
     except ImportError:
         reason = "needs pyarrow, which is not installed here; write the list as CSV or JSON lines"
         raise InputError(path, reason) from None
 
-    names, row = _Names(faults), 0
+    row = 0
     try:
         with parquet.ParquetFile(path) as file:
-            _check_header(faults, file.schema_arrow.names)
+            if len(file.schema_arrow.names) > MOST_COLUMNS:
+                raise InputError(path, too_many_columns(len(file.schema_arrow.names)))
+            _check_header(names.faults, file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=1024):
                 for record in batch.to_pylist():
                     row += 1
@@ -200,14 +219,14 @@ def _parquet(path: Path, faults: Faults) -> Records:
         raise InputError(path, reason) from None
 
 
-def _text(path: Path, faults: Faults) -> Records:
+def _text(path: Path, names: _Names) -> Records:
     check_text_file(path, allow_nul=True)
     for row, line in enumerate(text_lines(path, newline=None), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             yield row, {"prompt": line.strip()}
 
 
-_READERS: dict[str, Callable[[Path, Faults], Records]] = {
+_READERS: dict[str, Callable[[Path, _Names], Records]] = {
     ".csv": _csv,
     ".jsonl": _json_lines,
     ".parquet": _parquet,
@@ -228,18 +247,30 @@ def clash(column: str, others: Iterable[str]) -> str | None:
 
 
 def table_kind(path: Path) -> str:
-    """`dataset`, `ratings` or `prompts`, by the columns in the first line; a file that is not CSV is a prompt list.
+    """`dataset`, `ratings` or `prompts`: see `taken_for`."""
+    return taken_for(path)[0]
 
-    A table that is none of them counts as a data set, whose reader reports what is missing.
+
+def taken_for(path: Path) -> tuple[str, str]:
+    """`dataset`, `ratings` or `prompts`, by the columns in the first line, and why.
+
+    A file that is not CSV is a prompt list, but for an imagefolder's. A table that is none of them counts as a data
+    set, whose reader reports what is missing.
     """
-    if path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".csv":
-        return "prompts"
+    suffix = path.suffix.lower()
+    is_list = suffix in SUFFIXES and suffix != ".csv"
     try:
+        require_file(path)  # opening a pipe waits for its other end
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
             line = next((line for line in iter(lambda: stream.readline(1 << 16), "") if line.strip()), "")
         columns = {name.strip().casefold() for fields in csv.reader([line]) for name in fields}
-    except (OSError, csv.Error):
-        return "dataset"
-    if columns & {"rating", "image_path"}:
-        return "ratings"
-    return "prompts" if "prompt" in columns and "path" not in columns else "dataset"
+    except (InputError, OSError, csv.Error):
+        columns, line = set(), ""
+    if is_list:
+        of_images = suffix == ".jsonl" and '"file_name"' in line and '"prompt"' not in line
+        return ("dataset", "it has 'file_name'") if of_images else ("prompts", f"it is a {suffix} file")
+    if found := columns & {"rating", "image_path"}:
+        return "ratings", f"it has a column {show(min(found))}"
+    if "path" in columns or "prompt" not in columns:
+        return "dataset", "it has a column 'path'" if "path" in columns else "it has no column 'prompt' or 'rating'"
+    return "prompts", "it has a column 'prompt' and no 'path'"

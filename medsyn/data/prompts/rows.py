@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, time
 from decimal import Decimal
@@ -66,9 +66,9 @@ class PromptSource:
     is_file: bool = True
 
     @classmethod
-    def file(cls, path: str | Path) -> PromptSource:
-        """The list in a file."""
-        return cls(str(path), lambda faults: read_records(Path(path), faults))
+    def file(cls, path: str | Path, keep: Collection[str] = ()) -> PromptSource:
+        """The list in a file; `keep` as for `read_records`."""
+        return cls(str(path), lambda faults: read_records(Path(path), faults, keep))
 
     @classmethod
     def texts(cls, name: str, texts: Iterable[tuple[str, str]]) -> PromptSource:
@@ -94,9 +94,9 @@ class PromptSource:
             raise InputError(self.name, "there are no rows")
 
 
-def check_prompts(path: Path) -> list[Problem]:
-    """All problems of a prompt list: errors and warnings."""
-    source, faults = PromptSource.file(path), new_faults(path)
+def check_prompts(path: Path, keep: Collection[str] = ()) -> list[Problem]:
+    """All problems of a prompt list: errors and warnings; `keep` as for `read_records`."""
+    source, faults = PromptSource.file(path, keep), new_faults(path)
     try:
         for _ in source.rows(faults):
             pass
@@ -161,7 +161,7 @@ class _Reader:
             return None
         if repeats > 1 and not given and {count, seed, steps, guidance, negative} == {None}:
             faults.warn(row, "prompt", "the same prompt as in an earlier row: more images are generated from it")
-        extra = {column: value for column, value in values.items() if column not in COLUMNS}
+        extra = {column: _shown(value) for column, value in values.items() if column not in COLUMNS}
         return PromptRow(row, prompt_id, prompt, modality, count, seed, steps, guidance, negative, extra)
 
     def _plain_values(self, row: int, record: Mapping[str, Any]) -> dict[str, Scalar]:
@@ -258,6 +258,11 @@ def _plain(value: Any) -> Scalar:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return str(value) if isinstance(value, (date, time, Decimal)) else value
+
+
+def _shown(value: Scalar) -> Scalar:
+    """A passthrough value as tables, reports and terminals may show it: texts on one line, as prompts are."""
+    return value if not isinstance(value, str) or value.isprintable() else clean_text(value)
 
 
 def _encodable(text: str) -> bool:

@@ -11,6 +11,11 @@ from medsyn.data.tables.row_errors import Faults, show
 from medsyn.errors import InputError
 from medsyn.text import closest
 
+MOST_COLUMNS = 1000
+_NOT_CSV = (".json", ".jsonl", ".parquet", ".tsv", ".xls", ".xlsx", ".ods")
+_CONVERSIONS = "docs/data.md, 'From other programs', converts it"
+_IMAGEFOLDER = f"an imagefolder's list (file_name, text) needs path, Text and modality: {_CONVERSIONS}"
+
 
 def _is_utf8(content: bytes) -> bool:
     try:
@@ -20,10 +25,31 @@ def _is_utf8(content: bytes) -> bool:
     return True
 
 
+def require_file(path: Path) -> None:
+    """Raise `InputError` if there is no such file, or if reading it may never end: a pipe, a device."""
+    if not path.is_file():
+        reason = "is not a regular file" if path.exists() else "there is no such file"
+        raise InputError(path, "is a directory, not a table" if path.is_dir() else reason)
+
+
+def require_csv(path: Path) -> None:
+    """Raise `InputError` for a file of another format than that of data sets and ratings."""
+    suffix = path.suffix.lower()
+    if suffix in _NOT_CSV:
+        reason = f"is a {suffix} file, and data sets and ratings are CSV files with commas and a header"
+        raise InputError(path, reason + (f"; {_IMAGEFOLDER}" if suffix == ".jsonl" else ": save it as 'CSV UTF-8'"))
+
+
+def _written_by(header: Sequence[str]) -> str:
+    """The end of a message about a header that another program writes."""
+    if {"annotation_id", "annotator"} <= set(header):
+        return f"; it is an export of Label Studio: {_CONVERSIONS}"
+    return f"; {_IMAGEFOLDER}" if "file_name" in header else ""
+
+
 def check_text_file(path: Path, allow_nul: bool = False) -> None:
     """Read the file once, line by line, and raise `InputError` if it is not UTF-8 text or is blank."""
-    if not path.is_file():
-        raise InputError(path, "is a directory, not a table" if path.is_dir() else "there is no such file")
+    require_file(path)
     blank, nul, first_broken, broken = True, 0, 0, 0
     try:
         with path.open("rb") as stream:
@@ -53,6 +79,11 @@ def text_lines(path: Path, newline: str | None = "") -> Iterator[str]:
     """The lines of a file that `check_text_file` has passed, with their ends as `open` treats `newline`."""
     with path.open(encoding="utf-8-sig", newline=newline) as stream:
         yield from stream
+
+
+def too_many_columns(count: int) -> str:
+    """What is wrong with a table of so many columns."""
+    return f"there are {count} columns, and at most {MOST_COLUMNS} may be: are rows and columns exchanged?"
 
 
 def same_name(count: int) -> str:
@@ -86,7 +117,9 @@ def column_places(
             if close := closest(column, seen):
                 way_out = f"pass {settings[column]}={close} or " if column in settings else ""
                 reason += f"; {way_out}rename {show(close)} to {show(column)}"
-        raise InputError(source, reason, row=1, key=", ".join(missing))
+            elif column in settings:
+                reason += f"; {settings[column]} says so"
+        raise InputError(source, reason + _written_by(seen), row=1, key=", ".join(missing))
     return places
 
 
@@ -122,6 +155,8 @@ def csv_rows(
         if len(fields) < 2 and not "".join(fields).strip():
             continue
         if not width:
+            if len(fields) > MOST_COLUMNS:
+                raise InputError(faults.source, too_many_columns(len(fields)), row=line)
             width, places = len(fields), columns(fields)
         elif len(fields) != width:
             hint = "; a text with commas must be in double quotes" if len(fields) > width else ""

@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 from medsyn.data.tables.row_errors import show
@@ -15,6 +16,9 @@ from medsyn.text import closest
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".nii", ".nii.gz")
 _ARCHIVE_NAME = re.compile(r"[^.]+|.*\.(\d+|ima)", re.IGNORECASE)  # of DICOM: IM000001, a UID; its content decides
+
+
+_LEAVES = "; data.linked_roots lists the directories that links may lead to, such as a DVC or hub cache"
 
 
 class Refused(Exception):
@@ -27,12 +31,14 @@ class DataFolder:
     Each directory below it is listed once: on a shared file system that is far cheaper than one lookup per row.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, linked: Iterable[str | Path] = ()) -> None:
+        """`folder` is what names are relative to; symbolic links below it may lead to `linked` directories, too."""
         self.path = Path(os.path.abspath(folder))  # noqa: PTH100 (Path.absolute keeps '..')
         if not self.path.is_dir():
             raise InputError(folder, "there is no such directory; it should contain the files that the table names")
         self.asked = self.found = 0
         self._real = os.path.realpath(self.path)
+        self._allowed = [self._real, *map(os.path.realpath, linked)]
         self._listings: dict[str, dict[str, str] | str] = {}  # folder -> {name: kind}, or why it cannot be used
         self._guesses_left = 20
 
@@ -75,7 +81,8 @@ class DataFolder:
         return "" if path == "." else path
 
     def _is_inside(self, path: Path) -> bool:
-        return Path(os.path.realpath(path)).is_relative_to(self._real)  # Path.resolve raises on a link to itself
+        real = Path(os.path.realpath(path))  # Path.resolve raises on a link to itself
+        return any(real.is_relative_to(folder) for folder in self._allowed)
 
     def _kinds(self, folder: str) -> dict[str, str]:
         """A directory below the data directory: {name: file, link, folder or other}; raises `Refused`."""
@@ -88,7 +95,7 @@ class DataFolder:
 
     def _list(self, folder: str) -> dict[str, str] | str:
         if not self._is_inside(self.path / folder):
-            return "is behind a symbolic link that leaves the data directory"
+            return f"is behind a symbolic link that leaves the data directory{_LEAVES}"
         try:
             with os.scandir(self.path / folder) as entries:
                 return {entry.name: _kind(entry) for entry in entries}
@@ -108,7 +115,7 @@ class DataFolder:
 
     def _kind_behind(self, link: Path) -> str:
         if not self._is_inside(link):
-            raise Refused("is a symbolic link that leaves the data directory")
+            raise Refused(f"is a symbolic link that leaves the data directory{_LEAVES}")
         try:
             mode = link.stat().st_mode
         except OSError:

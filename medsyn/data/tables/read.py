@@ -16,16 +16,22 @@ This module imports neither torch nor pandas: login nodes check tables.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from medsyn.data.modalities import MODALITIES, canonical_modality, says_nothing
-from medsyn.data.tables.csv_rows import check_text_file, csv_records
+from medsyn.data.tables.csv_rows import check_text_file, column_places, csv_records, csv_rows, require_csv, text_lines
 from medsyn.data.tables.data_folder import IMAGE_SUFFIXES, DataFolder, Refused
+from medsyn.data.tables.identifiers import patient_columns
 from medsyn.data.tables.row_errors import Faults, show
 from medsyn.data.tables.text_checks import check_modality, check_text
 from medsyn.errors import InputError, InputProblems, Problem
+
+if TYPE_CHECKING:
+    from medsyn.config import DataSection
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -39,6 +45,7 @@ __all__ = [
 ]
 
 _MAX_VOLUME = 2**15 - 1  # the limit of NIfTI-1
+_GRADE = re.compile(r"([123])(?:\.0*)?")  # pandas writes 2.0 where another cell of the column is empty
 
 Row = TypeVar("Row")
 
@@ -52,7 +59,7 @@ class ImageRow:
     path: Path  # absolute, inside the data directory
     text: str  # with its modality prefix
     modality: str
-    patient_id: str | None
+    patient_id: str | None  # as the table writes it; never written anywhere
     volume: int | None = None  # of a 4-D NIfTI file, from 1
 
 
@@ -67,6 +74,7 @@ class RatingRow:
     modality: str
     expert_level: int  # 1 to 3
     prompt: str
+    patient_id: str | None = None
     volume: int | None = None  # of a 4-D NIfTI file, from 1
 
 
@@ -77,6 +85,7 @@ class InputTable(Generic[Row]):
     path: Path
     rows: list[Row]
     problems: list[Problem]
+    advice: list[Problem] = field(default_factory=list)  # warnings about the whole table, for those who check it
 
     @property
     def errors(self) -> list[Problem]:
@@ -91,28 +100,33 @@ class InputTable(Generic[Row]):
 
 
 def read_dataset(
-    path: str | Path, root: str | Path | None = None, modality_column: str = "modality"
+    path: str | Path,
+    root: str | Path | None = None,
+    modality_column: str = "modality",
+    patient_column: str | None = None,
+    linked_roots: Iterable[str | Path] = (),
 ) -> InputTable[ImageRow]:
-    """Read the data set: columns `path`, `Text`, `modality`, and `patient_id` (or `patient`) and `volume` if known.
+    """Read the data set: columns `path`, `Text`, `modality`, and the patients' and `volume` if there are any.
 
     Args:
         path: the CSV file.
         root: the data directory, which contains every file; the table's own directory unless given.
         modality_column: name of the modality column, such as `modal`.
+        patient_column: name of the patients' column; recognised by its name (`patient_id`, `Subject`, …) unless given.
+        linked_roots: directories that symbolic links in the data directory may lead to.
 
     Raises:
         InputError, InputProblems: the file as a whole cannot be used.
     """
     path = Path(path)
+    require_csv(path)
     check_text_file(path)
-    folder, faults = DataFolder(root or path.parent), Faults(str(path))
-    settings = {modality_column: "data.modality_column"}
+    folder, faults = DataFolder(root or path.parent, linked_roots), Faults(str(path))
+    columns = _Columns(faults, ("path", "Text", modality_column), modality_column, patient_column)
     rows: list[ImageRow] = []
     seen: set[tuple[str, int | None, str, str]] = set()
     seen_images: set[tuple[str, int | None]] = set()
-    optional = ("patient_id", "patient", "volume")
-    records = csv_records(faults, path, ("path", "Text", modality_column), optional, settings)
-    for line, (written, caption, name, patient_id, patient, number) in records:
+    for line, (written, caption, name, patient, number) in columns.records(path):
         file = _check_file(faults, line, "path", written, folder)
         volume = _check_volume(faults, line, number)
         modality = check_modality(faults, line, modality_column, name)
@@ -127,9 +141,23 @@ def read_dataset(
             faults.warn(line, "path", "the same image as in an earlier row, with a different text or modality")
         seen.add(key)
         seen_images.add(key[:2])
-        known = next((name for name in (patient_id, patient) if not says_nothing(name)), None)
-        rows.append(ImageRow(line, folder.name(file), file, checked, modality, known, volume))
-    return _table(path, rows, faults, folder)
+        if patient is None and columns.patient:
+            faults.warn(line, columns.patient, "is empty: the image counts as one of a patient of its own")
+        rows.append(ImageRow(line, folder.name(file), file, checked, modality, patient, volume))
+    table = _table(path, rows, faults, folder)
+    if columns.patient is None and len(rows) > 1:
+        return replace(table, advice=[Problem(str(path), _NO_PATIENTS, severity="warning")])
+    return table
+
+
+def dataset_of(data: DataSection) -> InputTable[ImageRow]:
+    """Read the data set that a configuration names; raises as `read_dataset` does."""
+    return read_dataset(data.table, data.root, data.modality_column, data.patient_column, data.linked_roots)
+
+
+def ratings_of(data: DataSection) -> InputTable[RatingRow]:
+    """Read the ratings that a resolved configuration names; raises as `read_ratings` does."""
+    return read_ratings(str(data.ratings_file), data.root, data.linked_roots)
 
 
 def modalities_of(path: str | Path, modality_column: str = "modality") -> list[str]:
@@ -149,21 +177,25 @@ def modalities_of(path: str | Path, modality_column: str = "modality") -> list[s
     return [modality for modality in MODALITIES if modality in found]
 
 
-def read_ratings(path: str | Path, root: str | Path | None = None) -> InputTable[RatingRow]:
+def read_ratings(
+    path: str | Path, root: str | Path | None = None, linked_roots: Iterable[str | Path] = ()
+) -> InputTable[RatingRow]:
     """Read expert ratings: columns `image_path`, `rating`, `modality`, `expert_level`, `prompt`, and `volume` if known.
 
-    Ratings (1 poor, 2 acceptable, 3 excellent) and expert levels are the integers 1 to 3; 2.5 is refused, not rounded.
+    Ratings (1 poor, 2 acceptable, 3 excellent) and expert levels are the integers 1 to 3, also written 2.0; 2.5 is
+    refused, not rounded.
 
     Raises:
         InputError, InputProblems: the file as a whole cannot be used, or all its ratings are poor (1) or all are good
             (2 and 3), from which no Selector can be trained.
     """
     path = Path(path)
+    require_csv(path)
     check_text_file(path)
-    folder, faults = DataFolder(root or path.parent), Faults(str(path))
+    folder, faults = DataFolder(root or path.parent, linked_roots), Faults(str(path))
     rows: list[RatingRow] = []
-    columns = ("image_path", "rating", "modality", "expert_level", "prompt")
-    for line, (written, grade, name, level, prompt, number) in csv_records(faults, path, columns, ("volume",)):
+    columns = _Columns(faults, ("image_path", "rating", "modality", "expert_level", "prompt"))
+    for line, (written, grade, name, level, prompt, patient, number) in columns.records(path):
         file = _check_file(faults, line, "image_path", written, folder)
         volume = _check_volume(faults, line, number)
         rating = _check_grade(faults, line, "rating", grade)
@@ -172,11 +204,52 @@ def read_ratings(path: str | Path, root: str | Path | None = None) -> InputTable
         checked = check_text(faults, line, "prompt", prompt, modality)
         if file is None or volume == 0 or rating is None or modality is None or expert_level is None or checked is None:
             continue
-        rows.append(RatingRow(line, folder.name(file), file, rating, modality, expert_level, checked, volume))
+        rows.append(RatingRow(line, folder.name(file), file, rating, modality, expert_level, checked, patient, volume))
     if rows and len({row.rating == 1 for row in rows}) == 1:
         missing = "no row is rated 1 (poor)" if rows[0].rating > 1 else "no row is rated 2 or 3 (good)"
         faults.refuse_file(None, "rating", f"cannot train the Selector, which needs both kinds: {missing}")
     return _table(path, rows, faults, folder)
+
+
+_NO_PATIENTS = (
+    "it has no patient column: images of one patient may be on both sides of the held-out split; add patient_id, or "
+    "name the column with data.patient_column (data.patient_column=path says that each image is of another patient)"
+)
+
+
+class _Columns:
+    """The columns of a table that has one row for each image or rating: the required ones, the patients', `volume`."""
+
+    def __init__(
+        self, faults: Faults, required: Sequence[str], modality_column: str = "", patient_column: str | None = None
+    ) -> None:
+        self.patient = patient_column  # as the header has it, once that is read
+        self._faults = faults
+        self._required = required
+        self._settings = {modality_column: "data.modality_column"}
+        if patient_column:
+            self._settings[patient_column] = "data.patient_column"
+
+    def records(self, path: Path) -> Iterator[tuple[int, list[Any]]]:
+        """(line, values of the required columns, the patient or None, and the volume's text) for every row."""
+        for line, row in csv_rows(self._faults, text_lines(path), self._places):
+            patient = row.get(self.patient, "") if self.patient else ""
+            known = None if says_nothing(patient) else patient
+            yield line, [*(row[column] for column in self._required), known, row.get("volume", "")]
+
+    def _places(self, header: list[str]) -> dict[str, int]:
+        required = list(dict.fromkeys([*self._required, *([self.patient] if self.patient else [])]))
+        optional = ("volume",) if self.patient else ("volume", "patient_id", "patient")
+        places = column_places(self._faults.source, header, required, optional, self._settings)
+        if self.patient is None:
+            found = [name for name in ("patient_id", "patient") if name in places] or patient_columns(header)
+            if len(found) > 1 and found[0] != "patient_id":
+                reason = f"{' and '.join(map(show, found))} look like patients: say which is with data.patient_column"
+                raise InputError(self._faults.source, reason, row=1, key=", ".join(found))
+            if found:
+                self.patient = found[0]
+                places |= column_places(self._faults.source, header, found[:1], (), {})
+        return places
 
 
 def _table(path: Path, rows: list[Row], faults: Faults, folder: DataFolder) -> InputTable[Row]:
@@ -202,10 +275,12 @@ def _check_file(faults: Faults, row: int, key: str, written: str, folder: DataFo
 
 
 def _check_grade(faults: Faults, row: int, key: str, written: str) -> int | None:
-    if written not in ("1", "2", "3"):
-        faults.error(row, key, f"{show(written)} is not 1, 2 or 3 (whole numbers only)")
+    grade = _GRADE.fullmatch(written)
+    if grade is None:
+        way_out = "" if written else "; remove the row if there is none"
+        faults.error(row, key, f"{show(written)} is not 1, 2 or 3 (whole numbers only){way_out}")
         return None
-    return int(written)
+    return int(grade[1])
 
 
 def _check_volume(faults: Faults, row: int, written: str) -> int | None:

@@ -1,19 +1,105 @@
-"""Which images are held out from training: a pure function of a key, so no list of names is kept."""
+"""Which images are held out from training: a pure function of the table's rows, so no list of names is kept.
+
+The share is exact for each stratum (a modality; of ratings, the poor and the good ones of a modality) as far as
+patients, who stay together, allow it. The order of the rows does not matter.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from medsyn.data.tables.read import ImageRow, RatingRow
 from medsyn.seeds import seed
 
-LESS_HELD_OUT = "lower it, or add images of more patients"  # what to do if nothing is left to train on
+Row = ImageRow | RatingRow
 
 
-def is_held_out(key: str, fraction: float, campaign_seed: int) -> bool:
-    """Whether everything under `key` is held out.
+def hold_out(rows: Iterable[Row], fraction: float, campaign_seed: int) -> Callable[[Row], bool]:
+    """What tells whether a row is held out.
 
     Args:
-        key: what must stay together: the patient if known, else the file as the table names it (a
-            relative name, so that moving the data does not change the split).
-        fraction: expected share of held-out keys, 0 to 1.
+        rows: all good rows of the table, whatever their modality; a part of them would be split otherwise.
+        fraction: the share that is held out, above 0 and below 1.
         campaign_seed: another seed is another split.
     """
-    return seed("held out", campaign_seed, key) < fraction * 2**63
+    images = {(group(row), row.file, _stratum(row)) for row in rows}
+    chosen = held_out_groups(((key, stratum) for key, _, stratum in images), fraction, campaign_seed)
+    return lambda row: group(row) in chosen
+
+
+def group(row: Row) -> str:
+    """What stays together: the patient if known, else the file as the table names it (moving the data is no change)."""
+    return row.patient_id or row.file
+
+
+def _stratum(row: Row) -> str:
+    return f"{row.modality} {row.rating == 1}" if isinstance(row, RatingRow) else row.modality
+
+
+def held_out_groups(members: Iterable[tuple[str, str]], fraction: float, campaign_seed: int) -> set[str]:
+    """The groups that are held out, in an order drawn by the seed until every stratum has its share.
+
+    Every stratum with two groups or more has something on both sides.
+
+    Args:
+        members: (group, stratum) of every image.
+        fraction: see `hold_out`.
+        campaign_seed: see `hold_out`.
+    """
+    groups: dict[str, Counter[str]] = {}
+    for key, stratum in members:
+        groups.setdefault(key, Counter())[stratum] += 1
+    draw = _Draw(groups, fraction)
+    order = sorted(groups, key=lambda key: (seed("held out", campaign_seed, key), key))
+    strata = sorted(draw.sizes, key=lambda stratum: (draw.sizes[stratum], stratum))
+    for stratum in strata:  # the rarest first: few groups can give it its share
+        for key in order:
+            if groups[key][stratum] and draw.fits(key):
+                draw.take(key)
+    for key in order:
+        if draw.comes_closer(key):
+            draw.take(key)
+    for stratum in strata:
+        its = [key for key in order if groups[key][stratum] and draw.leaves_some(key)]
+        if not draw.held[stratum] and its:
+            draw.take(min(its, key=lambda key: groups[key].total()))
+    return draw.chosen
+
+
+class _Draw:
+    """The groups chosen so far, and how many images each stratum still wants."""
+
+    def __init__(self, groups: dict[str, Counter[str]], fraction: float) -> None:
+        self._groups = groups
+        self.sizes: Counter[str] = Counter()
+        for of_group in groups.values():
+            self.sizes.update(of_group)
+        self.wanted = {
+            stratum: min(max(int(fraction * size + 0.5), 1), size - 1) for stratum, size in self.sizes.items()
+        }
+        self.held: Counter[str] = Counter()
+        self.chosen: set[str] = set()
+
+    def take(self, key: str) -> None:
+        self.chosen.add(key)
+        self.held.update(self._groups[key])
+        for stratum, number in self._groups[key].items():
+            self.wanted[stratum] -= number
+
+    def fits(self, key: str) -> bool:
+        """Whether no stratum would get more than it wants."""
+        its = self._groups[key].items()
+        return key not in self.chosen and all(number <= self.wanted[stratum] for stratum, number in its)
+
+    def comes_closer(self, key: str) -> bool:
+        """Whether the shares are better with the group than without."""
+        without = sum(abs(self.wanted[stratum]) for stratum in self._groups[key])
+        with_it = sum(abs(self.wanted[stratum] - number) for stratum, number in self._groups[key].items())
+        return with_it < without and self.leaves_some(key)
+
+    def leaves_some(self, key: str) -> bool:
+        """Whether the group may be taken, and every stratum keeps something to train on."""
+        return key not in self.chosen and all(
+            self.held[stratum] + number < self.sizes[stratum] for stratum, number in self._groups[key].items()
+        )

@@ -6,6 +6,7 @@ from medsyn.data.modalities import (
     CLIP_TOKENS,
     canonical_modality,
     clean_text,
+    has_placeholder,
     is_over_long,
     not_a_modality,
     says_nothing,
@@ -36,6 +37,9 @@ def check_text(faults: Faults, row: int, key: str, written: str, modality: str |
         faults.warn(row, key, "does not start with its modality, as in 'CT: ...'; it was added")
     elif said != modality:
         faults.warn(row, key, f"the text says {said}, the modality is {modality}")
+    if has_placeholder(text):
+        reason = "has placeholders of de-identification (such as ___, [**...**], XXXX or <NAME>), which a model learns"
+        faults.warn(row, key, f"{reason} as if they were words: remove them")
     if is_over_long(text):
         faults.warn(row, key, f"longer than about {CLIP_TOKENS} CLIP tokens (an estimate); the rest is ignored")
     return text

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -305,27 +306,37 @@ def test_a_folder_that_cannot_be_made_is_told(trial: Trial) -> None:
         trial.prepare(campaign__dir="/proc/nope")
 
 
-def test_a_modality_that_is_held_out_whole_is_told(trial: Trial) -> None:
-    said = reasons(trial.config(data__held_out_fraction=0.999999))
-    assert "data.held_out_fraction: every image of CT (4) is held out, none is left to train on: lower it, or" in said
-    assert "every image of OCT" in said
-    config = trial.config(data__held_out_fraction=1e-9)
-    assert reasons(config) == ""
-    assert "data.held_out_fraction: no image of CT (4) is held out" in reasons(config, "warning")
+def of_patients(trial: Trial, patients: Sequence[str]) -> Config:
+    """The trial, its images those of these patients (over and over)."""
+    table = trial.data / "metadata.csv"
+    header, *lines = table.read_text().splitlines()
+    given = [f"{line},{patients[number % len(patients)]}" for number, line in enumerate(lines)]
+    table.write_text("\n".join([f"{header},Subject ID", *given]) + "\n")
+    return trial.config()
 
 
 def test_patients_are_what_is_held_out(trial: Trial) -> None:
-    table = trial.data / "metadata.csv"
-    header, *lines = table.read_text().splitlines()
-    table.write_text("\n".join([f"{header},patient_id", *(f"{line},one" for line in lines)]) + "\n")
-    assert "of CT (4) is held out" in reasons(trial.config()) + reasons(trial.config(), "warning")
+    config = of_patients(trial, ["one"])
+    told = "data.held_out_fraction: no image of CT (4) is held out, because they are all of one patient"
+    assert told in reasons(config, "warning") and reasons(config) == ""
+
+
+def test_a_share_that_patients_do_not_allow_is_told(trial: Trial) -> None:
+    told = reasons(of_patients(trial, ["one", "two"]), "warning")
+    assert "2 of 4 images of CT are held out instead of 1" in told and "only 2 patients" in told
+
+
+def test_a_table_without_patients_is_warned_about_unless_every_image_is_of_another(trial: Trial) -> None:
+    assert "it has no patient column" in reasons(trial.config(), "warning")
+    assert reasons(trial.config(data__patient_column="path"), "warning") == ""
+    assert "data.patient_column" in reasons(trial.config(data__patient_column="nobody"))
 
 
 def test_warnings_are_handed_over(trial: Trial) -> None:
     warnings: list[Problem] = []
-    trial.prepare_config(trial.config(data__held_out_fraction=1e-9), warn=warnings.extend)
+    trial.prepare_config(trial.config(), warn=warnings.extend)
     assert {problem.severity for problem in warnings} == {"warning"}
-    assert "no image of CT" in str(warnings[0])
+    assert "no patient column" in str(warnings[0])
 
 
 def test_missing_packages_and_gpus_are_known_before_anything_runs(

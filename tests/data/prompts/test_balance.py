@@ -90,6 +90,17 @@ def test_the_captions_of_a_data_set_are_prompts_and_nothing_of_a_patient_goes_al
     assert "gone" not in text and "SECRET" not in text
 
 
+def test_a_list_is_not_balanced_by_what_may_identify_patients(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--by: 'patient_ID' may identify patients.*rename the column"):
+        balance(a_data_set(tmp_path), ["patient_ID"], per_cell=1)
+
+
+def test_what_may_identify_patients_stays_behind_with_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("prompt,finding,MRN\nCT: a,x,4711\n")
+    balanced = balance(tmp_path / "list.csv", ["finding"], per_cell=1)
+    assert [warning.key for warning in balanced.warnings] == ["MRN"] and "4711" not in as_text(balanced, ".csv")
+
+
 def test_a_column_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no column 'stage'.*'Finding'"):
         balance(a_data_set(tmp_path), ["stage"], per_cell=1)

@@ -12,7 +12,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from medsyn.data.prompts.rows import ERRORS_SHOWN, check_prompts
+from medsyn.data.prompts.rows import ERRORS_SHOWN, PromptSource, check_prompts, new_faults
 from medsyn.data.tables.read import InputTable
 from medsyn.errors import InputError, InputProblems, Problem
 from tests.helpers.prompt_table import read_prompts
@@ -186,10 +186,15 @@ def test_further_columns_are_kept(folder: Path, form: Format) -> None:
     assert table.rows[0].extra == {"Finding": "nodule", "site": "left"}
 
 
-def test_nothing_of_a_patient_is_carried_along(folder: Path) -> None:
-    table = read_prompts(as_csv(folder, [{"prompt": "CT: a", "patient_id": "p-1", "site": "left"}]))
-    assert "it may identify patients" in only_warning(table).reason
-    assert table.rows[0].extra == {"site": "left"}
+@pytest.mark.parametrize("column", ["patient_id", "Patient's Name", "MRN", "patient_birth_date", "accession_number"])
+def test_nothing_of_a_patient_is_carried_along(folder: Path, column: str) -> None:
+    path = as_csv(folder, [{"prompt": "CT: a", column: "p-1", "site": "left"}])
+    warning = only_warning(read_prompts(path))
+    assert "it may identify patients" in warning.reason and "data.keep_columns" in warning.reason
+    assert read_prompts(path).rows[0].extra == {"site": "left"}
+    faults = new_faults(path)
+    (row,) = PromptSource.file(path, keep=[column.upper()]).rows(faults)
+    assert row.extra == {column: "p-1", "site": "left"} and not faults.warnings()
 
 
 @pytest.mark.parametrize("form", FORMATS)

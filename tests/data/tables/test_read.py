@@ -86,11 +86,33 @@ def test_paths_are_absolute_for_a_table_named_relatively(folder: Path, monkeypat
     assert read_dataset("table.csv").rows[0].path == folder / "img/a.png"
 
 
-@pytest.mark.parametrize("column", ["patient_id", "patient", "Patient_ID"])
+@pytest.mark.parametrize("column", ["patient_id", "patient", "Patient_ID", "subject_id", "Patient ID", "MRN"])
 def test_patients_are_read_where_known(folder: Path, column: str) -> None:
     rows = "img/a.png,CT: x1,CT,p7\nimg/b.jpg,CT: x2,CT,\nimg/c.jpeg,CT: x3,CT,NaN\n"
     table = dataset(folder, rows, f"path,Text,modality,{column}\n")
     assert [row.patient_id for row in table.rows] == ["p7", None, None]
+    assert "counts as one of a patient of its own (2 rows: 3, 4)" in only_warning(table).reason
+
+
+def test_the_patients_column_may_have_any_name(folder: Path) -> None:
+    content = "path,Text,modality,who\nimg/a.png,CT: x1,CT,p7\n"
+    assert read_dataset(write(folder, content), patient_column="who").rows[0].patient_id == "p7"
+    assert read_dataset(write(folder, content), patient_column="path").rows[0].patient_id == "img/a.png"
+    with pytest.raises(InputError, match=r"no column 'whom'.*pass data.patient_column=who"):
+        read_dataset(write(folder, content), patient_column="whom")
+
+
+def test_two_columns_that_look_like_patients_are_refused_with_the_way_out(folder: Path) -> None:
+    path = write(folder, "path,Text,modality,subject_id,mrn\nimg/a.png,CT: x1,CT,p7,1\n")
+    with pytest.raises(InputError, match=r"'subject_id' and 'mrn' look like patients.*data.patient_column"):
+        read_dataset(path)
+    assert read_dataset(path, patient_column="mrn").rows[0].patient_id == "1"
+
+
+def test_a_table_without_patients_is_told_once(folder: Path) -> None:
+    table = dataset(folder, ROW + "img/b.jpg,OCT: x,OCT\n")
+    assert table.problems == [] and "no patient column" in table.advice[0].reason
+    assert dataset(folder, ROW).advice == []
 
 
 def test_columns_are_found_by_name_in_any_order_and_case(folder: Path) -> None:
@@ -137,7 +159,7 @@ def test_no_such_table(folder: Path) -> None:
         read_dataset(folder / "absent" / "table.csv")
     with pytest.raises(InputError, match="is a directory"):
         read_dataset(folder / "img")
-    with pytest.raises(InputError, match="there is no such file"):
+    with pytest.raises(InputError, match="is not a regular file"):
         read_dataset("/dev/zero")
 
 
@@ -295,6 +317,22 @@ def test_files_that_are_refused(folder: Path, written: str, says: str) -> None:
     assert re.search(says, problem.reason)
     assert len(problem.reason) < 600
     assert [row.row for row in table.rows] == [3]
+
+
+def test_links_may_lead_to_directories_that_are_named(folder: Path) -> None:
+    store, other = folder.parent / "store", folder.parent / "other"
+    for place in (store, other):
+        place.mkdir()
+        (place / "one.png").touch()
+        (folder / f"{place.name}.png").symlink_to(place / "one.png")
+    (folder / "linked").symlink_to(store)
+    content = HEADER + "store.png,CT: x,CT\nlinked/one.png,CT: y,CT\nother.png,CT: z,CT\n"
+    table = read_dataset(write(folder, content), linked_roots=[store])
+    assert [row.file for row in table.rows] == ["store.png", "linked/one.png"]
+    assert "'other.png' is a symbolic link that leaves" in only_error(table).reason
+    assert "data.linked_roots" in only_error(table).reason
+    absolute = read_dataset(write(folder, f"{HEADER}{store}/one.png,CT: x,CT\n{ROW}"), linked_roots=[store])
+    assert "is outside the data directory" in only_error(absolute).reason
 
 
 def test_links_may_not_leave_the_data_folder(folder: Path) -> None:
@@ -550,6 +588,29 @@ def test_an_invisible_text_is_no_text(folder: Path) -> None:
     assert only_error(dataset(folder, "img/a.png,\u200b\u202e,CT\n")).key == "Text"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "compared to ___; Dr. ___ was informed",
+        "seen on [**2101-3-4**] by [**Last Name (un) 12**]",
+        "XXXX-year-old with XXXX",
+        "referred by <NAME>",
+        "[DATE] follow-up of {PATIENT NAME}",
+        "of \u2588\u2588\u2588",
+    ],
+)
+def test_placeholders_of_deidentification_are_counted(folder: Path, text: str) -> None:
+    table = dataset(folder, f"img/a.png,CT: {text},CT\nimg/b.jpg,CT: {text} 2,CT\n")
+    assert "placeholders" in only_warning(table).reason and "(2 rows: 2, 3)" in only_warning(table).reason
+
+
+@pytest.mark.parametrize(
+    "text", ["a_b", "lesion < 5 mm and > 2 mm", "XX chromosome", "stage [III]", "T2 <TE 80>", "xx"]
+)
+def test_ordinary_texts_have_no_placeholder(folder: Path, text: str) -> None:
+    assert dataset(folder, f"img/a.png,CT: {text},CT\n").problems == []
+
+
 def test_over_long_texts_are_one_warning_that_counts(folder: Path) -> None:
     long = "Fundus: " + "microaneurysm " * 60
     table = dataset(folder, f"img/a.png,{long},Fundus\nimg/b.jpg,{long},Fundus\nimg/c.jpeg,Fundus: x,Fundus\n")
@@ -566,6 +627,30 @@ def test_over_long_texts_are_one_warning_that_counts(folder: Path) -> None:
         ("CT: " + "1" * 74, True),
         ("CT: " + "-" * 200, False),
         ("肺" * 600, True),
+        ("CT: " + "双肺纹理增多模糊" * 2, False),
+        ("CT: " + "双肺纹理增多模糊" * 4, True),
+        ("CT: " + "двусторонняя пневмония " * 2, False),
+        ("CT: " + "двусторонняя пневмония " * 4, True),
+        # CLIP's own tokenizer makes 93 and 97 tokens of these
+        (
+            "X-Ray: bibasilar atelectasis, cardiomegaly, hypoinflated lungs, pneumomediastinum, costophrenic blunting, "
+            "dextroscoliosis, tracheobronchomalacia, bronchiectasis, lymphadenopathy, hydropneumothorax, kyphoplasty, "
+            "spondylolisthesis, atherosclerotic calcification, cholecystectomy clips",
+            True,
+        ),
+        (
+            "X-Ray: Röntgen-Thorax in zwei Ebenen: Herzvergrößerung, beidseitige Pleuraergüsse, Stauungszeichen, "
+            "Belüftungsstörungen basal rechtsbetont, Zwerchfellhochstand links, kein Pneumothorax, Aortensklerose, "
+            "degenerative Wirbelsäulenveränderungen",
+            True,
+        ),
+        # and 67 of this
+        (
+            "Chest X-ray: the cardiomediastinal silhouette is within normal limits for size and contour. The lungs are "
+            "normally inflated without evidence of focal airspace disease, pleural effusion, or pneumothorax. Osseous "
+            "structures are within normal limits for patient age. No acute cardiopulmonary abnormality.",
+            False,
+        ),
         ("", False),
     ],
 )
@@ -755,6 +840,8 @@ GOOD_RATINGS = "img/a.png,3,Fundus,2,Fundus: healthy\nimg/b.jpg,1,CXR,3,clear lu
 
 def test_ratings(folder: Path) -> None:
     table = read_ratings(write(folder, RATINGS + GOOD_RATINGS))
+    floats = re.sub(r",([123]),", r",\1.0,", RATINGS + GOOD_RATINGS)
+    assert ".0" in floats and read_ratings(write(folder, floats)).rows == table.rows
     assert table.errors == []
     assert [(row.row, row.rating, row.modality, row.expert_level) for row in table.rows] == [
         (2, 3, "Fundus", 2),
@@ -766,7 +853,7 @@ def test_ratings(folder: Path) -> None:
 
 @pytest.mark.parametrize("column", ["rating", "expert_level"])
 @pytest.mark.parametrize(
-    "value", ["0", "4", "-1", "2.5", "3.0", "three", "", "nan", "inf", "1e0", "٣", "03", "+1", "1_"]
+    "value", ["0", "4", "-1", "2.5", "3.01", "three", "", "nan", "inf", "1e0", "٣", "03", "+1", "1_"]
 )
 def test_grades_are_the_integers_one_to_three(folder: Path, column: str, value: str) -> None:
     grades = f"{value},CT,1" if column == "rating" else f"1,CT,{value}"
