@@ -44,10 +44,22 @@ def test_what_fails_twice_at_the_same_place_stops_and_what_crashes_once_goes_on(
     assert "generate oct-00000" in trial.done()
 
 
-@pytest.mark.parametrize("action", ["bad-node", "disk-full"])
-def test_an_unfit_node_is_left_out_of_the_retry(trial: SlurmTrial, action: str) -> None:
+def test_an_unfit_node_is_left_out_of_the_retry_of_an_arrays_elements(trial: SlurmTrial) -> None:
+    """One of the two has the array's id as its raw id, for which `scontrol show job` has two lines."""
+    trial.prepare(data__modalities=["CT", "OCT"], training__stage=1)
+    trial.script({"finetune ct": ["bad-node", "work"], "finetune oct": ["bad-node", "work"]})
+    trial.queue()
+    trial.finish()
+    for task in ("ct", "oct"):
+        assert trial.codes("finetune", task) == [EXIT_BAD_NODE, 0]
+        first, second = (line["node"] for line in trial.starts("finetune", task))
+        assert first != second
+    assert len(trial.done()) == len(trial.campaign().plan.tasks)
+
+
+def test_an_unfit_node_is_left_out_of_the_retry(trial: SlurmTrial) -> None:
     trial.prepare_short()
-    trial.script({"finetune ct": [action, action, "work"]})
+    trial.script({"finetune ct": ["bad-node", "disk-full", "work"]})
     trial.queue()
     trial.finish()
     assert len(trial.done()) == 4

@@ -91,14 +91,19 @@ exit $rc""".strip().splitlines()
 
 
 # A job's excluded nodes can be changed only while it waits, and its script ends when it is queued again; so another
-# job, queued first, takes it off this node and lets it go.
+# job, queued first, takes it off this node and lets it go, once it waits: the end of a job may take minutes.
 _ELSEWHERE = """
-  avoid=$(scontrol -o show job "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\\([^ ]*\\).*/\\1/p')
+  avoid=$(scontrol -o show job "$job" | sed -n 's/.* ExcNodeList=\\([^ ]*\\).*/\\1/p')
   case $avoid in ""|"(null)") avoid=$SLURMD_NODENAME ;; *) avoid=$avoid,$SLURMD_NODENAME ;; esac
-  helper="sleep 1; scontrol update JobId=$job ExcNodeList=$avoid; scontrol release $job"
-  if sbatch --quiet --job-name=medsyn-elsewhere --time=5 --ntasks=1 --output=/dev/null \\
+  helper="n=0
+    while [ \\$((n += 1)) -le 240 ]; do
+      state=\\$(squeue -h -a -o %T -j $job) && case \\$state in PENDING|REQUEUE_HOLD) break ;; '') exit ;; esac
+      sleep 1
+    done
+    scontrol update JobId=$job 'ExcNodeList=$avoid'; scontrol release $job"
+  if sbatch --quiet --job-name=medsyn-elsewhere --time=10 --ntasks=1 --output=/dev/null \\
     ${SLURM_JOB_PARTITION:+--partition=$SLURM_JOB_PARTITION} ${SLURM_JOB_ACCOUNT:+--account=$SLURM_JOB_ACCOUNT} \\
-    --wrap "$helper"; then
+    ${SLURM_JOB_QOS:+--qos=$SLURM_JOB_QOS} --wrap "$helper"; then
     echo "medsyn: exit code $rc, queueing $job again on another node than $avoid" >&2
     scontrol requeuehold "$job" && sleep 60
   fi

@@ -107,10 +107,7 @@ def submit(
     repoint(campaign, its, wanted, submissions, view, queued, done)
     if wanted.nodes:
         its.release(held)
-    for job in (*view.tasks.values(), *view.gates.values()):
-        if job.is_held:
-            queue.call("scontrol", "release", job.id)
-            say(f"{job.id}  was held and has been released")
+    queue.release((*view.tasks.values(), *view.gates.values()), say)
     return Outcome(
         len(done),
         len(view.tasks.keys() - done),

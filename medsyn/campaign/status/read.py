@@ -81,9 +81,10 @@ def _notes(campaign: Campaign, launches: Mapping[str, Launch], view: QueueView) 
     notes = []
     if view.problem:
         notes.append(f"Slurm could not be queried ({view.problem}): tasks may be in its queue unseen")
-    held = [job.id for job in (*view.tasks.values(), *view.gates.values()) if job.is_held]
+    held = [job for job in (*view.tasks.values(), *view.gates.values()) if job.is_held]
     if held:
-        notes.append(f"{len(held)} jobs are held, including {held[0]}, and wait until resume or scontrol releases them")
+        first = f"{held[0].id} ({held[0].reason})"
+        notes.append(f"{len(held)} jobs are held, including {first}, and wait until resume or scontrol releases them")
     unreleased = [its for its in launches.values() if its.state in (submissions.QUEUEING, submissions.RELEASING)]
     if unreleased and not locks.is_held(campaign.directory.ledger):
         jobs = sum(len(its.intended) for its in unreleased)

@@ -152,6 +152,8 @@ class Status:
             return NextStep("when Slurm answers again", "status")
         if failed:
             return NextStep("once the cause is fixed", "resume")
+        if any(self.is_held(key) for key in self.states):
+            return NextStep("to release what is held", "resume")
         if self.by_state["idle"] or not active:
             return NextStep("to continue", "resume")
         return NextStep("to follow it", "status --watch")
@@ -169,8 +171,18 @@ class Status:
             return "Slurm does not answer"
         if state == "idle" and evidence.unbegun:
             return f"job {evidence.unbegun} left the queue before it began{_says(evidence.word)}{self._last_word(key)}"
-        said = [evidence.job.reason if evidence.job else "", evidence.attempts.reason or ""]
-        return ", ".join(word for word in said if word and word != "None")
+        return ", ".join(word for word in (self._wait(evidence), evidence.attempts.reason) if word and word != "None")
+
+    def is_held(self, key: Key) -> bool:
+        """Whether the task waits for somebody to release its job."""
+        job = self.evidence.get(key, NOTHING_KNOWN).job
+        return job is not None and job.is_held
+
+    def _wait(self, evidence: Evidence) -> str:
+        """Slurm's reason why the task's job waits."""
+        if evidence.job is None:
+            return ""
+        return f"held: {evidence.job.reason}" if evidence.job.is_held else evidence.job.reason
 
     def _last_word(self, key: Key) -> str:
         """The last line of Slurm or the batch script, if the task itself has printed nothing."""
