@@ -6,8 +6,6 @@ import os
 import random
 import signal
 
-import pytest
-
 from medsyn.campaign.slurm import submit as queueing
 from medsyn.campaign.state import attempts
 from medsyn.campaign.status import read
@@ -72,15 +70,17 @@ def test_an_unfit_node_is_left_out_of_the_retry(trial: SlurmTrial) -> None:
 
 def test_a_task_that_cannot_even_begin_is_tried_twice(trial: SlurmTrial) -> None:
     trial.prepare_short()
-    trial.queue(srun=["--no-such-option"])
+    trial.queue(setup=["module load cuda/99.9"])
     trial.finish()
     logs = list(trial.campaign().directory.slurm(".").glob("*finetune*/*.out"))
     said = "".join(path.read_text() for path in logs)
     assert said.count("queueing") == 1
-    assert "before the task began, twice" in said
+    reason = "before the task began, twice; setup: exit code 127 of: module load cuda/99.9"
+    assert reason in said
     assert trial.starts("finetune", "ct") == []
     found = read.read(trial.campaign())
-    assert found.states["finetune", "ct"] == "failed"  # accounting's word
+    assert found.states["finetune", "ct"] == "failed"
+    assert found.why(("finetune", "ct")).endswith(reason)
     trial.queue()
     trial.finish()
     assert len(trial.done()) == 4

@@ -105,6 +105,13 @@ def cluster_settings() -> dict[str, str]:
     return {name.strip(): value.strip() for name, value in pairs}
 
 
+def settings_if_any() -> dict[str, str]:
+    """`cluster_settings`; none where Slurm does not answer."""
+    with suppress(SlurmError):
+        return cluster_settings()
+    return {}
+
+
 def own_jobs(timeout: float = TIMEOUT_SECONDS) -> dict[str, tuple[str, Job]]:
     """Every job of this user in the queue, array elements singly: id -> (name, job).
 
