@@ -12,7 +12,7 @@ from medsyn.campaign.status.state import NOTHING_KNOWN, STATES, State, Status
 from medsyn.campaign.tasks import Key
 
 SCHEMA = 1
-LISTED: tuple[State, ...] = ("running", "preempted", "failed", "blocked", "unknown")
+LISTED: tuple[State, ...] = ("running", "preempted", "failed", "blocked", "cancelled", "unknown")
 
 
 def as_dict(

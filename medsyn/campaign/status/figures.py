@@ -16,7 +16,7 @@ from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.status.state import NOTHING_KNOWN, State, Status
 from medsyn.campaign.tasks import PlannedTask
 
-TO_COME: tuple[State, ...] = ("running", "preempted", "pending", "idle", "unknown")
+TO_COME: tuple[State, ...] = ("running", "preempted", "pending", "cancelled", "idle", "unknown")
 
 
 @dataclass(frozen=True)

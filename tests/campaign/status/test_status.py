@@ -94,7 +94,7 @@ def test_nothing_is_left_to_do_but_look_while_everything_is_in_the_queue(trial: 
     assert status.next_step.command == "status --watch"
 
 
-@pytest.mark.parametrize("reason", ["job requeued in held state", "JobHeldAdmin", "launch failed requeued held", "Held"])
+@pytest.mark.parametrize("reason", ["job requeued in held state", "JobHeldAdmin", "launch failed requeued held"])
 def test_what_is_held_is_said_with_slurms_reason_and_resume_releases_it(
     trial: Trial, slurm: Slurm, reason: str
 ) -> None:
@@ -142,7 +142,7 @@ def test_a_task_whose_job_is_gone_without_an_end_is_lost(
     ("accounting", "state", "why"),
     [
         ("10_1|CANCELLED by 1000", "idle", f"job 10_1 left the queue before it began; accounting says CANCELLED{LAST}"),
-        ("10_1|FAILED", "failed", "job 10_1 ended before it began; accounting says FAILED"),
+        ("10_1|FAILED", "failed", f"job 10_1 ended before it began; accounting says FAILED{LAST}"),
         ("10_0|FAILED", "idle", f"job 10_1 left the queue before it began{LAST}"),
     ],
 )
@@ -155,6 +155,41 @@ def test_a_job_that_is_gone_before_its_task_began(
     status = status_read.read(campaign)
     assert (states(status, "finetune")["oct"], status.why(("finetune", "oct"))) == (state, why)
     assert ("    srun: error: no such image" in said(status)) == (state == "failed")
+
+
+def test_what_was_cancelled_is_told_as_that_until_it_is_queued_again(trial: Trial, slurm: Slurm) -> None:
+    campaign = queued(trial)
+    attempt(campaign, "finetune", "oct", "10_1")  # killed by scancel, with no time to write down its end
+    path = campaign.directory.ledger
+    ledger.record(path, ledger.CANCELLED, jobs=5)
+    slurm.accounting("10_1|CANCELLED by 1000", "10_0|CANCELLED by 1000")
+    status = status_read.read(campaign)
+    assert {state for state, keys in status.by_state.items() if keys} == {"cancelled"}
+    assert (status.exit_code, status.is_active) == (75, False)
+    assert (status.next_step.why, status.next_step.command) == ("it was cancelled; to continue", "resume")
+    assert "cancelled" in said(status)
+    listed = as_json.as_dict(status, str)
+    assert listed["stages"]["finetune"]["states"]["cancelled"] == 2
+    assert {its["state"] for its in listed["tasks"]} == {"cancelled"}
+    assert status.why(("finetune", "oct")) == "job 10_1 on n1; accounting says CANCELLED"
+
+    trial.queued("again", "finetune", ("ct",), "40")
+    slurm.queue("40|PENDING|Priority|||1|again")
+    assert states(status_read.read(campaign), "finetune") == {"ct": "pending", "oct": "cancelled"}
+    slurm.queue()
+    ledger.record(path, ledger.SUBMITTED)  # run on this machine since
+    assert states(status_read.read(campaign), "finetune") == {"ct": "idle", "oct": "failed"}
+
+
+def test_a_job_that_ended_before_its_task_is_failed_without_accounting_too(trial: Trial, slurm: Slurm) -> None:
+    campaign = queued(trial)
+    folder = trial.root / "tasks/slurm/trial-finetune"
+    disk.write_atomic(folder / "10_1_0_log.out", "medsyn: setup: exit code 127 of: module load x\n")
+    (folder / "stumbled-10_1").touch()
+    slurm.accounting(code=1)
+    status = status_read.read(campaign)
+    assert states(status, "finetune") == {"ct": "idle", "oct": "failed"}
+    assert status.why(("finetune", "oct")).endswith("ends with: medsyn: setup: exit code 127 of: module load x")
 
 
 def test_a_task_that_was_killed_outside_of_slurm_is_not_lost(trial: Trial, slurm: Slurm) -> None:
