@@ -69,6 +69,7 @@ def before(
     setup: Sequence[str],
     code: Path | None,
     after: Sequence[str] = ("exit $rc",),
+    guarded: bool = True,
 ) -> list[str]:
     """The lines before a task; `END` comes after it.
 
@@ -78,6 +79,8 @@ def before(
         setup: the site's own lines.
         code: folder of the medsyn package where it may not be installed; None inside a container.
         after: what is to be done with the task's exit code `rc`: `after_task` or `after_gate`.
+        guarded: whether a line of `setup` that fails ends the job. A gate goes on: if it were to fail where the tasks
+            did, what they block would stay in the queue.
     """
     lines = ["umask 027", 'unset SLURM_EXPORT_ENV "${!SQUEUE_@}" "${!SCANCEL_@}"', "export PYTHONUNBUFFERED=1"]
     lines += [*_JOB.strip().splitlines(), f"export {BEGUN}={shlex.quote(str(folder))}/begun-$job", f'rm -f "${BEGUN}"']
@@ -85,7 +88,8 @@ def before(
         lines.append(f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}")
     lines += [f"export {name}={shlex.quote(str(value))}" for name, value in environment.items()]
     end = ["medsyn_end() {", "rc=$1", *after, "}"]
-    return [*lines, *end, *_SETUP_BEGINS.strip().splitlines(), *setup, *_SETUP_ENDS.strip().splitlines()]
+    guard = _SETUP_BEGINS.strip().splitlines() if guarded else []
+    return [*lines, *end, *guard, *setup, *_SETUP_ENDS.strip().splitlines()]
 
 
 def after_task(folder: Path, bad_nodes: Path, max_requeues: int) -> list[str]:

@@ -290,7 +290,7 @@ class Launcher:
             "array_parallelism": sbatch.parallelism(site, node),
             "signal_delay_s": site.signal_seconds,
             "stderr_to_stdout": True,
-            "setup": sbatch.before(folder, self.environment, self.setup, code, after),
+            "setup": sbatch.before(folder, self.environment, self.setup, code, after, node.kind == "tasks"),
             "teardown": sbatch.END,
             "additional_parameters": chosen,
             "srun_args": sbatch.srun_options(site, node),

@@ -72,3 +72,10 @@ def test_what_does_not_fail_does_not_end_it_and_does_not_outlive_the_setup(tmp_p
     saved = run(tmp_path, *setup, task=f"{TASK}; (exit {EXIT_SAVED})")
     assert saved.returncode == EXIT_SAVED
     assert "scontrol requeue 7_1" in saved.stdout
+
+
+def test_a_gate_goes_on_where_the_tasks_setup_failed(tmp_path: Path) -> None:
+    lines = sbatch.before(tmp_path, {}, ["module load cuda/99.9"], None, guarded=False)
+    script = "\n".join([*lines, "echo gate", *sbatch.END])
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "gate\n")
