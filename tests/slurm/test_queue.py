@@ -175,6 +175,7 @@ def test_cancel_ends_this_campaign_and_nothing_else_and_resume_goes_on_at_once(t
     assert [row["job"] for row in trial.cluster.squeue()] == [stranger]
     settle_down(3)  # a job that requeued itself would be back by now
     assert trial.in_queue() == 0
+    assert set(read.read(trial.campaign()).states.values()) == {"cancelled"}
     assert cancel.jobs(directory, trial.said.append) == 0
     made = len(trial.steps("finetune ct"))
     assert trial.queue().queued == 8
