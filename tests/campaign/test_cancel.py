@@ -13,6 +13,7 @@ from medsyn.campaign import cancel, guards
 from medsyn.campaign.slurm import queue
 from medsyn.campaign.slurm import submissions as on_record
 from medsyn.campaign.state import ledger, locks
+from medsyn.campaign.status import read
 from medsyn.errors import InputError, SlurmError
 from tests.helpers.trial import Trial, wait_until
 
@@ -28,6 +29,7 @@ def test_the_launcher_at_work_is_asked_to_stop_and_its_tasks_save(trial: Trial) 
     assert cancel.launcher(trial.campaign().directory, said.append) == 1
     assert f"asked process {process.pid} to stop" in said[0]
     assert process.wait(timeout=20) == 75
+    assert set(read.read(trial.campaign()).states.values()) == {"cancelled"}
     assert trial.submit()[0] == 0
     assert trial.steps("finetune ct") == list(range(200))
 
