@@ -17,6 +17,7 @@ EXIT_DONE = 0
 EXIT_FAILED = 1  # a bug, or out of memory: see the log
 EXIT_BAD_INPUT = 65  # EX_DATAERR: a rerun without a change would fail again
 EXIT_NO_PROGRESS = 70  # EX_SOFTWARE: failed twice at the same place
+EXIT_BAD_SETUP = 72  # EX_OSFILE: a line of the site profile's setup failed, and the task was not started
 EXIT_SAVED = 75  # EX_TEMPFAIL: progress is on disk, run me again
 EXIT_BAD_NODE = 78  # EX_CONFIG: this machine is unfit (no GPU visible, disk full)
 EXIT_INTERRUPTED = 130  # Ctrl-C, as shells count it

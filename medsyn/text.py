@@ -29,6 +29,15 @@ def duration(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
+def span(seconds: float) -> str:
+    """About how long something takes, in the unit it deserves: 45 s, 12 min, 3.4 h, 2.1 days, 120 days."""
+    for unit, length, most in (("s", 1, 99.5), ("min", 60, 99.5), ("h", 3600, 48)):
+        if (amount := seconds / length) < most:
+            return f"{amount:.1f} {unit}" if 0 < amount < 9.95 else f"{amount:.0f} {unit}"
+    days = seconds / 86400
+    return f"{days:.1f} days" if days < 9.95 else f"{days:,.0f} days"
+
+
 def gib(amount: float) -> str:
     """Bytes in GiB, without the unit: 15.3, or 0.03 below one GiB."""
     return f"{amount / GIB:.1f}" if amount >= GIB else f"{amount / GIB:.2f}"

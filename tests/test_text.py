@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from medsyn.errors import Problem
-from medsyn.text import GIB, and_more, closest, counted, did_you_mean, duration, gib, visible
+from medsyn.text import GIB, and_more, closest, counted, did_you_mean, duration, gib, span, visible
 
 
 def test_one_thing_has_no_plural() -> None:
@@ -28,6 +28,17 @@ def test_a_duration_reads_like_a_clock(seconds: float, shown: str) -> None:
 )
 def test_a_size_has_the_digits_that_matter(amount: float, shown: str) -> None:
     assert gib(amount * GIB) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        *((0, "0 s"), (4.4, "4.4 s"), (99, "99 s"), (100, "1.7 min"), (5400, "90 min"), (6000, "1.7 h")),
+        *((86400, "24 h"), (200_000, "2.3 days"), (10_000_000, "116 days")),
+    ],
+)
+def test_a_span_is_given_in_the_unit_it_deserves(seconds: float, shown: str) -> None:
+    assert span(seconds) == shown
 
 
 def test_a_list_is_cut_short_only_where_it_is_longer() -> None:

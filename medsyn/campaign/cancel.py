@@ -33,6 +33,7 @@ def jobs(directory: CampaignDirectory, say: Say) -> int:
     end = time.monotonic() + GONE_SECONDS
     while left := _in_queue(directory):
         if not found:
+            _record(directory, jobs=len(left))  # first: what is killed now may have no time to say why it ends
             say(f"cancelling {len(left)} jobs; waiting until they have ended")
         if time.monotonic() > end:
             raise SlurmError(f"{len(left)} cancelled jobs are still in the queue, including {min(left)}")
@@ -40,12 +41,15 @@ def jobs(directory: CampaignDirectory, say: Say) -> int:
         queue.cancel(left)  # again: one may have come back
         time.sleep(POLL_SECONDS)
     with suppress(OSError):  # the jobs are cancelled even where that cannot be recorded
-        if found:
-            ledger.record(directory.ledger, ledger.CANCELLED, jobs=len(found))
         for number, its in on_record.launches(directory.ledger).items():
             if its.state in (on_record.QUEUEING, on_record.RELEASING):
                 ledger.record(directory.ledger, on_record.WITHDRAWN, round=number)
     return len(found)
+
+
+def _record(directory: CampaignDirectory, **what: int) -> None:
+    with suppress(OSError):  # jobs are cancelled even where that cannot be recorded
+        ledger.record(directory.ledger, ledger.CANCELLED, **what)
 
 
 def _in_queue(directory: CampaignDirectory) -> set[str]:
@@ -61,6 +65,7 @@ def launcher(directory: CampaignDirectory, say: Say) -> int:
     holder = lock_holder(directory.ledger)
     if holder is None:
         return 0
+    _record(directory, process=holder)
     os.kill(holder, signal.SIGTERM)
     say(f"asked process {holder} to stop; waiting until its tasks have saved")
     while lock_holder(directory.ledger) == holder:

@@ -49,7 +49,7 @@ def open_for_change(config: Config, here: bool, progress: Progress | None = None
     if here:
         _require_no_jobs(directory, queued())
     approve = functools.partial(_require_same_shards, before, queued) if before is not None else None
-    return prepare.prepare(config, before, progress, warn, approve)
+    return prepare.prepare(config, before, progress, warn, approve, here)
 
 
 def require_own(directory: CampaignDirectory) -> None:

@@ -16,7 +16,7 @@ from typing import Literal
 from medsyn.config import Config
 from medsyn.data.prompts.store import BlockRanges
 from medsyn.disk import fingerprint
-from medsyn.errors import InputError
+from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.generation.block_store import plan_shards
 from medsyn.stage import STAGES, Task, slug
 
@@ -147,6 +147,33 @@ class Plan:
         names = ", ".join(planned.task.name for planned in tasks[:8]) + (", ..." if len(tasks) > 8 else "")
         has = f"the stage has {len(tasks)}: {names}" if tasks else "this campaign has no such stage"
         raise InputError(stage, f"there is no task {which!r}; {has}")
+
+
+def require_needs(
+    plan: Plan, only: Collection[Key], there: Collection[Key], absent: str, with_after: bool = False
+) -> None:
+    """Raise InputProblems if a chosen task waits for one that is neither there nor chosen: it would never start.
+
+    Args:
+        plan: the campaign's.
+        only: the chosen tasks.
+        there: tasks that need not be chosen.
+        absent: how a message says that a task is not among those: "not done".
+        with_after: whether what a task comes after must be there, too.
+    """
+    problems = [
+        Problem(
+            "--only",
+            f"{' '.join(planned.key)} needs {' '.join(need)}, which is {absent}: "
+            f"add --only {':'.join(need)}, or omit --only",
+        )
+        for planned in plan
+        if planned.key in only and planned.key not in there
+        for need in (*planned.needs, *(planned.after if with_after else ()))
+        if need not in there and need not in only
+    ]
+    if problems:
+        raise InputProblems(problems)
 
 
 def build(config: Config, images: Mapping[str, Sequence[int]], blocks_per_shard: Mapping[str, int]) -> Plan:

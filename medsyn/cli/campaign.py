@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -41,22 +42,28 @@ def plan(program: str, arguments: Sequence[str]) -> int:
 
     loaded = app.load(args, tells=True)
     with app.progress_bars() as progress:
-        checked = prepare.check(loaded, progress)
+        checked = prepare.check(loaded, progress, here=args.cluster == "local")
     problems, arrays = list(checked.problems), None
     if args.cluster == "slurm":
         profile, found = check.read_site(loaded, asks_slurm=shutil.which("sinfo") is not None)
         problems += found
         if profile is not None and not any(problem.severity == "error" for problem in found):
             arrays = profile, submit.chunk_size(profile) if shutil.which("scontrol") else submit.assumed_chunk(profile)
+    errors = any(problem.severity == "error" for problem in problems)
+    following = command("plan" if errors else "submit", [args.config, *args.overrides, "--cluster", args.cluster])
     if args.json:
         shown = show.as_dict(checked) | {"problems": [problem.as_dict() for problem in problems]}
+        shown |= {"ready": not errors, "next": following}
         print(json.dumps(shown | ({"slurm": queue_outline.as_list(checked.plan, *arrays)} if arrays else {}), indent=2))
     else:
         show.show(Console(), checked)
         if arrays:
             queue_outline.show(Console(), checked.plan, *arrays)
+        sys.stdout.flush()
         app.show_problems(problems)
-    return EXIT_BAD_INPUT if any(problem.severity == "error" for problem in problems) else EXIT_DONE
+        print(show.verdict(problems))
+        print(f"next      {'once that is mended: ' if errors else ''}{following}")
+    return EXIT_BAD_INPUT if errors else EXIT_DONE
 
 
 def submit(program: str, arguments: Sequence[str]) -> int:
@@ -159,7 +166,8 @@ def status(program: str, arguments: Sequence[str]) -> int:
     from medsyn.campaign.status import as_json, as_text, figures, read
 
     campaign = app.open_campaign(args)
-    found, seconds = read.read(campaign), figures.expected_seconds(campaign)
+    found = read.read(campaign)
+    seconds = figures.expected_seconds(campaign, here=not found.on_slurm)
     follow_up = _commands(args, found.on_slurm)
     if args.watch:
         return as_text.watch(Console(), lambda: read.read(campaign), follow_up, args.watch, seconds)

@@ -13,6 +13,7 @@ from medsyn.campaign import cancel, guards
 from medsyn.campaign.slurm import queue
 from medsyn.campaign.slurm import submissions as on_record
 from medsyn.campaign.state import ledger, locks
+from medsyn.campaign.status import read
 from medsyn.errors import InputError, SlurmError
 from tests.helpers.trial import Trial, wait_until
 
@@ -28,6 +29,7 @@ def test_the_launcher_at_work_is_asked_to_stop_and_its_tasks_save(trial: Trial) 
     assert cancel.launcher(trial.campaign().directory, said.append) == 1
     assert f"asked process {process.pid} to stop" in said[0]
     assert process.wait(timeout=20) == 75
+    assert set(read.read(trial.campaign()).states.values()) == {"cancelled"}
     assert trial.submit()[0] == 0
     assert trial.steps("finetune ct") == list(range(200))
 
@@ -73,7 +75,7 @@ def test_a_job_that_has_the_id_but_not_the_name_is_somebody_elses(
 ) -> None:
     trial.prepare_short()
     queued(trial, "medsyn-trial-finetune-r", "7")
-    cancelled = fake_slurm(tmp_path / "bin", monkeypatch, "7|RUNNING|None|n1|(null)|somebodys\n")
+    cancelled = fake_slurm(tmp_path / "bin", monkeypatch, "7|RUNNING|None|n1|(null)|1|somebodys\n")
     assert cancel.jobs(trial.campaign().directory, print) == 0
     assert not cancelled.exists()
 
@@ -84,7 +86,7 @@ def test_a_job_is_found_by_its_name_where_its_id_was_never_written_down(
     trial.prepare_short()
     path = trial.campaign().directory.ledger
     disk.append_jsonl(path, {"event": on_record.QUEUEING, "name": "medsyn-trial-finetune-r", "round": "r"})
-    cancelled = fake_slurm(tmp_path / "bin", monkeypatch, "9_0|PENDING|Held|n1|(null)|medsyn-trial-finetune-r\n")
+    cancelled = fake_slurm(tmp_path / "bin", monkeypatch, "9_0|PENDING|Held|n1|(null)|1|medsyn-trial-finetune-r\n")
     assert cancel.jobs(trial.campaign().directory, print) == 1
     assert cancelled.read_text() == "--quiet 9\n"
 
@@ -108,9 +110,9 @@ def test_a_job_of_another_name_is_no_task_of_the_campaign(
     trial.prepare_short()
     queued(trial, "medsyn-trial-finetune-r", "7")
     submitted = on_record.read(trial.campaign().directory.ledger)
-    fake_slurm(tmp_path / "bin", monkeypatch, "7|RUNNING|None|n1|(null)|somebodys\n")
+    fake_slurm(tmp_path / "bin", monkeypatch, "7|RUNNING|None|n1|(null)|1|somebodys\n")
     assert not queue.view(submitted).tasks
-    (tmp_path / "bin" / "queue").write_text("7|RUNNING|None|n1|(null)|medsyn-trial-finetune-r\n")
+    (tmp_path / "bin" / "queue").write_text("7|RUNNING|None|n1|(null)|1|medsyn-trial-finetune-r\n")
     assert queue.view(submitted).tasks
 
 
@@ -119,7 +121,7 @@ def test_a_campaign_in_slurms_queue_is_not_run_here_as_well(
 ) -> None:
     trial.prepare_short()
     queued(trial, "medsyn-trial-finetune-r", "7")
-    fake_slurm(tmp_path / "bin", monkeypatch, "7|RUNNING|None|n1|(null)|medsyn-trial-finetune-r\n")
+    fake_slurm(tmp_path / "bin", monkeypatch, "7|RUNNING|None|n1|(null)|1|medsyn-trial-finetune-r\n")
     with pytest.raises(InputError, match="1 of its tasks are in Slurm's queue"):
         guards.open_for_change(trial.config(**SHORT), here=True)
 
@@ -129,11 +131,11 @@ def test_shards_are_not_dealt_anew_while_some_are_in_slurms_queue(
 ) -> None:
     trial.prepare_short()
     queued(trial, "medsyn-trial-finetune-r", "7")
-    fake_slurm(tmp_path / "bin", monkeypatch, "7|RUNNING|None|n1|(null)|medsyn-trial-finetune-r\n")
+    fake_slurm(tmp_path / "bin", monkeypatch, "7|RUNNING|None|n1|(null)|1|medsyn-trial-finetune-r\n")
     settings = SHORT | {"generation__blocks_per_shard": 2}
     guards.open_for_change(trial.config(**settings), here=False)  # fine-tuning has no shards
     trial.queued("medsyn-trial-generate-r", "generate", ("ct-00000",), "8")
-    (tmp_path / "bin" / "queue").write_text("8|PENDING|None||(null)|medsyn-trial-generate-r\n")
+    (tmp_path / "bin" / "queue").write_text("8|PENDING|None||(null)|1|medsyn-trial-generate-r\n")
     guards.open_for_change(trial.config(**settings, cluster__max_parallel=7), here=False)
     with pytest.raises(InputError, match=r"generation.blocks_per_shard: it re-shards the campaign, but generate jobs"):
         guards.open_for_change(trial.config(**settings | {"generation__blocks_per_shard": 3}), here=False)

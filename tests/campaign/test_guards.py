@@ -41,7 +41,7 @@ def queued(trial: Trial, slurm: Slurm) -> Trial:
     """A campaign of which a generate job waits in the queue."""
     trial.prepare()
     trial.queued("trial-generate", "generate", ("ct-00000", "oct-00000"), "20")
-    slurm.queue("20_0|PENDING|Dependency|||trial-generate", "20_1|PENDING|Dependency|||trial-generate")
+    slurm.queue("20_0|PENDING|Dependency|||1|trial-generate", "20_1|PENDING|Dependency|||1|trial-generate")
     return trial
 
 

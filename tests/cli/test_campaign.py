@@ -75,6 +75,7 @@ def test_a_plan_for_scripts(config: Path) -> None:
         "plan",
         config,
         "--json",
+        "--cluster=local",
         "generation.batch_size=2",
         "generation.batches_per_block=1",
         "generation.blocks_per_shard=1",
@@ -82,13 +83,19 @@ def test_a_plan_for_scripts(config: Path) -> None:
     plan = json.loads(result.stdout)
     assert plan["stages"] == {"finetune": 1, "rlhf-stage1": 1, "rlhf-stage2": 1, "generate": 2, "evaluate": 1}
     last = plan["tasks"][-2]
+    assert plan["ready"] and plan["next"].endswith("generation.blocks_per_shard=1 --cluster local")
+    assert " submit " in plan["next"]
     assert (last["stage"], last["task"], last["blocks"]) == ("generate", "ct-00001", [1, 2])
     assert last["needs"] == [["finetune", "ct"], ["rlhf-stage1", "all"], ["rlhf-stage2", "ct"]]
 
 
 def test_a_plan_says_what_is_expected_to_be_needed_and_that_these_are_estimates(config: Path) -> None:
-    said = launch("plan", config, "device.use_cuda=false").stdout
-    assert "estimated hours of computing: " in said
+    said = launch("plan", config, "--cluster=local", "device.use_cuda=false").stdout
+    verdict, following = said.splitlines()[-2:]
+    assert verdict.startswith("ready") and " submit " in following
+    wrong = launch("plan", config, "data.table=no.csv").stdout.splitlines()
+    assert wrong[-2].startswith("not ready: ") and " plan " in wrong[-1]
+    assert "estimated computing time: " in said
     assert "on 1 CPU thread(s) a task" in said
     assert "a filtered image takes 3 to 10 candidates; 4.5 are assumed" in said
     assert "estimated disk for what is not done: " in said

@@ -15,7 +15,7 @@ class Slurm:
         self.accounting()
 
     def queue(self, *jobs: str, code: int = 0) -> None:
-        """Jobs as `id|state|reason|node|dependency|name`."""
+        """Jobs as `id|state|reason|node|dependency|priority|name`."""
         self.command("squeue", *jobs, code=code)
 
     def accounting(self, *jobs: str, code: int = 0) -> None:

@@ -81,7 +81,14 @@ def test_jobs_that_are_held_are_said_and_released_by_the_next_submission(trial: 
     trial.queue()
     gate = next(one for one in on_record.read(trial.campaign().directory.ledger) if one.kind == "gate")
     trial.cluster.run("scontrol", "hold", gate.job)
-    assert any("1 jobs are held" in note for note in read.read(trial.campaign()).notes)
+    trial.wait_for_steps("finetune ct")
+    trial.cluster.run("scontrol", "requeuehold", trial.job("finetune", "ct"))
+    ct = ("finetune", "ct")
+    trial.cluster.wait_until(lambda: trial.view().tasks[ct].is_held, what="a job that Slurm says is held")
+    found = read.read(trial.campaign())
+    assert any("2 jobs are held" in note for note in found.notes)
+    assert found.why(ct).startswith("held: job requeued in held state")
+    assert found.next_step.command == "resume"
     trial.queue()
     trial.finish()
     assert trial.done() == all_tasks(trial)
@@ -168,6 +175,7 @@ def test_cancel_ends_this_campaign_and_nothing_else_and_resume_goes_on_at_once(t
     assert [row["job"] for row in trial.cluster.squeue()] == [stranger]
     settle_down(3)  # a job that requeued itself would be back by now
     assert trial.in_queue() == 0
+    assert set(read.read(trial.campaign()).states.values()) == {"cancelled"}
     assert cancel.jobs(directory, trial.said.append) == 0
     made = len(trial.steps("finetune ct"))
     assert trial.queue().queued == 8

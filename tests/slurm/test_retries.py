@@ -6,8 +6,6 @@ import os
 import random
 import signal
 
-import pytest
-
 from medsyn.campaign.slurm import submit as queueing
 from medsyn.campaign.state import attempts
 from medsyn.campaign.status import read
@@ -44,10 +42,22 @@ def test_what_fails_twice_at_the_same_place_stops_and_what_crashes_once_goes_on(
     assert "generate oct-00000" in trial.done()
 
 
-@pytest.mark.parametrize("action", ["bad-node", "disk-full"])
-def test_an_unfit_node_is_left_out_of_the_retry(trial: SlurmTrial, action: str) -> None:
+def test_an_unfit_node_is_left_out_of_the_retry_of_an_arrays_elements(trial: SlurmTrial) -> None:
+    """One of the two has the array's id as its raw id, for which `scontrol show job` has two lines."""
+    trial.prepare(data__modalities=["CT", "OCT"], training__stage=1)
+    trial.script({"finetune ct": ["bad-node", "work"], "finetune oct": ["bad-node", "work"]})
+    trial.queue()
+    trial.finish()
+    for task in ("ct", "oct"):
+        assert trial.codes("finetune", task) == [EXIT_BAD_NODE, 0]
+        first, second = (line["node"] for line in trial.starts("finetune", task))
+        assert first != second
+    assert len(trial.done()) == len(trial.campaign().plan.tasks)
+
+
+def test_an_unfit_node_is_left_out_of_the_retry(trial: SlurmTrial) -> None:
     trial.prepare_short()
-    trial.script({"finetune ct": [action, action, "work"]})
+    trial.script({"finetune ct": ["bad-node", "disk-full", "work"]})
     trial.queue()
     trial.finish()
     assert len(trial.done()) == 4
@@ -60,15 +70,17 @@ def test_an_unfit_node_is_left_out_of_the_retry(trial: SlurmTrial, action: str) 
 
 def test_a_task_that_cannot_even_begin_is_tried_twice(trial: SlurmTrial) -> None:
     trial.prepare_short()
-    trial.queue(srun=["--no-such-option"])
+    trial.queue(setup=["module load cuda/99.9"])
     trial.finish()
     logs = list(trial.campaign().directory.slurm(".").glob("*finetune*/*.out"))
     said = "".join(path.read_text() for path in logs)
     assert said.count("queueing") == 1
-    assert "before the task began, twice" in said
+    reason = "before the task began, twice; setup: exit code 127 of: module load cuda/99.9"
+    assert reason in said
     assert trial.starts("finetune", "ct") == []
     found = read.read(trial.campaign())
-    assert found.states["finetune", "ct"] == "failed"  # accounting's word
+    assert found.states["finetune", "ct"] == "failed"
+    assert found.why(("finetune", "ct")).endswith(reason)
     trial.queue()
     trial.finish()
     assert len(trial.done()) == 4

@@ -64,14 +64,14 @@ def test_what_was_killed_without_a_word_is_lost_and_accounting_says_how_it_ended
     }
 
 
-def test_what_was_cancelled_is_idle(trial: SlurmTrial) -> None:
+def test_what_was_cancelled_is_said_to_be(trial: SlurmTrial) -> None:
     trial.prepare_short()
     trial.script({"finetune ct": ["steps:2000"]})
     trial.queue()
     trial.wait_for_steps("finetune ct", 5)
     cancel.jobs(trial.campaign().directory, print)
     status = now(trial)
-    assert set(status.states.values()) == {"idle"}
+    assert set(status.states.values()) == {"cancelled"}
     assert status.why(("finetune", "ct")) == "saved"
     assert "left the queue before it began" in status.why(("evaluate", "all"))
     assert (status.exit_code, status.next_step.command) == (75, "resume")

@@ -21,7 +21,7 @@ from medsyn.campaign.local.live_table import Display
 from medsyn.campaign.plan.machine import visible_gpus
 from medsyn.campaign.state import attempts, ledger, markers
 from medsyn.campaign.state.campaign_file import Campaign
-from medsyn.campaign.tasks import Key, PlannedTask, Settled, settle
+from medsyn.campaign.tasks import Key, PlannedTask, Settled, require_needs, settle
 from medsyn.disk import FILE_MODE, make_directory
 
 WORKER = (sys.executable, "-m", "medsyn", "worker")
@@ -177,6 +177,8 @@ def run(
         return errors.EXIT_DONE
     if only is None:
         done -= {planned.key for planned in plan.by_stage["evaluate"]}  # there will be more to evaluate
+    else:
+        require_needs(plan, only, done, "not done", with_after=True)
     gpus = visible_gpus() if campaign.config.device.use_cuda else []
     max_parallel = max_parallel or campaign.config.cluster.max_parallel
     scheduler = _Scheduler(campaign, max_parallel, command, display, gpus, done, only)

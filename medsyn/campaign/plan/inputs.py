@@ -159,6 +159,7 @@ def check(
     before: CampaignRecord | None = None,
     progress: Progress | None = None,
     earlier: Checked | None = None,
+    here: bool = False,
 ) -> Checked:
     """Read every table, look for weights and (up to 2,000) images; everything wrong is in the result's `problems`.
 
@@ -167,6 +168,7 @@ def check(
         before: the campaign's record, if it has been prepared: its shards stay as they are.
         progress: called with how many images have been read.
         earlier: the result before phantoms were drawn; its plan is kept if they are what was expected.
+        here: whether the tasks will run on this machine.
     """
     problems: list[Problem] = []
     of_the_table = not config.data.modalities
@@ -211,10 +213,12 @@ def check(
         own[str(resolved.data.ratings_file)] = len(ratings)
     problems += _check_images(resolved, own, progress)
     asked = {modality: [run.items(config.generation.img_num) for run in its] for modality, its in runs.items()}
-    sizes = _shard_sizes(resolved, before, asked, counts, prompts)
+    on_gpu = machine.expects_gpu(resolved, here)
+    problems += machine.check_here(resolved) if here else []
+    sizes = _shard_sizes(resolved, before, asked, counts, prompts, on_gpu)
     is_planned = earlier is not None and (earlier.asked, earlier.blocks_per_shard) == (asked, sizes)
     plan = earlier.plan if earlier is not None and is_planned else build(resolved, asked, sizes)
-    estimate = cost.estimate(resolved, plan, counts, machine.expects_gpu(resolved))
+    estimate = cost.estimate(resolved, plan, counts, on_gpu)
     problems += capacity.check(resolved, estimate, capacity.marked_done(CampaignDirectory(resolved.campaign.path)))
     problems = list(dict.fromkeys(problems))  # what two readers report is reported once
     return Checked(config, resolved, plan, asked, counts, sizes, estimate, prompts, problems)
@@ -230,13 +234,18 @@ def _resolve(config: Config, problems: list[Problem]) -> Config:
 
 
 def _shard_sizes(
-    config: Config, before: CampaignRecord | None, asked: Runs, counts: workload.Counts, prompts: Prompts
+    config: Config,
+    before: CampaignRecord | None,
+    asked: Runs,
+    counts: workload.Counts,
+    prompts: Prompts,
+    on_gpu: bool,
 ) -> dict[str, int]:
     """Blocks of one shard, by modality: as on record, or else as the cost model says."""
     known = shards.recorded(before, config, prompts.index)
     if known is not None:
         return known
-    model = cost.CostModel(config, counts, machine.expects_gpu(config))
+    model = cost.CostModel(config, counts, on_gpu)
     return shards.choose_sizes(model, {modality: count_blocks(config, runs) for modality, runs in asked.items()})
 
 

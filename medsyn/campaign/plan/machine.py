@@ -18,14 +18,31 @@ def check(config: Config) -> list[Problem]:
     return _check_directory(config) + weights.problems(config.model_paths.stable_diffusion) + _check_packages(config)
 
 
-def has_gpu(config: Config) -> bool:
-    """Whether the tasks will find a GPU; where there is a queue it is in the compute nodes and cannot be seen."""
-    return config.device.use_cuda and (shutil.which("sbatch") is not None or bool(visible_gpus()))
+def has_gpu(config: Config, here: bool = False) -> bool:
+    """Whether the tasks will find a GPU.
+
+    Args:
+        config: the campaign's.
+        here: whether they run on this machine; in a queue's compute nodes a GPU cannot be seen, and is assumed.
+    """
+    queued = not here and shutil.which("sbatch") is not None
+    return config.device.use_cuda and (queued or bool(visible_gpus()))
 
 
-def expects_gpu(config: Config) -> bool:
+def expects_gpu(config: Config, here: bool = False) -> bool:
     """Whether estimates are made for a GPU: there is one, or the configuration says how much memory it has."""
-    return config.device.use_cuda and (config.cluster.gpu_memory_gib is not None or has_gpu(config))
+    return config.device.use_cuda and (config.cluster.gpu_memory_gib is not None or has_gpu(config, here))
+
+
+def check_here(config: Config) -> list[Problem]:
+    """A warning if estimates are for a card that a run on this machine would not have."""
+    if not expects_gpu(config, here=True) or has_gpu(config, here=True):
+        return []
+    reason = (
+        f"no NVIDIA GPU is visible here, and estimates are for a card of {config.cluster.gpu_memory_gib:g} GiB; to run "
+        "on this machine's processor, set device.use_cuda=false"
+    )
+    return [Problem(CONFIGURATION, reason, key="cluster.gpu_memory_gib", severity="warning")]
 
 
 def _check_directory(config: Config) -> list[Problem]:

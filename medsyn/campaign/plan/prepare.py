@@ -61,21 +61,25 @@ def unchanged(config: Config, before: CampaignRecord | None) -> Campaign | None:
         return None
 
 
-def check(config: Config, progress: Progress | None = None) -> Checked:
+def check(config: Config, progress: Progress | None = None, here: bool = False) -> Checked:
     """What `inputs.check` finds, and every change that existing results depend on."""
     before, damage = None, []
     try:
         before = campaign_file.read_record(CampaignDirectory(config.campaign.path))
     except InputError as error:
         damage = error.problems
-    checked = _check(config, before, progress)
+    checked = _check(config, before, progress, here=here)
     return replace(checked, problems=[*checked.problems, *damage])
 
 
 def _check(
-    config: Config, before: CampaignRecord | None, progress: Progress | None = None, earlier: Checked | None = None
+    config: Config,
+    before: CampaignRecord | None,
+    progress: Progress | None = None,
+    earlier: Checked | None = None,
+    here: bool = False,
 ) -> Checked:
-    checked = inputs.check(config, before, progress, earlier)
+    checked = inputs.check(config, before, progress, earlier, here)
     return replace(checked, problems=[*checked.problems, *_refused(checked, before)])
 
 
@@ -85,6 +89,7 @@ def prepare(
     progress: Progress | None = None,
     warn: Warn | None = None,
     approve: Approve | None = None,
+    here: bool = False,
 ) -> Campaign:
     """The campaign of a configuration, ready to run; checks and writes only what has changed.
 
@@ -94,6 +99,7 @@ def prepare(
         progress: called with how far reading images and drawing phantoms are.
         warn: called with the warnings.
         approve: asked before anything is written; raises if the campaign must not become what was found.
+        here: whether its tasks will run on this machine, not in Slurm's queue.
 
     Raises:
         InputProblems: everything that is wrong with the inputs, or the changed keys that existing results depend on.
@@ -102,7 +108,7 @@ def prepare(
     campaign = unchanged(config, before)
     if campaign is None:
         _raise(_refused_keys(config, before))  # before images are read, which takes a while
-        checked = _require(_check(config, before, progress), warn)
+        checked = _require(_check(config, before, progress, here=here), warn)
         if approve:
             approve(checked)
         root = checked.config.campaign.path
@@ -112,11 +118,11 @@ def prepare(
             reason = f"{root} cannot be created: {error.strerror}"
             raise InputError(CONFIGURATION, reason, key="campaign.dir") from None
         with locks.exclusive(CampaignDirectory(root).ledger, root):
-            campaign = _write(checked, progress, warn)
+            campaign = _write(checked, progress, warn, here)
     return campaign
 
 
-def _write(checked: Checked, progress: Progress | None, warn: Warn | None) -> Campaign:
+def _write(checked: Checked, progress: Progress | None, warn: Warn | None, here: bool) -> Campaign:
     config, resolved = checked.given, checked.config
     directory = CampaignDirectory(resolved.campaign.path)
     before = campaign_file.read_record(directory)  # once more: who held the lock before us may have made something
@@ -124,7 +130,7 @@ def _write(checked: Checked, progress: Progress | None, warn: Warn | None) -> Ca
     campaign_file.claim(directory)
     if config.data.table == PHANTOMS:
         _draw_phantoms(config, directory.root / "phantoms", progress)
-        checked = _require(_check(config, before, earlier=checked), warn)
+        checked = _require(_check(config, before, earlier=checked, here=here), warn)
     source = inputs.prompt_source(config)
     files = _files(checked)
     contents = _contents(resolved, files)

@@ -15,8 +15,9 @@ from medsyn.campaign.estimate.cost import CostModel, Estimate, TaskCost
 from medsyn.campaign.plan import capacity, shards
 from medsyn.campaign.plan.inputs import Checked
 from medsyn.campaign.tasks import Key, Plan, PlannedTask
+from medsyn.errors import Problem
 from medsyn.stage import CampaignDirectory
-from medsyn.text import counted, gib
+from medsyn.text import counted, gib, span
 
 NAMES_SHOWN = 5
 COLUMNS = ("images", "rated images", "prompts")  # of the tables' counts
@@ -128,7 +129,7 @@ def cost_table(checked: Checked) -> Table:
     """What each stage is expected to cost. The longest task counts: a time limit must hold for it."""
     estimate = checked.estimate
     shown = Table("stage", title="estimates", title_justify="left")
-    for column in ("hours a task", "hours in all", "memory GiB", "disk GiB", "more while all run"):
+    for column in ("longest task", "in all", "memory GiB", "disk GiB", "more while all run"):
         shown.add_column(column, justify="right")
     for stage in checked.plan.by_stage:
         tasks = estimate.of(stage)
@@ -136,8 +137,8 @@ def cost_table(checked: Checked) -> Table:
         scratch = sum(cost.scratch for cost in tasks)
         shown.add_row(
             stage,
-            _hours(max(cost.seconds for cost in tasks)),
-            _hours(sum(cost.seconds for cost in tasks)),
+            span(max(cost.seconds for cost in tasks)),
+            span(sum(cost.seconds for cost in tasks)),
             gib(memory) if memory else "",
             gib(sum(cost.kept for cost in tasks)),
             gib(scratch) if scratch else "",
@@ -149,14 +150,17 @@ def cost_totals(checked: Checked) -> list[str]:
     """Totals of the campaign, and what the estimates assume."""
     config, estimate = checked.config, checked.estimate
     if estimate.on_gpu:
-        hours = f"estimated GPU-hours: {_range(estimate)}, at {estimate.tflops:.3g} TFLOP/s; evaluate needs no GPU"
+        usual = (
+            "" if config.cluster.tflops else ", the usual rate of the slowest cards; medsyn calibrate measures yours"
+        )
+        time = f"estimated GPU time: {_range(estimate)}, at {estimate.tflops:.3g} TFLOP/s{usual}; evaluate needs no GPU"
     else:
-        hours = f"estimated hours of computing: {_range(estimate)}, on {config.device.cpu_threads} CPU thread(s) a task"
+        time = f"estimated computing time: {_range(estimate)}, on {config.device.cpu_threads} CPU thread(s) a task"
     done, free = _done(checked), capacity.disk_free(config)
     at_once = config.cluster.max_parallel
     least, most = (capacity.disk_needed(estimate, done, parallel) for parallel in (at_once, None))
     lines = [
-        hours,
+        time,
         f"estimated disk for what is not done: {gib(least)} GiB with {at_once} tasks at once, {gib(most)} GiB with "
         f"all at once; free: {'unknown' if free is None else f'{gib(free)} GiB'}",
     ]
@@ -170,8 +174,20 @@ def cost_totals(checked: Checked) -> list[str]:
 
 
 def _range(estimate: Estimate) -> str:
-    least, most = _hours(3600 * estimate.hours("least")), _hours(3600 * estimate.hours("most"))
-    return _hours(3600 * estimate.hours()) + (f" ({least} to {most})" if least != most else "")
+    least, most = (span(3600 * estimate.hours(which)) for which in ("least", "most"))
+    return span(3600 * estimate.hours()) + (f" ({least} to {most})" if least != most else "")
+
+
+def verdict(problems: Sequence[Problem]) -> str:
+    """Whether a campaign with these problems can be submitted, in one line."""
+    errors = sum(problem.severity == "error" for problem in problems)
+    warnings = len(problems) - errors
+    told = f"{counted(warnings, 'warning')} above" if warnings else ""
+    if errors:
+        return f"not ready: {counted(errors, 'error')} above" + (
+            f", and {counted(warnings, 'warning')}" if warnings else ""
+        )
+    return f"ready, with {told}" if told else "ready"
 
 
 def _done(checked: Checked) -> set[Key]:
@@ -204,8 +220,3 @@ def _stage_as_dict(tasks: Sequence[TaskCost]) -> dict[str, float]:
         "disk_kept": sum(cost.kept for cost in tasks),
         "disk_scratch": sum(cost.scratch for cost in tasks),
     }
-
-
-def _hours(seconds: float) -> str:
-    hours = seconds / 3600
-    return f"{hours:.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.3f}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import medsyn
-from medsyn.campaign.slurm import container, queue, site
+from medsyn.campaign.slurm import container, queue, shell_variables, site
 from medsyn.campaign.slurm.container import image_of
 from medsyn.campaign.slurm.site import GATE, Container, Site
 from medsyn.config import Config
@@ -71,8 +71,21 @@ def problems(profile: Site, config: Config, asks_slurm: bool = True) -> list[Pro
     if profile.python is not None and image_of(profile) is None and not os.access(profile.python, os.X_OK):
         reason = f"{profile.python} is not executable here; it must be on a file system that all nodes share"
         found.append(Problem(source, reason, key="python"))
-    found += _directory(config)
+    found += [*_directory(config), *_syntax(profile, source)]
+    known = queue.settings_if_any() if asks_slurm else {}
+    found += shell_variables.problems(profile, config.cluster.site, known.get("ClusterName"))
     return found + (_limits(profile, source) if asks_slurm else [])
+
+
+def _syntax(profile: Site, source: str) -> Iterator[Problem]:
+    """What bash would not read of `setup`, which it runs line by line in every job."""
+    if not profile.setup or shutil.which("bash") is None:
+        return
+    text = "\n".join(profile.setup)
+    done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[0].removeprefix("bash: ")
+        yield Problem(source, f"it is not a shell script: {said}", key="setup")
 
 
 def _directory(config: Config) -> list[Problem]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -32,6 +32,7 @@ class Job:
     reason: str  # why it waits: Dependency, Resources, BeginTime, JobHeldUser, ...
     node: str = ""
     dependency: str = ""  # what it still waits for
+    priority: int = 1
 
     @property
     def waits(self) -> bool:
@@ -40,8 +41,11 @@ class Job:
 
     @property
     def is_held(self) -> bool:
-        """Whether it waits for somebody to release it: held by hand, or by Slurm after a start that failed."""
-        return self.waits and (self.reason.startswith("JobHeld") or "requeued held" in self.reason)
+        """Whether it waits for somebody to release it: held by hand, by Slurm, or by the batch script.
+
+        Slurm holds a job by giving it the priority 0; its reason is a sentence that differs between releases.
+        """
+        return self.waits and self.priority == 0
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,29 @@ def cancel(ids: Iterable[str]) -> None:
             call("scancel", "--quiet", *whole[start : start + 200])
 
 
+def release(jobs: Iterable[Job], say: Callable[[str], None]) -> None:
+    """Release those of the jobs that are held. One that only an administrator may release is told, and stays."""
+    for job in jobs:
+        if not job.is_held:
+            continue
+        try:
+            call("scontrol", "release", job.id)
+            say(f"{job.id}  was held ({job.reason}) and has been released")
+        except SlurmError as error:
+            say(f"{job.id}  is held ({job.reason}) and cannot be released: {error}; ask your cluster's administrators")
+
+
 def cluster_settings() -> dict[str, str]:
     """What `scontrol show config` says."""
     pairs = (line.split("=", 1) for line in call("scontrol", "show", "config").splitlines() if "=" in line)
     return {name.strip(): value.strip() for name, value in pairs}
+
+
+def settings_if_any() -> dict[str, str]:
+    """`cluster_settings`; none where Slurm does not answer."""
+    with suppress(SlurmError):
+        return cluster_settings()
+    return {}
 
 
 def own_jobs(timeout: float = TIMEOUT_SECONDS) -> dict[str, tuple[str, Job]]:
@@ -96,9 +119,10 @@ def own_jobs(timeout: float = TIMEOUT_SECONDS) -> dict[str, tuple[str, Job]]:
         SlurmError: the controller does not answer.
     """
     jobs = {}
-    for line in call("squeue", "-h", "-r", "-a", "--me", "-o", "%i|%T|%r|%N|%E|%j", timeout=timeout).splitlines():
-        identity, state, reason, node, dependency, name = line.split("|", 5)
-        jobs[identity] = (name, Job(identity, state, reason, node, "" if dependency == "(null)" else dependency))
+    for line in call("squeue", "-h", "-r", "-a", "--me", "-o", "%i|%T|%r|%N|%E|%Q|%j", timeout=timeout).splitlines():
+        identity, state, reason, node, dependency, priority, name = line.split("|", 6)
+        dependency = "" if dependency == "(null)" else dependency
+        jobs[identity] = (name, Job(identity, state, reason, node, dependency, int(priority)))
     return jobs
 
 

@@ -7,7 +7,7 @@ cancelled job does not come back; after `scontrol requeue` nothing of the script
 element must be ARRAYJOB_TASK, for its raw id may stand for the whole array.
 
 A task creates a file when it begins; a job that ends without one, not by a signal, is tried once more only: its
-interpreter, its container or its srun arguments are wrong.
+interpreter, its container, its srun arguments or the site's `setup` are wrong.
 
 Also the sbatch options of an array or gate, the same for `plan`, which prints them, and for `submit`.
 """
@@ -20,9 +20,10 @@ from pathlib import Path
 
 from medsyn.campaign.slurm.graph import Node
 from medsyn.campaign.slurm.site import GATE, Resources, Site
-from medsyn.errors import EXIT_BAD_INPUT, EXIT_BAD_NODE, EXIT_DONE, EXIT_NO_PROGRESS
+from medsyn.errors import EXIT_BAD_INPUT, EXIT_BAD_NODE, EXIT_BAD_SETUP, EXIT_DONE, EXIT_NO_PROGRESS
 
 BEGUN = "MEDSYN_BEGUN"  # the file a task creates when it begins
+STUMBLED = "stumbled-"  # and a job's id: the file of a job that ended before its task began
 CANCEL_LIST = "cancel"  # a gate's verdict, in the folder of its submission
 _JOB = """
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
@@ -33,26 +34,62 @@ _UNLESS_CANCELLED = """
 case $(scontrol -o show job "$job" 2>/dev/null) in *JobState=CANCELLED*) exit $rc ;; esac
 """
 
+# A line of `setup` that fails ends the job before its task. Not by `set -e`: it would hold inside of sourced files,
+# too, and for what comes after the task. A failure counts where `set -e` counts it, but in the lines themselves only:
+# the result of a function (module, conda) or of a sourced file is its last command's.
+_SETUP_BEGINS = f"""
+medsyn_setup_failed() {{
+  [ "$3" -le 1 ] || return 0
+  trap - ERR EXIT TERM
+  set +eu
+  medsyn_why="setup: exit code $1 of: $2"
+  echo "medsyn: $medsyn_why" >&2
+  medsyn_end {EXIT_BAD_SETUP}
+}}
+trap 'medsyn_setup_failed $? "$(sed -n "${{LINENO}}p" "$0")" ${{#BASH_SOURCE[@]}}' ERR
+trap 'medsyn_setup_failed $? "$BASH_COMMAND" 1' EXIT
+trap 'trap - EXIT TERM; kill -s TERM $$ # medsyn_setup' TERM
+"""
+_SETUP_ENDS = """
+for signal in ERR EXIT TERM; do
+  case $(trap -p $signal) in *medsyn_setup*) trap - $signal ;; esac
+done
+set +eu
+"""
+END = ["medsyn_end $?"]  # after the task
+
 DEFAULT_PARALLELISM = 256  # elements of an array at work at once, where the site says nothing
 
 Options = dict[str, str | int | bool]
 
 
-def before(folder: Path, environment: Mapping[str, object], setup: list[str], code: Path | None) -> list[str]:
-    """The lines before a task.
+def before(
+    folder: Path,
+    environment: Mapping[str, object],
+    setup: Sequence[str],
+    code: Path | None,
+    after: Sequence[str] = ("exit $rc",),
+    guarded: bool = True,
+) -> list[str]:
+    """The lines before a task; `END` comes after it.
 
     Args:
         folder: of the submission.
         environment: variables for the task.
         setup: the site's own lines.
         code: folder of the medsyn package where it may not be installed; None inside a container.
+        after: what is to be done with the task's exit code `rc`: `after_task` or `after_gate`.
+        guarded: whether a line of `setup` that fails ends the job. A gate goes on: if it were to fail where the tasks
+            did, what they block would stay in the queue.
     """
     lines = ["umask 027", 'unset SLURM_EXPORT_ENV "${!SQUEUE_@}" "${!SCANCEL_@}"', "export PYTHONUNBUFFERED=1"]
     lines += [*_JOB.strip().splitlines(), f"export {BEGUN}={shlex.quote(str(folder))}/begun-$job", f'rm -f "${BEGUN}"']
     if code is not None:
         lines.append(f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}")
     lines += [f"export {name}={shlex.quote(str(value))}" for name, value in environment.items()]
-    return [*lines, *setup]
+    end = ["medsyn_end() {", "rc=$1", *after, "}"]
+    guard = _SETUP_BEGINS.strip().splitlines() if guarded else []
+    return [*lines, *end, *guard, *setup, *_SETUP_ENDS.strip().splitlines()]
 
 
 def after_task(folder: Path, bad_nodes: Path, max_requeues: int) -> list[str]:
@@ -63,14 +100,13 @@ def after_task(folder: Path, bad_nodes: Path, max_requeues: int) -> list[str]:
         bad_nodes: file that collects the names of nodes on which a task failed for the machine's reasons.
         max_requeues: how often one job is queued again, whatever the reason.
     """
-    stumbled = f"{shlex.quote(str(folder))}/stumbled-$job"
+    stumbled = f"{shlex.quote(str(folder))}/{STUMBLED}$job"
     return f"""
-rc=$?
 if [ -e "${BEGUN}" ]; then
   rm -f "${BEGUN}" {stumbled}
 elif [ $rc -lt 129 ] || [ $rc -gt 192 ]; then
   if [ -e {stumbled} ]; then
-    echo "medsyn: exit code $rc before the task began, twice" >&2
+    echo "medsyn: exit code $rc before the task began, twice${{medsyn_why:+; $medsyn_why}}" >&2
     exit $rc
   fi
   touch {stumbled}
@@ -91,14 +127,19 @@ exit $rc""".strip().splitlines()
 
 
 # A job's excluded nodes can be changed only while it waits, and its script ends when it is queued again; so another
-# job, queued first, takes it off this node and lets it go.
+# job, queued first, takes it off this node and lets it go, once it waits: the end of a job may take minutes.
 _ELSEWHERE = """
-  avoid=$(scontrol -o show job "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\\([^ ]*\\).*/\\1/p')
+  avoid=$(scontrol -o show job "$job" | sed -n 's/.* ExcNodeList=\\([^ ]*\\).*/\\1/p')
   case $avoid in ""|"(null)") avoid=$SLURMD_NODENAME ;; *) avoid=$avoid,$SLURMD_NODENAME ;; esac
-  helper="sleep 1; scontrol update JobId=$job ExcNodeList=$avoid; scontrol release $job"
-  if sbatch --quiet --job-name=medsyn-elsewhere --time=5 --ntasks=1 --output=/dev/null \\
+  helper="n=0
+    while [ \\$((n += 1)) -le 240 ]; do
+      state=\\$(squeue -h -a -o %T -j $job) && case \\$state in PENDING|REQUEUE_HOLD) break ;; '') exit ;; esac
+      sleep 1
+    done
+    scontrol update JobId=$job 'ExcNodeList=$avoid'; scontrol release $job"
+  if sbatch --quiet --job-name=medsyn-elsewhere --time=10 --ntasks=1 --output=/dev/null \\
     ${SLURM_JOB_PARTITION:+--partition=$SLURM_JOB_PARTITION} ${SLURM_JOB_ACCOUNT:+--account=$SLURM_JOB_ACCOUNT} \\
-    --wrap "$helper"; then
+    ${SLURM_JOB_QOS:+--qos=$SLURM_JOB_QOS} --wrap "$helper"; then
     echo "medsyn: exit code $rc, queueing $job again on another node than $avoid" >&2
     scontrol requeuehold "$job" && sleep 60
   fi
@@ -112,7 +153,6 @@ def after_gate(folder: Path, max_requeues: int) -> list[str]:
     """
     listed = shlex.quote(str(folder / CANCEL_LIST))
     return f"""
-rc=$?
 if [ $rc -eq 0 ]; then
   if [ -s {listed} ]; then
     while read -r name jobs; do

@@ -7,6 +7,7 @@ job after a stage. A key that is left out is not passed to sbatch: the cluster's
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,15 @@ OWNED = {
     *("nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "quiet", "requeue", "signal"),
     *("test-only", "wait", "wrap"),
 }
+# of sbatch and srun: jobs of a federation or on another cluster, which squeue, scontrol and dependencies do not reach
+OF_OTHER_CLUSTERS = {"clusters", "cluster", "cluster-constraint"}
+ONE_CLUSTER = "one campaign runs on one cluster, the one that sbatch uses here: submit from a login node of the other"
+# what gives a job GPUs, or whole nodes with theirs, or counts by them; a gate does not inherit it
+OF_GPUS = {
+    *("gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task", "gpu-bind", "gpu-freq", "gres-flags"),
+    *("cpus-per-gpu", "mem-per-gpu", "ntasks-per-gpu", "exclusive"),
+    *("tres-bind", "tres-per-job", "tres-per-node", "tres-per-socket", "tres-per-task"),
+}
 HIDE_THE_ENVIRONMENT = {"--cleanenv", "-e", "--containall", "-C"}  # options of apptainer exec
 Word = Annotated[str, StringConstraints(pattern=r"^\S+$")]
 _TIME = re.compile(r"^(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d\d){0,2})$")
@@ -36,6 +46,16 @@ def _variable(name: str) -> str:
 
 
 Variables = dict[Annotated[str, AfterValidator(_variable)], str | int | float]  # of the environment
+
+
+def option(name: str) -> str:
+    """An option of sbatch by its own name: `gpus_per_node` is `gpus-per-node`."""
+    return name.lstrip("-").replace("_", "-")
+
+
+def _abbreviates(word: str, options: Collection[str]) -> bool:
+    """Whether sbatch takes the word for one of the options: it accepts the beginning of a name."""
+    return word in options or (len(word) > 3 and any(name.startswith(word) for name in options))
 
 
 def minutes(text: str) -> int:
@@ -87,7 +107,12 @@ class Resources(Section):
     @classmethod
     def _not_ours(cls, value: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
         for name in value:
-            if name.replace("_", "-") in OWNED:
+            word = option(name)
+            if len(word) < 2:
+                raise ValueError(f"{name} is a short option: write its long name")
+            if _abbreviates(word, OF_OTHER_CLUSTERS):
+                raise ValueError(f"{name} cannot be used: {ONE_CLUSTER}")
+            if _abbreviates(word, OWNED):
                 raise ValueError(f"{name} is set by medsyn; remove it")
             if name.replace("_", "-") in Resources.model_fields or name.replace("-", "_") in Resources.model_fields:
                 raise ValueError(f"{name} has its own key in the profile: set it there")
@@ -99,6 +124,9 @@ class Resources(Section):
         for word in value:
             if word.startswith("-") and " " in word.partition("=")[0]:
                 raise ValueError(f"{word!r} is one argument for srun; write {'='.join(word.split(maxsplit=1))!r}")
+            name = option(word.partition("=")[0])
+            if word.startswith("-M") or (word.startswith("--") and _abbreviates(name, OF_OTHER_CLUSTERS)):
+                raise ValueError(f"{word} cannot be used: {ONE_CLUSTER}")
         return value
 
     @property
@@ -150,9 +178,10 @@ class Site(Resources):
         values: dict[str, Any] = {name: getattr(self, name) for name in Resources.model_fields}
         if stage == GATE:
             values |= {"gres": None, "time": 10, "mem": None, "cpus_per_task": 1, "constraint": None, "srun": []}
+            values["sbatch"] = {name: value for name, value in self.sbatch.items() if option(name) not in OF_GPUS}
         if own is not None:
             given = {name: getattr(own, name) for name in own.model_fields_set}
-            values |= given | {"sbatch": {**self.sbatch, **own.sbatch}}
+            values |= given | {"sbatch": {**values["sbatch"], **own.sbatch}}
         return Resources.model_construct(**values)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from medsyn import disk
+from medsyn.campaign.state import ledger
 from medsyn.campaign.tasks import Key
 
 QUEUEING, QUEUED = "queueing", "queued"
@@ -72,6 +73,20 @@ def launches(path: Path) -> dict[str, Launch]:
             its.state = kind
             its.held = event.get("held", its.held)
     return found
+
+
+def since_cancel(path: Path) -> set[Key] | None:
+    """The tasks that were queued since the campaign was cancelled; None if it was not, or was run here since."""
+    again: set[Key] | None = None
+    for event in disk.read_jsonl(path):
+        kind = event.get("event")
+        if kind == ledger.CANCELLED:
+            again = set()
+        elif kind == ledger.SUBMITTED:
+            again = None
+        elif kind == QUEUED and again is not None:
+            again |= {(event["stage"], task) for task in event["tasks"] if event["kind"] == "tasks"}
+    return again
 
 
 def read(path: Path) -> list[Submission]:

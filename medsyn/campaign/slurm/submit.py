@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 import medsyn
-from medsyn.campaign.slurm import container, graph, queue, sbatch
+from medsyn.campaign.slurm import container, graph, limits, queue, sbatch
 from medsyn.campaign.slurm import job as slurm_job
 from medsyn.campaign.slurm import submissions as on_record
 from medsyn.campaign.slurm.graph import Graph, Node, Queued
@@ -29,15 +29,17 @@ from medsyn.campaign.slurm.site import Site
 from medsyn.campaign.slurm.submissions import Submission
 from medsyn.campaign.state import ledger, markers
 from medsyn.campaign.state.campaign_file import Campaign
-from medsyn.campaign.tasks import Key
+from medsyn.campaign.tasks import Key, require_needs
 from medsyn.disk import make_directory
-from medsyn.errors import InputProblems, Problem, SlurmError
+from medsyn.errors import SlurmError
+from medsyn.text import and_more
 
 SLURMS_MAX_ARRAY_SIZE = 1001
 LEAVING_SECONDS = 60.0
 POLL_SECONDS = 0.5
 
 GATE_REQUEUES = 3
+NAMED = 5  # tasks that a message names one by one
 BAD_NODES = "bad-nodes"
 
 Say = Callable[[str], None]
@@ -100,17 +102,18 @@ def submit(
     known = campaign.plan.by_key  # the campaign may have been re-sharded since: old jobs find nothing to do and end
     queued = graph.queued(submissions, {k: job.id for k, job in view.tasks.items() if k in known}, view.gates)
     if only is not None:
-        _require_needs(campaign, only, done | queued.tasks.keys())
+        require_needs(campaign.plan, only, done | queued.tasks.keys(), "neither done nor in the queue")
     wanted = graph.build(campaign.plan, done, queued, chunk_size(site), only)
+    if reason := limits.too_many(wanted, queue.settings_if_any()):
+        raise SlurmError(reason)
     its = Launcher(campaign, site, functions, say)
     held = its.queue(wanted) if wanted.nodes else []
     repoint(campaign, its, wanted, submissions, view, queued, done)
     if wanted.nodes:
         its.release(held)
-    for job in (*view.tasks.values(), *view.gates.values()):
-        if job.is_held:
-            queue.call("scontrol", "release", job.id)
-            say(f"{job.id}  was held and has been released")
+    for line in _waits(campaign, view, only or (), done):
+        say(line)
+    queue.release((*view.tasks.values(), *view.gates.values()), say)
     return Outcome(
         len(done),
         len(view.tasks.keys() - done),
@@ -121,21 +124,25 @@ def submit(
     )
 
 
-def _require_needs(campaign: Campaign, only: Collection[Key], there: Collection[Key]) -> None:
-    """Raise InputProblems if a chosen task needs one that is neither done nor queued, nor chosen."""
-    problems = [
-        Problem(
-            "--only",
-            f"{' '.join(key)} needs {' '.join(need)}, which is neither done nor in the queue: "
-            f"add --only {':'.join(need)}, or omit --only",
-        )
-        for key in campaign.plan.by_key
-        if key in only and key not in there
-        for need in campaign.plan.by_key[key].needs
-        if need not in there and need not in only
-    ]
-    if problems:
-        raise InputProblems(problems)
+def _waits(campaign: Campaign, view: QueueView, only: Collection[Key], done: Collection[Key]) -> Iterator[str]:
+    """Of each chosen task that is in the queue already: its job, and what it waits for."""
+    for planned in campaign.plan:
+        job = view.tasks.get(planned.key)
+        if planned.key not in only or job is None:
+            continue
+        line = f"{job.id}  {' '.join(planned.key)} is in the queue already"
+        missing = [need for need in (*planned.needs, *planned.after) if need not in done]
+        needs = [f"{' '.join(need)} ({_where(view.tasks.get(need))})" for need in missing]
+        if not job.waits:
+            yield f"{line}: {job.state}"
+        elif needs:
+            yield f"{line}: it waits for {and_more(needs, NAMED)}"
+        else:
+            yield f"{line}: Slurm says {job.reason}"
+
+
+def _where(job: queue.Job | None) -> str:
+    return f"job {job.id}, {job.state}" if job else "not in the queue"
 
 
 def _settled_view(submissions: Sequence[Submission]) -> QueueView:
@@ -224,6 +231,8 @@ class Launcher:
                 withdraw(self.path, self.number)
                 if isinstance(error, KeyboardInterrupt):
                     raise Interrupted from None
+                if isinstance(error, SlurmError):
+                    raise SlurmError(f"{error}{limits.way_out(str(error), wanted)}") from None
                 raise
         return held
 
@@ -281,8 +290,8 @@ class Launcher:
             "array_parallelism": sbatch.parallelism(site, node),
             "signal_delay_s": site.signal_seconds,
             "stderr_to_stdout": True,
-            "setup": sbatch.before(folder, self.environment, self.setup, code),
-            "teardown": after,
+            "setup": sbatch.before(folder, self.environment, self.setup, code, after, node.kind == "tasks"),
+            "teardown": sbatch.END,
             "additional_parameters": chosen,
             "srun_args": sbatch.srun_options(site, node),
         }
@@ -351,10 +360,12 @@ def _release(jobs: Sequence[str], names: Collection[str]) -> None:
 
 
 def _reason(error: Exception) -> str:
+    """What sbatch said: it names a limit in one line, and what that means in the next."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     lines = [line for line in lines if "sbatch --help" not in line]
-    errors = [line for line in lines if "error:" in line or line.startswith("sbatch:")]
-    return (errors or lines or ["no reason was given"])[-1].removeprefix("sbatch: ").removeprefix("error: ")
+    errors = [line for line in lines if "error:" in line or line.startswith("sbatch:")] or lines[-1:]
+    said = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in errors]
+    return ": ".join(dict.fromkeys(said)) or "no reason was given"
 
 
 @contextmanager

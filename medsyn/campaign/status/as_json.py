@@ -12,7 +12,7 @@ from medsyn.campaign.status.state import NOTHING_KNOWN, STATES, State, Status
 from medsyn.campaign.tasks import Key
 
 SCHEMA = 1
-LISTED: tuple[State, ...] = ("running", "preempted", "failed", "blocked", "unknown")
+LISTED: tuple[State, ...] = ("running", "preempted", "failed", "blocked", "cancelled", "unknown")
 
 
 def as_dict(
@@ -36,7 +36,12 @@ def as_dict(
         "exit_code": status.exit_code,
         "stages": {stage: _stage(its) for stage, its in figures.stages(status, expected).items()},
         "images": {mode: asdict(its) for mode, its in figures.images(status).items()},
-        "tasks": [_task(status, key) for state in LISTED for key in status.by_state[state]],
+        "tasks": [
+            _task(status, key)
+            for state, keys in status.by_state.items()
+            for key in keys
+            if state in LISTED or status.is_held(key)
+        ],
         "notes": list(status.notes),
         "next": {"why": step.why, "command": command(step.command) if step.command else None},
     }

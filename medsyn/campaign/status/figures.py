@@ -16,7 +16,7 @@ from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.status.state import NOTHING_KNOWN, State, Status
 from medsyn.campaign.tasks import PlannedTask
 
-TO_COME: tuple[State, ...] = ("running", "preempted", "pending", "idle", "unknown")
+TO_COME: tuple[State, ...] = ("running", "preempted", "pending", "cancelled", "idle", "unknown")
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,16 @@ def images(status: Status) -> dict[str, ImageFigures]:
     }
 
 
-def expected_seconds(campaign: Campaign) -> dict[str, float]:
-    """Seconds of all tasks of each stage, done ones included; empty for a campaign without recorded counts."""
+def expected_seconds(campaign: Campaign, here: bool = False) -> dict[str, float]:
+    """Seconds of all tasks of each stage, done ones included; empty for a campaign without recorded counts.
+
+    Args:
+        campaign: the prepared campaign.
+        here: whether its tasks run on this machine.
+    """
     if "images" not in campaign.counts:
         return {}
-    found = cost.estimate(campaign.config, campaign.plan, campaign.counts, machine.expects_gpu(campaign.config))
+    found = cost.estimate(campaign.config, campaign.plan, campaign.counts, machine.expects_gpu(campaign.config, here))
     totals = dict.fromkeys(campaign.plan.by_stage, 0.0)
     for (stage, _), its in found.tasks.items():
         totals[stage] += its.seconds

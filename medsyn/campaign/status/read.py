@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from medsyn import errors
 from medsyn.campaign import guards
-from medsyn.campaign.slurm import queue, submissions
+from medsyn.campaign.slurm import queue, sbatch, submissions
 from medsyn.campaign.slurm.queue import QueueView
 from medsyn.campaign.slurm.submissions import Launch, Submission
 from medsyn.campaign.state import attempts, done_index, locks, markers
@@ -81,9 +81,10 @@ def _notes(campaign: Campaign, launches: Mapping[str, Launch], view: QueueView) 
     notes = []
     if view.problem:
         notes.append(f"Slurm could not be queried ({view.problem}): tasks may be in its queue unseen")
-    held = [job.id for job in (*view.tasks.values(), *view.gates.values()) if job.is_held]
+    held = [job for job in (*view.tasks.values(), *view.gates.values()) if job.is_held]
     if held:
-        notes.append(f"{len(held)} jobs are held, including {held[0]}, and wait until resume or scontrol releases them")
+        first = f"{held[0].id} ({held[0].reason})"
+        notes.append(f"{len(held)} jobs are held, including {first}, and wait until resume or scontrol releases them")
     unreleased = [its for its in launches.values() if its.state in (submissions.QUEUEING, submissions.RELEASING)]
     if unreleased and not locks.is_held(campaign.directory.ledger):
         jobs = sum(len(its.intended) for its in unreleased)
@@ -104,6 +105,8 @@ class _Looking:
         elements = [element for submission in self.submitted for element in submission.elements()]
         ours = {identity for identity, _ in elements}
         newest = {key: identity for identity, key in elements}
+        stumbled = self._stumbled()
+        again = submissions.since_cancel(self.campaign.directory.ledger)
         launching = locks.is_held(self.campaign.directory.ledger)
         directory = self.campaign.directory
         found = {}
@@ -124,10 +127,18 @@ class _Looking:
                     attempts=its,
                     is_lost=its.is_open and its.job in ours,
                     unbegun=job if (job := newest.get(key)) not in its.jobs else None,
+                    stumbled=newest.get(key) in stumbled,
                     is_known=not (self.view.problem and key in newest),
                     is_taken_care_of=launching,
+                    is_cancelled=again is not None and key not in again,
                 )
         return found
+
+    def _stumbled(self) -> set[str]:
+        """Slurm's ids of jobs of which a batch script says that they ended before the task began."""
+        folders = (self.campaign.directory.slurm(one.name) for one in self.submitted)
+        files = (path.name for folder in folders for path in folder.glob(f"{sbatch.STUMBLED}*"))
+        return {name.removeprefix(sbatch.STUMBLED) for name in files}
 
     def _is_final(self, key: Key) -> bool:
         return (attempts.read_failure(self.campaign.directory, key) or {}).get("exit_code") in FINAL

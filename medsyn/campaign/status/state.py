@@ -21,7 +21,7 @@ from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.status import logs
 from medsyn.campaign.tasks import Key
 
-State = Literal["done", "running", "preempted", "pending", "failed", "blocked", "idle", "unknown"]
+State = Literal["done", "running", "preempted", "pending", "failed", "blocked", "cancelled", "idle", "unknown"]
 STATES: tuple[State, ...] = get_args(State)
 ACTIVE: tuple[State, ...] = ("running", "preempted", "pending", "unknown")  # something may happen by itself
 BAD_ENDS = ("FAILED", "OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")  # as accounting names them
@@ -44,8 +44,10 @@ class Evidence:
     attempts: Attempts = attempts.NONE
     is_lost: bool = False
     unbegun: str | None = None  # the newest job it was queued as, if no attempt was part of that
+    stumbled: bool = False  # and the batch script says that it ended before the task began
     word: str = ""  # how that job, or the lost one, ended, as accounting has it
     is_known: bool = True  # whether it is in the queue: false if Slurm does not answer
+    is_cancelled: bool = False  # the campaign was cancelled, and the task was not queued since
     is_taken_care_of: bool = False  # a launcher is at work that will start or queue it
 
 
@@ -66,11 +68,15 @@ def judge(evidence: Evidence, is_blocked: bool) -> State:
         return "failed"
     if not evidence.is_known:
         return "blocked" if is_blocked else "unknown"
-    if evidence.is_lost or (evidence.unbegun and evidence.word in BAD_ENDS):
+    if evidence.is_lost and not evidence.is_cancelled:
+        return "failed"
+    if (evidence.is_lost or evidence.unbegun) and (evidence.stumbled or evidence.word in BAD_ENDS):
         return "failed"
     if is_blocked:
         return "blocked"
-    return _waiting(evidence) if evidence.is_taken_care_of else "idle"
+    if evidence.is_taken_care_of:
+        return _waiting(evidence)
+    return "cancelled" if evidence.is_cancelled else "idle"
 
 
 def _waiting(evidence: Evidence) -> State:
@@ -152,6 +158,10 @@ class Status:
             return NextStep("when Slurm answers again", "status")
         if failed:
             return NextStep("once the cause is fixed", "resume")
+        if any(self.is_held(key) for key in self.states):
+            return NextStep("to release what is held", "resume")
+        if self.by_state["cancelled"]:
+            return NextStep("it was cancelled; to continue", "resume")
         if self.by_state["idle"] or not active:
             return NextStep("to continue", "resume")
         return NextStep("to follow it", "status --watch")
@@ -167,10 +177,22 @@ class Status:
             return self._block(key, evidence)
         if state == "unknown":
             return "Slurm does not answer"
-        if state == "idle" and evidence.unbegun:
+        if state == "cancelled" and evidence.is_lost:
+            return f"job {evidence.attempts.job} on {evidence.attempts.host}{_says(evidence.word)}"
+        if state in ("cancelled", "idle") and evidence.unbegun:
             return f"job {evidence.unbegun} left the queue before it began{_says(evidence.word)}{self._last_word(key)}"
-        said = [evidence.job.reason if evidence.job else "", evidence.attempts.reason or ""]
-        return ", ".join(word for word in said if word and word != "None")
+        return ", ".join(word for word in (self._wait(evidence), evidence.attempts.reason) if word and word != "None")
+
+    def is_held(self, key: Key) -> bool:
+        """Whether the task waits for somebody to release its job."""
+        job = self.evidence.get(key, NOTHING_KNOWN).job
+        return job is not None and job.is_held
+
+    def _wait(self, evidence: Evidence) -> str:
+        """Slurm's reason why the task's job waits."""
+        if evidence.job is None:
+            return ""
+        return f"held: {evidence.job.reason}" if evidence.job.is_held else evidence.job.reason
 
     def _last_word(self, key: Key) -> str:
         """The last line of Slurm or the batch script, if the task itself has printed nothing."""
@@ -196,7 +218,9 @@ class Status:
         if evidence.is_lost:
             gone = f"job {evidence.attempts.job} on {evidence.attempts.host} is gone and recorded no end"
             return f"lost: {gone}{_says(evidence.word) or '; accounting has no record of it'}"
-        return f"job {evidence.unbegun} ended before it began{_says(evidence.word)}" if evidence.unbegun else ""
+        if not evidence.unbegun:
+            return ""
+        return f"job {evidence.unbegun} ended before it began{_says(evidence.word)}{self._last_word(key)}"
 
     def _block(self, key: Key, evidence: Evidence) -> str:
         roots = ", ".join(" ".join(root) for root in self.blocked_by.get(key, ()))

@@ -11,12 +11,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from medsyn import disk
 from medsyn.campaign.local import scheduler
+from medsyn.campaign.local.live_table import Display
 from medsyn.campaign.plan import machine
 from medsyn.campaign.state import locks
 from medsyn.campaign.status import as_json, read
+from medsyn.errors import InputProblems
 from tests.helpers.trial import Trial, wait_until
 
 ALL = {
@@ -67,6 +70,14 @@ def test_no_more_workers_at_once_than_allowed(trial: Trial) -> None:
     trial.script({"finetune ct": ["input"], "finetune oct": ["input"]})
     trial.submit(parallel=1)
     assert [line["event"] for line in ledger(trial)] == ["submitted", "started", "ended", "started", "ended"]
+
+
+@pytest.mark.parametrize(("chosen", "waits"), [("generate", "rlhf-stage1 all"), ("evaluate", "generate ct-00000")])
+def test_a_chosen_task_that_waits_for_another_says_for_what(trial: Trial, chosen: str, waits: str) -> None:
+    campaign = trial.prepare_short()
+    with locks.exclusive(campaign.directory.ledger), pytest.raises(InputProblems, match=f"{waits}, which is not done"):
+        scheduler.run(campaign, Display(campaign, Console(), "again"), only=campaign.plan.select([chosen]))
+    assert trial.calls() == []
 
 
 def test_a_failed_modality_stops_its_own_branch_only(trial: Trial) -> None:

@@ -339,6 +339,23 @@ def test_warnings_are_handed_over(trial: Trial) -> None:
     assert "no patient column" in str(warnings[0])
 
 
+def test_a_run_here_finds_the_gpus_that_are_here(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "visible_gpus", lambda: [])
+    monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/sbatch")
+    plain, card = (trial.config(device__use_cuda=True, cluster__gpu_memory_gib=size) for size in (None, 24.0))
+    estimates = {here: inputs.check(plain, here=here).estimate.on_gpu for here in (True, False)}
+    assert estimates == {True: False, False: True}
+    checked = inputs.check(card, here=True)  # a plan for another machine
+    assert checked.estimate.on_gpu
+    assert "no NVIDIA GPU is visible here, and estimates are for a card of 24 GiB" in "\n".join(
+        map(str, checked.problems)
+    )
+    assert machine.check_here(plain) == machine.check_here(trial.config(device__use_cuda=False)) == []
+    monkeypatch.setattr(machine, "visible_gpus", lambda: ["0"])
+    assert inputs.check(plain, here=True).estimate.on_gpu
+    assert machine.check_here(card) == []
+
+
 def test_missing_packages_and_gpus_are_known_before_anything_runs(
     trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:

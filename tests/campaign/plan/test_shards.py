@@ -210,7 +210,7 @@ class TestBatchSize:
     def test_a_gpu_whose_memory_is_unknown_is_one_of_the_problems_that_are_told(
         self, trial: Trial, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("medsyn.campaign.plan.machine.has_gpu", lambda config: True)
+        monkeypatch.setattr("medsyn.campaign.plan.machine.has_gpu", lambda config, here=False: True)
         (trial.data / "ratings.csv").unlink()
         with pytest.raises(InputProblems) as caught:
             trial.prepare(**CARD)

@@ -100,3 +100,32 @@ def test_an_option_with_a_key_of_its_own_is_given_there(tmp_path: Path) -> None:
 def test_numbers_are_values_of_environment_variables(tmp_path: Path) -> None:
     found = profile(tmp_path, "environment: {OMP_NUM_THREADS: 4}")
     assert "export OMP_NUM_THREADS=4" in sbatch.before(tmp_path, found.environment, [], None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("sbatch: {clusters: a}", "sbatch: {cluster: a}", "sbatch: {cluster_constraint: a}", "srun: [-Mother]"),
+        *("srun: [--clusters=a]", "stages: {generate: {sbatch: {clust: a}}}"),
+    ],
+)
+def test_another_cluster_is_refused_with_what_to_do(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputProblems, match=r"one campaign runs on one cluster, .*: submit from a login node of the"):
+        profile(tmp_path, text)
+
+
+@pytest.mark.parametrize(("name", "why"), [("arra", "set by medsyn"), ("ntasks-per-n", "set by medsyn"), ("G", "long")])
+def test_options_that_are_abbreviated_are_what_they_stand_for(tmp_path: Path, name: str, why: str) -> None:
+    with pytest.raises(InputProblems, match=why):
+        profile(tmp_path, f"sbatch: {{{name}: x}}")
+
+
+@pytest.mark.parametrize("name", sorted(site.OF_GPUS))
+def test_a_gate_asks_for_no_gpu_however_the_site_asks_for_one(tmp_path: Path, name: str) -> None:
+    found = profile(tmp_path, f"sbatch: {{{name}: 1, comment: x}}")
+    assert sbatch.sbatch_options(found, GATE) == {"comment": "x", "cpus_per_task": 1, "time": 10, "requeue": True}
+    assert sbatch.sbatch_options(found, NODE)[name.replace("-", "_")] == 1
+    underscored = profile(tmp_path, f"sbatch: {{{name.replace('-', '_')}: 1}}")
+    assert name.replace("-", "_") not in sbatch.sbatch_options(underscored, GATE)
+    own = profile(tmp_path, f"sbatch: {{{name}: 1}}\nstages: {{gate: {{sbatch: {{{name}: 2}}}}}}")
+    assert sbatch.sbatch_options(own, GATE)[name.replace("-", "_")] == 2

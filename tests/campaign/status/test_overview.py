@@ -130,7 +130,7 @@ def test_a_launcher_at_work_and_jobs_in_the_queue(
         for event in ("queueing", "queued", "released"):
             facts = {"event": event, "round": "r", "name": name, "kind": "tasks", "stage": "finetune", "job": "7"}
             disk.append_jsonl(path / "ledger.jsonl", facts | {"tasks": ["ct"]})
-    slurm.queue("7|PENDING|Priority|||waiting", "8_0|RUNNING|None|n1||failed", "9|PENDING|||x|stranger")
+    slurm.queue("7|PENDING|Priority|||1|waiting", "8_0|RUNNING|None|n1||1|failed", "9|PENDING|||x|1|stranger")
     with locks.exclusive(runs / "failed" / "ledger.jsonl"):
         found = listed(capsys)
     assert {name: (one["state"], one["tasks"]["queued"]) for name, one in found.items() if one["campaign"]} == {

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from medsyn import disk
-from medsyn.campaign.slurm import submissions
+from medsyn.campaign.slurm import queue, submissions
 from medsyn.campaign.state import done_index, ledger, locks, markers
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.status import as_json, as_text, figures
@@ -65,10 +65,10 @@ def test_the_queue_says_who_runs_who_waits_and_who_waits_again(trial: Trial, slu
     campaign = queued(trial)
     attempt(campaign, "finetune", "oct", "10_1", ended="saved")
     slurm.queue(
-        "10_0|RUNNING|None|n2||trial-finetune",
-        "10_1|PENDING|BeginTime|||trial-finetune",
-        "20_0|PENDING|Dependency||afterok:12|trial-generate",
-        "99|RUNNING|None|n9||somebody-else",
+        "10_0|RUNNING|None|n2||1|trial-finetune",
+        "10_1|PENDING|BeginTime|||1|trial-finetune",
+        "20_0|PENDING|Dependency||afterok:12|1|trial-generate",
+        "99|RUNNING|None|n9||1|somebody-else",
     )
     status = status_read.read(campaign)
     assert states(status, "finetune") == {"ct": "running", "oct": "preempted"}
@@ -87,11 +87,35 @@ def test_nothing_is_left_to_do_but_look_while_everything_is_in_the_queue(trial: 
         tasks = tuple(planned.task.name for planned in campaign.plan.by_stage[stage])
         trial.queued(stage, stage, tasks, stage)
     submitted = submissions.read(campaign.directory.ledger)
-    jobs = [f"{identity}|PENDING|Priority|||{one.name}" for one in submitted for identity, _ in one.elements()]
+    jobs = [f"{identity}|PENDING|Priority|||1|{one.name}" for one in submitted for identity, _ in one.elements()]
     slurm.queue(*jobs)
     status = status_read.read(campaign)
     assert {state for state, keys in status.by_state.items() if keys} == {"pending"}
     assert status.next_step.command == "status --watch"
+
+
+@pytest.mark.parametrize("reason", ["job requeued in held state", "JobHeldAdmin", "launch failed requeued held"])
+def test_what_is_held_is_said_with_slurms_reason_and_resume_releases_it(
+    trial: Trial, slurm: Slurm, reason: str
+) -> None:
+    campaign = queued(trial)
+    attempt(campaign, "finetune", "oct", "10_1", ended="failed")
+    slurm.queue("10_0|RUNNING|None|n2||1|trial-finetune", f"10_1|PENDING|{reason}|||0|trial-finetune")
+    status = status_read.read(campaign)
+    assert (status.next_step.why, status.next_step.command) == ("to release what is held", "resume")
+    text = said(status)
+    assert f"1 jobs are held, including 10_1 ({reason})" in text
+    assert f"finetune 1 preempted: held: {reason}" in text
+    listed = as_json.as_dict(status, str)["tasks"]
+    assert [its["why"] for its in listed if its["task"] == "oct"] == [f"held: {reason}, failed"]
+    slurm.command("scontrol")
+    told: list[str] = []
+    queue.release(queue.view(submissions.read(campaign.directory.ledger)).tasks.values(), told.append)
+    assert told == [f"10_1  was held ({reason}) and has been released"]
+    slurm.command("scontrol", code=1)
+    queue.release(queue.view(submissions.read(campaign.directory.ledger)).tasks.values(), told.append)
+    assert "10_1  is held" in told[1] and "administrators" in told[1]
+    assert slurm.asked("scontrol") == 2
 
 
 @pytest.mark.parametrize(
@@ -118,7 +142,7 @@ def test_a_task_whose_job_is_gone_without_an_end_is_lost(
     ("accounting", "state", "why"),
     [
         ("10_1|CANCELLED by 1000", "idle", f"job 10_1 left the queue before it began; accounting says CANCELLED{LAST}"),
-        ("10_1|FAILED", "failed", "job 10_1 ended before it began; accounting says FAILED"),
+        ("10_1|FAILED", "failed", f"job 10_1 ended before it began; accounting says FAILED{LAST}"),
         ("10_0|FAILED", "idle", f"job 10_1 left the queue before it began{LAST}"),
     ],
 )
@@ -131,6 +155,41 @@ def test_a_job_that_is_gone_before_its_task_began(
     status = status_read.read(campaign)
     assert (states(status, "finetune")["oct"], status.why(("finetune", "oct"))) == (state, why)
     assert ("    srun: error: no such image" in said(status)) == (state == "failed")
+
+
+def test_what_was_cancelled_is_told_as_that_until_it_is_queued_again(trial: Trial, slurm: Slurm) -> None:
+    campaign = queued(trial)
+    attempt(campaign, "finetune", "oct", "10_1")  # killed by scancel, with no time to write down its end
+    path = campaign.directory.ledger
+    ledger.record(path, ledger.CANCELLED, jobs=5)
+    slurm.accounting("10_1|CANCELLED by 1000", "10_0|CANCELLED by 1000")
+    status = status_read.read(campaign)
+    assert {state for state, keys in status.by_state.items() if keys} == {"cancelled"}
+    assert (status.exit_code, status.is_active) == (75, False)
+    assert (status.next_step.why, status.next_step.command) == ("it was cancelled; to continue", "resume")
+    assert "cancelled" in said(status)
+    listed = as_json.as_dict(status, str)
+    assert listed["stages"]["finetune"]["states"]["cancelled"] == 2
+    assert {its["state"] for its in listed["tasks"]} == {"cancelled"}
+    assert status.why(("finetune", "oct")) == "job 10_1 on n1; accounting says CANCELLED"
+
+    trial.queued("again", "finetune", ("ct",), "40")
+    slurm.queue("40|PENDING|Priority|||1|again")
+    assert states(status_read.read(campaign), "finetune") == {"ct": "pending", "oct": "cancelled"}
+    slurm.queue()
+    ledger.record(path, ledger.SUBMITTED)  # run on this machine since
+    assert states(status_read.read(campaign), "finetune") == {"ct": "idle", "oct": "failed"}
+
+
+def test_a_job_that_ended_before_its_task_is_failed_without_accounting_too(trial: Trial, slurm: Slurm) -> None:
+    campaign = queued(trial)
+    folder = trial.root / "tasks/slurm/trial-finetune"
+    disk.write_atomic(folder / "10_1_0_log.out", "medsyn: setup: exit code 127 of: module load x\n")
+    (folder / "stumbled-10_1").touch()
+    slurm.accounting(code=1)
+    status = status_read.read(campaign)
+    assert states(status, "finetune") == {"ct": "idle", "oct": "failed"}
+    assert status.why(("finetune", "oct")).endswith("ends with: medsyn: setup: exit code 127 of: module load x")
 
 
 def test_a_task_that_was_killed_outside_of_slurm_is_not_lost(trial: Trial, slurm: Slurm) -> None:
@@ -156,7 +215,7 @@ def test_a_failure_blocks_its_branch_and_no_other(trial: Trial, slurm: Slurm) ->
     trial.work("finetune", "oct")
     trial.script({"finetune ct": ["input"]})
     trial.work("finetune", "ct")
-    slurm.queue("20_0|PENDING|Dependency|||trial-generate", "20_1|PENDING|Dependency|||trial-generate")
+    slurm.queue("20_0|PENDING|Dependency|||1|trial-generate", "20_1|PENDING|Dependency|||1|trial-generate")
     status = status_read.read(campaign)
     assert states(status, "finetune") == {"ct": "failed", "oct": "done"}
     assert states(status, "rlhf-stage2") == {"ct": "blocked", "oct": "idle"}
@@ -169,7 +228,7 @@ def test_a_failure_blocks_its_branch_and_no_other(trial: Trial, slurm: Slurm) ->
 
 def test_a_dependency_that_can_never_be_met_is_said(trial: Trial, slurm: Slurm) -> None:
     campaign = queued(trial)
-    slurm.queue("20_1|PENDING|DependencyNeverSatisfied|||trial-generate")
+    slurm.queue("20_1|PENDING|DependencyNeverSatisfied|||1|trial-generate")
     status = status_read.read(campaign)
     assert states(status, "generate")["oct-00000"] == "blocked"
     assert "generate oct-00000 blocked by Slurm: DependencyNeverSatisfied, job 20_1" in said(status)
@@ -258,7 +317,7 @@ def test_time_left_follows_from_what_done_tasks_took(trial: Trial, slurm: Slurm)
     marker = disk.read_json(campaign.directory.done("finetune", "ct"))
     done_index.append(campaign.directory, "finetune", "ct", {**marker, "spent": 600.0})
     assert figures.stages(status_read.read(campaign))["finetune"].left is None  # nothing runs
-    slurm.queue("10_1|RUNNING|None|n1||trial-finetune")
+    slurm.queue("10_1|RUNNING|None|n1||1|trial-finetune")
     its = figures.stages(status_read.read(campaign), {"finetune": 900.0})["finetune"]
     assert (its.spent, its.expected, its.left) == (600.0, 900.0, 600.0)
 
@@ -268,7 +327,7 @@ def test_the_status_for_scripts(trial: Trial, slurm: Slurm) -> None:
     trial.script({"finetune ct": ["crash:1"]})
     trial.work("finetune", "ct")
     disk.write_atomic(campaign.directory.log("finetune", "ct"), "one\ntwo\n")
-    slurm.queue("10_1|RUNNING|None|n1||trial-finetune")
+    slurm.queue("10_1|RUNNING|None|n1||1|trial-finetune")
     facts: dict[str, Any] = json.loads(
         json.dumps(as_json.as_dict(status_read.read(campaign), lambda words: f"x {words}"))
     )
