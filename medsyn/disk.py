@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import time
@@ -47,15 +48,33 @@ def room(path: Path) -> str:
     return "" if free is None else f"{free / 2**20:,.0f} MiB are free there"
 
 
+_FOREIGN = re.compile(r"\(os error (\d+)\)")
+
+
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Add `path` to an OSError that names no file, such as that of a write to a full disk."""
+def writing(path: Path) -> Iterator[None]:
+    """Around whatever writes `path`: what the file system refuses is an OSError that names a file.
+
+    A write to a full disk names none, and libraries in other languages raise types of their own and print the number.
+    """
     try:
         yield
     except OSError as error:
         if error.filename is None:
             error.filename = str(path)
         raise
+    except Exception as error:
+        number = _FOREIGN.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an exception is about a full disk or a used-up quota, whoever raised it."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    return any(os.strerror(number) in str(error) for number in FULL)
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -87,7 +106,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     data = content.encode() if isinstance(content, str) else content
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
     try:
-        with _naming(path), os.fdopen(descriptor, "wb") as stream:
+        with writing(path), os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -100,7 +119,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 def publish(temporary: Path, path: Path) -> None:
     """Move a finished temporary file to `path` as durably as `write_atomic` does."""
-    with _naming(path):
+    with writing(path):
         temporary.chmod(FILE_MODE)
         _fsync_file(temporary)
         temporary.replace(path)
@@ -164,7 +183,7 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         line = json.dumps(record, ensure_ascii=False) + "\n"
         rest = memoryview(("\n" + line if torn else line).encode())
-        with _naming(path):
+        with writing(path):
             while rest:  # a nearly full disk may take only a part; the next write then raises
                 rest = rest[os.write(descriptor, rest) :]
     finally:
@@ -206,7 +225,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(mode=DIRECTORY_MODE)
     try:
-        with _naming(path):
+        with writing(path):
             yield temporary
         for file in sorted(temporary.rglob("*")):
             # libraries choose their own modes (safetensors gives the group no access)

@@ -186,3 +186,18 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     ):
         stream.write("x")
     assert building.value.filename == str(tmp_path / "made")
+
+
+@pytest.mark.parametrize("number", disk.FULL)
+def test_what_a_library_prints_becomes_an_error_with_number_and_name(tmp_path: Path, number: int) -> None:
+    with pytest.raises(OSError, match=os.strerror(number)) as caught, disk.writing(tmp_path / "weights"):
+        raise RuntimeError(f"I/O error: {os.strerror(number)} (os error {number})")
+    assert (caught.value.errno, caught.value.filename) == (number, str(tmp_path / "weights"))
+    assert disk.is_full(caught.value)
+
+
+def test_other_errors_pass_the_door_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not finite"), disk.writing(tmp_path / "weights"):
+        raise ValueError("the weights are not finite")
+    assert not disk.is_full(ValueError("the weights are not finite"))
+    assert not disk.is_full(OSError(2, os.strerror(2)))

@@ -189,7 +189,7 @@ def _exit_code(error: BaseException, root: Path) -> tuple[int, str]:
         return errors.EXIT_NO_PROGRESS, message
     if isinstance(error, BadNode):
         return errors.EXIT_BAD_NODE, message
-    if _is_disk_full(error):
+    if any(map(disk.is_full, _causes(error))):
         return errors.EXIT_BAD_NODE, f"{_disk_full(error, root)} ({message})"
     if any(words in message for words in BROKEN_GPU):
         return errors.EXIT_BAD_NODE, f"the GPU of this machine is broken or gone ({message})"
@@ -197,20 +197,13 @@ def _exit_code(error: BaseException, root: Path) -> tuple[int, str]:
 
 
 def _disk_full(error: BaseException, root: Path) -> str:
-    """A message naming the file that found no room and the free space; the campaign's directory if none is named."""
-    named = (Path(one.filename) for one in _causes(error) if isinstance(one, OSError) and isinstance(one.filename, str))
-    place = next(named, root)
+    """A message naming the file that found no room, and the free space; the campaign's directory if none is named."""
+    causes = [one for one in _causes(error) if isinstance(one, OSError)]
+    place = next((Path(one.filename) for one in causes if isinstance(one.filename, str)), root)
+    if any(one.errno == errno.EDQUOT for one in causes):  # what is free on the disk is not the user's
+        return f"the quota is used up, at {place}: `quota -s` shows it on most machines"
     room = disk.room(place.parent)
     return f"no space left on the disk, or the quota is used up, at {place}" + (f": {room}" if room else "")
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    """Whether the exception, or one that led to it, is about a full disk."""
-    return any(
-        (isinstance(one, OSError) and one.errno in disk.FULL)
-        or os.strerror(errno.ENOSPC) in str(one)  # libraries in other languages raise their own types
-        for one in _causes(error)
-    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

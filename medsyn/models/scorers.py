@@ -39,8 +39,8 @@ def save_scorer(model: Selector | Policy, directory: Path, provenance: dict[str,
         described["text_dim"] = model.text_dim
     with disk.atomic_directory(directory) as temporary:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(tensors, temporary / WEIGHTS)
-        (temporary / WEIGHTS).chmod(disk.FILE_MODE)
+        with disk.writing(directory / WEIGHTS):
+            save_file(tensors, temporary / WEIGHTS)
         disk.write_json(temporary / CONFIG, described)
         if provenance is not None:
             disk.write_json(temporary / PROVENANCE, provenance)

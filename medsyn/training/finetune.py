@@ -251,5 +251,6 @@ def _publish(state: _State, provenance: dict[str, Any], model: Path) -> None:
     if state.average:
         state.unet.load_state_dict(state.average)
     with disk.atomic_directory(model) as temporary:
-        state.unet.save_pretrained(temporary / "unet", safe_serialization=True)
+        with disk.writing(model / "unet"):
+            state.unet.save_pretrained(temporary / "unet", safe_serialization=True)
         disk.write_json(temporary / PROVENANCE, provenance)

@@ -108,6 +108,15 @@ def test_a_full_disk_is_told_with_the_place_and_the_room(trial: Trial) -> None:
     assert re.search(rf"used up, at {re.escape(str(trial.root))}{free}", output), output
 
 
+def test_a_used_up_quota_is_told_by_name_and_never_a_crash(trial: Trial) -> None:
+    trial.prepare()
+    trial.script({"finetune ct": ["quota", "quota"]})
+    for _ in range(2):  # the second time would be "no progress" if it were one
+        code, output = trial.work(*FINETUNE)
+        assert code == 78
+        assert f"the quota is used up, at {trial.root}/work/finetune/ct/model.bin: `quota -s`" in output
+
+
 def test_a_crash_is_on_record_with_class_text_place_and_traceback(trial: Trial) -> None:
     trial.prepare()
     trial.script({"finetune ct": ["crash:at home"]})
