@@ -19,18 +19,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-FILE_MODE = 0o640  # private to the user and the group: the inputs are medical
+# The most that anyone is given, since the inputs are medical: nothing to others. The user's umask takes away from it.
+FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk or an exhausted quota
 _ABANDONED_SECONDS = 3600.0  # another host's temporary of this age is abandoned: no write takes an hour
 
 
 def make_directory(path: Path) -> Path:
-    """Create `path` and its parents, readable by user and group only; return it."""
+    """Create `path` and its parents, readable by user and (where the umask lets it) group only; return it."""
     for folder in [*reversed(path.parents), path]:
         if not folder.is_dir():
             folder.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
     return path
+
+
+def private_umask() -> int:
+    """This process's umask, and nothing to others: for programs that choose the modes of their files themselves."""
+    mine = os.umask(0o777 & ~FILE_MODE)
+    os.umask(mine)
+    return mine | (0o777 & ~DIRECTORY_MODE)
 
 
 def free_bytes(path: Path) -> int | None:
@@ -120,7 +128,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 def publish(temporary: Path, path: Path) -> None:
     """Move a finished temporary file to `path` as durably as `write_atomic` does."""
     with writing(path):
-        temporary.chmod(FILE_MODE)
+        temporary.chmod(FILE_MODE & temporary.stat().st_mode)
         _fsync_file(temporary)
         temporary.replace(path)
         fsync_directory(path.parent)
@@ -227,13 +235,14 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     try:
         with writing(path):
             yield temporary
+        mode = stat.S_IMODE(temporary.stat().st_mode)  # what the umask leaves of ours, and the parent's group bit
         for file in sorted(temporary.rglob("*")):
             # libraries choose their own modes (safetensors gives the group no access)
             if file.is_file():
-                file.chmod(FILE_MODE)
+                file.chmod(FILE_MODE & mode)
                 _fsync_file(file)
             else:
-                file.chmod(DIRECTORY_MODE)
+                file.chmod(mode)
                 fsync_directory(file)
         fsync_directory(temporary)
         try:

@@ -116,6 +116,13 @@ def test_what_libraries_write_into_a_directory_gets_its_modes(tmp_path: Path) ->
     assert stat.S_IMODE((tmp_path / "model" / "unet" / "weights").stat().st_mode) == disk.FILE_MODE
 
 
+def test_the_group_of_a_shared_directory_is_handed_down(tmp_path: Path) -> None:
+    tmp_path.chmod(0o2770)
+    with disk.atomic_directory(tmp_path / "model") as temporary:
+        (temporary / "unet").mkdir()
+    assert stat.S_IMODE((tmp_path / "model" / "unet").stat().st_mode) == disk.DIRECTORY_MODE | stat.S_ISGID
+
+
 def test_leftovers_are_swept_but_not_those_of_the_living(tmp_path: Path) -> None:
     here = os.uname().nodename
     dead = os.fork()

@@ -313,3 +313,16 @@ def test_on_a_cluster_a_result_that_the_file_system_shows_late_is_waited_for(
     late.start()
     assert trial.work("generate", "ct-00000")[0] == 0
     late.join()
+
+
+@pytest.mark.parametrize(("umask", "given"), [(0o077, 0o700), (0o022, 0o750)])
+def test_a_campaigns_files_are_as_private_as_the_user_wants_them(trial: Trial, umask: int, given: int) -> None:
+    before = os.umask(umask)
+    try:
+        trial.prepare_short()
+        assert trial.work(*FINETUNE)[0] == 0
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode & 0o777 for path in (trial.root, *trial.root.rglob("*"))}
+    assert {mode for path, mode in modes.items() if path.is_dir()} == {given}
+    assert {mode for path, mode in modes.items() if path.is_file()} == {given & 0o640}, modes

@@ -18,6 +18,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from medsyn import disk
 from medsyn.campaign.slurm.graph import Node
 from medsyn.campaign.slurm.site import GATE, Resources, Site
 from medsyn.errors import EXIT_BAD_INPUT, EXIT_BAD_NODE, EXIT_DONE, EXIT_NO_PROGRESS
@@ -47,7 +48,8 @@ def before(folder: Path, environment: Mapping[str, object], setup: list[str], co
         setup: the site's own lines.
         code: folder of the medsyn package where it may not be installed; None inside a container.
     """
-    lines = ["umask 027", 'unset SLURM_EXPORT_ENV "${!SQUEUE_@}" "${!SCANCEL_@}"', "export PYTHONUNBUFFERED=1"]
+    lines = [f"umask {disk.private_umask():04o}", 'unset SLURM_EXPORT_ENV "${!SQUEUE_@}" "${!SCANCEL_@}"']
+    lines.append("export PYTHONUNBUFFERED=1")
     lines += [*_JOB.strip().splitlines(), f"export {BEGUN}={shlex.quote(str(folder))}/begun-$job", f'rm -f "${BEGUN}"']
     if code is not None:
         lines.append(f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}")

@@ -1,9 +1,11 @@
-"""What the file system refuses, met by the libraries that write the large files; the limit is the kernel's."""
+"""What writes files: what the file system refuses, with the kernel's own limit, and the modes that files have."""
 
 from __future__ import annotations
 
 import errno
+import os
 import resource
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from medsyn import disk
+from medsyn.campaign.slurm import sbatch
 from medsyn.config import ScorerSection
 from medsyn.generation.write import parquet
 from medsyn.models.scorers import save_scorer
@@ -74,3 +77,33 @@ def test_every_writer_tells_what_was_refused_and_leaves_nothing(
     assert caught.value.errno == errno.EFBIG
     assert str(caught.value.filename).startswith(str(place))
     assert list(place.iterdir()) == []
+
+
+@contextmanager
+def umask(value: int) -> Iterator[None]:
+    before = os.umask(value)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o022, 0o002])
+@pytest.mark.parametrize("write", [checkpoint, scorer, unet, merged_tables, plain])
+def test_every_writer_respects_the_umask_and_gives_others_nothing(
+    write: Callable[[Path], None], mask: int, tmp_path: Path
+) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"seed": [1]}), tmp_path / "source.parquet")
+    with umask(mask):
+        place = disk.make_directory(tmp_path / "place")
+        write(place)
+    for path in (place, *place.rglob("*")):
+        whole = disk.DIRECTORY_MODE if path.is_dir() else disk.FILE_MODE
+        assert stat.S_IMODE(path.stat().st_mode) == whole & ~mask, path
+
+
+@pytest.mark.parametrize(("mask", "mine"), [(0o077, 0o077), (0o022, 0o027), (0o002, 0o027), (0o037, 0o037)])
+def test_a_batch_script_carries_the_umask_of_the_user(mask: int, mine: int, tmp_path: Path) -> None:
+    with umask(mask):
+        assert sbatch.before(tmp_path, {}, [], None)[0] == f"umask {mine:04o}"
+        assert os.umask(mask) == mask, "asking changes nothing"
