@@ -34,6 +34,7 @@ from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.tasks import Key, PlannedTask
 from medsyn.config import Config
 from medsyn.errors import InputError, InputProblems
+from medsyn.progress import Progress
 from medsyn.stage import BadNode, CampaignDirectory, Control, NoProgress, Saved, Task
 
 StageFunction: TypeAlias = Callable[[Config, Task, CampaignDirectory, Control], None]
@@ -73,7 +74,8 @@ def run_task(
     planned = campaign.plan.find(stage, which)
     if markers.why_not_done(campaign, planned) is None:
         return _already_done(planned)
-    control = Control(campaign.directory.heartbeat(*planned.key))
+    progress = Progress()
+    control = Control(campaign.directory.heartbeat(*planned.key), progress=progress)
     install(control)
     if parent is not None:
         leave_with_parent(parent, control)
@@ -84,6 +86,8 @@ def run_task(
             return _attempt(campaign, planned, control, functions[stage])
     except Saved:
         return errors.EXIT_SAVED
+    finally:
+        progress.close()
 
 
 def _already_done(planned: PlannedTask) -> int:
