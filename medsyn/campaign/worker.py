@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeAlias
+from typing import Any, TextIO, TypeAlias
 
 from medsyn import disk, errors
 from medsyn.campaign.state import attempts, campaign_file, locks, markers
@@ -131,7 +131,7 @@ def _attempt(campaign: Campaign, planned: PlannedTask, control: Control, functio
         directory.failed(*key).unlink(missing_ok=True)
     except BaseException as error:  # every other way out of a stage is a failure on record
         code, reason = _fail(error, control, directory, key, before)
-    print(f"{' '.join(key)}: {reason} (exit code {code})", flush=True)
+    _say(f"{' '.join(key)}: {reason} (exit code {code})", sys.stdout)
     with suppress(OSError):  # a full disk must not hide why the task ended
         attempts.end_attempt(directory, key, number, code, reason, control.asked)
     return code
@@ -172,16 +172,22 @@ def _fail(
     failure: dict[str, Any] = {"error": type(error).__name__, "message": message, "step": control.step}
     if code == errors.EXIT_FAILED:
         text = "".join(traceback.format_exception(error))
-        print(text, file=sys.stderr, flush=True)
+        _say(text, sys.stderr)
         failure["traceback"] = text.splitlines()[-TRACEBACK_LINES:]
         if before is not None and attempts.same_place(before, failure):
             code = errors.EXIT_NO_PROGRESS
-            print("this is the second failure at the same place", file=sys.stderr, flush=True)
+            _say("this is the second failure at the same place", sys.stderr)
     else:
-        print(message, file=sys.stderr, flush=True)
+        _say(message, sys.stderr)
     with suppress(OSError):
         attempts.write_failure(directory, key, {"exit_code": code, **failure})
     return code, f"{type(error).__name__}: {message}".splitlines()[0]
+
+
+def _say(text: str, stream: TextIO) -> None:
+    """Print; the log may be on the disk that is full, which must not change how the task ends."""
+    with suppress(OSError):
+        print(text, file=stream, flush=True)
 
 
 def _exit_code(error: BaseException, root: Path) -> tuple[int, str]:

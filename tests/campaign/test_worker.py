@@ -108,6 +108,17 @@ def test_a_full_disk_is_told_with_the_place_and_the_room(trial: Trial) -> None:
     assert re.search(rf"used up, at {re.escape(str(trial.root))}{free}", output), output
 
 
+def test_a_log_on_the_full_disk_does_not_change_how_a_task_ends(trial: Trial) -> None:
+    trial.prepare()
+    trial.script({"finetune ct": ["disk-full"]})
+    command = [sys.executable, "-m", "tests.helpers.fake_worker", str(trial.root), *FINETUNE]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    with open("/dev/full", "w") as log:  # noqa: PTH123
+        ended = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)
+    assert ended.returncode == 78
+    assert events(trial) == [("start", 1, None), ("end", 1, 78)]
+
+
 def test_a_used_up_quota_is_told_by_name_and_never_a_crash(trial: Trial) -> None:
     trial.prepare()
     trial.script({"finetune ct": ["quota", "quota"]})
