@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import time
@@ -18,14 +19,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-FILE_MODE = 0o640  # private to the user and the group: the inputs are medical
+# The most that anyone is given, since the inputs are medical: nothing to others. The user's umask takes away from it.
+FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk or an exhausted quota
 _ABANDONED_SECONDS = 3600.0  # another host's temporary of this age is abandoned: no write takes an hour
 
 
 def make_directory(path: Path) -> Path:
-    """Create `path` and its parents, readable by user and group only; return it."""
+    """Create `path` and its parents, readable by user and (where the umask lets it) group only; return it."""
     for folder in [*reversed(path.parents), path]:
         if not folder.is_dir():
             try:
@@ -34,6 +36,13 @@ def make_directory(path: Path) -> Path:
                 reason = "a symbolic link that leads nowhere" if folder.is_symlink() else "not a directory"
                 raise NotADirectoryError(errno.ENOTDIR, f"it is {reason}", str(folder)) from None
     return path
+
+
+def private_umask() -> int:
+    """This process's umask, and nothing to others: for programs that choose the modes of their files themselves."""
+    mine = os.umask(0o777 & ~FILE_MODE)
+    os.umask(mine)
+    return mine | (0o777 & ~DIRECTORY_MODE)
 
 
 def free_bytes(path: Path) -> int | None:
@@ -51,15 +60,33 @@ def room(path: Path) -> str:
     return "" if free is None else f"{free / 2**20:,.0f} MiB are free there"
 
 
+_FOREIGN = re.compile(r"\(os error (\d+)\)")
+
+
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Add `path` to an OSError that names no file, such as that of a write to a full disk."""
+def writing(path: Path) -> Iterator[None]:
+    """Around whatever writes `path`: what the file system refuses is an OSError that names a file.
+
+    A write to a full disk names none, and libraries in other languages raise types of their own and print the number.
+    """
     try:
         yield
     except OSError as error:
         if error.filename is None:
             error.filename = str(path)
         raise
+    except Exception as error:
+        number = _FOREIGN.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an exception is about a full disk or a used-up quota, whoever raised it."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    return any(os.strerror(number) in str(error) for number in FULL)
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -91,7 +118,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     data = content.encode() if isinstance(content, str) else content
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
     try:
-        with _naming(path), os.fdopen(descriptor, "wb") as stream:
+        with writing(path), os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -104,8 +131,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 def publish(temporary: Path, path: Path) -> None:
     """Move a finished temporary file to `path` as durably as `write_atomic` does."""
-    with _naming(path):
-        temporary.chmod(FILE_MODE)
+    with writing(path):
+        temporary.chmod(FILE_MODE & temporary.stat().st_mode)
         _fsync_file(temporary)
         temporary.replace(path)
         fsync_directory(path.parent)
@@ -176,7 +203,7 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         line = json.dumps(record, ensure_ascii=False) + "\n"
         rest = memoryview(("\n" + line if torn else line).encode())
-        with _naming(path):
+        with writing(path):
             while rest:  # a nearly full disk may take only a part; the next write then raises
                 rest = rest[os.write(descriptor, rest) :]
     finally:
@@ -218,15 +245,16 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(mode=DIRECTORY_MODE)
     try:
-        with _naming(path):
+        with writing(path):
             yield temporary
+        mode = stat.S_IMODE(temporary.stat().st_mode)  # what the umask leaves of ours, and the parent's group bit
         for file in sorted(temporary.rglob("*")):
             # libraries choose their own modes (safetensors gives the group no access)
             if file.is_file():
-                file.chmod(FILE_MODE)
+                file.chmod(FILE_MODE & mode)
                 _fsync_file(file)
             else:
-                file.chmod(DIRECTORY_MODE)
+                file.chmod(mode)
                 fsync_directory(file)
         fsync_directory(temporary)
         try:

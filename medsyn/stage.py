@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medsyn import disk
+from medsyn.progress import Progress
 
 BLOCKS_PER_PART = 1000  # directory entries stay few enough for any file system
 _OF_A_CAMPAIGN = ("campaign.json", "ledger.jsonl")
@@ -143,8 +144,11 @@ class Control:
     is on disk.
     """
 
-    def __init__(self, heartbeat: Path | None = None, heartbeat_seconds: float = 1.0) -> None:
+    def __init__(
+        self, heartbeat: Path | None = None, heartbeat_seconds: float = 1.0, progress: Progress | None = None
+    ) -> None:
         self._heartbeat = heartbeat
+        self._progress = progress
         self._heartbeat_seconds = heartbeat_seconds
         self._last_heartbeat = 0.0
         self.stop_requested = False
@@ -161,9 +165,30 @@ class Control:
         if self.stop_requested:
             raise Saved
 
-    def heartbeat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
-        """Publish progress, at most once per `heartbeat_seconds`, and always at the end."""
+    def heartbeat(
+        self,
+        step: int,
+        total: int,
+        unit: str = "step",
+        worked: int | None = None,
+        samples: int = 1,
+        saved: bool = False,
+        **numbers: Any,
+    ) -> None:
+        """Publish progress, at most once per `heartbeat_seconds`, and always at the end; print it now and then.
+
+        Args:
+            step: how many units are done.
+            total: of how many.
+            unit: what is counted.
+            worked: how many this process has done, for the rate that is printed; None for no rate.
+            samples: of each unit, for the rate.
+            saved: a checkpoint is due, so it is printed too.
+            numbers: further values.
+        """
         self.step = step
+        if self._progress is not None:
+            self._progress.report(step, total, unit, numbers, worked, samples, now=saved)
         now = time.monotonic()
         if self._heartbeat is None or (step < total and now - self._last_heartbeat < self._heartbeat_seconds):
             return

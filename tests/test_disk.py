@@ -116,6 +116,13 @@ def test_what_libraries_write_into_a_directory_gets_its_modes(tmp_path: Path) ->
     assert stat.S_IMODE((tmp_path / "model" / "unet" / "weights").stat().st_mode) == disk.FILE_MODE
 
 
+def test_the_group_of_a_shared_directory_is_handed_down(tmp_path: Path) -> None:
+    tmp_path.chmod(0o2770)
+    with disk.atomic_directory(tmp_path / "model") as temporary:
+        (temporary / "unet").mkdir()
+    assert stat.S_IMODE((tmp_path / "model" / "unet").stat().st_mode) == disk.DIRECTORY_MODE | stat.S_ISGID
+
+
 def test_leftovers_are_swept_but_not_those_of_the_living(tmp_path: Path) -> None:
     here = os.uname().nodename
     dead = os.fork()
@@ -200,3 +207,18 @@ def test_a_directory_cannot_be_made_through_a_link_that_leads_nowhere(tmp_path: 
     (tmp_path / "loop").symlink_to(target)
     with pytest.raises(NotADirectoryError, match="leads nowhere"):
         disk.make_directory(tmp_path / "loop" / "x")
+
+
+@pytest.mark.parametrize("number", disk.FULL)
+def test_what_a_library_prints_becomes_an_error_with_number_and_name(tmp_path: Path, number: int) -> None:
+    with pytest.raises(OSError, match=os.strerror(number)) as caught, disk.writing(tmp_path / "weights"):
+        raise RuntimeError(f"I/O error: {os.strerror(number)} (os error {number})")
+    assert (caught.value.errno, caught.value.filename) == (number, str(tmp_path / "weights"))
+    assert disk.is_full(caught.value)
+
+
+def test_other_errors_pass_the_door_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not finite"), disk.writing(tmp_path / "weights"):
+        raise ValueError("the weights are not finite")
+    assert not disk.is_full(ValueError("the weights are not finite"))
+    assert not disk.is_full(OSError(2, os.strerror(2)))

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeAlias
+from typing import Any, TextIO, TypeAlias
 
 from medsyn import disk, errors
 from medsyn.campaign.state import attempts, campaign_file, locks, markers
@@ -34,6 +34,7 @@ from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.tasks import Key, PlannedTask
 from medsyn.config import Config
 from medsyn.errors import InputError, InputProblems
+from medsyn.progress import Progress
 from medsyn.stage import BadNode, CampaignDirectory, Control, NoProgress, Saved, Task
 
 StageFunction: TypeAlias = Callable[[Config, Task, CampaignDirectory, Control], None]
@@ -73,7 +74,8 @@ def run_task(
     planned = campaign.plan.find(stage, which)
     if markers.why_not_done(campaign, planned) is None:
         return _already_done(planned)
-    control = Control(campaign.directory.heartbeat(*planned.key))
+    progress = Progress()
+    control = Control(campaign.directory.heartbeat(*planned.key), progress=progress)
     install(control)
     if parent is not None:
         leave_with_parent(parent, control)
@@ -84,6 +86,8 @@ def run_task(
             return _attempt(campaign, planned, control, functions[stage])
     except Saved:
         return errors.EXIT_SAVED
+    finally:
+        progress.close()
 
 
 def _already_done(planned: PlannedTask) -> int:
@@ -127,7 +131,7 @@ def _attempt(campaign: Campaign, planned: PlannedTask, control: Control, functio
         directory.failed(*key).unlink(missing_ok=True)
     except BaseException as error:  # every other way out of a stage is a failure on record
         code, reason = _fail(error, control, directory, key, before)
-    print(f"{' '.join(key)}: {reason} (exit code {code})", flush=True)
+    _say(f"{' '.join(key)}: {reason} (exit code {code})", sys.stdout)
     with suppress(OSError):  # a full disk must not hide why the task ended
         attempts.end_attempt(directory, key, number, code, reason, control.asked)
     return code
@@ -168,16 +172,22 @@ def _fail(
     failure: dict[str, Any] = {"error": type(error).__name__, "message": message, "step": control.step}
     if code == errors.EXIT_FAILED:
         text = "".join(traceback.format_exception(error))
-        print(text, file=sys.stderr, flush=True)
+        _say(text, sys.stderr)
         failure["traceback"] = text.splitlines()[-TRACEBACK_LINES:]
         if before is not None and attempts.same_place(before, failure):
             code = errors.EXIT_NO_PROGRESS
-            print("this is the second failure at the same place", file=sys.stderr, flush=True)
+            _say("this is the second failure at the same place", sys.stderr)
     else:
-        print(message, file=sys.stderr, flush=True)
+        _say(message, sys.stderr)
     with suppress(OSError):
         attempts.write_failure(directory, key, {"exit_code": code, **failure})
     return code, f"{type(error).__name__}: {message}".splitlines()[0]
+
+
+def _say(text: str, stream: TextIO) -> None:
+    """Print; the log may be on the disk that is full, which must not change how the task ends."""
+    with suppress(OSError):
+        print(text, file=stream, flush=True)
 
 
 def _exit_code(error: BaseException, root: Path) -> tuple[int, str]:
@@ -189,7 +199,7 @@ def _exit_code(error: BaseException, root: Path) -> tuple[int, str]:
         return errors.EXIT_NO_PROGRESS, message
     if isinstance(error, BadNode):
         return errors.EXIT_BAD_NODE, message
-    if _is_disk_full(error):
+    if any(map(disk.is_full, _causes(error))):
         return errors.EXIT_BAD_NODE, f"{_disk_full(error, root)} ({message})"
     if any(words in message for words in BROKEN_GPU):
         return errors.EXIT_BAD_NODE, f"the GPU of this machine is broken or gone ({message})"
@@ -197,20 +207,13 @@ def _exit_code(error: BaseException, root: Path) -> tuple[int, str]:
 
 
 def _disk_full(error: BaseException, root: Path) -> str:
-    """A message naming the file that found no room and the free space; the campaign's directory if none is named."""
-    named = (Path(one.filename) for one in _causes(error) if isinstance(one, OSError) and isinstance(one.filename, str))
-    place = next(named, root)
+    """A message naming the file that found no room, and the free space; the campaign's directory if none is named."""
+    causes = [one for one in _causes(error) if isinstance(one, OSError)]
+    place = next((Path(one.filename) for one in causes if isinstance(one.filename, str)), root)
+    if any(one.errno == errno.EDQUOT for one in causes):  # what is free on the disk is not the user's
+        return f"the quota is used up, at {place}: `quota -s` shows it on most machines"
     room = disk.room(place.parent)
     return f"no space left on the disk, or the quota is used up, at {place}" + (f": {room}" if room else "")
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    """Whether the exception, or one that led to it, is about a full disk."""
-    return any(
-        (isinstance(one, OSError) and one.errno in disk.FULL)
-        or os.strerror(errno.ENOSPC) in str(one)  # libraries in other languages raise their own types
-        for one in _causes(error)
-    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

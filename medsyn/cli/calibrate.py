@@ -38,10 +38,10 @@ def calibrate(program: str, arguments: Sequence[str]) -> int:
     args = parser.parse_intermixed_args(arguments)
 
     from medsyn.campaign.plan import capacity, inputs
-    from medsyn.models import weights
+    from medsyn.models import model_folder
 
     resolved = inputs.resolve(app.load(args))
-    if missing := weights.missing(resolved.model_paths.stable_diffusion):
+    if missing := model_folder.missing(resolved.model_paths.stable_diffusion):
         raise InputProblems(missing)
     try:
         speed = measure(resolved)

@@ -70,7 +70,8 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
             shard.make()
         for mode in facts:
             write_shard_tables(directory, mode, modality, (numbers.start, numbers.stop))
-        control.heartbeat(shard.total, shard.total, "image")
+        worked = shard.total - shard.found
+        control.heartbeat(shard.total, shard.total, "image", worked=worked, accepted=shard.accepted)
         if leases is not None:
             help_others(shard.maker, numbers, lambda helped: shard.tell(helped=helped))
     if shard.failed:
@@ -85,6 +86,9 @@ class _Shard:
     numbers: range
     control: Control
     done: int = 0  # images, all modes
+    accepted: int = 0
+    found: int = 0  # of those done, made by an earlier attempt or by another task
+    _is_new: bool = False  # nothing has been sampled yet of the block at hand
     failed: dict[str, None] = field(default_factory=dict)  # prompt ids, in order and once
 
     @cached_property
@@ -104,17 +108,26 @@ class _Shard:
             time.sleep(WAIT_SECONDS)
 
     def _settle(self, place: Place, writer: Writer) -> bool:
-        failed = self.maker.settle(place, writer, self.tell)
-        if failed is None:
+        self._is_new = True
+        outcome = self.maker.settle(place, writer, self.tell)
+        if outcome is None:
             return False
-        self.failed |= dict.fromkeys(failed)
-        self.done += self.maker.blocks.count_items([place[1]])
+        number = self.maker.blocks.count_items([place[1]])
+        self.failed |= dict.fromkeys(outcome.failed)
+        self.done += number
+        self.accepted += outcome.accepted
+        self.found += number if self._is_new else 0
         return True
 
-    def tell(self, settled: int = 0, **numbers: int) -> None:
-        """Between batches: report progress, and leave if a stop was requested."""
+    def tell(self, settled: int = 0, accepted: int = 0, **numbers: Any) -> None:
+        """Between batches: report progress, and leave if a stop was requested; no rate while others are helped."""
         self.control.leave_if_asked()  # costs nothing: sampled batches are in the journal
-        self.control.heartbeat(self.done + settled, self.total, "image", **numbers)
+        if self._is_new:  # what is settled before a block's first batch is from its journal
+            self.found += settled
+            self._is_new = False
+        done, worked = self.done + settled, None if numbers else self.done + settled - self.found
+        accepted += self.accepted
+        self.control.heartbeat(done, self.total, "image", worked=worked, accepted=accepted, **numbers)
 
 
 @contextmanager
@@ -148,7 +161,7 @@ def help_others(maker: BlockMaker, own: range, tell: Callable[[int], None]) -> i
     """
     helped = 0
 
-    def before_batch(settled: int) -> None:
+    def before_batch(settled: int, accepted: int) -> None:
         tell(helped)
 
     try:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -38,8 +39,8 @@ def save_scorer(model: Selector | Policy, directory: Path, provenance: dict[str,
         described["text_dim"] = model.text_dim
     with disk.atomic_directory(directory) as temporary:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(tensors, temporary / WEIGHTS)
-        (temporary / WEIGHTS).chmod(disk.FILE_MODE)
+        with disk.writing(directory / WEIGHTS):
+            save_file(tensors, temporary / WEIGHTS)
         disk.write_json(temporary / CONFIG, described)
         if provenance is not None:
             disk.write_json(temporary / PROVENANCE, provenance)
@@ -80,11 +81,26 @@ def read_config(directory: Path, wanted: type[nn.Module]) -> dict[str, Any]:
         raise InputError(directory, f"is not a saved {wanted.__name__}: {CONFIG} is damaged") from None
     if not isinstance(described, dict):
         raise InputError(directory, f"is not a saved {wanted.__name__}: {CONFIG} is damaged")
+    if "kind" not in described:
+        raise InputError(directory, f"is not a saved {wanted.__name__}, but another program's model")
     if described.get("kind") != wanted.__name__:
         raise InputError(directory, f"is a {described.get('kind')}, not a {wanted.__name__}")
     if described.get("metrics") != list(FEATURES):
         raise InputError(directory, "was trained with different quality metrics from this version's; train it again")
+    _check_sizes(directory, wanted, described)
     return described
+
+
+def _check_sizes(directory: Path, wanted: type[nn.Module], described: dict[str, Any]) -> None:
+    """Raise InputError if a scorer's configuration does not say what to build."""
+    try:
+        ScorerSection.model_validate(described["section"])
+        features = described["text_dim"] if wanted is Policy else 1
+    except (KeyError, ValidationError) as error:
+        what = "; ".join(one["msg"] for one in error.errors()) if isinstance(error, ValidationError) else f"no {error}"
+        raise InputError(directory / CONFIG, f"does not describe a {wanted.__name__} of this version: {what}") from None
+    if not isinstance(features, int) or isinstance(features, bool) or features < 1:
+        raise InputError(directory / CONFIG, f"text_dim must be a whole number from 1, got {features!r:.100}")
 
 
 def _load_weights(model: nn.Module, directory: Path) -> None:

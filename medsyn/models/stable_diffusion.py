@@ -7,18 +7,21 @@ only, never from the network (compute nodes have none).
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from medsyn.errors import InputError, InputProblems
-from medsyn.models import weights
+from medsyn.models import model_folder, weights
+from medsyn.models.header import missing_tensors
+from medsyn.text import and_more
 
 _EMBEDDED_KEPT = 1024  # prompts; SD's features are 240 kB each, and they are kept on the GPU
 
@@ -91,17 +94,47 @@ def load_unet(
 ) -> UNet2DConditionModel:
     """The UNet of `source`, or the fine-tuned one under `unet_from`/unet, in eval mode without gradients."""
     base = weights.locate(source)
-    assert base is not None, "weights.missing is asked first"
+    assert base is not None, "model_folder.missing is asked first"
     directory = _unet_directory(base, unet_from)
-    if reason := weights.misfit(base, directory):
+    if reason := model_folder.misfit(base, directory):
         raise InputError(directory, reason)
-    try:
-        unet = UNet2DConditionModel.from_pretrained(
-            str(directory), torch_dtype=dtype, use_safetensors=True, local_files_only=True
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(directory, f"is not a readable UNet: {str(error).splitlines()[0]}") from None
+    unet = _load(UNet2DConditionModel, directory, dtype)
     return unet.to(device).eval().requires_grad_(False)
+
+
+def _load(network: Any, directory: Path, dtype: torch.dtype) -> Any:
+    """A network with all its weights from the file: the libraries fill missing ones at random, with a warning."""
+    with _readable(directory, f"a {network.__name__}"):
+        loaded, found = network.from_pretrained(
+            str(directory), torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    if absent := sorted(found["missing_keys"]):
+        raise InputError(directory, missing_tensors(absent, len(loaded.state_dict())))
+    return loaded
+
+
+@contextmanager
+def _readable(directory: Path, what: str) -> Iterator[None]:
+    """Whatever a library raises about files that it cannot use is about the files."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(directory, f"is not {what} that can be loaded: {reason}") from None
+
+
+def _load_tokenizer(directory: Path, text_settings: Any) -> CLIPTokenizer:
+    """The tokenizer, of as many tokens as the text encoder has positions: without a configuration it has no limit."""
+    with _readable(directory, "a CLIPTokenizer"):
+        tokenizer = CLIPTokenizer.from_pretrained(str(directory), local_files_only=True)
+    if len(tokenizer) > text_settings.vocab_size:  # special tokens that are not in the vocabulary are added to it
+        added = and_more(list(tokenizer.added_tokens_encoder), 4)
+        reason = f"has {len(tokenizer)} tokens, and the text encoder {text_settings.vocab_size}: look at {added}"
+        raise InputError(directory, reason)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, text_settings.max_position_embeddings)
+    return tokenizer
 
 
 def load_synthetic(
@@ -121,26 +154,22 @@ def load_synthetic(
         with_unet: False loads only what encodes and decodes images and encodes prompts.
 
     Raises:
-        InputProblems: everything that is missing from the weights.
+        InputProblems: everything that is wrong with the weights.
         InputError: a part of them cannot be read, or is of a different architecture.
     """
-    if problems := weights.missing(source):
+    if problems := model_folder.problems(source):
         raise InputProblems(problems)
     base = weights.locate(source)
     assert base is not None
-    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
-    try:
-        text_encoder = CLIPTextModel.from_pretrained(str(base / "text_encoder"), torch_dtype=dtype, **options)
-        vae = AutoencoderKL.from_pretrained(str(base / "vae"), torch_dtype=torch.float32, **options)
-        tokenizer = CLIPTokenizer.from_pretrained(str(base / "tokenizer"), local_files_only=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(base, f"is not a readable model: {str(error).splitlines()[0]}") from None
+    text_encoder = _load(CLIPTextModel, base / "text_encoder", dtype)
+    vae = _load(AutoencoderKL, base / "vae", torch.float32)
+    tokenizer = _load_tokenizer(base / "tokenizer", text_encoder.config)
     return SyntheticSystem(
         tokenizer=tokenizer,
         text_encoder=text_encoder.to(device).eval().requires_grad_(False),
         vae=vae.to(device).eval().requires_grad_(False),
         unet=load_unet(source, device, dtype, unet_from) if with_unet else None,
-        scheduler_config=dict(weights.scheduler_config(source)),
+        scheduler_config=model_folder.scheduler_config(source),
         device=device,
         dtype=dtype,
         fingerprint=weights.model_fingerprint(source, unet_from),

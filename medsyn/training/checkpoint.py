@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -111,14 +110,8 @@ def _found(directory: Path) -> list[tuple[int, Path]]:
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    try:
+    with disk.writing(path):
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:
-        # callers recognise a full disk by its errno, which safetensors only prints
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def _read_manifest(path: Path, step: int) -> dict[str, Any]:

@@ -233,7 +233,8 @@ def _train(
             clock, clock_step = time.monotonic(), done
             line = {"step": done, "loss": loss, "learning_rate": rate, "samples_per_second": round(speed, 3)}
         save = functools.partial(state.tensors, done)
-        training.step_done(done, total, section.checkpointing_steps, save, line, loss=loss)
+        numbers = {"epoch": -(-done * batch // len(dataset)), "loss": loss, "learning_rate": rate}
+        training.step_done(done, total, section.checkpointing_steps, save, line, batch, **numbers)
     return loss
 
 
@@ -251,5 +252,6 @@ def _publish(state: _State, provenance: dict[str, Any], model: Path) -> None:
     if state.average:
         state.unet.load_state_dict(state.average)
     with disk.atomic_directory(model) as temporary:
-        state.unet.save_pretrained(temporary / "unet", safe_serialization=True)
+        with disk.writing(model / "unet"):
+            state.unet.save_pretrained(temporary / "unet", safe_serialization=True)
         disk.write_json(temporary / PROVENANCE, provenance)

@@ -55,6 +55,7 @@ class TrainingRun:
         save_every: int,
         state: Callable[[], dict[str, Tensor]],
         line: dict[str, Any] | None = None,
+        samples: int = 1,
         **numbers: Any,
     ) -> None:
         """Report step `done` of `total`; save if it is due or a stop was requested, and then stop.
@@ -65,16 +66,18 @@ class TrainingRun:
             save_every: steps between checkpoints.
             state: every tensor that a checkpoint needs; called only to save one.
             line: to append to the metrics, if this step has one.
-            numbers: further values for the heartbeat.
+            samples: of a step.
+            numbers: further values for the heartbeat and the log.
 
         Raises:
             Saved: a stop was requested; the state is on disk.
         """
         if line is not None:
             disk.append_jsonl(self.metrics, line)
-        self.control.heartbeat(done, total, "step", **numbers)
         leaving = self.control.stop_requested  # read once: a signal may come while the checkpoint is written
-        if leaving or done % save_every == 0 or done == total:
+        saving = leaving or done % save_every == 0 or done == total
+        self.control.heartbeat(done, total, "step", worked=done, samples=samples, saved=saving, **numbers)
+        if saving:
             save_checkpoint(self.checkpoints, done, state(), self.provenance, self._keep)
         if leaving:
             self.control.leave_if_asked()

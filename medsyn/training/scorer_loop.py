@@ -155,7 +155,8 @@ def fit(
         del found  # views into a file that the next checkpoint may remove
     else:
         state.offer(before)
-    disk.truncate_jsonl(run.metrics, "epoch", start // steps)
+    lines = disk.truncate_jsonl(run.metrics, "epoch", start // steps)
+    newest = lines[-1] if lines else {}
     run.control.leave_if_asked()
 
     for step in range(start, total):
@@ -179,7 +180,11 @@ def fit(
                 **(extra or {}),
                 "learning_rate": rate,
             }
-        run.step_done(done, total, steps * section.checkpoints.save_frequency, state.tensors, line)
+            newest = line
+        shown = {name: newest.get(name) for scorer in learners for name in (f"{scorer}_loss", f"{scorer}_auroc")}
+        numbers = {"epoch": epoch + 1, **shown, "learning_rate": rate}
+        save_every = steps * section.checkpoints.save_frequency
+        run.step_done(done, total, save_every, state.tensors, line, batch_size, **numbers)
     for name, weights in state.kept.items():
         state.scorers[name].load_state_dict(weights)
     return state

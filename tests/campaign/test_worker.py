@@ -108,6 +108,26 @@ def test_a_full_disk_is_told_with_the_place_and_the_room(trial: Trial) -> None:
     assert re.search(rf"used up, at {re.escape(str(trial.root))}{free}", output), output
 
 
+def test_a_log_on_the_full_disk_does_not_change_how_a_task_ends(trial: Trial) -> None:
+    trial.prepare()
+    trial.script({"finetune ct": ["disk-full"]})
+    command = [sys.executable, "-m", "tests.helpers.fake_worker", str(trial.root), *FINETUNE]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    with open("/dev/full", "w") as log:  # noqa: PTH123
+        ended = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)
+    assert ended.returncode == 78
+    assert events(trial) == [("start", 1, None), ("end", 1, 78)]
+
+
+def test_a_used_up_quota_is_told_by_name_and_never_a_crash(trial: Trial) -> None:
+    trial.prepare()
+    trial.script({"finetune ct": ["quota", "quota"]})
+    for _ in range(2):  # the second time would be "no progress" if it were one
+        code, output = trial.work(*FINETUNE)
+        assert code == 78
+        assert f"the quota is used up, at {trial.root}/work/finetune/ct/model.bin: `quota -s`" in output
+
+
 def test_a_crash_is_on_record_with_class_text_place_and_traceback(trial: Trial) -> None:
     trial.prepare()
     trial.script({"finetune ct": ["crash:at home"]})
@@ -304,3 +324,16 @@ def test_on_a_cluster_a_result_that_the_file_system_shows_late_is_waited_for(
     late.start()
     assert trial.work("generate", "ct-00000")[0] == 0
     late.join()
+
+
+@pytest.mark.parametrize(("umask", "given"), [(0o077, 0o700), (0o022, 0o750)])
+def test_a_campaigns_files_are_as_private_as_the_user_wants_them(trial: Trial, umask: int, given: int) -> None:
+    before = os.umask(umask)
+    try:
+        trial.prepare_short()
+        assert trial.work(*FINETUNE)[0] == 0
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode & 0o777 for path in (trial.root, *trial.root.rglob("*"))}
+    assert {mode for path, mode in modes.items() if path.is_dir()} == {given}
+    assert {mode for path, mode in modes.items() if path.is_file()} == {given & 0o640}, modes

@@ -385,4 +385,4 @@ def test_a_unet_that_cannot_be_read_is_refused_by_name(tmp_path: Path, capsys: p
     load_unet("embedded", torch.device("cpu"), torch.float32).save_pretrained(str(tmp_path / "model" / "unet"))
     next((tmp_path / "model" / "unet").glob("*.safetensors")).write_bytes(b"torn")
     code, _, error = call(capsys, tmp_path / "out", "--prompt", "CT: x", "--model_used", str(tmp_path / "model"))
-    assert (code, "is not a readable UNet" in error) == (65, True), error
+    assert (code, "unet/diffusion_pytorch_model.safetensors is not a safetensors file" in error) == (65, True), error

@@ -51,6 +51,23 @@ def test_shards_and_their_order_change_no_byte(
     assert campaign.snapshot() == reference.snapshot()
 
 
+def test_what_an_earlier_attempt_made_counts_as_done_and_not_into_the_rate(
+    campaign: Campaign, reference: Campaign
+) -> None:
+    with pytest.raises(Saved):
+        campaign.run(control=StopAfter(7))
+    resumed = StopAfter(10**9)
+    campaign.run(control=resumed)
+    found, total = resumed.told[0][:2]
+    assert found > 0
+    assert (resumed.numbers[0]["worked"], resumed.numbers[-1]["worked"]) == (0, total - found)
+    manifest = [record for mode in ("baseline", "filtered") for record in reference.read("manifest.jsonl", mode)]
+    assert (resumed.told[-1][0], resumed.numbers[-1]["accepted"]) == (
+        len(manifest),
+        sum(record["accepted"] for record in manifest),
+    )
+
+
 def test_kill_9_at_any_moment_changes_no_byte(campaign: Campaign, reference: Campaign) -> None:
     timings = reference.directory.root.glob("work/generate/*/*/*/*/timing.json")
     whole = 1 + sum(disk.read_json(timing)["seconds"] for timing in timings)

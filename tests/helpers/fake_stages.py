@@ -63,6 +63,9 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
             stream.write("x")
     elif action == "disk-full-abroad":
         raise RuntimeError("I/O error: No space left on device (os error 28)")
+    elif action == "quota":
+        with disk.writing(directory.work(task.stage, task.name) / "model.bin"):
+            raise RuntimeError("Error while serializing: I/O error: Disk quota exceeded (os error 122)")
     elif action == "broken-gpu":
         raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
     if action != "nothing":

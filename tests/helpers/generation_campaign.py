@@ -120,9 +120,11 @@ class StopAfter(Control):
         super().__init__()
         self.left = beats
         self.told: list[tuple[int, int, str]] = []
+        self.numbers: list[dict[str, Any]] = []
 
     def heartbeat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
         self.told.append((step, total, unit))
+        self.numbers.append(numbers)
         self.left -= 1
         if self.left == 0:
             self.request_stop()

@@ -24,6 +24,7 @@ from medsyn.campaign.slurm import submissions
 from medsyn.campaign.state import campaign_file, ledger, markers
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.config import Config
+from medsyn.models import model_folder
 from medsyn.stage import CampaignDirectory
 from tests.helpers import fake_worker
 from tests.helpers.paths import ROOT
@@ -33,7 +34,7 @@ WAIT_SECONDS = 20
 
 def need_no_content(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the stages are fake, preparing a campaign asks for no weights and reads no image."""
-    monkeypatch.setattr(inputs.weights, "missing", lambda source: [])
+    monkeypatch.setattr(model_folder, "problems", lambda source: [])
     monkeypatch.setattr(inputs.weights, "weights_fingerprint", lambda source: f"weights of {source}")
     monkeypatch.setattr(inputs, "_check_images", lambda config, rows, progress: [])
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medsyn import disk
 from medsyn.config import ScorerSection
 from medsyn.errors import InputError
 from medsyn.models.policy import Policy
-from medsyn.models.scorers import load_policy, save_scorer
+from medsyn.models.scorers import CONFIG, load_policy, save_scorer
 from medsyn.models.selector import Selector
 
 SECTION = ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32)
@@ -85,3 +86,28 @@ def test_a_selector_is_not_taken_for_a_policy(tmp_path: Path) -> None:
     save_scorer(Selector(SECTION), tmp_path / "scorer")
     with pytest.raises(InputError, match="is a Selector, not a Policy"):
         load_policy(tmp_path / "scorer", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"section": {**SECTION.model_dump(), "hidden_dim": 0}}, "greater than or equal to 16"),
+        ({"section": 3}, "does not describe a Policy of this version"),
+        ({"section": None}, "does not describe a Policy of this version"),
+        ({"text_dim": "8"}, "text_dim must be a whole number from 1, got '8'"),
+        ({"text_dim": 9}, "is damaged or does not fit its config.json"),
+    ],
+)
+def test_a_configuration_that_builds_nothing_is_an_input_error(
+    tmp_path: Path, change: dict[str, object], reason: str
+) -> None:
+    save_scorer(Policy(SECTION, 8), tmp_path / "scorer")
+    disk.write_json(tmp_path / "scorer" / CONFIG, {**disk.read_json(tmp_path / "scorer" / CONFIG), **change})
+    with pytest.raises(InputError, match=reason):
+        load_policy(tmp_path / "scorer", torch.device("cpu"))
+
+
+def test_a_model_of_another_program_is_not_taken_for_a_policy(tmp_path: Path) -> None:
+    disk.write_json(tmp_path / CONFIG, {"model_type": "clip"})
+    with pytest.raises(InputError, match="is not a saved Policy, but another program's model"):
+        load_policy(tmp_path, torch.device("cpu"))

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from medsyn.errors import InputProblems
-from medsyn.models import stable_diffusion, tiny
+from medsyn.errors import InputError, InputProblems
+from medsyn.models import model_folder, stable_diffusion, tiny
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
 
 CPU = torch.device("cpu")
@@ -112,3 +115,52 @@ def test_a_long_list_of_prompts_does_not_fill_the_card(model: Path, monkeypatch:
         fresh.embed(prompt)
     assert len(fresh._embedded) == 2
     assert len(calls) == 3
+
+
+def test_a_tokenizer_without_a_configuration_has_the_text_encoders_length(model: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(model, tmp_path / "copy")
+    (copy / "tokenizer" / "tokenizer_config.json").unlink()
+    without, with_it = (load_synthetic(str(source), CPU, with_unet=False) for source in (copy, model))
+    assert torch.equal(without.embed("CT: nodule")[0], with_it.embed("CT: nodule")[0])
+
+
+@pytest.mark.parametrize(
+    ("part", "file", "change", "reason"),
+    [
+        ("tokenizer", "tokenizer_config.json", {"added_tokens_decoder": 7}, "CLIPTokenizer"),
+        ("unet", "config.json", {"norm_num_groups": 7}, "UNet2DConditionModel"),
+        ("vae", "config.json", {"act_fn": "absent"}, "AutoencoderKL"),
+        ("text_encoder", "config.json", {"num_attention_heads": 0}, "CLIPTextModel"),
+        ("text_encoder", "config.json", {"hidden_act": "absent"}, "CLIPTextModel"),
+    ],
+)
+def test_what_only_the_libraries_know_is_an_error_of_the_folder(
+    model: Path, tmp_path: Path, part: str, file: str, change: dict[str, object], reason: str
+) -> None:
+    copy = shutil.copytree(model, tmp_path / "copy")
+    path = copy / part / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(InputError, match=f"{part}.*{reason} that can be loaded: "):
+        load_synthetic(str(copy), CPU)
+
+
+def test_special_tokens_that_the_text_encoder_does_not_know_are_told(model: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(model, tmp_path / "copy")
+    (copy / "tokenizer" / "special_tokens_map.json").write_text('{"pad_token": "<pad>"}')
+    with pytest.raises(InputError, match=r"tokens, and the text encoder .*<pad>"):
+        load_synthetic(str(copy), CPU, with_unet=False)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_tensors_that_are_not_in_the_file_are_never_drawn_at_random(
+    model: Path, tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(model, tmp_path / "copy")
+    (file,) = (copy / part).glob("*.safetensors")
+    tensors = load_file(file)
+    gone = sorted(tensors)[3]
+    del tensors[gone]
+    save_file(tensors, file, {"format": "pt"})
+    monkeypatch.setattr(model_folder, "expected", lambda *_: None)  # of a kind that the headers do not tell
+    with pytest.raises(InputError, match=rf"{part}.*{gone}|{part}.*missing"):
+        load_synthetic(str(copy), CPU)

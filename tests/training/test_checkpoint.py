@@ -210,14 +210,17 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path: Path, monk
         assert newest(tmp_path) == 1
 
 
-def test_a_full_disk_met_by_safetensors_is_an_os_error_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", disk.FULL)
+def test_a_full_disk_met_by_safetensors_is_an_os_error_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     def full(*_: object) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match="No space left") as caught:
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
         save(tmp_path, 1)
-    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.errno == number
     assert names(tmp_path) == []
 
 

@@ -46,7 +46,7 @@ def test_a_step_is_reported_before_it_is_saved_and_saved_when_it_is_time_to(tmp_
     for done in range(1, 6):
         run.step_done(done, 5, 2, state, {"step": done} if done % 2 else None, loss=0.5)
     assert [record["step"] for record in disk.read_jsonl(run.metrics)] == [1, 3, 5]
-    assert control.seen[1] == (2, 5, {"loss": 0.5}, [])
+    assert control.seen[1] == (2, 5, {"worked": 2, "samples": 1, "saved": True, "loss": 0.5}, [])
     assert control.seen[2][3] == ["step-000000002"]
     assert saved(run) == ["step-000000004", "step-000000005"], "the last step is always saved"
 

@@ -9,13 +9,15 @@ import subprocess
 
 from medsyn.config import Config
 from medsyn.errors import CONFIGURATION, Problem
-from medsyn.models import weights
+from medsyn.models import model_folder
 from medsyn.stage import CampaignDirectory
 
 
 def check(config: Config) -> list[Problem]:
     """Everything that is missing or in the way, of a resolved configuration."""
-    return _check_directory(config) + weights.problems(config.model_paths.stable_diffusion) + _check_packages(config)
+    return (
+        _check_directory(config) + model_folder.problems(config.model_paths.stable_diffusion) + _check_packages(config)
+    )
 
 
 def has_gpu(config: Config, here: bool = False) -> bool:

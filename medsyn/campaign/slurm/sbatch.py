@@ -18,6 +18,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from medsyn import disk
 from medsyn.campaign.slurm.graph import Node
 from medsyn.campaign.slurm.site import GATE, Resources, Site
 from medsyn.errors import EXIT_BAD_INPUT, EXIT_BAD_NODE, EXIT_BAD_SETUP, EXIT_DONE, EXIT_NO_PROGRESS
@@ -82,7 +83,8 @@ def before(
         guarded: whether a line of `setup` that fails ends the job. A gate goes on: if it were to fail where the tasks
             did, what they block would stay in the queue.
     """
-    lines = ["umask 027", 'unset SLURM_EXPORT_ENV "${!SQUEUE_@}" "${!SCANCEL_@}"', "export PYTHONUNBUFFERED=1"]
+    lines = [f"umask {disk.private_umask():04o}", 'unset SLURM_EXPORT_ENV "${!SQUEUE_@}" "${!SCANCEL_@}"']
+    lines.append("export PYTHONUNBUFFERED=1")
     lines += [*_JOB.strip().splitlines(), f"export {BEGUN}={shlex.quote(str(folder))}/begun-$job", f'rm -f "${BEGUN}"']
     if code is not None:
         lines.append(f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}")

@@ -30,7 +30,7 @@ from medsyn.campaign.slurm.submissions import Submission
 from medsyn.campaign.state import ledger, markers
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.tasks import Key, require_needs
-from medsyn.disk import make_directory
+from medsyn.disk import make_directory, private_umask
 from medsyn.errors import SlurmError
 from medsyn.text import and_more
 
@@ -253,7 +253,7 @@ class Launcher:
         executor.update_parameters(**self._parameters(node, name, folder))
         task, gate = self.functions
         root = str(self.campaign.directory.root)
-        umask = os.umask(0o027)
+        umask = os.umask(private_umask())
         try:
             with _outside_of_jobs():
                 if node.kind == "gate":

@@ -111,7 +111,7 @@ class TensorCache:
                 self.add(fresh)
                 fresh = {}
                 control.leave_if_asked()
-            control.heartbeat(number + 1, len(wanted), unit)
+            control.heartbeat(number + 1, len(wanted), unit, worked=computed + len(failures))
         self.add(fresh)
         return computed, failures
 

@@ -13,7 +13,7 @@ from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.generation.api.defaults import origin
 from medsyn.generation.api.options import Mode, configuration, modality_of, mode_of
 from medsyn.generation.write.provenance import Sources, common
-from medsyn.models import weights
+from medsyn.models import model_folder, weights
 from medsyn.models.device import Device, choose_device
 from medsyn.models.policy import Policy
 from medsyn.models.scorers import read_config
@@ -77,7 +77,7 @@ def campaign_settings(config: Config, modality: Any, mode: Any) -> Settings:
     """
     if not isinstance(config, Config):
         raise InputProblems([Problem("config", f"must be a campaign's configuration, got {config!r:.100}")])
-    found = weights.problems(config.model_paths.stable_diffusion)
+    found = model_folder.problems(config.model_paths.stable_diffusion)
     name = modality_of(found, modality)
     if mode not in get_args(Mode):
         found.append(Problem("mode", f"must be {' or '.join(get_args(Mode))}, got {mode!r:.100}"))
@@ -94,7 +94,7 @@ def _base(found: list[Problem], model: Any) -> Path | None:
     """The directory of the pretrained weights, or None if they cannot be used."""
     if not isinstance(model, (str, Path)) or not str(model).strip():
         return None  # reported by the configuration
-    problems = weights.problems(str(model))
+    problems = model_folder.problems(str(model))
     found += [Problem("model", f"{one.source}: {one.reason}") for one in problems]
     return None if problems else weights.locate(str(model))
 
@@ -124,7 +124,7 @@ def _unet(found: list[Problem], finetuned: Any, base: Path | None) -> Path | Non
 
 def _check_fit(found: list[Problem], base: Path, unet: Path) -> None:
     try:
-        reason = weights.misfit(base, unet)
+        reason = model_folder.wrong_network(unet) or model_folder.misfit(base, unet)
     except InputError as error:
         reason = error.problem.reason
     if reason:
@@ -138,7 +138,7 @@ def _scorer(found: list[Problem], argument: str, value: Any, base: Path | None) 
         return None
     try:
         described = read_config(directory, Selector if argument == "selector" else Policy)
-        features = None if base is None else weights.text_features(base)
+        features = None if base is None else model_folder.text_features(base)
     except InputError as error:
         found.append(Problem(argument, f"{error.problem.source} {error.problem.reason}"))
         return directory

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -104,6 +104,11 @@ class Progress:
         """How many items are settled."""
         return sum(trial.settled for trial in self.trials)
 
+    @property
+    def accepted_count(self) -> int:
+        """How many of them have an accepted image."""
+        return sum(trial.settled and trial.passed > 0 for trial in self.trials)
+
     def take(self, places: Places, batch: Batch) -> list[int]:
         """Take a batch into account; return the positions of the items that it settled."""
         before = [trial.settled for trial in self.trials]
@@ -144,21 +149,32 @@ class Progress:
         return BlockContent(files, manifest, attempts, timing)
 
 
+Tell: TypeAlias = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a block's items."""
+
+    failed: list[str]  # ids of prompts
+    accepted: int  # images
+
+
 def make_block(
     order: Order,
     sampler: ImageSampler,
     writer: Writer,
-    tell: Callable[[int], None],
+    tell: Tell,
     committed: Callable[[], None] = lambda: None,
-) -> list[str]:
-    """Sample a block and hand it to `writer`, which commits it; return the ids of prompts that failed.
+) -> Outcome:
+    """Sample a block and hand it to `writer`, which commits it; return what became of its items.
 
     Args:
         order: what to make.
         sampler: what samples it.
         writer: encodes and writes during sampling. The block is committed when its last job has ended.
-        tell: called before each batch with the number of settled items; may raise to stop. What has been
-            sampled is in the journal by the time `writer` is closed.
+        tell: called before each batch with the number of settled and of accepted items; may raise to stop. What has
+            been sampled is in the journal by the time `writer` is closed.
         committed: called on the writing thread when the block is on disk and its journal is gone.
     """
     journal = Journal(order.path, order.identity)
@@ -174,7 +190,7 @@ def make_block(
     while places := next_batch(progress.trials, sampler.recipe.batch_size, kinds):
         kept = journal.batch(len(batches), places)
         if kept is None:
-            tell(progress.settled_count)
+            tell(progress.settled_count, progress.accepted_count)
         batch = kept or replace(
             sampler.sample([(order.items[position], attempt) for position, attempt in places]),
             device=sampler.device_name,
@@ -202,7 +218,8 @@ def make_block(
 
     writer.submit(commit)
     outcomes = zip(order.items, progress.trials, strict=True)
-    return list(dict.fromkeys(item.prompt_id for item, trial in outcomes if trial.reason == FAILED))
+    failed = dict.fromkeys(item.prompt_id for item, trial in outcomes if trial.reason == FAILED)
+    return Outcome(list(failed), progress.accepted_count)
 
 
 @dataclass
@@ -225,8 +242,8 @@ class BlockMaker:
         """All modes, first the one whose models are loaded."""
         return sorted(self.facts, key=lambda mode: mode not in self._loaded)
 
-    def settle(self, place: Place, writer: Writer, tell: Callable[[int], None]) -> list[str] | None:
-        """Make a block unless it exists; return the ids of its prompts that failed.
+    def settle(self, place: Place, writer: Writer, tell: Tell) -> Outcome | None:
+        """Make a block unless it exists; return what became of its items.
 
         Args:
             place: which block.
@@ -245,13 +262,14 @@ class BlockMaker:
         manifest = finished_block(block, items, facts)
         if manifest is not None:
             self._give_back(block)
-            return [record["id"] for record in manifest if record["reason"] == FAILED]
+            failed = [record["id"] for record in manifest if record["reason"] == FAILED]
+            return Outcome(failed, sum(record["accepted"] for record in manifest))
         order = Order.of(self.config, self.loader.directory, block, items, facts)
 
-        def before_batch(settled: int) -> None:
+        def before_batch(settled: int, accepted: int) -> None:
             if self.leases is not None:
                 self.leases.require(block)
-            tell(settled)
+            tell(settled, accepted)
 
         try:
             return make_block(order, self._sampler(place[0]), writer, before_batch, lambda: self._give_back(block))

@@ -132,7 +132,7 @@ def merge(sources: Iterable[Path], target: Path) -> int:
     disk.make_directory(target.parent)
     temporary = disk.temporary_sibling(target)
     try:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        with disk.writing(target), pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for file in files:
                 table = fitted(_read(pq.read_table, file), schema)
                 writer.write_table(table)

@@ -17,6 +17,7 @@ from medsyn.campaign.tasks import SCHEMA
 from medsyn.config import Config
 from medsyn.data import check
 from medsyn.errors import InputError, InputProblems, Problem
+from medsyn.models import model_folder
 from medsyn.stage import CampaignDirectory
 from tests.helpers.trial import Trial
 
@@ -405,7 +406,7 @@ class TestImages:
     @pytest.fixture
     def pictures(self, trial: Trial, monkeypatch: pytest.MonkeyPatch) -> Trial:
         monkeypatch.undo()
-        monkeypatch.setattr(inputs.weights, "missing", lambda source: [])
+        monkeypatch.setattr(model_folder, "problems", lambda source: [])
         noise = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
         for path in trial.data.glob("*.png"):
             Image.fromarray(noise).save(path)

@@ -1,0 +1,222 @@
+"""What keeps a folder of weights from being used, found before anything is queued and without importing torch.
+
+Compute nodes have no internet access, so everything must be there; and a task that cannot load its weights has waited
+in the queue for nothing. So the files are looked for, each header is held against what its `config.json` asks for, and
+the parts against each other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from medsyn.errors import InputError, Problem
+from medsyn.models.header import differences, read_shapes, refuse_pointer
+from medsyn.models.tensors import Shapes, expected
+from medsyn.models.weights import KEY, PARTS, locate
+
+
+def missing(source: str) -> list[Problem]:
+    """Everything that keeps `source` from being loaded offline, one problem per file."""
+    directory = locate(source)
+    if directory is None:
+        return [Problem(source, _nowhere(Path(source).expanduser()), key=KEY)]
+    if way_out := _another_layout(directory):
+        return [Problem(str(directory), way_out, key=KEY)]
+    paths = (directory / part / name for part, names in PARTS.items() for name in names)
+    return [Problem(str(directory), _absent(path), key=KEY) for path in paths if not path.is_file()]
+
+
+_DIFFUSERS = "a diffusers directory (unet/, vae/, text_encoder/, tokenizer/, scheduler/)"
+
+
+def _nowhere(path: Path) -> str:
+    """Why a source is no directory of weights."""
+    if path.is_file():
+        return f"is a file, and {_DIFFUSERS} is needed{_conversion(path)}"
+    return (
+        "these weights are not on this machine: give a diffusers directory, or download the hub id once on a "
+        "machine with internet access (huggingface-cli download) and share HF_HOME with the compute nodes"
+    )
+
+
+def _another_layout(directory: Path) -> str | None:
+    """What to do where a directory has no part of a model, but a checkpoint in one file, or a model further inside."""
+    if any((directory / part).is_dir() for part in PARTS):
+        return None
+    for child in sorted(directory.iterdir()):
+        if child.is_dir() and all((child / part).is_dir() for part in PARTS):
+            return f"is not a model; {child} is: give that"
+    single = [path for path in sorted(directory.iterdir()) if path.suffix in (".safetensors", ".ckpt")]
+    return f"holds {single[0].name}, but is not {_DIFFUSERS}{_conversion(single[0])}" if single else None
+
+
+def _conversion(path: Path) -> str:
+    """How a checkpoint in one file becomes a diffusers directory; empty for other files."""
+    if path.suffix not in (".safetensors", ".ckpt"):
+        return ""
+    call = f"StableDiffusionPipeline.from_single_file({str(path)!r}).save_pretrained({str(path.with_suffix(''))!r})"
+    return f": convert it once, on a machine with internet access, with diffusers' {call}"
+
+
+def _absent(path: Path) -> str:
+    """That a file of a model is missing, and what is there in its place."""
+    reason = f"{path.parent.name}/{path.name} is missing"
+    if path.suffix != ".safetensors":
+        return reason
+    if path.with_name(f"{path.name}.index.json").is_file():
+        return f"{reason}; the weights are in several files: load them with diffusers and save them with max_shard_size"
+    if variants := sorted(path.parent.glob(f"{path.stem}.*.safetensors")):
+        return f"{reason}; there is {variants[0].name}: rename it to {path.name}"
+    if path.with_suffix(".bin").is_file():
+        return f"{reason}; there is only a .bin, and pickles are not read: convert it to safetensors"
+    return reason
+
+
+def problems(source: str) -> list[Problem]:
+    """Everything that keeps `source` from being used: missing or damaged files, parts that do not fit together."""
+    found, base = missing(source), locate(source)
+    if found or base is None:
+        return found
+    reasons = [wrong_network(base / part) for part in _NETWORKS]
+    reasons += [_attempt(lambda: _wrong_tokenizer(base)), _attempt(lambda: _wrong_scheduler(base))]
+    with suppress(InputError):  # a configuration that cannot be read has been told
+        reasons.append(misfit(base, base / "unet"))
+    return [Problem(str(base), reason, key=KEY) for reason in reasons if reason]
+
+
+_NETWORKS = {
+    "unet": ("_class_name", "UNet2DConditionModel"),
+    "vae": ("_class_name", "AutoencoderKL"),
+    "text_encoder": ("model_type", "clip_text_model"),
+}
+
+
+def _attempt(look: Callable[[], str | None]) -> str | None:
+    """What `look` finds, or why it could not look."""
+    try:
+        return look()
+    except InputError as error:
+        return f"{Path(error.problem.source).name} {error.problem.reason}"
+
+
+def wrong_network(folder: Path) -> str | None:
+    """Why a network cannot be loaded: by its configuration, and the names and shapes in its file; None if it can."""
+    part = folder.name
+    weights = folder / next(name for name in PARTS[part] if name.endswith(".safetensors"))
+    try:
+        settings = _read_settings(folder / "config.json")
+        key, kind = _NETWORKS[part]
+        if settings.get(key, kind) != kind:
+            raise InputError(folder / "config.json", f"describes a {settings[key]}, not a {kind}")
+        has, wanted = read_shapes(weights), expected(part, settings)
+        reason = None if wanted is None else differences(_renamed_attention(has), wanted)
+    except InputError as error:
+        return f"{part}/{Path(error.problem.source).name} {error.problem.reason}"
+    return f"{part}/{weights.name} does not fit {part}/config.json: {reason}" if reason else None
+
+
+# of the VAE's attention in older files, which diffusers still reads
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def _renamed_attention(shapes: Shapes) -> Shapes:
+    def today(name: str) -> str:
+        before, _, last = name.rpartition(".")
+        above, _, layer = before.rpartition(".")
+        known = above.endswith("mid_block.attentions.0") and layer in _OLD_NAMES
+        return f"{above}.{_OLD_NAMES[layer]}.{last}" if known else name
+
+    return {today(name): shape for name, shape in shapes.items()}
+
+
+def _wrong_tokenizer(base: Path) -> str | None:
+    """Why the tokenizer cannot be used with the text encoder, or None."""
+    vocabulary = _read_settings(base / "tokenizer" / "vocab.json")
+    with (base / "tokenizer" / "merges.txt").open("rb") as stream:
+        refuse_pointer(base / "tokenizer" / "merges.txt", stream.read(64))
+    size = _setting(base / "text_encoder", "vocab_size")
+    if not vocabulary or not all(isinstance(number, int) for number in vocabulary.values()):
+        return "tokenizer/vocab.json has no tokens with numbers"
+    if max(vocabulary.values()) >= size:
+        return f"the tokenizer does not fit the text encoder: it has {len(vocabulary)} tokens, not {size}"
+    return None
+
+
+# what diffusers' samplers know; a model of another kind has no noise schedule of this kind
+_SCHEDULE: dict[str, tuple[str, ...]] = {
+    "prediction_type": ("epsilon", "v_prediction", "sample"),
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+}
+
+
+def _wrong_scheduler(base: Path) -> str | None:
+    """Why the noise schedule cannot be used, or None."""
+    settings = _read_settings(base / "scheduler" / "scheduler_config.json")
+    name = str(settings.get("_class_name"))
+    if name.startswith("FlowMatch"):
+        return f"scheduler/scheduler_config.json is a {name}: flow matching models are not Stable Diffusion v1 or v2"
+    for key, known in _SCHEDULE.items():
+        if settings.get(key, known[0]) not in known:
+            return f"scheduler/scheduler_config.json: {key} is {settings[key]!r}, not one of {', '.join(known)}"
+    return None
+
+
+def misfit(base: Path, unet: Path) -> str | None:
+    """Why the UNet in `unet` does not fit the text encoder or the VAE of `base`, or None if it does.
+
+    Raises:
+        InputError: one of the `config.json` files cannot be read.
+    """
+    width, channels = _setting(base / "text_encoder", "hidden_size"), _setting(base / "vae", "latent_channels")
+    wanted = {"cross_attention_dim": width, "in_channels": channels, "out_channels": channels}
+    found = {key: _setting(unet, key) for key in wanted}
+    wrong = [f"{key} is {found[key]}, not {value}" for key, value in wanted.items() if found[key] != value]
+    return f"the UNet does not fit {base}: {', '.join(wrong)}" if wrong else None
+
+
+def text_features(base: Path) -> int:
+    """Size of the text encoder's pooled output; raises InputError if its `config.json` cannot be read."""
+    return int(_setting(base / "text_encoder", "hidden_size"))
+
+
+# the defaults of diffusers and transformers for keys that a config.json lacks
+_DEFAULTS = {
+    "hidden_size": 512,
+    "vocab_size": 49408,
+    "latent_channels": 4,
+    "cross_attention_dim": 1280,
+    "in_channels": 4,
+    "out_channels": 4,
+}
+
+
+def _setting(part: Path, key: str) -> Any:
+    return _read_settings(part / "config.json").get(key, _DEFAULTS[key])
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model; raises InputError if there is none."""
+    try:
+        content = file.read_bytes()
+        refuse_pointer(file, content)
+        loaded = json.loads(content)
+    except OSError as error:
+        raise InputError(file, f"cannot be read: {error.strerror}") from None
+    except InputError:
+        raise
+    except (ValueError, RecursionError):
+        loaded = None
+    if not isinstance(loaded, dict):
+        raise InputError(file, "is not a readable model configuration")
+    return loaded
+
+
+def scheduler_config(source: str) -> dict[str, Any]:
+    """The noise schedule that a model was trained with; raises InputError if it cannot be read."""
+    directory = locate(source)
+    assert directory is not None, "missing is asked first"
+    return _read_settings(directory / "scheduler" / "scheduler_config.json")
