@@ -7,8 +7,9 @@ leaves with `EXIT_BAD_INPUT`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from medsyn.text import visible
@@ -46,6 +47,39 @@ class Problem:
     def as_dict(self) -> dict[str, str | int | None]:
         """The problem as a JSON-ready mapping."""
         return asdict(self)
+
+
+# what problems of one kind differ in: quoted values and numbers
+_VALUE = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|\d+""")
+_COUNTED = re.compile(r"\(\d+ rows?\b[^()]*\)$")  # by the reader of the table
+_SINGLY = 5  # errors of one kind that are told one by one, each with its value
+_ROWS_NAMED = {"error": 20, "warning": 5}
+
+
+def grouped(problems: Iterable[Problem]) -> list[Problem]:
+    """The problems as a reader wants them: those of one kind together, with their number and the first of their rows.
+
+    Of one kind are those of one column that differ only in their rows, or in quoted values and numbers. A few errors
+    with different values stay single.
+    """
+    kinds: dict[Problem, list[Problem]] = {}
+    for problem in problems:
+        is_one_row = problem.row is not None and not _COUNTED.search(problem.reason)
+        kind = replace(problem, row=0, reason=_VALUE.sub("?", problem.reason)) if is_one_row else problem
+        kinds.setdefault(kind, []).append(problem)
+    return [problem for members in kinds.values() for problem in _together(members)]
+
+
+def _together(members: list[Problem]) -> list[Problem]:
+    """The problems of one kind, as one if they are alike or many."""
+    first, rows = members[0], list(dict.fromkeys(problem.row for problem in members))
+    are_equal = all(problem.reason == first.reason for problem in members)
+    if len(rows) == 1 or (first.severity == "error" and not are_equal and len(members) <= _SINGLY):
+        return list(dict.fromkeys(members))
+    shown = rows[: _ROWS_NAMED.get(first.severity, _SINGLY)]
+    named = ", ".join(map(str, shown)) + (", ..." if len(rows) > len(shown) else "")
+    like = "" if are_equal else " like this"
+    return [replace(first, reason=f"{first.reason} ({len(rows):,} rows{like}: {named})")]
 
 
 class InputError(ValueError):

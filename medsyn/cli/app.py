@@ -25,6 +25,7 @@ from medsyn.errors import (
     InputProblems,
     Problem,
     SlurmError,
+    grouped,
 )
 from medsyn.specification import ENVIRONMENT
 from medsyn.stage import CampaignDirectory, campaign_above
@@ -50,7 +51,7 @@ class Command(NamedTuple):
 def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[str]) -> int:
     """Run the command that the first argument names; return its exit code.
 
-    A user's mistake is printed, one problem per line, and ends with EXIT_BAD_INPUT.
+    A user's mistake is printed, one kind of problem per line, and ends with EXIT_BAD_INPUT.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview(program, commands))
@@ -66,7 +67,7 @@ def dispatch(program: str, commands: Mapping[str, Command], arguments: Sequence[
     try:
         return commands[name].run(f"{program} {name}", rest)
     except (InputError, InputProblems) as error:
-        for problem in error.problems:
+        for problem in grouped(error.problems):
             print(problem, file=sys.stderr)
         return EXIT_BAD_INPUT
     except Busy as busy:
@@ -193,8 +194,8 @@ def open_for_change(config: Config, here: bool) -> Campaign:
 
 
 def show_problems(problems: Iterable[Problem]) -> None:
-    """Print problems of a check to standard error, one per line."""
-    for problem in problems:
+    """Print problems of a check to standard error, one line for each kind."""
+    for problem in grouped(problems):
         print(f"{problem.severity}: {problem}", file=sys.stderr)
 
 
