@@ -140,6 +140,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"modalities"},
         {"images", "tables", "phantoms"},
         {"prompts"},
+        {"contents"},
         {"check"},
     ],
 }

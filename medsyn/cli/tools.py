@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from medsyn.cli import app
-from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError
+from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, grouped
+from medsyn.text import counted
 
 
 def check(program: str, arguments: Sequence[str]) -> int:
-    """Read tables and every image they name; list everything that is wrong."""
+    """Read tables and every image they name; list everything that is wrong, and what they hold."""
     parser = argparse.ArgumentParser(prog=program, description=check.__doc__)
     parser.add_argument("tables", nargs="+", type=Path, metavar="TABLE", help="data set, ratings or prompt list")
     parser.add_argument("--root", type=Path, help="directory that paths in tables are relative to (the table's own)")
@@ -25,21 +27,26 @@ def check(program: str, arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(arguments)
 
-    from medsyn.data.check import check_tables
+    from medsyn.cli import show_contents
+    from medsyn.data.check import read_tables
 
     with app.progress_bars() as progress:
         report = partial(progress, "reading images")
-        problems = check_tables(
+        found = read_tables(
             *(args.tables, args.root, args.modality_column, args.allow_synthetic, report, args.patient_column),
             args.linked_root,
         )
+    severities = Counter(problem.severity for problem in found.problems)
     if args.json:
-        print(json.dumps([problem.as_dict() for problem in problems], indent=2, ensure_ascii=False))
+        tables = [contents.as_dict() for contents in found.contents]
+        shown = {"problems": [problem.as_dict() for problem in found.problems], "tables": tables}
+        print(json.dumps(shown, indent=2, ensure_ascii=False))
     else:
-        for problem in problems:
+        for problem in grouped(found.problems):
             print(f"{problem.severity}: {problem}")
-        print("1 problem" if len(problems) == 1 else f"{len(problems) or 'no'} problems")
-    return EXIT_BAD_INPUT if any(problem.severity == "error" for problem in problems) else EXIT_DONE
+        show_contents.show(found.contents)
+        print(", ".join(counted(number, kind) for kind, number in sorted(severities.items())) or "no problems")
+    return EXIT_BAD_INPUT if severities["error"] else EXIT_DONE
 
 
 def phantoms(program: str, arguments: Sequence[str]) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from medsyn.data.contents import Contents, ImageKey, Picture, image_key, of_rows, same_pictures
 from medsyn.data.images.read import read_image
 from medsyn.data.prompts.formats import taken_for
 from medsyn.data.prompts.rows import check_prompts
@@ -14,7 +15,33 @@ from medsyn.errors import InputError, InputProblems, Problem
 
 # of a data set only: ratings may be of generated images
 _SYNTHETIC = "is marked as synthetic ({}); generated images are used for training only if data.allow_synthetic is set"
-_ImageKey = tuple[Path, str, int | None]  # file, modality, volume
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Tables and their images, as far as they could be read."""
+
+    problems: list[Problem]
+    contents: list[Contents]  # of each table that has a good row
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One table: its own problems, and its rows that name an image."""
+
+    path: Path
+    problems: list[Problem]
+    rows: list[ImageRow | RatingRow]
+    prompts: Contents | None = None
+
+
+@dataclass(frozen=True)
+class _Read:
+    """One image: what is wrong with it, what marks it as generated, and what it is."""
+
+    problems: list[Problem]
+    mark: str = ""
+    picture: Picture | None = None
 
 
 def check_tables(
@@ -40,53 +67,76 @@ def check_tables(
     Returns:
         Every problem, with the table, its line and, for a problem of an image, the image as the table names it.
     """
+    return read_tables(paths, root, modality_column, allow_synthetic, progress, patient_column, linked_roots).problems
+
+
+def read_tables(
+    paths: str | Path | Iterable[str | Path],
+    root: str | Path | None = None,
+    modality_column: str = "modality",
+    allow_synthetic: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    patient_column: str | None = None,
+    linked_roots: Iterable[str | Path] = (),
+) -> Checked:
+    """What the tables hold, besides what `check_tables` finds; arguments as there."""
     files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     folder, linked = None if root is None else Path(root), list(linked_roots)
-    tables: list[tuple[list[Problem], list[ImageRow | RatingRow]]] = []
-    for path in files:
-        try:
-            tables.append(_read_table(path, folder, modality_column, patient_column, linked))
-        except (InputError, InputProblems) as error:
-            tables.append((_with_kind(path, error.problems), []))
-    found: dict[_ImageKey, tuple[list[Problem], str]] = {}
-    total = len({_image(row) for _, rows in tables for row in rows})
+    tables = [_read_table(path, folder, modality_column, patient_column, linked) for path in files]
+    found = _read_images(tables, progress)
+    pictures = {key: read.picture for key, read in found.items() if read.picture is not None}
     problems: list[Problem] = []
-    for path, (of_table, rows) in zip(files, tables, strict=True):
-        problems += [*of_table, *_same_files(path, rows)]
-        reported: set[_ImageKey] = set()
-        for row in rows:
-            image = _image(row)
-            if image in reported:
-                continue
-            reported.add(image)
-            if image not in found:
-                found[image] = _check_image(*image)
-                if progress is not None:
-                    progress(len(found), total)
-            of_image, mark = found[image]
-            trains_generator = isinstance(row, ImageRow)
-            if mark and trains_generator and not allow_synthetic:
-                of_image = [*of_image, Problem(str(row.path), _SYNTHETIC.format(mark))]
-            key = "path" if trains_generator else "image_path"
-            problems += (
-                replace(problem, source=str(path), reason=f"{row.file!r} {problem.reason}", row=row.row, key=key)
-                for problem in of_image
-            )
-    return problems
+    for table in tables:
+        problems += [*table.problems, *_repeated(table, pictures), *_of_images(table, found, allow_synthetic)]
+    contents = [table.prompts or of_rows(str(table.path), table.rows, pictures) for table in tables]
+    return Checked(problems, [one for one in contents if one.parts])
+
+
+def _read_images(tables: Iterable[_Table], progress: Callable[[int, int], None] | None) -> dict[ImageKey, _Read]:
+    """Every image that the tables name, read once."""
+    images = dict.fromkeys(image_key(row) for table in tables for row in table.rows)
+    found = {}
+    for number, image in enumerate(images, 1):
+        found[image] = _check_image(*image)
+        if progress is not None:
+            progress(number, len(images))
+    return found
+
+
+def _of_images(table: _Table, found: Mapping[ImageKey, _Read], allow_synthetic: bool) -> list[Problem]:
+    """The problems of a table's images, each with the first row that names it."""
+    problems: list[Problem] = []
+    for image, row in {image_key(row): row for row in reversed(table.rows)}.items():
+        of_image, trains_generator = found[image].problems, isinstance(row, ImageRow)
+        if (mark := found[image].mark) and trains_generator and not allow_synthetic:
+            of_image = [*of_image, Problem(str(row.path), _SYNTHETIC.format(mark))]
+        problems += (
+            replace(one, source=str(table.path), reason=f"{row.file!r} {one.reason}", row=row.row, key=_key(row))
+            for one in of_image
+        )
+    return sorted(problems, key=lambda problem: problem.row or 0)
+
+
+def _key(row: ImageRow | RatingRow) -> str:
+    """The column that names a row's image."""
+    return "path" if isinstance(row, ImageRow) else "image_path"
 
 
 def _read_table(
     path: Path, root: Path | None, modality_column: str, patient_column: str | None, linked: Sequence[str | Path]
-) -> tuple[list[Problem], list[ImageRow | RatingRow]]:
-    """A table's own problems, and its rows that name an image."""
+) -> _Table:
     kind, _ = taken_for(path)
-    if kind == "prompts":
-        return _with_kind(path, check_prompts(path)), []
-    if kind == "ratings":
-        ratings = read_ratings(path, root, linked)
-        return ratings.problems, [*ratings.rows]
-    dataset = read_dataset(path, root, modality_column, patient_column, linked)
-    return dataset.problems + dataset.advice, [*dataset.rows]
+    try:
+        if kind == "prompts":
+            prompts = Contents(str(path), kind)
+            return _Table(path, _with_kind(path, check_prompts(path, prompts.see_prompt)), [], prompts)
+        if kind == "ratings":
+            ratings = read_ratings(path, root, linked)
+            return _Table(path, ratings.problems, [*ratings.rows])
+        dataset = read_dataset(path, root, modality_column, patient_column, linked)
+        return _Table(path, dataset.problems + dataset.advice, [*dataset.rows])
+    except (InputError, InputProblems) as error:
+        return _Table(path, _with_kind(path, error.problems), [])
 
 
 _KINDS = {"dataset": "data set", "ratings": "ratings table", "prompts": "prompt list"}
@@ -103,16 +153,24 @@ def _is_of_header(problem: Problem) -> bool:
     return problem.row == 1 and "there is no column" in problem.reason
 
 
-def _image(row: ImageRow | RatingRow) -> _ImageKey:
-    return row.path, row.modality, row.volume
+def _repeated(table: _Table, pictures: Mapping[ImageKey, Picture]) -> list[Problem]:
+    """A warning for each image that a table names in several ways, by links or as copies: it counts more than once."""
+    linked = _same_files(table)
+    told = {row.path for row, _ in linked}
+    reasons = [(row, f"is the same file as {other.file!r} on line {other.row}, by a link") for row, other in linked]
+    for row, other in same_pictures(table.rows, pictures, told):
+        reasons.append((row, f"shows the same picture as {other.file!r} on line {other.row}"))
+    return [
+        Problem(str(table.path), f"{row.file!r} {reason}", row.row, _key(row), "warning") for row, reason in reasons
+    ]
 
 
-def _same_files(table: Path, rows: Iterable[ImageRow | RatingRow]) -> list[Problem]:
-    """A warning for each file that a table names in several ways, by links: its image counts more than once."""
+def _same_files(table: _Table) -> list[tuple[ImageRow | RatingRow, ImageRow | RatingRow]]:
+    """(row, an earlier row) for every file that links name in several ways."""
     first: dict[tuple[int, int], ImageRow | RatingRow] = {}
     told: set[Path] = set()
-    problems = []
-    for row in rows:
+    found = []
+    for row in table.rows:
         try:
             status = row.path.stat()
         except OSError:  # reading it says why
@@ -120,17 +178,14 @@ def _same_files(table: Path, rows: Iterable[ImageRow | RatingRow]) -> list[Probl
         known = first.setdefault((status.st_dev, status.st_ino), row)
         if known.path != row.path and row.path not in told:
             told.add(row.path)
-            reason = f"{row.file!r} is the same file as {known.file!r} on line {known.row}, by a link"
-            key = "path" if isinstance(row, ImageRow) else "image_path"
-            problems.append(Problem(str(table), reason, row.row, key, "warning"))
-    return problems
+            found.append((row, known))
+    return found
 
 
-def _check_image(path: Path, modality: str, volume: int | None) -> tuple[list[Problem], str]:
-    """What is wrong with one image, and what marks it as generated."""
+def _check_image(path: Path, modality: str, volume: int | None) -> _Read:
     try:
         image = read_image(path, modality, volume)
     except InputError as error:
-        return error.problems, ""
+        return _Read(error.problems)
     warnings = [Problem(str(path), f"was read, but {warning}", severity="warning") for warning in image.warnings]
-    return warnings, image.mark
+    return _Read(warnings, image.mark, Picture.of(path, image))

@@ -109,16 +109,61 @@ def test_a_task_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_check_of_good_and_of_bad_tables(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(capsys, "check", table)[:2] == (0, "no problems\n")
+    code, out, _ = call(capsys, "check", table)
+    assert (code, out.splitlines()[-1]) == (0, "no problems")
     with table.open("a") as stream:
         stream.write("b.png,CT: normal,CT\na.png,CT: normal,PET\n")
     code, out, _ = call(capsys, "check", table)
     assert code == 65
     assert out.count("error: ") == 2
-    assert out.endswith("2 problems\n")
+    assert out.endswith("\n2 errors\n")
     code, out, _ = call(capsys, "check", table, "--json")
     assert code == 65
-    assert [(problem["row"], problem["severity"]) for problem in json.loads(out)] == [(3, "error"), (4, "error")]
+    found = json.loads(out)
+    assert [(problem["row"], problem["severity"]) for problem in found["problems"]] == [(3, "error"), (4, "error")]
+    assert [(one["kind"], one["modalities"]["CT"]["images"]) for one in found["tables"]] == [("dataset", 1)]
+
+
+def test_check_of_good_tables_says_what_they_hold_and_no_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, draw = [], np.random.default_rng(0)
+    for number in range(10):
+        height = 48 if number == 9 else 64
+        Image.fromarray(draw.integers(0, 255, (height, 64), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,CT: of {'very ' * number}much,CT,Mustermann{number // 2}")
+    (tmp_path / "data.csv").write_text("\n".join(["path,Text,modality,patient_id", *rows]) + "\n")
+    rows = [f"{number}.png,{1 + number % 2},CT,1,CT: x" for number in range(10)]
+    header = "image_path,rating,modality,expert_level,prompt"
+    (tmp_path / "ratings.csv").write_text("\n".join([header, *rows, "0.png,3,CT,1,CT: x"]) + "\n")
+    (tmp_path / "prompts.csv").write_text("prompt\nCT: lung\nMRI: brain\nMRI: a knee\n")
+    monkeypatch.setenv("COLUMNS", "100")
+    code, out, _ = call(capsys, "check", *(tmp_path / f"{name}.csv" for name in ("data", "ratings", "prompts")))
+    said = [" ".join(line.split()) for line in out.splitlines()]
+    assert code == 0 and "Mustermann" not in out
+    for line in [
+        "modality images (held out) patients (held out) formats pixels",
+        "CT 10 (2) 5 (1) PNG 10 64 x 64 (9 of 10), sides 48 to 64",
+        "10 different captions, of 3 to 12 words (half have 7 or fewer)",
+        "no picture is there twice",
+        "held out: with data.held_out_fraction=0.2 and campaign.seed=0, the defaults",
+        "modality ratings 1 poor 2 acceptable 3 excellent images (held out)",
+        "CT 11 5 5 1 10 (2)",
+        "MRI 2",
+        "3 prompts, of 2 to 3 words (half have 2 or fewer)",
+    ]:
+        assert line in said, out
+    assert said[-1] == "no problems"
+
+
+def test_a_thousand_errors_of_one_kind_are_one_line(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with table.open("a") as stream:
+        stream.writelines(f"not-there-{number}.png,CT: normal,CT\n" for number in range(1000))
+    code, out, _ = call(capsys, "check", table)
+    assert (code, out.count("error: ")) == (65, 1)
+    assert "'not-there-0.png' does not exist (1,000 rows like this: 3, 4, 5, 6, " in out and out.endswith(
+        "\n1000 errors\n"
+    )
 
 
 def test_check_takes_the_data_folder_and_the_column(
@@ -135,7 +180,7 @@ def test_a_warning_alone_is_no_failure(table: Path, capsys: pytest.CaptureFixtur
     with table.open("a") as stream:
         stream.write("a.png,CT: normal,CT\n")
     code, out, _ = call(capsys, "check", table)
-    assert (code, out.startswith("warning: "), out.endswith("\n1 problem\n")) == (0, True, True)
+    assert (code, out.startswith("warning: "), out.endswith("\n1 warning\n")) == (0, True, True)
 
 
 def test_phantoms_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,6 +136,31 @@ def test_one_image_under_two_names_is_told_once(folder: Path, link: Callable[[Pa
     assert check_tables([dataset(folder, "a.png"), ratings(folder, "again.png", "b.jpg")]) == []
 
 
+def test_a_copy_under_another_name_is_told_once(folder: Path) -> None:
+    (folder / "copy.png").write_bytes((folder / "a.png").read_bytes())
+    (folder / "other.png").write_bytes((folder / "copy.png").read_bytes())
+    table = dataset(folder, "a.png", "b.jpg", "copy.png", "copy.png", "other.png", "a.png")
+    found = [
+        problem for problem in check_tables([table], patient_column="path") if "the same picture" in problem.reason
+    ]
+    assert [(one.severity, one.row, one.key) for one in found] == [("warning", 4, "path"), ("warning", 6, "path")]
+    assert found[0].reason == "'copy.png' shows the same picture as 'a.png' on line 2"
+
+
+def test_the_spacing_of_the_pixels_is_known_where_a_header_says_it(folder: Path) -> None:
+    write(folder / "a.dcm", ct(PixelSpacing=[0.8, 0.8]))
+    write(folder / "detector.dcm", ct(ImagerPixelSpacing=[0.8, 0.8]))
+    volume = nib.Nifti1Image(np.random.default_rng(1).integers(0, 999, (20, 20, 5)).astype(np.int16), np.diag([2] * 4))
+    nib.save(volume, folder / "unknown.nii")
+    volume.header.set_xyzt_units("mm")
+    nib.save(volume, folder / "mm.nii")
+    files = ("a.dcm", "detector.dcm", "unknown.nii", "mm.nii", "a.png")
+    [contents] = check.read_tables([dataset(folder, *files)]).contents
+    part = contents.parts["CT"]
+    assert part.formats == {"DICOM": 2, "NIfTI": 2, "PNG": 1}
+    assert part.spacings == {0.8: 1, 2.0: 1}
+
+
 def test_a_pipe_and_a_socket_do_not_hang_the_check(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(folder / "pipe.png")
     monkeypatch.chdir(folder)  # a socket's path is short
@@ -163,7 +188,7 @@ def test_each_volume_of_a_file_is_an_image_of_its_own(folder: Path) -> None:
     nib.save(nib.Nifti1Image(values, np.eye(4)), folder / "mri.nii")
     rows = [f"mri.nii,MRI: contrast {number},MRI,{number}" for number in ("1", "2", "3", "0", "x", "")]
     (folder / "data.csv").write_text("\n".join(["path,Text,modality,volume", *rows]) + "\n")
-    found = {problem.row: problem for problem in check_tables([folder / "data.csv"])}
+    found = {problem.row: problem for problem in check_tables([folder / "data.csv"], patient_column="path")}
     assert sorted(found) == [4, 5, 6, 7]
     assert "has no volume 3: it has 2" in found[4].reason
     assert found[5].key == found[6].key == "volume" and "'x' is not the number of a volume" in found[6].reason

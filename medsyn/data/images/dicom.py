@@ -34,6 +34,7 @@ from medsyn.data.images.pixels import (
     Image,
     Record,
     finish,
+    known_spacing,
     refuse_shape,
     square_pixels,
     warn_of_mask,
@@ -230,7 +231,10 @@ def _spacing(record: Record, header: Dataset) -> tuple[float, float]:
         try:
             value = header.get(keyword)
             if isinstance(value, MultiValue) and len(value) == 2:
-                return float(value[0]), float(value[1])
+                rows, columns = float(value[0]), float(value[1])
+                if keyword == "PixelSpacing":  # the detector's is not that of the patient, a ratio has no unit
+                    record.spacing = known_spacing(rows, columns)
+                return rows, columns
         except NO_NUMBER:
             record.warnings.append(f"the header's {keyword} is not a number and is ignored")
     return 1.0, 1.0

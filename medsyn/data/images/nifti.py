@@ -29,6 +29,7 @@ from medsyn.data.images.pixels import (
     Image,
     Record,
     finish,
+    known_spacing,
     nearest_first,
     refuse_shape,
     square_pixels,
@@ -44,6 +45,7 @@ _THICK = 2.0
 _MAX_SIDE = 2**15 - 1  # the limit of NIfTI-1; NIfTI-2 could declare billions of tiny slices
 _MAX_OFFSET = 2**24  # bytes of header extensions; nibabel reads them whole
 _AIR = -200.0  # Hounsfield units: a CT contains air, which is below this
+_MILLIMETRES = 2  # units of space are the lowest three bits of xyzt_units
 _LABELS = (1002, 1003)  # intent codes: a label map, names of anatomy
 _STATISTICS = range(2, 25)  # intent codes: correlation, t, F, z, p, ...
 
@@ -82,6 +84,8 @@ def _read(record: Record, stream: BufferedIOBase, modality: str | None, asked: i
     shape = _padded(image.shape)
     orientation = _orientation(record, image)
     across, spacing = _plane(shape, image.header.get_zooms(), orientation)
+    if int(image.header["xyzt_units"]) & 7 == _MILLIMETRES:
+        record.spacing = known_spacing(*spacing)
     axis = orientation[:, 0].tolist().index(across)  # of the file's axes, the one that the slices follow
     refuse_shape(record, *(shape[other] for other in range(3) if other != axis))
     backwards = orientation[axis, 1] < 0

@@ -35,6 +35,7 @@ class Image:
     steps: tuple[str, ...]
     warnings: tuple[str, ...]
     mark: str = ""  # what marks the file as generated, such as "PNG text 'Synthetic'"
+    spacing: float | None = None  # millimetres between its pixels, if the file says
 
     @property
     def synthetic(self) -> bool:
@@ -49,6 +50,7 @@ class Record:
     path: Path
     steps: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    spacing: float | None = None  # millimetres
 
     def refuse(self, reason: str) -> InputError:
         """The error that says why this file cannot be used."""
@@ -117,6 +119,12 @@ def resize(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return np.clip(np.stack([np.asarray(channel) for channel in channels], axis=2), 0.0, 1.0)
 
 
+def known_spacing(rows: float, columns: float) -> float | None:
+    """The spacing of square pixels (`square_pixels` enlarges the coarser axis); None if the numbers are none."""
+    known = np.isfinite([rows, columns]).all() and min(rows, columns) > 0
+    return float(min(rows, columns)) if known else None
+
+
 def square_pixels(record: Record, pixels: np.ndarray, row_spacing: float, column_spacing: float) -> np.ndarray:
     """The picture with the coarser axis enlarged so that pixels are square.
 
@@ -161,7 +169,7 @@ def finish(record: Record, pixels: np.ndarray, mark: str) -> Image:
     pixels = np.ascontiguousarray(pixels[..., None] if pixels.ndim == 2 else pixels, dtype=np.float32)
     if not float(pixels.max()) - float(pixels.min()) >= 2 / 255:
         raise record.refuse("is blank: all pixels have the same value")
-    return Image(pixels, tuple(record.steps), tuple(record.warnings), mark)
+    return Image(pixels, tuple(record.steps), tuple(record.warnings), mark, record.spacing)
 
 
 def fit_square(pixels: np.ndarray, resolution: int) -> np.ndarray:

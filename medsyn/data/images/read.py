@@ -14,7 +14,7 @@ from medsyn.data.images.pixels import Image, Record
 from medsyn.data.images.raster import read_raster
 from medsyn.disk import why_not_a_file
 
-__all__ = ["SYNTHETIC_KEY", "Image", "read_image"]
+__all__ = ["SYNTHETIC_KEY", "Image", "format_of", "read_image"]
 
 _FORMATS = {
     ".png": "PNG",
@@ -82,6 +82,11 @@ def read_image(path: str | Path, modality: str | None = None, volume: int | None
     from medsyn.data.images.nifti import read_nifti
 
     return read_nifti(record.path, modality, volume)
+
+
+def format_of(path: Path) -> str:
+    """The format of a file that `read_image` has read: PNG, JPEG, DICOM or NIfTI."""
+    return _FORMATS.get(_extension(path), "DICOM").replace("gzip", "NIfTI")
 
 
 def _extension(path: Path) -> str:

@@ -94,12 +94,13 @@ class PromptSource:
             raise InputError(self.name, "there are no rows")
 
 
-def check_prompts(path: Path, keep: Collection[str] = ()) -> list[Problem]:
-    """All problems of a prompt list: errors and warnings; `keep` as for `read_records`."""
-    source, faults = PromptSource.file(path, keep), new_faults(path)
+def check_prompts(path: Path, see: Callable[[PromptRow], None] | None = None) -> list[Problem]:
+    """All problems of a prompt list: errors and warnings. `see` is called with every good row."""
+    source, faults = PromptSource.file(path), new_faults(path)
     try:
-        for _ in source.rows(faults):
-            pass
+        for row in source.rows(faults):
+            if see is not None:
+                see(row)
     except (InputError, InputProblems) as error:
         return [*dict.fromkeys([*faults.all_errors(), *error.problems]), *faults.warnings()]
     return [*faults.all_errors(), *faults.warnings()]
