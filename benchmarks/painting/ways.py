@@ -115,7 +115,7 @@ class Medsyn:
         with Writer() as writer:
             for start in range(0, len(items), size):
                 order = Order(folder / f"block-{start:06d}", items[start : start + size], rule, facts, {})
-                make_block(order, sampler, writer, lambda settled: None)
+                make_block(order, sampler, writer, lambda settled, accepted: None)
                 blocks.append(order.path)
         candidates = sum(len((block / ATTEMPTS).read_bytes().splitlines()) for block in blocks)
         manifests = [record for block in blocks for record in read_manifest(block) or []]

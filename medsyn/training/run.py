@@ -74,10 +74,10 @@ class TrainingRun:
         """
         if line is not None:
             disk.append_jsonl(self.metrics, line)
+        due = done % save_every == 0 or done == total
+        self.control.heartbeat(done, total, "step", worked=done, samples=samples, saved=due, **numbers)
         leaving = self.control.stop_requested  # read once: a signal may come while the checkpoint is written
-        saving = leaving or done % save_every == 0 or done == total
-        self.control.heartbeat(done, total, "step", worked=done, samples=samples, saved=saving, **numbers)
-        if saving:
+        if leaving or due:
             save_checkpoint(self.checkpoints, done, state(), self.provenance, self._keep)
         if leaving:
             self.control.leave_if_asked()

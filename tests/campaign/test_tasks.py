@@ -187,7 +187,7 @@ def test_every_configuration_key_is_read_or_known_to_change_no_result() -> None:
     """A new key must be put into a stage's list, or here."""
     free = {
         *("campaign.name", "campaign.dir", "data.table", "data.root", "data.ratings_file", "data.prompts"),
-        *("data.base_prompt", "model_paths.stable_diffusion"),
+        *("data.base_prompt", "data.keep_columns", "data.linked_roots", "model_paths.stable_diffusion"),
         *("generation.blocks_per_shard", "generation.shard_minutes", "cluster.max_shards", "cluster.claim"),
         *("cluster.max_parallel", "cluster.max_requeues", "cluster.tflops", "cluster.gpu_memory_gib", "cluster.site"),
         *("data.phantoms.images_per_kind", "data.phantoms.prompts_per_kind", "data.phantoms.image_size"),

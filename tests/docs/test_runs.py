@@ -10,6 +10,7 @@ from unittest.mock import Mock, patch
 
 import pytest
 
+from medsyn import config as configuration
 from medsyn.data.check import check_tables
 from medsyn.data.prompts.formats import table_kind
 from tests.docs import kinds, test_conversions
@@ -104,8 +105,9 @@ def check_status_as_json(sandbox: Sandbox) -> None:
     assert list(json.loads(output)) == re.findall(r"^(\w+)", schema.text, re.MULTILINE)
 
 
-def test_what_is_shown_of_a_file_is_read_by_its_reader() -> None:
-    """There is no YAML today: the first block of it says here whose model it is of."""
-    for block in all_blocks("json", "yaml"):
-        assert block.language == "json", f"{block}: which model is it of?"
+def test_what_is_shown_of_a_file_is_read_by_its_reader(tmp_path: Path) -> None:
+    for block in all_blocks("json"):
         json.loads(block.text)
+    for block in all_blocks("yaml"):  # all of them are configurations
+        (tmp_path / "config.yaml").write_text(block.text)
+        configuration.load(tmp_path / "config.yaml", environment={})

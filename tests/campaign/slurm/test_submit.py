@@ -116,17 +116,6 @@ def test_watching_what_is_done_leaves_at_once(finished: tuple[Trial, Path]) -> N
     assert launch("status", finished[1], "--watch", "0").returncode == 2
 
 
-def test_the_time_of_a_stage_is_when_something_of_it_ran(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
-    for event, task, time in [
-        *(("started", "a", 10), ("started", "b", 12), ("ended", "a", 15), ("ended", "b", 20)),  # 10 seconds
-        *(("started", "a", 100), ("ended", "a", 101)),  # and one
-        *(("started", "b", 200), ("started", "b", 300), ("ended", "b", 302)),  # killed, then two
-    ]:
-        disk.append_jsonl(path, {"event": event, "stage": "finetune", "task": task, "time": time})
-    assert ledger.stage_seconds(path) == {"finetune": 13}
-
-
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_is_a_live_table_on_a_terminal_and_lines_in_a_log(trial: Trial, terminal: bool) -> None:
     campaign = trial.prepare()
