@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medsyn.cli import app
 from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, grouped
 from medsyn.text import counted
+
+if TYPE_CHECKING:
+    from medsyn.doctor.diagnosis import Diagnosis
 
 
 def check(program: str, arguments: Sequence[str]) -> int:
@@ -92,4 +96,11 @@ def doctor(program: str, arguments: Sequence[str]) -> int:
     """Report whether this machine is fit for a campaign, and which settings it will choose."""
     from medsyn import doctor
 
-    return doctor.main(list(arguments), program)
+    return doctor.main(list(arguments), program, [_cluster])
+
+
+def _cluster() -> Iterator[Diagnosis]:
+    """A check of `medsyn doctor`; imported late, so that a module that fails to import becomes a finding."""
+    from medsyn.campaign.slurm.diagnose import check_cluster
+
+    yield from check_cluster()

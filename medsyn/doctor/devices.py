@@ -33,6 +33,18 @@ def check_devices() -> Iterator[Diagnosis]:
         )
 
 
+def cards() -> list[int]:
+    """Bytes of memory of each GPU that tasks will use here."""
+    import torch
+
+    from medsyn.config import DeviceSection
+    from medsyn.models.device import choose_device
+
+    if choose_device(DeviceSection()).device.type != "cuda":
+        return []
+    return [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
+
+
 def check_choice() -> Iterator[Diagnosis]:
     """The device, precision and attention that tasks will choose."""
     import torch

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+SUBMITTING = "slurm takes jobs"  # the check that says whether this user can submit
+
 Verdict = Literal["good", "note", "bad"]
 
 

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,7 +44,7 @@ def plant(folder: Path, name: str, version: str) -> None:
 
 def isolation_of(pythonpath: str) -> dict[str, doctor.Diagnosis]:
     code = "from medsyn import doctor; doctor.CHECKS = (doctor.isolation.check_isolation,); doctor.main(['--json'])"
-    found = json.loads(python("-c", code, PYTHONPATH=pythonpath).stdout)
+    *found, _ = json.loads(python("-c", code, PYTHONPATH=pythonpath).stdout)  # the last one sums up
     return {finding["check"]: doctor.Diagnosis(**finding) for finding in found}
 
 
@@ -97,6 +99,8 @@ def test_json_is_complete_and_the_exit_code_says_unfit(capsys: pytest.CaptureFix
     checks = {finding["check"] for finding in findings}
     assert {"driver", "torch", "cuda available", "cuda devices", "chosen", "attention", "bitsandbytes"} <= checks
     assert {"architectures", "isolation", "HF_HUB_OFFLINE", "disk here"} <= checks
+    assert {"memory", "umask", "open files (ulimit -n)", "address space (ulimit -v)", "containers"} <= checks
+    assert findings[-1]["check"] == "in short"
     assert (code == 78) == any(finding["verdict"] == "bad" for finding in findings)
 
 
@@ -263,3 +267,51 @@ def test_an_offline_flag_that_is_not_on_has_advice(monkeypatch: pytest.MonkeyPat
     finding = next(finding for finding in machine.check_offline() if finding.check == "HF_HUB_OFFLINE")
     assert (finding.value, finding.verdict) == (value, verdict)
     assert ("set it to 1" in finding.advice) == (verdict == "note")
+
+
+BAD = doctor.Diagnosis("pin torch", "absent", "bad")
+TAKES_JOBS = doctor.Diagnosis("slurm takes jobs", "yes")
+
+
+@pytest.mark.parametrize(
+    ("findings", "cards", "told"),
+    [
+        ([], [], "fit for --cluster local on CPU"),
+        ([], [12_782_075_904], "fit for --cluster local on 1 GPU of 12 GiB"),
+        (
+            [TAKES_JOBS],
+            [12 << 30, 24 << 30],
+            "fit for --cluster local on 2 GPUs of 12 to 24 GiB and for --cluster slurm",
+        ),
+        ([replace(TAKES_JOBS, verdict="note")], [], "fit for --cluster local on CPU"),
+        ([BAD, TAKES_JOBS, BAD], [12 << 30], "not fit: pin torch"),
+    ],
+)
+def test_one_line_sums_up(findings: list[doctor.Diagnosis], cards: list[int], told: str) -> None:
+    found = doctor.summary(findings, cards)
+    assert (found.value, found.verdict) == (told, "bad" if BAD in findings else "good")
+
+
+@pytest.mark.parametrize(("mask", "verdict"), [(0o022, "good"), (0o077, "good"), (0o777, "bad")])
+def test_the_umask_is_told_and_stays(mask: int, verdict: str) -> None:
+    before = os.umask(mask)
+    try:
+        finding = next(machine.check_limits())
+    finally:
+        assert os.umask(before) == mask
+    assert (finding.check, finding.verdict, finding.value[:4]) == ("umask", verdict, f"{mask:04o}")
+
+
+def test_low_limits_of_the_shell_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {resource.RLIMIT_NOFILE: 256, resource.RLIMIT_AS: 8 << 30}
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (limits[kind], limits[kind]))
+    _, files, space = machine.check_limits()
+    assert (files.value, files.verdict, "ulimit -n 1024" in files.advice) == ("256", "note", True)
+    assert (space.value, space.verdict, "ulimit -v unlimited" in space.advice) == ("8.0 GiB", "note", True)
+
+
+def test_the_memory_of_a_job_is_that_of_the_group_above_its_step(tmp_path: Path) -> None:
+    (tmp_path / "job_7" / "step_0").mkdir(parents=True)
+    (tmp_path / "job_7" / "memory.max").write_text("4294967296\n")
+    (tmp_path / "job_7" / "step_0" / "memory.max").write_text("max\n")
+    assert list(machine._group_limits("/job_7/step_0", tmp_path)) == [4 << 30]
