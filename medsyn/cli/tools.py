@@ -27,18 +27,25 @@ def check(program: str, arguments: Sequence[str]) -> int:
     parser.add_argument("--patient-column", metavar="NAME", help="header of the patients' column (recognised)")
     text = "directory that symbolic links may lead to; may be repeated"
     parser.add_argument("--linked-root", type=Path, action="append", default=[], metavar="DIR", help=text)
+    text = "model whose tokenizer counts the tokens of texts, as in model_paths.stable_diffusion"
+    parser.add_argument("--pretrained-model", metavar="DIR", help=text)
     parser.add_argument("--allow-synthetic", action="store_true", help="accept images marked as synthetic")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(arguments)
 
     from medsyn.cli import show_contents
     from medsyn.data.check import read_tables
+    from medsyn.models.tokenizer import token_count
 
+    tokens = token_count(args.pretrained_model) if args.pretrained_model else None
+    if args.pretrained_model and tokens is None:
+        raise InputError(args.pretrained_model, "has no tokenizer that can be read (tokenizer/vocab.json, merges.txt)")
     with app.progress_bars() as progress:
         report = partial(progress, "reading images")
         found = read_tables(
             *(args.tables, args.root, args.modality_column, args.allow_synthetic, report, args.patient_column),
             args.linked_root,
+            tokens,
         )
     severities = Counter(problem.severity for problem in found.problems)
     if args.json:

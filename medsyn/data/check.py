@@ -11,6 +11,7 @@ from medsyn.data.images.read import read_image
 from medsyn.data.prompts.formats import taken_for
 from medsyn.data.prompts.rows import check_prompts
 from medsyn.data.tables.read import ImageRow, RatingRow, read_dataset, read_ratings
+from medsyn.data.tables.token_count import TokenCount
 from medsyn.errors import InputError, InputProblems, Problem
 
 # of a data set only: ratings may be of generated images
@@ -52,6 +53,7 @@ def check_tables(
     progress: Callable[[int, int], None] | None = None,
     patient_column: str | None = None,
     linked_roots: Iterable[str | Path] = (),
+    tokens: TokenCount | None = None,
 ) -> list[Problem]:
     """Read the tables and every image that they name, one at a time, each once.
 
@@ -63,11 +65,14 @@ def check_tables(
         progress: called with (images read, total).
         patient_column: the data set's patient column; recognised by its name unless given.
         linked_roots: directories that symbolic links in `root` may lead to.
+        tokens: of the model that will read the texts (`medsyn.models.tokenizer`); estimated unless given.
 
     Returns:
         Every problem, with the table, its line and, for a problem of an image, the image as the table names it.
     """
-    return read_tables(paths, root, modality_column, allow_synthetic, progress, patient_column, linked_roots).problems
+    return read_tables(
+        paths, root, modality_column, allow_synthetic, progress, patient_column, linked_roots, tokens
+    ).problems
 
 
 def read_tables(
@@ -78,11 +83,12 @@ def read_tables(
     progress: Callable[[int, int], None] | None = None,
     patient_column: str | None = None,
     linked_roots: Iterable[str | Path] = (),
+    tokens: TokenCount | None = None,
 ) -> Checked:
     """What the tables hold, besides what `check_tables` finds; arguments as there."""
     files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     folder, linked = None if root is None else Path(root), list(linked_roots)
-    tables = [_read_table(path, folder, modality_column, patient_column, linked) for path in files]
+    tables = [_read_table(path, folder, modality_column, patient_column, linked, tokens) for path in files]
     found = _read_images(tables, progress)
     pictures = {key: read.picture for key, read in found.items() if read.picture is not None}
     problems: list[Problem] = []
@@ -123,17 +129,22 @@ def _key(row: ImageRow | RatingRow) -> str:
 
 
 def _read_table(
-    path: Path, root: Path | None, modality_column: str, patient_column: str | None, linked: Sequence[str | Path]
+    path: Path,
+    root: Path | None,
+    modality_column: str,
+    patient_column: str | None,
+    linked: Sequence[str | Path],
+    tokens: TokenCount | None,
 ) -> _Table:
     kind, _ = taken_for(path)
     try:
         if kind == "prompts":
             prompts = Contents(str(path), kind)
-            return _Table(path, _with_kind(path, check_prompts(path, prompts.see_prompt)), [], prompts)
+            return _Table(path, _with_kind(path, check_prompts(path, prompts.see_prompt, tokens)), [], prompts)
         if kind == "ratings":
-            ratings = read_ratings(path, root, linked)
+            ratings = read_ratings(path, root, linked, tokens)
             return _Table(path, ratings.problems, [*ratings.rows])
-        dataset = read_dataset(path, root, modality_column, patient_column, linked)
+        dataset = read_dataset(path, root, modality_column, patient_column, linked, tokens)
         return _Table(path, dataset.problems + dataset.advice, [*dataset.rows])
     except (InputError, InputProblems) as error:
         return _Table(path, _with_kind(path, error.problems), [])

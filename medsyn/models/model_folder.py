@@ -183,10 +183,16 @@ def text_features(base: Path) -> int:
     return int(_setting(base / "text_encoder", "hidden_size"))
 
 
+def text_positions(base: Path) -> int:
+    """How many tokens the text encoder reads; raises InputError if its `config.json` cannot be read."""
+    return int(_setting(base / "text_encoder", "max_position_embeddings"))
+
+
 # the defaults of diffusers and transformers for keys that a config.json lacks
 _DEFAULTS = {
     "hidden_size": 512,
     "vocab_size": 49408,
+    "max_position_embeddings": 77,
     "latent_channels": 4,
     "cross_attention_dim": 1280,
     "in_channels": 4,

@@ -156,6 +156,14 @@ def test_check_of_good_tables_says_what_they_hold_and_no_name(
     assert said[-1] == "no problems"
 
 
+def test_check_counts_tokens_with_the_tokenizer_of_a_model(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table.write_text(table.read_text() + f"b.png,{'CT: ' + 'kidneys ' * 60},CT\n")
+    assert "an estimate" not in call(capsys, "check", table)[1]
+    assert "and the model's text encoder reads 77" in call(capsys, "check", table, "--pretrained-model", "embedded")[1]
+    code, _, err = call(capsys, "check", table, "--pretrained-model", table.parent)
+    assert (code, "has no tokenizer that can be read" in err) == (65, True)
+
+
 def test_a_thousand_errors_of_one_kind_are_one_line(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with table.open("a") as stream:
         stream.writelines(f"not-there-{number}.png,CT: normal,CT\n" for number in range(1000))

@@ -29,9 +29,11 @@ from medsyn.data.prompts.write import index_rows, write_lists
 from medsyn.data.tables import read as tables_read
 from medsyn.data.tables.read import ImageRow, InputTable, RatingRow
 from medsyn.data.tables.split import group, hold_out
+from medsyn.data.tables.token_count import TokenCount
 from medsyn.disk import absolute
 from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem
 from medsyn.models import weights
+from medsyn.models.tokenizer import token_count
 from medsyn.schedulers import SchedulerName, wrong_steps
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory
@@ -179,10 +181,11 @@ def check(
     drawn_later = config.data.table == PHANTOMS and not Path(resolved.data.table).is_file()
     has_ratings = not drawn_later or config.data.ratings_file is not None
     has_prompts = not drawn_later or config.data.prompts is not None or config.data.base_prompt is not None
-    images = [] if drawn_later else _read_images(resolved, problems)
-    ratings = _read_ratings(resolved, problems) if has_ratings else []
+    tokens = token_count(resolved.model_paths.stable_diffusion)
+    images = [] if drawn_later else _read_images(resolved, problems, tokens)
+    ratings = _read_ratings(resolved, problems, tokens) if has_ratings else []
     source = find_source(config, prompt_source(config), images, problems) if has_prompts else None
-    prompts = read_prompts(source, config, problems)
+    prompts = read_prompts(source, config, problems, tokens)
     if of_the_table:
         problems += _left_out(prompts)
     problems += check_negative(config)
@@ -211,7 +214,7 @@ def check(
         own[resolved.data.table] = len(images)
     if config.data.table != PHANTOMS or config.data.ratings_file:
         own[str(resolved.data.ratings_file)] = len(ratings)
-    problems += _check_images(resolved, own, progress)
+    problems += _check_images(resolved, own, progress, tokens)
     asked = {modality: [run.items(config.generation.img_num) for run in its] for modality, its in runs.items()}
     on_gpu = machine.expects_gpu(resolved, here)
     problems += machine.check_here(resolved) if here else []
@@ -314,18 +317,18 @@ def _rows(read: Callable[[], InputTable[Row]], strict: bool, problems: list[Prob
     return table.rows
 
 
-def _read_images(config: Config, problems: list[Problem]) -> list[ImageRow]:
+def _read_images(config: Config, problems: list[Problem], tokens: TokenCount | None) -> list[ImageRow]:
     data = config.data
-    return _rows(lambda: tables_read.dataset_of(data), data.strict, problems)
+    return _rows(lambda: tables_read.dataset_of(data, tokens), data.strict, problems)
 
 
-def _read_ratings(config: Config, problems: list[Problem]) -> list[RatingRow]:
+def _read_ratings(config: Config, problems: list[Problem], tokens: TokenCount | None) -> list[RatingRow]:
     path = str(config.data.ratings_file)
     if not Path(path).is_file():
         reason = "there is no such file; the Selector and the Policy learn from expert ratings of images"
         problems.append(Problem(path, reason, key="data.ratings_file"))
         return []
-    return _rows(lambda: tables_read.ratings_of(config.data), config.data.strict, problems)
+    return _rows(lambda: tables_read.ratings_of(config.data, tokens), config.data.strict, problems)
 
 
 def _absent(config: Config, what: str, modalities: Sequence[str]) -> Problem:
@@ -355,7 +358,9 @@ def _severity(is_error: bool) -> str:
     return "error" if is_error else "warning"
 
 
-def _check_images(config: Config, rows: Mapping[str, int], progress: Progress | None) -> list[Problem]:
+def _check_images(
+    config: Config, rows: Mapping[str, int], progress: Progress | None, tokens: TokenCount | None
+) -> list[Problem]:
     """What is wrong with the images of tables with so many rows, if there are few enough to read them all."""
     data = config.data
     paths = [Path(path) for path in rows if Path(path).is_file()]
@@ -375,7 +380,8 @@ def _check_images(config: Config, rows: Mapping[str, int], progress: Progress | 
     report = (lambda done, total: progress("reading images", done, total)) if progress else None
     root = Path(data.root) if data.root else None
     found = check_tables(
-        *(paths, root, data.modality_column, data.allow_synthetic, report, data.patient_column, data.linked_roots)
+        *(paths, root, data.modality_column, data.allow_synthetic, report, data.patient_column, data.linked_roots),
+        tokens,
     )
     return found if data.strict else [replace(one, severity="warning") if one.row else one for one in found]
 
@@ -451,12 +457,14 @@ def check_negative(config: Config) -> list[Problem]:
     return [Problem(CONFIGURATION, reason, key="generation.negative_prompt") for reason in reasons]
 
 
-def read_prompts(source: PromptSource | None, config: Config, problems: list[Problem]) -> Prompts:
+def read_prompts(
+    source: PromptSource | None, config: Config, problems: list[Problem], tokens: TokenCount | None = None
+) -> Prompts:
     """Read the whole list. A bad row is an error if `data.strict`; else it is left out with a warning."""
     nothing = Prompts(PromptSource.texts("", ()), ListIndex({}), 0)
     if source is None:
         return nothing
-    faults = new_faults(source.name)
+    faults = new_faults(source.name, tokens)
     try:
         index = index_rows(source.rows(faults))
     except (InputError, InputProblems) as error:

@@ -28,6 +28,7 @@ from medsyn.data.prompts.formats import COLUMNS, Records, read_records
 from medsyn.data.prompts.hash_counter import Seen
 from medsyn.data.tables.row_errors import Faults, show
 from medsyn.data.tables.text_checks import check_modality, check_text
+from medsyn.data.tables.token_count import TokenCount
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.schedulers import MOST_GUIDANCE, TRAINING_STEPS
@@ -94,9 +95,11 @@ class PromptSource:
             raise InputError(self.name, "there are no rows")
 
 
-def check_prompts(path: Path, see: Callable[[PromptRow], None] | None = None) -> list[Problem]:
-    """All problems of a prompt list: errors and warnings. `see` is called with every good row."""
-    source, faults = PromptSource.file(path), new_faults(path)
+def check_prompts(
+    path: Path, see: Callable[[PromptRow], None] | None = None, tokens: TokenCount | None = None
+) -> list[Problem]:
+    """All problems of a prompt list: errors and warnings. `see` is called with every good row; `tokens`: `Faults`."""
+    source, faults = PromptSource.file(path), new_faults(path, tokens)
     try:
         for row in source.rows(faults):
             if see is not None:
@@ -119,8 +122,7 @@ def read_texts(
     faults = Faults(name)
     reader = _Reader(faults)
     read = [reader.row(row, {"modality": modality, **record}) for row, record in enumerate(texts, 1)]
-    warnings = [Problem(name, reason, rows.first[0], key, "warning") for (key, reason), rows in faults.warned.items()]
-    return [row for row in read if row is not None], [*faults.errors, *warnings]
+    return [row for row in read if row is not None], [*faults.errors, *faults.warnings(with_rows=False)]
 
 
 def wrong_negative(text: str) -> list[str]:
@@ -129,9 +131,9 @@ def wrong_negative(text: str) -> list[str]:
     return [problem.reason for problem in problems]
 
 
-def new_faults(source: str | Path) -> Faults:
-    """The faults of a prompt list: of a million errors only the first are kept."""
-    return Faults(str(source), ERRORS_SHOWN)
+def new_faults(source: str | Path, tokens: TokenCount | None = None) -> Faults:
+    """The faults of a prompt list: of a million errors only the first are kept. `tokens`: see `Faults`."""
+    return Faults(str(source), ERRORS_SHOWN, tokens)
 
 
 class _Reader:

@@ -28,6 +28,7 @@ from medsyn.data.tables.data_folder import IMAGE_SUFFIXES, DataFolder, Refused
 from medsyn.data.tables.identifiers import patient_columns
 from medsyn.data.tables.row_errors import Faults, show
 from medsyn.data.tables.text_checks import check_modality, check_text
+from medsyn.data.tables.token_count import TokenCount
 from medsyn.errors import InputError, InputProblems, Problem
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def read_dataset(
     modality_column: str = "modality",
     patient_column: str | None = None,
     linked_roots: Iterable[str | Path] = (),
+    tokens: TokenCount | None = None,
 ) -> InputTable[ImageRow]:
     """Read the data set: columns `path`, `Text`, `modality`, and the patients' and `volume` if there are any.
 
@@ -114,6 +116,7 @@ def read_dataset(
         modality_column: name of the modality column, such as `modal`.
         patient_column: name of the patients' column; recognised by its name (`patient_id`, `Subject`, …) unless given.
         linked_roots: directories that symbolic links in the data directory may lead to.
+        tokens: of the model that will read the captions; their lengths are estimated unless given.
 
     Raises:
         InputError, InputProblems: the file as a whole cannot be used.
@@ -121,7 +124,7 @@ def read_dataset(
     path = Path(path)
     require_csv(path)
     check_text_file(path)
-    folder, faults = DataFolder(root or path.parent, linked_roots), Faults(str(path))
+    folder, faults = DataFolder(root or path.parent, linked_roots), Faults(str(path), tokens=tokens)
     columns = _Columns(faults, ("path", "Text", modality_column), modality_column, patient_column)
     rows: list[ImageRow] = []
     seen: set[tuple[str, int | None, str, str]] = set()
@@ -150,14 +153,14 @@ def read_dataset(
     return table
 
 
-def dataset_of(data: DataSection) -> InputTable[ImageRow]:
+def dataset_of(data: DataSection, tokens: TokenCount | None = None) -> InputTable[ImageRow]:
     """Read the data set that a configuration names; raises as `read_dataset` does."""
-    return read_dataset(data.table, data.root, data.modality_column, data.patient_column, data.linked_roots)
+    return read_dataset(data.table, data.root, data.modality_column, data.patient_column, data.linked_roots, tokens)
 
 
-def ratings_of(data: DataSection) -> InputTable[RatingRow]:
+def ratings_of(data: DataSection, tokens: TokenCount | None = None) -> InputTable[RatingRow]:
     """Read the ratings that a resolved configuration names; raises as `read_ratings` does."""
-    return read_ratings(str(data.ratings_file), data.root, data.linked_roots)
+    return read_ratings(str(data.ratings_file), data.root, data.linked_roots, tokens)
 
 
 def modalities_of(path: str | Path, modality_column: str = "modality") -> list[str]:
@@ -178,7 +181,10 @@ def modalities_of(path: str | Path, modality_column: str = "modality") -> list[s
 
 
 def read_ratings(
-    path: str | Path, root: str | Path | None = None, linked_roots: Iterable[str | Path] = ()
+    path: str | Path,
+    root: str | Path | None = None,
+    linked_roots: Iterable[str | Path] = (),
+    tokens: TokenCount | None = None,
 ) -> InputTable[RatingRow]:
     """Read expert ratings: columns `image_path`, `rating`, `modality`, `expert_level`, `prompt`, and `volume` if known.
 
@@ -192,7 +198,7 @@ def read_ratings(
     path = Path(path)
     require_csv(path)
     check_text_file(path)
-    folder, faults = DataFolder(root or path.parent, linked_roots), Faults(str(path))
+    folder, faults = DataFolder(root or path.parent, linked_roots), Faults(str(path), tokens=tokens)
     rows: list[RatingRow] = []
     columns = _Columns(faults, ("image_path", "rating", "modality", "expert_level", "prompt"))
     for line, (written, grade, name, level, prompt, patient, number) in columns.records(path):

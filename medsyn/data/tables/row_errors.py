@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from medsyn.data.tables.token_count import TokenCount
 from medsyn.errors import Problem
 from medsyn.text import counted
 
@@ -21,6 +22,7 @@ class _Rows:
 
     count: int = 0
     first: list[int] = field(default_factory=list)
+    most: int = 0  # what the reason's {most} stands for
 
 
 @dataclass
@@ -29,6 +31,7 @@ class Faults:
 
     source: str
     most: int | None = None  # errors that are kept; more are only counted
+    tokens: TokenCount | None = None  # of the model that will read the texts; None: it is estimated
     errors: list[Problem] = field(default_factory=list)
     further_errors: int = 0
     warned: dict[tuple[str | None, str], _Rows] = field(default_factory=dict)
@@ -51,10 +54,11 @@ class Faults:
         self.error(row, key, reason)
         self.file_refused = True
 
-    def warn(self, row: int, key: str | None, reason: str) -> None:
-        """Something worth knowing that costs no row; counted by kind."""
+    def warn(self, row: int, key: str | None, reason: str, amount: int = 0) -> None:
+        """Something worth knowing that costs no row; counted by kind. `{most}` becomes the largest amount."""
         rows = self.warned.setdefault((key, reason), _Rows())
         rows.count += 1
+        rows.most = max(rows.most, amount)
         if rows.count <= _ROWS_NAMED:
             rows.first.append(row)
 
@@ -65,10 +69,14 @@ class Faults:
         more = f"and {counted(self.further_errors, 'more error')}, which are not shown"
         return [*self.errors, Problem(self.source, more)]
 
-    def warnings(self) -> list[Problem]:
-        """One problem of severity warning for each kind."""
+    def warnings(self, with_rows: bool = True) -> list[Problem]:
+        """One problem of severity warning for each kind, with how many rows it is about and the first of them."""
         problems = []
         for (key, reason), rows in self.warned.items():
+            reason = reason.replace("{most}", str(rows.most))
+            if not with_rows:
+                problems.append(Problem(self.source, reason, rows.first[0], key, "warning"))
+                continue
             shown = ", ".join(map(str, rows.first)) + (", ..." if rows.count > len(rows.first) else "")
             count = "1 row" if rows.count == 1 else f"{rows.count} rows: {shown}"
             problems.append(Problem(self.source, f"{reason} ({count})", rows.first[0], key, "warning"))

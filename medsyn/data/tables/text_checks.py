@@ -40,6 +40,15 @@ def check_text(faults: Faults, row: int, key: str, written: str, modality: str |
     if has_placeholder(text):
         reason = "has placeholders of de-identification (such as ___, [**...**], XXXX or <NAME>), which a model learns"
         faults.warn(row, key, f"{reason} as if they were words: remove them")
-    if is_over_long(text):
-        faults.warn(row, key, f"longer than about {CLIP_TOKENS} CLIP tokens (an estimate); the rest is ignored")
+    _check_length(faults, row, key, text)
     return text
+
+
+def _check_length(faults: Faults, row: int, key: str, text: str) -> None:
+    """Warn if the text encoder will not read the end of the text."""
+    if faults.tokens is None:
+        if is_over_long(text):
+            faults.warn(row, key, f"longer than about {CLIP_TOKENS} CLIP tokens (an estimate); the rest is ignored")
+    elif number := faults.tokens.too_many(text):
+        reason = f"too long: up to {{most}} tokens, and the model's text encoder reads {faults.tokens.limit}"
+        faults.warn(row, key, f"{reason} (with those of begin and end); the rest is ignored", number)
