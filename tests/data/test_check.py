@@ -235,6 +235,22 @@ def test_the_header_tells_what_a_table_is(tmp_path: Path, name: str, content: st
     assert table_kind(tmp_path / name) == kind
 
 
+def test_of_a_directory_the_tables_in_it_are_named(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    for name in "dcba":
+        (folder / f"{name}.csv").touch()
+    named, none = (problem.reason for problem in check_tables([folder, folder / "empty"]))
+    tables = ", ".join(repr(str(folder / f"{name}.csv")) for name in "abc")
+    assert named == f"is a directory, not a table: give {tables} and 1 more"
+    assert "there is none in it: make one with the columns path, Text and modality" in none
+
+
+def test_utf_16_is_told_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path,Text,modality\n", encoding="utf-16")
+    (problem,) = check_tables([tmp_path / "a.csv"])
+    assert problem.reason.startswith("is UTF-16, not UTF-8; save it as 'CSV UTF-8', or docs/data.md")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
@@ -247,6 +263,12 @@ def test_the_header_tells_what_a_table_is(tmp_path: Path, name: str, content: st
         ("a.csv", "annotation_id,annotator,image,rating\n", "of Label Studio.*ratings table.*column 'rating'"),
         ("a.csv", "rating,prompt\n", "a ratings table, because it has a column 'rating'"),
         ("a.csv", "file,caption\n", "a data set, because it has no column 'prompt' or 'rating'"),
+        ("a.csv", "path;Text;modality\na.png;CT: x, y;CT\n", "only one column.*by commas, not ';'.*docs/data.md"),
+        ("a.csv", "path;Text, English;modality\na.png;CT: x;CT\n", "^separate by commas, not ';'.*docs/data.md"),
+        ("a.csv", "path\tText\tmodality\na.png\tCT: x\tCT\n", "by commas, not '.t'.*docs/data.md"),
+        ("a.csv", "prompt;modality\nCT: x;CT\n", "by commas, not ';'.*docs/data.md"),
+        ("a.csv", "p\0a\0t\0h\0,\0\n\0", "if it is UTF-16, save it as 'CSV UTF-8', or docs/data.md"),
+        ("a.json", "[]", "is a .json file.*of an export of Label Studio, docs/data.md"),
         ("data.xlsx", "x", "is a .xlsx file.*save it as 'CSV UTF-8'"),
     ],
 )

@@ -9,11 +9,14 @@ from pathlib import Path
 
 from medsyn.data.tables.row_errors import Faults, show
 from medsyn.errors import InputError
-from medsyn.text import closest
+from medsyn.text import and_more, closest
 
 MOST_COLUMNS = 1000
 _NOT_CSV = (".json", ".jsonl", ".parquet", ".tsv", ".xls", ".xlsx", ".ods")
+_TABLES = (".csv", ".jsonl", ".parquet", ".txt")
+_CONTENTS = "make one with the columns path, Text and modality (docs/data.md, 'The data set')"
 _CONVERSIONS = "docs/data.md, 'From other programs', converts it"
+_UTF8 = f"save it as 'CSV UTF-8', or {_CONVERSIONS}"
 _IMAGEFOLDER = f"an imagefolder's list (file_name, text) needs path, Text and modality: {_CONVERSIONS}"
 
 
@@ -29,7 +32,18 @@ def require_file(path: Path) -> None:
     """Raise `InputError` if there is no such file, or if reading it may never end: a pipe, a device."""
     if not path.is_file():
         reason = "is not a regular file" if path.exists() else "there is no such file"
-        raise InputError(path, "is a directory, not a table" if path.is_dir() else reason)
+        raise InputError(path, _directory(path) if path.is_dir() else reason)
+
+
+def _directory(path: Path) -> str:
+    """What to give instead of a directory."""
+    try:
+        tables = sorted(child.name for child in path.iterdir() if child.suffix.lower() in _TABLES)
+    except OSError as error:
+        return f"is a directory that cannot be listed: {error.strerror}"
+    if not tables:
+        return f"is a directory, not a table; there is none in it: {_CONTENTS}"
+    return f"is a directory, not a table: give {and_more([show(str(path / name)) for name in tables], 3)}"
 
 
 def require_csv(path: Path) -> None:
@@ -37,7 +51,12 @@ def require_csv(path: Path) -> None:
     suffix = path.suffix.lower()
     if suffix in _NOT_CSV:
         reason = f"is a {suffix} file, and data sets and ratings are CSV files with commas and a header"
-        raise InputError(path, reason + (f"; {_IMAGEFOLDER}" if suffix == ".jsonl" else ": save it as 'CSV UTF-8'"))
+        ways = {
+            ".tsv": f": {_UTF8}",
+            ".jsonl": f"; {_IMAGEFOLDER}",
+            ".json": f"; of an export of Label Studio, {_CONVERSIONS}",
+        }
+        raise InputError(path, reason + ways.get(suffix, ": save it as 'CSV UTF-8'"))
 
 
 def _written_by(header: Sequence[str]) -> str:
@@ -56,7 +75,7 @@ def check_text_file(path: Path, allow_nul: bool = False) -> None:
             for number, line in enumerate(stream, 1):
                 if number == 1:
                     if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                        raise InputError(path, "is UTF-16, not UTF-8; save it as 'CSV UTF-8'", row=1)
+                        raise InputError(path, f"is UTF-16, not UTF-8; {_UTF8}", row=1)
                     line = line.removeprefix(codecs.BOM_UTF8)
                 if not _is_utf8(line):
                     first_broken, broken = first_broken or number, broken + 1
@@ -68,11 +87,11 @@ def check_text_file(path: Path, allow_nul: bool = False) -> None:
         raise InputError(path, f"cannot be read: {error.strerror}") from None
     if broken:
         where = "here" if broken == 1 else f"here and on {broken - 1} more lines"
-        raise InputError(path, f"is not UTF-8 {where}; save it as 'CSV UTF-8'", row=first_broken)
+        raise InputError(path, f"is not UTF-8 {where}; {_UTF8}", row=first_broken)
     if blank:
         raise InputError(path, "is empty")
     if nul and not allow_nul:
-        raise InputError(path, "contains a NUL byte", row=nul)
+        raise InputError(path, f"contains a NUL byte; if it is UTF-16, {_UTF8}", row=nul)
 
 
 def text_lines(path: Path, newline: str | None = "") -> Iterator[str]:
@@ -96,9 +115,9 @@ def column_places(
 ) -> dict[str, int]:
     """Where each known column is; raises `InputError` naming those missing, those found, and the way out."""
     seen = [name.strip() for name in header]
-    mark = next((mark for mark in ";\t|" if mark in seen[0]), None)
-    if len(seen) == 1 and mark:
-        raise InputError(source, f"there is only one column, {show(seen[0])}: separate by commas, not {mark!r}", row=1)
+    if mark := _other_delimiter(seen, required):
+        one = f"there is only one column, {show(seen[0])}: " if len(seen) == 1 else ""
+        raise InputError(source, f"{one}separate by commas, not {mark!r} ({_CONVERSIONS})", row=1)
     places: dict[str, int] = {}
     for column in (*required, *optional):
         exact = [place for place, name in enumerate(seen) if name == column]
@@ -121,6 +140,15 @@ def column_places(
                 reason += f"; {settings[column]} says so"
         raise InputError(source, reason + _written_by(seen), row=1, key=", ".join(missing))
     return places
+
+
+def _other_delimiter(header: Sequence[str], required: Sequence[str]) -> str | None:
+    """What separates the columns instead of commas; a name may hold a comma."""
+    for mark in ";\t|":
+        names = {name.strip().casefold() for name in ",".join(header).split(mark)}
+        if mark in header[0] and (len(header) == 1 or names & {column.casefold() for column in required}):
+            return mark
+    return None
 
 
 def csv_rows(
