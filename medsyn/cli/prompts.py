@@ -17,7 +17,7 @@ from medsyn.data.prompts import balance
 from medsyn.data.prompts.balance import Balanced
 from medsyn.data.prompts.rows import PromptSource, new_faults
 from medsyn.data.prompts.write import index_rows
-from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, InputProblems, Problem
+from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, InputProblems, Problem, grouped
 from medsyn.stage import campaign_above
 from medsyn.text import counted
 
@@ -45,7 +45,7 @@ def main(program: str, arguments: Sequence[str]) -> int:
 def _check(path: Path) -> int:
     source, faults = PromptSource.file(path), new_faults(path)
     index = index_rows(source.rows(faults))
-    for problem in [*faults.all_errors(), *faults.warnings()]:
+    for problem in grouped([*faults.all_errors(), *faults.warnings()]):
         print(f"{problem.severity}: {problem}")
     for modality, runs in index.modalities.items():
         images = [counted(sum(run.images for run in runs), "image")] if any(run.counted for run in runs) else []

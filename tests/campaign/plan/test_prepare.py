@@ -426,6 +426,19 @@ class TestImages:
         assert "`medsyn check" in reasons(pictures.config(), "warning")
 
 
+def test_texts_are_measured_with_the_models_own_tokenizer(trial: Trial) -> None:
+    """Of an estimate each of these has 62 tokens; the embedded model's vocabulary has no such word."""
+    long = "kidneys " * 60
+    for name, row in {"metadata.csv": f"ct-0.png,CT: {long},CT", "prompts.csv": f"CT: {long},CT"}.items():
+        with (trial.data / name).open("a") as stream:
+            stream.write(row + "\n")
+    told = reasons(trial.config(), "warning")
+    assert told.count("tokens, and the model's text encoder reads 77 (with those of begin and end)") == 2
+    assert "an estimate" not in told
+    away = reasons(trial.config(model_paths__stable_diffusion="no/such/model"), "warning")
+    assert "text encoder reads" not in away
+
+
 class TestPhantoms:
     @pytest.fixture
     def small(self) -> dict[str, Any]:
