@@ -699,8 +699,8 @@ def test_rows_without_a_part_of_the_body_are_left_out_with_a_count_unless_the_pl
         (
             2,
             "warning",
-            "is of MRI and names no part of the body, while data.modalities has Brain MRI, Breast MRI: write 'Brain MRI' "
-            "as its modality, or begin its text with 'Brain MRI: '; left out (2 rows: 2, 3)",
+            "is of MRI and names no part of the body, while data.modalities has Brain MRI, Breast MRI: write "
+            "'Brain MRI' as its modality, or begin its text with 'Brain MRI: '; left out (2 rows: 2, 3)",
         ),
         (4, "warning", "is of Spine MRI, which is not in data.modalities; left out (1 row)"),
     ]
