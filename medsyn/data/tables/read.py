@@ -154,12 +154,12 @@ def read_dataset(
 def dataset_of(data: DataSection) -> InputTable[ImageRow]:
     """Read the data set that a configuration names; raises as `read_dataset` does."""
     columns = data.modality_column, data.patient_column
-    return read_dataset(data.table, data.root, *columns, data.linked_roots, data.modalities)
+    return read_dataset(data.table, data.root, *columns, data.linked_roots, modalities=data.modalities)
 
 
 def ratings_of(data: DataSection) -> InputTable[RatingRow]:
     """Read the ratings that a resolved configuration names; raises as `read_ratings` does."""
-    return read_ratings(str(data.ratings_file), data.root, data.linked_roots, data.modalities)
+    return read_ratings(str(data.ratings_file), data.root, data.linked_roots, modalities=data.modalities)
 
 
 def modalities_of(path: str | Path, modality_column: str = "modality") -> list[str]:
