@@ -12,10 +12,11 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -28,6 +29,7 @@ from pydantic import (
 
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
+from medsyn.modality_names import MODALITIES, canonical_name
 from medsyn.schedulers import MOST_GUIDANCE, TRAINING_STEPS, SchedulerName, wrong_steps
 from medsyn.specification import ENVIRONMENT, OTHER_KEYS, RENAMED, foreign_variables, translate
 from medsyn.text import closest, did_you_mean
@@ -37,7 +39,7 @@ MOST_IMAGES = 1_000_000  # of one prompt
 MOST_SEED = 2**63 - 1
 PHANTOMS = "phantoms"  # data.table: the procedural data set that medsyn draws itself
 
-Modality = Literal["OCT", "CT", "X-Ray", "MRI", "Fundus"]
+Modality = Annotated[str, AfterValidator(canonical_name)]  # one of the five, or of a part of the body: `Brain MRI`
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 
 
@@ -100,7 +102,7 @@ class DataSection(Section):
     @classmethod
     def _phantoms_are_of_all(cls, tree: Any) -> Any:
         if isinstance(tree, dict) and tree.get("table", PHANTOMS) == PHANTOMS and tree.get("modalities") is None:
-            return {**tree, "modalities": list(get_args(Modality))}
+            return {**tree, "modalities": list(MODALITIES)}
         return tree
 
     @field_validator("modalities", mode="wrap")
@@ -119,8 +121,9 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _no_modality_twice(self) -> DataSection:
-        if len(set(self.modalities)) != len(self.modalities):
-            raise ValueError("data.modalities lists a modality twice")
+        for place, modality in enumerate(self.modalities):
+            if modality in self.modalities[:place]:
+                raise ValueError(f"data.modalities lists a modality twice: {modality}")
         return self
 
 

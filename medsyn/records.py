@@ -32,7 +32,7 @@ class ImageRecord(TypedDict):
 
     id: Annotated[str, About("the prompt's name, unique in its list")]
     prompt: Annotated[str, About("its text")]
-    modality: Annotated[str, About("OCT, CT, X-Ray, MRI or Fundus")]
+    modality: Annotated[str, About("OCT, CT, X-Ray, MRI or Fundus, or with a part of the body: Brain MRI")]
     mode: Annotated[str, About("`baseline` or `filtered`")]
     replicate: Annotated[int, About("number of the image among those of its prompt, from 0")]
     seed: Annotated[int | None, About("the image's noise depends on it alone", wide=True)]

@@ -5,13 +5,18 @@ Two torch threads on a small shared machine can be 20 times slower than one.
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "MEDSYN_CACHE" not in os.environ:  # else this is a process that the first one has started
+    os.environ["MEDSYN_CACHE"] = tempfile.mkdtemp(prefix="medsyn-cache-")
+    atexit.register(shutil.rmtree, os.environ["MEDSYN_CACHE"], ignore_errors=True)
 
 import pytest
 

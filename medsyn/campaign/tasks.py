@@ -18,6 +18,7 @@ from medsyn.data.prompts.store import BlockRanges
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.generation.block_store import plan_shards
+from medsyn.modality_names import anatomy_of
 from medsyn.stage import STAGES, Task, slug
 
 SCHEMA = 4  # of campaign.json, of everything below tasks/, and of the records of images
@@ -224,6 +225,8 @@ def stage_fingerprints(config: Config, inputs: Mapping[str, str]) -> dict[str, s
         inputs: fingerprints of the contents of `table`, `ratings`, `prompts` and `weights`.
     """
     fingerprints: dict[str, str] = {}
+    # which rows a model learns from depends on the parts of the body that are listed beside it
+    anatomies = [name for name in config.data.modalities if anatomy_of(name)]
     for stage in STAGES:
         reads = READS[stage]
         fingerprints[stage] = fingerprint(
@@ -233,6 +236,7 @@ def stage_fingerprints(config: Config, inputs: Mapping[str, str]) -> dict[str, s
                 "config": config.section_fingerprint(*reads.keys),
                 "inputs": {name: inputs[name] for name in reads.inputs},
                 "results": {name: fingerprints[name] for name in reads.results},
+                **({"anatomies": anatomies} if anatomies else {}),
             }
         )
     return fingerprints

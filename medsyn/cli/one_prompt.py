@@ -54,14 +54,16 @@ def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[Wanted
     from medsyn.generation.api.prompts import check_prompts
 
     problems: list[Problem] = []
+    settings = None
     unreadable = [name for name, value in given.items() if name != "prompts" and not is_unicode(str(value))]
     problems += [Problem(sources[name], f"{ascii(given[name])[:100]} is not Unicode text") for name in unreadable]
     given = {name: value for name, value in given.items() if name not in unreadable}
     with _collect(problems, sources):
-        given_settings(of_generator(given))
+        settings = given_settings(of_generator(given)).config
     if "prompts" in given:
         with _collect(problems, sources):
-            (wanted,), warnings = check_prompts(given["prompts"], given.get("count", 1), given.get("modality"))
+            asked = given["prompts"], given.get("count", 1), given.get("modality")
+            (wanted,), warnings = check_prompts(*asked, settings)
     else:
         reason = "there is no prompt; give a text such as 'Chest X-ray: clear lungs'"
         problems.append(Problem(sources["prompts"], reason))
@@ -128,7 +130,7 @@ _HELP = {
     "negative_prompt": ("TEXT", "what to steer away from"),
     "batch_size": ("N", "candidates denoised together (as many as needed, at most 8)"),
     "seed": ("N", "0 by default"),
-    "modality": ("MODALITY", "one of the five, unless the prompt starts with it"),
+    "modality": ("MODALITY", "one of the five, or of the campaign's, unless the prompt starts with it"),
     "selector": ("DIR", "filter: a trained Selector"),
     "policy": ("DIR", "filter: a trained Policy"),
     "quality_threshold": ("X", "filter: lowest Selector score of an accepted image (0.6)"),

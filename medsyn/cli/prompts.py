@@ -18,6 +18,7 @@ from medsyn.data.prompts.balance import Balanced
 from medsyn.data.prompts.rows import PromptSource, new_faults
 from medsyn.data.prompts.write import index_rows
 from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, InputProblems, Problem, grouped
+from medsyn.modality_names import MODALITIES, canonical_name
 from medsyn.stage import campaign_above
 from medsyn.text import counted
 
@@ -37,13 +38,19 @@ def main(program: str, arguments: Sequence[str]) -> int:
     amount.add_argument("--total", type=int, metavar="N", help="images in all")
     amount.add_argument("--per-cell", type=int, metavar="N", help="images of each combination")
     balanced.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new .csv or .jsonl file")
+    for command in (checked, balanced):
+        text = "as data.modalities of the campaign, such as 'Brain MRI,Breast MRI' (the five)"
+        command.add_argument("--modalities", default=",".join(MODALITIES), metavar="NAME,...", help=text)
     balanced.add_argument("--seed", type=int, default=0, help="decides which of too many captions are taken (0)")
     args = parser.parse_args(arguments)
-    return _check(args.list) if args.command == "check" else _balance(args)
+    return _check(args) if args.command == "check" else _balance(args)
 
 
-def _check(path: Path) -> int:
-    source, faults = PromptSource.file(path), new_faults(path)
+def _check(args: argparse.Namespace) -> int:
+    modalities, problems = _modalities(args.modalities)
+    if problems:
+        raise InputProblems(problems)
+    source, faults = PromptSource.file(args.list, modalities=modalities), new_faults(args.list)
     index = index_rows(source.rows(faults))
     for problem in grouped([*faults.all_errors(), *faults.warnings()]):
         print(f"{problem.severity}: {problem}")
@@ -57,10 +64,11 @@ def _check(path: Path) -> int:
 
 def _balance(args: argparse.Namespace) -> int:
     columns = list(dict.fromkeys(column.strip() for column in args.by.split(",") if column.strip()))
-    problems = list(_wrong_arguments(args, columns))
+    modalities, problems = _modalities(args.modalities)
+    problems += _wrong_arguments(args, columns)
     if problems:
         raise InputProblems(problems)
-    balanced = balance.balance(args.source, columns, args.total, args.per_cell, args.seed)
+    balanced = balance.balance(args.source, columns, args.total, args.per_cell, args.seed, modalities)
     try:
         disk.write_atomic(args.out, balance.as_text(balanced, args.out.suffix.lower()))
     except OSError as error:
@@ -72,6 +80,17 @@ def _balance(args: argparse.Namespace) -> int:
         print(f"warning: {warning}")
     _show(balanced, args.out)
     return EXIT_DONE
+
+
+def _modalities(text: str) -> tuple[list[str], list[Problem]]:
+    """The canonical names in a text such as `Brain MRI,CT`, and what is wrong with it."""
+    names, problems = [], []
+    for name in text.split(","):
+        try:
+            names.append(canonical_name(name))
+        except ValueError as error:
+            problems.append(Problem("--modalities", f"{error}, got {name.strip()!r:.100}"))
+    return names, problems
 
 
 def _wrong_arguments(args: argparse.Namespace, columns: Sequence[str]) -> Iterator[Problem]:
@@ -121,7 +140,8 @@ def _show(balanced: Balanced, path: Path) -> None:
         print(f"{more}{counted(len(absent), 'combination')} of values {are} no image: {_named(absent)}")
     if balanced.left_out:
         were = "was left out: it has" if balanced.left_out == 1 else "were left out: they have"
-        print(f"{counted(balanced.left_out, 'row')} {were} no value in {', '.join(balanced.columns)}")
+        other = "" if balanced.of_all_modalities else ", or another modality than those of --modalities"
+        print(f"{counted(balanced.left_out, 'row')} {were} no value in {', '.join(balanced.columns)}{other}")
     images = sum(cell.images for cell in balanced.cells)
     prompts, cells = counted(len(balanced.rows), "prompt"), counted(len(balanced.cells), "cell")
     print(f"{path}: {counted(images, 'image')} of {prompts} in {cells}")

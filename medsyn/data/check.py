@@ -142,9 +142,9 @@ def _read_table(
             prompts = Contents(str(path), kind)
             return _Table(path, _with_kind(path, check_prompts(path, prompts.see_prompt, tokens)), [], prompts)
         if kind == "ratings":
-            ratings = read_ratings(path, root, linked, tokens)
+            ratings = read_ratings(path, root, linked, tokens=tokens)
             return _Table(path, ratings.problems, [*ratings.rows])
-        dataset = read_dataset(path, root, modality_column, patient_column, linked, tokens)
+        dataset = read_dataset(path, root, modality_column, patient_column, linked, tokens=tokens)
         return _Table(path, dataset.problems + dataset.advice, [*dataset.rows])
     except (InputError, InputProblems) as error:
         return _Table(path, _with_kind(path, error.problems), [])

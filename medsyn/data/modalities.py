@@ -1,36 +1,14 @@
-"""The five modalities, their spellings, and the texts (captions and prompts) that name them."""
+"""The texts (captions and prompts) that name a modality: their prefix, and what is wrong with them."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from functools import lru_cache
 
-from medsyn.text import did_you_mean
+from medsyn.modality_names import Named, read_name
 
-MODALITIES: tuple[str, ...] = ("OCT", "CT", "X-Ray", "MRI", "Fundus")
 CLIP_TOKENS = 75  # CLIP reads 77, two of which mark begin and end
 
-# Spellings are compared without case, spaces, hyphens and underscores: `X-ray`, `x_ray`, `XRAY`.
-# The short ones without a vowel, `opt` and `op` are DICOM's modality codes.
-_SPELLINGS: dict[str, str] = {
-    "OCT": "oct octscan octbscan sdoct ssoct opt opticalcoherencetomography",
-    "CT": "ct ctscan cta ctangiography hrct ldct ncct cect computedtomography",
-    "X-Ray": "xray xrays xr cxr cr dx xrayimage radiograph radiography plainradiograph",
-    "MRI": "mri mr mriscan mrscan magneticresonance magneticresonanceimaging",
-    "Fundus": "fundus op cfp fundusphoto fundusphotograph fundusphotography fundusimage",
-}
-# What may stand before or after a modality: `Chest X-ray`, `BrainMRI`, `CT abdomen`, `left fundus`.
-_QUALIFIERS = (
-    "head|brain|cerebral|skull|neck|orbit|eye|retina|retinal|macula|macular|chest|thorax|thoracic|lung|pulmonary|heart|"
-    "cardiac|breast|abdomen|abdominal|liver|kidney|renal|pelvis|pelvic|prostate|spine|spinal|cervical|lumbar|shoulder|"
-    "elbow|wrist|hand|hip|knee|ankle|foot|left|right|axial|coronal|sagittal|frontal|lateral|contrast|color|colour"
-)
-_SPELLING = re.compile(
-    f"(?:{_QUALIFIERS})*"
-    + "(?:" + "|".join("(" + spellings.replace(" ", "|") + ")" for spellings in _SPELLINGS.values()) + ")"
-    + f"(?:{_QUALIFIERS})*"
-)  # fmt: skip
 _PREFIX = re.compile(r"\s*([^:：]{1,60})[:：]\s*")
 _NOTHING = {"", "nan", "na", "n/a", "#n/a", "<na>", "none", "null"}
 _PLACEHOLDER = re.compile(
@@ -41,37 +19,23 @@ _PLACEHOLDER = re.compile(
 _PIECE = re.compile(r"\d|[^\W\d_]+|[^\w\s]+|_+")
 
 
-def _squeeze(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name.casefold())
+def read_prefix(text: str) -> tuple[Named | None, str]:
+    """What the name that a text starts with says, and the rest of the text.
 
-
-@lru_cache(maxsize=1024)
-def canonical_modality(name: str) -> str | None:
-    """The canonical name of a modality spelled in any usual way, or None.
-
-    Case, spaces, hyphens and underscores are ignored, and a body part, side or plane before or after the modality is
-    understood: `CXR`, `Chest X-ray`, `BrainMRI`, `CT abdomen`, `fundus photography`.
+    Only a modality and a colon make a prefix: `Findings: none` and `CT of the chest` -> (None, the whole text).
     """
-    match = _SPELLING.fullmatch(_squeeze(name))
-    return MODALITIES[match.lastindex - 1] if match and match.lastindex else None
-
-
-def not_a_modality(name: str) -> str:
-    """The message for a `name` that is not a modality: lists the five, and suggests the closest one if there is one."""
-    spellings = {spelling: modality for modality, known in _SPELLINGS.items() for spelling in known.split()}
-    hint = did_you_mean(_squeeze(name), spellings, cutoff=0.7, show=spellings.__getitem__)
-    return f"is not one of the five modalities {', '.join(MODALITIES)}{hint}"
+    match = _PREFIX.match(text)
+    named = read_name(match[1]) if match else None
+    return (named, text[match.end() :]) if match and named else (None, text)
 
 
 def split_prefix(text: str) -> tuple[str | None, str]:
-    """The modality that a text starts with, and the rest of the text.
+    """The one of the five modalities that a text starts with, and the rest of the text.
 
-    `Chest X-ray: clear lungs` -> (`X-Ray`, `clear lungs`). Only a modality and a colon make a prefix:
-    `Findings: none` and `CT of the chest` -> (None, the whole text).
+    `Chest X-ray: clear lungs` -> (`X-Ray`, `clear lungs`).
     """
-    match = _PREFIX.match(text)
-    modality = canonical_modality(match[1]) if match else None
-    return (modality, text[match.end() :]) if match and modality else (None, text)
+    named, rest = read_prefix(text)
+    return (named.modality if named else None), rest
 
 
 def clean_text(text: str) -> str:

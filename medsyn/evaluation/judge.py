@@ -7,7 +7,9 @@ have no such judge, and the report then says so.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -17,9 +19,11 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+import medsyn
 from medsyn import disk
 from medsyn.data.images.pixels import fit_square
 from medsyn.data.phantoms.phantom import FINDINGS, KINDS, MODALITY_OF, Label, draw_phantom, parse_caption, render
@@ -30,6 +34,8 @@ from medsyn.seeds import seed
 SIDE = 64  # pixels the judge sees
 CLASSES = tuple((kind, finding) for kind in KINDS for finding in FINDINGS[kind])
 ASPECTS = ("modality", "kind", "finding", "side")
+CACHE_VARIABLE = "MEDSYN_CACHE"  # names the directory of what all campaigns of a user share
+_WEIGHTS, _RECIPE = "model.safetensors", "recipe.json"
 _RENDERED = 128  # drawn larger and shrunk, as a campaign's images are
 
 
@@ -141,17 +147,51 @@ def train(recipe: JudgeRecipe = RECIPE, progress: Callable[[int, int], None] | N
 def load_or_train(
     directory: Path, recipe: JudgeRecipe = RECIPE, progress: Callable[[int, int], None] | None = None
 ) -> Judge:
-    """Load the judge saved in `directory`; train and save it first if it is missing or has a different recipe."""
-    weights, provenance = directory / "model.safetensors", directory / "recipe.json"
-    if provenance.is_file() and weights.is_file() and disk.read_json(provenance) == recipe.provenance:
-        judge = Judge(recipe.width)
-        judge.load_state_dict(load_file(weights))
-        return judge.eval()
-    judge = train(recipe, progress)
-    provenance.unlink(missing_ok=True)  # written last: while it is absent the weights are nobody's
-    disk.write_atomic(weights, save({name: tensor.contiguous() for name, tensor in judge.state_dict().items()}))
-    disk.write_json(provenance, recipe.provenance)
+    """The judge of a recipe: that of `directory`, else the one that this user's cache has, else a new one.
+
+    A judge that was not in `directory` is saved there; a new one goes to the cache as well, if that can be written.
+    """
+    if judge := _saved(directory, recipe):
+        return judge
+    cache = _cache(recipe)
+    judge = _saved(cache, recipe) if cache else None
+    if judge is None:
+        judge = train(recipe, progress)
+        if cache:
+            with suppress(OSError):  # no home, a full or read-only one: it is trained again next time
+                _save(judge, cache, recipe)
+    _save(judge, directory, recipe)
     return judge
+
+
+def _cache(recipe: JudgeRecipe) -> Path | None:
+    """Where this user's judge of a recipe is kept, for all campaigns; None if there is no home directory."""
+    made_by = [medsyn.__version__, torch.__version__, np.__version__]
+    name = f"judge-{disk.fingerprint([recipe.provenance, made_by])[:16]}"
+    try:
+        return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "medsyn") / name
+    except RuntimeError:
+        return None
+
+
+def _saved(directory: Path, recipe: JudgeRecipe) -> Judge | None:
+    """The judge that `_save` has left, None if there is none, or one of another recipe, or a damaged one."""
+    try:
+        if disk.read_json(directory / _RECIPE) != recipe.provenance:
+            return None
+        judge = Judge(recipe.width)
+        judge.load_state_dict(load_file(directory / _WEIGHTS))
+    except (OSError, ValueError, RuntimeError, SafetensorError):
+        return None
+    return judge.eval()
+
+
+def _save(judge: Judge, directory: Path, recipe: JudgeRecipe) -> None:
+    provenance = directory / _RECIPE
+    provenance.unlink(missing_ok=True)  # written last: while it is absent the weights are nobody's
+    tensors = {name: tensor.contiguous() for name, tensor in judge.state_dict().items()}
+    disk.write_atomic(directory / _WEIGHTS, save(tensors))
+    disk.write_json(provenance, recipe.provenance)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ Text and axes take the page's text colour (`currentColor`), so figures suit both
 from __future__ import annotations
 
 import io
+import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -18,8 +19,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
-from medsyn.data.modalities import MODALITIES
 from medsyn.evaluation.tally import SCORE_BINS
+from medsyn.modality_names import MODALITIES, in_order
 
 # Medium lightness, visible on white and on black; distinguishable with red-green colour blindness.
 COLOURS = ("#3d7fd6", "#dd8a26", "#2f9e77", "#b261b8", "#cf5a5a", "#7f8794")
@@ -88,13 +89,14 @@ def _finish(axes: Axes, title: str, xlabel: str, ylabel: str = "") -> None:
         axes.legend()
 
 
-def loss_curves(curves: Mapping[str, pd.DataFrame]) -> str:
+def loss_curves(curves: Mapping[str, pd.DataFrame], colours: Mapping[str, str] | None = None) -> str:
     """Fine-tuning loss over steps, one line per modality: every record faint, with a running mean on top."""
+    chosen = colours or colours_of(curves)
 
     def draw(panels: Sequence[Axes]) -> None:
         (axes,) = panels
         for modality, curve in curves.items():
-            colour = _colour(modality)
+            colour = chosen[modality]
             losses = _values(curve, "loss")
             smooth = losses.rolling(max(1, len(losses) // 10)).mean().dropna()
             axes.plot(losses, color=colour, alpha=0.3, linewidth=0.8)
@@ -122,13 +124,14 @@ def stage1_curves(curve: pd.DataFrame) -> str:
     return _svg("rlhf-stage1", "RLHF stage 1: losses, AUROC and rewards over epochs", 3, draw)
 
 
-def stage2_curves(curves: Mapping[str, pd.DataFrame]) -> str:
+def stage2_curves(curves: Mapping[str, pd.DataFrame], colours: Mapping[str, str] | None = None) -> str:
     """RLHF stage 2 over epochs, one colour per modality: loss, AUROC, scores of good (solid) and poor."""
+    chosen = colours or colours_of(curves)
 
     def draw(panels: Sequence[Axes]) -> None:
         losses, auroc, rewards = panels
         for modality, curve in curves.items():
-            colour = _colour(modality)
+            colour = chosen[modality]
             _line(losses, curve, "policy_loss", color=colour, label=modality)
             _line(auroc, curve, "policy_auroc", color=colour)
             _line(rewards, curve, "reward_good", color=colour)
@@ -176,6 +179,8 @@ def _chance(axes: Axes) -> None:
     axes.set_ylim(0, 1.03)
 
 
-def _colour(modality: str) -> str:
-    """The same colour for a modality in every figure."""
-    return COLOURS[MODALITIES.index(modality) % len(COLOURS)]
+def colours_of(modalities: Collection[str]) -> dict[str, str]:
+    """A colour for each modality: always the same one for each of the five, what is free for the others."""
+    plain = {name: COLOURS[MODALITIES.index(name)] for name in modalities if name in MODALITIES}
+    free = itertools.cycle([colour for colour in COLOURS if colour not in plain.values()] or COLOURS)
+    return plain | {name: next(free) for name in in_order(modalities) if name not in plain}

@@ -18,11 +18,12 @@ from medsyn.config import Config
 from medsyn.data.images.pixels import fit_square
 from medsyn.data.images.read import read_image
 from medsyn.data.prompts.store import PromptList, open_lists
-from medsyn.data.tables.read import MODALITIES, ImageRow, dataset_of
+from medsyn.data.tables.read import ImageRow, dataset_of
 from medsyn.data.tables.split import hold_out
 from medsyn.errors import InputError, InputProblems
 from medsyn.evaluation.generated import GeneratedImages, Missing, Picture, Tick, picture, read_generated, spread
 from medsyn.generation.block_store import Item
+from medsyn.modality_names import in_order
 from medsyn.seeds import seed
 from medsyn.stage import STAGES, CampaignDirectory, slug
 
@@ -52,7 +53,7 @@ class Gathered:
     @property
     def modalities(self) -> list[str]:
         """The modalities that have real images or prompts, in a fixed order."""
-        return [modality for modality in MODALITIES if modality in self.real.counts or modality in self.prompts]
+        return in_order({*self.real.counts, *self.prompts})
 
 
 def gather(config: Config, directory: CampaignDirectory, tick: Tick) -> Gathered:
@@ -159,8 +160,9 @@ def read_curves(config: Config, directory: CampaignDirectory) -> Curves:
     """Read every learning curve that exists."""
 
     def by_modality(stage: str, unit: str) -> dict[str, pd.DataFrame]:
-        found = {name: _read_curve(directory.work(stage, slug(name)) / "metrics.jsonl", unit) for name in MODALITIES}
-        return {name: curve for name, curve in found.items() if len(curve) and name in config.data.modalities}
+        names = in_order(config.data.modalities)
+        found = {name: _read_curve(directory.work(stage, slug(name)) / "metrics.jsonl", unit) for name in names}
+        return {name: curve for name, curve in found.items() if len(curve)}
 
     return Curves(
         finetune=by_modality("finetune", "step"),

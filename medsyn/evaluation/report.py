@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -82,10 +83,11 @@ def _header(campaign: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _training_figures(curves: Curves) -> list[tuple[str, Markup]]:
     """(title, SVG) of every stage with a learning curve."""
+    colours = plots.colours_of({*curves.finetune, *curves.stage2})  # of a modality the same in every figure
     drawn: Iterable[tuple[str, Any, Any]] = (
-        ("Fine-tuning", plots.loss_curves, curves.finetune),
+        ("Fine-tuning", partial(plots.loss_curves, colours=colours), curves.finetune),
         ("RLHF stage 1: Selector and Policy on all ratings", plots.stage1_curves, curves.stage1),
-        ("RLHF stage 2: the Policy of each modality", plots.stage2_curves, curves.stage2),
+        ("RLHF stage 2: the Policy of each modality", partial(plots.stage2_curves, colours=colours), curves.stage2),
     )
     return [(title, Markup(draw(data))) for title, draw, data in drawn if len(data)]
 

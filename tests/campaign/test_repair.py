@@ -62,7 +62,7 @@ def test_what_is_damaged_is_set_aside_and_made_again(copied: Path, undisturbed: 
     others = {path: path.stat().st_mtime_ns for path in images(copied)}
     code, lines = medsyn("verify", str(copied), "--repair")
     assert code == 1 and len(lines) > 1
-    commands = [line.split()[-4:] for line in lines if " -m medsyn worker " in line]
+    commands = [line.split()[-4:] for line in lines if " -m medsyn generate " in line]
     assert len(commands) == (0 if name == "a stranger" or "record of what" in name else 1)
     assert not commands or lines[-2].startswith("1 task must run again")
     for command in commands:

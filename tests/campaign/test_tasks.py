@@ -194,3 +194,13 @@ def test_every_configuration_key_is_read_or_known_to_change_no_result() -> None:
     }
     unread = {key for key, _ in flatten(Config().model_dump()) if not any(reads_key(stage, key) for stage in STAGES)}
     assert unread == free
+
+
+def test_parts_of_the_body_beside_a_modality_change_what_its_model_learns_from() -> None:
+    """Which rows are plain MRI depends on what else is listed; among the five it does not."""
+
+    def finetune(*modalities: str) -> str:
+        return stage_fingerprints(config(data={"modalities": list(modalities)}), INPUTS)["finetune"]
+
+    assert finetune("MRI") == finetune("MRI", "CT")
+    assert len({finetune("MRI"), finetune("MRI", "Brain MRI"), finetune("MRI", "Breast MRI")}) == 3

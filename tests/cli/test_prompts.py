@@ -50,6 +50,7 @@ def test_a_balanced_list_is_written_and_what_was_repeated_or_left_out_is_said(
         (["--by", "finding", "--total", "0"], "--total: 0 is not 1 or more"),
         (["--by", "finding", "--per-cell", "-1"], "--per-cell: -1 is not 1 or more"),
         (["--by", "finding", "--total", "2"], "fewer than the 3 cells"),
+        (["--total", "2", "--modalities", "CT,Toe MRI"], "--modalities: there is no such part of the body: known are"),
     ],
 )
 def test_what_cannot_be_balanced_is_said_in_one_line_and_nothing_is_written(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -85,6 +86,13 @@ def test_the_same_recipe_gives_the_same_judge_and_no_global_randomness_is_used()
         assert torch.equal(one, other)
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(judge.CACHE_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.usefixtures("cache")
 def test_a_judge_is_trained_once_and_again_for_another_recipe(tmp_path: Path) -> None:
     epochs: list[int] = []
     first = judge.load_or_train(tmp_path, SMALL, lambda done, _: epochs.append(done))
@@ -95,14 +103,41 @@ def test_a_judge_is_trained_once_and_again_for_another_recipe(tmp_path: Path) ->
     assert epochs == [1, 1]
 
 
-def test_a_judge_that_was_killed_while_saving_is_trained_again(tmp_path: Path) -> None:
-    judge.load_or_train(tmp_path, SMALL)
-    (tmp_path / "recipe.json").unlink()
-    (tmp_path / "model.safetensors").write_bytes(b"torn")
+@pytest.mark.parametrize("damage", ["killed", "torn"])
+def test_a_judge_that_was_not_saved_whole_is_trained_again(tmp_path: Path, cache: Path, damage: str) -> None:
+    judge.load_or_train(tmp_path / "one", SMALL)
+    (kept,) = cache.iterdir()
+    for folder in (tmp_path / "one", kept):
+        if damage == "killed":
+            (folder / "recipe.json").unlink()
+        (folder / "model.safetensors").write_bytes(b"torn")
     epochs: list[int] = []
-    judge.load_or_train(tmp_path, SMALL, lambda done, _: epochs.append(done))
+    judge.load_or_train(tmp_path / "one", SMALL, lambda done, _: epochs.append(done))
     assert epochs == [1]
-    assert disk.read_json(tmp_path / "recipe.json") == SMALL.provenance
+    for folder in (tmp_path / "one", kept):
+        assert disk.read_json(folder / "recipe.json") == SMALL.provenance
+
+
+@pytest.mark.usefixtures("cache")
+def test_another_campaign_has_the_judge_of_the_first(tmp_path: Path) -> None:
+    epochs: list[int] = []
+    for name in ("one", "other"):
+        judge.load_or_train(tmp_path / name, SMALL, lambda done, _: epochs.append(done))
+    assert epochs == [1]
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "other"))
+    assert one == other
+
+
+def test_without_a_place_for_it_a_judge_is_trained_each_time(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.write_text("not a directory")
+    epochs: list[int] = []
+    judge.load_or_train(tmp_path / "one", SMALL, lambda done, _: epochs.append(done))
+    monkeypatch.delenv(judge.CACHE_VARIABLE)
+    monkeypatch.setattr(Path, "home", Mock(side_effect=RuntimeError))
+    judge.load_or_train(tmp_path / "other", SMALL, lambda done, _: epochs.append(done))
+    assert epochs == [1, 1]
 
 
 def test_the_judges_seed_is_no_campaigns_seed() -> None:

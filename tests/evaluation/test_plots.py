@@ -27,6 +27,14 @@ def test_a_figure_is_one_svg_element_in_the_colour_of_the_page() -> None:
     assert "metadata" not in svg
 
 
+def test_six_kinds_have_six_colours_and_the_five_keep_theirs() -> None:
+    six = plots.colours_of(["OCT", "Fundus", "Chest X-Ray", "Chest CT", "Brain MRI", "Breast MRI"])
+    assert len(set(six.values())) == 6
+    five = plots.colours_of(["OCT", "CT", "X-Ray", "MRI", "Fundus"])
+    assert list(five.values()) == list(plots.COLOURS[:5]) and six["Fundus"] == five["Fundus"]
+    assert len(plots.colours_of(["MRI", *(f"{part} MRI" for part in "ABCDEFGH")])) == 9, "colours come again"
+
+
 def test_a_modality_has_one_colour_whoever_is_beside_it() -> None:
     colour = plots.COLOURS[1]
     assert colour in plots.loss_curves({"CT": CURVE}) and colour in plots.stage2_curves({"OCT": CURVE, "CT": CURVE})

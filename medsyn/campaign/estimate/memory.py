@@ -11,6 +11,7 @@ from medsyn.campaign.estimate import architecture
 from medsyn.campaign.estimate.architecture import Architecture, Count
 from medsyn.campaign.estimate.workload import Volume
 from medsyn.config import Config
+from medsyn.modality_names import base_modality
 from medsyn.stage import Task
 from medsyn.text import GIB
 
@@ -120,7 +121,7 @@ def checkpoint_bytes(config: Config, model: Architecture) -> int:
 
 
 def _images(config: Config, task: Task, work: Volume, candidates: float) -> float:
-    values = COLOURS.get(task.modality or "", 1) * config.data.resolution**2
+    values = COLOURS.get(base_modality(task.modality or ""), 1) * config.data.resolution**2
     image = PNG_BYTES_PER_VALUE * values + IMAGE_RECORDS + DISK_BLOCK
     blocks = work.places / config.generation.block_size
     total = 0.0

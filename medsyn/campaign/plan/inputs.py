@@ -22,7 +22,7 @@ from medsyn.campaign.state import campaign_file
 from medsyn.campaign.state.campaign_file import CampaignRecord
 from medsyn.campaign.tasks import Plan, build, count_blocks
 from medsyn.config import PHANTOMS, Config
-from medsyn.data.modalities import MODALITIES, split_prefix
+from medsyn.data.modalities import read_prefix
 from medsyn.data.prompts.rows import PromptRow, PromptSource, new_faults, wrong_negative
 from medsyn.data.prompts.store import INDEX, ListIndex, Run
 from medsyn.data.prompts.write import index_rows, write_lists
@@ -32,6 +32,7 @@ from medsyn.data.tables.split import group, hold_out
 from medsyn.data.tables.token_count import TokenCount
 from medsyn.disk import absolute
 from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem
+from medsyn.modality_names import MODALITIES, anatomy_of, most_specific
 from medsyn.models import weights
 from medsyn.models.tokenizer import token_count
 from medsyn.schedulers import SchedulerName, wrong_steps
@@ -292,9 +293,9 @@ def phantoms(module: str) -> ModuleType:
 
 def _phantom_counts(config: Config) -> dict[str, Counter[str]]:
     """What the phantoms' tables will hold."""
-    wanted = config.data.phantoms
-    all_kinds = phantoms("phantom").MODALITY_OF.values()
-    kinds = Counter(modality for modality in all_kinds if modality in config.data.modalities)
+    wanted, modalities = config.data.phantoms, config.data.modalities
+    of_kinds = (_modality_of(f"{kind}: ", modalities) for kind in phantoms("phantom").KINDS)
+    kinds = Counter(modality for modality in of_kinds if modality in modalities)
     sizes = {
         "images": wanted.images_per_kind,
         "rated images": wanted.images_per_kind,
@@ -426,18 +427,28 @@ def find_source(
         reason = "there is a prompt list as well (data.prompts); keep one of the two"
         problems.append(Problem(CONFIGURATION, reason, key=BASE_PROMPT))
     if file is not None:
-        return PromptSource.file(file, config.data.keep_columns)
+        return PromptSource.file(file, config.data.keep_columns, config.data.modalities)
     if base is None:
         captions = _captions(config, images)
-        return PromptSource.texts(config.data.table, captions) if captions else None
-    modality = split_prefix(base)[0] or (config.data.modalities[0] if len(config.data.modalities) == 1 else None)
+        return PromptSource.texts(config.data.table, captions, config.data.modalities) if captions else None
+    modality = _modality_of(base, config.data.modalities)
     if modality is None:
+        example = next((name for name in config.data.modalities if anatomy_of(name)), "CT")
         reason = (
-            f"its modality is not clear: start it with one, as in 'CT: {base}', or name just one in data.modalities"
+            f"its modality is not clear: start it with one, as in '{example}: {read_prefix(base)[1]}', "
+            "or name just one in data.modalities"
         )
         problems.append(Problem(CONFIGURATION, reason, key=BASE_PROMPT))
         return None
-    return PromptSource.texts(BASE_PROMPT, [(modality, base)])
+    return PromptSource.texts(BASE_PROMPT, [(modality, base)], config.data.modalities)
+
+
+def _modality_of(prompt: str, modalities: Sequence[str]) -> str | None:
+    """The modality that a prompt's prefix names; without one the only modality there is, if there is only one."""
+    named, _ = read_prefix(prompt)
+    if named is not None:
+        return most_specific(named.modality, named.anatomies, modalities)
+    return modalities[0] if len(modalities) == 1 else None
 
 
 def _captions(config: Config, images: Iterable[ImageRow]) -> list[tuple[str, str]]:

@@ -39,8 +39,8 @@ from medsyn.data.images.pixels import (
     square_pixels,
     warn_of_mask,
 )
-from medsyn.data.modalities import canonical_modality
 from medsyn.errors import InputError
+from medsyn.modality_names import canonical_modality
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _LAYOUT = ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation", "SamplesPerPixel")

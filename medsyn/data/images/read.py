@@ -13,6 +13,7 @@ from medsyn.data.images.generator_marks import SYNTHETIC_KEY
 from medsyn.data.images.pixels import Image, Record
 from medsyn.data.images.raster import read_raster
 from medsyn.disk import why_not_a_file
+from medsyn.modality_names import base_modality
 
 __all__ = ["SYNTHETIC_KEY", "Image", "format_of", "read_image"]
 
@@ -52,14 +53,14 @@ def read_image(path: str | Path, modality: str | None = None, volume: int | None
     Args:
         path: a `.png`, `.jpg`, `.jpeg`, `.dcm`, `.dicom`, `.nii` or `.nii.gz` file, or a DICOM file of any other name
             (archives export `IM000001`); case is ignored.
-        modality: one of the five modalities, if a table names it. It decides how values without a window of their
-            own are shown (CT: soft tissue, 40/400 HU), and a DICOM header that contradicts it is a warning.
+        modality: a canonical name (`CT`, `Chest CT`), if a table names it. It decides how values without a window of
+            their own are shown (CT: soft tissue, 40/400 HU), and a DICOM header that contradicts it is a warning.
         volume: which volume of a 4-D NIfTI file, from 1.
 
     Raises:
         InputError: the file cannot be used; the reason contains nothing that a header says about a patient.
     """
-    record = Record(Path(path))
+    record, modality = Record(Path(path)), base_modality(modality) if modality else None
     expected = _FORMATS.get(_extension(record.path))
     content = _content(_head(record))
     if expected is None and content != "DICOM":

@@ -11,7 +11,7 @@ import heapq
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, product
 from pathlib import Path
@@ -25,6 +25,7 @@ from medsyn.data.tables.csv_rows import check_text_file, column_places, csv_rows
 from medsyn.data.tables.identifiers import may_identify
 from medsyn.data.tables.row_errors import Faults, show
 from medsyn.errors import InputError, InputProblems, Problem
+from medsyn.modality_names import MODALITIES
 from medsyn.seeds import seed
 from medsyn.text import counted, did_you_mean
 
@@ -54,8 +55,9 @@ class Balanced:
     columns: Sequence[str]
     cells: list[BalancedCell]
     rows: list[PromptRow]  # each with its `n`
-    left_out: int  # rows of the source without a value in one of the columns
+    left_out: int  # rows of the source without a value in one of the columns, or of other modalities
     warnings: Sequence[Problem] = ()  # about the source
+    of_all_modalities: bool = True
 
     def absent(self, most: int) -> list[Cell]:
         """Combinations of the columns' values that no row of the source has, at most `most` of them."""
@@ -65,7 +67,12 @@ class Balanced:
 
 
 def balance(
-    path: Path, columns: Sequence[str], total: int | None = None, per_cell: int | None = None, draw: int = 0
+    path: Path,
+    columns: Sequence[str],
+    total: int | None = None,
+    per_cell: int | None = None,
+    draw: int = 0,
+    modalities: Collection[str] = MODALITIES,
 ) -> Balanced:
     """Choose prompts so that every cell gets the same number of images, or one more.
 
@@ -75,6 +82,7 @@ def balance(
         total: images in all.
         per_cell: images of each cell; give one of the two.
         draw: the seed that decides which captions are used if there are more than needed.
+        modalities: as `data.modalities`; rows that belong to none of them are left out.
 
     Raises:
         InputError, InputProblems: the source cannot be read, or has no such column.
@@ -85,7 +93,7 @@ def balance(
         if may_identify(column):
             reason = "may identify patients, and what a list is balanced by goes along with every image"
             raise InputError("--by", f"{show(column)} {reason}; if it does not, rename the column")
-    source = _source(path, columns)
+    source = _source(path, columns, modalities)
     faults = new_faults(source.name)
     captions, left_out, names = _count(source, columns, faults)
     cells = sorted(captions)
@@ -106,6 +114,7 @@ def balance(
         [row for cell in cells for row in _share(chosen[cell], wanted[cell])],
         left_out,
         faults.warnings(),
+        set(MODALITIES) <= set(modalities),
     )
 
 
@@ -143,10 +152,10 @@ def _record(row: PromptRow) -> dict[str, Scalar]:
     return {column: value for column, value in known.items() if value is not None} | dict(row.extra)
 
 
-def _source(path: Path, columns: Sequence[str]) -> PromptSource:
+def _source(path: Path, columns: Sequence[str], modalities: Collection[str]) -> PromptSource:
     """The prompts of a file; of a data set's table its captions, with the requested columns."""
     if table_kind(path) == "prompts":
-        return PromptSource.file(path)
+        return PromptSource.file(path, modalities=modalities)
 
     def records(faults: Faults) -> Iterator[tuple[int, Mapping[str, Any]]]:
         require_csv(path)
@@ -164,7 +173,7 @@ def _source(path: Path, columns: Sequence[str]) -> PromptSource:
         for line, row in csv_rows(faults, text_lines(path), places):
             yield line, {"prompt" if column == "Text" else column: value for column, value in row.items()}
 
-    return PromptSource(str(path), records)
+    return PromptSource(str(path), records, modalities=modalities)
 
 
 def _cell(row: PromptRow, columns: Sequence[str]) -> tuple[Cell, list[str]] | None:
@@ -188,7 +197,7 @@ def _count(source: PromptSource, columns: Sequence[str], faults: Faults) -> tupl
     known: dict[str, None] = {}
     for row in source.rows(faults):
         known.update(dict.fromkeys(row.extra))
-        found = _cell(row, columns)
+        found = _cell(row, columns) if row.modality in source.modalities else None
         if found is None:
             left_out += 1
         elif seen.count(_key(found[0], row)) == 1:
@@ -220,7 +229,7 @@ def _choose(source: PromptSource, columns: Sequence[str], wanted: Mapping[Cell, 
     kept: dict[Cell, list[tuple[int, int, PromptRow]]] = {cell: [] for cell in wanted}
     seen = Seen()
     for number, row in enumerate(source.rows(new_faults(source.name))):
-        found = _cell(row, columns)
+        found = _cell(row, columns) if row.modality in source.modalities else None
         if found is None or found[0] not in kept or seen.count(_key(found[0], row)) > 1:
             continue
         cell = kept[found[0]]

@@ -23,14 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from medsyn.config import MOST_IMAGES, MOST_SEED
-from medsyn.data.modalities import MODALITIES, clean_text, split_prefix
+from medsyn.data.modalities import clean_text, read_prefix
 from medsyn.data.prompts.formats import COLUMNS, Records, read_records
 from medsyn.data.prompts.hash_counter import Seen
 from medsyn.data.tables.row_errors import Faults, show
-from medsyn.data.tables.text_checks import check_modality, check_text
+from medsyn.data.tables.text_checks import belongs_to, check_modality, check_text
 from medsyn.data.tables.token_count import TokenCount
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
+from medsyn.modality_names import MODALITIES
 from medsyn.schedulers import MOST_GUIDANCE, TRAINING_STEPS
 from medsyn.stage import slug
 
@@ -65,17 +66,22 @@ class PromptSource:
     name: str  # what problems name as their source
     records: Callable[[Faults], Records]
     is_file: bool = True
+    modalities: Collection[str] = MODALITIES  # that a prompt may belong to, besides the five
 
     @classmethod
-    def file(cls, path: str | Path, keep: Collection[str] = ()) -> PromptSource:
+    def file(
+        cls, path: str | Path, keep: Collection[str] = (), modalities: Collection[str] = MODALITIES
+    ) -> PromptSource:
         """The list in a file; `keep` as for `read_records`."""
-        return cls(str(path), lambda faults: read_records(Path(path), faults, keep))
+        return cls(str(path), lambda faults: read_records(Path(path), faults, keep), modalities=modalities)
 
     @classmethod
-    def texts(cls, name: str, texts: Iterable[tuple[str, str]]) -> PromptSource:
+    def texts(
+        cls, name: str, texts: Iterable[tuple[str, str]], modalities: Collection[str] = MODALITIES
+    ) -> PromptSource:
         """A list of (modality, text)."""
         records = [(row, {"modality": modality, "prompt": text}) for row, (modality, text) in enumerate(texts, 1)]
-        return cls(name, lambda faults: iter(records), is_file=False)
+        return cls(name, lambda faults: iter(records), is_file=False, modalities=modalities)
 
     def rows(self, faults: Faults) -> Iterator[PromptRow]:
         """The good rows, one at a time; what is wrong with the others is added to `faults`.
@@ -83,7 +89,7 @@ class PromptSource:
         Raises:
             InputError, InputProblems: the list as a whole cannot be used; the latter once it has been read to its end.
         """
-        reader, empty = _Reader(faults), True
+        reader, empty = _Reader(faults, self.modalities), True
         for row, record in self.records(faults):
             good = reader.row(row, record)
             if good is not None:
@@ -110,7 +116,10 @@ def check_prompts(
 
 
 def read_texts(
-    name: str, texts: Iterable[Mapping[str, Any]], modality: str | None = None
+    name: str,
+    texts: Iterable[Mapping[str, Any]],
+    modality: str | None = None,
+    modalities: Collection[str] = MODALITIES,
 ) -> tuple[list[PromptRow], list[Problem]]:
     """Prompts that are not in a file, checked like the rows of a list: the good ones, and every problem.
 
@@ -118,9 +127,10 @@ def read_texts(
         name: what problems name as their source.
         texts: for each prompt, the columns of a row.
         modality: of the prompts that do not name theirs.
+        modalities: that a prompt may belong to, besides the five.
     """
     faults = Faults(name)
-    reader = _Reader(faults)
+    reader = _Reader(faults, modalities)
     read = [reader.row(row, {"modality": modality, **record}) for row, record in enumerate(texts, 1)]
     return [row for row in read if row is not None], [*faults.errors, *faults.warnings(with_rows=False)]
 
@@ -139,8 +149,9 @@ def new_faults(source: str | Path, tokens: TokenCount | None = None) -> Faults:
 class _Reader:
     """From records to rows; remembers the ids and prompts it has seen."""
 
-    def __init__(self, faults: Faults) -> None:
+    def __init__(self, faults: Faults, modalities: Collection[str]) -> None:
         self._faults = faults
+        self._modalities = modalities
         self._ids = Seen()
         self._prompts = Seen()
 
@@ -185,12 +196,19 @@ class _Reader:
         name, written = self._line(row, values, "modality"), self._line(row, values, "prompt")
         if name is None or written is None or "prompt" not in values:
             return None, None
-        modality = check_modality(self._faults, row, "modality", name) if name else split_prefix(written)[0]
+        modality = self._modality(row, name, written)
         prompt = check_text(self._faults, row, "prompt", written, modality)
         if prompt and not modality and not name:
             way_out = f"start it with one of the five ({', '.join(MODALITIES)}) and a colon"
             self._faults.error(row, "prompt", f"{show(prompt)} names no modality; {way_out}")
         return modality, prompt
+
+    def _modality(self, row: int, name: str, written: str) -> str | None:
+        """What the modality's column says, or else the prompt's prefix."""
+        if name:
+            return check_modality(self._faults, row, "modality", name, written, self._modalities)
+        said, _ = read_prefix(written)
+        return None if said is None else belongs_to(self._faults, row, "prompt", said, written, self._modalities)
 
     def _check_id(self, row: int, prompt_id: str) -> bool:
         """Whether the row may have this id."""

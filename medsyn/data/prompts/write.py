@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from medsyn import disk
-from medsyn.data.modalities import MODALITIES
 from medsyn.data.prompts.formats import INDEX
 from medsyn.data.prompts.rows import PromptRow, PromptSource, Scalar
 from medsyn.data.prompts.store import LINES_PER_OFFSET, ListIndex, Run, damage, list_file
 from medsyn.data.tables.row_errors import Faults
 from medsyn.errors import InputError
+from medsyn.modality_names import in_order
 
 _BUFFERED_BYTES = 8 << 20
 
@@ -61,8 +61,7 @@ def index_rows(rows: Iterable[PromptRow]) -> ListIndex:
     return ListIndex(
         {
             modality: tuple(counts[modality][key].run(key) for key in sorted(counts[modality], key=_order))
-            for modality in MODALITIES
-            if modality in counts
+            for modality in in_order(counts)
         }
     )
 

@@ -17,12 +17,12 @@ This module imports neither torch nor pandas: login nodes check tables.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from medsyn.data.modalities import MODALITIES, canonical_modality, says_nothing
+from medsyn.data.modalities import says_nothing
 from medsyn.data.tables.csv_rows import check_text_file, column_places, csv_records, csv_rows, require_csv, text_lines
 from medsyn.data.tables.data_folder import IMAGE_SUFFIXES, DataFolder, Refused
 from medsyn.data.tables.identifiers import patient_columns
@@ -30,17 +30,16 @@ from medsyn.data.tables.row_errors import Faults, show
 from medsyn.data.tables.text_checks import check_modality, check_text
 from medsyn.data.tables.token_count import TokenCount
 from medsyn.errors import InputError, InputProblems, Problem
+from medsyn.modality_names import MODALITIES, canonical_modality
 
 if TYPE_CHECKING:
     from medsyn.config import DataSection
 
 __all__ = [
     "IMAGE_SUFFIXES",
-    "MODALITIES",
     "ImageRow",
     "InputTable",
     "RatingRow",
-    "canonical_modality",
     "read_dataset",
     "read_ratings",
 ]
@@ -106,6 +105,7 @@ def read_dataset(
     modality_column: str = "modality",
     patient_column: str | None = None,
     linked_roots: Iterable[str | Path] = (),
+    modalities: Collection[str] = MODALITIES,
     tokens: TokenCount | None = None,
 ) -> InputTable[ImageRow]:
     """Read the data set: columns `path`, `Text`, `modality`, and the patients' and `volume` if there are any.
@@ -116,6 +116,7 @@ def read_dataset(
         modality_column: name of the modality column, such as `modal`.
         patient_column: name of the patients' column; recognised by its name (`patient_id`, `Subject`, …) unless given.
         linked_roots: directories that symbolic links in the data directory may lead to.
+        modalities: those that a row may belong to, besides the five: `Brain MRI`. It belongs to the most specific one.
         tokens: of the model that will read the captions; their lengths are estimated unless given.
 
     Raises:
@@ -132,7 +133,7 @@ def read_dataset(
     for line, (written, caption, name, patient, number) in columns.records(path):
         file = _check_file(faults, line, "path", written, folder)
         volume = _check_volume(faults, line, number)
-        modality = check_modality(faults, line, modality_column, name)
+        modality = check_modality(faults, line, modality_column, name, caption, modalities)
         checked = check_text(faults, line, "Text", caption, modality)
         if file is None or volume == 0 or modality is None or checked is None:
             continue
@@ -155,12 +156,13 @@ def read_dataset(
 
 def dataset_of(data: DataSection, tokens: TokenCount | None = None) -> InputTable[ImageRow]:
     """Read the data set that a configuration names; raises as `read_dataset` does."""
-    return read_dataset(data.table, data.root, data.modality_column, data.patient_column, data.linked_roots, tokens)
+    columns = data.modality_column, data.patient_column
+    return read_dataset(data.table, data.root, *columns, data.linked_roots, data.modalities, tokens)
 
 
 def ratings_of(data: DataSection, tokens: TokenCount | None = None) -> InputTable[RatingRow]:
     """Read the ratings that a resolved configuration names; raises as `read_ratings` does."""
-    return read_ratings(str(data.ratings_file), data.root, data.linked_roots, tokens)
+    return read_ratings(str(data.ratings_file), data.root, data.linked_roots, data.modalities, tokens)
 
 
 def modalities_of(path: str | Path, modality_column: str = "modality") -> list[str]:
@@ -184,12 +186,13 @@ def read_ratings(
     path: str | Path,
     root: str | Path | None = None,
     linked_roots: Iterable[str | Path] = (),
+    modalities: Collection[str] = MODALITIES,
     tokens: TokenCount | None = None,
 ) -> InputTable[RatingRow]:
     """Read expert ratings: columns `image_path`, `rating`, `modality`, `expert_level`, `prompt`, and `volume` if known.
 
     Ratings (1 poor, 2 acceptable, 3 excellent) and expert levels are the integers 1 to 3, also written 2.0; 2.5 is
-    refused, not rounded.
+    refused, not rounded. Arguments are those of `read_dataset`.
 
     Raises:
         InputError, InputProblems: the file as a whole cannot be used, or all its ratings are poor (1) or all are good
@@ -205,7 +208,7 @@ def read_ratings(
         file = _check_file(faults, line, "image_path", written, folder)
         volume = _check_volume(faults, line, number)
         rating = _check_grade(faults, line, "rating", grade)
-        modality = check_modality(faults, line, "modality", name)
+        modality = check_modality(faults, line, "modality", name, prompt, modalities)
         expert_level = _check_grade(faults, line, "expert_level", level)
         checked = check_text(faults, line, "prompt", prompt, modality)
         if file is None or volume == 0 or rating is None or modality is None or expert_level is None or checked is None:

@@ -13,6 +13,7 @@ from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.generation.api.defaults import origin
 from medsyn.generation.api.options import Mode, configuration, modality_of, mode_of
 from medsyn.generation.write.provenance import Sources, common
+from medsyn.modality_names import MODALITIES
 from medsyn.models import model_folder, weights
 from medsyn.models.device import Device, choose_device
 from medsyn.models.policy import Policy
@@ -78,7 +79,7 @@ def campaign_settings(config: Config, modality: Any, mode: Any) -> Settings:
     if not isinstance(config, Config):
         raise InputProblems([Problem("config", f"must be a campaign's configuration, got {config!r:.100}")])
     found = model_folder.problems(config.model_paths.stable_diffusion)
-    name = modality_of(found, modality)
+    name = modality_of(found, modality, config.data.modalities or MODALITIES)
     if mode not in get_args(Mode):
         found.append(Problem("mode", f"must be {' or '.join(get_args(Mode))}, got {mode!r:.100}"))
     if found or name is None:

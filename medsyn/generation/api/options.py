@@ -6,15 +6,15 @@ problem (`Problem.source`) is the argument; the command line turns it into its f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from medsyn.config import EMBEDDED, Config, validate
-from medsyn.data.modalities import canonical_modality, not_a_modality
 from medsyn.data.prompts.rows import wrong_negative
 from medsyn.errors import InputProblems, Problem
+from medsyn.modality_names import MODALITIES, most_specific, not_a_modality, read_name
 from medsyn.schedulers import SchedulerName
 from medsyn.text import did_you_mean
 
@@ -77,11 +77,21 @@ OPTIONS = {
 }
 
 
-def modality_of(found: list[Problem], modality: Any) -> str | None:
-    """The canonical name of the modality that an argument names; None, with a problem added, if it names none."""
-    name = canonical_modality(modality) if isinstance(modality, str) else None
-    if name is None:
+def modality_of(found: list[Problem], modality: Any, modalities: Collection[str] = MODALITIES) -> str | None:
+    """The canonical name of the modality that an argument names; None, with a problem added, if it names none.
+
+    Args:
+        found: problems are added to it.
+        modality: the argument.
+        modalities: those that a name may stand for, besides the five: `Brain MRI`.
+    """
+    named = read_name(modality) if isinstance(modality, str) else None
+    if named is None:
         found.append(Problem("modality", f"{modality!r:.100} {not_a_modality(str(modality))}"))
+        return None
+    name = most_specific(named.modality, named.anatomies, modalities)
+    if name is None:
+        found.append(Problem("modality", f"{modality!r:.100} is none of the campaign's: {', '.join(modalities)}"))
     return name
 
 
@@ -121,7 +131,7 @@ def _defaults(campaign: Config | None, given: Mapping[str, Any]) -> dict[str, An
     candidates = section.num_candidates if "num_candidates" in given else fewer
     return {
         "campaign": {"seed": config.campaign.seed},
-        "data": {"resolution": config.data.resolution},
+        "data": {"resolution": config.data.resolution, "modalities": config.data.modalities or None},
         "model_paths": config.model_paths.model_dump(),
         "device": {"precision": config.device.precision, "use_cuda": given.get("device") != "cpu"},
         "generation": {

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from medsyn.config import MOST_IMAGES, Config
-from medsyn.data.modalities import split_prefix
+from medsyn.data.modalities import read_prefix
 from medsyn.data.prompts.rows import PromptRow, read_texts
 from medsyn.errors import InputProblems, Problem
 from medsyn.generation.api.options import modality_of
 from medsyn.generation.block_store import Item
+from medsyn.modality_names import MODALITIES, most_specific
 from medsyn.schedulers import wrong_steps
 
 
@@ -37,7 +38,8 @@ def check_prompts(
         prompts: a text, an item, or an iterable of them.
         count: images of each text.
         modality: of prompts that do not start with one; None if all do.
-        settings: whose scheduler the items' numbers of steps must fit.
+        settings: whose scheduler the items' numbers of steps must fit, and whose modalities a prompt may be of besides
+            the five: `Brain MRI`.
         only: the one modality that can be generated; the default of prompts that name none.
 
     Raises:
@@ -46,15 +48,16 @@ def check_prompts(
     found: list[Problem] = []
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MOST_IMAGES:
         found.append(Problem("count", f"must be a whole number from 1 to {MOST_IMAGES}, got {count!r:.100}"))
-    name = only if modality is None else modality_of(found, modality)
+    modalities = (*MODALITIES, *(settings.data.modalities if settings else ()))
+    name = only if modality is None else modality_of(found, modality, modalities)
     if only is not None and name not in (None, only):
         found.append(Problem("modality", f"{modality!r} was requested, but this generator's models are for {only}"))
     asked = _several(found, prompts)
     places = ["prompts" if isinstance(prompts, (str, Item)) else f"prompts[{place}]" for place in range(len(asked))]
-    rows, of_prompts = _texts(asked, places, name)
+    rows, of_prompts = _texts(asked, places, name, modalities)
     for place, prompt in zip(places, asked, strict=True):
         if isinstance(prompt, Item):
-            of_prompts += _wrong_with(place, prompt, name, settings)
+            of_prompts += _wrong_with(place, prompt, name, settings, modalities)
         elif not isinstance(prompt, str):
             of_prompts.append(Problem(place, f"must be a string or an Item, got {prompt!r:.100}"))
     if modality is not None and name is None:  # else every prompt without a prefix would be reported, too
@@ -63,7 +66,7 @@ def check_prompts(
     if found:
         raise InputProblems(dict.fromkeys(found))
     wanted = [
-        Wanted(prompt, name or str(split_prefix(prompt.prompt)[0]))
+        Wanted(prompt, name or _modality_of(prompt.prompt, modalities))
         if isinstance(prompt, Item)
         else Wanted(Item(rows[place].prompt_id, rows[place].prompt, 0), rows[place].modality, count)
         for place, prompt in zip(places, asked, strict=True)
@@ -88,17 +91,25 @@ def _several(found: list[Problem], prompts: Any) -> list[Any]:
 
 
 def _texts(
-    asked: Sequence[Any], places: Sequence[str], modality: str | None
+    asked: Sequence[Any], places: Sequence[str], modality: str | None, modalities: Collection[str]
 ) -> tuple[dict[str, PromptRow], list[Problem]]:
     """The rows that the texts give, by their place, and every problem with the texts."""
     of_text = [place for place, prompt in zip(places, asked, strict=True) if isinstance(prompt, str)]
     texts = [{"prompt": prompt} for prompt in asked if isinstance(prompt, str)]
-    rows, problems = read_texts("prompts", texts, modality)
+    rows, problems = read_texts("prompts", texts, modality, modalities)
     told = [replace(one, source=of_text[(one.row or 1) - 1], row=None, key=None) for one in problems]
     return {of_text[row.row - 1]: row for row in rows}, told
 
 
-def _wrong_with(place: str, item: Item, modality: str | None, settings: Config | None) -> list[Problem]:
+def _modality_of(prompt: str, modalities: Collection[str]) -> str:
+    """The modality that a prompt which was found to be right starts with."""
+    named, _ = read_prefix(prompt)
+    return str(named and most_specific(named.modality, named.anatomies, modalities))
+
+
+def _wrong_with(
+    place: str, item: Item, modality: str | None, settings: Config | None, modalities: Collection[str]
+) -> list[Problem]:
     """What is wrong with an item, by the same rules as for a row of a prompt list."""
     record = {
         "id": item.prompt_id,
@@ -109,7 +120,7 @@ def _wrong_with(place: str, item: Item, modality: str | None, settings: Config |
         "negative_prompt": item.negative_prompt,
         **item.extra,
     }
-    _, problems = read_texts(place, [record], modality)
+    _, problems = read_texts(place, [record], modality, modalities)
     found = [replace(one, row=None) for one in problems if one.severity == "error"]
     if not item.prompt_id:
         found.append(Problem(place, "prompt_id is empty"))

@@ -21,6 +21,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorag
 from medsyn import __version__
 from medsyn.disk import fingerprint
 from medsyn.generation.write.png import NOTICE
+from medsyn.modality_names import base_modality
 from medsyn.records import ImageRecord
 
 _CODES = {"OCT": "OPT", "CT": "CT", "X-Ray": "DX", "MRI": "MR", "Fundus": "OP"}
@@ -67,7 +68,7 @@ def _describe(data: Dataset, record: Mapping[str, Any], made_by: tuple[Any, ...]
     data.StudyDate = data.StudyTime = data.ReferringPhysicianName = data.StudyID = data.AccessionNumber = ""
     data.StudyDescription = "Synthetic data, not for diagnosis"
     data.SeriesInstanceUID = uid("series", *made_by, record["mode"], record["id"])
-    data.Modality = _CODES[record["modality"]]
+    data.Modality = _CODES[base_modality(record["modality"])]
     data.SeriesNumber = 1
     data.SeriesDescription = f"Synthetic {record['modality']}, {record['mode']}"
     data.InstanceNumber = record["replicate"] + 1

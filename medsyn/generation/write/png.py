@@ -17,6 +17,7 @@ from medsyn import __version__
 from medsyn.data.images.read import SYNTHETIC_KEY
 from medsyn.generation.block_store import Item, item_fingerprint
 from medsyn.generation.filter import Trial
+from medsyn.modality_names import base_modality
 from medsyn.records import IMAGE_FILE, ImageRecord, fields
 
 NOTICE = "Generated image. It shows no patient. Not for diagnosis."
@@ -30,7 +31,7 @@ def quantise(pixels: np.ndarray, modality: str) -> np.ndarray:
 
     The scorers see this one too: a recorded score is the score of the file.
     """
-    if modality not in COLOUR_MODALITIES:
+    if base_modality(modality) not in COLOUR_MODALITIES:
         pixels = pixels.mean(axis=2, keepdims=True)
     return np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
 

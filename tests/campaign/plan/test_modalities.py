@@ -126,3 +126,74 @@ def test_no_modality_at_all_is_refused(trial: Trial) -> None:
     with pytest.raises(InputProblems) as caught:
         trial.config(data__modalities=[])
     assert "data.modalities: list should have at least 1 item" in str(caught.value)
+
+
+# Parts of the body --------------------------------------------------------------------------------------------------
+
+SIX = ["OCT", "Fundus", "Chest X-Ray", "Chest CT", "Brain MRI", "Breast MRI"]
+
+
+def test_six_kinds_of_phantoms_are_six_models_policies_and_shards(tmp_path: Path) -> None:
+    listed = "data.modalities=[oct, fundus, CXR, Chest CT, brain_mri, MRI breast]"
+    config = configuration.load(ROOT / "configs/tiny.yaml", [listed, f"campaign.dir={tmp_path / 'c'}"], environment={})
+    checked = inputs.check(config)
+    assert checked.config.data.modalities == SIX
+    for stage in ("finetune", "rlhf-stage2"):
+        assert [planned.task.modality for planned in checked.plan.by_stage[stage]] == SIX
+    assert list(checked.plan.shards) == SIX
+    assert checked.plan.find("finetune", "chest-x-ray").task.modality == "Chest X-Ray"
+    each = config.data.phantoms.images_per_kind
+    assert checked.counts["images"] == checked.counts["rated images"] == dict.fromkeys(SIX, each)
+
+
+def by_part(trial: Trial, *parts: str) -> None:
+    """Tables with images, ratings and prompts of CT, each of a part of the body or of none."""
+    images, ratings, asked = ["path,Text,modality"], ["image_path,rating,modality,expert_level,prompt"], ["prompt"]
+    for part in parts:
+        for number in range(4):
+            file, text = f"ct-{number}.png", f"{part} CT: finding {number}".strip()
+            images.append(f"{file},{text},CT")
+            ratings.append(f"{file},{1 + 2 * (number % 2)},CT,3,{text}")
+        asked.append(f"{part} CT: wanted".strip())
+    for name, lines in (("metadata", images), ("ratings", ratings), ("prompts", asked)):
+        (trial.data / f"{name}.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_rows_of_all_three_tables_belong_to_the_most_specific_and_the_rest_to_the_plain_one(trial: Trial) -> None:
+    by_part(trial, "Chest", "Liver", "")
+    checked = inputs.check(trial.config(data__modalities=["Chest CT", "CT"]))
+    assert checked.errors == []
+    assert checked.counts["images"] == checked.counts["ratings"] == {"Chest CT": 4, "CT": 8}
+    assert checked.prompts.counts == {"Chest CT": 1, "CT": 2}
+
+
+def test_what_belongs_to_none_is_counted_for_each_table(trial: Trial) -> None:
+    by_part(trial, "Chest", "Liver", "")
+    config = trial.config(data__modalities=["Chest CT"])
+    assert inputs.check(config).errors == []
+    told = said(config, "warning")
+    for table, rows in (("metadata", "(4 rows: 10"), ("ratings", "(4 rows: 10"), ("prompts", "(1 row)")):
+        of_it = [line for line in told if f"{table}.csv" in line and "left out" in line]
+        assert len(of_it) == 2 and any("names no part of the body" in line and rows in line for line in of_it)
+        assert any("is of Liver CT, which is not in data.modalities" in line for line in of_it)
+
+
+def test_the_lists_of_a_campaign_say_the_part_of_the_body(trial: Trial) -> None:
+    by_part(trial, "Chest", "")
+    trial.prepare(data__modalities=["Chest CT", "CT"])
+    lists = trial.root / "inputs" / "prompts"
+    (row,) = disk.read_jsonl(lists / "chest-ct.jsonl")
+    assert row["modality"] == "Chest CT" and row["id"].startswith("chest-ct-")
+    again = inputs.check(inputs.of_directory(trial.root))
+    assert again.prompts.counts == {"Chest CT": 1, "CT": 1}, "read once more"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [("CT: chest", "start it with one, as in 'Chest CT: chest'"), ("PET: x", "as in 'Chest CT: PET: x'")],
+)
+def test_one_prompt_that_names_no_part_of_the_body(trial: Trial, prompt: str, reason: str) -> None:
+    by_part(trial, "Chest", "Liver")
+    (trial.data / "prompts.csv").unlink()
+    config = trial.config(data__modalities=["Chest CT", "Liver CT"], data__base_prompt=prompt)
+    assert any(reason in line for line in said(config))

@@ -12,7 +12,6 @@ import pydicom
 import pytest
 
 from medsyn.data.images.read import read_image
-from medsyn.data.modalities import canonical_modality
 from medsyn.data.phantoms.dataset import write_dataset
 from medsyn.data.phantoms.phantom import (
     FINDINGS,
@@ -26,6 +25,7 @@ from medsyn.data.phantoms.phantom import (
 )
 from medsyn.data.tables.read import read_dataset, read_ratings
 from medsyn.errors import InputError
+from medsyn.modality_names import canonical_modality
 from tests.helpers.prompt_table import read_prompts
 
 EYES = ("OCT", "Fundus")

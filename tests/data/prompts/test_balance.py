@@ -114,3 +114,17 @@ def test_a_total_smaller_than_the_cells_and_bad_rows_are_refused(tmp_path: Path)
     (tmp_path / "bad.csv").write_text("prompt,finding\nCT: a,x\nnothing,x\n")
     with pytest.raises(InputProblems, match="line 3, prompt"):
         balance(tmp_path / "bad.csv", ["finding"], total=2)
+
+
+def test_modalities_of_a_part_of_the_body_are_cells_and_others_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt,modality\nBrain MRI: a,MRI\nmass,MRI breast\nMRI: b,\nCT: c,\nMRI brain: d,\n")
+    listed = ["Brain MRI", "Breast MRI"]
+    balanced = balance(path, ["modality"], per_cell=2, modalities=listed)
+    assert [(cell.values, cell.captions) for cell in balanced.cells] == [(("Brain MRI",), 2), (("Breast MRI",), 1)]
+    assert (balanced.left_out, balanced.of_all_modalities) == (2, False)
+    assert [(row.modality, row.prompt) for row in balanced.rows if row.modality == "Breast MRI"] == [
+        ("Breast MRI", "Breast MRI: mass")
+    ]
+    assert "names no part of the body" in "".join(str(warning) for warning in balanced.warnings)
+    assert [cell.values for cell in balance(path, ["modality"], per_cell=2).cells] == [("CT",), ("MRI",)]

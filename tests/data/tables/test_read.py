@@ -7,15 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
 
-from medsyn import config
-from medsyn.data.modalities import clean_text, is_over_long, split_prefix
+from medsyn.data.modalities import clean_text, is_over_long
 from medsyn.data.tables import read as tables_read
-from medsyn.data.tables.read import MODALITIES, InputTable, canonical_modality, read_dataset, read_ratings
+from medsyn.data.tables.read import InputTable, read_dataset, read_ratings
 from medsyn.errors import InputError, InputProblems, Problem
 from tests.helpers.prompt_table import read_prompts
 
@@ -658,40 +656,6 @@ def test_the_estimate_of_tokens(text: str, over_long: bool) -> None:
     assert is_over_long(text.strip()) is over_long
 
 
-def test_the_five_modalities_are_the_configurations() -> None:
-    assert get_args(config.Modality) == MODALITIES
-
-
-@pytest.mark.parametrize(
-    ("names", "modality"),
-    [
-        ("OCT|oct|O.C.T.|SD-OCT|macular OCT|Optical Coherence Tomography|OPT", "OCT"),
-        ("CT| ct |ChestCT|Chest CT|chest_ct|CT abdomen|brain-CT|Computed Tomography|CT scan|HRCT", "CT"),
-        ("X-Ray|X-ray|xray|XRAY|X Ray|CXR|XR|DX|CR|Chest X-ray|Chest X-Ray|knee_xray|Chest radiograph|x‐ray", "X-Ray"),
-        ("MRI|MR|BrainMRI|Brain MRI|BreastMRI|Breast MRI|spine mri|Magnetic Resonance Imaging", "MRI"),
-        ("Fundus|fundus|FUNDUS|Fundus photography|color fundus photograph|left fundus|CFP", "Fundus"),
-    ],
-)
-def test_spellings_of_a_modality(names: str, modality: str) -> None:
-    assert {canonical_modality(name) for name in names.split("|")} == {modality}
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["", " ", "Ultrasound", "US", "PET", "PET-CT", "CTMRI", "chest", "OC T A", "factor", "direct", "nan", "x" * 10_000],
-)
-def test_what_is_none_of_the_five(name: str) -> None:
-    assert canonical_modality(name) is None
-
-
-def test_a_hostile_name_does_not_take_long() -> None:
-    start = time.process_time()
-    assert canonical_modality("chest" * 20_000 + "!") is None
-    assert canonical_modality("retinaretinal" * 5_000) is None
-    assert split_prefix("chest " * 20_000 + ": x")[0] is None
-    assert time.process_time() - start < 10
-
-
 @pytest.mark.parametrize(
     ("name", "hint"), [("Fundos", "did you mean Fundus?"), ("X-Rey", "did you mean X-Ray?"), ("Ultrasound", None)]
 )
@@ -700,6 +664,61 @@ def test_an_unknown_modality_lists_the_five(folder: Path, name: str, hint: str |
     assert (problem.row, problem.key) == (2, "modality")
     assert "OCT, CT, X-Ray, MRI, Fundus" in problem.reason
     assert hint in problem.reason if hint else "did you mean" not in problem.reason
+
+
+# Modalities of a part of the body ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "modality"),
+    [
+        ("Brain MRI: mass", "MRI", "Brain MRI"),
+        ("mass", "Brain MRI", "Brain MRI"),
+        ("MRI: mass", "BrainMRI", "Brain MRI"),
+        ("MRI brain: mass", "mr", "Brain MRI"),
+        ("Breast MRI: mass", "MRI", "Breast MRI"),
+        ("CT: mass", "Brain MRI", "Brain MRI"),
+        ("Brain CT: mass", "CT", "CT"),
+        ("mass", "Chest CT", "CT"),
+    ],
+)
+def test_a_row_belongs_to_the_most_specific_modality(folder: Path, text: str, name: str, modality: str) -> None:
+    path = write(folder, HEADER + f"img/a.png,{text},{name}\n")
+    listed = ["Brain MRI", "Breast MRI", "CT"]
+    assert [row.modality for row in read_dataset(path, modalities=listed).rows] == [modality]
+    ratings = write(folder, RATINGS + f"img/a.png,3,{name},2,{text}\nimg/b.jpg,1,{name},2,{text}\n", "ratings.csv")
+    assert [row.modality for row in read_ratings(ratings, modalities=listed).rows] == [modality] * 2
+
+
+def test_rows_without_a_part_of_the_body_are_left_out_with_a_count_unless_the_plain_one_is_listed(folder: Path) -> None:
+    rows = "img/a.png,MRI: a,MRI\nimg/b.jpg,MRI: b,MRI\nimg/c.jpeg,Spine MRI: c,MRI\nimg/d.dcm,Brain MRI: d,MRI\n"
+    path = write(folder, HEADER + rows)
+    table = read_dataset(path, modalities=["Brain MRI", "Breast MRI"])
+    assert [row.modality for row in table.rows] == ["MRI", "MRI", "MRI", "Brain MRI"]
+    assert [(one.row, one.severity, one.reason) for one in table.problems] == [
+        (
+            2,
+            "warning",
+            "is of MRI and names no part of the body, while data.modalities has Brain MRI, Breast MRI: write "
+            "'Brain MRI' as its modality, or begin its text with 'Brain MRI: '; left out (2 rows: 2, 3)",
+        ),
+        (4, "warning", "is of Spine MRI, which is not in data.modalities; left out (1 row)"),
+    ]
+    table = read_dataset(path, modalities=["Brain MRI", "MRI"])
+    assert ([row.modality for row in table.rows], table.problems) == (["MRI", "MRI", "MRI", "Brain MRI"], [])
+
+
+def test_a_text_of_another_part_of_the_body_is_a_warning(folder: Path) -> None:
+    path = write(folder, HEADER + "img/a.png,Breast MRI: mass,Brain MRI\n")
+    table = read_dataset(path, modalities=["Brain MRI", "Breast MRI"])
+    assert table.rows[0].modality == "Brain MRI"
+    assert "the text says Breast MRI, the modality is Brain MRI" in only_warning(table).reason
+
+
+def test_a_text_without_a_prefix_gets_the_whole_name(folder: Path) -> None:
+    path = write(folder, HEADER + "img/a.png,mass,MRI brain\n")
+    assert read_dataset(path, modalities=["Brain MRI"]).rows[0].text == "Brain MRI: mass"
+    assert read_dataset(path).rows[0].text == "MRI: mass"
 
 
 # Several problems, repeated rows, strictness ----------------------------------------------------------------------

@@ -11,6 +11,7 @@ from medsyn import config
 from medsyn.errors import InputProblems
 from medsyn.generation.api import defaults, options
 from medsyn.generation.api.arguments import given_settings
+from medsyn.generation.api.prompts import check_prompts
 from medsyn.generation.filter import Rule
 from medsyn.models.weights import locate
 
@@ -88,3 +89,36 @@ def test_models_of_no_campaign_have_the_usual_defaults(tmp_path: Path) -> None:
     (tmp_path / "unet").symlink_to(locate("embedded") / "unet")
     made = given_settings({"device": "cpu", "finetuned": tmp_path})
     assert (made.height, made.config.campaign.seed, made.config.generation.batch_size) == (64, 0, 4)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "given", "modality", "text"),
+    [
+        ("Brain MRI: mass", None, "Brain MRI", "Brain MRI: mass"),
+        ("mass", "MRI brain", "Brain MRI", "Brain MRI: mass"),
+        ("MRI: mass", None, "MRI", "MRI: mass"),
+        ("Breast MRI: mass", None, "MRI", "Breast MRI: mass"),
+        ("Chest CT: mass", None, "CT", "Chest CT: mass"),
+    ],
+)
+def test_a_prompt_is_of_the_modalities_of_the_campaign_and_of_the_five(
+    campaign: Path, models: dict[str, Any], prompt: str, given: str | None, modality: str, text: str
+) -> None:
+    tree = {**SETTINGS, "data": {"resolution": 96, "modalities": ["brain mri"]}}
+    (campaign / "config.yaml").write_text(config.save(config.validate(tree, "test")))
+    (wanted,), warnings = check_prompts(prompt, 1, given, given_settings(models).config)
+    assert (wanted.modality, wanted.item.prompt) == (modality, text)
+    assert not any("left out" in str(warning) for warning in warnings)
+    (plain,), _ = check_prompts(prompt, 1, given)
+    assert plain.modality in ("MRI", "CT"), "without a campaign there are the five"
+
+
+def test_a_generator_of_one_part_of_the_body_makes_that(campaign: Path) -> None:
+    tree = {**SETTINGS, "data": {"resolution": 96, "modalities": ["Brain MRI", "Breast MRI"]}}
+    made = config.validate(tree, "test")
+    (wanted,), _ = check_prompts("mass", 1, None, made, only="Brain MRI")
+    assert (wanted.modality, wanted.item.prompt) == ("Brain MRI", "Brain MRI: mass")
+    found: list[Any] = []
+    assert options.modality_of(found, "mri_breast", made.data.modalities) == "Breast MRI"
+    assert options.modality_of(found, "MRI", made.data.modalities) is None
+    assert str(found[0]) == "modality: 'MRI' is none of the campaign's: Brain MRI, Breast MRI"

@@ -34,7 +34,10 @@ def read(channels: int = 1, **changes: Any) -> Dataset:
     return dcmread(io.BytesIO(encode_dicom(picture(channels), RECORD | changes)))
 
 
-@pytest.mark.parametrize(("channels", "modality"), [(1, "CT"), (3, "Fundus"), (1, "X-Ray"), (1, "MRI"), (1, "OCT")])
+@pytest.mark.parametrize(
+    ("channels", "modality"),
+    [(1, "CT"), (3, "Fundus"), (1, "X-Ray"), (1, "MRI"), (1, "OCT"), (1, "Chest CT"), (1, "Brain MRI")],
+)
 def test_the_projects_reader_and_pydicom_see_the_pixels(tmp_path: Path, channels: int, modality: str) -> None:
     path = tmp_path / "image.dcm"
     path.write_bytes(encode_dicom(picture(channels), RECORD | {"modality": modality}))
@@ -43,7 +46,7 @@ def test_the_projects_reader_and_pydicom_see_the_pixels(tmp_path: Path, channels
     assert np.array_equal(np.rint(read.pixels * 255).astype(np.uint8), picture(channels))
     data = dcmread(path)
     assert np.array_equal(data.pixel_array.reshape(picture(channels).shape), picture(channels))
-    assert data.Modality == MODALITIES[modality]
+    assert data.Modality == MODALITIES[modality.split()[-1]]
     assert data.PhotometricInterpretation == ("RGB" if channels == 3 else "MONOCHROME2")
 
 

@@ -102,8 +102,9 @@ def test_the_bytes_are_a_function_of_pixels_and_facts() -> None:
 def test_grey_for_grey_modalities_colour_for_fundus() -> None:
     pixels = np.zeros((2, 2, 3), np.float32)
     pixels[..., 0] = 0.9
-    assert quantise(pixels, "Fundus").shape == (2, 2, 3)
-    for modality in ("OCT", "CT", "X-Ray", "MRI"):
+    for modality in ("Fundus", "Retinal Fundus"):
+        assert quantise(pixels, modality).shape == (2, 2, 3)
+    for modality in ("OCT", "CT", "X-Ray", "MRI", "Brain MRI", "Chest X-Ray"):
         grey = quantise(pixels, modality)
         assert grey.shape == (2, 2, 1) and grey.dtype == np.uint8 and (grey == round(0.3 * 255)).all()
 
