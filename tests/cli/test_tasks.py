@@ -157,7 +157,7 @@ def test_check_of_good_tables_says_what_they_hold_and_no_name(
 
 
 def test_check_counts_tokens_with_the_tokenizer_of_a_model(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table.write_text(table.read_text() + f"b.png,{'CT: ' + 'kidneys ' * 60},CT\n")
+    table.write_text(table.read_text() + f"b.png,{'CT: ' + 'kidneys ' * 50},CT\n")
     assert "an estimate" not in call(capsys, "check", table)[1]
     assert "and the model's text encoder reads 77" in call(capsys, "check", table, "--pretrained-model", "embedded")[1]
     code, _, err = call(capsys, "check", table, "--pretrained-model", table.parent)
