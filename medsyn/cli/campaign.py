@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from medsyn.cli import app
@@ -85,15 +86,13 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
         parser.add_argument("--only", action="append", metavar="STAGE[:TASK]", default=[], help=text)
     args = parser.parse_intermixed_args(arguments)
 
-    from medsyn.campaign.state import locks
-
     loaded = app.load(args, tells=True)
     if resumes and not CampaignDirectory(loaded.campaign.path).campaign_file.exists():
         raise app.not_submitted(args)
     site = _require_site(loaded) if args.cluster == "slurm" else None
-    campaign = app.open_for_change(loaded, here=site is None)
-    only = campaign.plan.select(args.only) if resumes and args.only else None
-    with locks.exclusive(campaign.directory.ledger, campaign.directory.root):
+    with ExitStack() as held:
+        campaign = app.open_for_change(loaded, site is None, held)
+        only = campaign.plan.select(args.only) if resumes and args.only else None
         if site is not None:
             return _queue(campaign, site, only, app.named(args))
 
