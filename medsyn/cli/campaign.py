@@ -146,7 +146,9 @@ def cancel(program: str, arguments: Sequence[str]) -> int:
     guards.require_own(directory)
     count = campaign_cancel.launcher(directory, print) + campaign_cancel.jobs(directory, print)
     print("cancelled" if count else "nothing of this campaign is running or queued")
-    where = "slurm" if submissions.read(directory.ledger) else "local"
+    for original in submissions.originals(directory.ledger):
+        print(f"this is a copy of {original}, whose jobs are left alone")
+    where = "slurm" if submissions.read(directory.ledger, with_copied=True) else "local"
     print(f"next      to continue: {command('resume', [*app.named(args), '--cluster', where])}")
     return EXIT_DONE
 
