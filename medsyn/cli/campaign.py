@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from medsyn.cli import app
 from medsyn.cli.invocation import command
-from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, InputProblems
+from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, InputProblems
 from medsyn.stage import CampaignDirectory
 
 if TYPE_CHECKING:
@@ -142,15 +142,20 @@ def cancel(program: str, arguments: Sequence[str]) -> int:
     from medsyn.campaign import guards
     from medsyn.campaign.slurm import submissions
 
-    directory = app.open_campaign(args).directory
+    campaign = app.open_campaign(args)
+    directory = campaign.directory
     guards.require_own(directory)
     count = campaign_cancel.launcher(directory, print) + campaign_cancel.jobs(directory, print)
-    print("cancelled" if count else "nothing of this campaign is running or queued")
+    stopped, elsewhere = campaign_cancel.tasks(campaign, print)
+    for one in elsewhere:
+        print(f"{one}; end it there")
+    if count + stopped or not elsewhere:
+        print("cancelled" if count + stopped else "nothing of this campaign is running or queued")
     for original in submissions.originals(directory.ledger):
         print(f"this is a copy of {original}, whose jobs are left alone")
     where = "slurm" if submissions.read(directory.ledger, with_copied=True) else "local"
     print(f"next      to continue: {command('resume', [*app.named(args), '--cluster', where])}")
-    return EXIT_DONE
+    return EXIT_FAILED if elsewhere else EXIT_DONE
 
 
 def status(program: str, arguments: Sequence[str]) -> int:

@@ -55,6 +55,42 @@ def test_the_holder_of_a_lock_is_told_by_the_kernel(tmp_path: Path) -> None:
         assert cancel.lock_holder(path) == os.getpid()
 
 
+def test_a_task_that_was_started_by_hand_is_asked_to_stop(trial: Trial, capsys: pytest.CaptureFixture[str]) -> None:
+    trial.prepare_short()
+    trial.script({"finetune ct": ["steps:400"]})
+    process = trial.start("fake_worker", "finetune", "ct")
+    wait_until(lambda: trial.steps("finetune ct"))
+    assert app.dispatch("medsyn", COMMANDS, ["cancel", str(trial.root)]) == 0
+    assert process.wait(timeout=20) == 75
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == [
+        f"asked process {process.pid}, finetune ct, to stop; waiting until it has saved",
+        "cancelled",
+    ]
+    assert len(trial.steps("finetune ct")) < 400
+
+
+def test_a_task_that_cannot_be_asked_from_here_is_named(
+    trial: Trial, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = trial.prepare_short().directory
+    disk.append_jsonl(directory.attempts("finetune", "ct"), {"event": "start", "time": 1, "host": "n7", "pid": 11})
+    monkeypatch.setattr(cancel, "lock_holder", lambda path: None)
+    with locks.exclusive(directory.attempts("finetune", "ct")):
+        assert app.dispatch("medsyn", COMMANDS, ["cancel", str(trial.root)]) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("another process (n7, process 11) is at work on finetune ct; end it there\nnext")
+
+
+def test_the_holder_has_the_file_open_and_not_only_one_of_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ledger.jsonl"
+    with locks.exclusive(path):
+        monkeypatch.setattr(Path, "samefile", lambda *_: False)  # as if the lock were on another file system
+        assert cancel.lock_holder(path) is None
+
+
 def fake_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, queue: str) -> Path:
     """squeue prints the file `queue`; scancel writes down what it is given and takes it out of the file."""
     folder.mkdir()

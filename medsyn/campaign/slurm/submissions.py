@@ -1,7 +1,7 @@
 """What was submitted to Slurm, from the ledger: one record per job array or gate, with its Slurm id.
 
 The intent is written before each `sbatch` and the id after it, so a launcher that is killed in between leaves a name
-by which the job can be found. So is the campaign's directory: a copy of it has a copy of the ledger, and none of the jobs.
+by which the job can be found. So is the campaign's directory written: a copy has the ledger, too, and none of the jobs.
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ def originals(path: Path) -> list[str]:
 
 def _copied(path: Path, found: Mapping[str, Launch]) -> set[str]:
     """The launches that the campaign they were made in still has; one that was moved has left nothing behind."""
-    elsewhere = {its.directory for its in found.values() if its.directory not in (None, str(path.parent))}
-    kept = {directory: _rounds_elsewhere(Path(str(directory)) / path.name, path) for directory in elsewhere}
-    return {number for number, its in found.items() if number in kept.get(its.directory, ())}
+    places = {its.directory for its in found.values() if its.directory and its.directory != str(path.parent)}
+    kept = {place: _rounds_elsewhere(Path(place) / path.name, path) for place in places}
+    return {number for number, its in found.items() if its.directory and number in kept.get(its.directory, ())}
 
 
 def _rounds_elsewhere(other: Path, path: Path) -> set[str]:
