@@ -101,7 +101,9 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
         from medsyn.campaign.local import scheduler
         from medsyn.campaign.local.live_table import Display
 
-        display = Display(campaign, Console(), command(program.split()[-1], arguments))
+        rest = command("resume", [*app.named(args), "--cluster", "local"])
+        again = command(program.split()[-1], arguments)
+        display = Display(campaign, Console(), again, (only, rest) if only else None)
         return scheduler.run(campaign, display, args.max_parallel, only=only)
 
 
