@@ -51,13 +51,16 @@ def plan(program: str, arguments: Sequence[str]) -> int:
         if profile is not None and not any(problem.severity == "error" for problem in found):
             arrays = profile, submit.chunk_size(profile) if shutil.which("scontrol") else submit.assumed_chunk(profile)
     errors = any(problem.severity == "error" for problem in problems)
+    done = prepare.done_tasks(checked)
     following = command("plan" if errors else "submit", [args.config, *args.overrides, "--cluster", args.cluster])
+    if not errors and len(done) == len(checked.plan.tasks):
+        following = command("status", app.named(args))
     if args.json:
-        shown = show.as_dict(checked) | {"problems": [problem.as_dict() for problem in problems]}
+        shown = show.as_dict(checked, done) | {"problems": [problem.as_dict() for problem in problems]}
         shown |= {"ready": not errors, "next": following}
         print(json.dumps(shown | ({"slurm": queue_outline.as_list(checked.plan, *arrays)} if arrays else {}), indent=2))
     else:
-        show.show(Console(), checked)
+        show.show(Console(), checked, done)
         if arrays:
             queue_outline.show(Console(), checked.plan, *arrays)
         sys.stdout.flush()

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from medsyn import config as configuration
 from medsyn import disk
-from medsyn.campaign.plan import inputs, shards
+from medsyn.campaign.plan import capacity, inputs, shards
 from medsyn.campaign.plan.inputs import Checked, Progress
-from medsyn.campaign.state import campaign_file, locks
+from medsyn.campaign.state import campaign_file, locks, markers
 from medsyn.campaign.state.campaign_file import Campaign, CampaignRecord, FileRecord
-from medsyn.campaign.tasks import READS, reads_key, stage_fingerprints
+from medsyn.campaign.tasks import READS, Key, reads_key, stage_fingerprints
 from medsyn.config import PHANTOMS, Config
 from medsyn.data.prompts.store import INDEX
 from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem
@@ -220,6 +220,14 @@ def fingerprints(checked: Checked) -> dict[str, str]:
     if not Path(checked.config.data.table).is_file():
         return {}
     return stage_fingerprints(checked.config, _contents(checked.config, _files(checked)))
+
+
+def done_tasks(checked: Checked) -> set[Key]:
+    """The tasks that are done and would stay so; none where the inputs have errors. Outputs are not checked."""
+    directory = CampaignDirectory(checked.config.campaign.path)
+    if checked.errors or not capacity.marked_done(directory) or not (its := fingerprints(checked)):
+        return set()
+    return set(markers.done_facts(Campaign(directory, checked.config, checked.plan, its, {})))
 
 
 def _contents(config: Config, files: Mapping[str, FileRecord]) -> dict[str, str]:
