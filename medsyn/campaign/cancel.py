@@ -1,17 +1,19 @@
-"""Cancel a campaign's jobs in Slurm's queue and its launcher on this machine, and nothing else."""
+"""Cancel a campaign's jobs in Slurm's queue, its launcher and its tasks on this machine, and nothing else."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from medsyn.campaign.slurm import queue
 from medsyn.campaign.slurm import submissions as on_record
-from medsyn.campaign.state import ledger, locks
+from medsyn.campaign.state import attempts, done_index, ledger, locks
+from medsyn.campaign.state.campaign_file import Campaign
+from medsyn.campaign.tasks import Key
 from medsyn.errors import SlurmError
 from medsyn.stage import CampaignDirectory
 
@@ -73,6 +75,40 @@ def launcher(directory: CampaignDirectory, say: Say) -> int:
     return 1
 
 
+def tasks(campaign: Campaign, say: Say) -> tuple[int, list[str]]:
+    """Ask tasks that were started by hand to stop and wait for them; call it when launcher and jobs have ended.
+
+    Returns:
+        How many there were, and in words those that cannot be asked from here: on another machine, say.
+    """
+    asked: set[int] = set()
+    while held := list(_at_work(campaign)):
+        holders = {key: holder for key, path in held if (holder := lock_holder(path)) is not None}
+        if not holders:
+            return len(asked), [str(locks.Busy(path, " ".join(key))) for key, path in held]
+        for key, holder in holders.items():
+            if holder not in asked:  # one that waited for another's lock may hold it now
+                asked.add(holder)
+                _record(campaign.directory, process=holder)
+                with suppress(ProcessLookupError):
+                    os.kill(holder, signal.SIGTERM)
+                say(f"asked process {holder}, {' '.join(key)}, to stop; waiting until it has saved")
+        time.sleep(POLL_SECONDS)
+    return len(asked), []
+
+
+def _at_work(campaign: Campaign) -> Iterator[tuple[Key, Path]]:
+    """The tasks that a process holds the lock of, and their locks; not those whose jobs this campaign cancelled."""
+    directory = campaign.directory
+    ours = {identity for one in on_record.read(directory.ledger) for identity, _ in one.elements()}
+    for stage, planned in campaign.plan.by_stage.items():
+        tried = done_index.names(directory.attempts(stage, "any").parent)
+        for key in (one.key for one in planned if one.task.name in tried):
+            path = directory.attempts(*key)
+            if locks.is_held(path) and attempts.read(path).job not in ours:
+                yield key, path
+
+
 def lock_holder(path: Path) -> int | None:
     """Process id of the holder of the lock on `path`, from the kernel; None if nobody or another machine holds it."""
     if not locks.is_held(path):
@@ -81,5 +117,14 @@ def lock_holder(path: Path) -> int | None:
     for line in Path("/proc/locks").read_text().splitlines():
         words = line.split()
         if "FLOCK" in words and "WRITE" in words and words[-3].rpartition(":")[2] == inode and words[-4].isdigit():
-            return int(words[-4])
+            holder = int(words[-4])
+            if _has_open(holder, path):  # another file system may have a file of the same number
+                return holder
     return None
+
+
+def _has_open(process: int, path: Path) -> bool:
+    try:
+        return any(entry.exists() and entry.samefile(path) for entry in Path(f"/proc/{process}/fd").iterdir())
+    except OSError:  # it has ended, or is not this user's
+        return False

@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -181,14 +181,14 @@ def not_submitted(args: argparse.Namespace) -> InputError:
     return InputError(args.config, f"this campaign has not been submitted; run `{how}`")
 
 
-def open_for_change(config: Config, here: bool) -> Campaign:
+def open_for_change(config: Config, here: bool, keep: ExitStack | None = None) -> Campaign:
     """See `medsyn.campaign.guards.open_for_change`; progress and warnings go to standard error."""
     from medsyn.campaign import guards
 
     warnings: list[Problem] = []
     try:
         with progress_bars() as progress:
-            return guards.open_for_change(config, here, progress, warnings.extend)
+            return guards.open_for_change(config, here, progress, warnings.extend, keep)
     finally:
         show_problems(dict.fromkeys(warnings))
 

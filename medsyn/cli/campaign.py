@@ -10,11 +10,12 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from medsyn.cli import app
 from medsyn.cli.invocation import command
-from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, InputProblems
+from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, InputProblems
 from medsyn.stage import CampaignDirectory
 
 if TYPE_CHECKING:
@@ -50,13 +51,16 @@ def plan(program: str, arguments: Sequence[str]) -> int:
         if profile is not None and not any(problem.severity == "error" for problem in found):
             arrays = profile, submit.chunk_size(profile) if shutil.which("scontrol") else submit.assumed_chunk(profile)
     errors = any(problem.severity == "error" for problem in problems)
+    done = prepare.done_tasks(checked)
     following = command("plan" if errors else "submit", [args.config, *args.overrides, "--cluster", args.cluster])
+    if not errors and len(done) == len(checked.plan.tasks):
+        following = command("status", app.named(args))
     if args.json:
-        shown = show.as_dict(checked) | {"problems": [problem.as_dict() for problem in problems]}
+        shown = show.as_dict(checked, done) | {"problems": [problem.as_dict() for problem in problems]}
         shown |= {"ready": not errors, "next": following}
         print(json.dumps(shown | ({"slurm": queue_outline.as_list(checked.plan, *arrays)} if arrays else {}), indent=2))
     else:
-        show.show(Console(), checked)
+        show.show(Console(), checked, done)
         if arrays:
             queue_outline.show(Console(), checked.plan, *arrays)
         sys.stdout.flush()
@@ -85,15 +89,13 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
         parser.add_argument("--only", action="append", metavar="STAGE[:TASK]", default=[], help=text)
     args = parser.parse_intermixed_args(arguments)
 
-    from medsyn.campaign.state import locks
-
     loaded = app.load(args, tells=True)
     if resumes and not CampaignDirectory(loaded.campaign.path).campaign_file.exists():
         raise app.not_submitted(args)
     site = _require_site(loaded) if args.cluster == "slurm" else None
-    campaign = app.open_for_change(loaded, here=site is None)
-    only = campaign.plan.select(args.only) if resumes and args.only else None
-    with locks.exclusive(campaign.directory.ledger, campaign.directory.root):
+    with ExitStack() as held:
+        campaign = app.open_for_change(loaded, site is None, held)
+        only = campaign.plan.select(args.only) if resumes and args.only else None
         if site is not None:
             return _queue(campaign, site, only, app.named(args))
 
@@ -102,7 +104,9 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
         from medsyn.campaign.local import scheduler
         from medsyn.campaign.local.live_table import Display
 
-        display = Display(campaign, Console(), command(program.split()[-1], arguments))
+        rest = command("resume", [*app.named(args), "--cluster", "local"])
+        again = command(program.split()[-1], arguments)
+        display = Display(campaign, Console(), again, (only, rest) if only else None)
         return scheduler.run(campaign, display, args.max_parallel, only=only)
 
 
@@ -143,13 +147,20 @@ def cancel(program: str, arguments: Sequence[str]) -> int:
     from medsyn.campaign import guards
     from medsyn.campaign.slurm import submissions
 
-    directory = app.open_campaign(args).directory
+    campaign = app.open_campaign(args)
+    directory = campaign.directory
     guards.require_own(directory)
     count = campaign_cancel.launcher(directory, print) + campaign_cancel.jobs(directory, print)
-    print("cancelled" if count else "nothing of this campaign is running or queued")
-    where = "slurm" if submissions.read(directory.ledger) else "local"
+    stopped, elsewhere = campaign_cancel.tasks(campaign, print)
+    for one in elsewhere:
+        print(f"{one}; end it there")
+    if count + stopped or not elsewhere:
+        print("cancelled" if count + stopped else "nothing of this campaign is running or queued")
+    for original in submissions.originals(directory.ledger):
+        print(f"this is a copy of {original}, whose jobs are left alone")
+    where = "slurm" if submissions.read(directory.ledger, with_copied=True) else "local"
     print(f"next      to continue: {command('resume', [*app.named(args), '--cluster', where])}")
-    return EXIT_DONE
+    return EXIT_FAILED if elsewhere else EXIT_DONE
 
 
 def status(program: str, arguments: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from medsyn.cli import app
 from medsyn.cli import tasks as tasks_cli
 from medsyn.cli.invocation import command
-from medsyn.errors import EXIT_DONE, EXIT_FAILED, InputError
+from medsyn.errors import EXIT_DONE, EXIT_FAILED, EXIT_SAVED, InputError
 from medsyn.text import counted
 
 if TYPE_CHECKING:
@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from medsyn.generation.verify.campaign import Images
     from medsyn.generation.verify.finding import Finding
     from medsyn.generation.verify.rerun import Rerun
+    from medsyn.stage import Task
 
 
 _TASKS_SHOWN = 10
 
 
 def verify(program: str, arguments: Sequence[str]) -> int:
-    """Check every generated file of a campaign against its records; exit code 1 and one line per finding."""
+    """Check every generated file of a campaign against its records, one line per finding.
+
+    Exit code: 0 all as recorded, 1 findings, 75 none, but tasks are not done yet.
+    """
     parser = app.config_parser(program, str(verify.__doc__))
     parser.add_argument("--rerun", type=int, metavar="N", help="regenerate N random images and compare")
     text = "move damaged files to quarantine, so that their tasks make them again"
@@ -41,16 +45,18 @@ def verify(program: str, arguments: Sequence[str]) -> int:
         guards.require_own(campaign.directory)
     _require_prompts(campaign)
     with repair.alone(campaign) if args.repair else nullcontext():
-        images = _images(campaign)
+        images, unfinished = _images(campaign), _unfinished(campaign)
         again = _rerun(args.rerun)
         findings = []
-        for finding in _findings(campaign, images, again):
+        for finding in _findings(campaign, images, unfinished, again):
             print(finding)
             findings.append(finding)
-        _summary(images, again, len(findings))
+        _summary(images, len(unfinished), again, len(findings))
         if args.repair and findings:
             _report_repair(*repair.quarantine(campaign, findings), campaign.directory.root)
-    return EXIT_FAILED if findings else EXIT_DONE
+    if findings:
+        return EXIT_FAILED
+    return EXIT_SAVED if unfinished else EXIT_DONE
 
 
 def _require_prompts(campaign: Campaign) -> None:
@@ -74,6 +80,15 @@ def _images(campaign: Campaign) -> list[Images]:
     return images
 
 
+def _unfinished(campaign: Campaign) -> list[Task]:
+    """The generate tasks without a done marker: nobody has said that all of their images are there."""
+    from medsyn.campaign.state import done_index
+
+    done = done_index.names(campaign.directory.done("generate", "any").parent)
+    tasks = [planned.task for planned in campaign.plan.by_stage.get("generate", [])]
+    return [task for task in tasks if task.name not in done]
+
+
 def _rerun(count: int | None) -> Rerun | None:
     if count is None:
         return None
@@ -82,7 +97,9 @@ def _rerun(count: int | None) -> Rerun | None:
     return Rerun(count)
 
 
-def _findings(campaign: Campaign, images: Sequence[Images], again: Rerun | None) -> Iterator[Finding]:
+def _findings(
+    campaign: Campaign, images: Sequence[Images], unfinished: Sequence[Task], again: Rerun | None
+) -> Iterator[Finding]:
     """Everything wrong with the images, their tables and the markers of their tasks."""
     from medsyn.campaign import repair
     from medsyn.campaign.tables import table_folders
@@ -92,7 +109,8 @@ def _findings(campaign: Campaign, images: Sequence[Images], again: Rerun | None)
     shards = campaign.plan.shards
     reported: set[Path] = set()
     for one in images:
-        for finding in one.findings(shards[one.modality]):
+        missing = {task.blocks for task in unfinished if task.blocks and task.modality == one.modality}
+        for finding in one.findings(shards[one.modality], missing):
             reported |= {finding.damaged} if finding.damaged else set()
             yield finding
     yield from check_environment(campaign.directory, images)
@@ -106,10 +124,13 @@ def _findings(campaign: Campaign, images: Sequence[Images], again: Rerun | None)
             yield from again.findings(images, progress)
 
 
-def _summary(images: Sequence[Images], again: Rerun | None, found: int) -> None:
+def _summary(images: Sequence[Images], unfinished: int, again: Rerun | None, found: int) -> None:
     expected = sum(one.blocks.item_count for one in images)
     result = counted(found, "finding") if found else "no findings"
     made = f", {again.made} regenerated" if again is not None else ""
+    if unfinished:
+        count = sum(one.to_make for one in images)
+        made += f", {count} of them not made yet ({counted(unfinished, 'task')} not done)"
     print(f"{counted(expected, 'image')} asked for{made}: {result}")
     if again is not None and again.elsewhere:
         devices = ", ".join(f"{count} on {device}" for device, count in sorted(again.elsewhere.items()))

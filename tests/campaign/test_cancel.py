@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +11,13 @@ from typing import Any
 import pytest
 
 from medsyn import disk
+from medsyn.__main__ import COMMANDS
 from medsyn.campaign import cancel, guards
 from medsyn.campaign.slurm import queue
 from medsyn.campaign.slurm import submissions as on_record
 from medsyn.campaign.state import ledger, locks
 from medsyn.campaign.status import read
+from medsyn.cli import app
 from medsyn.errors import InputError, SlurmError
 from tests.helpers.trial import Trial, wait_until
 
@@ -49,6 +53,42 @@ def test_the_holder_of_a_lock_is_told_by_the_kernel(tmp_path: Path) -> None:
     assert cancel.lock_holder(path) is None
     with locks.exclusive(path):
         assert cancel.lock_holder(path) == os.getpid()
+
+
+def test_a_task_that_was_started_by_hand_is_asked_to_stop(trial: Trial, capsys: pytest.CaptureFixture[str]) -> None:
+    trial.prepare_short()
+    trial.script({"finetune ct": ["steps:400"]})
+    process = trial.start("fake_worker", "finetune", "ct")
+    wait_until(lambda: trial.steps("finetune ct"))
+    assert app.dispatch("medsyn", COMMANDS, ["cancel", str(trial.root)]) == 0
+    assert process.wait(timeout=20) == 75
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == [
+        f"asked process {process.pid}, finetune ct, to stop; waiting until it has saved",
+        "cancelled",
+    ]
+    assert len(trial.steps("finetune ct")) < 400
+
+
+def test_a_task_that_cannot_be_asked_from_here_is_named(
+    trial: Trial, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = trial.prepare_short().directory
+    disk.append_jsonl(directory.attempts("finetune", "ct"), {"event": "start", "time": 1, "host": "n7", "pid": 11})
+    monkeypatch.setattr(cancel, "lock_holder", lambda path: None)
+    with locks.exclusive(directory.attempts("finetune", "ct")):
+        assert app.dispatch("medsyn", COMMANDS, ["cancel", str(trial.root)]) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("another process (n7, process 11) is at work on finetune ct; end it there\nnext")
+
+
+def test_the_holder_has_the_file_open_and_not_only_one_of_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ledger.jsonl"
+    with locks.exclusive(path):
+        monkeypatch.setattr(Path, "samefile", lambda *_: False)  # as if the lock were on another file system
+        assert cancel.lock_holder(path) is None
 
 
 def fake_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, queue: str) -> Path:
@@ -89,6 +129,37 @@ def test_a_job_is_found_by_its_name_where_its_id_was_never_written_down(
     cancelled = fake_slurm(tmp_path / "bin", monkeypatch, "9_0|PENDING|Held|n1|(null)|1|medsyn-trial-finetune-r\n")
     assert cancel.jobs(trial.campaign().directory, print) == 1
     assert cancelled.read_text() == "--quiet 9\n"
+
+
+@pytest.mark.parametrize("how", ["copied", "moved", "linked", "moved, and another campaign took its place"])
+def test_the_jobs_of_the_campaign_that_this_is_a_copy_of_are_not_this_ones(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    trial.prepare_short()
+    trial.queued("medsyn-trial-finetune-r", "finetune", ("ct",), "7")
+    original, trial.root = trial.root, tmp_path / "there"
+    cancelled = fake_slurm(tmp_path / "bin", monkeypatch, "7|RUNNING|None|n1|(null)|1|medsyn-trial-finetune-r\n")
+    if how == "copied":
+        shutil.copytree(original, trial.root)
+    elif how == "linked":
+        trial.root.symlink_to(original)
+    else:
+        original.rename(trial.root)
+    if "another" in how:
+        shutil.copytree(trial.root, original)
+        (original / "ledger.jsonl").write_text("")
+    is_copy = how == "copied"
+    shown = read.read(trial.campaign())
+    assert shown.states["finetune", "ct"] == ("idle" if is_copy else "running")
+    assert shown.on_slurm
+    assert app.dispatch("medsyn", COMMANDS, ["cancel", str(trial.root)]) == 0
+    said = capsys.readouterr().out
+    assert cancelled.exists() is not is_copy
+    assert (f"this is a copy of {original}, whose jobs are left alone" in said) is is_copy
+    assert ("nothing of this campaign is running or queued" in said) is is_copy
+    assert "--cluster slurm" in said
+    with contextlib.ExitStack() as held:  # a copy may run here while the original is in the queue
+        assert guards.open_for_change(trial.config(**SHORT), here=True, keep=held).directory.root == trial.root
 
 
 def test_a_controller_that_does_not_answer_is_said(

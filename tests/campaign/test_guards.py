@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ import pytest
 from medsyn import config as configuration
 from medsyn.__main__ import COMMANDS
 from medsyn.campaign import guards
+from medsyn.campaign.plan import prepare
+from medsyn.campaign.state import locks
+from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.cli import app
 from medsyn.errors import InputError
 from tests.helpers.fake_slurm import Slurm
@@ -84,6 +89,116 @@ def test_nor_by_other_prompts_or_settings(queued: Trial, change: dict[str, Any],
     assert (queued.root / "campaign.json").read_bytes() == before
     guards.open_for_change(queued.config(**by_time, generation__guidance_scale=3.0), here=False)
     assert queued.campaign().config.generation.guidance_scale == 3.0
+
+
+def test_modalities_are_not_dropped_while_their_jobs_are_queued(trial: Trial, slurm: Slurm) -> None:
+    trial.prepare()
+    trial.queued("trial-finetune", "finetune", ("ct", "oct"), "20")
+    slurm.queue("20_0|RUNNING|None|n1||1|trial-finetune", "20_1|PENDING|Resources|||1|trial-finetune")
+    before = (trial.root / "campaign.json").read_bytes()
+    with pytest.raises(InputError, match="it drops finetune oct, whose jobs are in Slurm's queue: cancel them first"):
+        guards.open_for_change(trial.config(data__modalities=["CT"]), here=False)
+    assert (trial.root / "campaign.json").read_bytes() == before
+    slurm.queue("20_0|RUNNING|None|n1||1|trial-finetune")
+    guards.open_for_change(trial.config(data__modalities=["CT"]), here=False)
+
+
+@pytest.mark.parametrize(
+    ("at_work", "change"),
+    [
+        (("generate", "ct-00000"), "generation.blocks_per_shard=2"),
+        (("generate", "oct-00000"), "data.modalities=[CT]"),
+        (("finetune", "ct"), "finetune.max_train_steps=7"),
+        (("evaluate", "all"), "evaluation.kid_subsets=7"),
+    ],
+)
+@pytest.mark.parametrize("words", [("finetune", "--task", "oct"), ("submit", "--cluster", "local")], ids=" ".join)
+def test_what_a_task_at_work_makes_does_not_change(
+    trial: Trial,
+    slurm: Slurm,
+    capsys: pytest.CaptureFixture[str],
+    at_work: tuple[str, str],
+    change: str,
+    words: tuple[str, ...],
+) -> None:
+    directory = trial.prepare(generation__img_num=4).directory
+    before = directory.config.read_bytes(), directory.campaign_file.read_bytes()
+    with locks.exclusive(directory.attempts(*at_work)):
+        assert call(trial, *words, "generation.img_num=4", change) == 75
+    assert f"is at work on {' '.join(at_work)}, which the changed settings would make anew" in capsys.readouterr().err
+    assert (directory.config.read_bytes(), directory.campaign_file.read_bytes()) == before
+    assert trial.calls() == []
+
+
+def test_what_no_task_at_work_reads_may_change(trial: Trial) -> None:
+    directory = trial.prepare(generation__blocks_per_shard=5).directory
+    with locks.exclusive(directory.attempts("generate", "ct-00000")):
+        guards.open_for_change(trial.config(generation__blocks_per_shard=5, cluster__max_parallel=7), here=True)
+        guards.open_for_change(trial.config(generation__blocks_per_shard=4), here=True)  # the same single shard
+
+
+class TestMeanwhile:
+    """What another process does after the first questions, while this one reads the inputs."""
+
+    @pytest.fixture
+    def meanwhile(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
+        def happens(what: Callable[[], Any]) -> None:
+            look, left = prepare.unchanged, [what]
+
+            def unchanged(*arguments: Any) -> Campaign | None:
+                found = look(*arguments)
+                if left:
+                    left.pop()()
+                return found
+
+            monkeypatch.setattr(prepare, "unchanged", unchanged)
+
+        return happens
+
+    @pytest.mark.parametrize("change", ["cluster.max_parallel=1", "cluster.max_parallel=7"])
+    def test_jobs_are_queued(
+        self,
+        trial: Trial,
+        slurm: Slurm,
+        capsys: pytest.CaptureFixture[str],
+        meanwhile: Callable[[Callable[[], Any]], None],
+        change: str,
+    ) -> None:
+        trial.prepare(cluster__max_parallel=1)
+        before = (trial.root / "campaign.json").read_bytes()
+
+        def queue() -> None:
+            trial.queued("trial-finetune", "finetune", ("ct",), "20")
+            slurm.queue("20|RUNNING|None|n1||1|trial-finetune")
+
+        meanwhile(queue)
+        assert call(trial, "submit", "--cluster", "local", change) == 65
+        assert "1 of its tasks are in Slurm's queue and would do the same work" in capsys.readouterr().err
+        assert (trial.root / "campaign.json").read_bytes() == before
+        assert trial.calls() == []
+
+    def test_generate_jobs_are_queued_of_the_old_shards(
+        self, trial: Trial, slurm: Slurm, meanwhile: Callable[[Callable[[], Any]], None]
+    ) -> None:
+        trial.prepare(generation__img_num=4)
+
+        def queue() -> None:
+            trial.queued("trial-generate", "generate", ("ct-00000",), "20")
+            slurm.queue("20|PENDING|Dependency|||1|trial-generate")
+
+        meanwhile(queue)
+        with pytest.raises(InputError, match="it re-shards the campaign, and 1 generate job in Slurm's queue"):
+            guards.open_for_change(trial.config(generation__img_num=4, generation__blocks_per_shard=2), here=False)
+
+    def test_the_campaign_is_changed(self, trial: Trial, meanwhile: Callable[[Callable[[], Any]], None]) -> None:
+        trial.prepare()
+        meanwhile(lambda: guards.open_for_change(trial.config(finetune__max_train_steps=7), here=True))
+        with ExitStack() as held:
+            opened = guards.open_for_change(trial.config(), here=True, keep=held)
+            assert opened == trial.campaign()
+            assert opened.config.finetune.max_train_steps == trial.config().finetune.max_train_steps
+            assert locks.is_held(trial.root / "ledger.jsonl")
+        assert not locks.is_held(trial.root / "ledger.jsonl")
 
 
 @pytest.mark.parametrize("words", LOCAL, ids=" ".join)

@@ -122,7 +122,7 @@ class Trial:
     def queued(self, name: str, stage: str, tasks: tuple[str, ...], job: str) -> None:
         """Write into the ledger that Slurm was handed an array, as a round of its own that was released."""
         path, facts = self.campaign().directory.ledger, {"round": name, "name": name}
-        ledger.record(path, submissions.QUEUEING, **facts)
+        ledger.record(path, submissions.QUEUEING, **facts, directory=str(self.root))
         ledger.record(path, submissions.QUEUED, **facts, kind="tasks", stage=stage, tasks=tasks, job=job)
         ledger.record(path, submissions.RELEASED, round=name)
 

@@ -28,10 +28,14 @@ BAR_WIDTH = 32
 class Display:
     """Progress of a campaign on a console. Without a terminal it prints a line when something happens."""
 
-    def __init__(self, campaign: Campaign, console: Console, command: str) -> None:
+    def __init__(
+        self, campaign: Campaign, console: Console, command: str, then: tuple[Collection[Key], str] | None = None
+    ) -> None:
+        """`command` is what the user types to run this again; `then`: once those tasks are done, to run the rest."""
         self._campaign = campaign
         self._console = console
-        self._command = command  # what the user types to run this again
+        self._command = command
+        self._then = then
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._shown = 0.0
         self._since: dict[Key, float] = {}
@@ -85,7 +89,10 @@ class Display:
 
     def summary(self, settled: Settled) -> None:
         """Show the final status of a run."""
-        show(self._console, read.of_settled(self._campaign, settled), lambda name: self._command)
+        chosen, rest = self._then or ((), self._command)
+        is_over = all(settled.states[key] == "done" for key in chosen)
+        command = rest if is_over else self._command
+        show(self._console, read.of_settled(self._campaign, settled), lambda name: command)
 
     def _elapsed(self, key: Key) -> float:
         return time.monotonic() - self._since[key]

@@ -179,6 +179,7 @@ def check(
     resolved = _resolve(config, problems)
     modalities = resolved.data.modalities
     problems += machine.check(resolved)
+    problems += _check_linked_roots(resolved)
     drawn_later = config.data.table == PHANTOMS and not Path(resolved.data.table).is_file()
     has_ratings = not drawn_later or config.data.ratings_file is not None
     has_prompts = not drawn_later or config.data.prompts is not None or config.data.base_prompt is not None
@@ -226,6 +227,15 @@ def check(
     problems += capacity.check(resolved, estimate, capacity.marked_done(CampaignDirectory(resolved.campaign.path)))
     problems = list(dict.fromkeys(problems))  # what two readers report is reported once
     return Checked(config, resolved, plan, asked, counts, sizes, estimate, prompts, problems)
+
+
+def _check_linked_roots(config: Config) -> list[Problem]:
+    """An error for each place that links may lead to and that is no directory."""
+    return [
+        Problem(CONFIGURATION, f"{folder} is not a directory: correct it, or leave it out", key="data.linked_roots")
+        for folder in config.data.linked_roots
+        if not Path(folder).is_dir()
+    ]
 
 
 def _resolve(config: Config, problems: list[Problem]) -> Config:

@@ -10,16 +10,17 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from medsyn import config as configuration
 from medsyn import disk
-from medsyn.campaign.plan import inputs, shards
+from medsyn.campaign.plan import capacity, inputs, shards
 from medsyn.campaign.plan.inputs import Checked, Progress
-from medsyn.campaign.state import campaign_file, locks
+from medsyn.campaign.state import campaign_file, locks, markers
 from medsyn.campaign.state.campaign_file import Campaign, CampaignRecord, FileRecord
-from medsyn.campaign.tasks import READS, reads_key, stage_fingerprints
+from medsyn.campaign.tasks import READS, Key, reads_key, stage_fingerprints
 from medsyn.config import PHANTOMS, Config
 from medsyn.data.prompts.store import INDEX
 from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem
@@ -30,7 +31,7 @@ FREE = ("campaign.name", "cluster", "evaluation", *shards.RESHARDED_BY)
 
 
 Warn = Callable[[list[Problem]], None]
-Approve = Callable[[Checked], None]
+Approve = Callable[[CampaignRecord | None, Checked | None], None]
 
 
 def unchanged(config: Config, before: CampaignRecord | None) -> Campaign | None:
@@ -90,6 +91,7 @@ def prepare(
     warn: Warn | None = None,
     approve: Approve | None = None,
     here: bool = False,
+    keep: ExitStack | None = None,
 ) -> Campaign:
     """The campaign of a configuration, ready to run; checks and writes only what has changed.
 
@@ -98,34 +100,54 @@ def prepare(
         before: the campaign's record (`campaign_file.read_record`).
         progress: called with how far reading images and drawing phantoms are.
         warn: called with the warnings.
-        approve: asked before anything is written; raises if the campaign must not become what was found.
+        approve: asked under the campaign's lock, before anything is written, with the record as it is then and what
+            was found (None: the campaign stays as it is); raises if that must not be. Not asked where no lock is taken.
         here: whether its tasks will run on this machine, not in Slurm's queue.
+        keep: takes over the campaign's lock; without it, the lock is held only to write, and not taken at all where
+            nothing has changed.
 
     Raises:
         InputProblems: everything that is wrong with the inputs, or the changed keys that existing results depend on.
         Busy: another process works on the campaign.
     """
     campaign = unchanged(config, before)
+    if campaign is not None and keep is None:
+        return campaign
+    checked = None
     if campaign is None:
         _raise(_refused_keys(config, before))  # before images are read, which takes a while
         checked = _require(_check(config, before, progress, here=here), warn)
+        _make_directory(checked.config.campaign.path)
+    directory = CampaignDirectory(config.campaign.path)
+    with ExitStack() as lock:
+        lock.enter_context(locks.exclusive(directory.ledger, directory.root))
+        now = campaign_file.read_record(directory)  # who held the lock before us may have changed it
+        if campaign is not None and now != before:
+            lock.close()
+            return prepare(config, now, progress, warn, approve, here, keep)
         if approve:
-            approve(checked)
-        root = checked.config.campaign.path
-        try:
-            disk.make_directory(root)
-        except OSError as error:
-            reason = f"{root} cannot be created: {error.strerror}"
-            raise InputError(CONFIGURATION, reason, key="campaign.dir") from None
-        with locks.exclusive(CampaignDirectory(root).ledger, root):
-            campaign = _write(checked, progress, warn, here)
+            approve(now, checked)
+        if checked is not None:
+            campaign = _write(checked, now, progress, warn, here)
+        if keep is not None:
+            keep.push(lock.pop_all())
+    assert campaign is not None
     return campaign
 
 
-def _write(checked: Checked, progress: Progress | None, warn: Warn | None, here: bool) -> Campaign:
+def _make_directory(root: Path) -> None:
+    try:
+        disk.make_directory(root)
+    except OSError as error:
+        reason = f"{root} cannot be created: {error.strerror}"
+        raise InputError(CONFIGURATION, reason, key="campaign.dir") from None
+
+
+def _write(
+    checked: Checked, before: CampaignRecord | None, progress: Progress | None, warn: Warn | None, here: bool
+) -> Campaign:
     config, resolved = checked.given, checked.config
     directory = CampaignDirectory(resolved.campaign.path)
-    before = campaign_file.read_record(directory)  # once more: who held the lock before us may have made something
     _raise(_refused(checked, before))
     campaign_file.claim(directory)
     if config.data.table == PHANTOMS:
@@ -191,6 +213,21 @@ def _files(checked: Checked) -> dict[str, FileRecord]:
         "ratings": campaign_file.record_file(Path(str(data.ratings_file))),
         "prompts": _record_text(Path(str(data.prompts)) / INDEX, checked.prompts.index.text()),
     }
+
+
+def fingerprints(checked: Checked) -> dict[str, str]:
+    """The fingerprint that each stage would have; none where phantoms are still to be drawn."""
+    if not Path(checked.config.data.table).is_file():
+        return {}
+    return stage_fingerprints(checked.config, _contents(checked.config, _files(checked)))
+
+
+def done_tasks(checked: Checked) -> set[Key]:
+    """The tasks that are done and would stay so; none where the inputs have errors. Outputs are not checked."""
+    directory = CampaignDirectory(checked.config.campaign.path)
+    if checked.errors or not capacity.marked_done(directory) or not (its := fingerprints(checked)):
+        return set()
+    return set(markers.done_facts(Campaign(directory, checked.config, checked.plan, its, {})))
 
 
 def _contents(config: Config, files: Mapping[str, FileRecord]) -> dict[str, str]:

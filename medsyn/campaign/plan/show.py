@@ -5,7 +5,7 @@ Costs are hours, memory and disk, all of them estimates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -23,24 +23,35 @@ NAMES_SHOWN = 5
 COLUMNS = ("images", "rated images", "prompts")  # of the tables' counts
 
 
-def show(console: Console, checked: Checked) -> None:
-    """Print the plan of a campaign as three tables."""
+def show(console: Console, checked: Checked, done: Collection[Key] = ()) -> None:
+    """Print the plan of a campaign as three tables, and how much of it is done."""
     console.print(f"campaign {checked.config.campaign.name}, {checked.config.campaign.path}", soft_wrap=True)
     console.print(_modalities(checked))
     console.print(_stages(checked))
     for line in sharding(checked):
         console.print(line, soft_wrap=True, highlight=False)
     console.print(cost_table(checked))
-    for line in cost_totals(checked):
+    for line in (*cost_totals(checked), *_so_far(checked, done)):
         console.print(line, soft_wrap=True, highlight=False)
 
 
-def as_dict(checked: Checked) -> dict[str, Any]:
+def _so_far(checked: Checked, done: Collection[Key]) -> Iterator[str]:
+    """How many of the tasks are done, if any."""
+    left = [checked.estimate.tasks[key].seconds for key in checked.plan.by_key if key not in done]
+    if not left:
+        yield f"all {counted(len(done), 'task')} are done: nothing is left to do"
+    elif done:
+        others = f"{span(sum(left))} of the time is for the others"
+        yield f"{len(done)} of {len(checked.plan.tasks)} tasks are done; {others}"
+
+
+def as_dict(checked: Checked, done: Collection[Key] = ()) -> dict[str, Any]:
     """The plan for scripts."""
     return {
         "campaign": checked.config.campaign.name,
         "directory": str(checked.config.campaign.path),
         "stages": {stage: len(tasks) for stage, tasks in checked.plan.by_stage.items()},
+        "done": len(done),
         "tasks": [
             {
                 "stage": planned.task.stage,

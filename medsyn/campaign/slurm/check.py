@@ -185,17 +185,18 @@ def _cannot_be_read(path: str) -> str | None:
 
 def _unbindable(config: Config) -> list[Problem]:
     """Paths that the container runtime cannot bind: colons and commas are separators in its --bind."""
-    paths = {
-        "campaign.dir": str(config.campaign.path),
-        "data.table": config.data.table,
-        "data.root": config.data.root,
-        "data.ratings_file": config.data.ratings_file,
-        weights.KEY: config.model_paths.stable_diffusion,
-    }
+    paths = [
+        ("campaign.dir", str(config.campaign.path)),
+        ("data.table", config.data.table),
+        ("data.root", config.data.root),
+        *(("data.linked_roots", folder) for folder in config.data.linked_roots),
+        ("data.ratings_file", config.data.ratings_file),
+        (weights.KEY, config.model_paths.stable_diffusion),
+    ]
     reason = "contains a colon or a comma, so it cannot be bound into a container; choose a path without them"
     return [
         Problem(CONFIGURATION, f"{path} {reason}", key=key)
-        for key, path in paths.items()
+        for key, path in paths
         if path and (key == "campaign.dir" or Path(path).exists()) and set(str(absolute(path))) & set(":,")
     ]
 

@@ -1,7 +1,7 @@
 """What was submitted to Slurm, from the ledger: one record per job array or gate, with its Slurm id.
 
 The intent is written before each `sbatch` and the id after it, so a launcher that is killed in between leaves a name
-by which the job can be found.
+by which the job can be found. So is the campaign's directory written: a copy has the ledger, too, and none of the jobs.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Launch:
     submissions: list[Submission] = field(default_factory=list)
     held: list[str] = field(default_factory=list)  # jobs to be released, known once all are queued
     state: str = QUEUEING
+    directory: str | None = None  # where the campaign was when it queued this
 
 
 def name_of(node: str, campaign: str, number: str) -> str:
@@ -56,14 +57,20 @@ def name_of(node: str, campaign: str, number: str) -> str:
     return f"medsyn-{campaign}-{node}-{number}"
 
 
-def launches(path: Path) -> dict[str, Launch]:
-    """Every launch on record, oldest first."""
+def launches(path: Path, with_copied: bool = False) -> dict[str, Launch]:
+    """Every launch on record, oldest first.
+
+    Args:
+        path: the campaign's ledger.
+        with_copied: include the launches of another campaign of which this one is a copy: its jobs are not this one's.
+    """
     found: dict[str, Launch] = {}
     for event in disk.read_jsonl(path):
         kind = event.get("event")
         if kind not in (QUEUEING, QUEUED, RELEASING, RELEASED, WITHDRAWN):
             continue
         its = found.setdefault(event["round"], Launch())
+        its.directory = event.get("directory", its.directory)
         if kind == QUEUEING:
             its.intended.append(event["name"])
         elif kind == QUEUED:
@@ -72,7 +79,31 @@ def launches(path: Path) -> dict[str, Launch]:
         else:
             its.state = kind
             its.held = event.get("held", its.held)
-    return found
+    copied = set() if with_copied else _copied(path, found)
+    return {number: its for number, its in found.items() if number not in copied}
+
+
+def originals(path: Path) -> list[str]:
+    """The directories of other campaigns whose launches this ledger has because it was copied."""
+    found = launches(path, with_copied=True)
+    return sorted({str(found[number].directory) for number in _copied(path, found)})
+
+
+def _copied(path: Path, found: Mapping[str, Launch]) -> set[str]:
+    """The launches that the campaign they were made in still has; one that was moved has left nothing behind."""
+    places = {its.directory for its in found.values() if its.directory and its.directory != str(path.parent)}
+    kept = {place: _rounds_elsewhere(Path(place) / path.name, path) for place in places}
+    return {number for number, its in found.items() if its.directory and number in kept.get(its.directory, ())}
+
+
+def _rounds_elsewhere(other: Path, path: Path) -> set[str]:
+    """The launches in another ledger; none if it is gone, or if it is this one under another name."""
+    try:
+        if other.samefile(path):
+            return set()
+        return {event["round"] for event in disk.read_jsonl(other) if event.get("event") == QUEUEING}
+    except OSError:
+        return set()
 
 
 def since_cancel(path: Path) -> set[Key] | None:
@@ -89,9 +120,9 @@ def since_cancel(path: Path) -> set[Key] | None:
     return again
 
 
-def read(path: Path) -> list[Submission]:
-    """Every submission that was not taken back, oldest first."""
-    return standing(launches(path))
+def read(path: Path, with_copied: bool = False) -> list[Submission]:
+    """Every submission that was not taken back, oldest first; arguments as for `launches`."""
+    return standing(launches(path, with_copied))
 
 
 def standing(found: Mapping[str, Launch]) -> list[Submission]:

@@ -246,13 +246,13 @@ class Launcher:
 
         name = on_record.name_of(node.name, self.campaign.config.campaign.name, self.number)
         folder = make_directory(self.campaign.directory.slurm(name))
-        ledger.record(self.path, on_record.QUEUEING, round=self.number, name=name)
+        root = str(self.campaign.directory.root)
+        ledger.record(self.path, on_record.QUEUEING, round=self.number, name=name, directory=root)
         wanted = sbatch.wanted_options(self.site, node)
         interpreter = container.python(self.site, self.campaign, wanted, self.environment)
         executor = submitit.SlurmExecutor(folder=folder, python=interpreter)
         executor.update_parameters(**self._parameters(node, name, folder))
         task, gate = self.functions
-        root = str(self.campaign.directory.root)
         umask = os.umask(private_umask())
         try:
             with _outside_of_jobs():

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from medsyn.campaign.plan import machine
 from medsyn.campaign.status import figures, logs
 from medsyn.campaign.status.state import STATES, State, Status
 from medsyn.campaign.tasks import Key
@@ -72,7 +73,8 @@ def _line(markup: str) -> Text:
 
 def _stages(status: Status, expected: Mapping[str, float] | None) -> Table:
     its = figures.stages(status, expected)
-    spent = "GPU time" if status.campaign.config.device.use_cuda else "task time"
+    on_gpu = status.campaign.config.device.use_cuda and (status.on_slurm or bool(machine.visible_gpus()))
+    spent = "GPU time" if on_gpu else "task time"
     shown = [state for state in STATES if state in ALWAYS or status.by_state[state]]
     times = [spent, *(["expected"] if expected else []), *(["left"] if any(one.left for one in its.values()) else [])]
     title = f"campaign {status.campaign.config.campaign.name}"

@@ -45,7 +45,7 @@ def read(campaign: Campaign, timeout: float = queue.TIMEOUT_SECONDS) -> Status:
         time=time.time(),
         evidence=evidence,
         made=made,
-        submitted=submitted,
+        submitted=submissions.read(campaign.directory.ledger, with_copied=True),
         notes=_notes(campaign, launches, view),
     )
 

@@ -5,6 +5,7 @@ Blocks are checked one after another, tables shard by shard; nothing else is kep
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ class Images:
     mode: str
     modality: str
     blocks: Blocks
+    to_make: int = 0  # images of blocks that tasks are still to make, once `findings` has looked
     _made: dict[_Made, list[int]] = field(default_factory=dict)  # numbers of the blocks made so
 
     def block(self, number: int) -> Path:
@@ -53,22 +55,28 @@ class Images:
         """The directory of all its blocks."""
         return self.directory.work("generate", self.mode) / slug(self.modality)
 
-    def findings(self, shards: Sequence[_Range]) -> Iterator[Finding]:
+    def findings(self, shards: Sequence[_Range], unfinished: Collection[_Range] = ()) -> Iterator[Finding]:
         """Everything wrong: gaps, duplicates, unexpected files, and each file, record or attempt not as it should be.
 
         Args:
             shards: the block ranges of the modality's tables.
+            unfinished: those whose tasks are not done: what is there is checked, what is not is `to_make`.
         """
         self._made.clear()
+        self.to_make = 0
         for numbers in shards:
-            yield from self._check_shard(numbers)
+            yield from self._check_shard(numbers, numbers in unfinished)
         yield from self._mixed()
         yield from self._strangers(shards)
 
-    def _check_shard(self, numbers: _Range) -> Iterator[Finding]:
+    def _check_shard(self, numbers: _Range, is_unfinished: bool) -> Iterator[Finding]:
         rows: Rows | None = ([], [])
         for number in range(*numbers):
             found: list[Finding] = []
+            if is_unfinished and not os.path.lexists(self.block(number)):
+                self.to_make += len(self.blocks.items(number))
+                rows = None
+                continue
             content = self._check(number, found)
             yield from found
             if content is None or len(content.records) != len(content.timing["devices"]):
@@ -78,7 +86,7 @@ class Images:
                 made, tried = block_rows(place, content.records, content.attempts, content.timing)
                 rows[0].extend(made)
                 rows[1].extend(tried)
-        yield from check_shard_tables(self.directory.shard(self.mode, self.modality, numbers), rows)
+        yield from check_shard_tables(self.directory.shard(self.mode, self.modality, numbers), rows, is_unfinished)
 
     def _check(self, number: int, found: list[Finding]) -> Content | None:
         block, asked = self.block(number), self._asked(number)

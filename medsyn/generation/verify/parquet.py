@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +19,14 @@ TABLES = (MANIFEST_TABLE, ATTEMPTS_TABLE)
 _ROWS_AT_ONCE = 4096
 
 
-def check_shard_tables(folder: Path, rows: Rows | None) -> Iterator[Finding]:
-    """Check that a shard's two tables exist and have exactly these rows; `rows` None: its blocks cannot be read."""
+def check_shard_tables(folder: Path, rows: Rows | None, is_unfinished: bool = False) -> Iterator[Finding]:
+    """Check that a shard's two tables exist and have exactly these rows.
+
+    Args:
+        folder: the tables'.
+        rows: what they should hold; None: the shard's blocks cannot be read.
+        is_unfinished: the shard's task is not done, so that a table may be missing.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -29,6 +36,8 @@ def check_shard_tables(folder: Path, rows: Rows | None) -> Iterator[Finding]:
         expected = {}  # a value of a damaged block fits no column; the block has been reported
     for name in TABLES:
         path = folder / name
+        if is_unfinished and not os.path.lexists(path):
+            continue
         if path.exists() and not path.is_file():  # opening a pipe would wait
             yield Finding(path, "is not a file; running the task again rewrites it", path)
             continue

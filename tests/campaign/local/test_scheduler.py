@@ -14,11 +14,13 @@ import pytest
 from rich.console import Console
 
 from medsyn import disk
+from medsyn.__main__ import COMMANDS
 from medsyn.campaign.local import scheduler
 from medsyn.campaign.local.live_table import Display
 from medsyn.campaign.plan import machine
 from medsyn.campaign.state import locks
 from medsyn.campaign.status import as_json, read
+from medsyn.cli import app
 from medsyn.errors import InputProblems
 from tests.helpers.trial import Trial, wait_until
 
@@ -70,6 +72,16 @@ def test_no_more_workers_at_once_than_allowed(trial: Trial) -> None:
     trial.script({"finetune ct": ["input"], "finetune oct": ["input"]})
     trial.submit(parallel=1)
     assert [line["event"] for line in ledger(trial)] == ["submitted", "started", "ended", "started", "ended"]
+
+
+def test_once_the_chosen_tasks_are_done_the_next_command_is_for_the_rest(
+    trial: Trial, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial.prepare_short()
+    trial.work("finetune", "ct")
+    assert app.dispatch("medsyn", COMMANDS, ["resume", str(trial.root), "--cluster=local", "--only=finetune:ct"]) == 0
+    (hint,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next")]
+    assert hint.endswith(f"resume {trial.root} --cluster local")
 
 
 @pytest.mark.parametrize(("chosen", "waits"), [("generate", "rlhf-stage1 all"), ("evaluate", "generate ct-00000")])

@@ -157,3 +157,12 @@ def test_status_knows_how_many_images_the_list_asks_for(trial: Trial) -> None:
         "baseline": 11,
         "filtered": 11,
     }
+
+
+def test_a_directory_that_links_may_lead_to_must_be_there(trial: Trial) -> None:
+    config = trial.config(data__linked_roots=[str(trial.data), "no/store", str(trial.data / "ct-0.png")])
+    reasons = [problem.reason for problem in inputs.check(config).problems if problem.key == "data.linked_roots"]
+    assert [reason.partition(" is not a directory")[0] for reason in reasons] == [
+        str(Path.cwd() / "no/store"),
+        str(trial.data / "ct-0.png"),
+    ]

@@ -11,9 +11,11 @@ from PIL import Image
 
 from medsyn import config as configuration
 from medsyn import disk
+from medsyn.__main__ import COMMANDS
 from medsyn.campaign.plan import inputs, machine, prepare
 from medsyn.campaign.state import campaign_file, locks
 from medsyn.campaign.tasks import SCHEMA
+from medsyn.cli import app
 from medsyn.config import Config
 from medsyn.data import check
 from medsyn.errors import InputError, InputProblems, Problem
@@ -400,6 +402,29 @@ def test_a_changed_configuration_waits_for_the_run_at_work(trial: Trial) -> None
     trial.prepare()
     with locks.exclusive(trial.root / "ledger.jsonl"), pytest.raises(locks.Busy):
         trial.prepare(campaign__seed=5)
+
+
+def test_a_plan_says_what_is_done(trial: Trial, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = list(trial.prepare_short().plan.by_key)
+
+    def plan(*overrides: str) -> list[str]:
+        assert app.dispatch("medsyn", COMMANDS, ["plan", str(trial.root), "--cluster=local", *overrides]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    assert not any("done;" in line or "are done:" in line for line in plan())
+    trial.work(*keys[0])
+    (line,) = [line for line in plan() if line.startswith("1 of 4 tasks are done; ")]
+    assert line.endswith(" of the time is for the others")
+    for key in keys[1:]:
+        trial.work(*key)
+    lines = plan()
+    assert "all 4 tasks are done: nothing is left to do" in lines
+    assert lines[-1].endswith(f" status {trial.root}")
+    assert plan("evaluation.kid_subsets=7")[-1].endswith(
+        " submit " + f"{trial.root} evaluation.kid_subsets=7 --cluster local"
+    )
+    app.dispatch("medsyn", COMMANDS, ["plan", str(trial.root), "--cluster=local", "--json"])
+    assert json.loads(capsys.readouterr().out)["done"] == 4
 
 
 class TestImages:

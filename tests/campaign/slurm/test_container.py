@@ -172,9 +172,15 @@ def test_paths_that_cannot_be_bound_are_refused(tmp_path: Path) -> None:
     table.parent.mkdir()
     table.touch()
     profile.write_text(f"container: {{image: {image}, runtime: no-such-runtime}}\n")
-    values = {"campaign": {"dir": str(tmp_path / "10:30")}, "data": {"table": str(table)}}
+    values: dict[str, Any] = {"campaign": {"dir": str(tmp_path / "10:30")}, "data": {"table": str(table)}}
+    values["data"]["linked_roots"] = [str(image.parent), str(table.parent)]
     config = Config.model_validate({**values, "cluster": {"site": str(profile)}})
-    assert {problem.key for problem in errors(config)} == {"campaign.dir", "data.table"}
+    told = [(problem.key, problem.reason.partition(" contains")[0]) for problem in errors(config)]
+    assert told == [
+        ("campaign.dir", str(tmp_path / "10:30")),
+        ("data.table", str(table)),
+        ("data.linked_roots", str(table.parent)),
+    ]
     profile.write_text("partition: gpu\n")
     assert errors(config) == []
 

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from medsyn import disk
+from medsyn.campaign.plan import machine
 from medsyn.campaign.slurm import queue, submissions
 from medsyn.campaign.state import done_index, ledger, locks, markers
 from medsyn.campaign.state.campaign_file import Campaign
@@ -59,6 +60,16 @@ def said(status: Status) -> str:
     stream = io.StringIO()
     as_text.show(Console(file=stream, width=150), status, lambda words: f"launch {words}")
     return stream.getvalue()
+
+
+def test_time_is_a_gpus_where_there_is_one(trial: Trial, slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign = trial.prepare(device__use_cuda=True)
+    for gpus, words in (([], "task time"), (["0"], "GPU time")):
+        monkeypatch.setattr(machine, "visible_gpus", lambda gpus=gpus: gpus)
+        assert words in said(status_read.read(campaign))
+    monkeypatch.setattr(machine, "visible_gpus", lambda: [])
+    trial.queued("trial-finetune", "finetune", ("ct", "oct"), "10")
+    assert "GPU time" in said(status_read.read(campaign)), "compute nodes are another machine"
 
 
 def test_the_queue_says_who_runs_who_waits_and_who_waits_again(trial: Trial, slurm: Slurm) -> None:

@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,7 +19,7 @@ from PIL import Image
 
 from medsyn.__main__ import COMMANDS
 from medsyn.campaign import tasks
-from medsyn.campaign.state import campaign_file
+from medsyn.campaign.state import campaign_file, markers
 from medsyn.cli import app
 from medsyn.generation import block_store
 from medsyn.generation.verify.campaign import Images, check_environment, strangers
@@ -463,7 +463,15 @@ def test_damaged_places_in_a_tar_are_found(packed: Campaign, key: str, value: ob
 def opened(made: Campaign, monkeypatch: pytest.MonkeyPatch) -> Campaign:
     built = tasks.build(made.config.model_copy(), {"CT": [8]}, {"CT": 16})
     prompts = campaign_file.record_file(Path(str(made.config.data.prompts)) / "index.json")
-    opened = SimpleNamespace(directory=made.directory, config=made.config, plan=built, inputs={"prompts": prompts})
+    opened = SimpleNamespace(
+        directory=made.directory,
+        config=made.config,
+        plan=built,
+        inputs={"prompts": prompts},
+        fingerprints={"generate": "f"},
+    )
+    for planned in built.by_stage["generate"]:
+        markers.write_done(cast(campaign_file.Campaign, opened), planned, {})
     monkeypatch.setattr(campaign_file, "open_campaign", lambda root: opened)
     return made
 
@@ -477,6 +485,24 @@ def test_verify_prints_a_line_per_finding_and_ends_with_1(opened: Campaign, caps
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and lines[0].endswith("the manifest says " + lines[0].split()[-1])
     assert lines[1] == "16 images asked for: 1 finding"
+
+
+def test_what_no_task_has_made_yet_is_no_damage(opened: Campaign, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["verify", str(opened.directory.root)]
+    (marker,) = (opened.directory.root / "tasks" / "generate" / "done").glob("*")
+    marker.unlink()
+    shutil.rmtree(opened.block("filtered", 1))
+    shutil.rmtree(opened.block("baseline", 0).parent.parent / "shards")
+    assert app.dispatch("medsyn", COMMANDS, arguments) == 75
+    said = "16 images asked for, 3 of them not made yet (1 task not done): "
+    assert capsys.readouterr().out == f"{said}no findings\n"
+    cut(opened.block("baseline", 2))
+    assert app.dispatch("medsyn", COMMANDS, arguments) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "the manifest says" in lines[0] and lines[1:] == [f"{said}1 finding"]
+    shutil.rmtree(opened.directory.root / "work" / "generate")
+    assert app.dispatch("medsyn", COMMANDS, arguments) == 75
+    assert "16 of them not made yet" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", ["-3", "0"])
