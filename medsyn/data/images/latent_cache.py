@@ -22,7 +22,7 @@ from medsyn import disk
 from medsyn.errors import InputError
 from medsyn.stage import Control
 
-READER_VERSION = 2  # raise it when `read_image` or `fit_square` give different pixels for the same file
+READER_VERSION = 3  # raise it when `read_image` or `fit_square` give different pixels for the same file
 _SHARD_ENTRIES = 256  # the most computed entries that a kill can cost
 _SUFFIX = ".safetensors"
 

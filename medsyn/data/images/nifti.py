@@ -8,19 +8,22 @@ left; axial ones have the front at the top, coronal and sagittal ones the head, 
 Values have no window of their own: CT in Hounsfield units is shown as soft tissue (40/400), anything else between its
 percentiles.
 
-A volume is streamed, never held: memory is a few slices, however large the file unpacks.
+A volume is streamed once, in blocks of planes, and never held: memory is a few slices, however large the file unpacks.
+Only if the middle slice is blank, the stream is read a second time.
 """
 
 from __future__ import annotations
 
 import gzip
 import math
+from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.volumeutils import apply_read_scaling
 
 from medsyn.data.images.pixels import (
     CT_WINDOW,
@@ -44,6 +47,7 @@ _SIGNAL = 0.05  # of the greatest standard deviation of a slice: a slice below i
 _THICK = 2.0
 _MAX_SIDE = 2**15 - 1  # the limit of NIfTI-1; NIfTI-2 could declare billions of tiny slices
 _MAX_OFFSET = 2**24  # bytes of header extensions; nibabel reads them whole
+_BLOCK_VALUES = 2**17  # read at a time, but at least one plane: what a processor's cache holds
 _AIR = -200.0  # Hounsfield units: a CT contains air, which is below this
 _MILLIMETRES = 2  # units of space are the lowest three bits of xyzt_units
 _LABELS = (1002, 1003)  # intent codes: a label map, names of anatomy
@@ -88,11 +92,15 @@ def _read(record: Record, stream: BufferedIOBase, modality: str | None, asked: i
         record.spacing = known_spacing(*spacing)
     axis = orientation[:, 0].tolist().index(across)  # of the file's axes, the one that the slices follow
     refuse_shape(record, *(shape[other] for other in range(3) if other != axis))
-    backwards = orientation[axis, 1] < 0
-    contrast = _contrast(image, shape, axis, volume)
+    backwards, middle = orientation[axis, 1] < 0, shape[axis] // 2
+    taken = shape[axis] - 1 - middle if backwards else middle
+    contrast, stored = _scan(_blocks(stream, image, volume), shape, axis, taken)
     _check_end(stream, image)
     index = _choose_slice(record, contrast[::-1] if backwards else contrast)
-    values = _slice(image, shape, axis, shape[axis] - 1 - index if backwards else index, volume)
+    if index != middle:
+        taken = shape[axis] - 1 - index if backwards else index
+        stored = _slice(_blocks(stream, image, volume), axis, taken)
+    values = _scaled(image, stored)
     record.steps.append(f"slice: {_PLANES[across]}, {index + 1} of {shape[axis]}")
     pixels = _levels(record, image, values, modality)
     canonical = nib.orientations.apply_orientation(np.expand_dims(pixels, axis), orientation)
@@ -208,32 +216,96 @@ def _plane(
 # --- the data -------------------------------------------------------------------------------------------------------
 
 
-def _slab(image: Any, k: int, volume: int) -> np.ndarray:
-    """Plane k of a volume, along the file's last spatial axis: scaled float64 [x, y]; colour is [x, y, 3] in 0..255."""
-    place = (slice(None), slice(None), k, volume, *[0] * (len(image.shape) - 4))
-    slab = np.asarray(image.dataobj[place[: len(image.shape)]])
-    if slab.dtype.names is not None:  # rgb24 and rgba32; alpha is composited on black, as for PNG
-        colour = np.stack([slab[name] for name in "RGB"], axis=-1).astype(np.float64)
-        return colour * (slab["A"][..., None] / 255) if "A" in slab.dtype.names else colour
-    return (np.abs(slab) if np.iscomplexobj(slab) else slab).astype(np.float64)
+def _blocks(stream: BufferedIOBase, image: Any, volume: int) -> Iterator[np.ndarray]:
+    """One volume in the order of the file: stored values [planes, y, x], valid until the next block is asked for."""
+    dtype, (columns, rows, planes) = image.get_data_dtype(), _padded(image.shape)
+    plane = columns * rows * dtype.itemsize
+    stream.seek(image.dataobj.offset + volume * planes * plane)
+    buffer = memoryview(bytearray(min(planes, max(1, _BLOCK_VALUES // (columns * rows))) * plane))
+    for left in range(planes * plane, 0, -len(buffer)):
+        block = buffer[:left]
+        filled = 0
+        while filled < len(block):
+            count = stream.readinto(block[filled:])
+            if not count:
+                raise EOFError
+            filled += count
+        yield np.frombuffer(block, dtype).reshape(-1, rows, columns)
 
 
-def _contrast(image: Any, shape: tuple[int, int, int], axis: int, volume: int) -> np.ndarray:
-    """[slices]: the standard deviation of the finite values of every slice across `axis`, in the file's order."""
-    sums = np.zeros((3, shape[axis]))
-    for k in range(shape[2]):
-        slab = _slab(image, k, volume)
-        slab = slab.mean(axis=2) if slab.ndim == 3 else slab
-        finite = np.isfinite(slab)
-        clean = np.where(finite, slab, 0.0)
-        moments = np.stack([finite, clean, clean**2])
-        if axis == 2:
-            sums[:, k] = moments.sum(axis=(1, 2))
-        else:
-            sums += moments.sum(axis=2 - axis)
+def _scan(blocks: Iterator[np.ndarray], shape: tuple[int, int, int], axis: int, index: int) -> tuple[np.ndarray, ...]:
+    """In one pass, what decides which slice across `axis` is taken, and the slice at `index`.
+
+    Returns:
+        [slices] in the file's order: the standard deviation of every slice's finite values, without the header's slope
+        (they are only compared with each other); and the slice, as `_slice` gives it.
+    """
+    sums, parts, done = np.zeros((3, shape[axis])), [], 0
+    for block in blocks:
+        parts.append(_part(block, axis, index, done))
+        places = slice(done, done + len(block)) if axis == 2 else slice(None)
+        sums[:, places] += _moments(_grey(block), axis)
+        done += len(block)
     count, total, squares = sums
     mean = total / np.maximum(count, 1)
-    return np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0.0))
+    return np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0.0)), _join(parts, axis)
+
+
+def _moments(values: np.ndarray, axis: int) -> np.ndarray:
+    """[3, slices]: count, sum and sum of squares of the finite ones of values [planes, y, x], for slices across `axis`.
+
+    `axis` is the file's: 0 is x.
+    """
+    slices = "xyk"[axis]
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.einsum(f"kyx->{slices}", values)
+        if np.isfinite(total).all():
+            count = np.full(len(total), values.size // len(total))
+        else:
+            finite = np.isfinite(values)
+            values = np.where(finite, values, 0.0)
+            count, total = np.einsum(f"kyx->{slices}", finite.astype(int)), np.einsum(f"kyx->{slices}", values)
+        return np.stack([count, total, np.einsum(f"kyx,kyx->{slices}", values, values)])
+
+
+def _slice(blocks: Iterator[np.ndarray], axis: int, index: int) -> np.ndarray:
+    """The stored values of the slice at `index` across `axis`, the other two axes in the file's order."""
+    parts, done = [], 0
+    for block in blocks:
+        parts.append(_part(block, axis, index, done))
+        done += len(block)
+    return _join(parts, axis)
+
+
+def _part(block: np.ndarray, axis: int, index: int, done: int) -> np.ndarray:
+    """A copy of what a block [planes, y, x] has of a slice, after `done` planes: of length 1, or 0, along `axis`."""
+    if axis == 2:
+        return block[max(0, index - done) : max(0, index - done + 1)].copy()
+    return block[:, index : index + 1].copy() if axis == 1 else block[:, :, index : index + 1].copy()
+
+
+def _join(parts: list[np.ndarray], axis: int) -> np.ndarray:
+    return np.concatenate(parts).T.take(0, axis=axis)
+
+
+def _grey(stored: np.ndarray) -> np.ndarray:
+    """Stored values as one float64 each."""
+    if stored.dtype.names is not None:
+        return _colour(stored).mean(axis=-1)
+    return (np.abs(stored) if np.iscomplexobj(stored) else stored).astype(np.float64)
+
+
+def _colour(stored: np.ndarray) -> np.ndarray:
+    """rgb24 and rgba32 as float64 [..., 3] in 0..255; alpha is composited on black, as for PNG."""
+    colour = np.stack([stored[name] for name in "RGB"], axis=-1).astype(np.float64)
+    return colour * (stored["A"][..., None] / 255) if "A" in (stored.dtype.names or ()) else colour
+
+
+def _scaled(image: Any, stored: np.ndarray) -> np.ndarray:
+    """Stored values with the header's slope and intercept, float64; colour, which has none, as `_colour` gives it."""
+    if stored.dtype.names is not None:
+        return _colour(stored)
+    return _grey(apply_read_scaling(stored, np.float64(image.dataobj.slope), np.float64(image.dataobj.inter)))
 
 
 def _check_end(stream: BufferedIOBase, image: Any) -> None:
@@ -250,13 +322,6 @@ def _choose_slice(record: Record, contrast: np.ndarray) -> int:
     if index != len(contrast) // 2:
         record.warnings.append("the middle slice is blank; the nearest one with signal is used")
     return index
-
-
-def _slice(image: Any, shape: tuple[int, int, int], axis: int, index: int, volume: int) -> np.ndarray:
-    """The slice at `index` across `axis`, the other two axes (and colour) in the file's order."""
-    if axis == 2:
-        return _slab(image, index, volume)
-    return np.stack([_slab(image, k, volume).take(index, axis=axis) for k in range(shape[2])], axis=1)
 
 
 def _levels(record: Record, image: Any, values: np.ndarray, modality: str | None) -> np.ndarray:

@@ -24,6 +24,7 @@ MAX_ASPECT = 8  # longer side : shorter side, of the pixels in the file
 MAX_SQUARE_ASPECT = 16  # with square pixels: OCT of 16 x 2 mm is 8 : 1
 CT_WINDOW = (40.0, 400.0)  # centre and width in Hounsfield units: soft tissue
 PERCENTILES = (0.5, 99.5)
+_REDUCING_GAP = 3.0  # pixels along a side that averaging leaves, at least, for one of the result
 MASK_VALUES = 16  # the most that a mask is expected to have; pictures of anatomy have more
 
 
@@ -109,10 +110,13 @@ def stretch_percentiles(record: Record, values: np.ndarray, counted: np.ndarray 
 
 
 def resize(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """float32 [H, W, C] in 0..1 -> [rows, columns, C], bicubic, with antialiasing where it shrinks."""
+    """float32 [H, W, C] in 0..1 -> [rows, columns, C], bicubic, with antialiasing where it shrinks.
+
+    What shrinks by `_REDUCING_GAP` x 2 or more is averaged over whole blocks of pixels before it is filtered.
+    """
     channels = [
         PillowImage.fromarray(np.ascontiguousarray(pixels[..., channel], dtype=np.float32)).resize(
-            (columns, rows), PillowImage.Resampling.BICUBIC
+            (columns, rows), PillowImage.Resampling.BICUBIC, reducing_gap=_REDUCING_GAP
         )
         for channel in range(pixels.shape[2])
     ]

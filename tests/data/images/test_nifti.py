@@ -129,6 +129,49 @@ def test_a_blank_middle_is_left_for_the_nearest_slice_with_signal(
     np.testing.assert_allclose(result.pixels[..., 0], as_shown(values[:, :, taken]), atol=1e-6)
 
 
+@pytest.mark.parametrize("axes", ["RAS", "SPR", "LSA"])
+@pytest.mark.parametrize(("blank", "passes"), [(False, 1), (True, 2)])
+def test_a_file_is_decompressed_once_unless_its_middle_is_blank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, axes: str, blank: bool, passes: int
+) -> None:
+    values = np.where(np.arange(20) == 10, 0, RAS) if blank else RAS
+    image = nib.Nifti1Image(values.astype(np.int16), np.eye(4))
+    order = nib.orientations.axcodes2ornt(axes)
+    nib.save(image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), order)),
+             tmp_path / "a.nii.gz")  # fmt: skip
+    read = []
+
+    class Counted(gzip.GzipFile):
+        def readinto(self, buffer: Any) -> int:
+            read.append(count := super().readinto(buffer))
+            return count
+
+    monkeypatch.setattr(gzip, "GzipFile", Counted)
+    read_image(tmp_path / "a.nii.gz")
+    assert sum(read) == passes * RAS.nbytes
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+def test_only_the_volume_that_is_asked_for_is_held(tmp_path: Path, suffix: str) -> None:
+    values = np.random.default_rng(0).integers(0, 9999, (64, 64, 256, 6)).astype(np.int16)  # 12 MiB
+    nib.save(nib.Nifti1Image(values, np.eye(4)), path := tmp_path / f"a.{suffix}")
+    tracemalloc.start()
+    read_image(path, volume=4)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < values.nbytes // 4
+
+
+def test_a_slope_is_not_applied_to_colour(tmp_path: Path) -> None:
+    rgb = np.zeros((24, 28, 20), dtype=[(name, "u1") for name in "RGB"])
+    rgb["R"] = RAS % 256
+    content = bytearray(nib.Nifti1Image(rgb, np.eye(4)).to_bytes())
+    content[112:120] = np.array([2, 1], "<f4").tobytes()
+    (tmp_path / "a.nii").write_bytes(content)
+    image = read_image(tmp_path / "a.nii")
+    np.testing.assert_allclose(image.pixels[..., 0], (rgb["R"][:, :, 10] / 255)[::-1, ::-1].T, atol=1e-6)
+
+
 @pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
 def test_the_volume_that_is_asked_for_is_read(tmp_path: Path, suffix: str) -> None:
     volumes = [RAS, RAS[::-1], 999 - RAS]

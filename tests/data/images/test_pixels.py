@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image as PillowImage
 
 from medsyn.data.images.pixels import fit_square
 
@@ -63,3 +64,15 @@ def test_shrinking_is_antialiased() -> None:
     stripes = (np.arange(512) % 2).astype(np.float32)[None, :, None].repeat(512, axis=0)
     inner = fit_square(stripes, 64)[4:-4, 4:-4]
     assert np.abs(inner - 0.5).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("side", "greatest", "mean"), [(64, 0, 0), (128, 0, 0), (380, 0, 0), (512, 6, 0.5), (1000, 6, 0.5)]
+)
+def test_only_what_shrinks_sixfold_is_averaged_first(side: int, greatest: float, mean: float) -> None:
+    y, x = np.mgrid[:side, :side] / side
+    pixels = (0.5 + 0.25 * np.sin(40 * x * y) + 0.25 * np.sign(np.sin(30 * x + 20 * y))).astype(np.float32)
+    filtered = PillowImage.fromarray(pixels).resize((64, 64), PillowImage.Resampling.BICUBIC)
+    difference = 255 * np.abs(fit_square(pixels[..., None], 64)[..., 0] - np.clip(np.asarray(filtered), 0, 1))
+    assert difference.max() <= greatest and difference.mean() <= mean
+    assert bool(difference.any()) == bool(greatest)
