@@ -7,6 +7,7 @@ filter      every image scored; files of those that pass, another attempt for th
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from PIL import Image
 
 from medsyn.generation.block_store import ATTEMPTS, Item, read_manifest
 from medsyn.generation.filter import Rule
-from medsyn.generation.make.block import Order, make_block
+from medsyn.generation.make.block import Order
+from medsyn.generation.make.packing import OpenBlock, make_blocks
 from medsyn.generation.make.writer_thread import Writer
 from medsyn.generation.sample.batch import ImageSampler
 from medsyn.models.stable_diffusion import SyntheticSystem
@@ -111,12 +113,14 @@ class Medsyn:
         rule = Rule(1, MAX_ATTEMPTS if filtered else 1, threshold, None, "skip")
         facts = {"modality": "X-Ray", "mode": "-", "model_fingerprint": "-", "config_fingerprint": "-"}
         size = BATCHES_PER_BLOCK * sampler.recipe.batch_size
-        blocks = []
+        orders = [
+            Order(folder / f"block-{start:06d}", items[start : start + size], rule, facts, {})
+            for start in range(0, len(items), size)
+        ]
+        blocks = [order.path for order in orders]
         with Writer() as writer:
-            for start in range(0, len(items), size):
-                order = Order(folder / f"block-{start:06d}", items[start : start + size], rule, facts, {})
-                make_block(order, sampler, writer, lambda settled, accepted: None)
-                blocks.append(order.path)
+            further = (OpenBlock.open(order, sampler.recipe, writer) for order in orders)
+            deque(make_blocks([], further, sampler, writer), maxlen=0)
         candidates = sum(len((block / ATTEMPTS).read_bytes().splitlines()) for block in blocks)
         manifests = [record for block in blocks for record in read_manifest(block) or []]
         return Made(candidates, sum(record["accepted"] for record in manifests))

@@ -7,7 +7,7 @@ Policy score wins. Nothing but the item's own attempts decides, so sharding and 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -92,6 +92,7 @@ class Trial:
     """One item's way through the filter: candidates are added in order until it is settled."""
 
     rule: Rule
+    kind: Hashable = None  # what must be equal within a batch (the number of steps, say)
     candidates: list[Candidate] = field(default_factory=list)
     considered: int = 0  # this many candidates count; later ones are surplus
     passed: int = 0
@@ -160,22 +161,32 @@ class Trial:
         return None if candidate is self.winner else OUTRANKED
 
 
-def next_batch(trials: Iterable[Trial], size: int, kinds: Sequence[Hashable] | None = None) -> list[tuple[int, int]]:
-    """At most `size` (position of the trial, attempt) to make next; empty when all are settled.
+def next_batch(trials: Iterable[Trial], size: int) -> list[tuple[int, int]]:
+    """At most `size` (position of the trial, attempt) to make next, all of one kind; empty when all are settled.
 
-    Attempts that no outcome can make superfluous come first. Remaining places would be padding, so they go to the next
-    attempts of unsettled items, in the hope that they are needed; those that are not end up as surplus.
+    Attempts that no outcome can make superfluous come first, those of the first trials before all others, so that few
+    trials are under way at a time. Only where there are not enough of them go the remaining places, which would be
+    padding, to the next attempts of unsettled items, in the hope that they are needed; the others end up as surplus.
 
     Args:
-        trials: one per item.
+        trials: one per item; read only until the batch is full.
         size: places in a batch.
-        kinds: what must be equal within a batch (the number of steps, say), one per item.
     """
-    wanted = []
+    certain: list[tuple[int, int]] = []
+    early: list[tuple[int, int, int]] = []
+    kind: Hashable = None
     for position, trial in enumerate(trials):
-        attempts = trial.next_attempts[:size]
-        wanted += [(ahead >= trial.still_needed, ahead, position, attempt) for ahead, attempt in enumerate(attempts)]
-    wanted.sort()
-    if kinds is not None and wanted:
-        wanted = [one for one in wanted if kinds[one[2]] == kinds[wanted[0][2]]]
-    return [(position, attempt) for _, _, position, attempt in wanted[:size]]
+        if trial.settled:
+            continue
+        if not certain:  # an unsettled trial needs an attempt, so this is the first
+            kind = trial.kind
+        if trial.kind != kind:
+            continue
+        for ahead, attempt in enumerate(trial.next_attempts[:size]):
+            if ahead < trial.still_needed:
+                certain.append((position, attempt))
+            else:
+                early.append((ahead, position, attempt))
+        if len(certain) >= size:
+            return certain[:size]
+    return (certain + [(position, attempt) for _, position, attempt in sorted(early)])[:size]

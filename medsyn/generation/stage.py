@@ -23,8 +23,8 @@ from medsyn import disk
 from medsyn.config import Config
 from medsyn.errors import InputError
 from medsyn.generation.block_store import read_blocks
-from medsyn.generation.make.block import BlockMaker, Place, sweep
 from medsyn.generation.make.journal import journal_directory
+from medsyn.generation.make.maker import BlockMaker, Place, Work, sweep
 from medsyn.generation.make.writer_thread import Writer
 from medsyn.generation.sample.load import Loader
 from medsyn.generation.write.parquet import write_shard_tables
@@ -70,12 +70,12 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
             shard.make()
         for mode in facts:
             write_shard_tables(directory, mode, modality, (numbers.start, numbers.stop))
-        worked = shard.total - shard.found
-        control.heartbeat(shard.total, shard.total, "image", worked=worked, accepted=shard.accepted)
+        worked = shard.total - shard.work.found
+        control.heartbeat(shard.total, shard.total, "image", worked=worked, accepted=shard.work.accepted)
         if leases is not None:
             help_others(shard.maker, numbers, lambda helped: shard.tell(helped=helped))
-    if shard.failed:
-        raise NoProgress(_exhausted(list(shard.failed)))
+    if shard.work.failed:
+        raise NoProgress(_exhausted(list(shard.work.failed)))
 
 
 @dataclass
@@ -85,11 +85,7 @@ class _Shard:
     maker: BlockMaker
     numbers: range
     control: Control
-    done: int = 0  # images, all modes
-    accepted: int = 0
-    found: int = 0  # of those done, made by an earlier attempt or by another task
-    _is_new: bool = False  # nothing has been sampled yet of the block at hand
-    failed: dict[str, None] = field(default_factory=dict)  # prompt ids, in order and once
+    work: Work = field(default_factory=Work)
 
     @cached_property
     def total(self) -> int:
@@ -101,33 +97,19 @@ class _Shard:
         left = [(mode, number) for mode in self.maker.facts for number in self.numbers]
         while True:
             with Writer() as writer:
-                left = [place for place in left if not self._settle(place, writer)]
+                self.maker.make(left, writer, self.work, self.tell)
+            left, self.work.left = self.work.left, []
             if not left:
                 return
             self.tell()
             time.sleep(WAIT_SECONDS)
 
-    def _settle(self, place: Place, writer: Writer) -> bool:
-        self._is_new = True
-        outcome = self.maker.settle(place, writer, self.tell)
-        if outcome is None:
-            return False
-        number = self.maker.blocks.count_items([place[1]])
-        self.failed |= dict.fromkeys(outcome.failed)
-        self.done += number
-        self.accepted += outcome.accepted
-        self.found += number if self._is_new else 0
-        return True
-
-    def tell(self, settled: int = 0, accepted: int = 0, **numbers: Any) -> None:
+    def tell(self, **numbers: Any) -> None:
         """Between batches: report progress, and leave if a stop was requested; no rate while others are helped."""
-        self.control.leave_if_asked()  # costs nothing: sampled batches are in the journal
-        if self._is_new:  # what is settled before a block's first batch is from its journal
-            self.found += settled
-            self._is_new = False
-        done, worked = self.done + settled, None if numbers else self.done + settled - self.found
-        accepted += self.accepted
-        self.control.heartbeat(done, self.total, "image", worked=worked, accepted=accepted, **numbers)
+        self.control.leave_if_asked()  # costs nothing: sampled batches are in the journals
+        done = self.work.images
+        worked = None if numbers else done - self.work.found
+        self.control.heartbeat(done, self.total, "image", worked=worked, accepted=self.work.accepted, **numbers)
 
 
 @contextmanager
@@ -159,25 +141,25 @@ def help_others(maker: BlockMaker, own: range, tell: Callable[[int], None]) -> i
     Returns:
         How many blocks were made, or found already made.
     """
-    helped = 0
+    work = Work()
 
-    def before_batch(settled: int, accepted: int) -> None:
-        tell(helped)
+    def places() -> Iterator[Place]:
+        for place in unsettled(maker, own):
+            tell(work.blocks)
+            yield place
 
     try:
         while True:
-            before = helped
+            before = work.blocks
             with Writer() as writer:
-                for place in unsettled(maker, own):
-                    tell(helped)
-                    helped += maker.settle(place, writer, before_batch) is not None
-            if helped == before:
-                return helped
+                maker.make(places(), writer, work, lambda: tell(work.blocks))
+            if work.blocks == before:
+                break
     except Saved:
         _log.info("asked to stop while work stealing; the task's own blocks are all done")
     except Exception as error:  # the block's own task will meet it too, and report it
         _log.warning("stopped work stealing: %s: %s", type(error).__name__, error)
-    return helped
+    return work.blocks
 
 
 def unsettled(maker: BlockMaker, own: range) -> Iterator[Place]:

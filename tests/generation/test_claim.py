@@ -21,10 +21,8 @@ from medsyn.generation.make.journal import journal_directory
 from medsyn.generation.sample import batch
 from medsyn.lease import Leases, lease_file
 from medsyn.stage import Control, NoProgress, Saved
-from tests.helpers.generation_campaign import Campaign, Maker, batches_of
+from tests.helpers.generation_campaign import Campaign, Maker, Sampled, on_record, tell_sampled, told
 from tests.helpers.processes import fork, wait
-
-MODES = ("baseline", "filtered")
 
 
 @pytest.fixture
@@ -50,19 +48,17 @@ class Tasks:
         """Start a task called by one letter, which needs `slow` seconds more for a batch, or dies at one."""
 
         def body() -> None:
-            real, batches = batch.ImageSampler.sample, 0
+            batches = 0
 
-            def sample(self_: batch.ImageSampler, wanted: Sequence[tuple[Item, int]]) -> batch.Batch:
+            def before() -> None:
                 nonlocal batches
                 if batches == die_at:
                     time.sleep(0.5)  # the batch before is being written
                     os.kill(os.getpid(), signal.SIGKILL)
                 batches += 1
-                os.write(self.pipe[1], name.encode())
                 time.sleep(slow)
-                return real(self_, wanted)
 
-            batch.ImageSampler.sample = sample  # type: ignore[method-assign]
+            tell_sampled(self.pipe[1], name, before)
             self.campaign.run(blocks=blocks, name=name)
 
         return fork(body)
@@ -70,13 +66,21 @@ class Tasks:
     def run(self, *arguments: Any, **keywords: Any) -> int:
         return wait(self.start(*arguments, **keywords))
 
-    def sampled(self) -> str:
-        """The letters of the tasks, one for each batch since this was asked."""
+    def sampled(self) -> list[tuple[str, Sampled]]:
+        """The candidates sampled since this was asked, each with the name of its task."""
         os.write(self.pipe[1], b".")
-        told = ""
-        while not told.endswith("."):
-            told += os.read(self.pipe[0], 1 << 16).decode()
-        return told[:-1]
+        lines = ""
+        while not lines.endswith("."):
+            lines += os.read(self.pipe[0], 1 << 16).decode()
+        return [(name, candidate) for name, batch in told(lines[:-1]) for candidate in batch]
+
+    def sampled_once(self, undisturbed: Campaign, before: Sequence[Sampled] = ()) -> dict[Sampled, str]:
+        """The task of every candidate, where all that are needed were sampled and none twice."""
+        made = self.sampled()
+        by_task = {candidate: name for name, candidate in made} | dict.fromkeys(before, "")
+        assert len(by_task) == len(made) + len(before), "no candidate is sampled twice"
+        assert by_task.keys() >= on_record(undisturbed)
+        return by_task
 
 
 @pytest.fixture
@@ -87,29 +91,25 @@ def tasks(campaign: Campaign) -> Iterator[Tasks]:
         os.close(end)
 
 
-def batches_in(campaign: Campaign, numbers: range) -> int:
-    return sum(
-        json.loads((campaign.block(mode, number) / "timing.json").read_text())["batches"]
-        for mode in MODES
-        for number in numbers
-    )
+def block_of(candidate: Sampled) -> int:
+    """The number of its block: of four, two replicates of each prompt."""
+    return int(candidate[1].removeprefix("ct-")) // 2
 
 
 def test_a_helper_makes_blocks_of_a_slow_task(tasks: Tasks, undisturbed: Campaign) -> None:
     children = [tasks.start("s", (0, 4), slow=0.5), tasks.start("f", (4, 7))]
     assert [wait(child) for child in children] == [0, 0]
     assert tasks.campaign.snapshot() == undisturbed.snapshot()
-    sampled = tasks.sampled()
-    assert len(sampled) == batches_of(undisturbed), "no batch is sampled twice"
-    assert sampled.count("f") > batches_in(undisturbed, range(4, 7))
-    assert sampled.count("s") > 0
+    sampled = tasks.sampled_once(undisturbed)
+    assert {block_of(candidate) for candidate, name in sampled.items() if name == "f"} & set(range(4)), "helped"
+    assert "s" in sampled.values()
 
 
 def test_a_task_that_starts_late_finds_its_blocks_made(tasks: Tasks, undisturbed: Campaign) -> None:
     assert tasks.run("f", (2, 4)) == 0
     assert tasks.run("s", (4, 7)) == 0
     assert tasks.run("t", (0, 2)) == 0
-    assert tasks.sampled() == "f" * batches_of(undisturbed)
+    assert set(tasks.sampled_once(undisturbed).values()) == {"f"}
     assert tasks.campaign.snapshot() == undisturbed.snapshot()
     for blocks in ((0, 2), (2, 4), (4, 7)):
         assert (tasks.campaign.directory.shard("filtered", "CT", blocks) / "manifest.parquet").is_file()
@@ -119,7 +119,7 @@ def test_three_tasks_at_once_paint_no_batch_twice(tasks: Tasks, undisturbed: Cam
     children = [tasks.start(*one) for one in (("a", (0, 1)), ("b", (1, 2)), ("c", (2, 7), 0.05))]
     assert [wait(child) for child in children] == [0, 0, 0]
     assert tasks.campaign.snapshot() == undisturbed.snapshot()
-    assert len(tasks.sampled()) == batches_of(undisturbed)
+    tasks.sampled_once(undisturbed)
 
 
 def test_without_claim_a_task_makes_its_own_blocks_only(maker: Maker, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_killed_holder_is_succeeded_from_its_journal(
         monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
     assert tasks.run("o", (0, 7)) == 0
     assert tasks.campaign.snapshot() == undisturbed.snapshot()
-    assert len(tasks.sampled()) == batches_of(undisturbed)
+    tasks.sampled_once(undisturbed)
 
 
 def test_a_helper_passes_a_dead_lease_by_and_the_owner_takes_it_over(
@@ -201,11 +201,12 @@ def test_a_stop_while_helping_ends_the_task_as_done_and_loses_no_batch(
     campaign: Campaign, tasks: Tasks, undisturbed: Campaign, times: int
 ) -> None:
     control = StopsHelping(times)
-    batches: list[int] = []
+    before: list[Sampled] = []
     real = batch.ImageSampler.sample
 
     def sample(self: batch.ImageSampler, wanted: Sequence[tuple[Item, int]]) -> batch.Batch:
-        batches.append(len(wanted))
+        mode = "baseline" if self.selector is None else "filtered"
+        before.extend((mode, item.prompt_id, item.replicate, attempt) for item, attempt in wanted)
         return real(self, wanted)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -218,7 +219,7 @@ def test_a_stop_while_helping_ends_the_task_as_done_and_loses_no_batch(
     assert campaign.blocks().keys() < undisturbed.blocks().keys()
     assert tasks.run("o", (0, 6)) == 0
     assert campaign.snapshot() == undisturbed.snapshot()
-    assert len(batches) + len(tasks.sampled()) == batches_of(undisturbed)
+    tasks.sampled_once(undisturbed, before)
 
 
 def test_a_task_waits_for_a_block_that_another_is_at_work_on(tasks: Tasks, undisturbed: Campaign) -> None:

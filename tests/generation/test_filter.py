@@ -121,8 +121,14 @@ def test_attempts_must_come_in_order() -> None:
 
 def test_a_batch_takes_certain_attempts_first_then_early_ones() -> None:
     trials = [Trial(rule(num_candidates=2, max_attempts=10)) for _ in range(2)]
-    assert next_batch(trials, 3) == [(0, 0), (1, 0), (0, 1)]
-    assert next_batch(trials, 6) == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)], "the last two are early"
+    assert next_batch(trials, 3) == [(0, 0), (0, 1), (1, 0)]
+    assert next_batch(trials, 6) == [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (1, 2)], "the last two are early"
+
+
+def test_no_more_trials_are_read_than_fill_the_batch() -> None:
+    trials = iter([settle(rule(), BAD), settle(rule(), GOOD), *(Trial(rule()) for _ in range(9))])
+    assert next_batch(trials, 3) == [(0, 1), (2, 0), (3, 0)], "the retry first"
+    assert len(list(trials)) == 7
 
 
 def test_a_batch_never_goes_beyond_max_attempts() -> None:
@@ -159,9 +165,8 @@ def test_the_batch_size_changes_no_outcome(size: int) -> None:
 
 
 def test_a_batch_is_of_one_kind() -> None:
-    trials = [Trial(rule(max_attempts=2)) for _ in range(4)]
-    kinds = ["25 steps", "50 steps", "25 steps", "50 steps"]
-    assert next_batch(trials, 3, kinds) == [(0, 0), (2, 0), (0, 1)], "a place left goes to an early attempt of the kind"
+    trials = [Trial(rule(max_attempts=2), kind) for kind in ("25 steps", "50 steps", "25 steps", "50 steps")]
+    assert next_batch(trials, 3) == [(0, 0), (2, 0), (0, 1)], "a place left goes to an early attempt of the kind"
     for position in (0, 2):
         trials[position].add(Candidate(0, 1, True, 0.9, 0.9))
-    assert next_batch(trials, 2, kinds) == [(1, 0), (3, 0)]
+    assert next_batch(trials, 2) == [(1, 0), (3, 0)]

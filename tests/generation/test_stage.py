@@ -259,8 +259,13 @@ def test_the_filter_did_what_the_attempts_say(reference: Campaign) -> None:
 def test_a_place_that_would_be_padding_is_an_early_attempt_and_on_record(campaign: Campaign) -> None:
     campaign.override(modes=["filtered"], num_candidates=1, quality_threshold=0.0).run(blocks=(2, 3))
     attempts = list(disk.read_jsonl(campaign.block("filtered", 2) / "attempts.jsonl"))
+    surplus = disk.read_json(campaign.block("filtered", 2) / "timing.json")["surplus"]
     made = [(line["id"], line["replicate"], line["attempt"], line["reason"], line["chosen"]) for line in attempts]
-    assert made == [("ct-3", 0, 0, None, True), ("ct-3", 0, 1, rules.SURPLUS, False), ("ct-3", 1, 0, None, True)]
+    assert made == [("ct-3", 0, 0, None, True), ("ct-3", 1, 0, None, True)], "the same however batches are packed"
+    assert [{**attempts[0], "reason": rules.SURPLUS, "chosen": False}.keys() == line.keys() for line in surplus] == [
+        True
+    ]
+    assert [(line["id"], line["replicate"], line["attempt"]) for line in surplus] == [("ct-3", 0, 1)]
 
 
 def test_the_baseline_has_the_pretrained_weights_attempt_0_and_no_scores(reference: Campaign) -> None:
@@ -310,13 +315,20 @@ def test_a_score_on_record_is_the_score_of_the_file(reference: Campaign, filtere
 
 def test_work_is_counted(reference: Campaign) -> None:
     for mode in ("baseline", "filtered"):
+        made, batches, evaluations = 0, 0.0, 0
         for number in range(3):
             timing = disk.read_json(reference.block(mode, number) / "timing.json")
-            made = sum(1 for _ in disk.read_jsonl(reference.block(mode, number) / "attempts.jsonl"))
-            assert timing["unet_evaluations"] == timing["batches"] * 3 * 2 * 2
-            assert made <= timing["batches"] * 3
+            made += sum(1 for _ in disk.read_jsonl(reference.block(mode, number) / "attempts.jsonl"))
+            made += len(timing["surplus"])
+            batches += timing["batches"]
+            evaluations += timing["unet_evaluations"]
+            assert timing["unet_evaluations"] == pytest.approx(timing["batches"] * 3 * 2 * 2, abs=2)
             assert mode == "filtered" or timing["batches"] == 1
             assert timing["seconds"] > 0 and timing["device"] == "cpu"
+        whole = round(batches)
+        assert batches == pytest.approx(whole), "the blocks' shares of a batch are a whole one together"
+        assert evaluations == whole * 3 * 2 * 2
+        assert 3 * (whole - 1) < made <= 3 * whole, "no place but the very last is padding"
 
 
 def test_without_guidance_the_unet_does_half_the_work(campaign: Campaign) -> None:

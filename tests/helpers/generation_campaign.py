@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,9 +88,38 @@ class Maker:
         return Campaign(self.config, CampaignDirectory(root))
 
 
-def batches_of(campaign: Campaign) -> int:
-    timings = campaign.directory.root.glob("work/generate/*/*/part-*/block-*/timing.json")
-    return sum(disk.read_json(timing)["batches"] for timing in timings)
+Sampled = tuple[str, str, int, int]  # mode, prompt, replicate, attempt
+
+
+def tell_sampled(pipe: int, name: str = "-", before: Callable[[], None] = lambda: None) -> None:
+    """From now on, in this process, write a line into `pipe` at the start of every batch: whose, and what it is of."""
+    real = sample_batch.ImageSampler.sample
+
+    def sample(self: sample_batch.ImageSampler, wanted: Sequence[tuple[Item, int]]) -> sample_batch.Batch:
+        before()
+        mode = "baseline" if self.selector is None else "filtered"
+        candidates = [(mode, item.prompt_id, item.replicate, attempt) for item, attempt in wanted]
+        os.write(pipe, json.dumps([name, candidates]).encode() + b"\n")
+        return real(self, wanted)
+
+    sample_batch.ImageSampler.sample = sample  # type: ignore[method-assign]
+
+
+def told(lines: str) -> list[tuple[str, list[Sampled]]]:
+    """What `tell_sampled` wrote: of each batch the name and the candidates."""
+    read = (json.loads(line) for line in lines.splitlines())
+    return [
+        (name, [(mode, prompt, replicate, attempt) for mode, prompt, replicate, attempt in of]) for name, of in read
+    ]
+
+
+def on_record(campaign: Campaign) -> set[Sampled]:
+    """The candidates that the filter needed, of all blocks."""
+    return {
+        (mode, line["id"], line["replicate"], line["attempt"])
+        for mode in ("baseline", "filtered")
+        for line in campaign.read("attempts.jsonl", mode)
+    }
 
 
 def standardise(model: Selector | Policy, scores: list[float | None]) -> None:

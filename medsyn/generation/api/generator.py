@@ -27,7 +27,7 @@ from medsyn.generation.api.arguments import Settings, campaign_settings, given_s
 from medsyn.generation.api.options import Mode, Sampling
 from medsyn.generation.api.prompts import Wanted, check_prompts
 from medsyn.generation.block_store import Item
-from medsyn.generation.filter import Rule, Trial, next_batch
+from medsyn.generation.filter import Rule, next_batch
 from medsyn.generation.make.block import Order, Progress
 from medsyn.generation.sample.batch import ImageSampler, Recipe
 from medsyn.generation.write import provenance
@@ -199,10 +199,9 @@ class Generator:
         rule = Rule.of(section, settings.mode)
         facts = {**self._provenance, "modality": modality}
         order = Order(Path(), items, rule, facts, provenance.settings(section))
-        progress = Progress(order, [Trial(rule) for _ in items])
-        kinds = [recipe.kind(item) for item in items]
+        progress = Progress.begin(order, recipe)
         told = 0
-        while places := next_batch(progress.trials, recipe.batch_size, kinds):
+        while places := next_batch(progress.trials, recipe.batch_size):
             batch = sampler.sample([(items[position], attempt) for position, attempt in places])
             progress.take(places, batch)
             while told < len(items) and progress.trials[told].settled:

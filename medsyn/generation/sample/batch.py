@@ -79,13 +79,37 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch of sampled images, without its padding."""
+    """One batch of sampled images, without its padding, or a block's part of one that several blocks share."""
 
     candidates: list[Candidate]
     pictures: list[np.ndarray]  # uint8 [H, W, 1 or 3]
     unet_evaluations: int  # rows the UNet computed, padding included
     seconds: float
     device: str = ""  # what sampled it
+    share: float = 1.0  # which part of a batch this is
+
+    def split(self, owners: Sequence[Hashable]) -> list[Batch]:
+        """The part of each owner, in the order in which they come first; together they have all that was spent.
+
+        Args:
+            owners: whose each candidate is.
+        """
+        found, before = [], 0
+        for owner in dict.fromkeys(owners):
+            mine = [number for number, whose in enumerate(owners) if whose == owner]
+            after = before + len(mine)
+            share = len(mine) / len(owners)
+            part = Batch(
+                [self.candidates[number] for number in mine],
+                [self.pictures[number] for number in mine],
+                self.unet_evaluations * after // len(owners) - self.unet_evaluations * before // len(owners),
+                self.seconds * share,
+                self.device,
+                self.share * share,
+            )
+            found.append(part)
+            before = after
+        return found
 
 
 @dataclass(frozen=True)
