@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,10 +15,12 @@ from rich.console import Console
 from medsyn import disk
 from medsyn.campaign.local import scheduler
 from medsyn.campaign.local.live_table import Display
+from medsyn.campaign.local.processes import Program
 from medsyn.campaign.plan import machine
 from medsyn.campaign.state import locks
 from medsyn.campaign.status import as_json, read
 from medsyn.errors import InputProblems
+from tests.helpers.fake_stages import FUNCTIONS
 from tests.helpers.trial import Trial, wait_until
 
 ALL = {
@@ -243,7 +244,7 @@ def test_a_worker_that_says_done_without_a_marker_has_failed(trial: Trial, monke
         def __enter__(self) -> None: ...
         def __exit__(self, *error: object) -> None: ...
 
-    code = scheduler.run(campaign, Silent(), 2, command=(sys.executable, "-c", "pass"))  # type: ignore[arg-type]
+    code = scheduler.run(campaign, Silent(), 2, Program("this", (), FUNCTIONS))  # type: ignore[arg-type]
     assert code == 1
     assert any("ended as if done, but it is not done" in line for line in said)
 
