@@ -2,16 +2,22 @@
 
     python benchmarks/end_to_end.py                          # runs configs/tiny.yaml in a temporary directory
     python benchmarks/end_to_end.py --campaign runs/tiny     # reads one that has run
+    python benchmarks/end_to_end.py --forks 2                # tasks as forks against tasks as new processes, two turns
 
 Wall time of a stage is the time during which one of its tasks was running; task time is that of all its tasks added
-up. Of the task time, `working` is what the stages themselves recorded (optimizer steps, batches of images) and
-`imports` what starting Python and importing the stage costs on this machine, measured now, once per attempt. The rest
-is loading, encoding, saving and waiting. The ratio at the end is working to task time.
+up. Of the task time, `working` is what the stages themselves recorded (optimizer steps, batches of images). The rest is
+loading, encoding, saving and waiting, and importing where tasks are not forks (MEDSYN_FORK=0, Slurm). The ratio at the
+end is working to task time.
+
+With `--forks` the campaign runs both ways in turns, new processes first, after the judge has been made; the ratios are
+of the better turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -24,9 +30,10 @@ from rich.console import Console
 from rich.table import Table
 
 from medsyn import disk
+from medsyn.campaign.local.processes import FORK_VARIABLE
 from medsyn.campaign.state import campaign_file, ledger
 from medsyn.campaign.state.campaign_file import Campaign
-from medsyn.campaign.worker import STAGE_FUNCTIONS
+from medsyn.evaluation import judge
 from medsyn.evaluation.read_campaign import stage_times
 from medsyn.evaluation.report_tables import duration
 from medsyn.generation.block_store import TIMING
@@ -44,7 +51,6 @@ class Row:
     attempts: int
     wall: float
     task: float
-    imports: float
     working: float | None  # None: the stage does not record it
 
 
@@ -53,9 +59,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--campaign", type=Path, help="directory of a campaign that has run")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "tiny.yaml", help="what to run otherwise")
+    parser.add_argument("--forks", type=int, metavar="TURNS", help="compare both ways to start tasks")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     parser.add_argument("overrides", metavar="key=value", nargs="*")
     args = parser.parse_intermixed_args()
+    if args.forks:
+        turns = compare(args.config, args.overrides, args.forks)
+        show_turns(Console(), turns)
+        if args.json:
+            disk.write_json(args.json, turns)
+        return 0
     with tempfile.TemporaryDirectory() if args.campaign is None else nullcontext(args.campaign) as directory:
         root, whole = Path(directory), None
         if args.campaign is None:
@@ -77,6 +90,41 @@ def submit(config: Path, directory: Path, overrides: list[str]) -> None:
     subprocess.run([*command, f"campaign.dir={directory}", *overrides], cwd=ROOT, check=True)
 
 
+Turn = dict[str, float]  # seconds, "wall" and "cpu"
+
+
+def compare(config: Path, overrides: list[str], turns: int) -> dict[str, list[Turn]]:
+    """Run a campaign both ways in turns; what each took, by way."""
+    with tempfile.TemporaryDirectory() as directory:
+        judge.load_or_train(Path(directory))  # now it is in the user's cache, and no turn has to make it
+    found: dict[str, list[Turn]] = {"new processes": [], "forks": []}
+    for _ in range(turns):
+        for number, its in enumerate(found.values()):
+            os.environ[FORK_VARIABLE] = str(number)
+            with tempfile.TemporaryDirectory() as directory:
+                cpu, wall = child_seconds(), time.perf_counter()
+                submit(config, Path(directory) / "campaign", overrides)
+                its.append({"wall": time.perf_counter() - wall, "cpu": child_seconds() - cpu})
+    return found
+
+
+def child_seconds() -> float:
+    """CPU seconds of all processes that this one has waited for, and of those below them."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def show_turns(console: Console, turns: dict[str, list[Turn]]) -> None:
+    """The table of both ways, and the ratios."""
+    table = Table("tasks are", "wall s", "CPU s")
+    for name, its in turns.items():
+        table.add_row(name, *(" ".join(f"{turn[clock]:.1f}" for turn in its) for clock in ("wall", "cpu")))
+    console.print(table)
+    best = {name: {clock: min(turn[clock] for turn in its) for clock in ("wall", "cpu")} for name, its in turns.items()}
+    ratios = [best["forks"][clock] / best["new processes"][clock] for clock in ("wall", "cpu")]
+    console.print(f"forks : new processes, wall {ratios[0]:.2f}, CPU {ratios[1]:.2f}")
+
+
 def measure(campaign: Campaign) -> list[Row]:
     """Every stage that has run."""
     walls = ledger.stage_seconds(campaign.directory.ledger)
@@ -87,22 +135,10 @@ def measure(campaign: Campaign) -> list[Row]:
             attempts=times.attempts,
             wall=walls.get(times.stage, times.seconds),
             task=times.seconds,
-            imports=import_seconds(times.stage) * times.attempts,
             working=working_seconds(campaign, times.stage),
         )
         for times in stage_times(campaign.directory)
     ]
-
-
-def import_seconds(stage: str) -> float:
-    """Seconds for Python to start and import a stage, warm: the better of two."""
-    module = STAGE_FUNCTIONS[stage].partition(":")[0]
-    seconds = []
-    for _ in range(2):
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
 
 
 def working_seconds(campaign: Campaign, stage: str) -> float | None:
@@ -125,9 +161,9 @@ def working_seconds(campaign: Campaign, stage: str) -> float | None:
 
 def show(console: Console, campaign: Campaign, rows: list[Row], whole: float | None) -> None:
     """The table, and the ratio."""
-    table = Table("stage", "tasks", "attempts", "wall", "task time", "imports", "working", "ratio", title="seconds")
+    table = Table("stage", "tasks", "attempts", "wall", "task time", "working", "ratio", title="seconds")
     for row in rows:
-        seconds = [f"{value:.1f}" for value in (row.wall, row.task, row.imports)]
+        seconds = [f"{value:.1f}" for value in (row.wall, row.task)]
         recorded = ["-", "-"] if row.working is None else [f"{row.working:.1f}", f"{row.working / row.task:.2f}"]
         table.add_row(row.stage, str(row.tasks), str(row.attempts), *seconds, *recorded)
     console.print(table)
@@ -140,9 +176,8 @@ def show(console: Console, campaign: Campaign, rows: list[Row], whole: float | N
     task = sum(row.task for row in known)
     if task:
         working = sum(row.working or 0.0 for row in known)
-        imports = sum(row.imports for row in known)
         names = " and ".join(row.stage for row in known)
-        console.print(f"{names}: working : task time {working / task:.2f}, imports : task time {imports / task:.2f}")
+        console.print(f"{names}: working : task time {working / task:.2f}")
 
 
 if __name__ == "__main__":

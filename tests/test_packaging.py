@@ -121,7 +121,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"__main__"},
     ],
     "campaign": [
-        {"tasks"},
+        {"tasks", "prctl"},
         {"state", "estimate"},
         {"plan", "worker", "repair", "tables"},
         {"slurm"},

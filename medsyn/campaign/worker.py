@@ -12,7 +12,6 @@ submitit's own handlers are replaced by these, because on a default cluster they
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import gc
 import importlib
@@ -29,6 +28,7 @@ from types import FrameType
 from typing import Any, TextIO, TypeAlias
 
 from medsyn import disk, errors
+from medsyn.campaign import prctl
 from medsyn.campaign.state import attempts, campaign_file, locks, markers
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.tasks import Key, PlannedTask
@@ -51,8 +51,6 @@ LOCK_POLL_SECONDS = 0.2
 TRACEBACK_LINES = 20
 # What the CUDA runtime says (cudaGetErrorString) when it is the card, and not the program, that fails.
 BROKEN_GPU = ("uncorrectable ECC error", "no CUDA-capable device is detected", "hardware stack error", "GPU is lost")
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def run_task(
@@ -119,7 +117,7 @@ def _attempt(campaign: Campaign, planned: PlannedTask, control: Control, functio
     try:
         number = attempts.start_attempt(directory, key)
         _check_inputs(campaign, planned, control, campaign_file.LATENCY_SECONDS if attempts.slurm_job() else 0.0)
-        run = _load(function, campaign.config.device.cpu_threads)
+        run = load(function, campaign.config.device.cpu_threads)
         control.leave_if_asked()
         run(campaign.config, planned.task, directory, control)
         markers.write_done(campaign, planned, {"attempts": number, "seconds": time.time() - started})
@@ -150,7 +148,8 @@ def _check_inputs(campaign: Campaign, planned: PlannedTask, control: Control, la
         time.sleep(LOCK_POLL_SECONDS)
 
 
-def _load(function: str, threads: int) -> StageFunction:
+def load(function: str, threads: int) -> StageFunction:
+    """Import a stage's function, `module:function`, for a process that computes with so many threads."""
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read once, when torch is imported
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("medsyn").setLevel(logging.INFO)
@@ -244,6 +243,5 @@ def install(control: Control) -> None:
 
 def leave_with_parent(parent: int, control: Control) -> None:
     """Have the kernel send SIGTERM when the scheduler with process id `parent` dies, however it dies."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the line above
+    if not prctl.signal_at_death_of(parent, signal.SIGTERM):
         control.request_stop()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from medsyn.data.phantoms.phantom import FINDINGS, KINDS, draw_phantom
 from medsyn.evaluation import judge
@@ -36,6 +38,22 @@ def test_working_seconds_are_what_the_stages_recorded(tmp_path: Path) -> None:
     assert end_to_end.working_seconds(made, "rlhf-stage1") is None
     empty = SimpleNamespace(directory=builder.directory, config=builder.config)
     assert end_to_end.working_seconds(empty, "finetune") == 0
+
+
+def test_both_ways_to_start_tasks_run_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    end_to_end = load("end_to_end")
+    ways: list[str] = []
+    monkeypatch.setenv("MEDSYN_FORK", "unset")
+    monkeypatch.setattr(end_to_end.judge, "load_or_train", lambda directory: None)
+    monkeypatch.setattr(end_to_end, "submit", lambda *arguments: ways.append(os.environ["MEDSYN_FORK"]))
+    turns = end_to_end.compare(Path("a.yaml"), [], 2)
+    assert ways == ["0", "1", "0", "1"]
+    assert {name: len(its) for name, its in turns.items()} == {"new processes": 2, "forks": 2}
+    console = Console(record=True, width=100)
+    end_to_end.show_turns(
+        console, {"new processes": [{"wall": 4, "cpu": 9}, {"wall": 6, "cpu": 8}], "forks": [{"wall": 1, "cpu": 6}]}
+    )
+    assert "wall 0.25, CPU 0.75" in console.export_text()
 
 
 def test_prompts_of_the_benchmark_are_balanced() -> None:

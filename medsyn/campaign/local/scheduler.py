@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from types import FrameType
 
 from medsyn import errors
 from medsyn.campaign.local.live_table import Display
+from medsyn.campaign.local.processes import WORKER, Process, Processes, Program
 from medsyn.campaign.plan.machine import visible_gpus
 from medsyn.campaign.state import attempts, ledger, markers
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.tasks import Key, PlannedTask, Settled, require_needs, settle
 from medsyn.disk import FILE_MODE, make_directory
 
-WORKER = (sys.executable, "-m", "medsyn", "worker")
 POLL_SECONDS = 0.1
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -34,7 +32,7 @@ class Running:
     """A worker at work."""
 
     planned: PlannedTask
-    process: subprocess.Popen[bytes]
+    process: Process
     gpu: str | None
 
 
@@ -55,7 +53,7 @@ class _Stop:
 class _Scheduler:
     campaign: Campaign
     max_parallel: int
-    command: Sequence[str]
+    processes: Processes
     display: Display
     gpus: list[str]
     done: set[Key]
@@ -67,33 +65,33 @@ class _Scheduler:
     def settled(self) -> Settled:
         return settle(self.campaign.plan, self.done, self.failed)
 
-    def start_ready(self, settled: Settled) -> None:
-        """Start what the plan allows and the machine has room for."""
+    def start_ready(self, settled: Settled) -> bool:
+        """Start what the plan allows and the machine has room for; return whether something has to wait to be started.
+
+        A task whose process cannot be started yet keeps its place.
+        """
         for planned in self.campaign.plan:
             if len(self.running) >= self.max_parallel:
-                return
+                return False
             chosen = self.only is None or planned.key in self.only
             if chosen and settled.states[planned.key] == "ready" and planned.key not in self.running:
+                if not self.processes.is_ready(planned.key[0]):
+                    return True
                 self.start(planned)
+        return False
 
     def start(self, planned: PlannedTask) -> None:
         """Start a worker in a session of its own (Ctrl-C is ours to forward), its output in the task's log."""
         directory, (stage, name) = self.campaign.directory, planned.key
         gpu = self._least_used_gpu()
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        if gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = gpu
+        environment = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         path = directory.log(stage, name)
         make_directory(path.parent)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, FILE_MODE), "ab") as log:
-            process = subprocess.Popen(
-                [*self.command, str(directory.root), stage, name, "--parent", str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, FILE_MODE)
+        try:
+            process = self.processes.start((str(directory.root), stage, name), environment, log)
+        finally:
+            os.close(log)
         self.running[planned.key] = Running(planned, process, gpu)
         ledger.record(directory.ledger, ledger.STARTED, stage=stage, task=name, attempt=self.restarts[planned.key] + 1)
         self.display.started(planned.key)
@@ -104,9 +102,10 @@ class _Scheduler:
 
     def collect(self, stopping: bool) -> bool:
         """Take note of the workers that have ended; return whether there were any."""
-        ended = [running for running in self.running.values() if running.process.poll() is not None]
-        for running in ended:
-            key, code = running.planned.key, running.process.returncode
+        polled = [(running, running.process.poll()) for running in self.running.values()]
+        ended = [(running, code) for running, code in polled if code is not None]
+        for running, code in ended:
+            key = running.planned.key
             del self.running[key]
             ledger.record(
                 self.campaign.directory.ledger,
@@ -154,7 +153,7 @@ def run(
     campaign: Campaign,
     display: Display,
     max_parallel: int | None = None,
-    command: Sequence[str] = WORKER,
+    program: Program = WORKER,
     only: Collection[Key] | None = None,
 ) -> int:
     """Run everything of the campaign that is not done; the caller holds the campaign's lock.
@@ -163,7 +162,7 @@ def run(
         campaign: the prepared campaign.
         display: where progress is shown.
         max_parallel: workers at once; `cluster.max_parallel` unless given.
-        command: how a worker is started; campaign directory, stage and task name are appended.
+        program: what runs a task; `medsyn worker` unless given.
         only: start only these tasks.
 
     Returns:
@@ -181,19 +180,23 @@ def run(
         require_needs(plan, only, done, "not done", with_after=True)
     gpus = visible_gpus() if campaign.config.device.use_cuda else []
     max_parallel = max_parallel or campaign.config.cluster.max_parallel
-    scheduler = _Scheduler(campaign, max_parallel, command, display, gpus, done, only)
+    wanted = set(plan.by_key) if only is None else set(only)
     ledger.record(campaign.directory.ledger, ledger.SUBMITTED, tasks=len(plan.tasks), done=len(done))
     stop = _Stop()
     before = {number: signal.signal(number, stop.ask) for number in STOP_SIGNALS}
     try:
-        with display:
+        with (
+            Processes(program, display.say, campaign.config.device.cpu_threads, len(wanted - done)) as processes,
+            display,
+        ):
+            scheduler = _Scheduler(campaign, max_parallel, processes, display, gpus, done, only)
             _loop(scheduler, stop)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     settled = scheduler.settled()
     display.summary(settled)
-    if (set(plan.by_key) if only is None else set(only)) <= scheduler.done:
+    if wanted <= scheduler.done:
         return errors.EXIT_DONE
     if stop.number is not None:
         return errors.EXIT_INTERRUPTED if stop.number == signal.SIGINT else errors.EXIT_SAVED
@@ -202,13 +205,13 @@ def run(
 
 
 def _loop(scheduler: _Scheduler, stop: _Stop) -> None:
-    asked = killed = False
+    asked = killed = waits = False
     settled = scheduler.settled()
     while True:
         if stop.number is None:
-            scheduler.start_ready(settled)
+            waits = scheduler.start_ready(settled)
         elif not asked:
-            asked = True
+            asked, waits = True, False
             count = len(scheduler.running)
             tasks = "1 task" if count == 1 else f"{count} tasks"
             scheduler.display.say(f"stopping: waiting for {tasks} to save; interrupt again to kill")
@@ -216,7 +219,7 @@ def _loop(scheduler: _Scheduler, stop: _Stop) -> None:
         elif stop.repeated and not killed:
             killed = True
             scheduler.signal_all(signal.SIGKILL)
-        if not scheduler.running:
+        if not scheduler.running and not waits:
             return
         scheduler.display.show(settled, scheduler.running)
         time.sleep(POLL_SECONDS)

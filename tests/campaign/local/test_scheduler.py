@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -17,11 +18,13 @@ from medsyn import disk
 from medsyn.__main__ import COMMANDS
 from medsyn.campaign.local import scheduler
 from medsyn.campaign.local.live_table import Display
+from medsyn.campaign.local.processes import Program
 from medsyn.campaign.plan import machine
 from medsyn.campaign.state import locks
 from medsyn.campaign.status import as_json, read
 from medsyn.cli import app
 from medsyn.errors import InputProblems
+from tests.helpers.fake_stages import FUNCTIONS
 from tests.helpers.trial import Trial, wait_until
 
 ALL = {
@@ -35,10 +38,18 @@ def ledger(trial: Trial) -> list[dict[str, object]]:
     return list(disk.read_jsonl(trial.campaign().directory.ledger))
 
 
-def test_a_campaign_runs_through_in_order_and_says_where_everything_is(trial: Trial) -> None:
+@pytest.fixture(params=["forks", "new processes"])
+def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to start a task's process."""
+    if request.param == "new processes":
+        monkeypatch.setenv("MEDSYN_FORK", "0")
+
+
+def test_a_campaign_runs_through_in_order_and_says_where_everything_is(trial: Trial, either: None) -> None:
     trial.prepare()
     code, output = trial.submit()
     assert code == 0, output
+    assert "imports torch itself" not in output
     assert trial.done() == ALL
     calls = trial.calls()
     assert sorted(calls) == sorted(ALL)  # each once
@@ -133,7 +144,7 @@ def test_when_everything_fails_nothing_else_starts(trial: Trial) -> None:
     assert trial.submit()[0] == 1
 
 
-def test_saving_crashing_elsewhere_and_being_killed_are_each_tried_again(trial: Trial) -> None:
+def test_saving_crashing_elsewhere_and_being_killed_are_each_tried_again(trial: Trial, either: None) -> None:
     trial.prepare_short()
     actions = ["save", "kill:SIGKILL", "crash:here", "crash:there", "kill:SIGSEGV", "input"]
     trial.script({"finetune ct": actions})
@@ -158,10 +169,10 @@ def test_a_task_that_never_gets_further_ends_when_max_requeues_is_used_up(trial:
 STOP_AFTER_FINETUNE = {"rlhf-stage1 all": ["input"]}
 
 
-def start_counting(trial: Trial) -> subprocess.Popen[str]:
+def start_counting(trial: Trial, then: Mapping[str, list[str]] = STOP_AFTER_FINETUNE) -> subprocess.Popen[str]:
     """A run whose only worker counts to 40, caught while it does."""
     trial.prepare_short()
-    trial.script({"finetune ct": ["steps:40"], **STOP_AFTER_FINETUNE})
+    trial.script({"finetune ct": ["steps:40"], **then})
     process = trial.start("fake_launcher", "2")
     wait_until(lambda: trial.steps("finetune ct"))
     return process
@@ -200,6 +211,18 @@ def test_after_a_stop_or_a_kill_the_next_run_goes_on_and_repeats_nothing(trial: 
     assert "rlhf-stage1 all failed" in trial.submit()[1]
     assert trial.steps("finetune ct") == list(range(40))
     assert "finetune ct" in trial.done()
+
+
+def test_when_the_process_that_is_forked_is_killed_no_task_is_lost(trial: Trial) -> None:
+    process = start_counting(trial, then={})
+    (worker,) = (line["pid"] for line in disk.read_jsonl(trial.root / "calls.jsonl"))
+    (server,) = {child.pid for child in psutil.Process(process.pid).children()} - {worker}
+    os.kill(server, signal.SIGKILL)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, output
+    assert Counter(trial.calls()) == Counter(SHORT)
+    assert trial.steps("finetune ct") == list(range(40))
+    assert "every further task imports torch itself" in output
 
 
 def test_a_worker_that_ends_while_no_scheduler_lives_counts(trial: Trial) -> None:
@@ -255,7 +278,7 @@ def test_a_worker_that_says_done_without_a_marker_has_failed(trial: Trial, monke
         def __enter__(self) -> None: ...
         def __exit__(self, *error: object) -> None: ...
 
-    code = scheduler.run(campaign, Silent(), 2, command=(sys.executable, "-c", "pass"))  # type: ignore[arg-type]
+    code = scheduler.run(campaign, Silent(), 2, Program("this", (), FUNCTIONS))  # type: ignore[arg-type]
     assert code == 1
     assert any("ended as if done, but it is not done" in line for line in said)
 
