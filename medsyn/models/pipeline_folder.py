@@ -17,6 +17,7 @@ from typing import Any
 
 import diffusers
 
+from medsyn import disk
 from medsyn.models.weights import PARTS
 
 _WORTH_A_LINK = 16 << 20  # bytes; a copy of less costs nothing, and can be edited alone
@@ -52,7 +53,9 @@ def _link_or_copy(file: Path, to: Path) -> None:
         with suppress(OSError):  # another file system, one without links, or a file that may only be read
             os.link(source, to)
             return
-    shutil.copyfile(source, to)
+    # shutil.copyfile names the source where there is no room
+    with source.open("rb") as read, disk.writing(to), to.open("wb") as written:
+        shutil.copyfileobj(read, written, 1 << 20)
 
 
 def _limit_length(directory: Path) -> None:
