@@ -264,6 +264,9 @@ def test_a_campaign_that_does_not_fit_is_refused_before_anything_is_written(
     monkeypatch.setattr(capacity, "disk_free", lambda config: 2**20)
     [problem] = inputs.check(trial.config()).errors
     assert "estimated to need 1.7 GiB more" in problem.reason
+    assert problem.reason.endswith("or lower finetune.checkpoints_total_limit")
+    [problem] = inputs.check(trial.config(finetune__keep_every=100)).errors
+    assert problem.reason.endswith("or raise finetune.keep_every")
     with pytest.raises(ValueError, match="GiB free: free some space"):
         trial.prepare_config(trial.config())
     assert not trial.root.exists()
