@@ -161,6 +161,11 @@ class FinetuneSection(Section):
     enable_xformers: bool = False
     checkpointing_steps: int = Field(200, ge=1)
     checkpoints_total_limit: int = Field(2, ge=1)
+    keep_every: int | None = Field(None, ge=1)
+
+
+# which change no bit of the weights, so that they may change in the middle of a run
+FREE_OF_FINETUNE = ("checkpointing_steps", "checkpoints_total_limit", "keep_every", "gradient_checkpointing")
 
 
 class Stage1Section(Section):

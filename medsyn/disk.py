@@ -251,7 +251,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         for file in sorted(temporary.rglob("*")):
             # libraries choose their own modes (safetensors gives the group no access)
             if file.is_file():
-                file.chmod(FILE_MODE & mode)
+                if file.stat().st_nlink == 1:  # another's file, linked here, keeps its mode
+                    file.chmod(FILE_MODE & mode)
                 _fsync_file(file)
             else:
                 file.chmod(mode)

@@ -19,10 +19,12 @@ from diffusers import UNet2DConditionModel
 
 from medsyn import disk
 from medsyn.campaign.slurm import sbatch
-from medsyn.config import ScorerSection
+from medsyn.config import EMBEDDED, ScorerSection
 from medsyn.generation.write import parquet
+from medsyn.models.pipeline_folder import add_parts
 from medsyn.models.scorers import save_scorer
 from medsyn.models.selector import Selector
+from medsyn.models.weights import KEY, embedded_directory, weights_fingerprint
 from medsyn.training import finetune
 from medsyn.training.checkpoint import save_checkpoint
 
@@ -54,7 +56,13 @@ def unet(place: Path) -> None:
     )
     parameters = dict(made.named_parameters())
     optimizer = torch.optim.SGD(parameters.values(), lr=0.1)
-    finetune._publish(finetune._State(made, parameters, optimizer, torch.zeros(())), {}, place / "model")
+    state, facts = finetune._State(made, parameters, optimizer, torch.zeros(())), {KEY: weights_fingerprint(EMBEDDED)}
+    finetune._publish(state, EMBEDDED, facts, place / "model")
+
+
+def other_parts(place: Path) -> None:
+    with disk.atomic_directory(place / "model") as temporary:
+        add_parts(embedded_directory(), temporary)
 
 
 def merged_tables(place: Path) -> None:
@@ -65,7 +73,7 @@ def plain(place: Path) -> None:
     disk.write_atomic(place / "report.html", b"x" * 2 * LIMIT)
 
 
-@pytest.mark.parametrize("write", [checkpoint, scorer, unet, merged_tables, plain])
+@pytest.mark.parametrize("write", [checkpoint, scorer, unet, other_parts, merged_tables, plain])
 def test_every_writer_tells_what_was_refused_and_leaves_nothing(
     write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,7 +97,7 @@ def umask(value: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("mask", [0o077, 0o022, 0o002])
-@pytest.mark.parametrize("write", [checkpoint, scorer, unet, merged_tables, plain])
+@pytest.mark.parametrize("write", [checkpoint, scorer, unet, other_parts, merged_tables, plain])
 def test_every_writer_respects_the_umask_and_gives_others_nothing(
     write: Callable[[Path], None], mask: int, tmp_path: Path
 ) -> None:

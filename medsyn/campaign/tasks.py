@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from medsyn.config import Config
+from medsyn.config import FREE_OF_FINETUNE, Config, FinetuneSection
 from medsyn.data.prompts.store import BlockRanges
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
@@ -49,7 +49,10 @@ _RESHARDED_BY = ("blocks_per_shard", "shard_minutes")
 # blocks, which changes no result.
 READS: dict[str, Reads] = {
     "finetune": Reads(
-        (*_ALWAYS, *_COLUMNS, "data.resolution", "data.held_out_fraction", "finetune"),
+        (
+            *(*_ALWAYS, *_COLUMNS, "data.resolution", "data.held_out_fraction"),
+            *(f"finetune.{key}" for key in FinetuneSection.model_fields if key not in FREE_OF_FINETUNE),
+        ),
         ("table", "weights"),
     ),
     "rlhf-stage1": Reads(_RLHF, ("ratings", "weights")),

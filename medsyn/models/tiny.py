@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from medsyn.data.phantoms.phantom import FINDINGS, KINDS, draw_phantom
+from medsyn.models import pipeline_folder
 
 TEXT_WIDTH = 64
 LATENT_CHANNELS = 4
@@ -157,24 +158,6 @@ def make_scheduler(prediction_type: str = "v_prediction") -> DDIMScheduler:
     )
 
 
-def write_index(directory: Path) -> None:
-    """Write the `model_index.json` that lets `StableDiffusionPipeline.from_pretrained` read the directory."""
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": "0.27.2",
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    (directory / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
 def build_random(directory: Path, seed: int = 0, prediction_type: str = "v_prediction") -> Path:
     """Save an untrained tiny model as a diffusers directory; same seed, same weights. Returns `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -185,7 +168,7 @@ def build_random(directory: Path, seed: int = 0, prediction_type: str = "v_predi
         make_vae().save_pretrained(directory / "vae")
         make_unet().save_pretrained(directory / "unet")
     make_scheduler(prediction_type).save_pretrained(directory / "scheduler")
-    write_index(directory)
+    pipeline_folder.write_index(directory)
     return directory
 
 

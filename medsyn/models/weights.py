@@ -23,6 +23,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "unet": ("config.json", "diffusion_pytorch_model.safetensors"),
     "scheduler": ("scheduler_config.json",),
 }
+UNET_WEIGHTS = PARTS["unet"][1]
 KEY = "model_paths.stable_diffusion"
 CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE")  # where to look for weights named by a hub id
 
@@ -112,4 +113,4 @@ def model_fingerprint(source: str, unet_from: Path | None = None) -> str:
     base = weights_fingerprint(source)
     if unet_from is None:
         return base
-    return fingerprint([base, sha256_file(unet_from / "unet" / "diffusion_pytorch_model.safetensors")])
+    return fingerprint([base, sha256_file(unet_from / "unet" / UNET_WEIGHTS)])

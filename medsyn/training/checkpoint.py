@@ -59,11 +59,11 @@ def save_checkpoint(
         }
         disk.write_json(temporary / MANIFEST, {**body, "fingerprint": disk.fingerprint(body)})
         if path.exists():  # one that `load_newest` had to skip: a run does not save a step twice
-            _discard(path)
+            discard(path)
     found = _found(directory)
     later = [other for number, other in found if number > step]  # torn: this run continued from an older one
     for other in later + [other for number, other in found if number <= step][keep:]:
-        _discard(other)
+        discard(other)
 
 
 def load_newest(directory: Path, provenance: dict[str, Any]) -> tuple[int, dict[str, Tensor]] | None:
@@ -131,8 +131,8 @@ def _read_tensors(path: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
     return load_file(path, device="cpu")
 
 
-def _discard(path: Path) -> None:
-    """Remove a checkpoint so that a kill halfway leaves no partial one under a checkpoint's name."""
+def discard(path: Path) -> None:
+    """Remove a directory so that a kill halfway leaves no partial one under its name."""
     aside = disk.temporary_sibling(path.with_name(f"{path.name}.old"))
     disk.remove(aside)
     path.rename(aside)

@@ -17,30 +17,31 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from medsyn import disk
-from medsyn.config import Config, DeviceSection, FinetuneSection, flatten
+from medsyn.config import FREE_OF_FINETUNE, Config, DeviceSection, FinetuneSection, flatten
 from medsyn.data.images.latent_cache import TensorCache, hash_files
 from medsyn.data.tables.read import ImageRow
 from medsyn.errors import InputError
 from medsyn.models.device import choose_device
+from medsyn.models.pipeline_folder import add_parts
 from medsyn.models.scorers import PROVENANCE
 from medsyn.models.stable_diffusion import load_synthetic
-from medsyn.models.weights import weights_fingerprint
-from medsyn.stage import CampaignDirectory, Control, NoProgress, Task
-from medsyn.training.checkpoint import load_newest
+from medsyn.models.weights import KEY, UNET_WEIGHTS, locate, weights_fingerprint
+from medsyn.stage import KEPT, CampaignDirectory, Control, NoProgress, Task
+from medsyn.training.checkpoint import discard, load_newest
 from medsyn.training.finetune_data import LatentDataset, prepare_dataset, training_rows
 from medsyn.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 from medsyn.training.run import TrainingRun
 from medsyn.training.schedule import draws, learning_rate
 
 _METRICS_LINES = 100  # about enough for a curve; each one waits for the GPU
-_WITHOUT_EFFECT = {"checkpointing_steps", "checkpoints_total_limit", "gradient_checkpointing"}  # on the weights
 
 
 def run(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
-    """Fine-tune the UNet of `task.modality`; writes model/unet, metrics.jsonl and summary.json.
+    """Fine-tune the UNet of `task.modality`; writes model/, metrics.jsonl and summary.json.
 
     Raises:
         InputProblems: rows or images that cannot be used, with `data.strict`.
@@ -69,13 +70,13 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         loss = _train(config, state, start, scheduler, dataset, training)
         summary = {"steps": config.finetune.max_train_steps, "loss": loss, **dataset.counts, "held_out": held_out}
         disk.write_json(training.directory / "summary.json", summary)
-        _publish(state, provenance, model)
+        _publish(state, config.model_paths.stable_diffusion, provenance, model)
     shutil.rmtree(training.checkpoints, ignore_errors=True)
 
 
 def _provenance(config: Config, rows: list[ImageRow], hashes: dict[Path, str]) -> dict[str, Any]:
     """What the weights depend on, under the configuration's key names; a resumed run must agree with all of it."""
-    section = {name: value for name, value in config.finetune.model_dump().items() if name not in _WITHOUT_EFFECT}
+    section = {name: value for name, value in config.finetune.model_dump().items() if name not in FREE_OF_FINETUNE}
     return {
         "campaign.seed": config.campaign.seed,
         "data.allow_synthetic": config.data.allow_synthetic,
@@ -139,12 +140,23 @@ class _State:
     average: dict[str, Tensor] = field(default_factory=dict)  # on the CPU: a second UNet does not fit on 12 GB
 
     def tensors(self, step: int) -> dict[str, Tensor]:
-        """The whole state, by name; raises NoProgress if the weights are no longer finite after `step` steps."""
-        if not all(bool(torch.isfinite(value).all()) for value in self.parameters.values()):
-            raise NoProgress(f"the weights are not finite after step {step}: lower finetune.learning_rate")
+        """The whole state after `step` steps, by name; raises NoProgress if the weights are no longer finite."""
+        self.require_finite(step)
         flat = {f"unet.{name}": value for name, value in self.parameters.items()}
         flat |= {f"average.{name}": value for name, value in self.average.items()}
         return {**flat, **optimizer_tensors(self.optimizer, list(self.parameters)), "loss_sum": self.loss_sum}
+
+    def require_finite(self, step: int) -> None:
+        """Raise NoProgress if the weights are no longer finite after `step` steps."""
+        if not all(bool(torch.isfinite(value).all()) for value in self.parameters.values()):
+            raise NoProgress(f"the weights are not finite after step {step}: lower finetune.learning_rate")
+
+    def save_unet(self, directory: Path) -> None:
+        """Write `directory`/unet as diffusers does, with the averaged weights if there are any."""
+        unet = directory / "unet"
+        self.unet.save_config(unet)
+        tensors = self.unet.state_dict() | self.average
+        save_file({name: value.contiguous() for name, value in tensors.items()}, unet / UNET_WEIGHTS, {"format": "pt"})
 
     @torch.no_grad()
     def resume(self, training: TrainingRun) -> int:
@@ -232,6 +244,8 @@ def _train(
             speed = (done - clock_step) * batch / max(time.monotonic() - clock, 1e-9)
             clock, clock_step = time.monotonic(), done
             line = {"step": done, "loss": loss, "learning_rate": rate, "samples_per_second": round(speed, 3)}
+        if section.keep_every and done % section.keep_every == 0 and done < total:
+            _keep(state, done, training)  # before the checkpoint, from which this step is not made again
         save = functools.partial(state.tensors, done)
         numbers = {"epoch": -(-done * batch // len(dataset)), "loss": loss, "learning_rate": rate}
         training.step_done(done, total, section.checkpointing_steps, save, line, batch, **numbers)
@@ -247,11 +261,25 @@ def _read_loss(loss_sum: Tensor, step: int, log_every: int) -> float:
     return loss
 
 
-def _publish(state: _State, provenance: dict[str, Any], model: Path) -> None:
-    """Write `model`/unet as an ordinary diffusers directory, with the averaged weights if there are any."""
-    if state.average:
-        state.unet.load_state_dict(state.average)
+def _keep(state: _State, step: int, training: TrainingRun) -> None:
+    """Write the UNet as it is after `step` steps, in the place of one that an interrupted attempt has written."""
+    state.require_finite(step)
+    path = training.directory / f"{KEPT}{step}"
+    if path.exists():
+        discard(path)
+    with disk.atomic_directory(path) as temporary:
+        state.save_unet(temporary)
+        disk.write_json(temporary / PROVENANCE, training.provenance | {"step": step})
+
+
+def _publish(state: _State, base: str, provenance: dict[str, Any], model: Path) -> None:
+    """Write `model` as an ordinary diffusers pipeline: the UNet, and the other parts of the model it was made from."""
+    directory = locate(base)
+    if directory is None or weights_fingerprint(base) != provenance[KEY]:
+        reason = "is not there any more" if directory is None else "has changed during the training"
+        raise InputError(base, f"{reason}: put it back, and the task goes on from its last checkpoint", key=KEY)
     with disk.atomic_directory(model) as temporary:
         with disk.writing(model / "unet"):
-            state.unet.save_pretrained(temporary / "unet", safe_serialization=True)
+            state.save_unet(temporary)
+        add_parts(directory, temporary)
         disk.write_json(temporary / PROVENANCE, provenance)

@@ -21,7 +21,7 @@ from transformers import CLIPTokenizer
 
 from medsyn.data.images.pixels import fit_square
 from medsyn.data.phantoms.phantom import KINDS, draw_phantom, render
-from medsyn.models import tiny
+from medsyn.models import pipeline_folder, tiny
 from medsyn.seeds import seed
 from medsyn.training.schedule import warmup_cosine
 
@@ -182,7 +182,7 @@ def pretrain(
     directory.mkdir(parents=True, exist_ok=True)
     tiny.save_tokenizer(directory / "tokenizer")
     tiny.make_scheduler().save_pretrained(directory / "scheduler")
-    tiny.write_index(directory)
+    pipeline_folder.write_index(directory)
     report("drawing phantoms")
     pixels, captions = draw_dataset(images_per_kind)
     vae = train_vae(pixels, vae_steps, report)
@@ -190,6 +190,7 @@ def pretrain(
 
     def save(text_encoder: torch.nn.Module, unet: torch.nn.Module) -> None:
         copy.deepcopy(text_encoder).half().save_pretrained(directory / "text_encoder")
+        pipeline_folder.load_as_float32(directory / "text_encoder")
         copy.deepcopy(unet).half().save_pretrained(directory / "unet")
 
     latents = encode_all(vae, pixels)

@@ -36,6 +36,9 @@ def failure(trial: Trial, stage: str = "finetune", task: str = "ct") -> dict[str
 
 def test_a_task_that_returns_is_done_and_its_marker_lists_what_it_made(trial: Trial) -> None:
     trial.prepare()
+    kept = trial.root / "work/finetune/ct/checkpoint-2/unet/config.json"
+    kept.parent.mkdir(parents=True)
+    kept.touch()  # for the user, who may delete it
     assert trial.work(*FINETUNE)[0] == 0
     marker = disk.read_json(trial.campaign().directory.done(*FINETUNE))
     model = trial.root / "work/finetune/ct/model.bin"

@@ -59,7 +59,8 @@ ELSEWHERE = {
     r"^\.\./shared/": "images for development, beside the checkout",
     r"^\.venv": "the environment that uv makes",
     r"^proctrack/": "a setting of Slurm's",
-    r"^(unet/|config\.json)$": "of a diffusers directory",
+    r"^(unet/|config\.json|text_encoder/config\.json)$": "of a diffusers directory",
+    r"^checkpoint-1000/unet$": "what a fine-tuning leaves that is asked to",
     r"^(start\.sh|scripts/train\.sh|main\.py|generate\.py)$": "the specification's scripts",
 }
 _SUFFIXES = "py|md|yaml|yml|csv|json|jsonl|def|toml|txt|sh|html|parquet|tar|offsets"

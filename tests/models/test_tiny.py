@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from medsyn.data.phantoms.phantom import KINDS, draw_phantom
 from medsyn.disk import sha256_file
@@ -54,12 +54,12 @@ def test_building_leaves_the_global_generator_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["embedded", "random"])
 def test_diffusers_own_pipeline_reads_it(source: str, tmp_path: Path) -> None:
     directory = weights.embedded_directory() if source == "embedded" else tiny.build_random(tmp_path)
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        str(directory), torch_dtype=torch.float32, safety_checker=None, local_files_only=True
-    )
+    pipeline = StableDiffusionPipeline.from_pretrained(str(directory))
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     image = pipeline(
         "OCT: drusen", num_inference_steps=2, height=64, width=64, generator=generator, output_type="np"
     ).images[0]
     assert image.shape == (64, 64, 3)
+    text_encoder = CLIPTextModel.from_pretrained(str(directory / "text_encoder"), torch_dtype="auto")
+    assert text_encoder.dtype == pipeline.unet.dtype  # also where the configuration decides: transformers 5

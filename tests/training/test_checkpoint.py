@@ -117,8 +117,8 @@ def test_other_things_in_the_directory_are_left_alone(tmp_path: Path) -> None:
 
 def test_older_ones_go_only_after_the_new_one_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
-    discard = checkpoint._discard
-    monkeypatch.setattr(checkpoint, "_discard", lambda path: (seen.append(names(tmp_path)), discard(path)))
+    discard = checkpoint.discard
+    monkeypatch.setattr(checkpoint, "discard", lambda path: (seen.append(names(tmp_path)), discard(path)))
     save(tmp_path, 1, 2, 3, keep=2)
     assert names(tmp_path) == ["step-000000002", "step-000000003"]
     assert seen == [["step-000000001", "step-000000002", "step-000000003"]]
@@ -245,7 +245,7 @@ def kill_self(*_: object, **__: object) -> None:
         (disk, "sha256_file", 1),  # tensors written, no manifest
         (disk, "write_json", 1),
         (disk, "fsync_directory", 1),  # everything written, not yet renamed
-        (checkpoint, "_discard", 2),  # renamed, not yet pruned
+        (checkpoint, "discard", 2),  # renamed, not yet pruned
         (shutil, "rmtree", None),  # before anything, or in the middle of pruning
     ],
 )

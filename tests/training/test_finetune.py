@@ -14,20 +14,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from medsyn import disk
+from medsyn import Generator, disk
+from medsyn.campaign.estimate import architecture
 from medsyn.config import Config, validate
 from medsyn.data.images.read import SYNTHETIC_KEY
 from medsyn.data.tables.read import read_dataset
 from medsyn.errors import InputError, InputProblems
-from medsyn.models import tiny
-from medsyn.models.stable_diffusion import SyntheticSystem
+from medsyn.models import model_folder, tiny
+from medsyn.models.scorers import PROVENANCE
+from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
+from medsyn.models.weights import model_fingerprint, weights_fingerprint
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
 from medsyn.training import checkpoint, encode_rows, finetune, finetune_data
+from medsyn.training import run as training_run
 
 TASK = Task("finetune", 0, "ct", "CT")
 STEPS = 6
@@ -201,7 +206,7 @@ def on_call(number: int, function: Callable, action: Callable) -> Callable:
     return wrapped
 
 
-def half_a_state(tensors: dict, path: Path) -> None:
+def half_a_state(tensors: dict, path: Path, *_: object) -> None:
     save_file(tensors, path)
     os.truncate(path, path.stat().st_size // 2)
     kill_self()
@@ -216,12 +221,12 @@ def half_a_line(path: Path, record: dict) -> None:
 KILLS: dict[str, tuple[Any, str, Callable[[Any], Callable]]] = {
     "in the first save": (checkpoint, "save_file", lambda real: on_call(1, real, half_a_state)),
     "in the second save": (checkpoint, "save_file", lambda real: on_call(2, real, half_a_state)),
-    "before the second is pruned": (checkpoint, "_discard", lambda real: on_call(1, real, kill_self)),
+    "before the second is pruned": (checkpoint, "discard", lambda real: on_call(1, real, kill_self)),
     "in a line of the metrics": (disk, "append_jsonl", lambda real: on_call(3, real, half_a_line)),
     "between two saves": (finetune, "draws", lambda real: on_call(4, real, kill_self)),
     "while images are encoded": (encode_rows, "read_image", lambda real: on_call(5, real, kill_self)),
     "before the model is published": (finetune, "_publish", lambda real: kill_self),
-    "while the model is published": (UNet2DConditionModel, "save_pretrained", lambda real: kill_self),
+    "while the model is published": (finetune, "save_file", lambda real: kill_self),
     "when the model is published": (shutil, "rmtree", lambda real: on_call(9, real, kill_self)),
 }
 
@@ -372,6 +377,148 @@ def test_checkpoints_are_pruned_and_lines_are_not_doubled(weights: Path, table: 
         run(config, tmp_path, StopAt(5))
     assert [path.name for path in checkpoints(tmp_path)] == ["step-000000004", "step-000000005"]
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+# --- what it leaves is a whole pipeline, and may be the next one's base ---------------------------------------------
+
+
+def painted(model: Path) -> np.ndarray:
+    """What diffusers alone, told nothing, makes with a model."""
+    pipeline = StableDiffusionPipeline.from_pretrained(str(model))
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 2, "height": 32, "width": 32, "output_type": "np"}
+    image: np.ndarray = pipeline("CT: finding 1", generator=torch.Generator().manual_seed(0), **options).images[0]
+    return image
+
+
+def test_the_result_is_a_pipeline_that_diffusers_loads_and_runs(
+    weights: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    model = undisturbed / "work/finetune/ct/model"
+    before, after = painted(weights), painted(model)
+    assert before.shape == after.shape == (32, 32, 3)
+    assert not np.array_equal(before, after)
+    UNet2DConditionModel.from_pretrained(str(model / "unet")).save_pretrained(tmp_path)
+    assert (tmp_path / "diffusion_pytorch_model.safetensors").read_bytes() == unet_bytes(undisturbed)
+
+
+def test_the_result_is_the_base_of_the_next_run(table: Path, undisturbed: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(undisturbed / "work/finetune/ct/model", tmp_path / "model")
+    run(training(model, table, max_train_steps=1), tmp_path / "next")
+    shutil.rmtree(model)
+    again = tmp_path / "next/work/finetune/ct/model"
+    assert model_folder.problems(str(again)) == []
+    made_from = disk.read_json(again / PROVENANCE)["model_paths.stable_diffusion"]
+    assert made_from == weights_fingerprint(str(undisturbed / "work/finetune/ct/model"))
+    assert made_from != weights_fingerprint(str(again))
+
+
+@pytest.mark.parametrize("what", ["is not there any more", "has changed during the training"])
+def test_a_base_that_goes_or_changes_costs_no_step(
+    what: str, weights: Path, table: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(weights, tmp_path / "base")
+    config = training(base, table)
+
+    class Loses(Control):
+        def heartbeat(self, step: int, total: int, unit: str = "step", **numbers: Any) -> None:
+            if unit == "step" and step == total:
+                shutil.rmtree(base / "vae" if "changed" in what else base)
+
+    with pytest.raises(InputError, match=what):
+        run(config, tmp_path, Loses())
+    shutil.copytree(weights, base, dirs_exist_ok=True)
+    run(config, tmp_path)
+    assert_same_end(tmp_path, undisturbed)
+
+
+def kept(root: Path) -> dict[str, bytes]:
+    folders = (root / "work/finetune/ct").glob("checkpoint-*")
+    return {path.name: (path / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() for path in folders}
+
+
+@pytest.fixture(scope="module")
+def with_kept(weights: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("kept")
+    run(training(weights, table, keep_every=2), root)
+    return root
+
+
+def test_kept_unets_are_what_a_shorter_run_ends_with(
+    weights: Path, table: Path, undisturbed: Path, with_kept: Path, tmp_path: Path
+) -> None:
+    assert sorted(kept(with_kept)) == ["checkpoint-2", "checkpoint-4"]  # the last is the model
+    assert unet_bytes(with_kept) == unet_bytes(undisturbed)
+    constant = {"lr_scheduler": "constant"}
+    run(training(weights, table, keep_every=4, **constant), tmp_path / "long")
+    run(training(weights, table, max_train_steps=4, **constant), tmp_path / "short")
+    assert kept(tmp_path / "long") == {"checkpoint-4": unet_bytes(tmp_path / "short")}
+    system = load_synthetic(
+        str(weights), torch.device("cpu"), unet_from=tmp_path / "long/work/finetune/ct/checkpoint-4"
+    )
+    assert system.fingerprint == model_fingerprint(str(weights), tmp_path / "short/work/finetune/ct/model")
+
+
+KILLS_AROUND_KEEPING: dict[str, tuple[Any, str, Callable[[Any], Callable]]] = {
+    "in the first": (finetune, "save_file", lambda real: on_call(1, real, half_a_state)),
+    "in the second": (finetune, "save_file", lambda real: on_call(2, real, half_a_state)),
+    "after it, before the checkpoint": (training_run, "save_checkpoint", lambda real: on_call(2, real, kill_self)),
+}
+
+
+@pytest.mark.parametrize("kill", KILLS_AROUND_KEEPING)
+def test_a_kill_while_a_unet_is_kept_changes_nothing(
+    kill: str, weights: Path, table: Path, with_kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, name, make = KILLS_AROUND_KEEPING[kill]
+    config = training(weights, table, keep_every=2)
+    killed_run(config, tmp_path, lambda: monkeypatch.setattr(place, name, make(getattr(place, name))))
+    run(config, tmp_path)
+    assert kept(tmp_path) == kept(with_kept)
+    assert unet_bytes(tmp_path) == unet_bytes(with_kept)
+    assert not list((tmp_path / "work/finetune/ct").glob(".*"))
+
+
+def test_weights_that_are_not_finite_are_not_kept(
+    weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "_METRICS_LINES", 1)  # the loss is not looked at before the end
+    monkeypatch.setattr(finetune, "learning_rate", lambda *_: float("nan"))
+    with pytest.raises(NoProgress, match="not finite after step 2"):
+        run(training(weights, table, keep_every=2, checkpointing_steps=100), tmp_path)
+    assert kept(tmp_path) == {}
+
+
+def test_the_shape_of_sd2_goes_through_the_same_code(weights: Path, table: Path, tmp_path: Path) -> None:
+    """Text features of 1024, gelu, linear projections, heads by level, v-prediction, a padding token of its own."""
+    base = shutil.copytree(weights, tmp_path / "sd2")
+    settings = CLIPTextConfig.from_pretrained(str(base / "text_encoder")).to_dict()
+    small = {"hidden_size": 1024, "num_hidden_layers": 1, "intermediate_size": 64, "num_attention_heads": 16}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        text = CLIPTextModel(CLIPTextConfig(**settings | small | {"hidden_act": "gelu", "projection_dim": 512}))
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=1024,
+            attention_head_dim=[2, 4],
+            use_linear_projection=True,
+            upcast_attention=True,
+            norm_num_groups=4,
+        )
+    text.half().save_pretrained(base / "text_encoder")
+    unet.half().save_pretrained(base / "unet")
+    tiny.make_scheduler("v_prediction").save_pretrained(base / "scheduler")
+    assert not architecture.read(str(base), 32).assumed
+    run(training(base, table, max_train_steps=1), tmp_path / "run")
+    model = tmp_path / "run/work/finetune/ct/model"
+    assert painted(model).shape == (32, 32, 3)
+    generator = Generator(base, finetuned=model, device="cpu", height=32, num_inference_steps=1)
+    (image,) = generator.images("CT: finding 1", count=1)
+    assert image.record["accepted"]
 
 
 # --- every image once, every caption once, held out is held out -----------------------------------------------------

@@ -147,7 +147,9 @@ class CostModel:
             section.use_ema * steps * estimate_memory.FLOAT * networks.unet.parameters / AVERAGE_BYTES_PER_SECOND
         )
         saves = -(-steps // section.checkpointing_steps)
-        saving = saves * estimate_memory.checkpoint_bytes(self.config, networks) / CHECKPOINT_BYTES_PER_SECOND
+        written = saves * estimate_memory.checkpoint_bytes(self.config, networks)
+        written += estimate_memory.kept_unets(section) * estimate_memory.FLOAT * networks.unet.parameters
+        saving = written / CHECKPOINT_BYTES_PER_SECOND
         return encoding + training + averaging + saving
 
     def _rlhf(self, task: Task, work: Volume, _: float) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from medsyn.campaign.estimate import architecture
 from medsyn.campaign.estimate.architecture import Architecture, Count
 from medsyn.campaign.estimate.workload import Volume
-from medsyn.config import Config
+from medsyn.config import Config, FinetuneSection
 from medsyn.modality_names import base_modality
 from medsyn.stage import Task
 from medsyn.text import GIB
@@ -100,7 +100,9 @@ def disk(config: Config, task: Task, model: Architecture, work: Volume, candidat
         captions = work.images + 1  # at most: many images share one
         cache = HALF * (2 * work.images * model.latent + captions * architecture.TOKENS * model.text_width)
         checkpoints = (config.finetune.checkpoints_total_limit + 1) * checkpoint_bytes(config, model)
-        return Disk(cache + FLOAT * model.unet.parameters, checkpoints)
+        parts = model.encoder + model.decoder + model.text  # at most: they are links where that is possible
+        saved = model.unet.parameters * (1 + kept_unets(config.finetune)) + parts.parameters
+        return Disk(cache + FLOAT * saved, checkpoints)
     if task.stage == "generate":
         return Disk(round(_images(config, task, work, candidates)))
     if task.stage == "evaluate":
@@ -111,6 +113,11 @@ def disk(config: Config, task: Task, model: Architecture, work: Volume, candidat
     cache = HALF * work.rated * (pixels + model.text_width) if task.stage == "rlhf-stage1" else 0
     # in each: weights, the best ones so far, two averages
     return Disk(cache + weights, (SCORER_CHECKPOINTS + 1) * 4 * weights)
+
+
+def kept_unets(section: FinetuneSection) -> int:
+    """How many UNets a fine-tuning keeps besides the last."""
+    return (section.max_train_steps - 1) // section.keep_every if section.keep_every else 0
 
 
 def checkpoint_bytes(config: Config, model: Architecture) -> int:

@@ -19,7 +19,7 @@ from medsyn.campaign.tasks import READS, Key, PlannedTask
 from medsyn.errors import InputError
 from medsyn.generation.block_store import ATTEMPTS, MANIFEST, TIMING
 from medsyn.generation.write.parquet import ATTEMPTS_TABLE, MANIFEST_TABLE
-from medsyn.stage import STAGES
+from medsyn.stage import KEPT, STAGES
 
 
 def task_fingerprint(campaign: Campaign, planned: PlannedTask, done: Collection[Key] | None = None) -> str:
@@ -95,7 +95,8 @@ def outputs(campaign: Campaign, planned: PlannedTask) -> Iterator[Path]:
     for path in sorted(work.rglob("*")):
         inside = path.relative_to(work)
         hidden = any(part.startswith(".") for part in inside.parts)
-        if path.is_file() and not hidden and inside.parts[0] not in passing and path.name != TIMING:
+        needed = inside.parts[0] not in passing and not inside.parts[0].startswith(KEPT)
+        if path.is_file() and not hidden and needed and path.name != TIMING:
             yield path
 
 

@@ -209,9 +209,12 @@ class TestDisk:
         assert one("finetune", finetune__use_8bit_adam="false").scratch == pytest.approx(3 * 859_520_964 * 12)
         assert one("finetune", finetune__checkpoints_total_limit=1).scratch == pytest.approx(2 * 859_520_964 * 6)
 
-    def test_latents_and_the_unet_stay(self) -> None:
+    def test_latents_the_model_and_kept_unets_stay(self) -> None:
         cache = 800 * (2 * 4 * 32 * 32 * 2) + 801 * 77 * 768 * 2
-        assert one("finetune").kept == 859_520_964 * 4 + cache
+        unet, parts = 859_520_964 * 4, (83_653_863 + 123_060_480) * 4
+        assert one("finetune").kept == unet + parts + cache
+        steps = {"finetune__max_train_steps": 2000, "finetune__keep_every": 500}
+        assert one("finetune", **steps).kept == 4 * unet + parts + cache  # the last is the model
 
     def test_a_checkpoint_is_as_large_as_one_that_training_wrote(self, tmp_path: Path) -> None:
         import torch
@@ -260,7 +263,10 @@ def test_a_campaign_that_does_not_fit_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(capacity, "disk_free", lambda config: 2**20)
     [problem] = inputs.check(trial.config()).errors
-    assert "estimated to need 1.6 GiB more" in problem.reason
+    assert "estimated to need 1.7 GiB more" in problem.reason
+    assert problem.reason.endswith("or lower finetune.checkpoints_total_limit")
+    [problem] = inputs.check(trial.config(finetune__keep_every=100)).errors
+    assert problem.reason.endswith("or raise finetune.keep_every")
     with pytest.raises(ValueError, match="GiB free: free some space"):
         trial.prepare_config(trial.config())
     assert not trial.root.exists()
