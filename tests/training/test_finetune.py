@@ -490,7 +490,7 @@ def test_weights_that_are_not_finite_are_not_kept(
 
 
 def test_the_shape_of_sd2_goes_through_the_same_code(weights: Path, table: Path, tmp_path: Path) -> None:
-    """Text features of 1024, gelu, linear projections, heads by level, v-prediction, a padding token of its own."""
+    """Text features of 1024, gelu, linear projections, heads by level, v-prediction."""
     base = shutil.copytree(weights, tmp_path / "sd2")
     settings = CLIPTextConfig.from_pretrained(str(base / "text_encoder")).to_dict()
     small = {"hidden_size": 1024, "num_hidden_layers": 1, "intermediate_size": 64, "num_attention_heads": 16}
