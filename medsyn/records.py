@@ -125,8 +125,8 @@ class AttemptRecord(TypedDict):
         str | None,
         About(
             "why it is not the image: `non-finite`, `selector-below-threshold`, `policy-below-minimum`, `outranked` "
-            "by one with a better Policy score, `surplus` (generated to fill a batch, never examined); null if it "
-            "was not rejected",
+            "by one with a better Policy score, `surplus` (generated to fill a batch, never examined; in `timing.json` "
+            "only); null if it was not rejected",
         ),
     ]
     chosen: Annotated[bool, About("whether it is the image")]

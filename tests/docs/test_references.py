@@ -46,6 +46,7 @@ IN_A_FOLDER_OF_IT |= {
     "<modality>.offsets",
     "manifest.jsonl",
     "attempts.jsonl",
+    "timing.json",
     "manifest.parquet",
     "attempts.parquet",
     "images.tar",
