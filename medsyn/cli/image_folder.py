@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from medsyn import disk
 from medsyn.cli import app
 from medsyn.data.modalities import split_prefix
-from medsyn.errors import InputError
+from medsyn.errors import InputError, Problem
 from medsyn.generation.block_store import MANIFEST
 from medsyn.records import ImageRecord, json_types
 
@@ -79,13 +79,16 @@ class ImageFolder:
         return self.directory / name
 
     def update_sheet(self) -> Path | None:
-        """Write a contact sheet of the newest images; return its path, None if there is no image."""
+        """Write a contact sheet of the newest images; return its path, None if there is no image.
+
+        An image that was removed is left off, and one that cannot be read, with a warning.
+        """
         from medsyn.cli.contact_sheet import contact_sheet
 
         kept = [one for one in self.records if one["file"] and (self.directory / one["file"]).is_file()]
-        if not kept:
+        pictures = [picture for record in kept[-SHEET_IMAGES:] if (picture := self._picture(record))]
+        if not pictures:
             return None
-        pictures = [self._picture(record) for record in kept[-SHEET_IMAGES:]]
         disk.write_atomic(self.directory / SHEET, contact_sheet(pictures))
         return self.directory / SHEET
 
@@ -99,12 +102,17 @@ class ImageFolder:
         number = next(number for number in count(first) if f"{words}_{number}".casefold() not in self._taken)
         return f"{words}_{number}{scores}.png"
 
-    def _picture(self, record: dict[str, Any]) -> Picture:
+    def _picture(self, record: dict[str, Any]) -> Picture | None:
         import numpy as np
         from PIL import Image
 
-        with Image.open(self.directory / record["file"]) as picture:
-            pixels = np.asarray(picture)
+        file = self.directory / record["file"]
+        try:
+            with disk.open_file(file) as stream, Image.open(stream, formats=["PNG"]) as picture:
+                pixels = np.asarray(picture)
+        except (OSError, ValueError, SyntaxError):  # Pillow's errors about a damaged PNG
+            app.show_problems([Problem(str(file), "is damaged; it is not on the contact sheet", severity="warning")])
+            return None
         lines = [re.sub(r"_selector_.*|\.png$", "", record["file"])]
         if record["selector"] is not None:
             lines.append(f"selector {record['selector']:.2f}  policy {record['policy']:.2f}")
@@ -119,4 +127,7 @@ def _stem(name: str) -> str:
 
 
 def _is_ours(record: dict[str, Any]) -> bool:
-    return record.keys() >= json_types(ImageRecord).keys()
+    known = json_types(ImageRecord)
+    if not record.keys() >= known.keys() or not all(isinstance(record[key], types) for key, types in known.items()):
+        return False
+    return record["file"] is None or Path(record["file"]).name == record["file"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -112,6 +113,28 @@ def test_a_name_that_is_taken_is_not_used_again(tmp_path: Path, capsys: pytest.C
         (tmp_path / "ct_1.png").unlink(missing_ok=True)
     assert [record["file"] for record in disk.read_jsonl(tmp_path / "manifest.jsonl")] == ["ct_1.png", "ct_2.png"]
     assert (tmp_path / "CT_0.PNG").read_text() == "mine"
+
+
+def test_a_damaged_image_is_left_off_the_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, tmp_path, "--prompt", "CT: nodule")[0] == 0
+    damaged = tmp_path / "ct_0.png"
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    code, out, err = call(capsys, tmp_path, "--prompt", "CT: nodule")
+    assert (code, err) == (0, f"warning: {damaged}: is damaged; it is not on the contact sheet\n")
+    assert [Path(line).name for line in out.splitlines()] == ["ct_1.png", "contact_sheet.png"]
+    with Image.open(tmp_path / "contact_sheet.png") as sheet:
+        assert sheet.size == sheet_size(columns=1, rows=1, lines=1)
+
+
+@pytest.mark.parametrize("file", ["../ct_0.png", {"a": 1}])
+def test_a_manifest_that_names_other_files_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: object
+) -> None:
+    assert call(capsys, tmp_path, "--prompt", "CT: nodule")[0] == 0
+    (record,) = disk.read_jsonl(tmp_path / "manifest.jsonl")
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(record | {"file": file}) + "\n")
+    code, _, err = call(capsys, tmp_path, "--prompt", "CT: nodule")
+    assert code == 65 and "manifest.jsonl was not written by this command" in err
 
 
 def test_two_commands_at_once_do_not_write_into_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
