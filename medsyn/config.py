@@ -21,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_serializer,
     field_validator,
@@ -37,6 +38,7 @@ from medsyn.text import closest, did_you_mean
 EMBEDDED = "embedded"  # model_paths.stable_diffusion: the tiny model that ships with medsyn
 MOST_IMAGES = 1_000_000  # of one prompt
 MOST_SEED = 2**63 - 1
+MOST = 10**9  # of any other whole number: what is beyond it is a slip, and no estimate can be made
 PHANTOMS = "phantoms"  # data.table: the procedural data set that medsyn draws itself
 
 Modality = Annotated[str, AfterValidator(canonical_name)]  # one of the five, or of a part of the body: `Brain MRI`
@@ -47,6 +49,13 @@ class Section(BaseModel):
     """One section of the file: strict types, no unknown keys, immutable once read."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _is_of_this_world(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, int) and abs(value) > MOST and info.field_name != "seed":
+            raise ValueError(f"must be at most {MOST:,}")
+        return value
 
 
 class CampaignSection(Section):

@@ -96,6 +96,13 @@ def test_later_wins_file_environment_command_line(tmp_path: Path) -> None:
     assert (loaded.data.resolution, loaded.generation.img_num, loaded.finetune.use_8bit_adam) == (128, 5, True)
 
 
+@pytest.mark.parametrize("key", ["finetune.max_train_steps", "training.max_epochs", "generation.batch_size"])
+@pytest.mark.parametrize("zeros", [10, 400])
+def test_a_number_beyond_all_measure_is_refused(tmp_path: Path, key: str, zeros: int) -> None:
+    with pytest.raises(InputProblems, match=rf"{key}: must be at most 1,000,000,000, got 1000"):
+        config.load(write(tmp_path, ""), [f"{key}=1{'0' * zeros}", "campaign.seed=9223372036854775807"], {})
+
+
 def test_one_override_needs_no_list(tmp_path: Path) -> None:
     assert config.load(write(tmp_path, ""), "generation.img_num=5", {}).generation.img_num == 5
 
