@@ -82,7 +82,7 @@ def resume(program: str, arguments: Sequence[str]) -> int:
 
 def _submit(program: str, arguments: Sequence[str], description: str, resumes: bool) -> int:
     parser = app.config_parser(program, description)
-    _add_cluster(parser)
+    _add_cluster(parser, resumes)
     parser.add_argument("--max-parallel", type=_positive, metavar="N", help="tasks at once (cluster.max_parallel)")
     if resumes:
         text = "only this stage or task; may be repeated"
@@ -92,6 +92,8 @@ def _submit(program: str, arguments: Sequence[str], description: str, resumes: b
     loaded = app.load(args, tells=True)
     if resumes and not CampaignDirectory(loaded.campaign.path).campaign_file.exists():
         raise app.not_submitted(args)
+    if args.cluster is None:
+        args.cluster = _ran_on(CampaignDirectory(loaded.campaign.path))
     site = _require_site(loaded) if args.cluster == "slurm" else None
     with ExitStack() as held:
         campaign = app.open_for_change(loaded, site is None, held)
@@ -251,11 +253,18 @@ def _seconds(text: str) -> float:
     return number
 
 
-def _add_cluster(parser: argparse.ArgumentParser) -> None:
-    default = "slurm" if shutil.which("sbatch") else "local"
-    parser.add_argument(
-        "--cluster", choices=("local", "slurm"), default=default, help=f"where tasks run (default here: {default})"
-    )
+def _add_cluster(parser: argparse.ArgumentParser, resumes: bool = False) -> None:
+    here = "slurm" if shutil.which("sbatch") else "local"
+    default, said = (None, "where they ran before") if resumes else (here, f"here: {here}")
+    text = f"where tasks run (default {said})"
+    parser.add_argument("--cluster", choices=("local", "slurm"), default=default, help=text)
+
+
+def _ran_on(directory: CampaignDirectory) -> str:
+    """Where a campaign goes on unless the user says so: on Slurm if it ever was there."""
+    from medsyn.campaign.slurm import submissions
+
+    return "slurm" if submissions.read(directory.ledger, with_copied=True) else "local"
 
 
 def _positive(text: str) -> int:

@@ -16,6 +16,7 @@ from medsyn.campaign.local import scheduler
 from medsyn.campaign.plan import inputs, prepare
 from medsyn.campaign.state import campaign_file
 from medsyn.cli import app, calibrate
+from medsyn.cli import campaign as campaign_commands
 from medsyn.config import Config
 from medsyn.errors import InputError
 from medsyn.stage import CampaignDirectory
@@ -204,6 +205,15 @@ def test_what_is_suggested_next_for_a_directory_has_no_overrides(
     trial.prepare()
     assert call("cancel", trial.root) == 0
     assert f"resume {trial.root} --cluster local\n" in capsys.readouterr().out
+
+
+def test_what_ran_here_goes_on_here_although_there_is_a_slurm(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[bool] = []
+    monkeypatch.setattr(scheduler, "run", lambda *_, **__: ran.append(True) or 0)
+    monkeypatch.setattr(campaign_commands.shutil, "which", lambda name: f"/usr/bin/{name}")
+    trial.prepare()
+    assert call("resume", trial.root) == 0
+    assert ran == [True]
 
 
 def test_a_variable_that_a_directory_leaves_unread_is_told(
