@@ -10,14 +10,14 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 
 from medsyn import config as configuration
-from medsyn.campaign.plan import prepare, shards
+from medsyn.campaign.plan import prepare
 from medsyn.campaign.plan.inputs import Checked, Progress
 from medsyn.campaign.plan.prepare import Warn
 from medsyn.campaign.slurm import queue, submissions
 from medsyn.campaign.slurm.queue import Job
 from medsyn.campaign.state import campaign_file, locks
 from medsyn.campaign.state.campaign_file import Campaign, CampaignRecord
-from medsyn.campaign.tasks import Key, Plan
+from medsyn.campaign.tasks import RESHARDED_BY, Key, Plan
 from medsyn.config import Config
 from medsyn.errors import CONFIGURATION, InputError, SlurmError
 from medsyn.stage import CampaignDirectory
@@ -97,7 +97,7 @@ def user_name(number: int) -> str:
 def _require_same_sharding(before: CampaignRecord, config: Config, queued: Queued) -> None:
     """Raise InputError if a re-shard is asked for while generate jobs are in Slurm's queue: they name old shards."""
     changes = configuration.changes(before["config"], config)
-    changed = [key for key in shards.RESHARDED_BY if key in changes]
+    changed = [key for key in RESHARDED_BY if key in changes]
     if changed and any(stage == "generate" for stage, _ in queued()):
         reason = "it re-shards the campaign, but generate jobs are in the queue: cancel them first (`medsyn cancel`)"
         raise InputError(CONFIGURATION, reason, key=changed[0])

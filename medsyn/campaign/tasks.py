@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from medsyn.config import FREE_OF_FINETUNE, Config, FinetuneSection
+from medsyn.config import FREE_OF_FINETUNE, Config, FinetuneSection, GenerationSection
 from medsyn.data.prompts.store import BlockRanges
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
@@ -43,7 +43,7 @@ _RLHF = (
     *("training.max_epochs", "training.batch_size", "training.checkpoints", "training.stage1"),
 )
 
-_RESHARDED_BY = ("blocks_per_shard", "shard_minutes")
+RESHARDED_BY = ("generation.blocks_per_shard", "generation.shard_minutes", "cluster.max_shards")
 
 # Keys that name a file are not here: the file's content counts, not its path. Neither are those that only shard the
 # blocks, which changes no result.
@@ -62,7 +62,7 @@ READS: dict[str, Reads] = {
             *_ALWAYS,
             "data.resolution",
             "training.stage",
-            *(f"generation.{key}" for key in type(Config().generation).model_fields if key not in _RESHARDED_BY),
+            *(key for name in GenerationSection.model_fields if (key := f"generation.{name}") not in RESHARDED_BY),
         ),
         ("prompts", "weights"),
         ("finetune", "rlhf-stage1", "rlhf-stage2"),

@@ -16,18 +16,18 @@ from pathlib import Path
 
 from medsyn import config as configuration
 from medsyn import disk
-from medsyn.campaign.plan import capacity, inputs, shards
+from medsyn.campaign.plan import capacity, inputs
 from medsyn.campaign.plan.inputs import Checked, Progress
 from medsyn.campaign.state import campaign_file, locks, markers
 from medsyn.campaign.state.campaign_file import Campaign, CampaignRecord, FileRecord
-from medsyn.campaign.tasks import READS, Key, reads_key, stage_fingerprints
+from medsyn.campaign.tasks import READS, RESHARDED_BY, Key, reads_key, stage_fingerprints
 from medsyn.config import PHANTOMS, Config
 from medsyn.data.prompts.store import INDEX
 from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem
 from medsyn.stage import STAGES, CampaignDirectory
 
 # What may change at any time: it changes no result, or (evaluation) only the last stage's, which is made again.
-FREE = ("campaign.name", "cluster", "evaluation", *shards.RESHARDED_BY)
+FREE = ("campaign.name", "cluster", "evaluation", *RESHARDED_BY)
 
 
 Warn = Callable[[list[Problem]], None]

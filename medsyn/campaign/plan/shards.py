@@ -13,12 +13,10 @@ from typing import Any
 
 from medsyn import config as configuration
 from medsyn.campaign.estimate.cost import START_SECONDS, CostModel
-from medsyn.campaign.tasks import reads_key
+from medsyn.campaign.tasks import RESHARDED_BY, reads_key
 from medsyn.config import Config
 from medsyn.data.prompts.store import ListIndex
 from medsyn.stage import Task
-
-RESHARDED_BY = ("generation.blocks_per_shard", "generation.shard_minutes", "cluster.max_shards")
 
 ShardSizes = Mapping[str, int]  # blocks of one shard, by modality
 
