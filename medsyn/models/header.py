@@ -6,6 +6,8 @@ A file is 8 bytes with the header's length, the header (JSON: type, shape and pl
 from __future__ import annotations
 
 import json
+import math
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from medsyn.errors import InputError
 from medsyn.text import and_more
 
 _LARGEST = 100_000_000  # bytes of a header, the limit of the safetensors library
+# bytes of a number, by the library's name of its type
+_BYTES = dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3"), 1) | dict.fromkeys(("I16", "U16", "F16", "BF16"), 2)
+_BYTES |= dict.fromkeys(("I32", "U32", "F32"), 4) | dict.fromkeys(("I64", "U64", "F64"), 8)
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -41,12 +46,12 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
                 raise InputError(path, f"is cut off: {size:,} bytes are there, and its header is not complete")
             stream.seek(8)
             header = json.loads(stream.read(length))
-        shapes, end = _shapes(header)
+        shapes, end = _shapes(path, header)
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror}") from None
     except InputError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
         raise InputError(path, "is not a safetensors file: its header is not readable") from None
     whole = 8 + length + end
     if size != whole:
@@ -55,11 +60,26 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _shapes(header: Mapping[str, Any]) -> tuple[dict[str, tuple[int, ...]], int]:
-    """The shapes, and where the last tensor ends."""
-    tensors = {name: facts for name, facts in header.items() if name != "__metadata__"}
-    shapes = {name: tuple(map(int, facts["shape"])) for name, facts in tensors.items()}
-    return shapes, max((int(facts["data_offsets"][1]) for facts in tensors.values()), default=0)
+def _shapes(path: Path, header: Mapping[str, Any]) -> tuple[dict[str, tuple[int, ...]], int]:
+    """The shapes, and where the last tensor ends; raises InputError unless tensor follows tensor, each of its size."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    places: list[tuple[int, int, str]] = []
+    for name, facts in header.items():
+        if name == "__metadata__":
+            continue
+        shapes[name] = tuple(map(operator.index, facts["shape"]))
+        begin, end = map(operator.index, facts["data_offsets"])
+        places.append((begin, end, name))
+        if facts["dtype"] not in _BYTES:
+            raise InputError(path, f"cannot be loaded: {name} is of the unknown type {facts['dtype']!r:.40}")
+        if min(shapes[name], default=0) < 0 or end - begin != math.prod(shapes[name]) * _BYTES[facts["dtype"]]:
+            raise InputError(path, f"cannot be loaded: the size of {name} is not that of its shape; download it again")
+    reached = 0
+    for begin, end, name in sorted(places):
+        if begin != reached:
+            raise InputError(path, f"cannot be loaded: {name} does not begin where the one before it ends")
+        reached = end
+    return shapes, reached
 
 
 def differences(has: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]]) -> str | None:

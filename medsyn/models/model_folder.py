@@ -8,7 +8,7 @@ the parts against each other.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from medsyn.errors import InputError, Problem
 from medsyn.models.header import differences, read_shapes, refuse_pointer
 from medsyn.models.tensors import Shapes, expected
 from medsyn.models.weights import KEY, PARTS, locate
+from medsyn.text import and_more
 
 
 def missing(source: str) -> list[Problem]:
@@ -133,17 +134,50 @@ def _renamed_attention(shapes: Shapes) -> Shapes:
     return {today(name): shape for name, shape in shapes.items()}
 
 
+_WORD_END = "</w>"
+_ENDS = ("<|startoftext|>", "<|endoftext|>")  # of every text that CLIP reads
+
+
 def _wrong_tokenizer(base: Path) -> str | None:
     """Why the tokenizer cannot be used with the text encoder, or None."""
     vocabulary = _read_settings(base / "tokenizer" / "vocab.json")
-    with (base / "tokenizer" / "merges.txt").open("rb") as stream:
-        refuse_pointer(base / "tokenizer" / "merges.txt", stream.read(64))
     size = _setting(base / "text_encoder", "vocab_size")
     if not vocabulary or not all(isinstance(number, int) for number in vocabulary.values()):
         return "tokenizer/vocab.json has no tokens with numbers"
-    if max(vocabulary.values()) >= size:
+    if isinstance(size, int) and max(vocabulary.values()) >= size:
         return f"the tokenizer does not fit the text encoder: it has {len(vocabulary)} tokens, not {size}"
-    return None
+    return _wrong_merges(base / "tokenizer" / "merges.txt", vocabulary)
+
+
+def _wrong_merges(path: Path, vocabulary: Mapping[str, Any]) -> str | None:
+    """Why the merges are not those of the vocabulary, or None: a text would be read as other tokens, without a word.
+
+    Every token of a byte-pair vocabulary is a letter (with or without the mark of a word's end), what a merge makes, or
+    a special token in angle brackets.
+    """
+    try:
+        content = path.read_bytes()
+        refuse_pointer(path, content)
+        lines = content.decode().splitlines()
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(path, "is not UTF-8 text; copy or download it again") from None
+    pairs = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
+    strange = next((pair for pair in pairs if len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys()), None)
+    if strange is not None:
+        return f"tokenizer/merges.txt does not belong to vocab.json: the merge {' '.join(strange)[:60]!r} is not in it"
+    made = {"".join(pair) for pair in pairs}
+    unmade = [
+        token
+        for token in vocabulary
+        if len(token.removesuffix(_WORD_END)) > 1 and token not in made and not token.startswith("<")
+    ]
+    if unmade:
+        reason = f"{len(unmade)} tokens of vocab.json are made by no merge ({and_more(unmade, 3)})"
+        return f"tokenizer/merges.txt is cut off: {reason}; copy or download it again"
+    absent = [token for token in _ENDS if token not in vocabulary]
+    return f"tokenizer/vocab.json has no {' and no '.join(absent)}" if absent else None
 
 
 # what diffusers' samplers know; a model of another kind has no noise schedule of this kind

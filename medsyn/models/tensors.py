@@ -185,6 +185,8 @@ def _joined(parts: Sequence[Shapes]) -> Shapes:
     return {name: shape for part in parts for name, shape in part.items()}
 
 
+_DEPTHS = ("layers_per_block", "transformer_layers_per_block", "num_hidden_layers")
+_DEEPEST = 1000  # layers of a block or an encoder; Stable Diffusion has 2, and 12 to 24
 EXPECTED: dict[str, Callable[[Settings], Shapes | None]] = {"unet": unet, "vae": vae, "text_encoder": text_encoder}
 
 
@@ -195,10 +197,21 @@ def expected(part: str, settings: Settings) -> Shapes | None:
         InputError: the configuration has values of another kind, such as a text for a number of channels.
     """
     try:
+        for key in _DEPTHS:
+            if max(_numbers(settings.get(key)), default=0) > _DEEPEST:
+                raise ValueError(f"{key} is more than {_DEEPEST}")
         shapes = EXPECTED[part](settings)
         for shape in (shapes or {}).values():
             for number in shape:
                 operator.index(number)
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InputError(f"{part}/config.json", f"is not a readable model configuration: {error}") from None
+    except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
+        reason = f"{type(error).__name__} {error}" if isinstance(error, LookupError) else str(error)
+        raise InputError(f"{part}/config.json", f"is not a readable model configuration: {reason:.200}") from None
     return shapes
+
+
+def _numbers(value: Any) -> list[int]:
+    """The whole numbers of a setting that is one, or a list of them by level."""
+    if isinstance(value, (list, tuple)):
+        return [number for one in value for number in _numbers(one)]
+    return [value] if isinstance(value, int) else []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -185,3 +186,95 @@ def test_parts_that_do_not_belong_together_are_told_before_they_are_loaded(
     (model / "unet" / "config.json").write_text(content)
     problem = model_folder.problems(str(model))[-1]
     assert (reason in problem.reason, problem.key) == (True, "model_paths.stable_diffusion")
+
+
+def reasons_of(model: Path) -> str:
+    return "\n".join(problem.reason for problem in model_folder.problems(str(model)))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda lines: [], r"cut off: \d+ tokens of vocab.json are made by no merge"),
+        (lambda lines: lines[: len(lines) // 3], r"cut off: \d+ tokens of vocab.json are made by no merge"),
+        (lambda lines: [*lines, "q zzz"], "does not belong to vocab.json: the merge 'q zzz' is not in it"),
+        (lambda lines: [*lines, "a b c"], "does not belong to vocab.json: the merge 'a b c' is not in it"),
+    ],
+)
+def test_merges_that_are_not_those_of_the_vocabulary_are_told(
+    model: Path, change: Callable[[list[str]], list[str]], told: str
+) -> None:
+    """With other merges a text is read as other tokens, and images are made of it without a word."""
+    file = model / "tokenizer" / "merges.txt"
+    version, *lines = file.read_text().splitlines()
+    file.write_text("\n".join([version, *change(lines)]) + "\n")
+    assert re.search(told, reasons_of(model))
+
+
+def test_a_vocabulary_without_the_tokens_of_begin_and_end_is_told(model: Path) -> None:
+    file = model / "tokenizer" / "vocab.json"
+    tokens = json.loads(file.read_text())
+    file.write_text(json.dumps({token: number for token, number in tokens.items() if not token.startswith("<|end")}))
+    assert "tokenizer/vocab.json has no <|endoftext|>" in reasons_of(model)
+    file.write_text('{"a": 0}')
+    assert "does not belong to vocab.json" in reasons_of(model)
+
+
+@pytest.mark.parametrize("value", [None, "x", [1], {}, 2**70, 10**400])
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [
+        ("text_encoder", "vocab_size"),
+        ("text_encoder", "num_hidden_layers"),
+        ("unet", "block_out_channels"),
+        ("unet", "layers_per_block"),
+        ("unet", "transformer_layers_per_block"),
+        ("unet", "down_block_types"),
+        ("vae", "layers_per_block"),
+        ("vae", "up_block_types"),
+    ],
+)
+def test_any_value_of_a_configuration_is_answered(model: Path, file: str, key: str, value: object) -> None:
+    setting(model / file / "config.json", **{key: value})
+    told = reasons_of(model)  # other kinds of blocks, and numbers by level, are left to the task
+    assert told or key.endswith("_block_types") or value == [1]
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"dtype": "ZZ"}, "is of the unknown type 'ZZ'"),
+        ({"dtype": None}, "is of the unknown type None"),
+        ({"dtype": "I64"}, "is not that of its shape"),
+        ({"shape": [float("inf")]}, "its header is not readable"),
+        ({"shape": [1.0]}, "its header is not readable"),
+        ({"shape": [-1]}, "is not that of its shape"),
+        ({"data_offsets": ["0", "4"]}, "its header is not readable"),
+        ({"data_offsets": [0]}, "its header is not readable"),
+        ({"data_offsets": [float("inf"), 4]}, "its header is not readable"),
+    ],
+)
+def test_a_header_that_no_library_would_load_is_told(model: Path, facts: dict[str, object], told: str) -> None:
+    file = model / VAE
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    name = next(name for name in header if name != "__metadata__")
+    header[name] |= facts
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    assert told in reasons_of(model)
+
+
+def test_tensors_that_overlap_are_told(model: Path) -> None:
+    file = model / VAE
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    same = [
+        name for name, facts in header.items() if facts.get("shape") == header["decoder.conv_norm_out.bias"]["shape"]
+    ]
+    header[same[0]]["data_offsets"] = header[same[1]]["data_offsets"]
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    assert "does not begin where the one before it ends" in reasons_of(model)
