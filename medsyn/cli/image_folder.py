@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from itertools import count
+from collections.abc import Iterator, Mapping
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,8 @@ def check_folder(name: str) -> None:
         raise InputError(source, f"must name a directory, got {name!r}")
     try:
         app.require_no_campaign(directory, source)
-        if not all(_is_ours(record) for record in disk.read_jsonl(directory / MANIFEST)):
+        known = json_types(ImageRecord)
+        if not all(_is_ours(record, known) for record in disk.read_jsonl(directory / MANIFEST)):
             reason = f"{directory / MANIFEST} was not written by this command; choose another directory"
             raise InputError(source, reason)
         existing = next(one for one in (directory, *directory.absolute().parents) if one.exists())
@@ -64,6 +66,7 @@ class ImageFolder:
         self.records: list[dict[str, Any]] = list(disk.read_jsonl(directory / MANIFEST))
         names = [path.name for path in directory.iterdir()] + [str(one["file"]) for one in self.records]
         self._taken = {_stem(name) for name in names}
+        self._numbers: dict[str, Iterator[int]] = {}  # those not tried yet, by the words before them
 
     def add(self, image: GeneratedImage) -> Path | None:
         """Keep an image, or on record that there is none; return the image's file."""
@@ -75,7 +78,6 @@ class ImageFolder:
         record = {**image.record, "file": name}
         disk.append_jsonl(self.directory / MANIFEST, record)
         self.records.append(record)
-        self._taken.add(_stem(name))
         return self.directory / name
 
     def update_sheet(self) -> Path | None:
@@ -85,8 +87,9 @@ class ImageFolder:
         """
         from medsyn.cli.contact_sheet import contact_sheet
 
-        kept = [one for one in self.records if one["file"] and (self.directory / one["file"]).is_file()]
-        pictures = [picture for record in kept[-SHEET_IMAGES:] if (picture := self._picture(record))]
+        kept = (one for one in reversed(self.records) if one["file"] and (self.directory / one["file"]).is_file())
+        newest = [*islice(kept, SHEET_IMAGES)][::-1]
+        pictures = [picture for record in newest if (picture := self._picture(record))]
         if not pictures:
             return None
         disk.write_atomic(self.directory / SHEET, contact_sheet(pictures))
@@ -99,7 +102,8 @@ class ImageFolder:
         words = re.sub(r"[^A-Za-z0-9]+", "_", said.replace("-", "")).strip("_")
         first, words = (0, words.lower()) if selector is None else (1, words)
         scores = "" if selector is None else f"_selector_{selector:.2f}_policy_{policy:.2f}"
-        number = next(number for number in count(first) if f"{words}_{number}".casefold() not in self._taken)
+        numbers = self._numbers.setdefault(words, count(first))
+        number = next(number for number in numbers if f"{words}_{number}".casefold() not in self._taken)
         return f"{words}_{number}{scores}.png"
 
     def _picture(self, record: dict[str, Any]) -> Picture | None:
@@ -126,8 +130,7 @@ def _stem(name: str) -> str:
     return re.sub(r"_selector_.*|\.png$", "", name.casefold())
 
 
-def _is_ours(record: dict[str, Any]) -> bool:
-    known = json_types(ImageRecord)
+def _is_ours(record: dict[str, Any], known: Mapping[str, tuple[type, ...]]) -> bool:
     if not record.keys() >= known.keys() or not all(isinstance(record[key], types) for key, types in known.items()):
         return False
     return record["file"] is None or Path(record["file"]).name == record["file"]
