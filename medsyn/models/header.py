@@ -5,13 +5,13 @@ A file is 8 bytes with the header's length, the header (JSON: type, shape and pl
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medsyn import disk
 from medsyn.errors import InputError
 from medsyn.text import and_more
 
@@ -45,13 +45,13 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             if size < 8 + length:
                 raise InputError(path, f"is cut off: {size:,} bytes are there, and its header is not complete")
             stream.seek(8)
-            header = json.loads(stream.read(length))
+            header = disk.from_json(stream.read(length))
         shapes, end = _shapes(path, header)
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror}") from None
     except InputError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
         raise InputError(path, "is not a safetensors file: its header is not readable") from None
     whole = 8 + length + end
     if size != whole:

@@ -7,12 +7,12 @@ the parts against each other.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from medsyn import disk
 from medsyn.errors import InputError, Problem
 from medsyn.models.header import differences, read_shapes, refuse_pointer
 from medsyn.models.tensors import Shapes, expected
@@ -243,12 +243,12 @@ def _read_settings(file: Path) -> dict[str, Any]:
     try:
         content = file.read_bytes()
         refuse_pointer(file, content)
-        loaded = json.loads(content)
+        loaded = disk.from_json(content)
     except OSError as error:
         raise InputError(file, f"cannot be read: {error.strerror}") from None
     except InputError:
         raise
-    except (ValueError, RecursionError):
+    except ValueError:
         loaded = None
     if not isinstance(loaded, dict):
         raise InputError(file, "is not a readable model configuration")

@@ -18,6 +18,7 @@ from typing import Any
 import diffusers
 
 from medsyn import disk
+from medsyn.models import model_folder
 from medsyn.models.weights import PARTS
 
 _WORTH_A_LINK = 16 << 20  # bytes; a copy of less costs nothing, and can be edited alone
@@ -35,7 +36,7 @@ def add_parts(base: Path, directory: Path) -> None:
                 _link_or_copy(file, directory / part / file.name)
     load_as_float32(directory / "text_encoder")
     _limit_length(directory)
-    settings = json.loads((directory / "scheduler" / "scheduler_config.json").read_text())
+    settings = model_folder.scheduler_config(str(directory))
     write_index(directory, str(settings.get("_class_name")))
 
 
@@ -61,8 +62,10 @@ def _link_or_copy(file: Path, to: Path) -> None:
 def _limit_length(directory: Path) -> None:
     """Give the tokenizer the text encoder's length: one without a configuration has no limit, and pads to none."""
     path = directory / "tokenizer" / "tokenizer_config.json"
-    settings = json.loads(path.read_text()) if path.is_file() else {"tokenizer_class": "CLIPTokenizer"}
-    positions = json.loads((directory / "text_encoder" / "config.json").read_text()).get("max_position_embeddings", 77)
+    settings: dict[str, Any] = {"tokenizer_class": "CLIPTokenizer"}
+    if path.is_file():
+        settings = json.loads(path.read_text())
+    positions = model_folder.text_positions(directory)
     if (settings.get("model_max_length") or math.inf) > positions:
         _write(path, settings | {"model_max_length": positions})
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any
 
+from medsyn import disk
 from medsyn.data.tables.csv_rows import (
     MOST_COLUMNS,
     check_text_file,
@@ -182,8 +183,8 @@ def _json_lines(path: Path, names: _Names) -> Records:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = disk.from_json(line)
+        except ValueError as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply, or too long a number"
             faults.error(row, None, f"is not JSON: {reason}; every line must be an object such as {_EXAMPLE}")
             continue

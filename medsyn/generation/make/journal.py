@@ -72,7 +72,7 @@ class Journal:
     def _part(self, file: Path) -> tuple[Places, Batch] | None:
         try:
             with np.load(file, allow_pickle=False) as kept:
-                record = json.loads(kept["record"].tobytes())
+                record = disk.from_json(kept["record"].tobytes())
                 pictures = list(kept["pictures"])
             if record["identity"] != self.identity:
                 return None
