@@ -15,18 +15,9 @@ from medsyn.generation.sample.batch import ImageSampler, Recipe
 from medsyn.generation.sample.sampler import build_scheduler
 from medsyn.models import weights
 from medsyn.models.stable_diffusion import load_synthetic
-from tests.helpers.paths import ROOT
 
-BENCHMARKS = ROOT / "benchmarks"
 SMALL = ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=16)
 RECIPE = Recipe("X-Ray", 0, 32, 32, "dpm", 3, 3.0, batch_size=2)
-
-
-@pytest.fixture(autouse=True)
-def benchmarks_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not BENCHMARKS.is_dir():
-        pytest.skip("the benchmarks are not part of an installed package")
-    monkeypatch.syspath_prepend(BENCHMARKS)
 
 
 @pytest.fixture

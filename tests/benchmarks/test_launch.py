@@ -8,16 +8,6 @@ import pytest
 
 from medsyn import config as configuration
 from medsyn.campaign.plan import inputs
-from tests.helpers.paths import ROOT
-
-BENCHMARKS = ROOT / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def benchmarks_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not BENCHMARKS.is_dir():
-        pytest.skip("the benchmarks are not part of an installed package")
-    monkeypatch.syspath_prepend(BENCHMARKS)
 
 
 def test_import_times_are_added_up_by_package() -> None:

@@ -4,19 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from tests.helpers.paths import ROOT
-
-BENCHMARKS = ROOT / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def benchmarks_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not BENCHMARKS.is_dir():
-        pytest.skip("the benchmarks are not part of an installed package")
-    monkeypatch.syspath_prepend(BENCHMARKS)
-
 
 def test_every_file_is_read_in_turns_by_medsyn_and_by_a_peer(tmp_path: Path) -> None:
     import readers
