@@ -25,8 +25,9 @@ from medsyn.models.pipeline_folder import add_parts
 from medsyn.models.scorers import save_scorer
 from medsyn.models.selector import Selector
 from medsyn.models.weights import KEY, embedded_directory, weights_fingerprint
-from medsyn.training import finetune
 from medsyn.training.checkpoint import save_checkpoint
+from medsyn.training.finetune.publish import publish
+from medsyn.training.finetune.state import TrainState
 
 LIMIT = 4096  # bytes of a file
 SECTION = ScorerSection(image_size=32, patch_size=16, hidden_dim=16, num_layers=1, num_heads=1, mlp_dim=16)
@@ -56,8 +57,8 @@ def unet(place: Path) -> None:
     )
     parameters = dict(made.named_parameters())
     optimizer = torch.optim.SGD(parameters.values(), lr=0.1)
-    state, facts = finetune._State(made, parameters, optimizer, torch.zeros(())), {KEY: weights_fingerprint(EMBEDDED)}
-    finetune._publish(state, EMBEDDED, facts, place / "model")
+    state, facts = TrainState(made, parameters, optimizer, torch.zeros(())), {KEY: weights_fingerprint(EMBEDDED)}
+    publish(state, EMBEDDED, facts, place / "model")
 
 
 def other_parts(place: Path) -> None:

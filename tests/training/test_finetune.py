@@ -31,8 +31,10 @@ from medsyn.models.scorers import PROVENANCE
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
 from medsyn.models.weights import model_fingerprint, weights_fingerprint
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
-from medsyn.training import checkpoint, encode_rows, finetune, finetune_data
+from medsyn.training import checkpoint, encode_rows
 from medsyn.training import run as training_run
+from medsyn.training.finetune import dataset, loop, stage, state
+from medsyn.training.finetune.loss import denoising_loss, min_snr_weights
 
 TASK = Task("finetune", 0, "ct", "CT")
 STEPS = 6
@@ -110,7 +112,7 @@ class StopAt(Control):
 
 
 def run(config: Config, root: Path, control: Control | None = None) -> None:
-    finetune.run(config, TASK, CampaignDirectory(root), control or Control())
+    stage.run(config, TASK, CampaignDirectory(root), control or Control())
 
 
 def unet_bytes(root: Path) -> bytes:
@@ -168,7 +170,7 @@ def test_stopping_and_going_on_ends_in_the_same_bits(
 def test_the_same_holds_for_a_plain_run(
     lines: int, weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finetune, "_METRICS_LINES", lines)
+    monkeypatch.setattr(loop, "_METRICS_LINES", lines)
     options = {"use_ema": False, "gradient_accumulation_steps": 1, "lr_scheduler": "constant", "snr_gamma": None}
     config = training(weights, table, **options)
     run(config, tmp_path / "straight")
@@ -223,10 +225,10 @@ KILLS: dict[str, tuple[Any, str, Callable[[Any], Callable]]] = {
     "in the second save": (checkpoint, "save_file", lambda real: on_call(2, real, half_a_state)),
     "before the second is pruned": (checkpoint, "discard", lambda real: on_call(1, real, kill_self)),
     "in a line of the metrics": (disk, "append_jsonl", lambda real: on_call(3, real, half_a_line)),
-    "between two saves": (finetune, "draws", lambda real: on_call(4, real, kill_self)),
+    "between two saves": (loop, "draws", lambda real: on_call(4, real, kill_self)),
     "while images are encoded": (encode_rows, "read_image", lambda real: on_call(5, real, kill_self)),
-    "before the model is published": (finetune, "_publish", lambda real: kill_self),
-    "while the model is published": (finetune, "save_file", lambda real: kill_self),
+    "before the model is published": (stage, "publish", lambda real: kill_self),
+    "while the model is published": (state, "save_file", lambda real: kill_self),
     "when the model is published": (shutil, "rmtree", lambda real: on_call(9, real, kill_self)),
 }
 
@@ -332,7 +334,7 @@ def test_changed_images_captions_or_weights_are_refused_by_name(weights: Path, t
     config = training(model, data / "table.csv")
     stopped_at_four(config, tmp_path / "run")
 
-    used, _ = finetune_data.training_rows(config, "CT")
+    used, _ = dataset.training_rows(config, "CT")
     content, text = used[0].path.read_bytes(), (data / "table.csv").read_text()
     Image.fromarray(np.arange(1024, dtype=np.uint8).reshape(32, 32)).save(used[0].path)
     with pytest.raises(InputError, match=r"data\.table"):
@@ -367,7 +369,7 @@ def test_a_model_of_unknown_origin_is_not_taken_for_ours(weights: Path, table: P
 def test_a_finished_run_loads_nothing(
     weights: Path, table: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finetune, "load_synthetic", kill_self)
+    monkeypatch.setattr(stage, "load_synthetic", kill_self)
     run(training(weights, table), undisturbed)
 
 
@@ -460,8 +462,8 @@ def test_kept_unets_are_what_a_shorter_run_ends_with(
 
 
 KILLS_AROUND_KEEPING: dict[str, tuple[Any, str, Callable[[Any], Callable]]] = {
-    "in the first": (finetune, "save_file", lambda real: on_call(1, real, half_a_state)),
-    "in the second": (finetune, "save_file", lambda real: on_call(2, real, half_a_state)),
+    "in the first": (state, "save_file", lambda real: on_call(1, real, half_a_state)),
+    "in the second": (state, "save_file", lambda real: on_call(2, real, half_a_state)),
     "after it, before the checkpoint": (training_run, "save_checkpoint", lambda real: on_call(2, real, kill_self)),
 }
 
@@ -482,8 +484,8 @@ def test_a_kill_while_a_unet_is_kept_changes_nothing(
 def test_weights_that_are_not_finite_are_not_kept(
     weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finetune, "_METRICS_LINES", 1)  # the loss is not looked at before the end
-    monkeypatch.setattr(finetune, "learning_rate", lambda *_: float("nan"))
+    monkeypatch.setattr(loop, "_METRICS_LINES", 1)  # the loss is not looked at before the end
+    monkeypatch.setattr(loop, "learning_rate", lambda *_: float("nan"))
     with pytest.raises(NoProgress, match="not finite after step 2"):
         run(training(weights, table, keep_every=2, checkpointing_steps=100), tmp_path)
     assert kept(tmp_path) == {}
@@ -535,7 +537,7 @@ def test_images_are_encoded_once_and_captions_embedded_once(
     config = training(weights, table)
     run(config, tmp_path)  # 24 samples: three epochs
 
-    rows, held_out = finetune_data.training_rows(config, "CT")
+    rows, held_out = dataset.training_rows(config, "CT")
     assert 0 < held_out == 10 - len(rows)
     assert read == [row.path for row in rows]
     assert sum(encoded) == len(encoded) == len(rows)
@@ -549,7 +551,7 @@ def test_images_are_encoded_once_and_captions_embedded_once(
 
 def test_no_patient_is_on_both_sides(weights: Path, table: Path) -> None:
     config = training(weights, table, data={"held_out_fraction": 0.4})
-    rows, held_out = finetune_data.training_rows(config, "CT")
+    rows, held_out = dataset.training_rows(config, "CT")
     everything = [row for row in read_dataset(table).rows if row.modality == "CT"]
     others = {row.patient_id for row in everything} - {row.patient_id for row in rows}
     assert held_out == sum(row.patient_id in others for row in everything) == 4
@@ -604,7 +606,7 @@ def own_table(table: Path, tmp_path: Path) -> Path:
 
 def spoil(table: Path, weights: Path) -> list[str]:
     """Make two training images unusable, one unreadable and one synthetic; their names."""
-    rows, _ = finetune_data.training_rows(training(weights, table), "CT")
+    rows, _ = dataset.training_rows(training(weights, table), "CT")
     rows[1].path.write_bytes(rows[1].path.read_bytes()[:60])
     mark = PngInfo()
     mark.add_text(SYNTHETIC_KEY, "YES")
@@ -627,7 +629,7 @@ def test_without_strictness_they_are_left_out_and_counted(weights: Path, own_tab
     spoil(own_table, weights)
     config = training(weights, own_table, data={"strict": False}, max_train_steps=1)
     run(config, tmp_path)
-    rows, _ = finetune_data.training_rows(config, "CT")
+    rows, _ = dataset.training_rows(config, "CT")
     assert summary(tmp_path)["skipped"] == 2
     assert summary(tmp_path)["samples"] == len(rows) - 2
 
@@ -656,18 +658,18 @@ def test_a_modality_without_a_usable_image_is_an_error_even_without_strictness(
 def test_a_modality_that_the_table_lacks_is_an_error(weights: Path, table: Path, tmp_path: Path) -> None:
     task = Task("finetune", 0, "oct", "OCT")
     with pytest.raises(InputError, match="has no images of OCT"):
-        finetune.run(training(weights, table), task, CampaignDirectory(tmp_path), Control())
+        stage.run(training(weights, table), task, CampaignDirectory(tmp_path), Control())
 
 
 def test_something_is_left_to_train_on_whatever_the_share(weights: Path, table: Path) -> None:
-    rows, held_out = finetune_data.training_rows(training(weights, table, data={"held_out_fraction": 0.9999}), "CT")
+    rows, held_out = dataset.training_rows(training(weights, table, data={"held_out_fraction": 0.9999}), "CT")
     assert len({row.patient_id for row in rows}) == 1 and held_out == 10 - len(rows)
 
 
 def test_the_same_image_with_two_captions_is_two_samples_and_one_encode(
     weights: Path, own_table: Path, tmp_path: Path
 ) -> None:
-    rows, _ = finetune_data.training_rows(training(weights, own_table), "CT")
+    rows, _ = dataset.training_rows(training(weights, own_table), "CT")
     with own_table.open("a") as stream:
         stream.write(f"{rows[0].file},CT: seen again,CT,{rows[0].patient_id}\n")
     run(training(weights, own_table, max_train_steps=1), tmp_path)
@@ -733,8 +735,8 @@ def test_the_metrics_have_a_line_per_interval(undisturbed: Path) -> None:
 def test_a_line_holds_the_mean_of_its_interval_and_the_last_one_may_be_short(
     weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finetune, "denoising_loss", lambda unet, *_: next(unet.parameters()).sum() * 0 + 2.5)
-    monkeypatch.setattr(finetune, "_METRICS_LINES", 2)
+    monkeypatch.setattr(loop, "denoising_loss", lambda unet, *_: next(unet.parameters()).sum() * 0 + 2.5)
+    monkeypatch.setattr(loop, "_METRICS_LINES", 2)
     run(training(weights, table, max_train_steps=7), tmp_path)
     lines = metrics(tmp_path)
     assert [line["step"] for line in lines] == [3, 6, 7]
@@ -799,7 +801,7 @@ def test_the_loss_of_a_perfect_prediction_is_zero_and_of_another_is_its_weighted
 
     def loss(off: torch.Tensor) -> float:
         arguments = (noise_scheduler, weights, latents, torch.zeros(3, 77, 8), noise, timesteps)
-        return float(finetune.denoising_loss(Answer(off), *arguments))
+        return float(denoising_loss(Answer(off), *arguments))
 
     assert loss(torch.zeros(3, 1, 1, 1)) == pytest.approx(0, abs=1e-9)
     off = torch.tensor([1.0, 0.5, 3.0]).view(-1, 1, 1, 1)
@@ -811,8 +813,8 @@ def test_min_snr_weights_the_error_of_the_clean_latents_alike_for_both_targets(g
     alphas = scheduler("epsilon").alphas_cumprod
     snr = alphas / (1 - alphas)
     expected = snr.clamp(max=gamma)
-    epsilon = finetune.min_snr_weights(alphas, gamma, "epsilon")
-    velocity = finetune.min_snr_weights(alphas, gamma, "v_prediction")
+    epsilon = min_snr_weights(alphas, gamma, "epsilon")
+    velocity = min_snr_weights(alphas, gamma, "v_prediction")
     assert torch.allclose(epsilon * snr, expected, rtol=1e-5)
     assert torch.allclose(velocity * (snr + 1), expected, rtol=1e-5)
     assert epsilon.max() == 1
@@ -820,9 +822,9 @@ def test_min_snr_weights_the_error_of_the_clean_latents_alike_for_both_targets(g
 
 def test_min_snr_knows_zero_terminal_snr_and_can_be_switched_off() -> None:
     alphas = torch.tensor([0.99, 0.5, 0.0])
-    assert torch.equal(finetune.min_snr_weights(alphas, None, "epsilon"), torch.ones(3))
-    assert finetune.min_snr_weights(alphas, 5.0, "epsilon").tolist() == pytest.approx([5 / 99, 1, 1], rel=1e-4)
-    assert finetune.min_snr_weights(alphas, 5.0, "v_prediction").tolist() == pytest.approx([0.05, 0.5, 0], rel=1e-4)
+    assert torch.equal(min_snr_weights(alphas, None, "epsilon"), torch.ones(3))
+    assert min_snr_weights(alphas, 5.0, "epsilon").tolist() == pytest.approx([5 / 99, 1, 1], rel=1e-4)
+    assert min_snr_weights(alphas, 5.0, "v_prediction").tolist() == pytest.approx([0.05, 0.5, 0], rel=1e-4)
 
 
 def test_both_prediction_types_train_and_others_are_refused(weights: Path, table: Path, tmp_path: Path) -> None:

@@ -222,11 +222,11 @@ class TestDisk:
 
         from medsyn.models.device import choose_device
         from medsyn.models.stable_diffusion import load_synthetic
-        from medsyn.training.finetune import _first_state
+        from medsyn.training.finetune.state import first_state
 
         settings = config("tiny", device__use_cuda="false")
         unet = load_synthetic("embedded", choose_device(settings.device).device).unet
-        state = _first_state(unet, settings.finetune)
+        state = first_state(unet, settings.finetune)
         unet(torch.zeros(1, 4, 16, 16), torch.tensor([1]), torch.zeros(1, 77, 64)).sample.sum().backward()
         state.optimizer.step()
         save_file(state.tensors(1), tmp_path / "state")

@@ -1,0 +1,85 @@
+"""The training loop, from top to bottom."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medsyn import disk
+from medsyn.config import Config, DeviceSection
+from medsyn.stage import NoProgress
+from medsyn.training.finetune.dataset import LatentDataset
+from medsyn.training.finetune.loss import denoising_loss, min_snr_weights
+from medsyn.training.finetune.publish import keep_unet
+from medsyn.training.finetune.state import TrainState
+from medsyn.training.run import TrainingRun
+from medsyn.training.schedule import draws, learning_rate
+
+_METRICS_LINES = 100  # about enough for a curve; each one waits for the GPU
+
+
+def train(
+    config: Config, state: TrainState, start: int, scheduler: Any, dataset: LatentDataset, training: TrainingRun
+) -> float | None:
+    """Train from step `start` on; return the mean loss of the last interval of the metrics."""
+    section, unet, device = config.finetune, state.unet, state.unet.device
+    prediction_type, num_timesteps = scheduler.config.prediction_type, scheduler.config.num_train_timesteps
+    weights = min_snr_weights(scheduler.alphas_cumprod, section.snr_gamma, prediction_type).to(device)
+    total, batch = section.max_train_steps, section.train_batch_size * section.gradient_accumulation_steps
+    log_every = max(1, min(50, total // _METRICS_LINES))
+    before = disk.truncate_jsonl(training.metrics, "step", start)
+    loss: float | None = before[-1]["loss"] if before else None
+    training.control.leave_if_asked()
+
+    clock, clock_step = time.monotonic(), start
+    for step in range(start, total):
+        rate = learning_rate(step, section)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        chosen = draws(
+            training.key, step, batch, len(dataset), dataset.latent_shape, num_timesteps, section.caption_dropout
+        )
+        inputs = (*dataset.batch(chosen), torch.from_numpy(chosen.noise), torch.from_numpy(chosen.timesteps))
+        for micro in zip(*(tensor.split(section.train_batch_size) for tensor in inputs), strict=True):
+            with _autocast(config.device, device):
+                part = denoising_loss(unet, scheduler, weights, *(tensor.to(device) for tensor in micro))
+            part = part / section.gradient_accumulation_steps
+            part.backward()
+            state.loss_sum += part.detach()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), section.max_grad_norm)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.update_average(step, section.ema_decay)
+
+        done, line = step + 1, None
+        if done % log_every == 0 or done == total:
+            loss = _read_loss(state.loss_sum, done, log_every)
+            speed = (done - clock_step) * batch / max(time.monotonic() - clock, 1e-9)
+            clock, clock_step = time.monotonic(), done
+            line = {"step": done, "loss": loss, "learning_rate": rate, "samples_per_second": round(speed, 3)}
+        if section.keep_every and done % section.keep_every == 0 and done < total:
+            keep_unet(state, done, training)  # before the checkpoint, from which this step is not made again
+        save = functools.partial(state.tensors, done)
+        numbers = {"epoch": -(-done * batch // len(dataset)), "loss": loss, "learning_rate": rate}
+        training.step_done(done, total, section.checkpointing_steps, save, line, batch, **numbers)
+    return loss
+
+
+def _autocast(section: DeviceSection, device: torch.device) -> torch.autocast:
+    """bfloat16 if the GPU supports it (sm_80), else float32: float16 would need a loss scale, more state to save."""
+    capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.autocast(device.type, torch.bfloat16, enabled=capable and section.precision != "float32")
+
+
+def _read_loss(loss_sum: Tensor, step: int, log_every: int) -> float:
+    """The mean loss of the interval that ends with `step`; resets the sum. The last interval may be short."""
+    loss = float(loss_sum) / (step % log_every or log_every)
+    if not math.isfinite(loss):
+        raise NoProgress(f"the loss is {loss} at step {step}: lower finetune.learning_rate or raise lr_warmup_steps")
+    loss_sum.zero_()
+    return loss

@@ -1,0 +1,40 @@
+"""What other programs load: the fine-tuned model as a pipeline directory, and the UNets kept on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from medsyn import disk
+from medsyn.errors import InputError
+from medsyn.models.pipeline_folder import add_parts
+from medsyn.models.scorers import PROVENANCE
+from medsyn.models.weights import KEY, locate, weights_fingerprint
+from medsyn.stage import KEPT
+from medsyn.training.checkpoint import discard
+from medsyn.training.finetune.state import TrainState
+from medsyn.training.run import TrainingRun
+
+
+def keep_unet(state: TrainState, step: int, training: TrainingRun) -> None:
+    """Write the UNet as it is after `step` steps, in the place of one that an interrupted attempt has written."""
+    state.require_finite(step)
+    path = training.directory / f"{KEPT}{step}"
+    if path.exists():
+        discard(path)
+    with disk.atomic_directory(path) as temporary:
+        state.save_unet(temporary)
+        disk.write_json(temporary / PROVENANCE, training.provenance | {"step": step})
+
+
+def publish(state: TrainState, base: str, provenance: dict[str, Any], model: Path) -> None:
+    """Write `model` as an ordinary diffusers pipeline: the UNet, and the other parts of the model it was made from."""
+    directory = locate(base)
+    if directory is None or weights_fingerprint(base) != provenance[KEY]:
+        reason = "is not there any more" if directory is None else "has changed during the training"
+        raise InputError(base, f"{reason}: put it back, and the task goes on from its last checkpoint", key=KEY)
+    with disk.atomic_directory(model) as temporary:
+        with disk.writing(model / "unet"):
+            state.save_unet(temporary)
+        add_parts(directory, temporary)
+        disk.write_json(temporary / PROVENANCE, provenance)

@@ -1,0 +1,76 @@
+"""The stage `finetune`: fine-tune the UNet of one modality on its real images.
+
+Only the step, the weights and the optimizer's state are saved; everything else is a function of the step. So an
+interrupted run ends with the same bits as an uninterrupted one (on a CPU; a GPU's sums are not that exact).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from diffusers import DDPMScheduler
+
+from medsyn import disk
+from medsyn.config import FREE_OF_FINETUNE, Config, flatten
+from medsyn.data.images.latent_cache import TensorCache, hash_files
+from medsyn.data.tables.read import ImageRow
+from medsyn.errors import InputError
+from medsyn.models.device import choose_device
+from medsyn.models.stable_diffusion import load_synthetic
+from medsyn.models.weights import weights_fingerprint
+from medsyn.stage import CampaignDirectory, Control, Task
+from medsyn.training.finetune.dataset import prepare_dataset, training_rows
+from medsyn.training.finetune.loop import train
+from medsyn.training.finetune.publish import publish
+from medsyn.training.finetune.state import first_state
+from medsyn.training.run import TrainingRun
+
+
+def run(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
+    """Fine-tune the UNet of `task.modality`; writes model/, metrics.jsonl and summary.json.
+
+    Raises:
+        InputProblems: rows or images that cannot be used, with `data.strict`.
+        InputError: no images to train on, an option this machine lacks, or a model or checkpoint that was made with
+            different settings.
+        NoProgress: the loss is no longer finite, or no checkpoint can be read.
+        Saved: a stop was requested; everything made so far is on disk.
+    """
+    assert task.modality is not None
+    cache, model = directory.root / "cache" / task.name, directory.finetuned_unet(task.modality)
+    disk.sweep_temporaries(cache)
+    rows, held_out = training_rows(config, task.modality)
+    hashes = hash_files((row.path for row in rows), cache / "files.json")
+    provenance = _provenance(config, rows, hashes)
+    training = TrainingRun(config, task, directory, control, provenance, config.finetune.checkpoints_total_limit)
+    if not training.has_published(model):
+        system = load_synthetic(config.model_paths.stable_diffusion, choose_device(config.device).device)
+        if system.prediction_type not in ("epsilon", "v_prediction"):
+            reason = f"the model predicts '{system.prediction_type}'; only epsilon and v_prediction can be fine-tuned"
+            raise InputError(config.model_paths.stable_diffusion, reason, key="model_paths.stable_diffusion")
+        scheduler = DDPMScheduler.from_config(system.scheduler_config)
+        state = first_state(system.unet, config.finetune)
+        start = state.resume(training)  # a run that cannot resume is refused before hours of encoding
+        dataset = prepare_dataset(config, rows, hashes, system, TensorCache(cache), control)
+        del system  # VAE and text encoder are no longer needed: training gets their memory
+        loss = train(config, state, start, scheduler, dataset, training)
+        summary = {"steps": config.finetune.max_train_steps, "loss": loss, **dataset.counts, "held_out": held_out}
+        disk.write_json(training.directory / "summary.json", summary)
+        publish(state, config.model_paths.stable_diffusion, provenance, model)
+    shutil.rmtree(training.checkpoints, ignore_errors=True)
+
+
+def _provenance(config: Config, rows: list[ImageRow], hashes: dict[Path, str]) -> dict[str, Any]:
+    """What the weights depend on, under the configuration's key names; a resumed run must agree with all of it."""
+    section = {name: value for name, value in config.finetune.model_dump().items() if name not in FREE_OF_FINETUNE}
+    return {
+        "campaign.seed": config.campaign.seed,
+        "data.allow_synthetic": config.data.allow_synthetic,
+        "data.resolution": config.data.resolution,
+        "data.table": disk.fingerprint([[row.file, row.text, hashes[row.path]] for row in rows]),
+        "model_paths.stable_diffusion": weights_fingerprint(config.model_paths.stable_diffusion),
+        "world_size": 1,
+        **dict(flatten(section, "finetune.")),
+    }

@@ -1,0 +1,89 @@
+"""Everything that changes from step to step: weights, their average, the optimizer's state."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from medsyn.config import FinetuneSection
+from medsyn.errors import InputError
+from medsyn.models.weights import UNET_WEIGHTS
+from medsyn.stage import NoProgress
+from medsyn.training.checkpoint import load_newest
+from medsyn.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
+from medsyn.training.run import TrainingRun
+
+
+@dataclass
+class TrainState:
+    """A UNet in training."""
+
+    unet: nn.Module
+    parameters: dict[str, Tensor]  # the UNet's, by name
+    optimizer: torch.optim.Optimizer
+    loss_sum: Tensor  # of the steps since the last line of the metrics, on the device: reading it would wait for it
+    average: dict[str, Tensor] = field(default_factory=dict)  # on the CPU: a second UNet does not fit on 12 GB
+
+    def tensors(self, step: int) -> dict[str, Tensor]:
+        """The whole state after `step` steps, by name; raises NoProgress if the weights are no longer finite."""
+        self.require_finite(step)
+        flat = {f"unet.{name}": value for name, value in self.parameters.items()}
+        flat |= {f"average.{name}": value for name, value in self.average.items()}
+        return {**flat, **optimizer_tensors(self.optimizer, list(self.parameters)), "loss_sum": self.loss_sum}
+
+    def require_finite(self, step: int) -> None:
+        """Raise NoProgress if the weights are no longer finite after `step` steps."""
+        if not all(bool(torch.isfinite(value).all()) for value in self.parameters.values()):
+            raise NoProgress(f"the weights are not finite after step {step}: lower finetune.learning_rate")
+
+    def save_unet(self, directory: Path) -> None:
+        """Write `directory`/unet as diffusers does, with the averaged weights if there are any."""
+        unet = directory / "unet"
+        self.unet.save_config(unet)
+        tensors = self.unet.state_dict() | self.average
+        save_file({name: value.contiguous() for name, value in tensors.items()}, unet / UNET_WEIGHTS, {"format": "pt"})
+
+    @torch.no_grad()
+    def resume(self, training: TrainingRun) -> int:
+        """Load the newest checkpoint, if there is one; return the number of completed steps."""
+        found = load_newest(training.checkpoints, training.provenance)
+        if found is None:
+            return 0
+        step, tensors = found
+        for name, value in self.parameters.items():
+            value.copy_(tensors[f"unet.{name}"])
+        for name, value in self.average.items():
+            value.copy_(tensors[f"average.{name}"])
+        restore_optimizer(self.optimizer, list(self.parameters), tensors)
+        self.loss_sum.copy_(tensors["loss_sum"])
+        return step
+
+    @torch.no_grad()
+    def update_average(self, step: int, decay: float) -> None:
+        """Update the exponential moving average; its decay rises over the first steps to forget the start."""
+        decay = min(decay, (1 + step) / (10 + step))
+        for name, value in self.average.items():
+            value.lerp_(self.parameters[name].detach().cpu(), 1 - decay)
+
+
+def first_state(unet: nn.Module, section: FinetuneSection) -> TrainState:
+    """Prepare the UNet for training, as configured."""
+    if section.enable_xformers:
+        if importlib.util.find_spec("xformers") is None:
+            reason = "xformers is not installed; install it, or use false for PyTorch's own memory-efficient attention"
+            raise InputError("configuration", reason, key="finetune.enable_xformers")
+        unet.enable_xformers_memory_efficient_attention()
+    if section.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    unet.train().requires_grad_(True)
+    parameters: dict[str, Tensor] = dict(unet.named_parameters())
+    optimizer = make_optimizer(parameters, section, unet.device)
+    state = TrainState(unet, parameters, optimizer, torch.zeros((), device=unet.device))
+    if section.use_ema:
+        state.average = {name: value.detach().to("cpu", copy=True) for name, value in parameters.items()}
+    return state
