@@ -115,7 +115,7 @@ LAYERS: dict[str, list[set[str]]] = {
         | {"progress", "modality_names"},
         {"data"},
         {"models"},
-        {"training", "generation", "evaluation"},
+        {"training", "generation", "evaluation", "rating"},
         {"campaign", "doctor"},
         {"cli"},
         {"__main__"},
