@@ -29,7 +29,7 @@ from medsyn.errors import InputError, InputProblems
 from medsyn.models import model_folder, tiny
 from medsyn.models.scorers import PROVENANCE
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
-from medsyn.models.weights import model_fingerprint, weights_fingerprint
+from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
 from medsyn.training import checkpoint, encode_rows
 from medsyn.training import run as training_run
@@ -455,10 +455,7 @@ def test_kept_unets_are_what_a_shorter_run_ends_with(
     run(training(weights, table, keep_every=4, **constant), tmp_path / "long")
     run(training(weights, table, max_train_steps=4, **constant), tmp_path / "short")
     assert kept(tmp_path / "long") == {"checkpoint-4": unet_bytes(tmp_path / "short")}
-    system = load_synthetic(
-        str(weights), torch.device("cpu"), unet_from=tmp_path / "long/work/finetune/ct/checkpoint-4"
-    )
-    assert system.fingerprint == model_fingerprint(str(weights), tmp_path / "short/work/finetune/ct/model")
+    load_synthetic(str(weights), torch.device("cpu"), unet_from=tmp_path / "long/work/finetune/ct/checkpoint-4")
 
 
 KILLS_AROUND_KEEPING: dict[str, tuple[Any, str, Callable[[Any], Callable]]] = {
