@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -524,6 +525,31 @@ def test_the_shape_of_sd2_goes_through_the_same_code(weights: Path, table: Path,
     generator = Generator(base, finetuned=model, device="cpu", height=32, num_inference_steps=1)
     (image,) = generator.images("CT: finding 1", count=1)
     assert image.record["accepted"]
+
+
+# --- nothing waits ---------------------------------------------------------------------------------------------------
+
+
+def test_the_samples_of_the_next_step_are_made_while_this_one_computes(
+    weights: Path, table: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {step: threading.Event() for step in range(STEPS)}
+    draw, loss, computed = loop.draws, loop.denoising_loss, []
+
+    def drawing(key: Any, step: int, *arguments: Any) -> Any:
+        made[step].set()
+        return draw(key, step, *arguments)
+
+    def computing(*arguments: Any) -> torch.Tensor:
+        step = len(computed) // 2  # micro-batches
+        assert made[min(step + 1, STEPS - 1)].wait(30)
+        computed.append(step)
+        return loss(*arguments)
+
+    monkeypatch.setattr(loop, "draws", drawing)
+    monkeypatch.setattr(loop, "denoising_loss", computing)
+    run(training(weights, table), tmp_path)
+    assert_same_end(tmp_path, undisturbed)
 
 
 # --- every image once, every caption once, held out is held out -----------------------------------------------------

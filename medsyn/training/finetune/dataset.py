@@ -94,7 +94,7 @@ def prepare_dataset(
         config, config.data.table, rows, hashes, encode, cache, control, config.data.allow_synthetic
     )
     captions = {caption_key(text, weights): text for text in ["", *(row.text for _, row in good)]}
-    embedded, _ = cache.fill(captions, embed, control, "caption")
+    embedded, _ = cache.fill(captions, str, embed, control, "caption")
     return LatentDataset(
         cache=cache,
         images=[key for key, _ in good],
