@@ -374,6 +374,7 @@ def test_a_finished_run_loads_nothing(
     weights: Path, table: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "load_synthetic", kill_self)
+    monkeypatch.setattr(stage, "load_unet", kill_self)
     run(training(weights, table), undisturbed)
 
 
@@ -586,10 +587,13 @@ def test_no_patient_is_on_both_sides(weights: Path, table: Path) -> None:
     assert held_out == sum(row.patient_id in others for row in everything) == 4
 
 
-def test_a_resumed_run_encodes_and_embeds_nothing_again(weights: Path, table: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_encodes_and_embeds_nothing_again_and_loads_nothing_for_it(
+    weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = training(weights, table)
     with pytest.raises(Saved):
         run(config, tmp_path, StopAt(1))
+    monkeypatch.setattr(stage, "load_synthetic", lambda *_, **__: pytest.fail("VAE and text encoder were loaded"))
     run(config, tmp_path)
     assert summary(tmp_path)["vae_encodes"] == summary(tmp_path)["text_encoder_calls"] == 0
 
