@@ -167,6 +167,18 @@ def test_stopping_and_going_on_ends_in_the_same_bits(
     assert_same_end(tmp_path, undisturbed)
 
 
+@pytest.mark.parametrize("every", [2, 4, 100])
+def test_the_same_holds_for_an_average_of_some_steps(every: int, weights: Path, table: Path, tmp_path: Path) -> None:
+    """Stopped where an update is due, between two, and at the end, where the steps since the last one are missing."""
+    config = training(weights, table, ema_every=every, checkpointing_steps=100)
+    run(config, tmp_path / "straight")
+    for stop in (1, 4, 6):
+        with pytest.raises(Saved):
+            run(config, tmp_path / "stopped", StopAt(stop))
+    run(config, tmp_path / "stopped")
+    assert_same_end(tmp_path / "stopped", tmp_path / "straight")
+
+
 @pytest.mark.parametrize("lines", [100, 1], ids=["a line per step", "stopped inside an interval of the metrics"])
 def test_the_same_holds_for_a_plain_run(
     lines: int, weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -59,11 +59,14 @@ def train(
             part.backward()
             state.loss_sum += part.detach()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), section.max_grad_norm)
+        if state.average:
+            state.average.wait_for_copy()
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
-        state.update_average(step, section.ema_decay)
-
         done, line = step + 1, None
+        if state.average:
+            state.average.update(done)
+
         if done % log_every == 0 or done == total:
             loss = _read_loss(state.loss_sum, done, log_every)
             speed = (done - clock_step) * batch / max(time.monotonic() - clock, 1e-9)

@@ -65,7 +65,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         loss = train(config, state, start, scheduler, dataset, training)
         summary = {"steps": config.finetune.max_train_steps, "loss": loss, **dataset.counts, "held_out": held_out}
         disk.write_json(training.directory / "summary.json", summary)
-        publish(state, base, provenance, model)
+        publish(state, config.finetune.max_train_steps, base, provenance, model)
     shutil.rmtree(training.checkpoints, ignore_errors=True)
 
 
