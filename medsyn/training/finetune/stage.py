@@ -51,7 +51,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
             reason = f"the model predicts '{system.prediction_type}'; only epsilon and v_prediction can be fine-tuned"
             raise InputError(config.model_paths.stable_diffusion, reason, key="model_paths.stable_diffusion")
         scheduler = DDPMScheduler.from_config(system.scheduler_config)
-        state = first_state(system.unet, config.finetune)
+        state = first_state(system.unet, config.finetune, training.key)
         start = state.resume(training)  # a run that cannot resume is refused before hours of encoding
         dataset = prepare_dataset(config, rows, hashes, system, TensorCache(cache), control)
         del system  # VAE and text encoder are no longer needed: training gets their memory
