@@ -16,8 +16,10 @@ from medsyn.models.weights import UNET_WEIGHTS
 from medsyn.stage import NoProgress
 from medsyn.training.checkpoint import load_newest
 from medsyn.training.finetune.average import MovingAverage
+from medsyn.training.finetune.lora import add_adapters, merged, save_adapter
 from medsyn.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 from medsyn.training.run import TrainingRun
+from medsyn.training.schedule import RandomKey
 
 
 @dataclass
@@ -25,7 +27,7 @@ class TrainState:
     """A UNet in training."""
 
     unet: nn.Module
-    parameters: dict[str, Tensor]  # the UNet's, by name
+    parameters: dict[str, Tensor]  # what is trained, by its name in the UNet: all of it, or adapters
     optimizer: torch.optim.Optimizer
     loss_sum: Tensor  # of the steps since the last line of the metrics, on the device: reading it would wait for it
     average: MovingAverage | None = None
@@ -44,11 +46,15 @@ class TrainState:
             raise NoProgress(f"the weights are not finite after step {step}: lower finetune.learning_rate")
 
     def save_unet(self, directory: Path, step: int) -> None:
-        """Write `directory`/unet after `step` steps as diffusers does, with the averaged weights if there are any."""
-        unet = directory / "unet"
+        """Write `directory`/unet after `step` steps as diffusers does, with the averaged weights if there are any.
+
+        Adapters are merged into it, and beside it once more.
+        """
+        unet, average = directory / "unet", self.average.after(step) if self.average else {}
         self.unet.save_config(unet)
-        tensors = self.unet.state_dict() | (self.average.after(step) if self.average else {})
+        tensors = merged(self.unet, average)
         save_file({name: value.contiguous() for name, value in tensors.items()}, unet / UNET_WEIGHTS, {"format": "pt"})
+        save_adapter(self.unet, average, directory)
 
     @torch.no_grad()
     def resume(self, training: TrainingRun) -> int:
@@ -66,8 +72,8 @@ class TrainState:
         return step
 
 
-def first_state(unet: nn.Module, section: FinetuneSection) -> TrainState:
-    """Prepare the UNet for training, as configured."""
+def first_state(unet: nn.Module, section: FinetuneSection, key: RandomKey) -> TrainState:
+    """Prepare the UNet for training, as configured; what is drawn for it follows from `key`."""
     if section.enable_xformers:
         if importlib.util.find_spec("xformers") is None:
             reason = "xformers is not installed; install it, or use false for PyTorch's own memory-efficient attention"
@@ -77,6 +83,8 @@ def first_state(unet: nn.Module, section: FinetuneSection) -> TrainState:
         unet.enable_gradient_checkpointing()
     unet.train().requires_grad_(True)
     parameters: dict[str, Tensor] = dict(unet.named_parameters())
+    if section.lora.rank is not None:
+        parameters = add_adapters(unet, section.lora, key)
     optimizer = make_optimizer(parameters, section, unet.device)
     state = TrainState(unet, parameters, optimizer, torch.zeros((), device=unet.device))
     if section.use_ema:
