@@ -136,6 +136,13 @@ LAYERS: dict[str, list[set[str]]] = {
         {"make", "verify"},
         {"stage", "api"},
     ],
+    "rating": [
+        {"formats"},
+        {"order", "checklists", "sources"},
+        {"pixels", "page"},
+        {"compose"},
+        {"export"},
+    ],
     "data": [
         {"modalities"},
         {"images", "tables", "phantoms"},

@@ -1,1 +1,1 @@
-"""Expert ratings: the page that experts open, what comes back, how far to trust it, and what to ask next."""
+"""Ratings by experts: the page that they open, and the files that go out and come back."""
