@@ -38,7 +38,7 @@ _TABLE = {
         "phantoms": ("draw the procedural data set", "tools:phantoms"),
     },
     "ratings": {
-        "rate": ("write the page on which experts rate images (rate export)", "rate:main"),
+        "rate": ("ratings by experts: export a page, import answers, report agreement", "rate:main"),
     },
     "tools": {
         "init": ("copy the configurations and site profiles that come with medsyn", "init:init"),

@@ -138,10 +138,10 @@ LAYERS: dict[str, list[set[str]]] = {
     ],
     "rating": [
         {"formats"},
-        {"order", "checklists", "sources"},
-        {"pixels", "page"},
-        {"compose"},
-        {"export"},
+        {"order", "checklists", "sources", "agreement", "quality"},
+        {"pixels", "page", "sessions", "choose"},
+        {"compose", "collect", "tables", "report"},
+        {"export", "take"},
     ],
     "data": [
         {"modalities"},

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsyn.cli import app
+from medsyn.cli import app, rate_answers
 from medsyn.errors import EXIT_DONE, InputProblems, Problem
 from medsyn.modality_names import canonical_modality, not_a_modality
 from medsyn.text import counted
@@ -25,12 +25,15 @@ _CONFIGURATIONS = (".yaml", ".yml")
 
 
 def main(program: str, arguments: Sequence[str]) -> int:
-    """Ratings by experts: write the page that they open."""
+    """Ratings by experts: write the page that they open, take their answers, say how far to trust them."""
     parser = argparse.ArgumentParser(prog=program, description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_export(commands.add_parser("export", help="write one HTML file with images to rate, and its key"))
+    rate_answers.add_import(commands.add_parser("import", help="write the tables of ratings and pairs from answers"))
+    rate_answers.add_report(commands.add_parser("report", help="say how far raters agree, and with themselves"))
     args = parser.parse_args(arguments)
-    return _export(args)
+    run = {"export": _export, "import": rate_answers.take, "report": rate_answers.report}
+    return run[args.command](args)
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVELS = (1, 2, 3)
-RESAMPLES = 1000
+RESAMPLES = 500
 NEAR_CHANCE = 0.2  # below: "slight" in the words of Landis and Koch (1977)
 
 Statistic = Callable[[np.ndarray], float]
