@@ -171,10 +171,34 @@ class FinetuneSection(Section):
     checkpointing_steps: int = Field(200, ge=1)
     checkpoints_total_limit: int = Field(2, ge=1)
     keep_every: int | None = Field(None, ge=1)
+    gpus: int | Literal["auto"] = 1
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not is_number and value != "auto":
+            raise ValueError("gpus must be a whole number of at least 1, or auto")
+        return value
+
+    @model_validator(mode="after")
+    def _every_gpu_has_work(self) -> FinetuneSection:
+        if self.gpus != "auto" and self.gpus > self.global_batch:
+            sizes = "train_batch_size x gradient_accumulation_steps"
+            raise ValueError(f"gpus is {self.gpus}, but a step has {self.global_batch} samples to share ({sizes})")
+        return self
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of one optimizer step, whatever the micro-batch and the number of GPUs."""
+        return self.train_batch_size * self.gradient_accumulation_steps
 
 
 # which change no bit of the weights, so that they may change in the middle of a run
-FREE_OF_FINETUNE = ("checkpointing_steps", "checkpoints_total_limit", "keep_every", "gradient_checkpointing")
+FREE_OF_FINETUNE = (
+    *("checkpointing_steps", "checkpoints_total_limit", "keep_every", "gradient_checkpointing", "gpus"),
+    *("train_batch_size", "gradient_accumulation_steps"),  # but not their product, the global batch
+)
 
 
 class Stage1Section(Section):

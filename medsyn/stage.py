@@ -153,13 +153,18 @@ class Control:
         self._heartbeat_seconds = heartbeat_seconds
         self._last_heartbeat = 0.0
         self.stop_requested = False
+        self.together = False  # one of several processes, which agree on when to stop
         self.asked: float | None = None  # when the stop was requested, in seconds since the epoch
         self.step: int | None = None  # the last step reported
 
     def request_stop(self) -> None:
         """Ask the task to save and leave; safe in a signal handler."""
         self.asked = self.asked or time.time()
-        self.stop_requested = True
+        self.stop_requested = self.stop_requested or not self.together
+
+    def asked_here(self) -> bool:
+        """Whether this process was asked to stop, whatever it has agreed on with others."""
+        return self.asked is not None
 
     def leave_if_asked(self) -> None:
         """Raise `Saved` if a stop was requested. Call only at a point where progress is on disk."""

@@ -27,8 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO, TypeAlias
 
-from medsyn import disk, errors
-from medsyn.campaign import prctl
+from medsyn import disk, errors, prctl
 from medsyn.campaign.state import attempts, campaign_file, locks, markers
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.tasks import Key, PlannedTask

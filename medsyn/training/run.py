@@ -16,6 +16,11 @@ from medsyn.training.checkpoint import refuse_mismatch, save_checkpoint
 from medsyn.training.schedule import RandomKey
 
 
+def random_key(config: Config, task: Task) -> RandomKey:
+    """What a run's randomness depends on."""
+    return (config.campaign.seed, task.stage, task.name)
+
+
 class TrainingRun:
     """What a training loop needs besides its model: a key for its randomness, and where to save and report."""
 
@@ -34,7 +39,7 @@ class TrainingRun:
         `provenance` is what the weights depend on: what was made from something else is refused. The newest `keep`
         checkpoints stay, in the folder `checkpoints` of the task's.
         """
-        self.key: RandomKey = (config.campaign.seed, task.stage, task.name)
+        self.key = random_key(config, task)
         self.directory = directory.work(task.stage, task.name)
         self.checkpoints, self.metrics = self.directory / checkpoints, self.directory / "metrics.jsonl"
         self.control, self.provenance, self._keep = control, provenance, keep
@@ -81,3 +86,16 @@ class TrainingRun:
             save_checkpoint(self.checkpoints, done, state(), self.provenance, self._keep)
         if leaving:
             self.control.leave_if_asked()
+
+
+class FollowedRun(TrainingRun):
+    """The run of a task, as another process than the one that leads it sees it: it writes and reports nothing."""
+
+    def __init__(self, config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
+        self.key = random_key(config, task)
+        self.directory = directory.work(task.stage, task.name)
+        self.checkpoints, self.control = self.directory / "checkpoints", control
+
+    def step_done(self, *_: Any, **__: Any) -> None:
+        """Stop if all have agreed to."""
+        self.control.leave_if_asked()

@@ -92,6 +92,7 @@ def training(weights: Path, table: Path, data: dict[str, Any] | None = None, **s
             "data": {"table": str(table), "resolution": 32, **(data or {})},
             "model_paths": {"stable_diffusion": str(weights)},
             "finetune": {**base, **section},
+            "device": {"use_cuda": False},
         },
         "test",
     )
@@ -312,7 +313,7 @@ def test_a_full_disk_ends_the_run_and_room_on_it_lets_it_go_on(
     [
         ({"learning_rate": 2e-3}, "finetune.learning_rate"),
         ({"max_train_steps": 7}, "finetune.max_train_steps"),
-        ({"train_batch_size": 4, "gradient_accumulation_steps": 1}, "finetune.train_batch_size"),
+        ({"train_batch_size": 4}, "finetune.global_batch"),
         ({"data": {"resolution": 64}}, "data.resolution"),
         ({"data": {"held_out_fraction": 0.6}}, "data.table"),
         ({"data": {"allow_synthetic": True}}, "data.allow_synthetic"),

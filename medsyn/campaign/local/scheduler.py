@@ -17,11 +17,11 @@ from types import FrameType
 from medsyn import errors
 from medsyn.campaign.local.live_table import Display
 from medsyn.campaign.local.processes import WORKER, Process, Processes, Program
-from medsyn.campaign.plan.machine import visible_gpus
 from medsyn.campaign.state import attempts, ledger, markers
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.tasks import Key, PlannedTask, Settled, require_needs, settle
 from medsyn.disk import FILE_MODE, make_directory
+from medsyn.models.visible_gpus import visible_gpus
 
 POLL_SECONDS = 0.1
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

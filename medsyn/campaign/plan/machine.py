@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import subprocess
 
 from medsyn.config import Config
 from medsyn.errors import CONFIGURATION, Problem
 from medsyn.models import model_folder
+from medsyn.models.visible_gpus import visible_gpus
 from medsyn.stage import CampaignDirectory
 
 
@@ -93,14 +93,3 @@ def _check_packages(config: Config) -> list[Problem]:
             Problem(CONFIGURATION, f"it needs a GPU, but {why}: set it to false", key=f"finetune.{key}") for key in on
         ]
     return problems
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that workers may use, as CUDA_VISIBLE_DEVICES names them; asks nvidia-smi, not torch."""
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if allowed is not None:
-        return [gpu.strip() for gpu in allowed.split(",") if gpu.strip()]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return [str(index) for index in range(sum(line.startswith("GPU ") for line in listing.stdout.splitlines()))]

@@ -15,6 +15,7 @@ from medsyn.config import Config, DeviceSection
 from medsyn.stage import NoProgress
 from medsyn.training.finetune.dataset import LatentDataset
 from medsyn.training.finetune.loss import denoising_loss, min_snr_weights
+from medsyn.training.finetune.parallel import Team
 from medsyn.training.finetune.publish import keep_unet
 from medsyn.training.finetune.state import TrainState
 from medsyn.training.run import TrainingRun
@@ -24,16 +25,26 @@ _METRICS_LINES = 100  # about enough for a curve; each one waits for the GPU
 
 
 def train(
-    config: Config, state: TrainState, start: int, scheduler: Any, dataset: LatentDataset, training: TrainingRun
+    config: Config,
+    state: TrainState,
+    start: int,
+    scheduler: Any,
+    dataset: LatentDataset,
+    training: TrainingRun,
+    team: Team,
 ) -> float | None:
-    """Train from step `start` on; return the mean loss of the last interval of the metrics."""
+    """Train from step `start` on; return the mean loss of the last interval of the metrics.
+
+    Every rank of a team does the same, on its part of each batch; only the first one writes.
+    """
     section, unet, device = config.finetune, state.unet, state.unet.device
     prediction_type, num_timesteps = scheduler.config.prediction_type, scheduler.config.num_train_timesteps
     weights = min_snr_weights(scheduler.alphas_cumprod, section.snr_gamma, prediction_type).to(device)
-    total, batch = section.max_train_steps, section.train_batch_size * section.gradient_accumulation_steps
+    total, batch = section.max_train_steps, section.global_batch
     log_every = max(1, min(50, total // _METRICS_LINES))
-    before = disk.truncate_jsonl(training.metrics, "step", start)
+    before = disk.truncate_jsonl(training.metrics, "step", start) if team.rank == 0 else []
     loss: float | None = before[-1]["loss"] if before else None
+    team.agree_to_stop(training.control)
     training.control.leave_if_asked()
 
     clock, clock_step = time.monotonic(), start
@@ -43,26 +54,30 @@ def train(
             group["lr"] = rate
         chosen = draws(
             training.key, step, batch, len(dataset), dataset.latent_shape, num_timesteps, section.caption_dropout
-        )
+        ).part(team.part(batch))
+        step_loss = torch.zeros_like(state.loss_sum)
         inputs = (*dataset.batch(chosen), torch.from_numpy(chosen.noise), torch.from_numpy(chosen.timesteps))
         for micro in zip(*(tensor.split(section.train_batch_size) for tensor in inputs), strict=True):
             with _autocast(config.device, device):
                 part = denoising_loss(unet, scheduler, weights, *(tensor.to(device) for tensor in micro))
-            part = part / section.gradient_accumulation_steps
+            part = part / (batch / len(micro[0]))
             part.backward()
-            state.loss_sum += part.detach()
+            step_loss += part.detach()
+        team.agree_to_stop(training.control)
+        state.loss_sum += team.sum_gradients(step_loss)
         torch.nn.utils.clip_grad_norm_(unet.parameters(), section.max_grad_norm)
         state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
+        team.zero_gradients(state.optimizer)
         state.update_average(step, section.ema_decay)
 
         done, line = step + 1, None
         if done % log_every == 0 or done == total:
             loss = _read_loss(state.loss_sum, done, log_every)
+            team.require_equal(done)
             speed = (done - clock_step) * batch / max(time.monotonic() - clock, 1e-9)
             clock, clock_step = time.monotonic(), done
             line = {"step": done, "loss": loss, "learning_rate": rate, "samples_per_second": round(speed, 3)}
-        if section.keep_every and done % section.keep_every == 0 and done < total:
+        if team.rank == 0 and section.keep_every and done % section.keep_every == 0 and done < total:
             keep_unet(state, done, training)  # before the checkpoint, from which this step is not made again
         save = functools.partial(state.tensors, done)
         numbers = {"epoch": -(-done * batch // len(dataset)), "loss": loss, "learning_rate": rate}

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DDPMScheduler
 
 from medsyn import disk
@@ -17,27 +18,51 @@ from medsyn.config import FREE_OF_FINETUNE, Config, flatten
 from medsyn.data.images.latent_cache import TensorCache, hash_files
 from medsyn.data.tables.read import ImageRow
 from medsyn.errors import InputError
-from medsyn.models.device import choose_device
-from medsyn.models.stable_diffusion import load_synthetic
+from medsyn.models.model_folder import scheduler_config
+from medsyn.models.stable_diffusion import load_synthetic, load_unet
 from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import CampaignDirectory, Control, Task
-from medsyn.training.finetune.dataset import prepare_dataset, training_rows
+from medsyn.training.checkpoint import load_exactly, sha256_of
+from medsyn.training.finetune import ranks
+from medsyn.training.finetune.dataset import LatentDataset, prepare_dataset, training_rows
 from medsyn.training.finetune.loop import train
+from medsyn.training.finetune.parallel import Team, launched
 from medsyn.training.finetune.publish import publish
 from medsyn.training.finetune.state import first_state
-from medsyn.training.run import TrainingRun
+from medsyn.training.run import FollowedRun, TrainingRun
 
 
 def run(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
-    """Fine-tune the UNet of `task.modality`; writes model/, metrics.jsonl and summary.json.
+    """Fine-tune the UNet of `task.modality`, on one GPU or several (`finetune.gpus`); writes model/ and its records.
 
     Raises:
         InputProblems: rows or images that cannot be used, with `data.strict`.
-        InputError: no images to train on, an option this machine lacks, or a model or checkpoint that was made with
-            different settings.
+        InputError: no images to train on, an option or GPUs that this machine lacks, or a model or checkpoint that was
+            made with different settings.
         NoProgress: the loss is no longer finite, or no checkpoint can be read.
         Saved: a stop was requested; everything made so far is on disk.
+        RuntimeError: one of several processes was killed.
     """
+    if (place := launched()) is not None:
+        return train_as(config, task, directory, control, place.meet())
+    size = ranks.count(config)
+    if size == 1:
+        return _lead(config, task, directory, control, Team())
+    ranks.run(train_as, size, config, task, directory, control)
+
+
+def train_as(config: Config, task: Task, directory: CampaignDirectory, control: Control, team: Team) -> None:
+    """Fine-tune as one rank of a team."""
+    if team.rank > 0:
+        return _follow(config, task, directory, control, team)
+    try:
+        _lead(config, task, directory, control, team)
+    finally:
+        team.dismiss()
+
+
+def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Control, team: Team) -> None:
+    """Fine-tune as the first or the only rank: the one that writes model/, metrics.jsonl and summary.json."""
     assert task.modality is not None
     cache, model = directory.root / "cache" / task.name, directory.finetuned_unet(task.modality)
     disk.sweep_temporaries(cache)
@@ -46,7 +71,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     provenance = _provenance(config, rows, hashes)
     training = TrainingRun(config, task, directory, control, provenance, config.finetune.checkpoints_total_limit)
     if not training.has_published(model):
-        system = load_synthetic(config.model_paths.stable_diffusion, choose_device(config.device).device)
+        system = load_synthetic(config.model_paths.stable_diffusion, team.device(config.device))
         if system.prediction_type not in ("epsilon", "v_prediction"):
             reason = f"the model predicts '{system.prediction_type}'; only epsilon and v_prediction can be fine-tuned"
             raise InputError(config.model_paths.stable_diffusion, reason, key="model_paths.stable_diffusion")
@@ -55,11 +80,30 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         start = state.resume(training)  # a run that cannot resume is refused before hours of encoding
         dataset = prepare_dataset(config, rows, hashes, system, TensorCache(cache), control)
         del system  # VAE and text encoder are no longer needed: training gets their memory
-        loss = train(config, state, start, scheduler, dataset, training)
+        found = {"step": start, "sha256": sha256_of(training.checkpoints, start) if start else None}
+        team.join({"checkpoint": found, "dataset": dataset.keys()}, state.parameters, control)
+        loss = train(config, state, start, scheduler, dataset, training, team)
         summary = {"steps": config.finetune.max_train_steps, "loss": loss, **dataset.counts, "held_out": held_out}
         disk.write_json(training.directory / "summary.json", summary)
         publish(state, config.model_paths.stable_diffusion, provenance, model)
     shutil.rmtree(training.checkpoints, ignore_errors=True)
+
+
+def _follow(config: Config, task: Task, directory: CampaignDirectory, control: Control, team: Team) -> None:
+    """Train as one of the other ranks: from what the first one has prepared and loaded, and writing nothing."""
+    told = team.hear()
+    if told is None:
+        return
+    source, training = config.model_paths.stable_diffusion, FollowedRun(config, task, directory, control)
+    state = first_state(load_unet(source, team.device(config.device), torch.float32), config.finetune)
+    state.average = {}
+    start, sha256 = told["checkpoint"]["step"], told["checkpoint"]["sha256"]
+    if sha256 is not None:
+        state.restore(load_exactly(training.checkpoints, start, sha256))
+    scheduler = DDPMScheduler.from_config(scheduler_config(source))
+    dataset = LatentDataset(TensorCache(directory.root / "cache" / task.name), **told["dataset"])
+    team.join({}, state.parameters, control)
+    train(config, state, start, scheduler, dataset, training, team)
 
 
 def _provenance(config: Config, rows: list[ImageRow], hashes: dict[Path, str]) -> dict[str, Any]:
@@ -71,6 +115,6 @@ def _provenance(config: Config, rows: list[ImageRow], hashes: dict[Path, str]) -
         "data.resolution": config.data.resolution,
         "data.table": disk.fingerprint([[row.file, row.text, hashes[row.path]] for row in rows]),
         "model_paths.stable_diffusion": weights_fingerprint(config.model_paths.stable_diffusion),
-        "world_size": 1,
+        "finetune.global_batch": config.finetune.global_batch,
         **dict(flatten(section, "finetune.")),
     }

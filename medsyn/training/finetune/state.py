@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,20 +49,24 @@ class TrainState:
         tensors = self.unet.state_dict() | self.average
         save_file({name: value.contiguous() for name, value in tensors.items()}, unet / UNET_WEIGHTS, {"format": "pt"})
 
-    @torch.no_grad()
     def resume(self, training: TrainingRun) -> int:
         """Load the newest checkpoint, if there is one; return the number of completed steps."""
         found = load_newest(training.checkpoints, training.provenance)
         if found is None:
             return 0
         step, tensors = found
+        self.restore(tensors)
+        return step
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` returned."""
         for name, value in self.parameters.items():
             value.copy_(tensors[f"unet.{name}"])
         for name, value in self.average.items():
             value.copy_(tensors[f"average.{name}"])
         restore_optimizer(self.optimizer, list(self.parameters), tensors)
         self.loss_sum.copy_(tensors["loss_sum"])
-        return step
 
     @torch.no_grad()
     def update_average(self, step: int, decay: float) -> None:
