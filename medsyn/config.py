@@ -8,6 +8,7 @@ torch nor pandas: login nodes read configurations.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -194,10 +195,12 @@ class FinetuneSection(Section):
         return self.train_batch_size * self.gradient_accumulation_steps
 
 
-# which change no bit of the weights, so that they may change in the middle of a run
+GLOBAL_BATCH = "finetune.global_batch"  # what a step sees: no key to set, but what results depend on
+SHARED_OUT = ("train_batch_size", "gradient_accumulation_steps")  # whose product it is
+# which change no sample that a step sees, so that they may change in the middle of a run
 FREE_OF_FINETUNE = (
-    *("checkpointing_steps", "checkpoints_total_limit", "keep_every", "gradient_checkpointing", "gpus"),
-    *("train_batch_size", "gradient_accumulation_steps"),  # but not their product, the global batch
+    *("checkpointing_steps", "checkpoints_total_limit", "keep_every", "gradient_checkpointing"),
+    *("gpus", *SHARED_OUT),
 )
 
 
@@ -367,7 +370,7 @@ class Config(Section):
 
     def section_fingerprint(self, *keys: str) -> str:
         """Fingerprint of the named sections or dotted keys: two configurations that agree on them agree here."""
-        values = dict(flatten(self.model_dump()))
+        values = dict(flatten(self.model_dump())) | {GLOBAL_BATCH: self.finetune.global_batch}
         chosen = {k: v for k, v in values.items() if any(k == key or k.startswith(key + ".") for key in keys)}
         return fingerprint(chosen)
 
@@ -429,9 +432,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def changes(before: Mapping[str, Any], after: Config) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys whose values differ: the value in `before`, a dumped configuration, and the value now."""
+    """The dotted keys whose values differ: the value in `before`, a dumped configuration, and the value now.
+
+    The global batch of fine-tuning counts as a key of its own.
+    """
     old = dict(flatten(before))
-    return {key: (old.get(key), now) for key, now in flatten(after.model_dump()) if old.get(key) != now}
+    old[GLOBAL_BATCH] = math.prod(old.get(f"finetune.{key}", 0) for key in SHARED_OUT)
+    new = dict(flatten(after.model_dump())) | {GLOBAL_BATCH: after.finetune.global_batch}
+    return {key: (old.get(key), now) for key, now in new.items() if old.get(key) != now}
 
 
 def _field_types(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:

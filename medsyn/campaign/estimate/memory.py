@@ -67,7 +67,13 @@ def _finetuning(config: Config, model: Architecture) -> float:
     number = AUTOCAST_SAVED if config.device.precision in ("float16", "bfloat16") else FLOAT
     weights = FLOAT + (HALF if number != FLOAT else 0)  # autocast keeps a copy in half precision
     optimizer = ADAM_8BIT if section.use_8bit_adam else ADAM
-    return unet.parameters * (weights + FLOAT + optimizer) + section.train_batch_size * saved * number
+    batch = min(section.train_batch_size, -(-section.global_batch // ranks(section)))
+    return unet.parameters * (weights + FLOAT + optimizer) + batch * saved * number
+
+
+def ranks(section: FinetuneSection) -> int:
+    """How many GPUs a fine-tuning task is expected to have; one, where it takes what it is given."""
+    return 1 if section.gpus == "auto" else section.gpus
 
 
 def _generating(config: Config, model: Architecture) -> float:

@@ -11,12 +11,16 @@ from medsyn.errors import CONFIGURATION, Problem
 from medsyn.models import model_folder
 from medsyn.models.visible_gpus import visible_gpus
 from medsyn.stage import CampaignDirectory
+from medsyn.text import counted
 
 
 def check(config: Config) -> list[Problem]:
     """Everything that is missing or in the way, of a resolved configuration."""
     return (
-        _check_directory(config) + model_folder.problems(config.model_paths.stable_diffusion) + _check_packages(config)
+        _check_directory(config)
+        + model_folder.problems(config.model_paths.stable_diffusion)
+        + _check_packages(config)
+        + ([] if shutil.which("sbatch") else _check_gpus(config))
     )
 
 
@@ -37,9 +41,10 @@ def expects_gpu(config: Config, here: bool = False) -> bool:
 
 
 def check_here(config: Config) -> list[Problem]:
-    """A warning if estimates are for a card that a run on this machine would not have."""
-    if not expects_gpu(config, here=True) or has_gpu(config, here=True):
-        return []
+    """A warning if estimates are for a card that a run on this machine would not have; an error if it has too few."""
+    found = _check_gpus(config)
+    if found or not expects_gpu(config, here=True) or has_gpu(config, here=True):
+        return found
     reason = (
         f"no NVIDIA GPU is visible here, and estimates are for a card of {config.cluster.gpu_memory_gib:g} GiB; to run "
         "on this machine's processor, set device.use_cuda=false"
@@ -93,3 +98,18 @@ def _check_packages(config: Config) -> list[Problem]:
             Problem(CONFIGURATION, f"it needs a GPU, but {why}: set it to false", key=f"finetune.{key}") for key in on
         ]
     return problems
+
+
+def _check_gpus(config: Config) -> list[Problem]:
+    """An error if a fine-tuning task is to have more GPUs than this machine has."""
+    wanted = config.finetune.gpus
+    if wanted == "auto" or wanted == 1 or not config.device.use_cuda:
+        return []
+    there = len(visible_gpus())
+    if there >= wanted:
+        return []
+    seen = counted(there, "NVIDIA GPU") if there else "no NVIDIA GPU"
+    reason = f"it is {wanted}, and {seen} can be seen here: use {there or 1}, or auto"
+    if not there:
+        reason += "; with device.use_cuda=false that many processes share the work, to try it"
+    return [Problem(CONFIGURATION, reason, key="finetune.gpus")]

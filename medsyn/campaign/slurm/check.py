@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import medsyn
-from medsyn.campaign.slurm import container, queue, shell_variables, site
+from medsyn.campaign.slurm import container, gpus, queue, shell_variables, site
 from medsyn.campaign.slurm.container import image_of
 from medsyn.campaign.slurm.site import GATE, Container, Site
 from medsyn.config import Config
@@ -51,7 +51,9 @@ print(json.dumps({{
 
 
 def read_site(config: Config, asks_slurm: bool = True) -> tuple[Site | None, list[Problem]]:
-    """The profile that `cluster.site` names, and everything that is wrong with it, as far as can be seen from here.
+    """The profile that `cluster.site` names, with the GPUs that fine-tuning needs, and everything wrong with it.
+
+    What can be seen from here, that is.
 
     Args:
         config: the campaign's.
@@ -61,7 +63,7 @@ def read_site(config: Config, asks_slurm: bool = True) -> tuple[Site | None, lis
         profile = site.load(config.cluster.site)
     except (InputError, InputProblems) as error:
         return None, error.problems
-    return profile, problems(profile, config, asks_slurm)
+    return gpus.with_gpus(profile, config), problems(profile, config, asks_slurm)
 
 
 def problems(profile: Site, config: Config, asks_slurm: bool = True) -> list[Problem]:
@@ -71,7 +73,7 @@ def problems(profile: Site, config: Config, asks_slurm: bool = True) -> list[Pro
     if profile.python is not None and image_of(profile) is None and not os.access(profile.python, os.X_OK):
         reason = f"{profile.python} is not executable here; it must be on a file system that all nodes share"
         found.append(Problem(source, reason, key="python"))
-    found += [*_directory(config), *_syntax(profile, source)]
+    found += [*_directory(config), *_syntax(profile, source), *gpus.problems(profile, config, source)]
     known = queue.settings_if_any() if asks_slurm else {}
     found += shell_variables.problems(profile, config.cluster.site, known.get("ClusterName"))
     return found + (_limits(profile, source) if asks_slurm else [])

@@ -14,7 +14,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from medsyn import disk
-from medsyn.config import FREE_OF_FINETUNE, Config, flatten
+from medsyn.config import FREE_OF_FINETUNE, GLOBAL_BATCH, Config, flatten
 from medsyn.data.images.latent_cache import TensorCache, hash_files
 from medsyn.data.tables.read import ImageRow
 from medsyn.errors import InputError
@@ -115,6 +115,6 @@ def _provenance(config: Config, rows: list[ImageRow], hashes: dict[Path, str]) -
         "data.resolution": config.data.resolution,
         "data.table": disk.fingerprint([[row.file, row.text, hashes[row.path]] for row in rows]),
         "model_paths.stable_diffusion": weights_fingerprint(config.model_paths.stable_diffusion),
-        "finetune.global_batch": config.finetune.global_batch,
+        GLOBAL_BATCH: config.finetune.global_batch,
         **dict(flatten(section, "finetune.")),
     }
