@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from medsyn.errors import InputError, InputProblems
 from medsyn.models import model_folder, tiny
 from medsyn.models.scorers import PROVENANCE
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
-from medsyn.models.weights import model_fingerprint, weights_fingerprint
+from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
 from medsyn.training import checkpoint, encode_rows
 from medsyn.training import run as training_run
@@ -133,11 +134,22 @@ def summary(root: Path) -> dict[str, Any]:
     return disk.read_json(root / "work/finetune/ct/summary.json")
 
 
+LORA = {"lora": {"rank": 2, "alpha": 4.0}}
+
+
 @pytest.fixture(scope="module")
 def undisturbed(weights: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What every disturbed run must end in."""
     root = tmp_path_factory.mktemp("undisturbed")
     run(training(weights, table), root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def undisturbed_lora(weights: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with adapters."""
+    root = tmp_path_factory.mktemp("undisturbed-lora")
+    run(training(weights, table, **LORA), root)
     return root
 
 
@@ -165,6 +177,52 @@ def test_stopping_and_going_on_ends_in_the_same_bits(
         assert [path.name for path in checkpoints(tmp_path)][-1:] == [f"step-{stop:09d}"] * (stop > 0)
     run(config, tmp_path)
     assert_same_end(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("every", [2, 4, 100])
+def test_the_same_holds_for_an_average_of_some_steps(every: int, weights: Path, table: Path, tmp_path: Path) -> None:
+    """Stopped where an update is due, between two, and at the end, where the steps since the last one are missing."""
+    config = training(weights, table, ema_every=every, checkpointing_steps=100)
+    run(config, tmp_path / "straight")
+    for stop in (1, 4, 6):
+        with pytest.raises(Saved):
+            run(config, tmp_path / "stopped", StopAt(stop))
+    run(config, tmp_path / "stopped")
+    assert_same_end(tmp_path / "stopped", tmp_path / "straight")
+
+
+def test_with_adapters_too_and_checkpoints_hold_nothing_else(
+    weights: Path, table: Path, undisturbed: Path, undisturbed_lora: Path, tmp_path: Path
+) -> None:
+    assert unet_bytes(undisturbed_lora) != unet_bytes(undisturbed)
+    for stop, checkpointing in ((1, False), (2, True), (5, False)):
+        with pytest.raises(Saved):
+            run(training(weights, table, **LORA, gradient_checkpointing=checkpointing), tmp_path, StopAt(stop))
+        saved = load_file(checkpoints(tmp_path)[-1] / "state.safetensors")
+        assert all(".lora." in name for name in saved if name != "loss_sum")
+        assert {name.partition(".")[0] for name in saved} == {"unet", "average", "optimizer", "loss_sum"}
+    run(training(weights, table, **LORA), tmp_path)
+    assert_same_end(tmp_path, undisturbed_lora)
+    adapter = "work/finetune/ct/model/pytorch_lora_weights.safetensors"
+    assert (tmp_path / adapter).read_bytes() == (undisturbed_lora / adapter).read_bytes()
+
+
+def test_the_adapter_that_is_published_makes_the_base_the_model_that_is_published(
+    weights: Path, undisturbed_lora: Path
+) -> None:
+    model = undisturbed_lora / "work/finetune/ct/model"
+    base, made = (load_file(path / "unet" / "diffusion_pytorch_model.safetensors") for path in (weights, model))
+    adapter = load_file(model / "pytorch_lora_weights.safetensors")
+    layers = {name.removeprefix("unet.").partition(".lora.")[0] for name in adapter}
+    for name, value in base.items():
+        layer = name.removesuffix(".weight")
+        if layer in layers:
+            up, down = (adapter[f"unet.{layer}.lora.{which}.weight"] for which in ("up", "down"))
+            assert torch.allclose(value + up @ down, made[name], atol=1e-6)
+            assert not torch.equal(value, made[name])
+        else:
+            assert torch.equal(value, made[name])
+    assert painted(model).shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize("lines", [100, 1], ids=["a line per step", "stopped inside an interval of the metrics"])
@@ -209,8 +267,11 @@ def on_call(number: int, function: Callable, action: Callable) -> Callable:
     return wrapped
 
 
-def half_a_state(tensors: dict, path: Path, *_: object) -> None:
-    save_file(tensors, path)
+def half_a_state(*arguments: Any) -> None:
+    """Of whatever writes {name: tensor} to a path, half."""
+    tensors = next(one for one in arguments if isinstance(one, dict) and torch.is_tensor(next(iter(one.values()))))
+    path = next(one for one in arguments if isinstance(one, Path))
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     os.truncate(path, path.stat().st_size // 2)
     kill_self()
 
@@ -222,8 +283,8 @@ def half_a_line(path: Path, record: dict) -> None:
 
 
 KILLS: dict[str, tuple[Any, str, Callable[[Any], Callable]]] = {
-    "in the first save": (checkpoint, "save_file", lambda real: on_call(1, real, half_a_state)),
-    "in the second save": (checkpoint, "save_file", lambda real: on_call(2, real, half_a_state)),
+    "in the first save": (checkpoint, "write_tensors", lambda real: on_call(1, real, half_a_state)),
+    "in the second save": (checkpoint, "write_tensors", lambda real: on_call(2, real, half_a_state)),
     "before the second is pruned": (checkpoint, "discard", lambda real: on_call(1, real, kill_self)),
     "in a line of the metrics": (disk, "append_jsonl", lambda real: on_call(3, real, half_a_line)),
     "between two saves": (loop, "draws", lambda real: on_call(4, real, kill_self)),
@@ -243,6 +304,23 @@ def test_kill_minus_nine_anywhere_ends_in_the_same_bits(
     killed_run(config, tmp_path, lambda: monkeypatch.setattr(place, name, make(getattr(place, name))))
     run(config, tmp_path)
     assert_same_end(tmp_path, undisturbed)
+
+
+LORA_KILLS: dict[str, tuple[Any, str, Callable[[Any], Callable]]] = {
+    "between two saves": KILLS["between two saves"],
+    "before the adapter is written": (state, "save_adapter", lambda real: kill_self),
+}
+
+
+@pytest.mark.parametrize("kill", LORA_KILLS)
+def test_and_with_adapters(
+    kill: str, weights: Path, table: Path, undisturbed_lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, name, make = LORA_KILLS[kill]
+    config = training(weights, table, **LORA)
+    killed_run(config, tmp_path, lambda: monkeypatch.setattr(place, name, make(getattr(place, name))))
+    run(config, tmp_path)
+    assert_same_end(tmp_path, undisturbed_lora)
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +378,7 @@ def test_a_full_disk_ends_the_run_and_room_on_it_lets_it_go_on(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", on_call(2, checkpoint.save_file, full))
+        patch.setattr(checkpoint, "write_tensors", on_call(2, checkpoint.write_tensors, full))
         with pytest.raises(OSError, match="No space left"):
             run(config, tmp_path)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-000000002"]
@@ -314,6 +392,7 @@ def test_a_full_disk_ends_the_run_and_room_on_it_lets_it_go_on(
         ({"learning_rate": 2e-3}, "finetune.learning_rate"),
         ({"max_train_steps": 7}, "finetune.max_train_steps"),
         ({"train_batch_size": 4}, "finetune.global_batch"),
+        ({"lora": {"rank": 2}}, "finetune.lora.rank"),
         ({"data": {"resolution": 64}}, "data.resolution"),
         ({"data": {"held_out_fraction": 0.6}}, "data.table"),
         ({"data": {"allow_synthetic": True}}, "data.allow_synthetic"),
@@ -371,6 +450,7 @@ def test_a_finished_run_loads_nothing(
     weights: Path, table: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "load_synthetic", kill_self)
+    monkeypatch.setattr(stage, "load_unet", kill_self)
     run(training(weights, table), undisturbed)
 
 
@@ -456,10 +536,7 @@ def test_kept_unets_are_what_a_shorter_run_ends_with(
     run(training(weights, table, keep_every=4, **constant), tmp_path / "long")
     run(training(weights, table, max_train_steps=4, **constant), tmp_path / "short")
     assert kept(tmp_path / "long") == {"checkpoint-4": unet_bytes(tmp_path / "short")}
-    system = load_synthetic(
-        str(weights), torch.device("cpu"), unet_from=tmp_path / "long/work/finetune/ct/checkpoint-4"
-    )
-    assert system.fingerprint == model_fingerprint(str(weights), tmp_path / "short/work/finetune/ct/model")
+    load_synthetic(str(weights), torch.device("cpu"), unet_from=tmp_path / "long/work/finetune/ct/checkpoint-4")
 
 
 KILLS_AROUND_KEEPING: dict[str, tuple[Any, str, Callable[[Any], Callable]]] = {
@@ -524,6 +601,31 @@ def test_the_shape_of_sd2_goes_through_the_same_code(weights: Path, table: Path,
     assert image.record["accepted"]
 
 
+# --- nothing waits ---------------------------------------------------------------------------------------------------
+
+
+def test_the_samples_of_the_next_step_are_made_while_this_one_computes(
+    weights: Path, table: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {step: threading.Event() for step in range(STEPS)}
+    draw, loss, computed = loop.draws, loop.denoising_loss, []
+
+    def drawing(key: Any, step: int, *arguments: Any) -> Any:
+        made[step].set()
+        return draw(key, step, *arguments)
+
+    def computing(*arguments: Any) -> torch.Tensor:
+        step = len(computed) // 2  # micro-batches
+        assert made[min(step + 1, STEPS - 1)].wait(30)
+        computed.append(step)
+        return loss(*arguments)
+
+    monkeypatch.setattr(loop, "draws", drawing)
+    monkeypatch.setattr(loop, "denoising_loss", computing)
+    run(training(weights, table), tmp_path)
+    assert_same_end(tmp_path, undisturbed)
+
+
 # --- every image once, every caption once, held out is held out -----------------------------------------------------
 
 
@@ -558,10 +660,13 @@ def test_no_patient_is_on_both_sides(weights: Path, table: Path) -> None:
     assert held_out == sum(row.patient_id in others for row in everything) == 4
 
 
-def test_a_resumed_run_encodes_and_embeds_nothing_again(weights: Path, table: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_encodes_and_embeds_nothing_again_and_loads_nothing_for_it(
+    weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = training(weights, table)
     with pytest.raises(Saved):
         run(config, tmp_path, StopAt(1))
+    monkeypatch.setattr(stage, "load_synthetic", lambda *_, **__: pytest.fail("VAE and text encoder were loaded"))
     run(config, tmp_path)
     assert summary(tmp_path)["vae_encodes"] == summary(tmp_path)["text_encoder_calls"] == 0
 

@@ -8,7 +8,7 @@ import shutil
 
 from medsyn.config import Config
 from medsyn.errors import CONFIGURATION, Problem
-from medsyn.models import model_folder
+from medsyn.models import lora_targets, model_folder
 from medsyn.models.visible_gpus import visible_gpus
 from medsyn.stage import CampaignDirectory
 from medsyn.text import counted
@@ -16,12 +16,10 @@ from medsyn.text import counted
 
 def check(config: Config) -> list[Problem]:
     """Everything that is missing or in the way, of a resolved configuration."""
-    return (
-        _check_directory(config)
-        + model_folder.problems(config.model_paths.stable_diffusion)
-        + _check_packages(config)
-        + ([] if shutil.which("sbatch") else _check_gpus(config))
-    )
+    base = config.model_paths.stable_diffusion
+    unusable = model_folder.problems(base) or lora_targets.problems(base, config.finetune.lora)
+    too_few = [] if shutil.which("sbatch") else _check_gpus(config)
+    return _check_directory(config) + unusable + _check_packages(config) + too_few
 
 
 def has_gpu(config: Config, here: bool = False) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from medsyn import disk
+from medsyn.ahead import ahead
 from medsyn.config import Config, DeviceSection
 from medsyn.stage import NoProgress
 from medsyn.training.finetune.dataset import LatentDataset
@@ -47,30 +48,39 @@ def train(
     team.agree_to_stop(training.control)
     training.control.leave_if_asked()
 
-    clock, clock_step = time.monotonic(), start
-    for step in range(start, total):
-        rate = learning_rate(step, section)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
+    def samples_of(step: int) -> tuple[Tensor, ...]:
+        """Latents, text features, noise and timesteps of this rank's part of a step's batch: a function of the step."""
         chosen = draws(
             training.key, step, batch, len(dataset), dataset.latent_shape, num_timesteps, section.caption_dropout
         ).part(team.part(batch))
-        step_loss = torch.zeros_like(state.loss_sum)
         inputs = (*dataset.batch(chosen), torch.from_numpy(chosen.noise), torch.from_numpy(chosen.timesteps))
-        for micro in zip(*(tensor.split(section.train_batch_size) for tensor in inputs), strict=True):
+        return tuple(tensor.pin_memory() for tensor in inputs) if device.type == "cuda" else inputs
+
+    clock, clock_step = time.monotonic(), start
+    for step, inputs in ahead(samples_of, range(start, total)):
+        rate = learning_rate(step, section)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        step_loss = torch.zeros_like(state.loss_sum)
+        for micro in zip(*(tensor.split(section.train_batch_size) for tensor in inputs.result()), strict=True):
             with _autocast(config.device, device):
-                part = denoising_loss(unet, scheduler, weights, *(tensor.to(device) for tensor in micro))
+                part = denoising_loss(
+                    unet, scheduler, weights, *(tensor.to(device, non_blocking=True) for tensor in micro)
+                )
             part = part / (batch / len(micro[0]))
             part.backward()
             step_loss += part.detach()
         team.agree_to_stop(training.control)
         state.loss_sum += team.sum_gradients(step_loss)
         torch.nn.utils.clip_grad_norm_(unet.parameters(), section.max_grad_norm)
+        if state.average:
+            state.average.wait_for_copy()
         state.optimizer.step()
         team.zero_gradients(state.optimizer)
-        state.update_average(step, section.ema_decay)
-
         done, line = step + 1, None
+        if state.average:
+            state.average.update(done)
+
         if done % log_every == 0 or done == total:
             loss = _read_loss(state.loss_sum, done, log_every)
             team.require_equal(done)

@@ -23,18 +23,18 @@ def keep_unet(state: TrainState, step: int, training: TrainingRun) -> None:
     if path.exists():
         discard(path)
     with disk.atomic_directory(path) as temporary:
-        state.save_unet(temporary)
+        state.save_unet(temporary, step)
         disk.write_json(temporary / PROVENANCE, training.provenance | {"step": step})
 
 
-def publish(state: TrainState, base: str, provenance: dict[str, Any], model: Path) -> None:
-    """Write `model` as an ordinary diffusers pipeline: the UNet, and the other parts of the model it was made from."""
+def publish(state: TrainState, steps: int, base: str, provenance: dict[str, Any], model: Path) -> None:
+    """Write `model` as an ordinary diffusers pipeline: the UNet after its `steps`, the other parts from its base."""
     directory = locate(base)
     if directory is None or weights_fingerprint(base) != provenance[KEY]:
         reason = "is not there any more" if directory is None else "has changed during the training"
         raise InputError(base, f"{reason}: put it back, and the task goes on from its last checkpoint", key=KEY)
     with disk.atomic_directory(model) as temporary:
         with disk.writing(model / "unet"):
-            state.save_unet(temporary)
+            state.save_unet(temporary, steps)
         add_parts(directory, temporary)
         disk.write_json(temporary / PROVENANCE, provenance)

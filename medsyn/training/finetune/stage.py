@@ -6,6 +6,7 @@ interrupted run ends with the same bits as an uninterrupted one (on a CPU; a GPU
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from medsyn import disk
 from medsyn.config import FREE_OF_FINETUNE, GLOBAL_BATCH, Config, flatten
 from medsyn.data.images.latent_cache import TensorCache, hash_files
 from medsyn.data.tables.read import ImageRow
-from medsyn.errors import InputError
-from medsyn.models.model_folder import scheduler_config
-from medsyn.models.stable_diffusion import load_synthetic, load_unet
+from medsyn.errors import InputError, InputProblems
+from medsyn.models import model_folder
+from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic, load_unet
 from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import CampaignDirectory, Control, Task
 from medsyn.training.checkpoint import load_exactly, sha256_of
@@ -71,21 +72,25 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
     provenance = _provenance(config, rows, hashes)
     training = TrainingRun(config, task, directory, control, provenance, config.finetune.checkpoints_total_limit)
     if not training.has_published(model):
-        system = load_synthetic(config.model_paths.stable_diffusion, team.device(config.device))
-        if system.prediction_type not in ("epsilon", "v_prediction"):
-            reason = f"the model predicts '{system.prediction_type}'; only epsilon and v_prediction can be fine-tuned"
-            raise InputError(config.model_paths.stable_diffusion, reason, key="model_paths.stable_diffusion")
-        scheduler = DDPMScheduler.from_config(system.scheduler_config)
-        state = first_state(system.unet, config.finetune)
+        base, device = config.model_paths.stable_diffusion, team.device(config.device)
+        if problems := model_folder.problems(base):
+            raise InputProblems(problems)
+        scheduler = _scheduler(base)
+        state = first_state(load_unet(base, device, torch.float32), config.finetune, training.key)
         start = state.resume(training)  # a run that cannot resume is refused before hours of encoding
-        dataset = prepare_dataset(config, rows, hashes, system, TensorCache(cache), control)
-        del system  # VAE and text encoder are no longer needed: training gets their memory
+
+        @functools.cache
+        def load_system() -> SyntheticSystem:
+            return load_synthetic(base, device, with_unet=False)
+
+        dataset = prepare_dataset(config, rows, hashes, load_system, TensorCache(cache), control)
+        load_system.cache_clear()  # VAE and text encoder are no longer needed: training gets their memory
         found = {"step": start, "sha256": sha256_of(training.checkpoints, start) if start else None}
         team.join({"checkpoint": found, "dataset": dataset.keys()}, state.parameters, control)
         loss = train(config, state, start, scheduler, dataset, training, team)
         summary = {"steps": config.finetune.max_train_steps, "loss": loss, **dataset.counts, "held_out": held_out}
         disk.write_json(training.directory / "summary.json", summary)
-        publish(state, config.model_paths.stable_diffusion, provenance, model)
+        publish(state, config.finetune.max_train_steps, base, provenance, model)
     shutil.rmtree(training.checkpoints, ignore_errors=True)
 
 
@@ -94,16 +99,25 @@ def _follow(config: Config, task: Task, directory: CampaignDirectory, control: C
     told = team.hear()
     if told is None:
         return
-    source, training = config.model_paths.stable_diffusion, FollowedRun(config, task, directory, control)
-    state = first_state(load_unet(source, team.device(config.device), torch.float32), config.finetune)
-    state.average = {}
+    base, training = config.model_paths.stable_diffusion, FollowedRun(config, task, directory, control)
+    section = config.finetune.model_copy(update={"use_ema": False})  # the first keeps the average
+    state = first_state(load_unet(base, team.device(config.device), torch.float32), section, training.key)
     start, sha256 = told["checkpoint"]["step"], told["checkpoint"]["sha256"]
     if sha256 is not None:
         state.restore(load_exactly(training.checkpoints, start, sha256))
-    scheduler = DDPMScheduler.from_config(scheduler_config(source))
     dataset = LatentDataset(TensorCache(directory.root / "cache" / task.name), **told["dataset"])
     team.join({}, state.parameters, control)
-    train(config, state, start, scheduler, dataset, training, team)
+    train(config, state, start, _scheduler(base), dataset, training, team)
+
+
+def _scheduler(base: str) -> DDPMScheduler:
+    """The model's own noise schedule; raises InputError if the UNet predicts what cannot be fine-tuned."""
+    schedule = model_folder.scheduler_config(base)
+    predicted = schedule.get("prediction_type", "epsilon")
+    if predicted not in ("epsilon", "v_prediction"):
+        reason = f"the model predicts '{predicted}'; only epsilon and v_prediction can be fine-tuned"
+        raise InputError(base, reason, key="model_paths.stable_diffusion")
+    return DDPMScheduler.from_config(schedule)
 
 
 def _provenance(config: Config, rows: list[ImageRow], hashes: dict[Path, str]) -> dict[str, Any]:
