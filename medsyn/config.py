@@ -169,13 +169,17 @@ class FinetuneSection(Section):
     ema_every: int = Field(1, ge=1)
     gradient_checkpointing: bool = False
     enable_xformers: bool = False
-    checkpointing_steps: int = Field(200, ge=1)
+    checkpointing_steps: int | None = Field(None, ge=1)
+    max_lost_minutes: float = Field(10, gt=0)
     checkpoints_total_limit: int = Field(2, ge=1)
     keep_every: int | None = Field(None, ge=1)
 
 
 # which change no bit of the weights, so that they may change in the middle of a run
-FREE_OF_FINETUNE = ("checkpointing_steps", "checkpoints_total_limit", "keep_every", "gradient_checkpointing")
+FREE_OF_FINETUNE = (
+    *("checkpointing_steps", "max_lost_minutes", "checkpoints_total_limit", "keep_every"),
+    "gradient_checkpointing",
+)
 
 
 class Stage1Section(Section):

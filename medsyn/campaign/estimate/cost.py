@@ -146,7 +146,7 @@ class CostModel:
         averaging = (
             section.use_ema * steps * estimate_memory.FLOAT * networks.unet.parameters / AVERAGE_BYTES_PER_SECOND
         )
-        saves = -(-steps // section.checkpointing_steps)
+        saves = -(-steps // (section.checkpointing_steps or steps))
         written = saves * estimate_memory.checkpoint_bytes(self.config, networks)
         written += estimate_memory.kept_unets(section) * estimate_memory.FLOAT * networks.unet.parameters
         saving = written / CHECKPOINT_BYTES_PER_SECOND

@@ -47,13 +47,22 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     rows, held_out = training_rows(config, task.modality)
     hashes = hash_files((row.path for row in rows), cache / "files.json")
     provenance = _provenance(config, rows, hashes)
-    training = TrainingRun(config, task, directory, control, provenance, config.finetune.checkpoints_total_limit)
+    section = config.finetune
+    training = TrainingRun(
+        config,
+        task,
+        directory,
+        control,
+        provenance,
+        section.checkpoints_total_limit,
+        max_lost_minutes=section.max_lost_minutes,
+    )
     if not training.has_published(model):
         base, device = config.model_paths.stable_diffusion, choose_device(config.device).device
         if problems := model_folder.problems(base):
             raise InputProblems(problems)
         scheduler = _scheduler(base)
-        state = first_state(load_unet(base, device, torch.float32), config.finetune)
+        state = first_state(load_unet(base, device, torch.float32), section)
         start = state.resume(training)  # a run that cannot resume is refused before hours of encoding
 
         @functools.cache
@@ -62,10 +71,16 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
 
         dataset = prepare_dataset(config, rows, hashes, load_system, TensorCache(cache), control)
         load_system.cache_clear()  # VAE and text encoder are no longer needed: training gets their memory
-        loss = train(config, state, start, scheduler, dataset, training)
-        summary = {"steps": config.finetune.max_train_steps, "loss": loss, **dataset.counts, "held_out": held_out}
-        disk.write_json(training.directory / "summary.json", summary)
-        publish(state, config.finetune.max_train_steps, base, provenance, model)
+        steps = section.max_train_steps
+        with training:
+            loss = train(config, state, start, scheduler, dataset, training)
+            summary = {"steps": steps, "loss": loss, **dataset.counts, "held_out": held_out}
+            disk.write_json(training.directory / "summary.json", summary)
+            try:
+                publish(state, steps, base, provenance, model)
+            except InputError:  # the base is gone: once it is back, no step has to be made again
+                training.save(steps, functools.partial(state.tensors, steps))
+                raise
     shutil.rmtree(training.checkpoints, ignore_errors=True)
 
 

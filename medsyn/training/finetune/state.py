@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,14 +41,18 @@ class TrainState:
 
     def require_finite(self, step: int) -> None:
         """Raise NoProgress if the weights are no longer finite after `step` steps."""
-        if not all(bool(torch.isfinite(value).all()) for value in self.parameters.values()):
+        if not bool(torch.stack([torch.isfinite(value).all() for value in self.parameters.values()]).all()):
             raise NoProgress(f"the weights are not finite after step {step}: lower finetune.learning_rate")
 
-    def save_unet(self, directory: Path, step: int) -> None:
-        """Write `directory`/unet after `step` steps as diffusers does, with the averaged weights if there are any."""
+    def result(self, step: int) -> dict[str, Tensor]:
+        """What is to be used of the trained weights after `step` steps: their average, if there is one."""
+        return self.average.after(step) if self.average else self.parameters
+
+    def save_unet(self, directory: Path, trained: Mapping[str, Tensor]) -> None:
+        """Write `directory`/unet as diffusers does, with these values of what is trained."""
         unet = directory / "unet"
         self.unet.save_config(unet)
-        tensors = self.unet.state_dict() | (self.average.after(step) if self.average else {})
+        tensors = {**self.unet.state_dict(), **trained}
         save_file({name: value.contiguous() for name, value in tensors.items()}, unet / UNET_WEIGHTS, {"format": "pt"})
 
     @torch.no_grad()
