@@ -150,6 +150,25 @@ class DeviceSection(Section):
     cpu_threads: int = Field(1, ge=1)
 
 
+class LoraSection(Section):
+    """Low-rank adapters in place of full fine-tuning; off without a rank."""
+
+    rank: int | None = Field(None, ge=1)
+    alpha: float | None = Field(None, gt=0)  # None: the rank, so that the adapter counts once
+    targets: list[str] | None = Field(None, min_length=1)  # None: the attention's projections
+
+    @model_validator(mode="after")
+    def _nothing_without_a_rank(self) -> LoraSection:
+        if self.rank is None and (self.alpha is not None or self.targets is not None):
+            raise ValueError("lora.alpha and lora.targets are of no use without lora.rank")
+        return self
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two matrices is multiplied by."""
+        return 1.0 if self.alpha is None or self.rank is None else self.alpha / self.rank
+
+
 class FinetuneSection(Section):
     """Fine-tuning of the UNet, once per modality."""
 
@@ -173,6 +192,7 @@ class FinetuneSection(Section):
     max_lost_minutes: float = Field(10, gt=0)
     checkpoints_total_limit: int = Field(2, ge=1)
     keep_every: int | None = Field(None, ge=1)
+    lora: LoraSection = LoraSection()
 
 
 # which change no bit of the weights, so that they may change in the middle of a run

@@ -58,7 +58,7 @@ def unet(place: Path) -> None:
     parameters = dict(made.named_parameters())
     optimizer = torch.optim.SGD(parameters.values(), lr=0.1)
     state, facts = TrainState(made, parameters, optimizer, torch.zeros(())), {KEY: weights_fingerprint(EMBEDDED)}
-    publish(state, EMBEDDED, facts, place / "model")
+    publish(state, 1, EMBEDDED, facts, place / "model")
 
 
 def other_parts(place: Path) -> None:

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from medsyn.config import EMBEDDED
-from medsyn.disk import fingerprint, sha256_file
+from medsyn.disk import fingerprint, read_json, sha256_file
 
 SCORER_WEIGHTS = "model.safetensors"  # of a saved Selector or Policy
 
@@ -108,9 +108,48 @@ def weights_fingerprint(source: str) -> str:
     return fingerprint(digests)
 
 
-def model_fingerprint(source: str, unet_from: Path | None = None) -> str:
-    """Fingerprint of the weights in use: those of `source`, with the fine-tuned `unet_from`/unet if given."""
+def model_fingerprint(source: str, unet_sha256: str | None = None) -> str:
+    """Fingerprint of the weights in use: those of `source`, with the fine-tuned UNet of this SHA-256 if given."""
     base = weights_fingerprint(source)
-    if unet_from is None:
-        return base
-    return fingerprint([base, sha256_file(unet_from / "unet" / UNET_WEIGHTS)])
+    return base if unet_sha256 is None else fingerprint([base, unet_sha256])
+
+
+def unet_sha256(directory: Path | None) -> str | None:
+    """Hex SHA-256 of the weights of `directory`/unet; None for no directory."""
+    return None if directory is None else weights_sha256(directory / "unet" / UNET_WEIGHTS)
+
+
+def weights_sha256(path: Path) -> str:
+    """Hex SHA-256 of all bytes of a file; a process reads it again only if it has changed."""
+    status = path.stat()
+    # the change time too: a program can set back the modification time, not this one
+    return _sha256(path.resolve(), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=32)
+def _sha256(path: Path, *state: int) -> str:
+    return sha256_file(path)
+
+
+def recorded_sha256(path: Path, marker: Path, root: Path) -> str | None:
+    """Hex SHA-256 of a file as its task's done marker has it, which is read instead of the file.
+
+    None unless the file has the recorded size and both its times are before the marker's, so that it has been neither
+    replaced nor touched since the task hashed it. Times of one file system are compared with one another, never with
+    a clock of this machine.
+
+    Args:
+        path: of the file.
+        marker: of the task that made it.
+        root: the campaign's directory, which the marker's paths are relative to.
+    """
+    try:
+        status = path.stat()
+        if max(status.st_mtime_ns, status.st_ctime_ns) >= marker.stat().st_mtime_ns:
+            return None
+        name = str(path.relative_to(root))
+        outputs = {output["path"]: (output["size"], output["sha256"]) for output in read_json(marker)["outputs"]}
+        size, sha256 = outputs[name]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return sha256 if size == status.st_size and isinstance(sha256, str) else None

@@ -30,7 +30,7 @@ from medsyn.errors import InputError, InputProblems
 from medsyn.models import model_folder, tiny
 from medsyn.models.scorers import PROVENANCE
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
-from medsyn.models.weights import model_fingerprint, weights_fingerprint
+from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
 from medsyn.training import checkpoint, encode_rows
 from medsyn.training import run as training_run
@@ -133,11 +133,22 @@ def summary(root: Path) -> dict[str, Any]:
     return disk.read_json(root / "work/finetune/ct/summary.json")
 
 
+LORA = {"lora": {"rank": 2, "alpha": 4.0}}
+
+
 @pytest.fixture(scope="module")
 def undisturbed(weights: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What every disturbed run must end in."""
     root = tmp_path_factory.mktemp("undisturbed")
     run(training(weights, table), root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def undisturbed_lora(weights: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with adapters."""
+    root = tmp_path_factory.mktemp("undisturbed-lora")
+    run(training(weights, table, **LORA), root)
     return root
 
 
@@ -177,6 +188,40 @@ def test_the_same_holds_for_an_average_of_some_steps(every: int, weights: Path, 
             run(config, tmp_path / "stopped", StopAt(stop))
     run(config, tmp_path / "stopped")
     assert_same_end(tmp_path / "stopped", tmp_path / "straight")
+
+
+def test_with_adapters_too_and_checkpoints_hold_nothing_else(
+    weights: Path, table: Path, undisturbed: Path, undisturbed_lora: Path, tmp_path: Path
+) -> None:
+    assert unet_bytes(undisturbed_lora) != unet_bytes(undisturbed)
+    for stop, checkpointing in ((1, False), (2, True), (5, False)):
+        with pytest.raises(Saved):
+            run(training(weights, table, **LORA, gradient_checkpointing=checkpointing), tmp_path, StopAt(stop))
+        saved = load_file(checkpoints(tmp_path)[-1] / "state.safetensors")
+        assert all(".lora." in name for name in saved if name != "loss_sum")
+        assert {name.partition(".")[0] for name in saved} == {"unet", "average", "optimizer", "loss_sum"}
+    run(training(weights, table, **LORA), tmp_path)
+    assert_same_end(tmp_path, undisturbed_lora)
+    adapter = "work/finetune/ct/model/pytorch_lora_weights.safetensors"
+    assert (tmp_path / adapter).read_bytes() == (undisturbed_lora / adapter).read_bytes()
+
+
+def test_the_adapter_that_is_published_makes_the_base_the_model_that_is_published(
+    weights: Path, undisturbed_lora: Path
+) -> None:
+    model = undisturbed_lora / "work/finetune/ct/model"
+    base, made = (load_file(path / "unet" / "diffusion_pytorch_model.safetensors") for path in (weights, model))
+    adapter = load_file(model / "pytorch_lora_weights.safetensors")
+    layers = {name.removeprefix("unet.").partition(".lora.")[0] for name in adapter}
+    for name, value in base.items():
+        layer = name.removesuffix(".weight")
+        if layer in layers:
+            up, down = (adapter[f"unet.{layer}.lora.{which}.weight"] for which in ("up", "down"))
+            assert torch.allclose(value + up @ down, made[name], atol=1e-6)
+            assert not torch.equal(value, made[name])
+        else:
+            assert torch.equal(value, made[name])
+    assert painted(model).shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize("lines", [100, 1], ids=["a line per step", "stopped inside an interval of the metrics"])
@@ -272,6 +317,23 @@ def test_the_same_holds_where_the_clock_says_when_to_save(
     assert_same_end(tmp_path, undisturbed)
 
 
+LORA_KILLS: dict[str, tuple[Any, str, Callable[[Any], Callable]]] = {
+    "between two saves": KILLS["between two saves"],
+    "before the adapter is written": (state, "save_adapter", lambda real: kill_self),
+}
+
+
+@pytest.mark.parametrize("kill", LORA_KILLS)
+def test_and_with_adapters(
+    kill: str, weights: Path, table: Path, undisturbed_lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, name, make = LORA_KILLS[kill]
+    config = training(weights, table, **LORA)
+    killed_run(config, tmp_path, lambda: monkeypatch.setattr(place, name, make(getattr(place, name))))
+    run(config, tmp_path)
+    assert_same_end(tmp_path, undisturbed_lora)
+
+
 @pytest.fixture(scope="module")
 def stopped(weights: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("stopped")
@@ -341,6 +403,7 @@ def test_a_full_disk_ends_the_run_and_room_on_it_lets_it_go_on(
         ({"learning_rate": 2e-3}, "finetune.learning_rate"),
         ({"max_train_steps": 7}, "finetune.max_train_steps"),
         ({"train_batch_size": 4, "gradient_accumulation_steps": 1}, "finetune.train_batch_size"),
+        ({"lora": {"rank": 2}}, "finetune.lora.rank"),
         ({"data": {"resolution": 64}}, "data.resolution"),
         ({"data": {"held_out_fraction": 0.6}}, "data.table"),
         ({"data": {"allow_synthetic": True}}, "data.allow_synthetic"),
@@ -484,10 +547,7 @@ def test_kept_unets_are_what_a_shorter_run_ends_with(
     run(training(weights, table, keep_every=4, **constant), tmp_path / "long")
     run(training(weights, table, max_train_steps=4, **constant), tmp_path / "short")
     assert kept(tmp_path / "long") == {"checkpoint-4": unet_bytes(tmp_path / "short")}
-    system = load_synthetic(
-        str(weights), torch.device("cpu"), unet_from=tmp_path / "long/work/finetune/ct/checkpoint-4"
-    )
-    assert system.fingerprint == model_fingerprint(str(weights), tmp_path / "short/work/finetune/ct/model")
+    load_synthetic(str(weights), torch.device("cpu"), unet_from=tmp_path / "long/work/finetune/ct/checkpoint-4")
 
 
 KILLS_AROUND_KEEPING: dict[str, tuple[Any, str, Callable[[Any], Callable]]] = {

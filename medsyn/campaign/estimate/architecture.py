@@ -12,7 +12,8 @@ from typing import Any
 
 from medsyn import disk
 from medsyn.config import ScorerSection
-from medsyn.models import weights
+from medsyn.models import tensors, weights
+from medsyn.models.tensors import Shapes
 
 Settings = Mapping[str, Any]  # a diffusers or transformers config.json
 
@@ -214,6 +215,7 @@ class Architecture:
     text: Count  # on one prompt
     latent: int  # numbers in one latent
     text_width: int
+    unet_shapes: Shapes  # of the UNet's tensors
     assumed: bool  # the weights are not here, or their configuration is not understood: SD v1.5's numbers
 
     @property
@@ -233,6 +235,7 @@ def describe(unet_settings: Settings, vae_settings: Settings, text_settings: Set
         text=text_encoder(text_settings),
         latent=vae_settings.get("latent_channels", 4) * side**2,
         text_width=text_settings.get("hidden_size", 512),
+        unet_shapes=tensors.unet(unet_settings) or tensors.unet(SD15_UNET) or {},
         assumed=False,
     )
 

@@ -24,6 +24,7 @@ GPU_TFLOPS = {"auto": 5.0, "float32": 5.0, "float16": 10.0, "bfloat16": 30.0}
 CPU_TFLOPS = 0.04  # of one thread
 LAYER_SECONDS = 1e-4  # to start one layer, its activation included: a floor for small batches
 BACKWARD = 2  # times a forward pass
+LORA_BACKWARD = 1  # without the gradients of frozen weights
 START_SECONDS = 8.0  # of a task: Python, torch, the weights
 CHECKPOINT_BYTES_PER_SECOND = 300e6  # to write, flush and hash
 AVERAGE_BYTES_PER_SECOND = 4e9  # to the processor, for the moving average
@@ -138,14 +139,14 @@ class CostModel:
         section, networks = self.config.finetune, self.networks
         captions = work.images + 1
         encoding = self._seconds(networks.encoder, 1, work.images) + self._seconds(networks.text, 1, captions)
-        passes = 1 + BACKWARD + section.gradient_checkpointing
+        backward = BACKWARD if section.lora.rank is None else LORA_BACKWARD
+        passes = 1 + backward + section.gradient_checkpointing
         steps = section.max_train_steps
         training = self._seconds(
             networks.unet, section.train_batch_size, steps * section.gradient_accumulation_steps * passes
         )
-        averaging = (
-            section.use_ema * steps * estimate_memory.FLOAT * networks.unet.parameters / AVERAGE_BYTES_PER_SECOND
-        )
+        trained = estimate_memory.trained_parameters(section, networks)
+        averaging = section.use_ema * steps * estimate_memory.FLOAT * trained / AVERAGE_BYTES_PER_SECOND
         saves = -(-steps // (section.checkpointing_steps or steps))
         written = saves * estimate_memory.checkpoint_bytes(self.config, networks)
         written += estimate_memory.kept_unets(section) * estimate_memory.FLOAT * networks.unet.parameters

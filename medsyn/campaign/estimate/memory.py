@@ -12,6 +12,7 @@ from medsyn.campaign.estimate.architecture import Architecture, Count
 from medsyn.campaign.estimate.workload import Volume
 from medsyn.config import Config, FinetuneSection
 from medsyn.modality_names import base_modality
+from medsyn.models.lora_targets import lora_parameters
 from medsyn.stage import Task
 from medsyn.text import GIB
 
@@ -67,7 +68,14 @@ def _finetuning(config: Config, model: Architecture) -> float:
     number = AUTOCAST_SAVED if config.device.precision in ("float16", "bfloat16") else FLOAT
     weights = FLOAT + (HALF if number != FLOAT else 0)  # autocast keeps a copy in half precision
     optimizer = ADAM_8BIT if section.use_8bit_adam else ADAM
-    return unet.parameters * (weights + FLOAT + optimizer) + section.train_batch_size * saved * number
+    frozen = 0 if section.lora.rank is None else unet.parameters
+    trained = trained_parameters(section, model)
+    return frozen * weights + trained * (weights + FLOAT + optimizer) + section.train_batch_size * saved * number
+
+
+def trained_parameters(section: FinetuneSection, model: Architecture) -> int:
+    """Of the UNet, or of its adapters."""
+    return model.unet.parameters if section.lora.rank is None else lora_parameters(model.unet_shapes, section.lora)
 
 
 def _generating(config: Config, model: Architecture) -> float:
@@ -101,7 +109,10 @@ def disk(config: Config, task: Task, model: Architecture, work: Volume, candidat
         cache = HALF * (2 * work.images * model.latent + captions * architecture.TOKENS * model.text_width)
         checkpoints = (config.finetune.checkpoints_total_limit + 1) * checkpoint_bytes(config, model)
         parts = model.encoder + model.decoder + model.text  # at most: they are links where that is possible
-        saved = model.unet.parameters * (1 + kept_unets(config.finetune)) + parts.parameters
+        unets = model.unet.parameters + (config.finetune.lora.rank is not None) * trained_parameters(
+            config.finetune, model
+        )
+        saved = unets * (1 + kept_unets(config.finetune)) + parts.parameters
         return Disk(cache + FLOAT * saved, checkpoints)
     if task.stage == "generate":
         return Disk(round(_images(config, task, work, candidates)))
@@ -124,7 +135,7 @@ def checkpoint_bytes(config: Config, model: Architecture) -> int:
     """Bytes of one checkpoint of a fine-tuning: weights, optimizer, moving average."""
     section = config.finetune
     each = FLOAT + (ADAM_8BIT if section.use_8bit_adam else ADAM) + (FLOAT if section.use_ema else 0)
-    return each * model.unet.parameters
+    return each * trained_parameters(section, model)
 
 
 def _images(config: Config, task: Task, work: Volume, candidates: float) -> float:

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import functools
+import operator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from medsyn import disk
@@ -29,6 +31,9 @@ _REMEDIES: dict[str, tuple[tuple[str, Any], ...]] = {
     "rlhf-stage1": (("training.batch_size", 1),),
     "rlhf-stage2": (("training.batch_size", 1),),
 }
+
+# another kind of fine-tuning, where none of those is enough
+_ADAPTERS: tuple[tuple[str, Any], ...] = (("finetune.lora.rank", 16), *_REMEDIES["finetune"][1:])
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 ON_CPU = 8
@@ -97,25 +102,37 @@ def _first_key(config: Config, stage: str) -> str:
 
 
 def _value(config: Config, key: str) -> Any:
-    section, _, leaf = key.partition(".")
-    return getattr(getattr(config, section), leaf)
+    return functools.reduce(getattr, key.split("."), config)
 
 
 def _advice(config: Config, stage: str, card: float) -> str:
     """The fewest changes that make the stage fit."""
-    network = architecture.read(config.model_paths.stable_diffusion, config.data.resolution)
-    tree, changes = config.model_dump(), []
-    for key, value in _REMEDIES[stage]:
-        if _value(config, key) == value:
-            continue
-        section, _, leaf = key.partition(".")
-        tree[section][leaf] = value
-        changes.append(f"{key}={str(value).lower()}")
-        needed = memory.memory(Config.model_validate(tree), stage, network)
+    ladders = [_REMEDIES[stage]]
+    if stage == "finetune" and config.finetune.lora.rank is None:
+        ladders.append(_ADAPTERS)
+    tried = []
+    for ladder in ladders:
+        changes, needed = _climb(config, stage, card, ladder)
         if needed <= card * GIB:
             return f"{', '.join(changes)} would need {gib(needed)} GiB"
-    tried = f"{', '.join(changes)} is not enough; " if changes else ""
-    return f"{tried}lower data.resolution, or use a card with more memory"
+        tried += [", ".join(changes)] if changes else []
+    told = f"{'; or '.join(tried)} is not enough; " if tried else ""
+    return f"{told}lower data.resolution, or use a card with more memory"
+
+
+def _climb(config: Config, stage: str, card: float, ladder: Sequence[tuple[str, Any]]) -> tuple[list[str], int]:
+    """The changes of a ladder up to the one that makes the stage fit, or all of them, and the bytes needed then."""
+    network = architecture.read(config.model_paths.stable_diffusion, config.data.resolution)
+    tree, changes = config.model_dump(), []
+    needed = memory.memory(config, stage, network)
+    for key, value in ladder:
+        if needed <= card * GIB or _value(config, key) == value:
+            continue
+        *sections, leaf = key.split(".")
+        functools.reduce(operator.getitem, sections, tree)[leaf] = value
+        changes.append(f"{key}={str(value).lower()}")
+        needed = memory.memory(Config.model_validate(tree), stage, network)
+    return changes, needed
 
 
 def resolve_batch_size(config: Config) -> Config:

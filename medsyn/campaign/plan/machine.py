@@ -9,15 +9,15 @@ import subprocess
 
 from medsyn.config import Config
 from medsyn.errors import CONFIGURATION, Problem
-from medsyn.models import model_folder
+from medsyn.models import lora_targets, model_folder
 from medsyn.stage import CampaignDirectory
 
 
 def check(config: Config) -> list[Problem]:
     """Everything that is missing or in the way, of a resolved configuration."""
-    return (
-        _check_directory(config) + model_folder.problems(config.model_paths.stable_diffusion) + _check_packages(config)
-    )
+    base = config.model_paths.stable_diffusion
+    unusable = model_folder.problems(base) or lora_targets.problems(base, config.finetune.lora)
+    return _check_directory(config) + unusable + _check_packages(config)
 
 
 def has_gpu(config: Config, here: bool = False) -> bool:

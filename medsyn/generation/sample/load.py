@@ -11,7 +11,6 @@ from medsyn.generation.write.provenance import Sources, compute_environment
 from medsyn.models.device import choose_device
 from medsyn.models.scorers import load_policy, load_selector
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic, load_unet
-from medsyn.models.weights import model_fingerprint
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,8 @@ class Loader(Sources):
 
     def sampler(self, mode: str) -> ImageSampler:
         """Load the models of a mode."""
-        finetuned = self.finetuned(mode)
-        unet = load_unet(self._source, self._shared.device, self._shared.dtype, finetuned)
-        system = replace(self._shared, unet=unet, fingerprint=model_fingerprint(self._source, finetuned))
+        unet = load_unet(self._source, self._shared.device, self._shared.dtype, self.finetuned(mode))
+        system = replace(self._shared, unet=unet)
         recipe = Recipe.of(self.config, self.modality)
         if mode == "baseline":
             return ImageSampler(recipe, system)

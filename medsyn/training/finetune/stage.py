@@ -62,7 +62,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         if problems := model_folder.problems(base):
             raise InputProblems(problems)
         scheduler = _scheduler(base)
-        state = first_state(load_unet(base, device, torch.float32), section)
+        state = first_state(load_unet(base, device, torch.float32), section, training.key)
         start = state.resume(training)  # a run that cannot resume is refused before hours of encoding
 
         @functools.cache

@@ -17,8 +17,10 @@ from medsyn.models.weights import UNET_WEIGHTS
 from medsyn.stage import NoProgress
 from medsyn.training.checkpoint import load_newest
 from medsyn.training.finetune.average import MovingAverage
+from medsyn.training.finetune.lora import add_adapters, merged, save_adapter
 from medsyn.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 from medsyn.training.run import TrainingRun
+from medsyn.training.schedule import RandomKey
 
 
 @dataclass
@@ -26,7 +28,7 @@ class TrainState:
     """A UNet in training."""
 
     unet: nn.Module
-    parameters: dict[str, Tensor]  # the UNet's, by name
+    parameters: dict[str, Tensor]  # what is trained, by its name in the UNet: all of it, or adapters
     optimizer: torch.optim.Optimizer
     loss_sum: Tensor  # of the steps since the last line of the metrics, on the device: reading it would wait for it
     average: MovingAverage | None = None
@@ -49,11 +51,15 @@ class TrainState:
         return self.average.after(step) if self.average else self.parameters
 
     def save_unet(self, directory: Path, trained: Mapping[str, Tensor]) -> None:
-        """Write `directory`/unet as diffusers does, with these values of what is trained."""
+        """Write `directory`/unet as diffusers does, with these values of what is trained.
+
+        Adapters are merged into it, and beside it once more.
+        """
         unet = directory / "unet"
         self.unet.save_config(unet)
-        tensors = {**self.unet.state_dict(), **trained}
+        tensors = merged(self.unet, trained)
         save_file({name: value.contiguous() for name, value in tensors.items()}, unet / UNET_WEIGHTS, {"format": "pt"})
+        save_adapter(self.unet, trained, directory)
 
     @torch.no_grad()
     def resume(self, training: TrainingRun) -> int:
@@ -71,8 +77,8 @@ class TrainState:
         return step
 
 
-def first_state(unet: nn.Module, section: FinetuneSection) -> TrainState:
-    """Prepare the UNet for training, as configured."""
+def first_state(unet: nn.Module, section: FinetuneSection, key: RandomKey) -> TrainState:
+    """Prepare the UNet for training, as configured; what is drawn for it follows from `key`."""
     if section.enable_xformers:
         if importlib.util.find_spec("xformers") is None:
             reason = "xformers is not installed; install it, or use false for PyTorch's own memory-efficient attention"
@@ -82,6 +88,8 @@ def first_state(unet: nn.Module, section: FinetuneSection) -> TrainState:
         unet.enable_gradient_checkpointing()
     unet.train().requires_grad_(True)
     parameters: dict[str, Tensor] = dict(unet.named_parameters())
+    if section.lora.rank is not None:
+        parameters = add_adapters(unet, section.lora, key)
     optimizer = make_optimizer(parameters, section, unet.device)
     state = TrainState(unet, parameters, optimizer, torch.zeros((), device=unet.device))
     if section.use_ema:

@@ -359,6 +359,14 @@ def test_a_run_here_finds_the_gpus_that_are_here(trial: Trial, monkeypatch: pyte
     assert machine.check_here(card) == []
 
 
+def test_adapters_that_do_not_fit_the_unet_are_known_before_anything_runs(trial: Trial) -> None:
+    assert reasons(trial.config(finetune__lora={"rank": 4})) == ""
+    said = reasons(trial.config(finetune__lora={"rank": 65, "targets": ["to_k", "nowhere"]}))
+    assert "finetune.lora.rank: 65 is over the width of " in said
+    assert "finetune.lora.targets: no linear layer of the UNet is named nowhere; their names end in " in said
+    assert "to_out.0" in said
+
+
 def test_missing_packages_and_gpus_are_known_before_anything_runs(
     trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
