@@ -189,7 +189,8 @@ class FinetuneSection(Section):
     ema_every: int = Field(1, ge=1)
     gradient_checkpointing: bool = False
     enable_xformers: bool = False
-    checkpointing_steps: int = Field(200, ge=1)
+    checkpointing_steps: int | None = Field(None, ge=1)
+    max_lost_minutes: float = Field(10, gt=0)
     checkpoints_total_limit: int = Field(2, ge=1)
     keep_every: int | None = Field(None, ge=1)
     gpus: int | Literal["auto"] = 1
@@ -220,7 +221,8 @@ GLOBAL_BATCH = "finetune.global_batch"  # what a step sees: no key to set, but w
 SHARED_OUT = ("train_batch_size", "gradient_accumulation_steps")  # whose product it is
 # which change no sample that a step sees, so that they may change in the middle of a run
 FREE_OF_FINETUNE = (
-    *("checkpointing_steps", "checkpoints_total_limit", "keep_every", "gradient_checkpointing"),
+    *("checkpointing_steps", "max_lost_minutes", "checkpoints_total_limit", "keep_every"),
+    "gradient_checkpointing",
     *("gpus", *SHARED_OUT),
 )
 

@@ -19,6 +19,7 @@ from medsyn.progress import Progress
 BLOCKS_PER_PART = 1000  # directory entries stay few enough for any file system
 _OF_A_CAMPAIGN = ("campaign.json", "ledger.jsonl")
 KEPT = "checkpoint-"  # begins the names of what finetune.keep_every keeps; no result of the campaign needs it
+GRACE_VARIABLE = "MEDSYN_GRACE_SECONDS"  # between a scheduler's signal to a task and its end
 STAGES = ("finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate")
 
 
@@ -172,12 +173,17 @@ class Control:
     """
 
     def __init__(
-        self, heartbeat: Path | None = None, heartbeat_seconds: float = 1.0, progress: Progress | None = None
+        self,
+        heartbeat: Path | None = None,
+        heartbeat_seconds: float = 1.0,
+        progress: Progress | None = None,
+        grace_seconds: float | None = None,
     ) -> None:
         self._heartbeat = heartbeat
         self._progress = progress
         self._heartbeat_seconds = heartbeat_seconds
         self._last_heartbeat = 0.0
+        self._grace_seconds = grace_seconds  # from a request to leave to the kill; None: nobody kills
         self.stop_requested = False
         self.together = False  # one of several processes, which agree on when to stop
         self.asked: float | None = None  # when the stop was requested, in seconds since the epoch
@@ -191,6 +197,12 @@ class Control:
     def asked_here(self) -> bool:
         """Whether this process was asked to stop, whatever it has agreed on with others."""
         return self.asked is not None
+
+    def seconds_left(self) -> float | None:
+        """Until the task is killed, once a stop was requested; None if nothing is known of that."""
+        if self.asked is None or self._grace_seconds is None:
+            return None
+        return max(0.0, self.asked + self._grace_seconds - time.time())
 
     def leave_if_asked(self) -> None:
         """Raise `Saved` if a stop was requested. Call only at a point where progress is on disk."""

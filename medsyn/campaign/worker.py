@@ -35,7 +35,7 @@ from medsyn.campaign.tasks import Key, PlannedTask, results_of
 from medsyn.config import Config
 from medsyn.errors import InputError, InputProblems
 from medsyn.progress import Progress
-from medsyn.stage import BadNode, CampaignDirectory, Control, NoProgress, Reader, Saved, Task
+from medsyn.stage import GRACE_VARIABLE, BadNode, CampaignDirectory, Control, NoProgress, Reader, Saved, Task
 
 StageFunction: TypeAlias = Callable[[Config, Task, CampaignDirectory, Control], None]
 
@@ -73,7 +73,12 @@ def run_task(
     if markers.why_not_done(campaign, planned) is None:
         return _already_done(planned)
     progress = Progress()
-    control = Control(campaign.directory.heartbeat(*planned.key), progress=progress)
+    grace = os.environ.get(GRACE_VARIABLE, "")
+    control = Control(
+        campaign.directory.heartbeat(*planned.key),
+        progress=progress,
+        grace_seconds=float(grace) if grace.isdigit() else None,
+    )
     install(control)
     if parent is not None:
         leave_with_parent(parent, control)

@@ -108,6 +108,11 @@ def path_of(directory: Path, step: int) -> Path:
     return directory / f"step-{step:09d}"
 
 
+def newest_step(directory: Path) -> int | None:
+    """Of the newest checkpoint, intact or not."""
+    return next((step for step, _ in _found(directory)), None)
+
+
 def refuse_mismatch(source: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise `InputError` naming every difference between what `source` was made from and what holds now."""
     before, after = dict(flatten(then)), dict(flatten(json.loads(json.dumps(now))))

@@ -306,6 +306,18 @@ def test_kill_minus_nine_anywhere_ends_in_the_same_bits(
     assert_same_end(tmp_path, undisturbed)
 
 
+@pytest.mark.parametrize("kill", ["in the second save", "before the model is published"])
+def test_the_same_holds_where_the_clock_says_when_to_save(
+    kill: str, weights: Path, table: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, name, make = KILLS[kill]
+    config = training(weights, table, checkpointing_steps=None, max_lost_minutes=1e-9)
+    killed_run(config, tmp_path, lambda: monkeypatch.setattr(place, name, make(getattr(place, name))))
+    assert checkpoints(tmp_path)
+    run(config, tmp_path)
+    assert_same_end(tmp_path, undisturbed)
+
+
 LORA_KILLS: dict[str, tuple[Any, str, Callable[[Any], Callable]]] = {
     "between two saves": KILLS["between two saves"],
     "before the adapter is written": (state, "save_adapter", lambda real: kill_self),

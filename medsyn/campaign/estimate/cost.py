@@ -164,7 +164,7 @@ class CostModel:
         encoding = self._seconds(networks.encoder, 1, work.images) + self._seconds(networks.text, 1, captions)
         trained = estimate_memory.trained_parameters(section, networks)
         averaging = section.use_ema * steps * estimate_memory.FLOAT * trained / AVERAGE_BYTES_PER_SECOND
-        saves = -(-steps // section.checkpointing_steps)
+        saves = -(-steps // (section.checkpointing_steps or steps))
         written = saves * estimate_memory.checkpoint_bytes(self.config, networks)
         written += estimate_memory.kept_unets(section) * estimate_memory.FLOAT * networks.unet.parameters
         saving = written / CHECKPOINT_BYTES_PER_SECOND

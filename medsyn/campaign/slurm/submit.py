@@ -32,6 +32,7 @@ from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.tasks import Key, require_needs
 from medsyn.disk import make_directory, private_umask
 from medsyn.errors import SlurmError
+from medsyn.stage import GRACE_VARIABLE
 from medsyn.text import and_more
 
 SLURMS_MAX_ARRAY_SIZE = 1001
@@ -212,7 +213,7 @@ class Launcher:
         self.say = say
         self.number = secrets.token_hex(4)
         self.path = self.campaign.directory.ledger
-        self.environment = container.task_environment(site)
+        self.environment = {**container.task_environment(site), GRACE_VARIABLE: site.signal_seconds}
         self.setup = [*container.export_image(site, campaign), *site.setup]
         self.made: dict[str, Submission] = {}
 

@@ -87,11 +87,11 @@ def train(
             speed = (done - clock_step) * batch / max(time.monotonic() - clock, 1e-9)
             clock, clock_step = time.monotonic(), done
             line = {"step": done, "loss": loss, "learning_rate": rate, "samples_per_second": round(speed, 3)}
-        if team.rank == 0 and section.keep_every and done % section.keep_every == 0 and done < total:
-            keep_unet(state, done, training)  # before the checkpoint, from which this step is not made again
+        keep = team.rank == 0 and section.keep_every and done % section.keep_every == 0 and done < total
+        kept = [keep_unet(state, done, training)] if keep else []
         save = functools.partial(state.tensors, done)
         numbers = {"epoch": -(-done * batch // len(dataset)), "loss": loss, "learning_rate": rate}
-        training.step_done(done, total, section.checkpointing_steps, save, line, batch, **numbers)
+        training.step_done(done, total, section.checkpointing_steps, save, line, batch, kept, **numbers)
     return loss
 
 

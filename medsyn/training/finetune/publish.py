@@ -11,20 +11,25 @@ from medsyn.models.pipeline_folder import add_parts
 from medsyn.models.scorers import PROVENANCE
 from medsyn.models.weights import KEY, locate, weights_fingerprint
 from medsyn.stage import KEPT
+from medsyn.training.background_writer import Job, Tensors
 from medsyn.training.checkpoint import discard
 from medsyn.training.finetune.state import TrainState
 from medsyn.training.run import TrainingRun
 
 
-def keep_unet(state: TrainState, step: int, training: TrainingRun) -> None:
-    """Write the UNet as it is after `step` steps, in the place of one that an interrupted attempt has written."""
+def keep_unet(state: TrainState, step: int, training: TrainingRun) -> Job:
+    """Writes the UNet as it is now, after `step` steps, in the place of one that an interrupted attempt has written."""
     state.require_finite(step)
     path = training.directory / f"{KEPT}{step}"
-    if path.exists():
-        discard(path)
-    with disk.atomic_directory(path) as temporary:
-        state.save_unet(temporary, step)
-        disk.write_json(temporary / PROVENANCE, training.provenance | {"step": step})
+
+    def write(trained: Tensors) -> None:
+        if path.exists():
+            discard(path)
+        with disk.atomic_directory(path) as temporary:
+            state.save_unet(temporary, trained)
+            disk.write_json(temporary / PROVENANCE, training.provenance | {"step": step})
+
+    return Job(state.result(step), write)
 
 
 def publish(state: TrainState, steps: int, base: str, provenance: dict[str, Any], model: Path) -> None:
@@ -35,6 +40,6 @@ def publish(state: TrainState, steps: int, base: str, provenance: dict[str, Any]
         raise InputError(base, f"{reason}: put it back, and the task goes on from its last checkpoint", key=KEY)
     with disk.atomic_directory(model) as temporary:
         with disk.writing(model / "unet"):
-            state.save_unet(temporary, steps)
+            state.save_unet(temporary, state.result(steps))
         add_parts(directory, temporary)
         disk.write_json(temporary / PROVENANCE, provenance)

@@ -70,13 +70,22 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
     rows, held_out = training_rows(config, task.modality)
     hashes = hash_files((row.path for row in rows), cache / "files.json")
     provenance = _provenance(config, rows, hashes)
-    training = TrainingRun(config, task, directory, control, provenance, config.finetune.checkpoints_total_limit)
+    section = config.finetune
+    training = TrainingRun(
+        config,
+        task,
+        directory,
+        control,
+        provenance,
+        section.checkpoints_total_limit,
+        max_lost_minutes=section.max_lost_minutes,
+    )
     if not training.has_published(model):
         base, device = config.model_paths.stable_diffusion, team.device(config.device)
         if problems := model_folder.problems(base):
             raise InputProblems(problems)
         scheduler = _scheduler(base)
-        state = first_state(load_unet(base, device, torch.float32), config.finetune, training.key)
+        state = first_state(load_unet(base, device, torch.float32), section, training.key)
         start = state.resume(training)  # a run that cannot resume is refused before hours of encoding
 
         @functools.cache
@@ -87,10 +96,16 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
         load_system.cache_clear()  # VAE and text encoder are no longer needed: training gets their memory
         found = {"step": start, "sha256": sha256_of(training.checkpoints, start) if start else None}
         team.join({"checkpoint": found, "dataset": dataset.keys()}, state.parameters, control)
-        loss = train(config, state, start, scheduler, dataset, training, team)
-        summary = {"steps": config.finetune.max_train_steps, "loss": loss, **dataset.counts, "held_out": held_out}
-        disk.write_json(training.directory / "summary.json", summary)
-        publish(state, config.finetune.max_train_steps, base, provenance, model)
+        steps = section.max_train_steps
+        with training:
+            loss = train(config, state, start, scheduler, dataset, training, team)
+            summary = {"steps": steps, "loss": loss, **dataset.counts, "held_out": held_out}
+            disk.write_json(training.directory / "summary.json", summary)
+            try:
+                publish(state, steps, base, provenance, model)
+            except InputError:  # the base is gone: once it is back, no step has to be made again
+                training.save(steps, functools.partial(state.tensors, steps))
+                raise
     shutil.rmtree(training.checkpoints, ignore_errors=True)
 
 
