@@ -24,6 +24,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "scheduler": ("scheduler_config.json",),
 }
 UNET_WEIGHTS = PARTS["unet"][1]
+SCHEDULE = Path("scheduler") / PARTS["scheduler"][0]
 KEY = "model_paths.stable_diffusion"
 CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE")  # where to look for weights named by a hub id
 
@@ -109,8 +110,18 @@ def weights_fingerprint(source: str) -> str:
 
 
 def model_fingerprint(source: str, unet_from: Path | None = None) -> str:
-    """Fingerprint of the weights in use: those of `source`, with the fine-tuned `unet_from`/unet if given."""
+    """Fingerprint of the weights in use: those of `source`, with the fine-tuned `unet_from`/unet if given.
+
+    A noise schedule beside that UNet is part of it where it is another one than that of `source`.
+    """
     base = weights_fingerprint(source)
     if unet_from is None:
         return base
-    return fingerprint([base, sha256_file(unet_from / "unet" / UNET_WEIGHTS)])
+    unet = sha256_file(unet_from / "unet" / UNET_WEIGHTS)
+    return fingerprint([base, unet, *_other_schedule(locate(source), unet_from / SCHEDULE)])
+
+
+def _other_schedule(base: Path | None, own: Path) -> list[str]:
+    if base is None or not own.is_file() or own.read_bytes() == (base / SCHEDULE).read_bytes():
+        return []
+    return [sha256_file(own)]

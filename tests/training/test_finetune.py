@@ -26,7 +26,7 @@ from medsyn.config import Config, validate
 from medsyn.data.images.read import SYNTHETIC_KEY
 from medsyn.data.tables.read import read_dataset
 from medsyn.errors import InputError, InputProblems
-from medsyn.models import model_folder, tiny
+from medsyn.models import model_folder, noise_schedule, tiny
 from medsyn.models.scorers import PROVENANCE
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
 from medsyn.models.weights import model_fingerprint, weights_fingerprint
@@ -888,6 +888,43 @@ def test_min_snr_knows_zero_terminal_snr_and_can_be_switched_off() -> None:
     assert torch.equal(min_snr_weights(alphas, None, "epsilon"), torch.ones(3))
     assert min_snr_weights(alphas, 5.0, "epsilon").tolist() == pytest.approx([5 / 99, 1, 1], rel=1e-4)
     assert min_snr_weights(alphas, 5.0, "v_prediction").tolist() == pytest.approx([0.05, 0.5, 0], rel=1e-4)
+
+
+def test_a_model_is_trained_over_to_v_and_zero_terminal_snr_and_its_folder_says_so(
+    weights: Path, table: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(weights, tmp_path / "base")
+    tiny.make_scheduler("epsilon").save_pretrained(base / "scheduler")
+    over = {"prediction_type": "v_prediction", "zero_terminal_snr": True, "snr_gamma": None, "noise_offset": 0.1}
+    run(training(base, table, max_train_steps=2, keep_every=1, **over), tmp_path / "run")
+    model = tmp_path / "run/work/finetune/ct/model"
+    for folder in (model, model.parent / "checkpoint-1"):
+        system = load_synthetic(str(base), torch.device("cpu"), unet_from=folder)
+        assert system.prediction_type == "v_prediction"
+        assert system.scheduler_config["rescale_betas_zero_snr"]
+        assert system.scheduler_config["timestep_spacing"] == "trailing"
+    pipeline = StableDiffusionPipeline.from_pretrained(str(model))
+    assert float(pipeline.scheduler.alphas_cumprod[-1]) == pytest.approx(0, abs=1e-9)
+    assert np.isfinite(painted(model)).all()
+    (image,) = Generator(base, finetuned=model, device="cpu", height=32, num_inference_steps=2).images("CT: a", count=1)
+    assert image.record["accepted"]
+    before = model_fingerprint(str(base), model)
+    (model / "scheduler" / "scheduler_config.json").write_bytes((base / "scheduler/scheduler_config.json").read_bytes())
+    assert model_fingerprint(str(base), model) != before
+
+
+def test_zero_terminal_snr_is_refused_where_it_cannot_be_learned(weights: Path, table: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(weights, tmp_path / "base")
+    tiny.make_scheduler("epsilon").save_pretrained(base / "scheduler")
+    with pytest.raises(InputProblems, match="says nothing of the image: set v_prediction"):
+        run(training(base, table, zero_terminal_snr=True, snr_gamma=None), tmp_path / "run")
+    with pytest.raises(InputProblems, match="zero_terminal_snr needs snr_gamma: null"):
+        training(base, table, zero_terminal_snr=True)
+    config = training(base, table, zero_terminal_snr=True, snr_gamma=None, prediction_type="v_prediction")
+    assert noise_schedule.problems(config) == []
+    sampled = config.model_copy(update={"generation": config.generation.model_copy(update={"scheduler": "unipc"})})
+    [problem] = noise_schedule.problems(sampled)
+    assert problem.key == "generation.scheduler" and "dpm, dpm_sde, ddim, ddpm, euler, euler_a" in problem.reason
 
 
 def test_both_prediction_types_train_and_others_are_refused(weights: Path, table: Path, tmp_path: Path) -> None:

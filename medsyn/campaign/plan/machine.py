@@ -9,7 +9,7 @@ import subprocess
 
 from medsyn.config import Config
 from medsyn.errors import CONFIGURATION, Problem
-from medsyn.models import lora_targets, model_folder
+from medsyn.models import lora_targets, model_folder, noise_schedule
 from medsyn.stage import CampaignDirectory
 
 
@@ -17,6 +17,7 @@ def check(config: Config) -> list[Problem]:
     """Everything that is missing or in the way, of a resolved configuration."""
     base = config.model_paths.stable_diffusion
     unusable = model_folder.problems(base) or lora_targets.problems(base, config.finetune.lora)
+    unusable = unusable or noise_schedule.problems(config)
     return _check_directory(config) + unusable + _check_packages(config)
 
 

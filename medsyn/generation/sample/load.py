@@ -9,6 +9,7 @@ from typing import Any
 from medsyn.generation.sample.batch import ImageSampler, Recipe
 from medsyn.generation.write.provenance import Sources, compute_environment
 from medsyn.models.device import choose_device
+from medsyn.models.model_folder import scheduler_config
 from medsyn.models.scorers import load_policy, load_selector
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic, load_unet
 from medsyn.models.weights import model_fingerprint
@@ -31,7 +32,9 @@ class Loader(Sources):
         """Load the models of a mode."""
         finetuned = self.finetuned(mode)
         unet = load_unet(self._source, self._shared.device, self._shared.dtype, finetuned)
-        system = replace(self._shared, unet=unet, fingerprint=model_fingerprint(self._source, finetuned))
+        schedule = scheduler_config(self._source, finetuned)
+        known_as = model_fingerprint(self._source, finetuned)
+        system = replace(self._shared, unet=unet, scheduler_config=schedule, fingerprint=known_as)
         recipe = Recipe.of(self.config, self.modality)
         if mode == "baseline":
             return ImageSampler(recipe, system)

@@ -42,7 +42,14 @@ def train(
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         chosen = draws(
-            training.key, step, batch, len(dataset), dataset.latent_shape, num_timesteps, section.caption_dropout
+            training.key,
+            step,
+            batch,
+            len(dataset),
+            dataset.latent_shape,
+            num_timesteps,
+            section.caption_dropout,
+            section.noise_offset,
         )
         inputs = (*dataset.batch(chosen), torch.from_numpy(chosen.noise), torch.from_numpy(chosen.timesteps))
         for micro in zip(*(tensor.split(section.train_batch_size) for tensor in inputs), strict=True):
@@ -63,7 +70,7 @@ def train(
             clock, clock_step = time.monotonic(), done
             line = {"step": done, "loss": loss, "learning_rate": rate, "samples_per_second": round(speed, 3)}
         if section.keep_every and done % section.keep_every == 0 and done < total:
-            keep_unet(state, done, training)  # before the checkpoint, from which this step is not made again
+            keep_unet(state, done, training, config)  # before the checkpoint, from which this step is not made again
         save = functools.partial(state.tensors, done)
         numbers = {"epoch": -(-done * batch // len(dataset)), "loss": loss, "learning_rate": rate}
         training.step_done(done, total, section.checkpointing_steps, save, line, batch, **numbers)

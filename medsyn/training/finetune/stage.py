@@ -16,9 +16,10 @@ from medsyn import disk
 from medsyn.config import FREE_OF_FINETUNE, Config, flatten
 from medsyn.data.images.latent_cache import TensorCache, hash_files
 from medsyn.data.tables.read import ImageRow
-from medsyn.errors import InputError
+from medsyn.errors import InputError, InputProblems
+from medsyn.models import noise_schedule
 from medsyn.models.device import choose_device
-from medsyn.models.stable_diffusion import load_synthetic
+from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
 from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import CampaignDirectory, Control, Task
 from medsyn.training.finetune.dataset import prepare_dataset, training_rows
@@ -47,10 +48,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     training = TrainingRun(config, task, directory, control, provenance, config.finetune.checkpoints_total_limit)
     if not training.has_published(model):
         system = load_synthetic(config.model_paths.stable_diffusion, choose_device(config.device).device)
-        if system.prediction_type not in ("epsilon", "v_prediction"):
-            reason = f"the model predicts '{system.prediction_type}'; only epsilon and v_prediction can be fine-tuned"
-            raise InputError(config.model_paths.stable_diffusion, reason, key="model_paths.stable_diffusion")
-        scheduler = DDPMScheduler.from_config(system.scheduler_config)
+        scheduler = _noise_schedule(config, system)
         state = first_state(system.unet, config.finetune, training.key)
         start = state.resume(training)  # a run that cannot resume is refused before hours of encoding
         dataset = prepare_dataset(config, rows, hashes, system, TensorCache(cache), control)
@@ -58,8 +56,23 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         loss = train(config, state, start, scheduler, dataset, training)
         summary = {"steps": config.finetune.max_train_steps, "loss": loss, **dataset.counts, "held_out": held_out}
         disk.write_json(training.directory / "summary.json", summary)
-        publish(state, config.model_paths.stable_diffusion, provenance, model)
+        publish(state, config, provenance, model)
     shutil.rmtree(training.checkpoints, ignore_errors=True)
+
+
+def _noise_schedule(config: Config, system: SyntheticSystem) -> Any:
+    """A DDPMScheduler with the schedule that is trained with.
+
+    Raises:
+        InputError: the model predicts something else than epsilon or v.
+        InputProblems: it cannot be trained as configured.
+    """
+    if system.prediction_type not in ("epsilon", "v_prediction"):
+        reason = f"the model predicts '{system.prediction_type}'; only epsilon and v_prediction can be fine-tuned"
+        raise InputError(config.model_paths.stable_diffusion, reason, key="model_paths.stable_diffusion")
+    if problems := noise_schedule.wrong_target(system.scheduler_config, config.finetune):
+        raise InputProblems(problems)
+    return DDPMScheduler.from_config(noise_schedule.trained_with(system.scheduler_config, config.finetune))
 
 
 def _provenance(config: Config, rows: list[ImageRow], hashes: dict[Path, str]) -> dict[str, Any]:
