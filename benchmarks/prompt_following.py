@@ -36,6 +36,7 @@ from medsyn.evaluation.features import shrink
 from medsyn.generation.block_store import Item
 from medsyn.generation.sample.batch import ImageSampler, Recipe
 from medsyn.generation.write.png import quantise
+from medsyn.models import weights
 from medsyn.models.device import choose_device
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
 
@@ -92,7 +93,7 @@ def main() -> int:
         save_sheet(args.sheet, samples, args.images // len(KINDS))
     if args.json:
         facts_of_run = {
-            "model": system.fingerprint,
+            "model": weights.model_fingerprint(args.model, weights.unet_sha256(args.unet)),
             "images": len(samples),
             "seconds_per_image": seconds / len(samples),
         }

@@ -188,6 +188,7 @@ class FinetuneSection(Section):
     use_8bit_adam: bool = False
     use_ema: bool = False
     ema_decay: float = Field(0.9999, gt=0, lt=1)
+    ema_every: int = Field(1, ge=1)
     gradient_checkpointing: bool = False
     enable_xformers: bool = False
     checkpointing_steps: int = Field(200, ge=1)

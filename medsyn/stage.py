@@ -47,11 +47,35 @@ def campaign_above(path: Path) -> Path | None:
     return next((one for one in folders if any((one / name).exists() for name in _OF_A_CAMPAIGN)), None)
 
 
+class UndeclaredRead(Exception):
+    """A stage asked for a result that it does not say it reads: nothing makes it wait for that result."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A task, and the earlier stages whose results it may read: of its own modality, where it has one."""
+
+    task: Task
+    stages: tuple[str, ...]
+
+    def require(self, stage: str, name: str) -> None:
+        """Raise UndeclaredRead if the task `name` of the stage is none of those it waits for."""
+        its = self.task.modality
+        foreign = its is not None and name not in ("all", slug(its))
+        if stage != self.task.stage and (stage not in self.stages or foreign):
+            reason = "which nothing makes it wait for (`READS` in medsyn/campaign/tasks.py)"
+            raise UndeclaredRead(f"{self.task.stage} {self.task.name} asks for the result of {stage} {name}, {reason}")
+
+
 @dataclass(frozen=True)
 class CampaignDirectory:
-    """Where everything about one campaign is. `tasks/` is bookkeeping, `work/` holds what the stages produce."""
+    """Where everything about one campaign is. `tasks/` is bookkeeping, `work/` holds what the stages produce.
+
+    `reader` is the task that it was handed to; None for whoever may look at everything.
+    """
 
     root: Path
+    reader: Reader | None = None
 
     @property
     def config(self) -> Path:
@@ -98,7 +122,9 @@ class CampaignDirectory:
         return self.root / "tasks" / "slurm" / name
 
     def work(self, stage: str, name: str) -> Path:
-        """What the task produces."""
+        """What the task produces; raises UndeclaredRead if the reader must not ask for that."""
+        if self.reader is not None:
+            self.reader.require(stage, name)
         return self.root / "work" / stage / name
 
     def finetuned_unet(self, modality: str) -> Path:

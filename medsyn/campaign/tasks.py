@@ -1,6 +1,9 @@
 """What runs, in which order, and what each result depends on: pure functions of the configuration.
 
-finetune[modality] -> rlhf-stage1 -> rlhf-stage2[modality] -> generate[modality, shard] -> evaluate
+finetune[modality] ---------------------> generate[modality, shard] -> evaluate
+rlhf-stage1 -> rlhf-stage2[modality] ---/
+
+The arrows are not written down: they follow from what each stage says that it reads (`READS`).
 
 A plan is data. Whoever runs it (the local scheduler, Slurm) obeys two rules only: a task starts when everything it
 `needs` is done and everything it comes `after` is over. So one failed modality stops its own branch and no other.
@@ -8,7 +11,7 @@ A plan is data. Whoever runs it (the local scheduler, Slurm) obeys two rules onl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -27,12 +30,27 @@ State = Literal["done", "failed", "blocked", "ready", "waiting"]
 
 
 @dataclass(frozen=True)
+class Result:
+    """An earlier stage whose results a stage reads, in a campaign where `where` says so.
+
+    A task reads those of its own modality and those for all; a task without a modality reads those of every modality.
+    """
+
+    stage: str
+    where: Callable[[Config], bool] = lambda config: True
+
+
+@dataclass(frozen=True)
 class Reads:
-    """What a stage's result depends on: configuration keys, input files, results of other stages."""
+    """What a stage's result depends on: configuration keys, input files, results of earlier stages.
+
+    With `partial` a task uses those results that there are, and needs just one: it starts when no more can come.
+    """
 
     keys: tuple[str, ...]
     inputs: tuple[str, ...]
-    results: tuple[str, ...] = ()
+    results: tuple[Result, ...] = ()
+    partial: bool = False
 
 
 _ALWAYS = ("campaign.seed", "device", "data.strict", "data.allow_synthetic")  # threads change bits too
@@ -45,6 +63,20 @@ _RLHF = (
 
 RESHARDED_BY = ("generation.blocks_per_shard", "generation.shard_minutes", "cluster.max_shards")
 
+
+def _samples_finetuned(config: Config) -> bool:
+    section = config.generation
+    return section.baseline_model == "finetuned" or any(mode != "baseline" for mode in section.modes)
+
+
+def _filters(config: Config) -> bool:
+    return "filtered" in config.generation.modes
+
+
+def _filters_by_modality(config: Config) -> bool:
+    return _filters(config) and config.training.stage == 2
+
+
 # Keys that name a file are not here: the file's content counts, not its path. Neither are those that only shard the
 # blocks, which changes no result.
 READS: dict[str, Reads] = {
@@ -56,7 +88,7 @@ READS: dict[str, Reads] = {
         ("table", "weights"),
     ),
     "rlhf-stage1": Reads(_RLHF, ("ratings", "weights")),
-    "rlhf-stage2": Reads((*_RLHF, "training.stage2"), ("ratings", "weights"), ("rlhf-stage1",)),
+    "rlhf-stage2": Reads((*_RLHF, "training.stage2"), ("ratings", "weights"), (Result("rlhf-stage1"),)),
     "generate": Reads(
         (
             *_ALWAYS,
@@ -65,7 +97,11 @@ READS: dict[str, Reads] = {
             *(key for name in GenerationSection.model_fields if (key := f"generation.{name}") not in RESHARDED_BY),
         ),
         ("prompts", "weights"),
-        ("finetune", "rlhf-stage1", "rlhf-stage2"),
+        (
+            Result("finetune", _samples_finetuned),
+            Result("rlhf-stage1", _filters),
+            Result("rlhf-stage2", _filters_by_modality),
+        ),
     ),
     "evaluate": Reads(
         (
@@ -77,9 +113,15 @@ READS: dict[str, Reads] = {
             "evaluation",
         ),
         ("table", "ratings", "prompts", "weights"),
-        ("finetune", "rlhf-stage1", "rlhf-stage2", "generate"),
+        (Result("finetune"), Result("rlhf-stage1"), Result("rlhf-stage2"), Result("generate")),
+        partial=True,
     ),
 }
+
+
+def results_of(stage: str, config: Config) -> tuple[str, ...]:
+    """The earlier stages whose results a stage reads in this campaign."""
+    return tuple(result.stage for result in READS[stage].results if result.where(config))
 
 
 @dataclass(frozen=True)
@@ -189,30 +231,45 @@ def build(config: Config, images: Mapping[str, Sequence[int]], blocks_per_shard:
             any gets no generate task.
         blocks_per_shard: by modality, see `medsyn.campaign.plan.shards`.
     """
-    modalities = config.data.modalities
-    finetunes = {
-        modality: PlannedTask(Task("finetune", index, slug(modality), modality))
-        for index, modality in enumerate(modalities)
-    }
-    stage1 = PlannedTask(Task("rlhf-stage1", 0, "all"), after=tuple(planned.key for planned in finetunes.values()))
-    stage2: dict[str, PlannedTask] = {}
-    if config.training.stage == 2:
-        stage2 = {
-            modality: PlannedTask(
-                Task("rlhf-stage2", index, slug(modality), modality), needs=(finetunes[modality].key, stage1.key)
-            )
-            for index, modality in enumerate(modalities)
+    planned: list[PlannedTask] = []
+    made: dict[str, list[Task]] = {}
+    for stage in STAGES:
+        made[stage] = _tasks(stage, config, images, blocks_per_shard)
+        read = [task for result in results_of(stage, config) for task in made[result]]
+        waits_for = {
+            modality: tuple((task.stage, task.name) for task in read if is_of(modality, task.modality))
+            for modality in dict.fromkeys(task.modality for task in made[stage])
         }
-    generates: list[PlannedTask] = []
-    for modality in modalities:
-        needs = (finetunes[modality].key, stage1.key, *([stage2[modality].key] if stage2 else []))
-        count = count_blocks(config, images.get(modality, ()))
-        for shard, blocks in enumerate(plan_shards(count, blocks_per_shard[modality]) if count else ()):
-            task = Task("generate", len(generates), f"{slug(modality)}-{shard:05d}", modality, blocks)
-            generates.append(PlannedTask(task, needs))
-    before = (*finetunes.values(), stage1, *stage2.values(), *generates)
-    evaluate = PlannedTask(Task("evaluate", 0, "all"), after=tuple(planned.key for planned in before))
-    return Plan((*before, evaluate))
+        which = "after" if READS[stage].partial else "needs"
+        planned += [PlannedTask(task, **{which: waits_for[task.modality]}) for task in made[stage]]
+    return Plan(tuple(planned))
+
+
+def is_of(reader: str | None, modality: str | None) -> bool:
+    """Whether a task of the modality `reader` reads the results of one of `modality`; None: of all."""
+    return reader is None or modality is None or modality == reader
+
+
+def _tasks(
+    stage: str, config: Config, images: Mapping[str, Sequence[int]], blocks_per_shard: Mapping[str, int]
+) -> list[Task]:
+    """The tasks of a stage; none where the campaign does without it."""
+    if stage in ("rlhf-stage1", "evaluate"):
+        return [Task(stage, 0, "all")]
+    if stage == "rlhf-stage2" and config.training.stage == 1:
+        return []
+    if stage != "generate":
+        return [Task(stage, index, slug(modality), modality) for index, modality in enumerate(config.data.modalities)]
+    shards = [
+        (modality, number, blocks)
+        for modality in config.data.modalities
+        if (count := count_blocks(config, images.get(modality, ())))
+        for number, blocks in enumerate(plan_shards(count, blocks_per_shard[modality]))
+    ]
+    return [
+        Task(stage, index, f"{slug(modality)}-{number:05d}", modality, blocks)
+        for index, (modality, number, blocks) in enumerate(shards)
+    ]
 
 
 def count_blocks(config: Config, runs: Sequence[int]) -> int:
@@ -238,7 +295,7 @@ def stage_fingerprints(config: Config, inputs: Mapping[str, str]) -> dict[str, s
                 "stage": stage,
                 "config": config.section_fingerprint(*reads.keys),
                 "inputs": {name: inputs[name] for name in reads.inputs},
-                "results": {name: fingerprints[name] for name in reads.results},
+                "results": {name: fingerprints[name] for name in results_of(stage, config)},
                 **({"anatomies": anatomies} if anatomies else {}),
             }
         )

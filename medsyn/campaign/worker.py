@@ -23,6 +23,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO, TypeAlias
@@ -31,11 +32,11 @@ from medsyn import disk, errors
 from medsyn.campaign import prctl
 from medsyn.campaign.state import attempts, campaign_file, locks, markers
 from medsyn.campaign.state.campaign_file import Campaign
-from medsyn.campaign.tasks import Key, PlannedTask
+from medsyn.campaign.tasks import Key, PlannedTask, results_of
 from medsyn.config import Config
 from medsyn.errors import InputError, InputProblems
 from medsyn.progress import Progress
-from medsyn.stage import BadNode, CampaignDirectory, Control, NoProgress, Saved, Task
+from medsyn.stage import BadNode, CampaignDirectory, Control, NoProgress, Reader, Saved, Task
 
 StageFunction: TypeAlias = Callable[[Config, Task, CampaignDirectory, Control], None]
 
@@ -119,7 +120,8 @@ def _attempt(campaign: Campaign, planned: PlannedTask, control: Control, functio
         _check_inputs(campaign, planned, control, campaign_file.LATENCY_SECONDS if attempts.slurm_job() else 0.0)
         run = load(function, campaign.config.device.cpu_threads)
         control.leave_if_asked()
-        run(campaign.config, planned.task, directory, control)
+        reader = Reader(planned.task, results_of(planned.task.stage, campaign.config))
+        run(campaign.config, planned.task, replace(directory, reader=reader), control)
         markers.write_done(campaign, planned, {"attempts": number, "seconds": time.time() - started})
         code, reason = errors.EXIT_DONE, "done"
     except KeyboardInterrupt:

@@ -37,7 +37,6 @@ class SyntheticSystem:
     scheduler_config: dict[str, Any]
     device: torch.device
     dtype: torch.dtype
-    fingerprint: str  # of the weights in use, including the fine-tuned UNet
     _embedded: OrderedDict[str, tuple[Tensor, Tensor]] = field(default_factory=OrderedDict)
 
     @property
@@ -172,5 +171,4 @@ def load_synthetic(
         scheduler_config=model_folder.scheduler_config(source, unet_from),
         device=device,
         dtype=dtype,
-        fingerprint=weights.model_fingerprint(source, unet_from),
     )

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from medsyn.config import EMBEDDED
-from medsyn.disk import fingerprint, sha256_file
+from medsyn.disk import fingerprint, read_json, sha256_file
 
 SCORER_WEIGHTS = "model.safetensors"  # of a saved Selector or Policy
 
@@ -109,19 +109,63 @@ def weights_fingerprint(source: str) -> str:
     return fingerprint(digests)
 
 
-def model_fingerprint(source: str, unet_from: Path | None = None) -> str:
-    """Fingerprint of the weights in use: those of `source`, with the fine-tuned `unet_from`/unet if given.
+def model_fingerprint(source: str, unet_sha256: str | None = None, unet_from: Path | None = None) -> str:
+    """Fingerprint of the model in use.
 
-    A noise schedule beside that UNet is part of it where it is another one than that of `source`.
+    Args:
+        source: the base model.
+        unet_sha256: of the fine-tuned UNet's weights, if there is one.
+        unet_from: the folder of that UNet: a noise schedule in it counts if it is not that of `source`.
     """
     base = weights_fingerprint(source)
-    if unet_from is None:
+    if unet_sha256 is None:
         return base
-    unet = sha256_file(unet_from / "unet" / UNET_WEIGHTS)
-    return fingerprint([base, unet, *_other_schedule(locate(source), unet_from / SCHEDULE)])
+    return fingerprint([base, unet_sha256, *_other_schedule(locate(source), unet_from)])
 
 
-def _other_schedule(base: Path | None, own: Path) -> list[str]:
-    if base is None or not own.is_file() or own.read_bytes() == (base / SCHEDULE).read_bytes():
+def _other_schedule(base: Path | None, unet_from: Path | None) -> list[str]:
+    if base is None or unet_from is None or not (unet_from / SCHEDULE).is_file():
         return []
-    return [sha256_file(own)]
+    own = unet_from / SCHEDULE
+    return [] if own.read_bytes() == (base / SCHEDULE).read_bytes() else [sha256_file(own)]
+
+
+def unet_sha256(directory: Path | None) -> str | None:
+    """Hex SHA-256 of the weights of `directory`/unet; None for no directory."""
+    return None if directory is None else weights_sha256(directory / "unet" / UNET_WEIGHTS)
+
+
+def weights_sha256(path: Path) -> str:
+    """Hex SHA-256 of all bytes of a file; a process reads it again only if it has changed."""
+    status = path.stat()
+    # the change time too: a program can set back the modification time, not this one
+    return _sha256(path.resolve(), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=32)
+def _sha256(path: Path, *state: int) -> str:
+    return sha256_file(path)
+
+
+def recorded_sha256(path: Path, marker: Path, root: Path) -> str | None:
+    """Hex SHA-256 of a file as its task's done marker has it, which is read instead of the file.
+
+    None unless the file has the recorded size and both its times are before the marker's, so that it has been neither
+    replaced nor touched since the task hashed it. Times of one file system are compared with one another, never with
+    a clock of this machine.
+
+    Args:
+        path: of the file.
+        marker: of the task that made it.
+        root: the campaign's directory, which the marker's paths are relative to.
+    """
+    try:
+        status = path.stat()
+        if max(status.st_mtime_ns, status.st_ctime_ns) >= marker.stat().st_mtime_ns:
+            return None
+        name = str(path.relative_to(root))
+        outputs = {output["path"]: (output["size"], output["sha256"]) for output in read_json(marker)["outputs"]}
+        size, sha256 = outputs[name]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return sha256 if size == status.st_size and isinstance(sha256, str) else None

@@ -13,18 +13,19 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from medsyn import disk
 from medsyn.config import flatten
 from medsyn.errors import InputError
 from medsyn.stage import NoProgress
+from medsyn.training.tensor_file import write_tensors
 
 STATE = "state.safetensors"
 MANIFEST = "manifest.json"
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(
-    directory: Path, step: int, tensors: dict[str, Tensor], provenance: dict[str, Any], keep: int
+    directory: Path, step: int, tensors: Mapping[str, Tensor], provenance: dict[str, Any], keep: int
 ) -> None:
     """Save the state after `step` steps as `directory`/step-…, then remove all but the newest `keep`.
 
@@ -50,13 +51,8 @@ def save_checkpoint(
     """
     path = directory / f"step-{step:09d}"
     with disk.atomic_directory(path) as temporary:
-        _write_tensors(temporary / STATE, tensors)
-        body = {
-            "step": step,
-            "size": (temporary / STATE).stat().st_size,
-            "sha256": disk.sha256_file(temporary / STATE),
-            "facts": provenance,
-        }
+        size, sha256 = write_tensors(temporary / STATE, tensors)
+        body = {"step": step, "size": size, "sha256": sha256, "facts": provenance}
         disk.write_json(temporary / MANIFEST, {**body, "fingerprint": disk.fingerprint(body)})
         if path.exists():  # one that `load_newest` had to skip: a run does not save a step twice
             discard(path)
@@ -107,11 +103,6 @@ def _found(directory: Path) -> list[tuple[int, Path]]:
     names: Iterable[Path] = directory.iterdir() if directory.is_dir() else ()
     matches = [(match, path) for path in names if (match := _NAME.fullmatch(path.name))]
     return sorted(((int(match[1]), path) for match, path in matches), reverse=True)
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    with disk.writing(path):
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def _read_manifest(path: Path, step: int) -> dict[str, Any]:

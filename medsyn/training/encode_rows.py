@@ -34,7 +34,7 @@ def encode_rows(
     allow_synthetic: bool,
     variant: Sequence[Any] = (),
 ) -> tuple[list[tuple[str, Row]], int]:
-    """Encode the images that the cache lacks; several rows may share an image.
+    """Encode the images that the cache lacks, and read the next ones meanwhile; several rows may share an image.
 
     Args:
         config: of the campaign.
@@ -61,7 +61,7 @@ def encode_rows(
         key = image_key(file, row.modality, row.volume, resolution, weights, allow_synthetic)
         return disk.fingerprint([*variant, key]) if variant else key
 
-    def compute(row: Row) -> dict[str, Tensor]:
+    def read(row: Row) -> tuple[Image, Tensor]:
         if not hashes[row.path]:
             raise InputError(row.path, "cannot be read")
         image = read_image(row.path, row.modality, row.volume)
@@ -69,10 +69,12 @@ def encode_rows(
             reason = f"is marked as generated ({image.mark}); data.allow_synthetic=true allows training on it"
             raise InputError(row.path, reason)
         pixels = np.ascontiguousarray(fit_square(image.pixels, resolution).transpose(2, 0, 1))
-        return encode(image, torch.from_numpy(pixels)[None])
+        return image, torch.from_numpy(pixels)[None]
 
     keyed = [(key_of(row), row) for row in rows]
-    encoded, failures = cache.fill(dict(keyed), compute, control, "image")
+    encoded, failures = cache.fill(
+        dict(keyed), read, lambda made: encode(*made), control, "image", config.device.cpu_threads
+    )
     problems = [
         Problem(table, f"{row.file}: {failures[key].problem.reason}", row.row) for key, row in keyed if key in failures
     ]

@@ -59,8 +59,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dic
     flat = {}
     for index, values in optimizer.state_dict()["state"].items():
         for key, value in values.items():
-            # a copy: parameters may share a tensor (bitsandbytes' quantization maps), safetensors refuses shared ones
-            tensor = value.detach().to("cpu", copy=True) if torch.is_tensor(value) else torch.tensor(int(value))
+            tensor = value.detach() if torch.is_tensor(value) else torch.tensor(int(value))
             flat[f"{_PREFIX}{names[index]}.{key}"] = tensor
     return flat
 

@@ -112,7 +112,7 @@ def load_rated(
     )
     modality_of = {row.prompt: row.modality for row in prompts_of}
     prompts = {caption_key(prompt, weights): prompt for prompt in modality_of}
-    cache.fill(prompts, embed, control, "prompt")
+    cache.fill(prompts, str, embed, control, "prompt")
 
     table = pd.DataFrame([row for _, row in kept])
     image, images = pd.factorize(np.array([key for key, _ in kept]))

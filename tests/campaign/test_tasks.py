@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
 from medsyn import config as configuration
-from medsyn.campaign.tasks import READS, Key, Plan, build, reads_key, settle, stage_fingerprints
+from medsyn.campaign.tasks import READS, Key, Plan, Result, build, reads_key, settle, stage_fingerprints
 from medsyn.config import Config, flatten
 from medsyn.errors import InputError
 from medsyn.stage import STAGES
@@ -98,28 +99,57 @@ def states(done: set[Key], failed: set[Key]) -> dict[str, str]:
     return {" ".join(key): state for key, state in settle(plan(), done, failed).states.items()}
 
 
-def test_only_finetuning_is_ready_at_first() -> None:
-    assert [name for name, state in states(set(), set()).items() if state == "ready"] == [
-        "finetune ct",
-        "finetune x-ray",
-    ]
+def test_finetuning_and_stage_1_which_read_nothing_of_each_other_are_ready_at_first() -> None:
+    ready = [name for name, state in states(set(), set()).items() if state == "ready"]
+    assert ready == ["finetune ct", "finetune x-ray", "rlhf-stage1 all"]
 
 
-def test_stage_1_waits_until_every_finetuning_is_over_and_then_needs_just_one() -> None:
-    assert states({("finetune", "ct")}, set())["rlhf-stage1 all"] == "waiting"
-    assert states({("finetune", "ct")}, {("finetune", "x-ray")})["rlhf-stage1 all"] == "ready"
+STAGE1, FINETUNE, STAGE2 = ("rlhf-stage1", "all"), ("finetune", "ct"), ("rlhf-stage2", "ct")
+
+
+@pytest.mark.parametrize(
+    ("generation", "stage", "needs"),
+    [
+        ({}, 2, (FINETUNE, STAGE1, STAGE2)),
+        ({}, 1, (FINETUNE, STAGE1)),
+        ({"modes": ["filtered"]}, 2, (FINETUNE, STAGE1, STAGE2)),
+        ({"modes": ["baseline"]}, 2, ()),
+        ({"modes": ["baseline"], "baseline_model": "finetuned"}, 2, (FINETUNE,)),
+    ],
+)
+def test_generation_waits_for_what_its_modes_read(
+    generation: dict[str, object], stage: int, needs: tuple[Key, ...]
+) -> None:
+    settings = config(generation=generation, training={"stage": stage})
+    planned = build(settings, {"CT": [1]}, {"CT": 1})
+    assert planned.by_key["generate", "ct-00000"].needs == needs
+    read = {key[0] for key in needs}
+    faster = config(generation=generation, training={"stage": stage}, finetune={"learning_rate": 1e-4})
+    prints = stage_fingerprints(settings, INPUTS)["generate"], stage_fingerprints(faster, INPUTS)["generate"]
+    assert (prints[0] != prints[1]) == ("finetune" in read), "its fingerprint has what it reads and nothing else"
+
+
+def test_one_line_says_what_a_stage_reads_and_the_order_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scorers that learn from the fine-tuned generators' own samples: of those modalities that have one."""
+    reads = replace(READS["rlhf-stage1"], results=(Result("finetune"),), partial=True)
+    monkeypatch.setitem(READS, "rlhf-stage1", reads)
+    assert plan().by_key[STAGE1].after == (FINETUNE, ("finetune", "x-ray"))
+    assert states({FINETUNE}, set())["rlhf-stage1 all"] == "waiting"
+    assert states({FINETUNE}, {("finetune", "x-ray")})["rlhf-stage1 all"] == "ready"
+    assert changed(finetune={"learning_rate": 1e-4}) == list(STAGES)
 
 
 def test_a_failed_modality_blocks_its_own_branch_only() -> None:
-    now = settle(plan(), {("finetune", "ct"), ("rlhf-stage1", "all")}, {("finetune", "x-ray")})
-    assert now.states["rlhf-stage2", "ct"] == "ready"
-    assert now.states["rlhf-stage2", "x-ray"] == now.states["generate", "x-ray-00000"] == "blocked"
+    now = settle(plan(), {FINETUNE, STAGE1, STAGE2}, {("finetune", "x-ray")})
+    assert now.states["generate", "ct-00000"] == "ready"
+    assert now.states["rlhf-stage2", "x-ray"] == "ready"
+    assert now.states["generate", "x-ray-00000"] == "blocked"
     assert now.blocked_by["generate", "x-ray-00000"] == (("finetune", "x-ray"),)
     assert now.states["evaluate", "all"] == "waiting"
 
 
 def test_when_all_failed_everything_is_blocked_by_the_failures_themselves() -> None:
-    failed = {("finetune", "ct"), ("finetune", "x-ray")}
+    failed = {("finetune", "ct"), ("finetune", "x-ray"), STAGE1}
     now = settle(plan(), set(), failed)
     assert {state for key, state in now.states.items() if key not in failed} == {"blocked"}
     assert set(now.blocked_by["evaluate", "all"]) == failed

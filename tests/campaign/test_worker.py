@@ -15,7 +15,8 @@ import pytest
 
 from medsyn import disk
 from medsyn.campaign import worker
-from medsyn.campaign.state import locks
+from medsyn.campaign.state import locks, markers
+from medsyn.campaign.tasks import Key
 from medsyn.errors import EXIT_BAD_INPUT
 from medsyn.stage import STAGES
 from tests.helpers.paths import ROOT
@@ -340,3 +341,27 @@ def test_a_campaigns_files_are_as_private_as_the_user_wants_them(trial: Trial, u
     modes = {path: path.stat().st_mode & 0o777 for path in (trial.root, *trial.root.rglob("*"))}
     assert {mode for path, mode in modes.items() if path.is_dir()} == {given}
     assert {mode for path, mode in modes.items() if path.is_file()} == {given & 0o640}, modes
+
+
+@pytest.mark.parametrize(
+    ("task", "asked", "allowed"),
+    [
+        (("rlhf-stage1", "all"), ("finetune", "ct"), False),
+        (("rlhf-stage2", "ct"), ("rlhf-stage1", "all"), True),
+        (("rlhf-stage2", "ct"), ("rlhf-stage2", "oct"), True),  # its own stage: there is nothing to wait for
+        (("rlhf-stage2", "ct"), ("finetune", "ct"), False),
+        (("generate", "ct-00000"), ("finetune", "ct"), True),
+        (("generate", "ct-00000"), ("finetune", "oct"), False),
+        (("evaluate", "all"), ("finetune", "oct"), True),
+    ],
+)
+def test_a_stage_that_asks_for_a_result_it_does_not_say_it_reads_is_told(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch, task: Key, asked: Key, allowed: bool
+) -> None:
+    trial.prepare()
+    trial.script({" ".join(task): [f"ask:{' '.join(asked)}"]})
+    monkeypatch.setattr(markers, "check_inputs", lambda campaign, planned: None)
+    assert trial.work(*task)[0] == (0 if allowed else 1)
+    if not allowed:
+        message = str(failure(trial, *task)["message"])
+        assert message.startswith(f"{' '.join(task)} asks for the result of {' '.join(asked)}, which nothing makes")

@@ -41,6 +41,8 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     elif action == "crash":
         control.heartbeat(3, 10)
         raise ValueError(f"boom {argument} in <object at {hex(id(task))}>")
+    elif action == "ask":
+        directory.work(*argument.split())
     elif action == "deaf":
         time.sleep(60)
     elif action == "save":

@@ -74,11 +74,10 @@ def test_encode_and_decode_agree_on_shapes_and_ranges(system: SyntheticSystem) -
     assert decoded.max() <= 1
 
 
-def test_a_finetuned_unet_is_taken_and_changes_the_fingerprint(model: Path, tmp_path: Path) -> None:
+def test_a_finetuned_unet_is_taken(model: Path, tmp_path: Path) -> None:
     other = tiny.build_random(tmp_path / "other", seed=1)
     base = load_synthetic(str(model), CPU)
     tuned = load_synthetic(str(model), CPU, unet_from=other)
-    assert tuned.fingerprint != base.fingerprint
     assert not torch.equal(tuned.unet.conv_in.weight, base.unet.conv_in.weight)
     assert torch.equal(tuned.vae.encoder.conv_in.weight, base.vae.encoder.conv_in.weight)
 

@@ -19,6 +19,6 @@ def test_the_benchmark_queues_looks_at_and_cancels_a_campaign(tmp_path: Path) ->
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     (row,) = json.loads(numbers.read_text())["queue"]
-    gates = 1 + 1 + 5 + 5  # after fine-tuning, after each RLHF stage, after generation
+    gates = 5 + 1 + 5 + 5  # after fine-tuning, after each RLHF stage, after generation
     assert row["sbatch_calls"] == 1 + 1 + 1 + 5 + gates + 1, "an array per stage, of generation per modality; evaluate"
     assert row["jobs"] == 5 + 1 + 5 + 10 + gates + 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -11,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
+from safetensors.torch import save as library_bytes
 
 from medsyn import disk
 from medsyn.config import FinetuneSection
 from medsyn.errors import InputError
 from medsyn.stage import NoProgress
-from medsyn.training import checkpoint
+from medsyn.training import checkpoint, tensor_file
 from medsyn.training.checkpoint import load_newest, save_checkpoint
 from medsyn.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 
@@ -210,18 +211,22 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path: Path, monk
         assert newest(tmp_path) == 1
 
 
-@pytest.mark.parametrize("number", disk.FULL)
-def test_a_full_disk_met_by_safetensors_is_an_os_error_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    def full(*_: object) -> None:
-        raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
+def test_tensors_are_written_as_the_library_writes_them_and_hashed_on_the_way(tmp_path: Path) -> None:
+    many = {f"é {dtype}": torch.arange(6).to(dtype).reshape(3, 2) for dtype in tensor_file._NAMES} | {
+        "empty": torch.zeros(0, 3),
+        "scalar": torch.tensor(1.5),
+        "long": torch.arange(99.0),
+    }
+    path = tmp_path / "tensors"
+    size, sha256 = tensor_file.write_tensors(path, many)
+    content = path.read_bytes()
+    assert (size, sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert content == library_bytes(many)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match=os.strerror(number)) as caught:
-        save(tmp_path, 1)
-    assert caught.value.errno == number
-    assert names(tmp_path) == []
+
+def test_nothing_is_read_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "sha256_file", lambda path: pytest.fail("read again"))
+    save_checkpoint(tmp_path, 1, tensors(), FACTS, 1)
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -242,7 +247,7 @@ def kill_self(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("module", "function", "survivor"),
     [
-        (disk, "sha256_file", 1),  # tensors written, no manifest
+        (checkpoint, "write_tensors", 1),
         (disk, "write_json", 1),
         (disk, "fsync_directory", 1),  # everything written, not yet renamed
         (checkpoint, "discard", 2),  # renamed, not yet pruned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,9 @@ from medsyn.stage import Control
 from medsyn.training import encode_rows
 
 
-def encode(tmp_path: Path, rows: list[ImageRow], monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], int]:
+def encode(
+    tmp_path: Path, rows: list[ImageRow], monkeypatch: pytest.MonkeyPatch, threads: int = 1
+) -> tuple[list[Any], int]:
     """Rows with their mean brightness as the entry."""
 
     def mean(image: Any, pixels: Tensor) -> dict[str, Tensor]:
@@ -28,7 +31,9 @@ def encode(tmp_path: Path, rows: list[ImageRow], monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(encode_rows, "weights_fingerprint", lambda path: "weights")
     config: Any = SimpleNamespace(
-        data=SimpleNamespace(resolution=16, strict=True), model_paths=SimpleNamespace(stable_diffusion="x")
+        data=SimpleNamespace(resolution=16, strict=True),
+        model_paths=SimpleNamespace(stable_diffusion="x"),
+        device=SimpleNamespace(cpu_threads=threads),
     )
     cache, hashes = TensorCache(tmp_path / "cache"), {row.path: row.path.name for row in rows}
     keyed, encoded = encode_rows.encode_rows(config, "table", rows, hashes, mean, cache, Control(), False)
@@ -53,3 +58,33 @@ def test_the_mark_of_a_refused_image_is_named(tmp_path: Path, monkeypatch: pytes
     row = ImageRow(2, "a.png", tmp_path / "a.png", "CT: x", "CT", None)
     with pytest.raises(InputProblems, match=r"a\.png: is marked as generated \(PNG text 'Software'\)"):
         encode(tmp_path, [row], monkeypatch)
+
+
+def test_images_are_read_beside_the_encoder_and_their_order_is_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all threads reading and the encoder waiting for the first image, the others are read."""
+    rows = []
+    for number in range(6):
+        path = tmp_path / f"{number}.png"
+        PillowImage.fromarray(np.linspace(0, 40 * number + 9, 256).reshape(16, 16).astype(np.uint8)).save(path)
+        rows.append(ImageRow(number + 2, path.name, path, "CT: x", "CT", None))
+    others, read = threading.Event(), encode_rows.read_image
+
+    def reading(path: Path, *arguments: Any) -> Any:
+        if path.name == "0.png":
+            assert others.wait(30), "nothing was read meanwhile"
+        if path.name == "2.png":
+            others.set()
+        return read(path, *arguments)
+
+    monkeypatch.setattr(encode_rows, "read_image", reading)
+    means, encoded = encode(tmp_path / "parallel", rows, monkeypatch, threads=2)
+    monkeypatch.setattr(encode_rows, "read_image", read)
+    assert encoded == len(rows)
+    assert means == encode(tmp_path / "serial", rows, monkeypatch)[0]
+    assert files(tmp_path / "parallel") == files(tmp_path / "serial"), "the shards' names are hashes of their bytes"
+
+
+def files(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.rglob("*.safetensors"))

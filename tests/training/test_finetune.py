@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,18 @@ def test_the_adapter_that_is_published_makes_the_base_the_model_that_is_publishe
     assert painted(model).shape == (32, 32, 3)
 
 
+@pytest.mark.parametrize("every", [2, 4, 100])
+def test_the_same_holds_for_an_average_of_some_steps(every: int, weights: Path, table: Path, tmp_path: Path) -> None:
+    """Stopped where an update is due, between two, and at the end, where the steps since the last one are missing."""
+    config = training(weights, table, ema_every=every, checkpointing_steps=100)
+    run(config, tmp_path / "straight")
+    for stop in (1, 4, 6):
+        with pytest.raises(Saved):
+            run(config, tmp_path / "stopped", StopAt(stop))
+    run(config, tmp_path / "stopped")
+    assert_same_end(tmp_path / "stopped", tmp_path / "straight")
+
+
 @pytest.mark.parametrize("lines", [100, 1], ids=["a line per step", "stopped inside an interval of the metrics"])
 def test_the_same_holds_for_a_plain_run(
     lines: int, weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -253,8 +266,11 @@ def on_call(number: int, function: Callable, action: Callable) -> Callable:
     return wrapped
 
 
-def half_a_state(tensors: dict, path: Path, *_: object) -> None:
-    save_file(tensors, path)
+def half_a_state(*arguments: Any) -> None:
+    """Of whatever writes {name: tensor} to a path, half."""
+    tensors = next(one for one in arguments if isinstance(one, dict) and torch.is_tensor(next(iter(one.values()))))
+    path = next(one for one in arguments if isinstance(one, Path))
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     os.truncate(path, path.stat().st_size // 2)
     kill_self()
 
@@ -266,8 +282,8 @@ def half_a_line(path: Path, record: dict) -> None:
 
 
 KILLS: dict[str, tuple[Any, str, Callable[[Any], Callable]]] = {
-    "in the first save": (checkpoint, "save_file", lambda real: on_call(1, real, half_a_state)),
-    "in the second save": (checkpoint, "save_file", lambda real: on_call(2, real, half_a_state)),
+    "in the first save": (checkpoint, "write_tensors", lambda real: on_call(1, real, half_a_state)),
+    "in the second save": (checkpoint, "write_tensors", lambda real: on_call(2, real, half_a_state)),
     "before the second is pruned": (checkpoint, "discard", lambda real: on_call(1, real, kill_self)),
     "in a line of the metrics": (disk, "append_jsonl", lambda real: on_call(3, real, half_a_line)),
     "between two saves": (loop, "draws", lambda real: on_call(4, real, kill_self)),
@@ -361,7 +377,7 @@ def test_a_full_disk_ends_the_run_and_room_on_it_lets_it_go_on(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", on_call(2, checkpoint.save_file, full))
+        patch.setattr(checkpoint, "write_tensors", on_call(2, checkpoint.write_tensors, full))
         with pytest.raises(OSError, match="No space left"):
             run(config, tmp_path)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-000000002"]
@@ -433,6 +449,7 @@ def test_a_finished_run_loads_nothing(
     weights: Path, table: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "load_synthetic", kill_self)
+    monkeypatch.setattr(stage, "load_unet", kill_self)
     run(training(weights, table), undisturbed)
 
 
@@ -518,10 +535,7 @@ def test_kept_unets_are_what_a_shorter_run_ends_with(
     run(training(weights, table, keep_every=4, **constant), tmp_path / "long")
     run(training(weights, table, max_train_steps=4, **constant), tmp_path / "short")
     assert kept(tmp_path / "long") == {"checkpoint-4": unet_bytes(tmp_path / "short")}
-    system = load_synthetic(
-        str(weights), torch.device("cpu"), unet_from=tmp_path / "long/work/finetune/ct/checkpoint-4"
-    )
-    assert system.fingerprint == model_fingerprint(str(weights), tmp_path / "short/work/finetune/ct/model")
+    load_synthetic(str(weights), torch.device("cpu"), unet_from=tmp_path / "long/work/finetune/ct/checkpoint-4")
 
 
 KILLS_AROUND_KEEPING: dict[str, tuple[Any, str, Callable[[Any], Callable]]] = {
@@ -586,6 +600,31 @@ def test_the_shape_of_sd2_goes_through_the_same_code(weights: Path, table: Path,
     assert image.record["accepted"]
 
 
+# --- nothing waits ---------------------------------------------------------------------------------------------------
+
+
+def test_the_samples_of_the_next_step_are_made_while_this_one_computes(
+    weights: Path, table: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {step: threading.Event() for step in range(STEPS)}
+    draw, loss, computed = loop.draws, loop.denoising_loss, []
+
+    def drawing(key: Any, step: int, *arguments: Any) -> Any:
+        made[step].set()
+        return draw(key, step, *arguments)
+
+    def computing(*arguments: Any) -> torch.Tensor:
+        step = len(computed) // 2  # micro-batches
+        assert made[min(step + 1, STEPS - 1)].wait(30)
+        computed.append(step)
+        return loss(*arguments)
+
+    monkeypatch.setattr(loop, "draws", drawing)
+    monkeypatch.setattr(loop, "denoising_loss", computing)
+    run(training(weights, table), tmp_path)
+    assert_same_end(tmp_path, undisturbed)
+
+
 # --- every image once, every caption once, held out is held out -----------------------------------------------------
 
 
@@ -620,10 +659,13 @@ def test_no_patient_is_on_both_sides(weights: Path, table: Path) -> None:
     assert held_out == sum(row.patient_id in others for row in everything) == 4
 
 
-def test_a_resumed_run_encodes_and_embeds_nothing_again(weights: Path, table: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_encodes_and_embeds_nothing_again_and_loads_nothing_for_it(
+    weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = training(weights, table)
     with pytest.raises(Saved):
         run(config, tmp_path, StopAt(1))
+    monkeypatch.setattr(stage, "load_synthetic", lambda *_, **__: pytest.fail("VAE and text encoder were loaded"))
     run(config, tmp_path)
     assert summary(tmp_path)["vae_encodes"] == summary(tmp_path)["text_encoder_calls"] == 0
 
@@ -908,9 +950,9 @@ def test_a_model_is_trained_over_to_v_and_zero_terminal_snr_and_its_folder_says_
     assert np.isfinite(painted(model)).all()
     (image,) = Generator(base, finetuned=model, device="cpu", height=32, num_inference_steps=2).images("CT: a", count=1)
     assert image.record["accepted"]
-    before = model_fingerprint(str(base), model)
+    before = model_fingerprint(str(base), "unet", model)
     (model / "scheduler" / "scheduler_config.json").write_bytes((base / "scheduler/scheduler_config.json").read_bytes())
-    assert model_fingerprint(str(base), model) != before
+    assert model_fingerprint(str(base), "unet", model) != before
 
 
 def test_zero_terminal_snr_is_refused_where_it_cannot_be_learned(weights: Path, table: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Which job arrays and gates a campaign needs, and what each waits for: pure functions of the plan.
 
-finetune[modality] -> gate -> rlhf-stage1 -> gate -> rlhf-stage2[modality] -> gate per modality
+finetune[modality] ----------------------------> gate per modality
+rlhf-stage1 -> gate -> rlhf-stage2[modality] --> gate per modality
     -> generate[shard] per modality, in chunks of what one array may hold -> gate per modality -> evaluate
 
 The number of nodes depends on modalities and chunks, never on tasks or prompts. A gate comes after the tasks it looks
@@ -15,8 +16,6 @@ from dataclasses import dataclass, field
 from medsyn.campaign.slurm.submissions import Kind, Submission
 from medsyn.campaign.tasks import Key, Plan, PlannedTask
 from medsyn.stage import slug
-
-PER_MODALITY_GATES = ("rlhf-stage2", "generate")  # a modality goes on without waiting for the others
 
 
 @dataclass(frozen=True)
@@ -139,12 +138,11 @@ def _groups(tasks: Iterable[PlannedTask]) -> dict[str, list[PlannedTask]]:
 
 
 def _gates(members: Iterable[PlannedTask]) -> dict[str, list[PlannedTask]]:
-    """Tasks by the gate that looks at them."""
+    """Tasks by the gate that looks at them: a modality goes on without waiting for the others."""
     gates: dict[str, list[PlannedTask]] = {}
     for planned in members:
-        stage = planned.task.stage
-        of = f"-{slug(planned.task.modality or '')}" if stage in PER_MODALITY_GATES else ""
-        gates.setdefault(f"gate-{stage}{of}", []).append(planned)
+        of = f"-{slug(planned.task.modality)}" if planned.task.modality else ""
+        gates.setdefault(f"gate-{planned.task.stage}{of}", []).append(planned)
     return gates
 
 

@@ -48,15 +48,21 @@ def run_task(root: str, stage: str, name: str, functions: Mapping[str, str] = wo
 
 
 def run_gate(root: str, name: str, folder: str) -> None:
-    """Decide which jobs can no longer run, and write the list for the batch script."""
+    """Decide which jobs can no longer run, and write the list for the batch script.
+
+    Where that list is, the tasks that the gate looks at are over. So it is there before the gate looks at the others:
+    of two gates that decide at once, one at least knows of both.
+    """
+    listed = Path(folder) / sbatch.CANCEL_LIST
     try:
+        disk.write_atomic(listed, "")
         blocked = blocked_jobs(campaign_file.open_campaign(Path(root)), name)
     except (InputError, InputProblems) as error:
         print(error, file=sys.stderr, flush=True)
         sys.exit(errors.EXIT_BAD_INPUT)
     lines = [f"{job_name} {' '.join(jobs)}" for job_name, jobs in blocked.items()]
     print(f"{name}: cancelling {'; '.join(lines) or 'nothing'}", flush=True)
-    disk.write_atomic(Path(folder) / sbatch.CANCEL_LIST, "".join(f"{line}\n" for line in lines))
+    disk.write_atomic(listed, "".join(f"{line}\n" for line in lines))
 
 
 def _leave_when_asked() -> None:
@@ -80,15 +86,23 @@ def blocked_jobs(
 ) -> dict[str, list[str]]:
     """The jobs that the gate called `name` takes out of the queue: {job name: Slurm's ids}.
 
+    It counts what failed among the tasks that it or a gate before it looks at: what comes after several stages is
+    blocked by all of them together.
+
     A silent task, neither done nor failed nor blocked, gets `latency_seconds`: on a shared file system a marker that
     another node wrote may appear late.
     """
     submissions = on_record.read(campaign.directory.ledger)
-    place = next((place for place, one in enumerate(submissions) if one.name == name), None)
-    if place is None:  # it was withdrawn, or queued by a launcher that died before it could write that down
-        return {}
+    if all(one.name != name for one in submissions):
+        return {}  # it was withdrawn, or queued by a launcher that died before it could write that down
     newest = on_record.newest(submissions)
-    its = over(submissions[place], place, newest)
+    decided = (
+        over(one, place, newest)
+        for place, one in enumerate(submissions)
+        if one.name == name
+        or (one.kind == "gate" and (campaign.directory.slurm(one.name) / sbatch.CANCEL_LIST).is_file())
+    )
+    its = set().union(*decided)
     end = time.monotonic() + latency_seconds
     done = markers.done_keys(campaign, campaign.plan)
     while (silent := _silent(campaign, its, done)) and time.monotonic() < end:

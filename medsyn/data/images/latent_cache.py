@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from medsyn import disk
+from medsyn.ahead import ahead
 from medsyn.errors import InputError
 from medsyn.stage import Control
 
@@ -27,6 +28,7 @@ _SHARD_ENTRIES = 256  # the most computed entries that a kill can cost
 _SUFFIX = ".safetensors"
 
 Source = TypeVar("Source")
+Prepared = TypeVar("Prepared")
 logger = logging.getLogger(__name__)
 
 
@@ -82,28 +84,32 @@ class TensorCache:
     def fill(
         self,
         wanted: Mapping[str, Source],
-        compute: Callable[[Source], Mapping[str, Tensor]],
+        prepare: Callable[[Source], Prepared],
+        compute: Callable[[Prepared], Mapping[str, Tensor]],
         control: Control,
         unit: str,
+        threads: int = 1,
     ) -> tuple[int, dict[str, InputError]]:
-        """Compute the entries of `wanted` that are missing.
+        """Compute the entries of `wanted` that are missing, in its order.
 
         Args:
-            wanted: {key: what `compute` makes the entry's tensors from}.
-            compute: may raise `InputError` for a source that cannot be used; the others go on.
+            wanted: {key: what an entry is made from}.
+            prepare: reads a source, in `threads` threads and ahead of `compute`; may raise `InputError` for one that
+                cannot be used, and the others go on.
+            compute: makes the entry's tensors from what was read, in the calling thread; may raise the same.
             control: receives progress; on a stop request what has been computed is stored and `Saved` raised.
             unit: what is counted, for the progress.
+            threads: that read.
 
         Returns:
             How many entries were computed, and {key: error} for those that could not be.
         """
         fresh: dict[str, Mapping[str, Tensor]] = {}
         computed, failures = 0, {}
-        for number, (key, source) in enumerate(wanted.items()):
-            if key in self:
-                continue
+        missing = [(number, key) for number, key in enumerate(wanted) if key not in self]
+        for (number, key), prepared in ahead(lambda place: prepare(wanted[place[1]]), missing, threads):
             try:
-                fresh[key] = compute(source)
+                fresh[key] = compute(prepared.result())
                 computed += 1
             except InputError as error:
                 failures[key] = error

@@ -12,7 +12,6 @@ from medsyn.models.device import choose_device
 from medsyn.models.model_folder import scheduler_config
 from medsyn.models.scorers import load_policy, load_selector
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic, load_unet
-from medsyn.models.weights import model_fingerprint
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,7 @@ class Loader(Sources):
         """Load the models of a mode."""
         finetuned = self.finetuned(mode)
         unet = load_unet(self._source, self._shared.device, self._shared.dtype, finetuned)
-        schedule = scheduler_config(self._source, finetuned)
-        known_as = model_fingerprint(self._source, finetuned)
-        system = replace(self._shared, unet=unet, scheduler_config=schedule, fingerprint=known_as)
+        system = replace(self._shared, unet=unet, scheduler_config=scheduler_config(self._source, finetuned))
         recipe = Recipe.of(self.config, self.modality)
         if mode == "baseline":
             return ImageSampler(recipe, system)

@@ -158,7 +158,8 @@ class Images:
         expected: dict[str, Any] = {}
         try:
             if weights.locate(self.config.model_paths.stable_diffusion) is not None:
-                found = provenance.Sources(self.config, self.modality, self.directory).facts(self.mode)
+                sources = provenance.Sources(self.config, self.modality, self.directory, trusts_markers=False)
+                found = sources.facts(self.mode)
                 expected = {key: found[key] for key in self._shared if key in found}
             path = self.directory.work("generate", provenance.ENVIRONMENT_FILE)
             recorded = provenance.read_environment(path) or {}

@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import medsyn
 from medsyn import disk
 from medsyn.config import Config, GenerationSection
 from medsyn.errors import InputError
-from medsyn.models.weights import SCORER_WEIGHTS, model_fingerprint
+from medsyn.models.weights import SCORER_WEIGHTS, UNET_WEIGHTS, model_fingerprint, recorded_sha256, weights_sha256
 from medsyn.records import ENVIRONMENT
 from medsyn.stage import CampaignDirectory, slug
 
@@ -136,6 +136,7 @@ class Sources:
     config: Config
     modality: str
     directory: CampaignDirectory
+    trusts_markers: bool = True  # whether a hash may be taken from the done marker of the task that made the weights
 
     def facts(self, mode: str) -> dict[str, Any]:
         """The provenance that is the same in any environment.
@@ -143,33 +144,57 @@ class Sources:
         Raises:
             InputError: one of the models has not been made yet.
         """
-        model = model_fingerprint(self.config.model_paths.stable_diffusion, self.finetuned(mode))
+        unet = None if self.finetuned(mode) is None else self._sha256(self._unet)
+        model = model_fingerprint(self.config.model_paths.stable_diffusion, unet, self.finetuned(mode))
         found = common(self.config, self.modality, mode, model)
         if mode == "filtered":
-            found["scorers_fingerprint"] = disk.fingerprint([disk.sha256_file(file) for file in self.scorers()])
+            found["scorers_fingerprint"] = disk.fingerprint([self._sha256(made) for made in self._scorers])
         return found
 
     def scorers(self) -> tuple[Path, Path]:
         """The weights of the Selector and of the Policy."""
-        first, last = "rlhf-stage1 all", f"rlhf-stage2 {slug(self.modality)}"
-        selector = _made(self.directory.selector() / SCORER_WEIGHTS, first)
-        if self.config.training.stage == 1:
-            return selector, _made(self.directory.policy() / SCORER_WEIGHTS, first)
-        return selector, _made(self.directory.policy(self.modality) / SCORER_WEIGHTS, last)
+        selector, policy = self._scorers
+        return selector.file(), policy.file()
 
     def finetuned(self, mode: str) -> Path | None:
         """Directory of the fine-tuned `unet/` that a mode samples with, None for the pretrained one."""
         if mode == "baseline" and self.config.generation.baseline_model == "pretrained":
             return None
-        directory = self.directory.finetuned_unet(self.modality)
-        _made(directory / "unet" / "diffusion_pytorch_model.safetensors", f"finetune {slug(self.modality)}")
-        return directory
+        self._unet.file()
+        return self.directory.finetuned_unet(self.modality)
+
+    @property
+    def _unet(self) -> _Made:
+        path = self.directory.finetuned_unet(self.modality) / "unet" / UNET_WEIGHTS
+        return _Made(path, "finetune", slug(self.modality))
+
+    @property
+    def _scorers(self) -> tuple[_Made, _Made]:
+        selector = _Made(self.directory.selector() / SCORER_WEIGHTS, "rlhf-stage1", "all")
+        if self.config.training.stage == 1:
+            return selector, _Made(self.directory.policy() / SCORER_WEIGHTS, "rlhf-stage1", "all")
+        policy = self.directory.policy(self.modality) / SCORER_WEIGHTS
+        return selector, _Made(policy, "rlhf-stage2", slug(self.modality))
+
+    def _sha256(self, made: _Made) -> str:
+        path, recorded = made.file(), None
+        if self.trusts_markers:
+            recorded = recorded_sha256(path, self.directory.done(made.stage, made.name), self.directory.root)
+        return recorded or weights_sha256(path)
 
 
-def _made(path: Path, task: str) -> Path:
-    if not path.exists():
-        raise InputError(path, f"is missing; the task '{task}' makes it")
-    return path
+class _Made(NamedTuple):
+    """Weights, and the task that makes them."""
+
+    path: Path
+    stage: str
+    name: str
+
+    def file(self) -> Path:
+        """Where they are; raises InputError if they have not been made."""
+        if not self.path.exists():
+            raise InputError(self.path, f"is missing; the task '{self.stage} {self.name}' makes it")
+        return self.path
 
 
 def read_environment(path: Path) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,28 +73,29 @@ def prepare_dataset(
     config: Config,
     rows: Sequence[ImageRow],
     hashes: dict[Path, str],
-    system: SyntheticSystem,
+    load_system: Callable[[], SyntheticSystem],
     cache: TensorCache,
     control: Control,
 ) -> LatentDataset:
     """Encode the images and captions that the cache lacks.
 
-    Arguments and errors are those of `encode_rows`; `system` does the work, but for its UNet.
+    Arguments and errors are those of `encode_rows`; `load_system` gives what encodes, and is called only if something
+    has to be.
     """
     weights = weights_fingerprint(config.model_paths.stable_diffusion)
 
     def encode(_: Image, pixels: Tensor) -> dict[str, Tensor]:
-        mean, std = system.encode(pixels)  # one at a time: other images in a batch change bits
+        mean, std = load_system().encode(pixels)  # one at a time: other images in a batch change bits
         return {"mean": mean[0], "std": std[0]}
 
     def embed(caption: str) -> dict[str, Tensor]:
-        return {"hidden": system.embed(caption)[0]}
+        return {"hidden": load_system().embed(caption)[0]}
 
     good, encoded = encode_rows(
         config, config.data.table, rows, hashes, encode, cache, control, config.data.allow_synthetic
     )
     captions = {caption_key(text, weights): text for text in ["", *(row.text for _, row in good)]}
-    embedded, _ = cache.fill(captions, embed, control, "caption")
+    embedded, _ = cache.fill(captions, str, embed, control, "caption")
     return LatentDataset(
         cache=cache,
         images=[key for key, _ in good],

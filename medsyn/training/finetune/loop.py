@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from medsyn import disk
+from medsyn.ahead import ahead
 from medsyn.config import Config, DeviceSection
 from medsyn.stage import NoProgress
 from medsyn.training.finetune.dataset import LatentDataset
@@ -36,11 +37,8 @@ def train(
     loss: float | None = before[-1]["loss"] if before else None
     training.control.leave_if_asked()
 
-    clock, clock_step = time.monotonic(), start
-    for step in range(start, total):
-        rate = learning_rate(step, section)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
+    def samples_of(step: int) -> tuple[Tensor, ...]:
+        """Latents, text features, noise and timesteps of a step's whole batch: a function of the step."""
         chosen = draws(
             training.key,
             step,
@@ -52,18 +50,30 @@ def train(
             section.noise_offset,
         )
         inputs = (*dataset.batch(chosen), torch.from_numpy(chosen.noise), torch.from_numpy(chosen.timesteps))
-        for micro in zip(*(tensor.split(section.train_batch_size) for tensor in inputs), strict=True):
+        return tuple(tensor.pin_memory() for tensor in inputs) if device.type == "cuda" else inputs
+
+    clock, clock_step = time.monotonic(), start
+    for step, inputs in ahead(samples_of, range(start, total)):
+        rate = learning_rate(step, section)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        for micro in zip(*(tensor.split(section.train_batch_size) for tensor in inputs.result()), strict=True):
             with _autocast(config.device, device):
-                part = denoising_loss(unet, scheduler, weights, *(tensor.to(device) for tensor in micro))
+                part = denoising_loss(
+                    unet, scheduler, weights, *(tensor.to(device, non_blocking=True) for tensor in micro)
+                )
             part = part / section.gradient_accumulation_steps
             part.backward()
             state.loss_sum += part.detach()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), section.max_grad_norm)
+        if state.average:
+            state.average.wait_for_copy()
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
-        state.update_average(step, section.ema_decay)
-
         done, line = step + 1, None
+        if state.average:
+            state.average.update(done)
+
         if done % log_every == 0 or done == total:
             loss = _read_loss(state.loss_sum, done, log_every)
             speed = (done - clock_step) * batch / max(time.monotonic() - clock, 1e-9)

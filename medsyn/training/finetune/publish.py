@@ -25,13 +25,13 @@ def keep_unet(state: TrainState, step: int, training: TrainingRun, config: Confi
     if path.exists():
         discard(path)
     with disk.atomic_directory(path) as temporary:
-        state.save_unet(temporary)
+        state.save_unet(temporary, step)
         _write_schedule(config, temporary)
         disk.write_json(temporary / PROVENANCE, training.provenance | {"step": step})
 
 
 def publish(state: TrainState, config: Config, provenance: dict[str, Any], model: Path) -> None:
-    """Write `model` as an ordinary diffusers pipeline: the UNet, and the other parts of the model it was made from."""
+    """Write `model` as an ordinary diffusers pipeline: the trained UNet, and the other parts from its base."""
     base = config.model_paths.stable_diffusion
     directory = locate(base)
     if directory is None or weights_fingerprint(base) != provenance[KEY]:
@@ -39,7 +39,7 @@ def publish(state: TrainState, config: Config, provenance: dict[str, Any], model
         raise InputError(base, f"{reason}: put it back, and the task goes on from its last checkpoint", key=KEY)
     with disk.atomic_directory(model) as temporary:
         with disk.writing(model / "unet"):
-            state.save_unet(temporary)
+            state.save_unet(temporary, config.finetune.max_train_steps)
         add_parts(directory, temporary)
         _write_schedule(config, temporary)
         write_index(temporary, str(model_folder.scheduler_config(str(temporary)).get("_class_name")))

@@ -6,10 +6,12 @@ interrupted run ends with the same bits as an uninterrupted one (on a CPU; a GPU
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DDPMScheduler
 
 from medsyn import disk
@@ -17,9 +19,9 @@ from medsyn.config import FREE_OF_FINETUNE, Config, flatten
 from medsyn.data.images.latent_cache import TensorCache, hash_files
 from medsyn.data.tables.read import ImageRow
 from medsyn.errors import InputError, InputProblems
-from medsyn.models import noise_schedule
+from medsyn.models import model_folder, noise_schedule
 from medsyn.models.device import choose_device
-from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
+from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic, load_unet
 from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import CampaignDirectory, Control, Task
 from medsyn.training.finetune.dataset import prepare_dataset, training_rows
@@ -47,12 +49,19 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     provenance = _provenance(config, rows, hashes)
     training = TrainingRun(config, task, directory, control, provenance, config.finetune.checkpoints_total_limit)
     if not training.has_published(model):
-        system = load_synthetic(config.model_paths.stable_diffusion, choose_device(config.device).device)
-        scheduler = _noise_schedule(config, system)
-        state = first_state(system.unet, config.finetune, training.key)
+        base, device = config.model_paths.stable_diffusion, choose_device(config.device).device
+        if problems := model_folder.problems(base):
+            raise InputProblems(problems)
+        scheduler = _scheduler(config)
+        state = first_state(load_unet(base, device, torch.float32), config.finetune, training.key)
         start = state.resume(training)  # a run that cannot resume is refused before hours of encoding
-        dataset = prepare_dataset(config, rows, hashes, system, TensorCache(cache), control)
-        del system  # VAE and text encoder are no longer needed: training gets their memory
+
+        @functools.cache
+        def load_system() -> SyntheticSystem:
+            return load_synthetic(base, device, with_unet=False)
+
+        dataset = prepare_dataset(config, rows, hashes, load_system, TensorCache(cache), control)
+        load_system.cache_clear()  # VAE and text encoder are no longer needed: training gets their memory
         loss = train(config, state, start, scheduler, dataset, training)
         summary = {"steps": config.finetune.max_train_steps, "loss": loss, **dataset.counts, "held_out": held_out}
         disk.write_json(training.directory / "summary.json", summary)
@@ -60,19 +69,22 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     shutil.rmtree(training.checkpoints, ignore_errors=True)
 
 
-def _noise_schedule(config: Config, system: SyntheticSystem) -> Any:
-    """A DDPMScheduler with the schedule that is trained with.
+def _scheduler(config: Config) -> DDPMScheduler:
+    """The noise schedule that is trained with.
 
     Raises:
-        InputError: the model predicts something else than epsilon or v.
+        InputError: the UNet predicts what cannot be fine-tuned.
         InputProblems: it cannot be trained as configured.
     """
-    if system.prediction_type not in ("epsilon", "v_prediction"):
-        reason = f"the model predicts '{system.prediction_type}'; only epsilon and v_prediction can be fine-tuned"
-        raise InputError(config.model_paths.stable_diffusion, reason, key="model_paths.stable_diffusion")
-    if problems := noise_schedule.wrong_target(system.scheduler_config, config.finetune):
+    base = config.model_paths.stable_diffusion
+    schedule = model_folder.scheduler_config(base)
+    predicted = schedule.get("prediction_type", "epsilon")
+    if predicted not in ("epsilon", "v_prediction"):
+        reason = f"the model predicts '{predicted}'; only epsilon and v_prediction can be fine-tuned"
+        raise InputError(base, reason, key="model_paths.stable_diffusion")
+    if problems := noise_schedule.wrong_target(schedule, config.finetune):
         raise InputProblems(problems)
-    return DDPMScheduler.from_config(noise_schedule.trained_with(system.scheduler_config, config.finetune))
+    return DDPMScheduler.from_config(noise_schedule.trained_with(schedule, config.finetune))
 
 
 def _provenance(config: Config, rows: list[ImageRow], hashes: dict[Path, str]) -> dict[str, Any]:

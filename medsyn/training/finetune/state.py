@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from medsyn.errors import InputError
 from medsyn.models.weights import UNET_WEIGHTS
 from medsyn.stage import NoProgress
 from medsyn.training.checkpoint import load_newest
+from medsyn.training.finetune.average import MovingAverage
 from medsyn.training.finetune.lora import add_adapters, merged, save_adapter
 from medsyn.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 from medsyn.training.run import TrainingRun
@@ -29,13 +30,14 @@ class TrainState:
     parameters: dict[str, Tensor]  # what is trained, by its name in the UNet: all of it, or adapters
     optimizer: torch.optim.Optimizer
     loss_sum: Tensor  # of the steps since the last line of the metrics, on the device: reading it would wait for it
-    average: dict[str, Tensor] = field(default_factory=dict)  # on the CPU: a second UNet does not fit on 12 GB
+    average: MovingAverage | None = None
 
     def tensors(self, step: int) -> dict[str, Tensor]:
         """The whole state after `step` steps, by name; raises NoProgress if the weights are no longer finite."""
         self.require_finite(step)
         flat = {f"unet.{name}": value for name, value in self.parameters.items()}
-        flat |= {f"average.{name}": value for name, value in self.average.items()}
+        if self.average:
+            flat |= {f"average.{name}": value for name, value in self.average.values().items()}
         return {**flat, **optimizer_tensors(self.optimizer, list(self.parameters)), "loss_sum": self.loss_sum}
 
     def require_finite(self, step: int) -> None:
@@ -43,16 +45,17 @@ class TrainState:
         if not all(bool(torch.isfinite(value).all()) for value in self.parameters.values()):
             raise NoProgress(f"the weights are not finite after step {step}: lower finetune.learning_rate")
 
-    def save_unet(self, directory: Path) -> None:
-        """Write `directory`/unet as diffusers does, with the averaged weights if there are any.
+    def save_unet(self, directory: Path, step: int) -> None:
+        """Write `directory`/unet after `step` steps as diffusers does, with the averaged weights if there are any.
 
         Adapters are merged into it, and beside it once more.
         """
         unet = directory / "unet"
         self.unet.save_config(unet)
-        tensors = merged(self.unet, self.average)
+        average = self.average.after(step) if self.average else {}
+        tensors = merged(self.unet, average)
         save_file({name: value.contiguous() for name, value in tensors.items()}, unet / UNET_WEIGHTS, {"format": "pt"})
-        save_adapter(self.unet, self.average, directory)
+        save_adapter(self.unet, average, directory)
 
     @torch.no_grad()
     def resume(self, training: TrainingRun) -> int:
@@ -63,18 +66,11 @@ class TrainState:
         step, tensors = found
         for name, value in self.parameters.items():
             value.copy_(tensors[f"unet.{name}"])
-        for name, value in self.average.items():
-            value.copy_(tensors[f"average.{name}"])
+        if self.average:
+            self.average.restore({name: tensors[f"average.{name}"] for name in self.parameters})
         restore_optimizer(self.optimizer, list(self.parameters), tensors)
         self.loss_sum.copy_(tensors["loss_sum"])
         return step
-
-    @torch.no_grad()
-    def update_average(self, step: int, decay: float) -> None:
-        """Update the exponential moving average; its decay rises over the first steps to forget the start."""
-        decay = min(decay, (1 + step) / (10 + step))
-        for name, value in self.average.items():
-            value.lerp_(self.parameters[name].detach().cpu(), 1 - decay)
 
 
 def first_state(unet: nn.Module, section: FinetuneSection, key: RandomKey) -> TrainState:
@@ -93,5 +89,5 @@ def first_state(unet: nn.Module, section: FinetuneSection, key: RandomKey) -> Tr
     optimizer = make_optimizer(parameters, section, unet.device)
     state = TrainState(unet, parameters, optimizer, torch.zeros((), device=unet.device))
     if section.use_ema:
-        state.average = {name: value.detach().to("cpu", copy=True) for name, value in parameters.items()}
+        state.average = MovingAverage(parameters, section.ema_decay, section.ema_every)
     return state

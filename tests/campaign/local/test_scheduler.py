@@ -31,6 +31,7 @@ ALL = {
     *("finetune ct", "finetune oct", "rlhf-stage1 all", "rlhf-stage2 ct", "rlhf-stage2 oct"),
     *("generate ct-00000", "generate oct-00000", "evaluate all"),
 }
+STAGE1_FAILS = {"rlhf-stage1 all": ["input"]}
 SHORT = {"finetune ct", "rlhf-stage1 all", "generate ct-00000", "evaluate all"}
 
 
@@ -69,7 +70,8 @@ def test_what_happened_is_in_the_ledger(trial: Trial) -> None:
     trial.prepare_short()
     trial.script({"finetune ct": ["save", "input"]})
     trial.submit()
-    assert [(line["event"], line.get("attempt"), line.get("exit_code")) for line in ledger(trial)] == [
+    lines = [line for line in ledger(trial) if line.get("stage") in (None, "finetune")]
+    assert [(line["event"], line.get("attempt"), line.get("exit_code")) for line in lines] == [
         ("submitted", None, None),
         ("started", 1, None),
         ("ended", 1, 75),
@@ -80,9 +82,9 @@ def test_what_happened_is_in_the_ledger(trial: Trial) -> None:
 
 def test_no_more_workers_at_once_than_allowed(trial: Trial) -> None:
     trial.prepare()
-    trial.script({"finetune ct": ["input"], "finetune oct": ["input"]})
+    trial.script({"finetune ct": ["input"], "finetune oct": ["input"], **STAGE1_FAILS})
     trial.submit(parallel=1)
-    assert [line["event"] for line in ledger(trial)] == ["submitted", "started", "ended", "started", "ended"]
+    assert [line["event"] for line in ledger(trial)] == ["submitted", *["started", "ended"] * 3]
 
 
 def test_once_the_chosen_tasks_are_done_the_next_command_is_for_the_rest(
@@ -126,21 +128,21 @@ def test_a_failed_modality_stops_its_own_branch_only(trial: Trial) -> None:
 
 def test_failures_that_would_happen_again_are_not_tried_again(trial: Trial) -> None:
     trial.prepare()
-    trial.script({"finetune ct": ["stuck"], "finetune oct": ["disk-full"]})
+    trial.script({"finetune ct": ["stuck"], "finetune oct": ["disk-full"], **STAGE1_FAILS})
     assert trial.submit()[0] == 1
     codes = {line["task"]: line["exit_code"] for line in ledger(trial) if "exit_code" in line}
-    assert codes == {"ct": 70, "oct": 78}
-    assert sorted(trial.calls()) == ["finetune ct", "finetune oct"]
+    assert codes == {"ct": 70, "oct": 78, "all": 65}
+    assert sorted(trial.calls()) == ["finetune ct", "finetune oct", "rlhf-stage1 all"]
 
 
 def test_when_everything_fails_nothing_else_starts(trial: Trial) -> None:
     trial.prepare()
-    trial.script({"finetune oct": ["input"], "finetune ct": ["input"]})
+    trial.script({"finetune oct": ["input"], "finetune ct": ["input"], **STAGE1_FAILS})
     code, output = trial.submit()
     assert code == 65  # bad input is all it failed on
-    assert "evaluate all blocked by finetune ct, finetune oct" in output
-    assert sorted(trial.calls()) == ["finetune ct", "finetune oct"]
-    trial.script({"finetune oct": ["input"], "finetune ct": ["stuck"]})
+    assert "evaluate all blocked by finetune ct, finetune oct, rlhf-stage1 all" in output
+    assert sorted(trial.calls()) == ["finetune ct", "finetune oct", "rlhf-stage1 all"]
+    trial.script({"finetune oct": ["input"], "finetune ct": ["stuck"], **STAGE1_FAILS})
     assert trial.submit()[0] == 1
 
 
@@ -149,7 +151,7 @@ def test_saving_crashing_elsewhere_and_being_killed_are_each_tried_again(trial: 
     actions = ["save", "kill:SIGKILL", "crash:here", "crash:there", "kill:SIGSEGV", "input"]
     trial.script({"finetune ct": actions})
     output = trial.submit()[1]
-    codes = [line["exit_code"] for line in ledger(trial) if "exit_code" in line]
+    codes = [line["exit_code"] for line in ledger(trial) if "exit_code" in line and line["stage"] == "finetune"]
     assert codes == [75, -signal.SIGKILL, 1, 1, -signal.SIGSEGV, 65]
     assert "killed by SIGKILL; restarting it" in output
     assert "saved and left; restarting it" in output
@@ -157,23 +159,20 @@ def test_saving_crashing_elsewhere_and_being_killed_are_each_tried_again(trial: 
 
 def test_a_task_that_never_gets_further_ends_when_max_requeues_is_used_up(trial: Trial) -> None:
     trial.prepare(cluster__max_requeues=2)
-    trial.script({"finetune ct": ["save"], "finetune oct": ["kill:SIGKILL"]})
+    trial.script({"finetune ct": ["save"], "finetune oct": ["kill:SIGKILL"], **STAGE1_FAILS})
     code, output = trial.submit()
     assert code == 1
-    assert Counter(trial.calls()) == {"finetune ct": 3, "finetune oct": 3}
+    assert Counter(trial.calls()) == {"finetune ct": 3, "finetune oct": 3, "rlhf-stage1 all": 1}
     assert "cluster.max_requeues is used up" in output
     assert "finetune oct failed killed by SIGKILL" in output
-    assert "rlhf-stage1 all blocked by finetune ct, finetune oct" in output
+    assert "generate ct-00000 blocked by finetune ct, rlhf-stage1 all" in output
 
 
-STOP_AFTER_FINETUNE = {"rlhf-stage1 all": ["input"]}
-
-
-def start_counting(trial: Trial, then: Mapping[str, list[str]] = STOP_AFTER_FINETUNE) -> subprocess.Popen[str]:
+def start_counting(trial: Trial, then: Mapping[str, list[str]] = STAGE1_FAILS) -> subprocess.Popen[str]:
     """A run whose only worker counts to 40, caught while it does."""
     trial.prepare_short()
     trial.script({"finetune ct": ["steps:40"], **then})
-    process = trial.start("fake_launcher", "2")
+    process = trial.start("fake_launcher", "1")
     wait_until(lambda: trial.steps("finetune ct"))
     return process
 
@@ -227,7 +226,7 @@ def test_when_the_process_that_is_forked_is_killed_no_task_is_lost(trial: Trial)
 
 def test_a_worker_that_ends_while_no_scheduler_lives_counts(trial: Trial) -> None:
     trial.prepare_short()
-    trial.script({"finetune ct": ["steps:40"], **STOP_AFTER_FINETUNE})
+    trial.script({"finetune ct": ["steps:40"], **STAGE1_FAILS})
     by_hand = trial.start("fake_worker", "finetune", "ct")
     wait_until(lambda: trial.steps("finetune ct"))
     trial.submit()  # its own worker waits for the one by hand, and finds the task done

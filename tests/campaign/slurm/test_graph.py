@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import pytest
 
@@ -13,6 +14,7 @@ from medsyn.campaign.slurm import submissions as on_record
 from medsyn.campaign.slurm.graph import Graph, Node, Queued
 from medsyn.campaign.slurm.submissions import Submission
 from medsyn.campaign.tasks import Key, Plan, build
+from medsyn.stage import CampaignDirectory
 from tests.helpers.trial import Trial
 
 CT, OCT = ("finetune", "ct"), ("finetune", "oct")
@@ -39,11 +41,10 @@ def everything(of: Plan) -> set[Key]:
 def test_a_modality_waits_for_its_own_gate_only() -> None:
     built = nodes(graph.build(plan(), set(), Queued(), 1001))
     assert built["finetune"].tasks == ("ct", "oct")
-    assert built["gate-finetune"].after == ("finetune",)
-    assert built["rlhf-stage1"].gates == ("gate-finetune",)
+    assert built["gate-finetune-ct"].after == ("finetune",)
+    assert built["rlhf-stage1"].gates == ()
+    assert built["generate-ct"].gates == ("gate-finetune-ct", "gate-rlhf-stage1", "gate-rlhf-stage2-ct")
     assert built["gate-rlhf-stage2-ct"].tasks == ("ct",)
-    assert "gate-rlhf-stage2-oct" not in built["generate-ct"].gates
-    assert "gate-rlhf-stage2-ct" in built["generate-ct"].gates
     assert {"gate-generate-ct", "gate-generate-oct"} <= set(built["evaluate"].gates)
 
 
@@ -79,10 +80,10 @@ def test_without_stage_2_generation_waits_for_stage_1() -> None:
 
 def test_only_what_is_missing_is_queued_and_waits_for_what_is_missing() -> None:
     of = plan()
-    done = everything(of) - {OCT, ("rlhf-stage2", "oct"), ("evaluate", "all")}
+    done = everything(of) - {STAGE1, ("rlhf-stage2", "oct"), ("evaluate", "all")}
     built = nodes(graph.build(of, done, Queued(), 1001))
-    assert set(built) == {"finetune", "gate-finetune", "rlhf-stage2", "gate-rlhf-stage2-oct", "evaluate"}
-    assert built["rlhf-stage2"].gates == ("gate-finetune",)
+    assert set(built) == {"rlhf-stage1", "gate-rlhf-stage1", "rlhf-stage2", "gate-rlhf-stage2-oct", "evaluate"}
+    assert built["rlhf-stage2"].gates == ("gate-rlhf-stage1",)
 
 
 def test_nothing_is_missing_and_nothing_is_queued() -> None:
@@ -92,16 +93,15 @@ def test_nothing_is_missing_and_nothing_is_queued() -> None:
 
 def test_what_is_in_the_queue_is_waited_for_by_its_gate_there() -> None:
     of = plan()
-    queued = Queued({CT: "7_0", OCT: "7_1"}, {CT: "8", OCT: "8"})
-    built = nodes(graph.build(of, set(), queued, 1001))
-    assert "finetune" not in built
-    assert (built["rlhf-stage1"].gates, built["rlhf-stage1"].queued_gates) == ((), ("8",))
+    built = nodes(graph.build(of, set(), Queued({STAGE1: "7"}, {STAGE1: "8"}), 1001))
+    assert "rlhf-stage1" not in built
+    assert (built["rlhf-stage2"].gates, built["rlhf-stage2"].queued_gates) == ((), ("8",))
 
 
 def test_a_task_whose_gate_was_cancelled_gets_another() -> None:
     built = nodes(graph.build(plan(), set(), Queued({CT: "7_0", OCT: "7_1"}), 1001))
-    assert built["gate-finetune-again"].queued_tasks == ("7_0", "7_1")
-    assert built["rlhf-stage1"].gates == ("gate-finetune-again",)
+    assert built["gate-finetune-ct-again"].queued_tasks == ("7_0",)
+    assert built["generate-ct"].gates[0] == "gate-finetune-ct-again"
 
 
 def submitted(job: str, kind: on_record.Kind, stage: str, *tasks: str) -> Submission:
@@ -128,23 +128,46 @@ def test_a_whole_array_is_cancelled_by_its_own_id() -> None:
     assert slurm_job.ids(submissions, keys, newest) == {"medsyn-x-5": ["5"], "medsyn-x-6": ["6_1"]}
 
 
+def record(directory: CampaignDirectory, *submissions: Submission) -> None:
+    for one in submissions:
+        disk.append_jsonl(directory.ledger, {"event": on_record.QUEUED, "round": "r", **asdict(one)})
+
+
+def test_what_comes_after_several_stages_is_blocked_once_all_of_them_have_failed(trial: Trial) -> None:
+    directory = trial.prepare_short().directory
+    gates = [submitted("3", "gate", "finetune", "ct"), submitted("4", "gate", "rlhf-stage1", "all")]
+    record(
+        directory,
+        submitted("1", "tasks", "finetune", "ct"),
+        submitted("2", "tasks", "rlhf-stage1", "all"),
+        *gates,
+        submitted("5", "tasks", "generate", "ct-00000"),
+        submitted("6", "tasks", "evaluate", "all"),
+    )
+    trial.script({"finetune ct": ["input"], "rlhf-stage1 all": ["input"]})
+    trial.work("finetune", "ct")
+    assert slurm_job.blocked_jobs(trial.campaign(), gates[0].name) == {"medsyn-x-5": ["5"]}
+    slurm_job.run_gate(str(trial.root), gates[0].name, str(directory.slurm(gates[0].name)))
+    trial.work("rlhf-stage1", "all")
+    assert slurm_job.blocked_jobs(trial.campaign(), gates[1].name) == {"medsyn-x-5": ["5"], "medsyn-x-6": ["6"]}
+
+
 def test_a_gate_waits_for_a_marker_that_the_file_system_shows_late(trial: Trial) -> None:
     trial.prepare()
     directory = trial.campaign().directory
-    for event in (
-        {"name": "a", "kind": "tasks", "stage": "finetune", "job": "1"},
-        {"name": "g", "kind": "gate", "stage": "finetune", "job": "2"},
-        {"name": "b", "kind": "tasks", "stage": "rlhf-stage2", "job": "3"},
-    ):
-        facts = {"event": on_record.QUEUED, "round": "r", "tasks": ["ct", "oct"]}
-        disk.append_jsonl(directory.ledger, facts | event)
+    record(
+        directory,
+        submitted("1", "tasks", "finetune", "ct", "oct"),
+        submitted("2", "gate", "finetune", "ct", "oct"),
+        submitted("3", "tasks", "generate", "ct-00000", "oct-00000"),
+    )
     trial.work("finetune", "ct")
     trial.work("finetune", "oct")
     marker = directory.done("finetune", "ct")
     hidden = marker.with_suffix(".late")
     marker.rename(hidden)
-    assert slurm_job.blocked_jobs(trial.campaign(), "g", latency_seconds=0) == {"b": ["3_0"]}
+    assert slurm_job.blocked_jobs(trial.campaign(), "medsyn-x-2", latency_seconds=0) == {"medsyn-x-3": ["3_0"]}
     late = threading.Timer(1.0, hidden.rename, [marker])
     late.start()
-    assert slurm_job.blocked_jobs(trial.campaign(), "g") == {}
+    assert slurm_job.blocked_jobs(trial.campaign(), "medsyn-x-2") == {}
     late.join()

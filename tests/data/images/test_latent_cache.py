@@ -85,7 +85,7 @@ def fill(store: TensorCache, count: int, control: Control | None = None, calls: 
             calls.append(number)
         return entry(float(number))
 
-    return store.fill({f"key{n}": n for n in range(count)}, compute, control or Control(), "image")
+    return store.fill({f"key{n}": n for n in range(count)}, int, compute, control or Control(), "image")
 
 
 def test_fill_computes_only_what_is_missing(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_fill_collects_every_source_that_cannot_be_used_and_goes_on(tmp_path: Pa
         return entry(float(number))
 
     store = TensorCache(tmp_path)
-    computed, failures = store.fill({f"key{n}": n for n in range(5)}, compute, Control(), "image")
+    computed, failures = store.fill({f"key{n}": n for n in range(5)}, int, compute, Control(), "image")
     assert computed == 3
     assert {key: error.problem.source for key, error in failures.items()} == {"key1": "1.png", "key3": "3.png"}
     assert "key1" not in store
@@ -128,7 +128,7 @@ def test_a_stop_request_keeps_what_was_computed(tmp_path: Path) -> None:
         return entry(float(number))
 
     with pytest.raises(Saved):
-        TensorCache(tmp_path).fill({f"key{n}": n for n in range(9)}, compute, control, "image")
+        TensorCache(tmp_path).fill({f"key{n}": n for n in range(9)}, int, compute, control, "image")
     assert calls == [0, 1, 2]
     assert fill(TensorCache(tmp_path), 9, calls=calls) == (6, {})
     assert calls == list(range(9))
@@ -143,7 +143,7 @@ def test_a_kill_costs_at_most_one_shard(tmp_path: Path, monkeypatch: pytest.Monk
         return entry(float(number))
 
     with pytest.raises(KeyboardInterrupt):
-        TensorCache(tmp_path).fill({f"key{n}": n for n in range(12)}, compute, Control(), "image")
+        TensorCache(tmp_path).fill({f"key{n}": n for n in range(12)}, int, compute, Control(), "image")
     assert fill(TensorCache(tmp_path), 12)[0] == 4
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 
 from medsyn import Generator, disk
 from medsyn.errors import InputError
+from medsyn.generation.sample.load import Loader
 from medsyn.generation.write import provenance
 from medsyn.generation.write.png import NOT_IN_THE_FILE
 from medsyn.generation.write.provenance import (
@@ -18,7 +21,9 @@ from medsyn.generation.write.provenance import (
     software,
     write_environment,
 )
+from medsyn.models import weights
 from medsyn.records import ENVIRONMENT
+from medsyn.stage import CampaignDirectory
 from tests.helpers.generation_campaign import CPU, Campaign
 from tests.helpers.processes import fork, wait
 
@@ -102,3 +107,83 @@ def test_a_single_image_says_all_that_it_was_made_with(tiny_model: Path) -> None
         key: str(value) for key, value in in_the_file.items()
     }
     assert text["Synthetic"] == "YES"
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The fine-tuned weights and scorers that are read to be hashed, from now on; the base model's are small here."""
+    read: list[Path] = []
+    real = disk.sha256_file
+
+    def sha256_file(path: Path) -> str:
+        if "work" in path.parts:
+            read.append(path)
+        return real(path)
+
+    weights._sha256.cache_clear()
+    monkeypatch.setattr(weights, "sha256_file", sha256_file)
+    return read
+
+
+@pytest.fixture
+def trained(campaign: Campaign, tmp_path: Path) -> Loader:
+    """A campaign whose training is done, by markers as the worker writes them."""
+    directory = CampaignDirectory(tmp_path / "trained")
+    shutil.copytree(campaign.directory.root / "work", directory.root / "work")
+    loader = Loader(campaign.config, "CT", directory)
+    for made in (loader._unet, *loader._scorers):
+        output = {"path": str(made.path.relative_to(directory.root)), "size": made.path.stat().st_size}
+        marker = directory.done(made.stage, made.name)
+        outputs = disk.read_json(marker)["outputs"] if marker.exists() else []
+        disk.write_json(marker, {"outputs": [*outputs, {**output, "sha256": disk.sha256_file(made.path)}]})
+        later = made.path.stat().st_ctime_ns + 10**9
+        os.utime(marker, ns=(later, later))
+    return loader
+
+
+def test_weights_that_are_as_their_task_left_them_are_not_read_to_know_their_hash(
+    trained: Loader, hashed: list[Path]
+) -> None:
+    facts = trained.facts("filtered")
+    trained.sampler("filtered")
+    assert hashed == []
+    strict = provenance.Sources(trained.config, "CT", trained.directory, trusts_markers=False)
+    assert facts.items() >= strict.facts("filtered").items(), "the markers say what the files are"
+    assert len(hashed) == 3
+    strict.facts("filtered")
+    assert len(hashed) == 3, "and a process reads a file once"
+
+
+def replaced(path: Path, marker: Path) -> None:
+    """Other weights of the same size, whose modification time has been set back."""
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.utime(marker, ns=(0, path.stat().st_ctime_ns - 1))  # the fixture's is of the next second
+
+
+def longer(path: Path, marker: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def lost(path: Path, marker: Path) -> None:
+    marker.unlink()
+
+
+def damaged(path: Path, marker: Path) -> None:
+    time = marker.stat().st_mtime_ns
+    marker.write_text('{"outputs": [{"path": 1}]}')
+    os.utime(marker, ns=(time, time))
+
+
+@pytest.mark.parametrize("change", [replaced, longer, lost, damaged])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_weights_that_are_not_what_the_marker_speaks_of_are_hashed(
+    trained: Loader, hashed: list[Path], change: Callable[[Path, Path], None], which: int
+) -> None:
+    before = trained.facts("filtered")
+    made = (trained._unet, *trained._scorers)[which]
+    change(made.path, trained.directory.done(made.stage, made.name))
+    assert (trained.facts("filtered") != before) == (change in (replaced, longer))
+    assert made.path.resolve() in hashed
