@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from medsyn.models.weights import model_fingerprint, weights_fingerprint
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
 from medsyn.training import checkpoint, encode_rows
 from medsyn.training import run as training_run
-from medsyn.training.finetune import dataset, loop, stage, state
+from medsyn.training.finetune import dataset, loop, precision, stage, state
 from medsyn.training.finetune.loss import denoising_loss, min_snr_weights
 
 TASK = Task("finetune", 0, "ct", "CT")
@@ -192,6 +193,33 @@ def test_with_adapters_too_and_checkpoints_hold_nothing_else(
     assert_same_end(tmp_path, undisturbed_lora)
     adapter = "work/finetune/ct/model/pytorch_lora_weights.safetensors"
     assert (tmp_path / adapter).read_bytes() == (undisturbed_lora / adapter).read_bytes()
+
+
+def test_a_loss_scale_is_part_of_the_checkpoint(
+    weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on sm_70, but that autocast stays off: overflows in steps 2 and 3, and a doubling after two good ones."""
+    monkeypatch.setattr(stage, "training_dtype", lambda *_: torch.float16)
+    monkeypatch.setattr(loop, "autocast", lambda *_: torch.autocast("cpu", torch.bfloat16, enabled=False))
+    monkeypatch.setattr(precision, "_GROW_AFTER", 2)
+    clip = torch.nn.utils.clip_grad_norm_
+    config, scales = training(weights, table, checkpointing_steps=100), []
+
+    def clipped(steps: Iterator[int]) -> Callable:
+        return lambda *rest: clip(*rest) + (float("inf") if next(steps) in (2, 3) else 0)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clipped(itertools.count(1)))
+    run(config, tmp_path / "straight")
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clipped(itertools.count(1)))
+    for stop in (1, 2, 4, 5):
+        with pytest.raises(Saved):
+            run(config, tmp_path / "stopped", StopAt(stop))
+        scales.append(
+            float(load_file(checkpoints(tmp_path / "stopped")[-1] / "state.safetensors")["loss_scale"]) / 2**16
+        )
+    run(config, tmp_path / "stopped")
+    assert scales == [1, 0.5, 0.25, 0.5]
+    assert_same_end(tmp_path / "stopped", tmp_path / "straight")
 
 
 def test_the_adapter_that_is_published_makes_the_base_the_model_that_is_published(

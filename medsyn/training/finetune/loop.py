@@ -12,10 +12,11 @@ from torch import Tensor
 
 from medsyn import disk
 from medsyn.ahead import ahead
-from medsyn.config import Config, DeviceSection
+from medsyn.config import Config
 from medsyn.stage import NoProgress
 from medsyn.training.finetune.dataset import LatentDataset
 from medsyn.training.finetune.loss import denoising_loss, min_snr_weights
+from medsyn.training.finetune.precision import autocast
 from medsyn.training.finetune.publish import keep_unet
 from medsyn.training.finetune.state import TrainState
 from medsyn.training.run import TrainingRun
@@ -58,17 +59,19 @@ def train(
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         for micro in zip(*(tensor.split(section.train_batch_size) for tensor in inputs.result()), strict=True):
-            with _autocast(config.device, device):
+            with autocast(state.dtype, device):
                 part = denoising_loss(
                     unet, scheduler, weights, *(tensor.to(device, non_blocking=True) for tensor in micro)
                 )
             part = part / section.gradient_accumulation_steps
-            part.backward()
+            state.loss_scale.scaled(part).backward()
             state.loss_sum += part.detach()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), section.max_grad_norm)
+        state.loss_scale.unscale(state.parameters.values())
+        norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), section.max_grad_norm)
         if state.average:
             state.average.wait_for_copy()
-        state.optimizer.step()
+        if state.loss_scale.allows(norm, step + 1):
+            state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         done, line = step + 1, None
         if state.average:
@@ -85,12 +88,6 @@ def train(
         numbers = {"epoch": -(-done * batch // len(dataset)), "loss": loss, "learning_rate": rate}
         training.step_done(done, total, section.checkpointing_steps, save, line, batch, **numbers)
     return loss
-
-
-def _autocast(section: DeviceSection, device: torch.device) -> torch.autocast:
-    """bfloat16 if the GPU supports it (sm_80), else float32: float16 would need a loss scale, more state to save."""
-    capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.autocast(device.type, torch.bfloat16, enabled=capable and section.precision != "float32")
 
 
 def _read_loss(loss_sum: Tensor, step: int, log_every: int) -> float:

@@ -26,6 +26,7 @@ from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import CampaignDirectory, Control, Task
 from medsyn.training.finetune.dataset import prepare_dataset, training_rows
 from medsyn.training.finetune.loop import train
+from medsyn.training.finetune.precision import training_dtype
 from medsyn.training.finetune.publish import publish
 from medsyn.training.finetune.state import first_state
 from medsyn.training.run import TrainingRun
@@ -53,7 +54,8 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         if problems := model_folder.problems(base):
             raise InputProblems(problems)
         scheduler = _scheduler(config)
-        state = first_state(load_unet(base, device, torch.float32), config.finetune, training.key)
+        dtype = training_dtype(config.device, device)
+        state = first_state(load_unet(base, device, torch.float32), config.finetune, training.key, dtype)
         start = state.resume(training)  # a run that cannot resume is refused before hours of encoding
 
         @functools.cache
