@@ -58,9 +58,8 @@ class TrainState:
 
         Adapters are merged into it, and beside it once more.
         """
-        unet = directory / "unet"
+        unet, average = directory / "unet", self.average.after(step) if self.average else {}
         self.unet.save_config(unet)
-        average = self.average.after(step) if self.average else {}
         tensors = merged(self.unet, average)
         save_file({name: value.contiguous() for name, value in tensors.items()}, unet / UNET_WEIGHTS, {"format": "pt"})
         save_adapter(self.unet, average, directory)
