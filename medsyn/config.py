@@ -182,6 +182,9 @@ class FinetuneSection(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     adam_weight_decay: float = Field(1e-2, ge=0)
     snr_gamma: float | None = Field(5.0, gt=0)
+    noise_offset: float = Field(0.0, ge=0, le=1)
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None  # None: the model's own
+    zero_terminal_snr: bool = False
     caption_dropout: float = Field(0.1, ge=0, lt=1)
     use_8bit_adam: bool = False
     use_ema: bool = False
@@ -195,6 +198,12 @@ class FinetuneSection(Section):
     keep_every: int | None = Field(None, ge=1)
     gpus: int | Literal["auto"] = 1
     lora: LoraSection = LoraSection()
+
+    @model_validator(mode="after")
+    def _losses_fit(self) -> FinetuneSection:
+        if self.zero_terminal_snr and self.snr_gamma is not None:
+            raise ValueError("zero_terminal_snr needs snr_gamma: null, as min-SNR weighs what is pure noise with 0")
+        return self
 
     @field_validator("gpus", mode="before")
     @classmethod

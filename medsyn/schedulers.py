@@ -46,22 +46,25 @@ class Solver:
     stochastic: bool = False  # adds noise at every step
     fewest_steps: int = 1
     most_steps: int = TRAINING_STEPS
+    zero_snr: bool = False  # begins at zero terminal SNR; in diffusers 0.27
 
 
 _MULTISTEP = {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False}
 
 SOLVERS: dict[SchedulerName, Solver] = {
     # DPM-Solver++(2M), Lu et al. 2022, https://arxiv.org/abs/2211.01095
-    "dpm": Solver("DPMSolverMultistepScheduler", _MULTISTEP),
+    "dpm": Solver("DPMSolverMultistepScheduler", _MULTISTEP, zero_snr=True),
     "dpm_karras": Solver("DPMSolverMultistepScheduler", {**_MULTISTEP, "use_karras_sigmas": True}),
-    "dpm_sde": Solver("DPMSolverMultistepScheduler", {**_MULTISTEP, "algorithm_type": "sde-dpmsolver++"}, True),
+    "dpm_sde": Solver(
+        "DPMSolverMultistepScheduler", {**_MULTISTEP, "algorithm_type": "sde-dpmsolver++"}, True, zero_snr=True
+    ),
     "dpm_single": Solver("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
-    "ddim": Solver("DDIMScheduler"),
-    "ddpm": Solver("DDPMScheduler", stochastic=True),
+    "ddim": Solver("DDIMScheduler", zero_snr=True),
+    "ddpm": Solver("DDPMScheduler", stochastic=True, zero_snr=True),
     "pndm": Solver("PNDMScheduler", {"skip_prk_steps": True}),
     "lms": Solver("LMSDiscreteScheduler"),
-    "euler": Solver("EulerDiscreteScheduler"),
-    "euler_a": Solver("EulerAncestralDiscreteScheduler", stochastic=True),
+    "euler": Solver("EulerDiscreteScheduler", zero_snr=True),
+    "euler_a": Solver("EulerAncestralDiscreteScheduler", stochastic=True, zero_snr=True),
     "heun": Solver("HeunDiscreteScheduler"),
     "dpm2": Solver("KDPM2DiscreteScheduler"),
     "dpm2_a": Solver("KDPM2AncestralDiscreteScheduler", stochastic=True),
