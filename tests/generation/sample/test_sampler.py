@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from medsyn.generation.sample.sampler import Guidance, build_scheduler, initial_noise, sample, sample_finite
 from medsyn.models import tiny
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
-from medsyn.schedulers import SOLVERS, SchedulerName, wrong_steps
+from medsyn.schedulers import SOLVERS, SchedulerName, Shortcuts, wrong_steps
 
 NAMES = get_args(SchedulerName)
 CALLS = {  # of the UNet in n steps, where it is not n
@@ -37,7 +37,7 @@ def system(tiny_model: Path) -> SyntheticSystem:
 
 
 def guide(scale: float, negative_hidden: Tensor, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
-    return Guidance(torch.full((4,), scale), negative_hidden, interval)
+    return Guidance(torch.full((4,), scale), negative_hidden, Shortcuts(interval))
 
 
 def features(system: SyntheticSystem, prompts: list[str]) -> Tensor:
