@@ -19,11 +19,12 @@ export const RATINGS = [
  * @param {string[]} modalities
  */
 export function showExamples(place, set, images, modalities) {
-  const examples = set.examples.filter((one) => modalities.includes(one.modality));
+  const alike = set.examples.filter((one) => modalities.includes(one.modality));
+  const examples = alike.length ? alike : set.examples;
   const columns = RATINGS.map(({ rating, name, text }) => {
     const shown = examples.filter((one) => one.rating === rating).map((one) => figure(set, images, one));
     const none = shown.length === 0 && examples.length > 0 ? [make("p", { className: "hint", text: "No example." })] : [];
-    const heading = make("h3", {}, make("b", { className: "grade", text: String(rating) }), ` ${name}`);
+    const heading = make("h2", {}, make("b", { className: "grade", text: String(rating) }), ` ${name}`);
     return make("div", { className: "example" }, heading, make("p", { text }), ...shown, ...none);
   });
   place.replaceChildren(make("div", { className: "examples" }, ...columns));

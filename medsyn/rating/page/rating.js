@@ -15,6 +15,12 @@ const CHOICES = [
   { choice: "same", name: "The same" },
   { choice: "both-bad", name: "Both are bad" },
 ];
+/** What changes no answer: done at once, so that what is typed after N goes into the note. */
+const AT_ONCE = new Set(
+  ["note", "darker", "brighter", "softer", "harder", "resetWindow", "nextPreset"].concat(
+    ["larger", "smaller", "fit", "oneToOne", "examples"],
+  ),
+);
 const AHEAD = 3; // turns whose images are decoded before they are asked for
 
 export class RatingScreen {
@@ -37,8 +43,9 @@ export class RatingScreen {
     byId("preset").addEventListener("change", () => this.choosePreset(byId("preset").value));
   }
 
-  /** Run a command after all that were given before. @returns {Promise<void>} */
+  /** Run a command; one that changes answers after all that were given before. */
   run(command, argument) {
+    if (AT_ONCE.has(command)) return this[command](argument);
     this.queue = this.queue.then(() => this[command](argument)).catch((error) => this.fail(error));
     return this.queue;
   }
@@ -114,7 +121,7 @@ export class RatingScreen {
     const box = byId("defects").querySelectorAll("input")[place];
     if (!box) return;
     box.checked = !box.checked;
-    announce(`${box.parentElement.textContent}: ${box.checked ? "ticked" : "not ticked"}`);
+    announce(`${this.checklist.defects[place].text}: ${box.checked ? "ticked" : "not ticked"}`);
     await this.readRemarks();
   }
 
