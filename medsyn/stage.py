@@ -179,6 +179,7 @@ class Control:
         self._heartbeat_seconds = heartbeat_seconds
         self._last_heartbeat = 0.0
         self.stop_requested = False
+        self.kept: dict[str, Any] = {}  # what a stage leaves to the next task of this process, as loaded models
         self.asked: float | None = None  # when the stop was requested, in seconds since the epoch
         self.step: int | None = None  # the last step reported
 
