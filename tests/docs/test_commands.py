@@ -32,8 +32,8 @@ Words = list[str]
 BLOCKS = all_blocks("bash", "console")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-# Programs of other people, and the words of theirs that are used. What is ours in such a command is looked at below.
 UV_VARIABLES = ("UV_COMPILE_BYTECODE",)
+# Programs of other people, and the words of theirs that are used. What is ours in such a command is looked at below.
 OTHERS = {
     "apptainer": {"build", "run", "exec", "test", "--build-arg", "--bind", "--app", "--nv", "-B"},
     "docker": {"build", "save", "run", "--build-arg", "-t", "-o", "--secret", "--gpus", "-v"},
