@@ -186,6 +186,7 @@ class Control:
         self._grace_seconds = grace_seconds  # from a request to leave to the kill; None: nobody kills
         self.stop_requested = False
         self.together = False  # one of several processes, which agree on when to stop
+        self.kept: dict[str, Any] = {}  # what a stage leaves to the next task of this process, as loaded models
         self.asked: float | None = None  # when the stop was requested, in seconds since the epoch
         self.step: int | None = None  # the last step reported
 

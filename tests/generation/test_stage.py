@@ -26,7 +26,7 @@ from medsyn.generation import filter as rules
 from medsyn.generation.block_store import Item
 from medsyn.generation.sample import batch as sample_batch
 from medsyn.generation.sample import load
-from medsyn.stage import CampaignDirectory, NoProgress, Saved
+from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved
 from tests.helpers.generation_campaign import Campaign, StopAfter
 from tests.helpers.processes import fork, wait
 
@@ -49,6 +49,19 @@ def test_shards_and_their_order_change_no_byte(
     for blocks in ranges:
         campaign.run(blocks=blocks)
     assert campaign.snapshot() == reference.snapshot()
+
+
+def test_a_process_that_makes_several_shards_keeps_its_models_and_changes_no_byte(
+    campaign: Campaign, reference: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    real = load.Loader.sampler
+    monkeypatch.setattr(load.Loader, "sampler", lambda self, mode: (loaded.append(mode), real(self, mode))[1])
+    control = Control()
+    for blocks in ((2, 3), (1, 2), (0, 1)):
+        campaign.run(blocks=blocks, control=control)
+    assert campaign.snapshot() == reference.snapshot()
+    assert loaded == ["baseline", "filtered", "baseline", "filtered"]  # the next shard begins with what is loaded
 
 
 def test_what_an_earlier_attempt_made_counts_as_done_and_not_into_the_rate(
