@@ -239,5 +239,6 @@ class Control:
             return
         self._last_heartbeat = now
         where = {"time": time.time(), "host": os.uname().nodename}
+        facts = {"step": step, "total": total, "unit": unit, **where, **numbers}
         with suppress(OSError):  # a heartbeat is a hint; writing what must be on disk raises errors of its own
-            disk.write_json(self._heartbeat, {"step": step, "total": total, "unit": unit, **where, **numbers})
+            disk.write_unsynced(self._heartbeat, disk.to_json(facts))
