@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medsyn.data.contents import Contents, ImageKey, Picture, image_key, of_rows, same_pictures
+from medsyn.data.contents import Contents, image_key, of_rows, same_pictures
 from medsyn.data.prompts.formats import taken_for
 from medsyn.data.prompts.rows import check_prompts
 from medsyn.data.read_images import Found, Limit, Progress, read_images
@@ -87,8 +87,7 @@ def read_tables(paths: Iterable[str | Path], how: Reading, progress: Progress | 
     """What the tables hold, besides what `check_tables` finds; arguments as there."""
     tables = [_read_table(Path(path), how) for path in paths]
     problems, found = _check_images(tables, how.allow_synthetic, progress, None)
-    pictures = found.pictures
-    contents = [table.prompts or of_rows(str(table.path), table.rows, pictures) for table in tables]
+    contents = [table.prompts or of_rows(str(table.path), table.rows, found.pictures) for table in tables]
     return Checked(problems, [one for one in contents if one.parts])
 
 
@@ -119,10 +118,9 @@ def _check_images(
 ) -> tuple[list[Problem], Found]:
     """The problems of tables and images, table by table, and what the images are."""
     found = read_images({table.path: [image_key(row) for row in table.rows] for table in tables}, progress, limit)
-    pictures = found.pictures
     problems: list[Problem] = []
     for table in tables:
-        problems += [*table.problems, *_repeated(table, pictures), *_of_images(table, found, allow_synthetic)]
+        problems += [*table.problems, *_repeated(table, found), *_of_images(table, found, allow_synthetic)]
     return problems, found
 
 
@@ -180,29 +178,28 @@ def _is_of_header(problem: Problem) -> bool:
     return problem.row == 1 and "there is no column" in problem.reason
 
 
-def _repeated(table: _Table, pictures: Mapping[ImageKey, Picture]) -> list[Problem]:
+def _repeated(table: _Table, found: Found) -> list[Problem]:
     """A warning for each image that a table names in several ways, by links or as copies: it counts more than once."""
-    linked = _same_files(table)
+    linked = _same_files(table, found)
     told = {row.path for row, _ in linked}
     reasons = [(row, f"is the same file as {other.file!r} on line {other.row}, by a link") for row, other in linked]
-    for row, other in same_pictures(table.rows, pictures, told):
+    for row, other in same_pictures(table.rows, found.pictures, told):
         reasons.append((row, f"shows the same picture as {other.file!r} on line {other.row}"))
     return [
         Problem(str(table.path), f"{row.file!r} {reason}", row.row, _key(row), "warning") for row, reason in reasons
     ]
 
 
-def _same_files(table: _Table) -> list[tuple[ImageRow | RatingRow, ImageRow | RatingRow]]:
+def _same_files(table: _Table, images: Found) -> list[tuple[ImageRow | RatingRow, ImageRow | RatingRow]]:
     """(row, an earlier row) for every file that links name in several ways."""
     first: dict[tuple[int, int], ImageRow | RatingRow] = {}
     told: set[Path] = set()
     found = []
     for row in table.rows:
-        try:
-            status = row.path.stat()
-        except OSError:  # reading it says why
+        state = images.states.get(image_key(row))
+        if state is None:  # reading it says why
             continue
-        known = first.setdefault((status.st_dev, status.st_ino), row)
+        known = first.setdefault(state.inode, row)
         if known.path != row.path and row.path not in told:
             told.add(row.path)
             found.append((row, known))

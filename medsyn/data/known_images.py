@@ -46,11 +46,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class FileState:
-    """An image's file as it is now: the name it goes by, and whether that will do next time."""
+    """An image's file as it is now."""
 
-    name: str
+    name: str  # that it goes by in the cache
     bytes: int
-    settled: bool
+    settled: bool  # whether the name will do next time
+    inode: tuple[int, int]  # with the device
 
 
 def state_of(image: ImageKey) -> FileState | None:
@@ -65,7 +66,8 @@ def state_of(image: ImageKey) -> FileState | None:
     times = found.st_mtime_ns, found.st_ctime_ns
     facts = (_readers(), str(path), modality, volume, found.st_ino, found.st_size, *times)
     name = hashlib.blake2b(repr(facts).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    return FileState(name, found.st_size, time.time() - max(times) / 1e9 > _RECENT_SECONDS)
+    settled = time.time() - max(times) / 1e9 > _RECENT_SECONDS
+    return FileState(name, found.st_size, settled, (found.st_dev, found.st_ino))
 
 
 def load(table: Path) -> dict[str, Seen]:

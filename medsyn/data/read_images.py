@@ -35,6 +35,7 @@ class Limit:
 class Found:
     """What the images are, and what is wrong with those that cannot be used."""
 
+    states: dict[ImageKey, FileState]  # of regular files
     seen: dict[ImageKey, Seen] = field(default_factory=dict)
     refused: dict[ImageKey, list[Problem]] = field(default_factory=dict)
     unread: int = 0  # all the images that were not known, if they are over the limit
@@ -58,7 +59,7 @@ def read_images(
     images = dict.fromkeys(image for its in by_table.values() for image in its)
     states = {image: state for image in images if (state := known_images.state_of(image))}
     known = {name: seen for table in by_table for name, seen in known_images.load(table).items()}
-    found = Found({image: known[state.name] for image, state in states.items() if state.name in known})
+    found = Found(states, {image: known[state.name] for image, state in states.items() if state.name in known})
     new = [image for image in images if image not in found.seen]
     size = sum(states[image].bytes for image in new if image in states)
     if limit is not None and (len(new) > limit.images or size > limit.bytes):
@@ -74,19 +75,20 @@ def read_images(
             if progress is not None:
                 progress(number, len(new))
             if time.monotonic() - saved > _SAVE_SECONDS:
-                _remember(by_table, states, found)
+                _remember(by_table, found)
                 saved = time.monotonic()
     finally:  # Ctrl-C, too: what was read is known next time
         if new:
-            _remember(by_table, states, found)
+            _remember(by_table, found)
     return found
 
 
-def _remember(by_table: Mapping[Path, Sequence[ImageKey]], states: Mapping[ImageKey, FileState], found: Found) -> None:
+def _remember(by_table: Mapping[Path, Sequence[ImageKey]], found: Found) -> None:
     for table, its in by_table.items():
-        kept = [image for image in its if image in found.seen and image in states and states[image].settled]
-        if kept:
-            known_images.save(table, {states[image].name: found.seen[image] for image in kept})
+        kept = [image for image in its if image in found.seen and image in found.states]
+        names = {found.states[image].name: found.seen[image] for image in kept if found.states[image].settled}
+        if names:
+            known_images.save(table, names)
 
 
 def _read_all(images: Sequence[ImageKey]) -> Iterator[tuple[ImageKey, Seen | list[Problem]]]:
