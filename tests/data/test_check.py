@@ -15,6 +15,7 @@ from PIL import Image as PillowImage
 from PIL import PngImagePlugin
 
 import medsyn.data.check as check
+import medsyn.data.read_images as reading
 from medsyn.data.check import check_tables
 from medsyn.data.images.read import SYNTHETIC_KEY, Image
 from medsyn.data.prompts.formats import table_kind
@@ -103,13 +104,13 @@ def test_generated_images_may_be_rated(folder: Path) -> None:
 
 def test_an_image_is_read_once_and_told_once_per_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
-    real = check.read_image
+    real = reading.read_image
 
     def counting(path: Path, modality: str, volume: int | None) -> Image:
         read.append(path.name)
         return real(path, modality, volume)
 
-    monkeypatch.setattr(check, "read_image", counting)
+    monkeypatch.setattr(reading, "read_image", counting)
     tables = [dataset(folder, "a.png", "cut.png", "cut.png"), ratings(folder, "cut.png", "a.png", "cut.png")]
     seen: list[tuple[int, int]] = []
     found = errors(check_tables(tables, progress=lambda done, total: seen.append((done, total))))
@@ -155,7 +156,7 @@ def test_the_spacing_of_the_pixels_is_known_where_a_header_says_it(folder: Path)
     volume.header.set_xyzt_units("mm")
     nib.save(volume, folder / "mm.nii")
     files = ("a.dcm", "detector.dcm", "unknown.nii", "mm.nii", "a.png")
-    [contents] = check.read_tables([dataset(folder, *files)]).contents
+    [contents] = check.read_tables([dataset(folder, *files)], check.Reading()).contents
     part = contents.parts["CT"]
     assert part.formats == {"DICOM": 2, "NIfTI": 2, "PNG": 1}
     assert part.spacings == {0.8: 1, 2.0: 1}
@@ -197,7 +198,7 @@ def test_each_volume_of_a_file_is_an_image_of_its_own(folder: Path) -> None:
 
 def test_warnings_of_the_reader_are_warnings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = Image(np.zeros((16, 16, 1), np.float32), (), ("one thing is odd",))
-    monkeypatch.setattr(check, "read_image", lambda path, modality, volume: image)
+    monkeypatch.setattr(reading, "read_image", lambda path, modality, volume: image)
     [problem] = check_tables([dataset(folder, "a.png")])
     assert problem.severity == "warning" and "a.png" in problem.reason and "one thing is odd" in problem.reason
 
