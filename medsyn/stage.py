@@ -119,7 +119,7 @@ class CampaignDirectory:
         return self.root / "tasks" / stage / "log" / f"{name}.log"
 
     def slurm(self, name: str) -> Path:
-        """The files of one submission to Slurm: batch script, submitit's pickles, output outside the tasks."""
+        """The files of one submission to Slurm: batch script, list of tasks, output outside the tasks."""
         return self.root / "tasks" / "slurm" / name
 
     def work(self, stage: str, name: str) -> Path:
@@ -185,13 +185,18 @@ class Control:
         self._last_heartbeat = 0.0
         self._grace_seconds = grace_seconds  # from a request to leave to the kill; None: nobody kills
         self.stop_requested = False
+        self.together = False  # one of several processes, which agree on when to stop
         self.asked: float | None = None  # when the stop was requested, in seconds since the epoch
         self.step: int | None = None  # the last step reported
 
     def request_stop(self) -> None:
         """Ask the task to save and leave; safe in a signal handler."""
         self.asked = self.asked or time.time()
-        self.stop_requested = True
+        self.stop_requested = self.stop_requested or not self.together
+
+    def asked_here(self) -> bool:
+        """Whether this process was asked to stop, whatever it has agreed on with others."""
+        return self.asked is not None
 
     def seconds_left(self) -> float | None:
         """Until the task is killed, once a stop was requested; None if nothing is known of that."""

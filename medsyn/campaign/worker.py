@@ -7,7 +7,6 @@ Any task may be killed at any instruction and run again.
 Signals: asking a running task to save and leave.
 
 A handler only sets a flag (docs/architecture.md, rule 3); the stage's loop looks at it where everything is on disk.
-submitit's own handlers are replaced by these, because on a default cluster they ignore SIGTERM.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO, TypeAlias
 
-from medsyn import disk, errors
-from medsyn.campaign import prctl
+from medsyn import disk, errors, prctl
 from medsyn.campaign.state import attempts, campaign_file, locks, markers
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.tasks import Key, PlannedTask, results_of

@@ -23,6 +23,11 @@ from medsyn.training.schedule import RandomKey
 logger = logging.getLogger(__name__)
 
 
+def random_key(config: Config, task: Task) -> RandomKey:
+    """What a run's randomness depends on."""
+    return (config.campaign.seed, task.stage, task.name)
+
+
 class TrainingRun:
     """What a training loop needs besides its model: a key for its randomness, and where to save and report.
 
@@ -46,7 +51,7 @@ class TrainingRun:
         checkpoints stay, in the folder `checkpoints` of the task's. Where no interval is given, one is chosen so
         that a kill costs at most `max_lost_minutes`.
         """
-        self.key: RandomKey = (config.campaign.seed, task.stage, task.name)
+        self.key = random_key(config, task)
         self.directory = directory.work(task.stage, task.name)
         self.checkpoints, self.metrics = self.directory / checkpoints, self.directory / "metrics.jsonl"
         self.control, self.provenance, self._keep = control, provenance, keep
@@ -152,3 +157,16 @@ class TrainingRun:
         elif not issubclass(kind, Saved):  # what was due before an error is written, and the error is what is told
             with suppress(Exception):
                 self._writer.wait()
+
+
+class FollowedRun(TrainingRun):
+    """The run of a task, as another process than the one that leads it sees it: it writes and reports nothing."""
+
+    def __init__(self, config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
+        self.key = random_key(config, task)
+        self.directory = directory.work(task.stage, task.name)
+        self.checkpoints, self.control = self.directory / "checkpoints", control
+
+    def step_done(self, *_: Any, **__: Any) -> None:
+        """Stop if all have agreed to."""
+        self.control.leave_if_asked()

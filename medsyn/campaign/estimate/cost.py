@@ -33,6 +33,7 @@ AVERAGE_BYTES_PER_SECOND = 4e9  # of weights that a processor averages
 HASH_BYTES_PER_SECOND = 0.5e9  # of a checkpoint; without a card this is taken from the passes
 UPDATE_BYTES = 40  # read and written for a trained weight by clipping and AdamW
 UPDATE_BYTES_PER_SECOND = {True: 500e9, False: 8e9}  # with a card, and without
+SUM_BYTES_PER_SECOND = 8e9  # of gradients, from a card to another over PCIe 3.0; most of 12e9
 CANDIDATES_PER_PASS = 1.5  # two of three candidates pass the Selector
 EVALUATION_SECONDS = 0.03  # for one image
 JUDGE_SECONDS = 15.0  # to train the judge of phantoms
@@ -48,6 +49,8 @@ class TaskCost:
     memory: int  # peak bytes of the card
     kept: int  # bytes of disk for good
     scratch: int  # bytes of disk besides, while it runs
+    gpus: int = 1  # that it holds
+    waiting: float = 0.0  # seconds of `seconds` in which all of them but one have nothing to do
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Estimate:
     def hours(self, which: str = "seconds") -> float:
         """Hours of all tasks that hold a card (of all tasks where there is none): `seconds`, `least` or `most`."""
         held = (cost for (stage, _), cost in self.tasks.items() if stage != "evaluate" or not self.on_gpu)
-        return sum(float(getattr(cost, which)) for cost in held) / 3600
+        return sum(cost.gpus * float(getattr(cost, which)) for cost in held) / 3600
 
 
 def estimate(config: Config, plan: Plan, counts: Counts, on_gpu: bool) -> Estimate:
@@ -90,7 +93,7 @@ class Finetuning:
 
     encoding: float  # images and captions
     unet: float  # forward and backward passes
-    update: float  # clipping and the optimizer
+    update: float  # gradients summed over the ranks, clipping, the optimizer
     waiting: float  # for the moving average and for checkpoints
     ending: float  # writing the model
 
@@ -98,6 +101,11 @@ class Finetuning:
     def seconds(self) -> float:
         """All together."""
         return self.encoding + self.unet + self.update + self.waiting + self.ending
+
+    @property
+    def alone(self) -> float:
+        """Of one rank, while the others wait."""
+        return self.encoding + self.waiting + self.ending
 
     @property
     def outside(self) -> float:
@@ -155,7 +163,9 @@ class CostModel:
         expected, least, most = (START_SECONDS + seconds(task, work, candidates) for candidates in self.candidates)
         memory = estimate_memory.memory(self.config, task.stage, self.networks)
         disk = estimate_memory.disk(self.config, task, self.networks, work, self.candidates[0])
-        return TaskCost(expected, least, most, memory, disk.kept, disk.scratch)
+        gpus = estimate_memory.ranks(self.config.finetune) if task.stage == "finetune" else 1
+        waiting = START_SECONDS + self.finetuning(work.images).alone if gpus > 1 else 0.0
+        return TaskCost(expected, least, most, memory, disk.kept, disk.scratch, gpus, waiting)
 
     def _seconds(self, network: Count, rows: int, passes: float = 1) -> float:
         """Of `passes` forward passes of `rows` samples."""
@@ -169,17 +179,24 @@ class CostModel:
         section, networks = self.config.finetune, self.networks
         captions = images + 1
         encoding = self._seconds(networks.encoder, 1, images) + self._seconds(networks.text, 1, captions)
-        backward = BACKWARD if section.lora.rank is None else LORA_BACKWARD
-        passes = 1 + backward + section.gradient_checkpointing
-        steps = section.max_train_steps
-        training = self._seconds(
-            networks.unet, section.train_batch_size, steps * section.gradient_accumulation_steps * passes
-        )
+        passes, steps, ranks = self._passes(), section.max_train_steps, estimate_memory.ranks(section)
+        gradients = estimate_memory.FLOAT * self._trained * 2 * (ranks - 1) / ranks
         update = UPDATE_BYTES * self._trained / UPDATE_BYTES_PER_SECOND[self.on_gpu]
-        step = training / steps + update
+        update += gradients / SUM_BYTES_PER_SECOND
+        step = passes / steps + update
         waiting = steps * (self._averaging(step) + self._saving(step))
         published = estimate_memory.FLOAT * networks.unet.parameters
-        return Finetuning(encoding, training, steps * update, waiting, published / WRITE_BYTES_PER_SECOND)
+        return Finetuning(encoding, passes, steps * update, waiting, published / WRITE_BYTES_PER_SECOND)
+
+    def _passes(self) -> float:
+        """Forward and backward: each rank computes its part of every batch, and the longest part counts."""
+        section, networks = self.config.finetune, self.networks
+        ranks = estimate_memory.ranks(section)
+        backward = BACKWARD if section.lora.rank is None else LORA_BACKWARD
+        passes = section.max_train_steps * (1 + backward + section.gradient_checkpointing)
+        whole, rest = divmod(-(-section.global_batch // ranks), section.train_batch_size)
+        seconds = self._seconds(networks.unet, section.train_batch_size, whole * passes)
+        return seconds + (self._seconds(networks.unet, rest, passes) if rest else 0.0)
 
     @property
     def _trained(self) -> int:

@@ -15,32 +15,56 @@ import torch
 from diffusers import DDPMScheduler
 
 from medsyn import disk
-from medsyn.config import FREE_OF_FINETUNE, Config, flatten
+from medsyn.config import FREE_OF_FINETUNE, GLOBAL_BATCH, Config, flatten
 from medsyn.data.images.latent_cache import TensorCache, hash_files
 from medsyn.data.tables.read import ImageRow
 from medsyn.errors import InputError, InputProblems
-from medsyn.models import model_folder
-from medsyn.models.device import choose_device
+from medsyn.models import model_folder, noise_schedule
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic, load_unet
 from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import CampaignDirectory, Control, Task
-from medsyn.training.finetune.dataset import prepare_dataset, training_rows
+from medsyn.training.checkpoint import load_exactly, sha256_of
+from medsyn.training.finetune import ranks
+from medsyn.training.finetune.dataset import LatentDataset, prepare_dataset, training_rows
 from medsyn.training.finetune.loop import train
+from medsyn.training.finetune.parallel import Team, launched
+from medsyn.training.finetune.precision import training_dtype
 from medsyn.training.finetune.publish import publish
 from medsyn.training.finetune.state import first_state
-from medsyn.training.run import TrainingRun
+from medsyn.training.run import FollowedRun, TrainingRun
 
 
 def run(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
-    """Fine-tune the UNet of `task.modality`; writes model/, metrics.jsonl and summary.json.
+    """Fine-tune the UNet of `task.modality`, on one GPU or several (`finetune.gpus`); writes model/ and its records.
 
     Raises:
         InputProblems: rows or images that cannot be used, with `data.strict`.
-        InputError: no images to train on, an option this machine lacks, or a model or checkpoint that was made with
-            different settings.
+        InputError: no images to train on, an option or GPUs that this machine lacks, or a model or checkpoint that was
+            made with different settings.
         NoProgress: the loss is no longer finite, or no checkpoint can be read.
         Saved: a stop was requested; everything made so far is on disk.
+        RuntimeError: one of several processes was killed.
     """
+    if (place := launched()) is not None:
+        return train_as(config, task, directory, control, place.meet())
+    size = ranks.count(config)
+    if size == 1:
+        return _lead(config, task, directory, control, Team())
+    ranks.run(train_as, size, config, task, directory, control)
+
+
+def train_as(config: Config, task: Task, directory: CampaignDirectory, control: Control, team: Team) -> None:
+    """Fine-tune as one rank of a team."""
+    if team.rank > 0:
+        return _follow(config, task, directory, control, team)
+    try:
+        _lead(config, task, directory, control, team)
+    finally:
+        team.dismiss()
+
+
+def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Control, team: Team) -> None:
+    """Fine-tune as the first or the only rank: the one that writes model/, metrics.jsonl and summary.json."""
     assert task.modality is not None
     cache, model = directory.root / "cache" / task.name, directory.finetuned_unet(task.modality)
     disk.sweep_temporaries(cache)
@@ -58,11 +82,11 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         max_lost_minutes=section.max_lost_minutes,
     )
     if not training.has_published(model):
-        base, device = config.model_paths.stable_diffusion, choose_device(config.device).device
+        base, device = config.model_paths.stable_diffusion, team.device(config.device)
         if problems := model_folder.problems(base):
             raise InputProblems(problems)
-        scheduler = _scheduler(base)
-        state = first_state(load_unet(base, device, torch.float32), section, training.key)
+        scheduler, dtype = _scheduler(config), training_dtype(config.device, device)
+        state = first_state(load_unet(base, device, torch.float32), section, training.key, dtype)
         start = state.resume(training)  # a run that cannot resume is refused before hours of encoding
 
         @functools.cache
@@ -71,27 +95,55 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
 
         dataset = prepare_dataset(config, rows, hashes, load_system, TensorCache(cache), control)
         load_system.cache_clear()  # VAE and text encoder are no longer needed: training gets their memory
+        found = {"step": start, "sha256": sha256_of(training.checkpoints, start) if start else None}
+        team.join({"checkpoint": found, "dataset": dataset.keys()}, state.parameters, control)
         steps = section.max_train_steps
         with training:
-            loss = train(config, state, start, scheduler, dataset, training)
+            loss = train(config, state, start, scheduler, dataset, training, team)
             summary = {"steps": steps, "loss": loss, **dataset.counts, "held_out": held_out}
             disk.write_json(training.directory / "summary.json", summary)
             try:
-                publish(state, steps, base, provenance, model)
+                publish(state, config, provenance, model)
             except InputError:  # the base is gone: once it is back, no step has to be made again
                 training.save(steps, functools.partial(state.tensors, steps))
                 raise
     shutil.rmtree(training.checkpoints, ignore_errors=True)
 
 
-def _scheduler(base: str) -> DDPMScheduler:
-    """The model's own noise schedule; raises InputError if the UNet predicts what cannot be fine-tuned."""
+def _follow(config: Config, task: Task, directory: CampaignDirectory, control: Control, team: Team) -> None:
+    """Train as one of the other ranks: from what the first one has prepared and loaded, and writing nothing."""
+    told = team.hear()
+    if told is None:
+        return
+    base, training = config.model_paths.stable_diffusion, FollowedRun(config, task, directory, control)
+    section = config.finetune.model_copy(update={"use_ema": False})  # the first keeps the average
+    device = team.device(config.device)
+    dtype = training_dtype(config.device, device)
+    state = first_state(load_unet(base, device, torch.float32), section, training.key, dtype)
+    start, sha256 = told["checkpoint"]["step"], told["checkpoint"]["sha256"]
+    if sha256 is not None:
+        state.restore(load_exactly(training.checkpoints, start, sha256))
+    dataset = LatentDataset(TensorCache(directory.root / "cache" / task.name), **told["dataset"])
+    team.join({}, state.parameters, control)
+    train(config, state, start, _scheduler(config), dataset, training, team)
+
+
+def _scheduler(config: Config) -> DDPMScheduler:
+    """The noise schedule that is trained with.
+
+    Raises:
+        InputError: the UNet predicts what cannot be fine-tuned.
+        InputProblems: it cannot be trained as configured.
+    """
+    base = config.model_paths.stable_diffusion
     schedule = model_folder.scheduler_config(base)
     predicted = schedule.get("prediction_type", "epsilon")
     if predicted not in ("epsilon", "v_prediction"):
         reason = f"the model predicts '{predicted}'; only epsilon and v_prediction can be fine-tuned"
         raise InputError(base, reason, key="model_paths.stable_diffusion")
-    return DDPMScheduler.from_config(schedule)
+    if problems := noise_schedule.wrong_target(schedule, config.finetune):
+        raise InputProblems(problems)
+    return DDPMScheduler.from_config(noise_schedule.trained_with(schedule, config.finetune))
 
 
 def _provenance(config: Config, rows: list[ImageRow], hashes: dict[Path, str]) -> dict[str, Any]:
@@ -103,6 +155,6 @@ def _provenance(config: Config, rows: list[ImageRow], hashes: dict[Path, str]) -
         "data.resolution": config.data.resolution,
         "data.table": disk.fingerprint([[row.file, row.text, hashes[row.path]] for row in rows]),
         "model_paths.stable_diffusion": weights_fingerprint(config.model_paths.stable_diffusion),
-        "world_size": 1,
+        GLOBAL_BATCH: config.finetune.global_batch,
         **dict(flatten(section, "finetune.")),
     }
