@@ -59,6 +59,16 @@ def test_good_tables_have_no_problems(folder: Path) -> None:
     assert check_tables(tables, patient_column="path") == []
 
 
+@pytest.mark.parametrize("first", ["sep=,", "SEP=,", '"sep=,"'])
+def test_a_line_for_excel_before_the_header_is_no_row(folder: Path, first: str) -> None:
+    for table in (dataset(folder, "a.png", "cut.png"), ratings(folder, "b.jpg", "cut.png")):
+        table.write_text(f"{first}\n{table.read_text()}")
+        [(_, row, reason)] = errors(check_tables(table, patient_column="path" if table.name == "data.csv" else None))
+        assert row == 4 and "'cut.png'" in reason
+    (folder / "prompts.csv").write_text(f"{first}\nprompt,modality\nCT: x,CT\n")
+    assert check_tables(folder / "prompts.csv") == []
+
+
 def test_a_table_without_patients_gets_one_warning(folder: Path) -> None:
     (problem,) = check_tables([dataset(folder, "a.png", "b.jpg")])
     assert problem.severity == "warning" and "data.patient_column=path" in problem.reason
@@ -224,6 +234,7 @@ def test_another_root_and_another_column(folder: Path, tmp_path_factory: pytest.
         ("a.csv", "image_path,rating,modality,expert_level,prompt\n", "ratings"),
         ("a.csv", "rating,prompt\n", "ratings"),
         ("a.csv", '\ufeff"Prompt",modality\n', "prompts"),
+        ("a.csv", '\ufeff"sep=,"\nprompt,modality\n', "prompts"),
         ("a.TXT", "path,Text,modality\n", "prompts"),
         ("a.jsonl", '{"prompt": "CT: x", "path": "y"}\n', "prompts"),
         ("a.jsonl", '{"file_name": "a.png", "text": "CT: x"}\n', "dataset"),
@@ -268,6 +279,7 @@ def test_utf_16_is_told_with_the_way_out(tmp_path: Path) -> None:
         ("a.csv", "path;Text, English;modality\na.png;CT: x;CT\n", "^separate by commas, not ';'.*docs/data.md"),
         ("a.csv", "path\tText\tmodality\na.png\tCT: x\tCT\n", "by commas, not '.t'.*docs/data.md"),
         ("a.csv", "prompt;modality\nCT: x;CT\n", "by commas, not ';'.*docs/data.md"),
+        ("a.csv", "sep=;\npath;Text;modality\na.png;CT: x;CT\n", "by commas, not ';'.*docs/data.md"),
         ("a.csv", "p\0a\0t\0h\0,\0\n\0", "if it is UTF-16, save it as 'CSV UTF-8', or docs/data.md"),
         ("a.json", "[]", "is a .json file.*of an export of Label Studio, docs/data.md"),
         ("data.xlsx", "x", "is a .xlsx file.*save it as 'CSV UTF-8'"),
