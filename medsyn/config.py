@@ -32,7 +32,7 @@ from pydantic import (
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.modality_names import MODALITIES, canonical_name
-from medsyn.schedulers import MOST_GUIDANCE, TRAINING_STEPS, SchedulerName, wrong_steps
+from medsyn.schedulers import FAST, MOST_GUIDANCE, TRAINING_STEPS, SchedulerName, Shortcuts, wrong_steps
 from medsyn.specification import ENVIRONMENT, OTHER_KEYS, RENAMED, foreign_variables, translate
 from medsyn.text import closest, did_you_mean
 
@@ -182,6 +182,9 @@ class FinetuneSection(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     adam_weight_decay: float = Field(1e-2, ge=0)
     snr_gamma: float | None = Field(5.0, gt=0)
+    noise_offset: float = Field(0.0, ge=0, le=1)
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None  # None: the model's own
+    zero_terminal_snr: bool = False
     caption_dropout: float = Field(0.1, ge=0, lt=1)
     use_8bit_adam: bool = False
     use_ema: bool = False
@@ -195,6 +198,12 @@ class FinetuneSection(Section):
     keep_every: int | None = Field(None, ge=1)
     gpus: int | Literal["auto"] = 1
     lora: LoraSection = LoraSection()
+
+    @model_validator(mode="after")
+    def _losses_fit(self) -> FinetuneSection:
+        if self.zero_terminal_snr and self.snr_gamma is not None:
+            raise ValueError("zero_terminal_snr needs snr_gamma: null, as min-SNR weighs what is pure noise with 0")
+        return self
 
     @field_validator("gpus", mode="before")
     @classmethod
@@ -296,6 +305,9 @@ class GenerationSection(Section):
     num_inference_steps: int = Field(25, ge=1, le=TRAINING_STEPS)
     guidance_scale: float = Field(7.5, ge=1, le=MOST_GUIDANCE)
     guidance_interval: list[float] = Field([0.0, 1.0], min_length=2, max_length=2)
+    fast: bool = False
+    deep_cache_every: int | None = Field(None, ge=1)  # None: what `fast` says
+    text_attention_until: float | None = Field(None, gt=0, le=1)
     negative_prompt: str = ""
     batch_size: int | Literal["auto"] = 8
     batches_per_block: int = Field(4, ge=1)
@@ -331,6 +343,17 @@ class GenerationSection(Section):
         if not 0 <= start < end <= 1:
             raise ValueError(f"guidance_interval must be [start, end] with 0 <= start < end <= 1, got [{start}, {end}]")
         return self
+
+    @property
+    def shortcuts(self) -> Shortcuts:
+        """What the sampler leaves out: what `fast` says, unless the key of a shortcut says otherwise."""
+        usual = FAST if self.fast else Shortcuts()
+        start, end = self.guidance_interval
+        return Shortcuts(
+            (start, end),
+            self.deep_cache_every or usual.deep_cache_every,
+            self.text_attention_until or usual.text_attention_until,
+        )
 
     @property
     def images_per_batch(self) -> int:

@@ -1,4 +1,4 @@
-"""The samplers by name: which diffusers scheduler each one is, and which numbers of steps it takes.
+"""The samplers by name, the steps each one takes, and which of a run's UNet calls compute less than all.
 
 No diffusers and no torch here: configurations are checked on login nodes.
 """
@@ -46,22 +46,25 @@ class Solver:
     stochastic: bool = False  # adds noise at every step
     fewest_steps: int = 1
     most_steps: int = TRAINING_STEPS
+    zero_snr: bool = False  # begins at zero terminal SNR; in diffusers 0.27
 
 
 _MULTISTEP = {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False}
 
 SOLVERS: dict[SchedulerName, Solver] = {
     # DPM-Solver++(2M), Lu et al. 2022, https://arxiv.org/abs/2211.01095
-    "dpm": Solver("DPMSolverMultistepScheduler", _MULTISTEP),
+    "dpm": Solver("DPMSolverMultistepScheduler", _MULTISTEP, zero_snr=True),
     "dpm_karras": Solver("DPMSolverMultistepScheduler", {**_MULTISTEP, "use_karras_sigmas": True}),
-    "dpm_sde": Solver("DPMSolverMultistepScheduler", {**_MULTISTEP, "algorithm_type": "sde-dpmsolver++"}, True),
+    "dpm_sde": Solver(
+        "DPMSolverMultistepScheduler", {**_MULTISTEP, "algorithm_type": "sde-dpmsolver++"}, True, zero_snr=True
+    ),
     "dpm_single": Solver("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
-    "ddim": Solver("DDIMScheduler"),
-    "ddpm": Solver("DDPMScheduler", stochastic=True),
+    "ddim": Solver("DDIMScheduler", zero_snr=True),
+    "ddpm": Solver("DDPMScheduler", stochastic=True, zero_snr=True),
     "pndm": Solver("PNDMScheduler", {"skip_prk_steps": True}),
     "lms": Solver("LMSDiscreteScheduler"),
-    "euler": Solver("EulerDiscreteScheduler"),
-    "euler_a": Solver("EulerAncestralDiscreteScheduler", stochastic=True),
+    "euler": Solver("EulerDiscreteScheduler", zero_snr=True),
+    "euler_a": Solver("EulerAncestralDiscreteScheduler", stochastic=True, zero_snr=True),
     "heun": Solver("HeunDiscreteScheduler"),
     "dpm2": Solver("KDPM2DiscreteScheduler"),
     "dpm2_a": Solver("KDPM2AncestralDiscreteScheduler", stochastic=True),
@@ -79,6 +82,50 @@ def is_in_interval(interval: Sequence[float], index: int, count: int) -> bool:
     """Whether UNet call `index` of `count` is in the guided interval, given as fractions of the steps."""
     start, end = interval
     return start <= index / count < end
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """What a run of the sampler leaves out, by the number of the call alone, so that images stay functions of seeds."""
+
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # Kynkaanniemi et al. 2024, https://arxiv.org/abs/2404.07724
+    deep_cache_every: int = 1  # DeepCache, Ma et al. 2023, https://arxiv.org/abs/2312.00858
+    text_attention_until: float = 1.0  # T-GATE, Zhang et al. 2024, https://arxiv.org/abs/2404.02747
+
+    def calls(self, count: int, with_guidance: bool = True) -> list[Call]:
+        """What each of `count` UNet calls computes.
+
+        A call is deep if it is due, or if it is guided and the deep features at hand are of the prompts only.
+
+        Args:
+            count: of the run; fractions are fractions of it.
+            with_guidance: whether any image has a guidance scale other than 1.
+        """
+        found: list[Call] = []
+        since, features_of_both = self.deep_cache_every, False  # of the last deep call
+        for index in range(count):
+            frozen = index / count >= self.text_attention_until
+            guided = with_guidance and not frozen and is_in_interval(self.guidance_interval, index, count)
+            deep = since >= self.deep_cache_every or (guided and not features_of_both)
+            if deep:
+                since, features_of_both = 0, guided
+            since += 1
+            found.append(Call(guided, deep, frozen))
+        return found
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the UNet."""
+
+    guided: bool  # with the unconditional half beside the conditional one
+    deep: bool = True  # all of the UNet, not only its outermost layers
+    text_frozen: bool = False  # attention to the text as it was before
+
+
+NOTHING_LEFT_OUT = Shortcuts()
+# `generation.fast`: what kept the judged quality (benchmarks/prompt_following.py, docs/performance.md)
+FAST = Shortcuts(deep_cache_every=3, text_attention_until=0.6)
 
 
 def wrong_steps(name: SchedulerName, steps: int) -> str | None:

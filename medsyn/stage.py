@@ -119,7 +119,7 @@ class CampaignDirectory:
         return self.root / "tasks" / stage / "log" / f"{name}.log"
 
     def slurm(self, name: str) -> Path:
-        """The files of one submission to Slurm: batch script, submitit's pickles, output outside the tasks."""
+        """The files of one submission to Slurm: batch script, list of tasks, output outside the tasks."""
         return self.root / "tasks" / "slurm" / name
 
     def work(self, stage: str, name: str) -> Path:

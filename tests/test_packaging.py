@@ -115,7 +115,7 @@ LAYERS: dict[str, list[set[str]]] = {
         | {"progress", "modality_names", "prctl", "forks", "launcher", "ahead", "host_memory"},
         {"data"},
         {"models"},
-        {"training", "generation", "evaluation"},
+        {"training", "generation", "evaluation", "rating"},
         {"campaign", "doctor"},
         {"cli"},
         {"__main__"},
@@ -135,6 +135,13 @@ LAYERS: dict[str, list[set[str]]] = {
         {"sample"},
         {"make", "verify"},
         {"stage", "api"},
+    ],
+    "rating": [
+        {"formats"},
+        {"order", "checklists", "sources", "agreement", "quality"},
+        {"pixels", "page", "sessions", "choose"},
+        {"compose", "collect", "tables", "report"},
+        {"export", "take"},
     ],
     "data": [
         {"modalities"},

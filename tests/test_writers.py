@@ -19,7 +19,7 @@ from diffusers import UNet2DConditionModel
 
 from medsyn import disk
 from medsyn.campaign.slurm import sbatch
-from medsyn.config import EMBEDDED, ScorerSection
+from medsyn.config import EMBEDDED, Config, ScorerSection
 from medsyn.generation.write import parquet
 from medsyn.models.pipeline_folder import add_parts
 from medsyn.models.scorers import save_scorer
@@ -58,7 +58,7 @@ def unet(place: Path) -> None:
     parameters = dict(made.named_parameters())
     optimizer = torch.optim.SGD(parameters.values(), lr=0.1)
     state, facts = TrainState(made, parameters, optimizer, torch.zeros(())), {KEY: weights_fingerprint(EMBEDDED)}
-    publish(state, 1, EMBEDDED, facts, place / "model")
+    publish(state, Config(), facts, place / "model")
 
 
 def other_parts(place: Path) -> None:

@@ -78,7 +78,7 @@ def medsyn(config: Config, system: SyntheticSystem, root: Path, meter: Meter, wa
     run.directory.mkdir(parents=True)
     began = meter.clock()
     hashes = hash_files((row.path for row in rows), root / "files.json")
-    dataset = prepare_dataset(config, rows, hashes, system, TensorCache(root / "cache"), control)
+    dataset = prepare_dataset(config, rows, hashes, lambda: system, TensorCache(root / "cache"), control)
     encoding = (meter.clock() - began) / len(rows)
     scheduler = DDPMScheduler.from_config(system.scheduler_config)
     state = first_state(system.unet, config.finetune, run.key)

@@ -7,7 +7,6 @@ Any task may be killed at any instruction and run again.
 Signals: asking a running task to save and leave.
 
 A handler only sets a flag (docs/architecture.md, rule 3); the stage's loop looks at it where everything is on disk.
-submitit's own handlers are replaced by these, because on a default cluster they ignore SIGTERM.
 """
 
 from __future__ import annotations

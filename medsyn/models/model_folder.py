@@ -16,7 +16,7 @@ from medsyn import disk
 from medsyn.errors import InputError, Problem
 from medsyn.models.header import differences, read_shapes, refuse_pointer
 from medsyn.models.tensors import Shapes, expected
-from medsyn.models.weights import KEY, PARTS, locate
+from medsyn.models.weights import KEY, PARTS, SCHEDULE, locate
 from medsyn.text import and_more
 
 
@@ -189,7 +189,7 @@ _SCHEDULE: dict[str, tuple[str, ...]] = {
 
 def _wrong_scheduler(base: Path) -> str | None:
     """Why the noise schedule cannot be used, or None."""
-    settings = _read_settings(base / "scheduler" / "scheduler_config.json")
+    settings = _read_settings(base / SCHEDULE)
     name = str(settings.get("_class_name"))
     if name.startswith("FlowMatch"):
         return f"scheduler/scheduler_config.json is a {name}: flow matching models are not Stable Diffusion v1 or v2"
@@ -255,8 +255,12 @@ def _read_settings(file: Path) -> dict[str, Any]:
     return loaded
 
 
-def scheduler_config(source: str) -> dict[str, Any]:
-    """The noise schedule that a model was trained with; raises InputError if it cannot be read."""
+def scheduler_config(source: str, unet_from: Path | None = None) -> dict[str, Any]:
+    """The noise schedule that a model was trained with; raises InputError if it cannot be read.
+
+    A fine-tuned UNet may have one of its own, in `unet_from`/scheduler beside it.
+    """
     directory = locate(source)
     assert directory is not None, "missing is asked first"
-    return _read_settings(directory / "scheduler" / "scheduler_config.json")
+    own = unet_from / SCHEDULE if unet_from else None
+    return _read_settings(own if own and own.is_file() else directory / SCHEDULE)

@@ -168,7 +168,7 @@ def load_synthetic(
         text_encoder=text_encoder.to(device).eval().requires_grad_(False),
         vae=vae.to(device).eval().requires_grad_(False),
         unet=load_unet(source, device, dtype, unet_from) if with_unet else None,
-        scheduler_config=model_folder.scheduler_config(source),
+        scheduler_config=model_folder.scheduler_config(source, unet_from),
         device=device,
         dtype=dtype,
     )

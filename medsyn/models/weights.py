@@ -24,6 +24,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "scheduler": ("scheduler_config.json",),
 }
 UNET_WEIGHTS = PARTS["unet"][1]
+SCHEDULE = Path("scheduler") / PARTS["scheduler"][0]
 KEY = "model_paths.stable_diffusion"
 CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE")  # where to look for weights named by a hub id
 
@@ -108,10 +109,25 @@ def weights_fingerprint(source: str) -> str:
     return fingerprint(digests)
 
 
-def model_fingerprint(source: str, unet_sha256: str | None = None) -> str:
-    """Fingerprint of the weights in use: those of `source`, with the fine-tuned UNet of this SHA-256 if given."""
+def model_fingerprint(source: str, unet_sha256: str | None = None, unet_from: Path | None = None) -> str:
+    """Fingerprint of the model in use.
+
+    Args:
+        source: the base model.
+        unet_sha256: of the fine-tuned UNet's weights, if there is one.
+        unet_from: the folder of that UNet: a noise schedule in it counts if it is not that of `source`.
+    """
     base = weights_fingerprint(source)
-    return base if unet_sha256 is None else fingerprint([base, unet_sha256])
+    if unet_sha256 is None:
+        return base
+    return fingerprint([base, unet_sha256, *_other_schedule(locate(source), unet_from)])
+
+
+def _other_schedule(base: Path | None, unet_from: Path | None) -> list[str]:
+    if base is None or unet_from is None or not (unet_from / SCHEDULE).is_file():
+        return []
+    own = unet_from / SCHEDULE
+    return [] if own.read_bytes() == (base / SCHEDULE).read_bytes() else [sha256_file(own)]
 
 
 def unet_sha256(directory: Path | None) -> str | None:

@@ -73,6 +73,7 @@ def draws(
     latent_shape: tuple[int, ...],
     num_timesteps: int,
     caption_dropout: float,
+    noise_offset: float = 0.0,
 ) -> Draws:
     """Every random choice of one step.
 
@@ -85,12 +86,17 @@ def draws(
         num_timesteps: length of the noise schedule.
         caption_dropout: share of samples trained without their caption, for classifier-free guidance (Ho and
             Salimans 2022).
+        noise_offset: spread of a constant that is added to each channel of the noise, so that images of other mean
+            brightness than mid-grey can be learned (N. Guttenberg 2023); medical images are mostly dark.
     """
     rng = np.random.default_rng(seed(*key, "draws", step))
-    return Draws(
+    made = Draws(
         samples=samples_of_step(key, step, batch, count),
         timesteps=rng.integers(0, num_timesteps, batch),
         unconditional=rng.random(batch) < caption_dropout,
         posterior=rng.standard_normal((batch, *latent_shape), dtype=np.float32),
         noise=rng.standard_normal((batch, *latent_shape), dtype=np.float32),
     )
+    if noise_offset:  # drawn last: the rest is what it is without
+        made.noise[:] += noise_offset * rng.standard_normal((batch, latent_shape[0], 1, 1), dtype=np.float32)
+    return made

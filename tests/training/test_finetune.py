@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,14 @@ from medsyn.config import Config, validate
 from medsyn.data.images.read import SYNTHETIC_KEY
 from medsyn.data.tables.read import read_dataset
 from medsyn.errors import InputError, InputProblems
-from medsyn.models import model_folder, tiny
+from medsyn.models import model_folder, noise_schedule, tiny
 from medsyn.models.scorers import PROVENANCE
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
-from medsyn.models.weights import weights_fingerprint
+from medsyn.models.weights import model_fingerprint, weights_fingerprint
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
 from medsyn.training import checkpoint, encode_rows
 from medsyn.training import run as training_run
-from medsyn.training.finetune import dataset, loop, stage, state
+from medsyn.training.finetune import dataset, loop, precision, stage, state
 from medsyn.training.finetune.loss import denoising_loss, min_snr_weights
 
 TASK = Task("finetune", 0, "ct", "CT")
@@ -179,18 +180,6 @@ def test_stopping_and_going_on_ends_in_the_same_bits(
     assert_same_end(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize("every", [2, 4, 100])
-def test_the_same_holds_for_an_average_of_some_steps(every: int, weights: Path, table: Path, tmp_path: Path) -> None:
-    """Stopped where an update is due, between two, and at the end, where the steps since the last one are missing."""
-    config = training(weights, table, ema_every=every, checkpointing_steps=100)
-    run(config, tmp_path / "straight")
-    for stop in (1, 4, 6):
-        with pytest.raises(Saved):
-            run(config, tmp_path / "stopped", StopAt(stop))
-    run(config, tmp_path / "stopped")
-    assert_same_end(tmp_path / "stopped", tmp_path / "straight")
-
-
 def test_with_adapters_too_and_checkpoints_hold_nothing_else(
     weights: Path, table: Path, undisturbed: Path, undisturbed_lora: Path, tmp_path: Path
 ) -> None:
@@ -205,6 +194,33 @@ def test_with_adapters_too_and_checkpoints_hold_nothing_else(
     assert_same_end(tmp_path, undisturbed_lora)
     adapter = "work/finetune/ct/model/pytorch_lora_weights.safetensors"
     assert (tmp_path / adapter).read_bytes() == (undisturbed_lora / adapter).read_bytes()
+
+
+def test_a_loss_scale_is_part_of_the_checkpoint(
+    weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on sm_70, but that autocast stays off: overflows in steps 2 and 3, and a doubling after two good ones."""
+    monkeypatch.setattr(stage, "training_dtype", lambda *_: torch.float16)
+    monkeypatch.setattr(loop, "autocast", lambda *_: torch.autocast("cpu", torch.bfloat16, enabled=False))
+    monkeypatch.setattr(precision, "_GROW_AFTER", 2)
+    clip = torch.nn.utils.clip_grad_norm_
+    config, scales = training(weights, table, checkpointing_steps=100), []
+
+    def clipped(steps: Iterator[int]) -> Callable:
+        return lambda *rest: clip(*rest) + (float("inf") if next(steps) in (2, 3) else 0)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clipped(itertools.count(1)))
+    run(config, tmp_path / "straight")
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clipped(itertools.count(1)))
+    for stop in (1, 2, 4, 5):
+        with pytest.raises(Saved):
+            run(config, tmp_path / "stopped", StopAt(stop))
+        scales.append(
+            float(load_file(checkpoints(tmp_path / "stopped")[-1] / "state.safetensors")["loss_scale"]) / 2**16
+        )
+    run(config, tmp_path / "stopped")
+    assert scales == [1, 0.5, 0.25, 0.5]
+    assert_same_end(tmp_path / "stopped", tmp_path / "straight")
 
 
 def test_the_adapter_that_is_published_makes_the_base_the_model_that_is_published(
@@ -223,6 +239,18 @@ def test_the_adapter_that_is_published_makes_the_base_the_model_that_is_publishe
         else:
             assert torch.equal(value, made[name])
     assert painted(model).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("every", [2, 4, 100])
+def test_the_same_holds_for_an_average_of_some_steps(every: int, weights: Path, table: Path, tmp_path: Path) -> None:
+    """Stopped where an update is due, between two, and at the end, where the steps since the last one are missing."""
+    config = training(weights, table, ema_every=every, checkpointing_steps=100)
+    run(config, tmp_path / "straight")
+    for stop in (1, 4, 6):
+        with pytest.raises(Saved):
+            run(config, tmp_path / "stopped", StopAt(stop))
+    run(config, tmp_path / "stopped")
+    assert_same_end(tmp_path / "stopped", tmp_path / "straight")
 
 
 @pytest.mark.parametrize("lines", [100, 1], ids=["a line per step", "stopped inside an interval of the metrics"])
@@ -943,6 +971,43 @@ def test_min_snr_knows_zero_terminal_snr_and_can_be_switched_off() -> None:
     assert torch.equal(min_snr_weights(alphas, None, "epsilon"), torch.ones(3))
     assert min_snr_weights(alphas, 5.0, "epsilon").tolist() == pytest.approx([5 / 99, 1, 1], rel=1e-4)
     assert min_snr_weights(alphas, 5.0, "v_prediction").tolist() == pytest.approx([0.05, 0.5, 0], rel=1e-4)
+
+
+def test_a_model_is_trained_over_to_v_and_zero_terminal_snr_and_its_folder_says_so(
+    weights: Path, table: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(weights, tmp_path / "base")
+    tiny.make_scheduler("epsilon").save_pretrained(base / "scheduler")
+    over = {"prediction_type": "v_prediction", "zero_terminal_snr": True, "snr_gamma": None, "noise_offset": 0.1}
+    run(training(base, table, max_train_steps=2, keep_every=1, **over), tmp_path / "run")
+    model = tmp_path / "run/work/finetune/ct/model"
+    for folder in (model, model.parent / "checkpoint-1"):
+        system = load_synthetic(str(base), torch.device("cpu"), unet_from=folder)
+        assert system.prediction_type == "v_prediction"
+        assert system.scheduler_config["rescale_betas_zero_snr"]
+        assert system.scheduler_config["timestep_spacing"] == "trailing"
+    pipeline = StableDiffusionPipeline.from_pretrained(str(model))
+    assert float(pipeline.scheduler.alphas_cumprod[-1]) == pytest.approx(0, abs=1e-9)
+    assert np.isfinite(painted(model)).all()
+    (image,) = Generator(base, finetuned=model, device="cpu", height=32, num_inference_steps=2).images("CT: a", count=1)
+    assert image.record["accepted"]
+    before = model_fingerprint(str(base), "unet", model)
+    (model / "scheduler" / "scheduler_config.json").write_bytes((base / "scheduler/scheduler_config.json").read_bytes())
+    assert model_fingerprint(str(base), "unet", model) != before
+
+
+def test_zero_terminal_snr_is_refused_where_it_cannot_be_learned(weights: Path, table: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(weights, tmp_path / "base")
+    tiny.make_scheduler("epsilon").save_pretrained(base / "scheduler")
+    with pytest.raises(InputProblems, match="says nothing of the image: set v_prediction"):
+        run(training(base, table, zero_terminal_snr=True, snr_gamma=None), tmp_path / "run")
+    with pytest.raises(InputProblems, match="zero_terminal_snr needs snr_gamma: null"):
+        training(base, table, zero_terminal_snr=True)
+    config = training(base, table, zero_terminal_snr=True, snr_gamma=None, prediction_type="v_prediction")
+    assert noise_schedule.problems(config) == []
+    sampled = config.model_copy(update={"generation": config.generation.model_copy(update={"scheduler": "unipc"})})
+    [problem] = noise_schedule.problems(sampled)
+    assert problem.key == "generation.scheduler" and "dpm, dpm_sde, ddim, ddpm, euler, euler_a" in problem.reason
 
 
 def test_both_prediction_types_train_and_others_are_refused(weights: Path, table: Path, tmp_path: Path) -> None:

@@ -444,3 +444,17 @@ def test_a_rank_knows_how_much_time_the_task_has() -> None:
     assert control.asked_here() and not control.stop_requested  # until all have agreed
     assert 95 < (control.seconds_left() or 0) <= 100
     assert ours.recv() == ("beat", (1, 2), {})
+
+
+def test_cards_that_would_compute_in_different_precisions_are_refused(
+    weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OtherCard(parallel.Ranks):
+        def hear(self) -> dict[str, Any] | None:
+            return (super().hear() or {}) | {"dtype": "torch.bfloat16"}
+
+    monkeypatch.setattr(ranks, "Ranks", OtherCard)
+    monkeypatch.setattr(ranks, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(parallel, "DEAD_SECONDS", 20)
+    with pytest.raises(InputError, match=r"rank 1 would compute in torch\.float32 and rank 0 in torch\.bfloat16"):
+        run(of(weights, table, 2), tmp_path)

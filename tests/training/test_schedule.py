@@ -119,3 +119,14 @@ def test_which_samples_a_step_takes_does_not_depend_on_dropout_or_latent_size() 
     b = draws(KEY, 5, 4, 9, (4, 32, 32), 1000, 0.9)
     assert np.array_equal(a.samples, b.samples)
     assert np.array_equal(a.timesteps, b.timesteps)
+
+
+def test_a_noise_offset_moves_whole_channels_and_nothing_else() -> None:
+    plain, moved = (draws(KEY, 3, 64, 100, (4, 8, 8), 1000, 0.1, offset) for offset in (0.0, 0.5))
+    for name in ("samples", "timesteps", "unconditional", "posterior"):
+        assert np.array_equal(getattr(plain, name), getattr(moved, name))
+    shift = moved.noise - plain.noise
+    assert np.allclose(shift, shift[:, :, :1, :1], atol=1e-6)
+    assert shift[:, :, 0, 0].std() == pytest.approx(0.5, rel=0.2)
+    again = draws(KEY, 3, 64, 100, (4, 8, 8), 1000, 0.1, 0.5)
+    assert np.array_equal(again.noise, moved.noise)

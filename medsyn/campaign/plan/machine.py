@@ -8,7 +8,7 @@ import shutil
 
 from medsyn.config import Config
 from medsyn.errors import CONFIGURATION, Problem
-from medsyn.models import lora_targets, model_folder
+from medsyn.models import lora_targets, model_folder, noise_schedule
 from medsyn.models.visible_gpus import visible_gpus
 from medsyn.stage import CampaignDirectory
 from medsyn.text import counted
@@ -18,6 +18,7 @@ def check(config: Config) -> list[Problem]:
     """Everything that is missing or in the way, of a resolved configuration."""
     base = config.model_paths.stable_diffusion
     unusable = model_folder.problems(base) or lora_targets.problems(base, config.finetune.lora)
+    unusable = unusable or noise_schedule.problems(config)
     too_few = [] if shutil.which("sbatch") else _check_gpus(config)
     return _check_directory(config) + unusable + _check_packages(config) + too_few
 

@@ -5,7 +5,6 @@ Check the image that tasks will run in, too: starts it once, changes nothing.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import shutil
@@ -35,7 +34,7 @@ _HOME_STAYS_OUT = "--no-container-mount-home"
 # Prints, as the last line, the versions that jobs depend on, what is not at the pins in its argument, and the canary.
 _PROBE = f"""
 import importlib.metadata, json, os, sys
-import submitit, medsyn
+import medsyn
 def installed(name):
     try:
         return importlib.metadata.version(name).split("+")[0]
@@ -43,7 +42,7 @@ def installed(name):
         return None
 pins = json.loads(sys.argv[1])
 print(json.dumps({{
-    "versions": [".".join(map(str, sys.version_info[:2])), submitit.__version__, medsyn.__version__],
+    "versions": [".".join(map(str, sys.version_info[:2])), medsyn.__version__],
     "off": {{name: installed(name) for name in pins if installed(name) != pins[name]}},
     "canary": "{_CANARY}" in os.environ,
 }}))
@@ -224,7 +223,7 @@ def _inside(wanted: Container, profile: Site, source: str) -> list[Problem]:
     answer = _answer(done.stdout)
     if done.returncode or answer is None:
         last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-        reason = f"the versions of Python, submitit and medsyn inside the image could not be read: {last}"
+        reason = f"the versions of Python and medsyn inside the image could not be read: {last}"
         return [Problem(source, reason, key="container.image")]
     found = [*_versions(answer["versions"], source), *_off_the_pins(answer["off"], pins, source)]
     if not answer["canary"]:
@@ -243,10 +242,9 @@ def _answer(output: str) -> dict[str, Any] | None:
 
 
 def _versions(inside: list[str], source: str) -> Iterator[Problem]:
-    """Compare versions inside the image with those out here, because submitit's pickles are read there."""
+    """Compare versions inside the image with those out here."""
     here = {
         "Python": ".".join(map(str, sys.version_info[:2])),
-        "submitit": importlib.metadata.version("submitit"),
         "medsyn": medsyn.__version__,
     }
     for (name, ours), theirs in zip(here.items(), inside, strict=True):

@@ -64,7 +64,7 @@ def given_settings(given: Mapping[str, Any]) -> Settings:
         raise InputProblems(dict.fromkeys(found))
     assert config is not None and chosen is not None
     mode, models = mode_of(given), (unet, selector, policy)
-    model = weights.model_fingerprint(config.model_paths.stable_diffusion, weights.unet_sha256(unet))
+    model = weights.model_fingerprint(config.model_paths.stable_diffusion, weights.unet_sha256(unet), unet)
     known = common(config, "", mode, model)
     return Settings(config, mode, None, *models, chosen, height, width, known)
 

@@ -9,6 +9,7 @@ from typing import Any
 from medsyn.generation.sample.batch import ImageSampler, Recipe
 from medsyn.generation.write.provenance import Sources, compute_environment
 from medsyn.models.device import choose_device
+from medsyn.models.model_folder import scheduler_config
 from medsyn.models.scorers import load_policy, load_selector
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic, load_unet
 
@@ -28,8 +29,9 @@ class Loader(Sources):
 
     def sampler(self, mode: str) -> ImageSampler:
         """Load the models of a mode."""
-        unet = load_unet(self._source, self._shared.device, self._shared.dtype, self.finetuned(mode))
-        system = replace(self._shared, unet=unet)
+        finetuned = self.finetuned(mode)
+        unet = load_unet(self._source, self._shared.device, self._shared.dtype, finetuned)
+        system = replace(self._shared, unet=unet, scheduler_config=scheduler_config(self._source, finetuned))
         recipe = Recipe.of(self.config, self.modality)
         if mode == "baseline":
             return ImageSampler(recipe, system)

@@ -39,6 +39,9 @@ _SETTINGS = (
     "generation.num_inference_steps",
     "generation.guidance_scale",
     "generation.guidance_interval",
+    "generation.fast",
+    "generation.deep_cache_every",
+    "generation.text_attention_until",
     "generation.negative_prompt",
     "generation.batch_size",
     "generation.on_exhausted",
@@ -145,7 +148,7 @@ class Sources:
             InputError: one of the models has not been made yet.
         """
         unet = None if self.finetuned(mode) is None else self._sha256(self._unet)
-        model = model_fingerprint(self.config.model_paths.stable_diffusion, unet)
+        model = model_fingerprint(self.config.model_paths.stable_diffusion, unet, self.finetuned(mode))
         found = common(self.config, self.modality, mode, model)
         if mode == "filtered":
             found["scorers_fingerprint"] = disk.fingerprint([self._sha256(made) for made in self._scorers])

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from medsyn import disk
 from medsyn.ahead import ahead
-from medsyn.config import Config, DeviceSection
+from medsyn.config import Config
 from medsyn.stage import NoProgress
 from medsyn.training.finetune.dataset import LatentDataset
 from medsyn.training.finetune.loss import denoising_loss, min_snr_weights
 from medsyn.training.finetune.parallel import Team
+from medsyn.training.finetune.precision import autocast
 from medsyn.training.finetune.publish import keep_unet
 from medsyn.training.finetune.state import TrainState
 from medsyn.training.run import TrainingRun
@@ -51,7 +52,14 @@ def train(
     def samples_of(step: int) -> tuple[Tensor, ...]:
         """Latents, text features, noise and timesteps of this rank's part of a step's batch: a function of the step."""
         chosen = draws(
-            training.key, step, batch, len(dataset), dataset.latent_shape, num_timesteps, section.caption_dropout
+            training.key,
+            step,
+            batch,
+            len(dataset),
+            dataset.latent_shape,
+            num_timesteps,
+            section.caption_dropout,
+            section.noise_offset,
         ).part(team.part(batch))
         inputs = (*dataset.batch(chosen), torch.from_numpy(chosen.noise), torch.from_numpy(chosen.timesteps))
         return tuple(tensor.pin_memory() for tensor in inputs) if device.type == "cuda" else inputs
@@ -63,19 +71,21 @@ def train(
             group["lr"] = rate
         step_loss = torch.zeros_like(state.loss_sum)
         for micro in zip(*(tensor.split(section.train_batch_size) for tensor in inputs.result()), strict=True):
-            with _autocast(config.device, device):
+            with autocast(state.dtype, device):
                 part = denoising_loss(
                     unet, scheduler, weights, *(tensor.to(device, non_blocking=True) for tensor in micro)
                 )
             part = part / (batch / len(micro[0]))
-            part.backward()
+            state.loss_scale.scaled(part).backward()
             step_loss += part.detach()
         team.agree_to_stop(training.control)
         state.loss_sum += team.sum_gradients(step_loss)
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), section.max_grad_norm)
+        state.loss_scale.unscale(state.parameters.values())
+        norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), section.max_grad_norm)
         if state.average:
             state.average.wait_for_copy()
-        state.optimizer.step()
+        if state.loss_scale.allows(norm, step + 1):
+            state.optimizer.step()
         team.zero_gradients(state.optimizer)
         done, line = step + 1, None
         if state.average:
@@ -88,17 +98,11 @@ def train(
             clock, clock_step = time.monotonic(), done
             line = {"step": done, "loss": loss, "learning_rate": rate, "samples_per_second": round(speed, 3)}
         keep = team.rank == 0 and section.keep_every and done % section.keep_every == 0 and done < total
-        kept = [keep_unet(state, done, training)] if keep else []
+        kept = [keep_unet(state, done, training, config)] if keep else []
         save = functools.partial(state.tensors, done)
         numbers = {"epoch": -(-done * batch // len(dataset)), "loss": loss, "learning_rate": rate}
         training.step_done(done, total, section.checkpointing_steps, save, line, batch, kept, **numbers)
     return loss
-
-
-def _autocast(section: DeviceSection, device: torch.device) -> torch.autocast:
-    """bfloat16 if the GPU supports it (sm_80), else float32: float16 would need a loss scale, more state to save."""
-    capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.autocast(device.type, torch.bfloat16, enabled=capable and section.precision != "float32")
 
 
 def _read_loss(loss_sum: Tensor, step: int, log_every: int) -> float:

@@ -19,9 +19,9 @@ from medsyn import disk
 from medsyn.config import FREE_OF_FINETUNE, GLOBAL_BATCH, Config, flatten
 from medsyn.data.images.latent_cache import TensorCache, hash_files
 from medsyn.data.tables.read import ImageRow
-from medsyn.errors import InputError, InputProblems
+from medsyn.errors import CONFIGURATION, InputError, InputProblems
 from medsyn.launcher import launched
-from medsyn.models import model_folder
+from medsyn.models import model_folder, noise_schedule
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic, load_unet
 from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import CampaignDirectory, Control, Task
@@ -30,6 +30,7 @@ from medsyn.training.finetune import ranks
 from medsyn.training.finetune.dataset import LatentDataset, prepare_dataset, training_rows
 from medsyn.training.finetune.loop import train
 from medsyn.training.finetune.parallel import Ranks, Team, meet
+from medsyn.training.finetune.precision import training_dtype
 from medsyn.training.finetune.publish import publish
 from medsyn.training.finetune.state import first_state
 from medsyn.training.run import FollowedRun, TrainingRun
@@ -86,8 +87,8 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
         base, device = config.model_paths.stable_diffusion, team.device(config.device)
         if problems := model_folder.problems(base):
             raise InputProblems(problems)
-        scheduler = _scheduler(base)
-        state = first_state(load_unet(base, device, torch.float32), section, training.key)
+        scheduler, dtype = _scheduler(config), training_dtype(config.device, device)
+        state = first_state(load_unet(base, device, torch.float32), section, training.key, dtype)
         start = state.resume(training)  # a run that cannot resume is refused before hours of encoding
 
         @functools.cache
@@ -97,8 +98,9 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
         dataset = prepare_dataset(config, rows, hashes, load_system, TensorCache(cache), control)
         load_system.cache_clear()  # VAE and text encoder are no longer needed: training gets their memory
         found = {"step": start, "sha256": sha256_of(training.checkpoints, start) if start else None}
-        told = {"checkpoint": found, "dataset": dataset.keys(), "config": config.model_dump(mode="json")}
-        told |= {"task": asdict(task), "directory": {"root": str(directory.root)}}
+        told: dict[str, Any] = {"checkpoint": found, "dataset": dataset.keys()}
+        told |= {"config": config.model_dump(mode="json"), "task": asdict(task)}
+        told |= {"directory": str(directory.root), "dtype": str(dtype)}
         team.join(told, state.parameters, control)
         steps = section.max_train_steps
         with training:
@@ -106,7 +108,7 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
             summary = {"steps": steps, "loss": loss, **dataset.counts, "held_out": held_out}
             disk.write_json(training.directory / "summary.json", summary)
             try:
-                publish(state, steps, base, provenance, model)
+                publish(state, config, provenance, model)
             except InputError:  # the base is gone: once it is back, no step has to be made again
                 training.save(steps, functools.partial(state.tensors, steps))
                 raise
@@ -133,26 +135,39 @@ def _follow(control: Control, team: Ranks) -> None:
     if told is None:
         return
     config, task = Config.model_validate(told["config"]), Task(**told["task"])
-    directory = CampaignDirectory(Path(told["directory"]["root"]))
+    directory = CampaignDirectory(Path(told["directory"]))
     base, training = config.model_paths.stable_diffusion, FollowedRun(config, task, directory, control)
     section = config.finetune.model_copy(update={"use_ema": False})  # the first keeps the average
-    state = first_state(load_unet(base, team.device(config.device), torch.float32), section, training.key)
+    device = team.device(config.device)
+    dtype = training_dtype(config.device, device)
+    if str(dtype) != told["dtype"]:
+        reason = f"rank {team.rank} would compute in {dtype} and rank 0 in {told['dtype']}: use cards of one model, or"
+        raise InputError(CONFIGURATION, f"{reason} float32", key="device.precision")
+    state = first_state(load_unet(base, device, torch.float32), section, training.key, dtype)
     start, sha256 = told["checkpoint"]["step"], told["checkpoint"]["sha256"]
     if sha256 is not None:
         state.restore(load_exactly(training.checkpoints, start, sha256))
     dataset = LatentDataset(TensorCache(directory.root / "cache" / task.name), **told["dataset"])
     team.join({}, state.parameters, control)
-    train(config, state, start, _scheduler(base), dataset, training, team)
+    train(config, state, start, _scheduler(config), dataset, training, team)
 
 
-def _scheduler(base: str) -> DDPMScheduler:
-    """The model's own noise schedule; raises InputError if the UNet predicts what cannot be fine-tuned."""
+def _scheduler(config: Config) -> DDPMScheduler:
+    """The noise schedule that is trained with.
+
+    Raises:
+        InputError: the UNet predicts what cannot be fine-tuned.
+        InputProblems: it cannot be trained as configured.
+    """
+    base = config.model_paths.stable_diffusion
     schedule = model_folder.scheduler_config(base)
     predicted = schedule.get("prediction_type", "epsilon")
     if predicted not in ("epsilon", "v_prediction"):
         reason = f"the model predicts '{predicted}'; only epsilon and v_prediction can be fine-tuned"
         raise InputError(base, reason, key="model_paths.stable_diffusion")
-    return DDPMScheduler.from_config(schedule)
+    if problems := noise_schedule.wrong_target(schedule, config.finetune):
+        raise InputProblems(problems)
+    return DDPMScheduler.from_config(noise_schedule.trained_with(schedule, config.finetune))
 
 
 def _provenance(config: Config, rows: list[ImageRow], hashes: dict[Path, str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from medsyn.stage import NoProgress
 from medsyn.training.checkpoint import load_newest
 from medsyn.training.finetune.average import MovingAverage
 from medsyn.training.finetune.lora import add_adapters, merged, save_adapter
+from medsyn.training.finetune.precision import LossScale
 from medsyn.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 from medsyn.training.run import TrainingRun
 from medsyn.training.schedule import RandomKey
@@ -32,6 +33,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     loss_sum: Tensor  # of the steps since the last line of the metrics, on the device: reading it would wait for it
     average: MovingAverage | None = None
+    dtype: torch.dtype = torch.float32  # of a forward pass
+    loss_scale: LossScale = field(default_factory=lambda: LossScale(on=False))
 
     def tensors(self, step: int) -> dict[str, Tensor]:
         """The whole state after `step` steps, by name; raises NoProgress if the weights are no longer finite."""
@@ -39,7 +42,12 @@ class TrainState:
         flat = {f"unet.{name}": value for name, value in self.parameters.items()}
         if self.average:
             flat |= {f"average.{name}": value for name, value in self.average.values().items()}
-        return {**flat, **optimizer_tensors(self.optimizer, list(self.parameters)), "loss_sum": self.loss_sum}
+        return {
+            **flat,
+            **optimizer_tensors(self.optimizer, list(self.parameters)),
+            "loss_sum": self.loss_sum,
+            **self.loss_scale.tensors(),
+        }
 
     def require_finite(self, step: int) -> None:
         """Raise NoProgress if the weights are no longer finite after `step` steps."""
@@ -79,10 +87,20 @@ class TrainState:
             self.average.restore({name: tensors[f"average.{name}"] for name in self.parameters})
         restore_optimizer(self.optimizer, list(self.parameters), tensors)
         self.loss_sum.copy_(tensors["loss_sum"])
+        self.loss_scale.restore(tensors)
 
 
-def first_state(unet: nn.Module, section: FinetuneSection, key: RandomKey) -> TrainState:
-    """Prepare the UNet for training, as configured; what is drawn for it follows from `key`."""
+def first_state(
+    unet: nn.Module, section: FinetuneSection, key: RandomKey, dtype: torch.dtype = torch.float32
+) -> TrainState:
+    """Prepare the UNet for training, as configured.
+
+    Args:
+        unet: with float32 weights.
+        section: how it is trained.
+        key: what is drawn for it follows from this.
+        dtype: what a forward pass computes in.
+    """
     if section.enable_xformers:
         if importlib.util.find_spec("xformers") is None:
             reason = "xformers is not installed; install it, or use false for PyTorch's own memory-efficient attention"
@@ -95,7 +113,8 @@ def first_state(unet: nn.Module, section: FinetuneSection, key: RandomKey) -> Tr
     if section.lora.rank is not None:
         parameters = add_adapters(unet, section.lora, key)
     optimizer = make_optimizer(parameters, section, unet.device)
-    state = TrainState(unet, parameters, optimizer, torch.zeros((), device=unet.device))
+    state = TrainState(unet, parameters, optimizer, torch.zeros((), device=unet.device), dtype=dtype)
+    state.loss_scale = LossScale(on=dtype == torch.float16)
     if section.use_ema:
         state.average = MovingAverage(parameters, section.ema_decay, section.ema_every)
     return state

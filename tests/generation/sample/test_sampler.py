@@ -9,12 +9,14 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
+from medsyn.config import FinetuneSection
 from medsyn.generation.sample.sampler import Guidance, build_scheduler, initial_noise, sample, sample_finite
-from medsyn.models import tiny
+from medsyn.models import noise_schedule, tiny
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
-from medsyn.schedulers import SOLVERS, SchedulerName, wrong_steps
+from medsyn.schedulers import SOLVERS, SchedulerName, Shortcuts, wrong_steps
 
 NAMES = get_args(SchedulerName)
 CALLS = {  # of the UNet in n steps, where it is not n
@@ -37,7 +39,7 @@ def system(tiny_model: Path) -> SyntheticSystem:
 
 
 def guide(scale: float, negative_hidden: Tensor, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
-    return Guidance(torch.full((4,), scale), negative_hidden, interval)
+    return Guidance(torch.full((4,), scale), negative_hidden, Shortcuts(interval))
 
 
 def features(system: SyntheticSystem, prompts: list[str]) -> Tensor:
@@ -99,6 +101,23 @@ def test_every_scheduler_finds_the_point_that_the_model_knows(name: SchedulerNam
     # DDIM's and PNDM's last step ends at the schedule's first noise level (0.03), not at zero
     assert (latents - 0.75).abs().max() < 0.15
     assert (latents.mean() - 0.75).abs() < 0.01
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if SOLVERS[name].zero_snr])
+def test_what_is_said_to_begin_at_zero_terminal_snr_does(name: SchedulerName) -> None:
+    assert {"dpm", "ddim", "euler"} <= {each for each in NAMES if SOLVERS[each].zero_snr}
+    section = FinetuneSection(zero_terminal_snr=True, snr_gamma=None)
+    saved = {key: value for key, value in scheduler_config("v_prediction").items() if key != "_use_default_values"}
+    config = noise_schedule.trained_with(saved, section)
+    scheduler = build_scheduler(name, config, 20)
+    assert float(scheduler.timesteps[0]) == 999
+    alphas = DDIMScheduler.from_config(config).alphas_cumprod.clamp(min=2**-24).numpy()
+    assert alphas[-1] == 2**-24
+    oracle = Oracle(0.75, "v_prediction")
+    oracle.sigmas = np.sqrt((1 - alphas) / alphas)
+    hidden = torch.zeros(4, 77, 8)
+    latents, _ = sample(oracle, scheduler, hidden, guide(1.0, hidden[:1]), initial_noise(SEEDS, SHAPE), SEEDS)
+    assert (latents - 0.75).abs().max() < 0.15
 
 
 @pytest.mark.parametrize("name", NAMES)
