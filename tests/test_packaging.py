@@ -142,6 +142,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"pixels", "page", "sessions", "choose"},
         {"compose", "collect", "tables", "report"},
         {"export", "take"},
+        {"next_set"},
     ],
     "data": [
         {"modalities"},
