@@ -33,6 +33,7 @@ from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.tasks import Key, PlannedTask, results_of
 from medsyn.config import Config
 from medsyn.errors import InputError, InputProblems
+from medsyn.launcher import launched
 from medsyn.progress import Progress
 from medsyn.stage import GRACE_VARIABLE, BadNode, CampaignDirectory, Control, NoProgress, Reader, Saved, Task
 
@@ -46,6 +47,9 @@ STAGE_FUNCTIONS = {
     "generate": "medsyn.generation.stage:run",
     "evaluate": "medsyn.evaluation.evaluate:run",
 }
+# Of those stages that several processes of a launcher share: what the others than the first one run.
+FOLLOW_FUNCTIONS = {"finetune": "medsyn.training.finetune.stage:follow"}
+DISMISS_FUNCTIONS = {"finetune": "medsyn.training.finetune.stage:dismiss"}  # and the first, if they need not
 LOCK_POLL_SECONDS = 0.2
 TRACEBACK_LINES = 20
 # What the CUDA runtime says (cudaGetErrorString) when it is the card, and not the program, that fails.
@@ -135,8 +139,29 @@ class Session:
             progress.close()
 
 
+def follow(stage: str) -> int:
+    """Be another than the first process of a launcher: without the task's lock, records and heartbeat.
+
+    Only fine-tuning is shared; for the other stages the first process suffices.
+    """
+    if stage not in FOLLOW_FUNCTIONS:
+        return errors.EXIT_DONE
+    control = Control()
+    install(control)
+    try:
+        load(FOLLOW_FUNCTIONS[stage], 1)(control)  # type: ignore[call-arg, arg-type]
+    except Saved:
+        return errors.EXIT_SAVED
+    except (InputError, InputProblems, NoProgress, BadNode) as error:
+        _say(str(error), sys.stderr)
+        return _exit_code(error, Path())[0]
+    return errors.EXIT_DONE
+
+
 def _already_done(planned: PlannedTask) -> int:
     print(f"{' '.join(planned.key)} is already done")
+    if launched() is not None and planned.key[0] in DISMISS_FUNCTIONS:
+        load(DISMISS_FUNCTIONS[planned.key[0]], 1)()  # type: ignore[call-arg]
     return errors.EXIT_DONE
 
 
