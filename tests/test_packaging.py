@@ -139,7 +139,7 @@ LAYERS: dict[str, list[set[str]]] = {
     "rating": [
         {"formats"},
         {"order", "checklists", "sources", "agreement", "quality"},
-        {"pixels", "page", "sessions", "choose"},
+        {"pixels", "page", "sessions", "choose", "label_studio"},
         {"compose", "collect", "tables", "report"},
         {"export", "take"},
         {"next_set"},
