@@ -169,6 +169,27 @@ class LoraSection(Section):
         return 1.0 if self.alpha is None or self.rank is None else self.alpha / self.rank
 
 
+class AugmentSection(Section):
+    """Versions of each training image, encoded once; off without their number."""
+
+    versions: int | None = Field(None, ge=2, le=64)  # with the image itself
+    rotation: float = Field(5.0, ge=0, le=30)  # degrees, to either side
+    zoom: float = Field(0.05, ge=0, le=0.5)
+    contrast: float = Field(0.1, ge=0, le=0.5)
+    mirror: bool = False
+
+    @model_validator(mode="after")
+    def _nothing_without_versions(self) -> AugmentSection:
+        if self.versions is None and self.mirror:
+            raise ValueError("augment.mirror is of no use without augment.versions")
+        return self
+
+    @property
+    def encoded(self) -> int:
+        """How many times each image is encoded."""
+        return (self.versions or 1) * (2 if self.mirror else 1)
+
+
 class FinetuneSection(Section):
     """Fine-tuning of the UNet, once per modality."""
 
@@ -195,6 +216,7 @@ class FinetuneSection(Section):
     checkpoints_total_limit: int = Field(2, ge=1)
     keep_every: int | None = Field(None, ge=1)
     lora: LoraSection = LoraSection()
+    augment: AugmentSection = AugmentSection()
 
     @model_validator(mode="after")
     def _losses_fit(self) -> FinetuneSection:

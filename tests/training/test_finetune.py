@@ -10,6 +10,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from medsyn import Generator, disk
 from medsyn.campaign.estimate import architecture
 from medsyn.config import Config, validate
+from medsyn.data.images.latent_cache import TensorCache, hash_files
 from medsyn.data.images.read import SYNTHETIC_KEY
 from medsyn.data.tables.read import read_dataset
 from medsyn.errors import InputError, InputProblems
@@ -37,6 +39,7 @@ from medsyn.training import checkpoint, encode_rows
 from medsyn.training import run as training_run
 from medsyn.training.finetune import dataset, loop, precision, stage, state
 from medsyn.training.finetune.loss import denoising_loss, min_snr_weights
+from medsyn.training.schedule import draws
 
 TASK = Task("finetune", 0, "ct", "CT")
 STEPS = 6
@@ -220,6 +223,37 @@ def test_a_loss_scale_is_part_of_the_checkpoint(
     run(config, tmp_path / "stopped")
     assert scales == [1, 0.5, 0.25, 0.5]
     assert_same_end(tmp_path / "stopped", tmp_path / "straight")
+
+
+def test_versions_of_an_image_are_encoded_once_and_drawn_alike_in_a_resumed_run(
+    weights: Path, table: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    config = training(weights, table, augment={"versions": 3, "mirror": True})
+    run(config, tmp_path / "straight")
+    counted = summary(tmp_path / "straight")
+    assert counted["vae_encodes"] == 6 * counted["images"]
+    assert unet_bytes(tmp_path / "straight") != unet_bytes(undisturbed)
+    for stop in (2, 5):
+        with pytest.raises(Saved):
+            run(config, tmp_path / "stopped", StopAt(stop))
+    run(config, tmp_path / "stopped")
+    assert_same_end(tmp_path / "stopped", tmp_path / "straight")
+
+
+def test_mirrored_versions_are_for_images_without_a_side(weights: Path, own_table: Path, tmp_path: Path) -> None:
+    own_table.write_text(own_table.read_text().replace("finding 1", "left finding"))
+    config = training(weights, own_table, augment={"versions": 3, "mirror": True})
+    rows, _ = dataset.training_rows(config, "CT")
+    hashes = hash_files((row.path for row in rows), tmp_path / "files.json")
+    system = load_synthetic(str(weights), torch.device("cpu"))
+    made = dataset.prepare_dataset(config, rows, hashes, lambda: system, TensorCache(tmp_path / "cache"), Control())
+    assert made.versions == [3 if "left" in row.text else 6 for row in rows]
+    chosen = draws((0, "x"), 0, len(rows), len(rows), made.latent_shape, 1000, 0.0)
+    chosen = replace(chosen, samples=np.arange(len(rows)), posterior=np.zeros_like(chosen.posterior))
+    for is_last in (False, True):
+        latents, _ = made.batch(replace(chosen, version=np.full(len(rows), 0.999 * is_last)))
+        for number, (key, count) in enumerate(zip(made.images, made.versions, strict=True)):
+            assert torch.equal(latents[number], made.cache.read(key, "mean")[(count - 1) * is_last].float())
 
 
 def test_the_adapter_that_is_published_makes_the_base_the_model_that_is_published(

@@ -138,7 +138,9 @@ class CostModel:
     def _finetune(self, task: Task, work: Volume, _: float) -> float:
         section, networks = self.config.finetune, self.networks
         captions = work.images + 1
-        encoding = self._seconds(networks.encoder, 1, work.images) + self._seconds(networks.text, 1, captions)
+        encoding = self._seconds(networks.encoder, 1, work.images * section.augment.encoded) + self._seconds(
+            networks.text, 1, captions
+        )
         backward = BACKWARD if section.lora.rank is None else LORA_BACKWARD
         passes = 1 + backward + section.gradient_checkpointing
         steps = section.max_train_steps
