@@ -215,8 +215,16 @@ class FinetuneSection(Section):
     checkpointing_steps: int = Field(200, ge=1)
     checkpoints_total_limit: int = Field(2, ge=1)
     keep_every: int | None = Field(None, ge=1)
+    validate_every: int | None = Field(None, ge=1)
+    keep_best: bool = False
     lora: LoraSection = LoraSection()
     augment: AugmentSection = AugmentSection()
+
+    @model_validator(mode="after")
+    def _best_is_known(self) -> FinetuneSection:
+        if self.keep_best and self.validate_every is None:
+            raise ValueError("keep_best needs validate_every: the best is that of the held-out loss")
+        return self
 
     @model_validator(mode="after")
     def _losses_fit(self) -> FinetuneSection:

@@ -52,6 +52,11 @@ class LatentDataset:
         hidden = torch.stack([self.cache.read(key, "hidden") for key in captions]).float()
         return mean + std * torch.from_numpy(chosen.posterior), hidden
 
+    def plain(self, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Latents [B, c, h, w], the mean of the VAE's posterior, and text features [B, 77, D] of samples."""
+        mean = torch.stack([self.cache.read(self.images[i], "mean") for i in samples]).float()
+        return mean, torch.stack([self.cache.read(self.captions[i], "hidden") for i in samples]).float()
+
     def _posteriors(self, chosen: Draws, name: str) -> list[Tensor]:
         """One of the posterior's tensors [c, h, w] of each sample, of the version that was drawn."""
         tensors = [self.cache.read(self.images[i], name) for i in chosen.samples]
@@ -61,8 +66,8 @@ class LatentDataset:
         return [tensor[place] for tensor, place in zip(tensors, places, strict=True)]
 
 
-def training_rows(config: Config, modality: str) -> tuple[list[ImageRow], int]:
-    """The training rows of one modality, and how many rows are held out for evaluation.
+def training_rows(config: Config, modality: str) -> tuple[list[ImageRow], list[ImageRow]]:
+    """The training rows of one modality, and those that are held out for evaluation.
 
     Raises:
         InputProblems: the table has bad rows (`data.strict`) or none.
@@ -75,7 +80,7 @@ def training_rows(config: Config, modality: str) -> tuple[list[ImageRow], int]:
     kept = [row for row in rows if not is_held_out(row)]
     if not rows:
         raise InputError(data.table, f"has no images of {modality}", key="data.modalities")
-    return kept, len(rows) - len(kept)
+    return kept, [row for row in rows if is_held_out(row)]
 
 
 def prepare_dataset(

@@ -17,8 +17,10 @@ from medsyn.stage import NoProgress
 from medsyn.training.finetune.dataset import LatentDataset
 from medsyn.training.finetune.loss import denoising_loss, min_snr_weights
 from medsyn.training.finetune.precision import autocast
-from medsyn.training.finetune.publish import keep_unet
+from medsyn.training.finetune.publish import keep_best, keep_unet
+from medsyn.training.finetune.speed import figures, training_flops
 from medsyn.training.finetune.state import TrainState
+from medsyn.training.finetune.validation import Validation
 from medsyn.training.run import TrainingRun
 from medsyn.training.schedule import draws, learning_rate
 
@@ -26,9 +28,18 @@ _METRICS_LINES = 100  # about enough for a curve; each one waits for the GPU
 
 
 def train(
-    config: Config, state: TrainState, start: int, scheduler: Any, dataset: LatentDataset, training: TrainingRun
-) -> float | None:
-    """Train from step `start` on; return the mean loss of the last interval of the metrics."""
+    config: Config,
+    state: TrainState,
+    start: int,
+    scheduler: Any,
+    dataset: LatentDataset,
+    training: TrainingRun,
+    held_out: LatentDataset | None = None,
+) -> dict[str, Any]:
+    """Train from step `start` on; return what the summary says of it.
+
+    `held_out` is what the loss is measured on with `finetune.validate_every`.
+    """
     section, unet, device = config.finetune, state.unet, state.unet.device
     prediction_type, num_timesteps = scheduler.config.prediction_type, scheduler.config.num_train_timesteps
     weights = min_snr_weights(scheduler.alphas_cumprod, section.snr_gamma, prediction_type).to(device)
@@ -37,6 +48,11 @@ def train(
     before = disk.truncate_jsonl(training.metrics, "step", start)
     loss: float | None = before[-1]["loss"] if before else None
     training.control.leave_if_asked()
+    validation = None
+    if held_out is not None:
+        validation = Validation(config, training, held_out, scheduler, weights)
+        validation.begin(state, start)
+    flops = batch * training_flops(unet, dataset.latent_shape, config)
 
     def samples_of(step: int) -> tuple[Tensor, ...]:
         """Latents, text features, noise and timesteps of a step's whole batch: a function of the step."""
@@ -77,22 +93,36 @@ def train(
         if state.average:
             state.average.update(done)
 
-        if done % log_every == 0 or done == total:
-            loss = _read_loss(state.loss_sum, done, log_every)
-            speed = (done - clock_step) * batch / max(time.monotonic() - clock, 1e-9)
+        validates = validation is not None and validation.is_due(done)
+        if done % log_every == 0 or done == total or validates:
+            since = _last_line(done, log_every, section.validate_every if validation else None)
+            loss = _read_loss(state.loss_sum, done, done - since)
+            seconds, steps = max(time.monotonic() - clock, 1e-9), done - clock_step
+            line = {"step": done, "loss": loss, "learning_rate": rate}
+            line |= {"samples_per_second": round(steps * batch / seconds, 3)}
+            line |= figures(steps * flops, seconds, config, device)
+            if validation is not None and validates:
+                line |= validation.line(state, done)
+                if section.keep_best:
+                    keep_best(state, done, training, config, validation)
             clock, clock_step = time.monotonic(), done
-            line = {"step": done, "loss": loss, "learning_rate": rate, "samples_per_second": round(speed, 3)}
         if section.keep_every and done % section.keep_every == 0 and done < total:
             keep_unet(state, done, training, config)  # before the checkpoint, from which this step is not made again
         save = functools.partial(state.tensors, done)
         numbers = {"epoch": -(-done * batch // len(dataset)), "loss": loss, "learning_rate": rate}
         training.step_done(done, total, section.checkpointing_steps, save, line, batch, **numbers)
-    return loss
+    best = validation.best(total) if validation is not None and section.keep_best else None
+    return {"loss": loss} | ({} if best is None else {"best_step": best})
 
 
-def _read_loss(loss_sum: Tensor, step: int, log_every: int) -> float:
-    """The mean loss of the interval that ends with `step`; resets the sum. The last interval may be short."""
-    loss = float(loss_sum) / (step % log_every or log_every)
+def _last_line(done: int, *intervals: int | None) -> int:
+    """The step of the last line of the metrics before the one after `done` steps; 0 for none."""
+    return max((done - 1) // every * every for every in intervals if every)
+
+
+def _read_loss(loss_sum: Tensor, step: int, steps: int) -> float:
+    """The mean loss of the last `steps`, which end with `step`; resets the sum."""
+    loss = float(loss_sum) / steps
     if not math.isfinite(loss):
         raise NoProgress(f"the loss is {loss} at step {step}: lower finetune.learning_rate or raise lr_warmup_steps")
     loss_sum.zero_()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import Any
 
 from medsyn import disk
 from medsyn.config import Config
@@ -13,9 +13,12 @@ from medsyn.models.pipeline_folder import add_parts, write_index
 from medsyn.models.scorers import PROVENANCE
 from medsyn.models.weights import KEY, locate, weights_fingerprint
 from medsyn.stage import KEPT
-from medsyn.training.checkpoint import discard
+from medsyn.training.checkpoint import discard, saved_steps
 from medsyn.training.finetune.state import TrainState
+from medsyn.training.finetune.validation import Validation
 from medsyn.training.run import TrainingRun
+
+_BEST = "best-"  # folders of a run, each with the UNet that had the lowest held-out loss until then
 
 
 def keep_unet(state: TrainState, step: int, training: TrainingRun, config: Config) -> None:
@@ -30,20 +33,54 @@ def keep_unet(state: TrainState, step: int, training: TrainingRun, config: Confi
         disk.write_json(temporary / PROVENANCE, training.provenance | {"step": step})
 
 
-def publish(state: TrainState, config: Config, provenance: dict[str, Any], model: Path) -> None:
-    """Write `model` as an ordinary diffusers pipeline: the trained UNet, and the other parts from its base."""
+def keep_best(state: TrainState, step: int, training: TrainingRun, config: Config, validation: Validation) -> None:
+    """Keep the UNet as it is after `step` steps if it is the best so far, until the end of the run.
+
+    An earlier best goes only if no checkpoint is left from which a run that goes on there would need it.
+    """
+    if validation.best(step) != step:
+        return
+    path = _best(training, step)
+    if path.exists():
+        discard(path)
+    with disk.atomic_directory(path) as temporary:
+        state.save_unet(temporary, step)
+    needed = {step, *(validation.best(saved) for saved in saved_steps(training.checkpoints))}
+    for other in training.directory.glob(f"{_BEST}*"):
+        if other not in {_best(training, best) for best in needed if best is not None}:
+            discard(other)
+
+
+def discard_best(training: TrainingRun) -> None:
+    """Remove what `keep_best` kept, once the model is published."""
+    for path in training.directory.glob(f"{_BEST}*"):
+        discard(path)
+
+
+def _best(training: TrainingRun, step: int) -> Path:
+    return training.directory / f"{_BEST}{step}"
+
+
+def publish(state: TrainState, config: Config, training: TrainingRun, model: Path, best: int | None = None) -> None:
+    """Write `model` as an ordinary diffusers pipeline: the trained UNet, and the other parts from its base.
+
+    The UNet is that of the last step, or of the step `best`, which `keep_best` kept.
+    """
     base = config.model_paths.stable_diffusion
     directory = locate(base)
-    if directory is None or weights_fingerprint(base) != provenance[KEY]:
+    if directory is None or weights_fingerprint(base) != training.provenance[KEY]:
         reason = "is not there any more" if directory is None else "has changed during the training"
         raise InputError(base, f"{reason}: put it back, and the task goes on from its last checkpoint", key=KEY)
     with disk.atomic_directory(model) as temporary:
         with disk.writing(model / "unet"):
-            state.save_unet(temporary, config.finetune.max_train_steps)
+            if best is None:
+                state.save_unet(temporary, config.finetune.max_train_steps)
+            else:
+                shutil.copytree(_best(training, best), temporary, dirs_exist_ok=True)
         add_parts(directory, temporary)
         _write_schedule(config, temporary)
         write_index(temporary, str(model_folder.scheduler_config(str(temporary)).get("_class_name")))
-        disk.write_json(temporary / PROVENANCE, provenance)
+        disk.write_json(temporary / PROVENANCE, training.provenance)
 
 
 def _write_schedule(config: Config, directory: Path) -> None:

@@ -11,11 +11,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DDPMScheduler
 
 from medsyn import disk
-from medsyn.config import FREE_OF_FINETUNE, Config, flatten
+from medsyn.config import FREE_OF_FINETUNE, AugmentSection, Config, flatten
 from medsyn.data.images.latent_cache import TensorCache, hash_files
 from medsyn.data.tables.read import ImageRow
 from medsyn.errors import InputError, InputProblems
@@ -23,12 +24,14 @@ from medsyn.models import model_folder, noise_schedule
 from medsyn.models.device import choose_device
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic, load_unet
 from medsyn.models.weights import weights_fingerprint
+from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control, Task
 from medsyn.training.finetune.dataset import prepare_dataset, training_rows
 from medsyn.training.finetune.loop import train
 from medsyn.training.finetune.precision import training_dtype
-from medsyn.training.finetune.publish import publish
+from medsyn.training.finetune.publish import discard_best, publish
 from medsyn.training.finetune.state import first_state
+from medsyn.training.finetune.validation import MOST_IMAGES
 from medsyn.training.run import TrainingRun
 
 
@@ -46,7 +49,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     cache, model = directory.root / "cache" / task.name, directory.finetuned_unet(task.modality)
     disk.sweep_temporaries(cache)
     rows, held_out = training_rows(config, task.modality)
-    hashes = hash_files((row.path for row in rows), cache / "files.json")
+    hashes = hash_files((row.path for row in (*rows, *held_out)), cache / "files.json")
     provenance = _provenance(config, rows, hashes)
     training = TrainingRun(config, task, directory, control, provenance, config.finetune.checkpoints_total_limit)
     if not training.has_published(model):
@@ -62,13 +65,38 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         def load_system() -> SyntheticSystem:
             return load_synthetic(base, device, with_unet=False)
 
-        dataset = prepare_dataset(config, rows, hashes, load_system, TensorCache(cache), control)
+        tensors = TensorCache(cache)
+        dataset = prepare_dataset(config, rows, hashes, load_system, tensors, control)
+        validated = None
+        if config.finetune.validate_every is not None:
+            chosen = _validated_rows(config, held_out)
+            validated = prepare_dataset(_plain(config), chosen, hashes, load_system, tensors, control)
         load_system.cache_clear()  # VAE and text encoder are no longer needed: training gets their memory
-        loss = train(config, state, start, scheduler, dataset, training)
-        summary = {"steps": config.finetune.max_train_steps, "loss": loss, **dataset.counts, "held_out": held_out}
+        found = train(config, state, start, scheduler, dataset, training, validated)
+        summary = {"steps": config.finetune.max_train_steps, **found, **dataset.counts, "held_out": len(held_out)}
         disk.write_json(training.directory / "summary.json", summary)
-        publish(state, config, provenance, model)
+        publish(state, config, training, model, found.get("best_step"))
+    discard_best(training)
     shutil.rmtree(training.checkpoints, ignore_errors=True)
+
+
+def _validated_rows(config: Config, held_out: list[ImageRow]) -> list[ImageRow]:
+    """The held-out rows that the loss is measured on: all, or `MOST_IMAGES` of them by chance, always the same.
+
+    Raises:
+        InputError: there are fewer than two.
+    """
+    if len(held_out) < 2:
+        reason = f"validation needs at least 2 held-out images, and there are {len(held_out)}: raise it, or set "
+        raise InputError("configuration", reason + "finetune.validate_every: null", key="data.held_out_fraction")
+    order = np.random.default_rng(seed(config.campaign.seed, "validation")).permutation(len(held_out))
+    return [held_out[place] for place in sorted(order[:MOST_IMAGES])]
+
+
+def _plain(config: Config) -> Config:
+    """The configuration without versions of images: held-out images are measured as they are."""
+    section = config.finetune.model_copy(update={"augment": AugmentSection()})
+    return config.model_copy(update={"finetune": section})
 
 
 def _scheduler(config: Config) -> DDPMScheduler:
