@@ -36,6 +36,7 @@ SHARDS = "10,1000,100000"
 QUEUE_ROWS = {
     "check inputs, write the campaign": "prepare",
     "submit": "submit",
+    "submitit's own arrays of the shards": "pickled",
     "squeue": "squeue",
     "launch.py status": "status",
     "submit again, nothing to queue": "again",
@@ -77,6 +78,8 @@ def queue(folder: Path, shards: list[int], console: Console) -> list[dict[str, A
     table = Table("shards", *(str(row.shards) for row in rows), title="queue", title_justify="left")
     table.add_row("jobs", *(str(row.jobs) for row in rows))
     table.add_row("sbatch calls", *(str(row.sbatch_calls) for row in rows))
+    table.add_row("files written by submit", *(str(row.files) for row in rows))
+    table.add_row("files of submitit's own arrays", *(str(row.pickled_files) for row in rows))
     for what, name in QUEUE_ROWS.items():
         table.add_row(f"{what}, s", *(f"{getattr(row, name):.2f}" for row in rows))
     console.print(table)
@@ -90,8 +93,8 @@ def start(folder: Path, shards: list[int], console: Console) -> dict[str, Any]:
     for row in rows:
         table.add_row(row.stage, *(f"{seconds:.2f}" for seconds in (row.tried, row.working, row.cpu)))
     console.print(table)
-    broken = {"worker": startup.imports(None, startup.WORKER), "submitit": startup.imports(None, startup.SUBMITIT)}
-    broken |= {stage: startup.imports(stage, startup.SUBMITIT) for stage in STAGES}
+    broken = {"worker": startup.imports(None, startup.WORKER), "job": startup.imports(None, startup.JOB)}
+    broken |= {stage: startup.imports(stage, startup.JOB) for stage in STAGES}
     console.print(import_table(broken))
     return {"tasks": [asdict(row) for row in rows], "imports": broken}
 

@@ -1,6 +1,6 @@
 """Do guided samples show what their prompts ask for?
 
-    python benchmarks/prompt_following.py [--model embedded] [--unet DIRECTORY] [--images 216]
+    python benchmarks/prompt_following.py [--model embedded] [--unet DIRECTORY --protocol B] [--images 216]
 
 Samples images for phantom prompts that are balanced over kinds, findings and sides, exactly as `generate` does, and
 lets an independent judge (a classifier trained on phantoms of its own) say what they show. Beside them, judged in the
@@ -30,7 +30,7 @@ from rich.table import Table
 
 from medsyn import config as configuration
 from medsyn import disk
-from medsyn.data.phantoms.phantom import KINDS, Phantom, draw_phantom
+from medsyn.data.phantoms.phantom import CAMPAIGNS, KINDS, PRETRAINING, Phantom, draw_phantom
 from medsyn.evaluation import judge
 from medsyn.evaluation.features import shrink
 from medsyn.generation.block_store import Item
@@ -64,12 +64,12 @@ def main() -> int:
     )
     with tempfile.TemporaryDirectory() if args.judge is None else nullcontext(args.judge) as directory:
         console.print("training the judge, unless it is there already")
-        expert = judge.load_or_train(Path(directory))
+        expert = judge.load_or_train(Path(directory), judge.JudgeRecipe(protocol=args.protocol))
 
     device = choose_device(config.device)
     system = load_synthetic(args.model, device.device, device.dtype, unet_from=args.unet)
     phantoms = [
-        draw_phantom(kind, FIRST_INDEX + index, PROMPT_SEED, quality=3)
+        draw_phantom(kind, FIRST_INDEX + index, PROMPT_SEED, quality=3, protocol=args.protocol)
         for kind in KINDS
         for index in range(args.images // len(KINDS))
     ]
@@ -77,7 +77,7 @@ def main() -> int:
     samples = sample(config, system, phantoms)
     seconds = time.perf_counter() - started
 
-    real, facts = judge.draw(args.images // len(KINDS), REAL_SEED)
+    real, facts = judge.draw(args.images // len(KINDS), REAL_SEED, args.protocol)
     asked = [phantom.label for phantom in phantoms]
     results = {
         "samples": judge.agreement(judge.look(expert, samples), asked),
@@ -108,6 +108,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default=configuration.EMBEDDED, help="`embedded`, a diffusers directory or a hub id")
     parser.add_argument("--unet", type=Path, help="directory holding a fine-tuned unet/")
+    parser.add_argument(
+        "--protocol",
+        choices=(PRETRAINING, CAMPAIGNS),
+        default=PRETRAINING,
+        help="how the judge's phantoms are acquired: A as those of pre-training (default), B as those of campaigns",
+    )
     parser.add_argument("--images", type=int, default=216, help="samples in all; best a multiple of 36")
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--guidance", type=float, default=3.0)

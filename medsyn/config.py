@@ -8,6 +8,7 @@ torch nor pandas: login nodes read configurations.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,7 +32,7 @@ from pydantic import (
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.modality_names import MODALITIES, canonical_name
-from medsyn.schedulers import MOST_GUIDANCE, TRAINING_STEPS, SchedulerName, wrong_steps
+from medsyn.schedulers import FAST, MOST_GUIDANCE, TRAINING_STEPS, SchedulerName, Shortcuts, wrong_steps
 from medsyn.specification import ENVIRONMENT, OTHER_KEYS, RENAMED, foreign_variables, translate
 from medsyn.text import closest, did_you_mean
 
@@ -212,11 +213,13 @@ class FinetuneSection(Section):
     ema_every: int = Field(1, ge=1)
     gradient_checkpointing: bool = False
     enable_xformers: bool = False
-    checkpointing_steps: int = Field(200, ge=1)
+    checkpointing_steps: int | None = Field(None, ge=1)
+    max_lost_minutes: float = Field(10, gt=0)
     checkpoints_total_limit: int = Field(2, ge=1)
     keep_every: int | None = Field(None, ge=1)
     validate_every: int | None = Field(None, ge=1)
     keep_best: bool = False
+    gpus: int | Literal["auto"] = 1
     lora: LoraSection = LoraSection()
     augment: AugmentSection = AugmentSection()
 
@@ -232,9 +235,35 @@ class FinetuneSection(Section):
             raise ValueError("zero_terminal_snr needs snr_gamma: null, as min-SNR weighs what is pure noise with 0")
         return self
 
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not is_number and value != "auto":
+            raise ValueError("gpus must be a whole number of at least 1, or auto")
+        return value
 
-# which change no bit of the weights, so that they may change in the middle of a run
-FREE_OF_FINETUNE = ("checkpointing_steps", "checkpoints_total_limit", "keep_every", "gradient_checkpointing")
+    @model_validator(mode="after")
+    def _every_gpu_has_work(self) -> FinetuneSection:
+        if self.gpus != "auto" and self.gpus > self.global_batch:
+            sizes = "train_batch_size x gradient_accumulation_steps"
+            raise ValueError(f"gpus is {self.gpus}, but a step has {self.global_batch} samples to share ({sizes})")
+        return self
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of one optimizer step, whatever the micro-batch and the number of GPUs."""
+        return self.train_batch_size * self.gradient_accumulation_steps
+
+
+GLOBAL_BATCH = "finetune.global_batch"  # what a step sees: no key to set, but what results depend on
+SHARED_OUT = ("train_batch_size", "gradient_accumulation_steps")  # whose product it is
+# which change no sample that a step sees, so that they may change in the middle of a run
+FREE_OF_FINETUNE = (
+    *("checkpointing_steps", "max_lost_minutes", "checkpoints_total_limit", "keep_every"),
+    "gradient_checkpointing",
+    *("gpus", *SHARED_OUT),
+)
 
 
 class Stage1Section(Section):
@@ -306,6 +335,9 @@ class GenerationSection(Section):
     num_inference_steps: int = Field(25, ge=1, le=TRAINING_STEPS)
     guidance_scale: float = Field(7.5, ge=1, le=MOST_GUIDANCE)
     guidance_interval: list[float] = Field([0.0, 1.0], min_length=2, max_length=2)
+    fast: bool = False
+    deep_cache_every: int | None = Field(None, ge=1)  # None: what `fast` says
+    text_attention_until: float | None = Field(None, gt=0, le=1)
     negative_prompt: str = ""
     batch_size: int | Literal["auto"] = 8
     batches_per_block: int = Field(4, ge=1)
@@ -341,6 +373,17 @@ class GenerationSection(Section):
         if not 0 <= start < end <= 1:
             raise ValueError(f"guidance_interval must be [start, end] with 0 <= start < end <= 1, got [{start}, {end}]")
         return self
+
+    @property
+    def shortcuts(self) -> Shortcuts:
+        """What the sampler leaves out: what `fast` says, unless the key of a shortcut says otherwise."""
+        usual = FAST if self.fast else Shortcuts()
+        start, end = self.guidance_interval
+        return Shortcuts(
+            (start, end),
+            self.deep_cache_every or usual.deep_cache_every,
+            self.text_attention_until or usual.text_attention_until,
+        )
 
     @property
     def images_per_batch(self) -> int:
@@ -403,7 +446,7 @@ class Config(Section):
 
     def section_fingerprint(self, *keys: str) -> str:
         """Fingerprint of the named sections or dotted keys: two configurations that agree on them agree here."""
-        values = dict(flatten(self.model_dump()))
+        values = dict(flatten(self.model_dump())) | {GLOBAL_BATCH: self.finetune.global_batch}
         chosen = {k: v for k, v in values.items() if any(k == key or k.startswith(key + ".") for key in keys)}
         return fingerprint(chosen)
 
@@ -465,9 +508,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def changes(before: Mapping[str, Any], after: Config) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys whose values differ: the value in `before`, a dumped configuration, and the value now."""
+    """The dotted keys whose values differ: the value in `before`, a dumped configuration, and the value now.
+
+    The global batch of fine-tuning counts as a key of its own.
+    """
     old = dict(flatten(before))
-    return {key: (old.get(key), now) for key, now in flatten(after.model_dump()) if old.get(key) != now}
+    old[GLOBAL_BATCH] = math.prod(old.get(f"finetune.{key}", 0) for key in SHARED_OUT)
+    new = dict(flatten(after.model_dump())) | {GLOBAL_BATCH: after.finetune.global_batch}
+    return {key: (old.get(key), now) for key, now in new.items() if old.get(key) != now}
 
 
 def _field_types(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -89,6 +89,9 @@ class InputError(ValueError):
         self.problem = Problem(str(source), reason, row, key)
         super().__init__(str(self.problem))
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, int | None, str | None]]:
+        return InputError, (self.problem.source, self.problem.reason, self.problem.row, self.problem.key)
+
     @property
     def problems(self) -> list[Problem]:
         """The one problem, as a list, so that both error types are handled alike."""
@@ -101,6 +104,9 @@ class InputProblems(ValueError):
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = list(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    def __reduce__(self) -> tuple[type[InputProblems], tuple[list[Problem]]]:
+        return InputProblems, (self.problems,)
 
 
 class SlurmError(Exception):

@@ -1,4 +1,4 @@
-"""The samplers by name: which diffusers scheduler each one is, and which numbers of steps it takes.
+"""The samplers by name, the steps each one takes, and which of a run's UNet calls compute less than all.
 
 No diffusers and no torch here: configurations are checked on login nodes.
 """
@@ -82,6 +82,50 @@ def is_in_interval(interval: Sequence[float], index: int, count: int) -> bool:
     """Whether UNet call `index` of `count` is in the guided interval, given as fractions of the steps."""
     start, end = interval
     return start <= index / count < end
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """What a run of the sampler leaves out, by the number of the call alone, so that images stay functions of seeds."""
+
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # Kynkaanniemi et al. 2024, https://arxiv.org/abs/2404.07724
+    deep_cache_every: int = 1  # DeepCache, Ma et al. 2023, https://arxiv.org/abs/2312.00858
+    text_attention_until: float = 1.0  # T-GATE, Zhang et al. 2024, https://arxiv.org/abs/2404.02747
+
+    def calls(self, count: int, with_guidance: bool = True) -> list[Call]:
+        """What each of `count` UNet calls computes.
+
+        A call is deep if it is due, or if it is guided and the deep features at hand are of the prompts only.
+
+        Args:
+            count: of the run; fractions are fractions of it.
+            with_guidance: whether any image has a guidance scale other than 1.
+        """
+        found: list[Call] = []
+        since, features_of_both = self.deep_cache_every, False  # of the last deep call
+        for index in range(count):
+            frozen = index / count >= self.text_attention_until
+            guided = with_guidance and not frozen and is_in_interval(self.guidance_interval, index, count)
+            deep = since >= self.deep_cache_every or (guided and not features_of_both)
+            if deep:
+                since, features_of_both = 0, guided
+            since += 1
+            found.append(Call(guided, deep, frozen))
+        return found
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the UNet."""
+
+    guided: bool  # with the unconditional half beside the conditional one
+    deep: bool = True  # all of the UNet, not only its outermost layers
+    text_frozen: bool = False  # attention to the text as it was before
+
+
+NOTHING_LEFT_OUT = Shortcuts()
+# `generation.fast`: what kept the judged quality (benchmarks/prompt_following.py, docs/performance.md)
+FAST = Shortcuts(deep_cache_every=3, text_attention_until=0.6)
 
 
 def wrong_steps(name: SchedulerName, steps: int) -> str | None:

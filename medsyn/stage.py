@@ -19,6 +19,7 @@ from medsyn.progress import Progress
 BLOCKS_PER_PART = 1000  # directory entries stay few enough for any file system
 _OF_A_CAMPAIGN = ("campaign.json", "ledger.jsonl")
 KEPT = "checkpoint-"  # begins the names of what finetune.keep_every keeps; no result of the campaign needs it
+GRACE_VARIABLE = "MEDSYN_GRACE_SECONDS"  # between a scheduler's signal to a task and its end
 STAGES = ("finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate")
 
 
@@ -118,7 +119,7 @@ class CampaignDirectory:
         return self.root / "tasks" / stage / "log" / f"{name}.log"
 
     def slurm(self, name: str) -> Path:
-        """The files of one submission to Slurm: batch script, submitit's pickles, output outside the tasks."""
+        """The files of one submission to Slurm: batch script, list of tasks, output outside the tasks."""
         return self.root / "tasks" / "slurm" / name
 
     def work(self, stage: str, name: str) -> Path:
@@ -172,20 +173,36 @@ class Control:
     """
 
     def __init__(
-        self, heartbeat: Path | None = None, heartbeat_seconds: float = 1.0, progress: Progress | None = None
+        self,
+        heartbeat: Path | None = None,
+        heartbeat_seconds: float = 1.0,
+        progress: Progress | None = None,
+        grace_seconds: float | None = None,
     ) -> None:
         self._heartbeat = heartbeat
         self._progress = progress
         self._heartbeat_seconds = heartbeat_seconds
         self._last_heartbeat = 0.0
+        self._grace_seconds = grace_seconds  # from a request to leave to the kill; None: nobody kills
         self.stop_requested = False
+        self.together = False  # one of several processes, which agree on when to stop
         self.asked: float | None = None  # when the stop was requested, in seconds since the epoch
         self.step: int | None = None  # the last step reported
 
     def request_stop(self) -> None:
         """Ask the task to save and leave; safe in a signal handler."""
         self.asked = self.asked or time.time()
-        self.stop_requested = True
+        self.stop_requested = self.stop_requested or not self.together
+
+    def asked_here(self) -> bool:
+        """Whether this process was asked to stop, whatever it has agreed on with others."""
+        return self.asked is not None
+
+    def seconds_left(self) -> float | None:
+        """Until the task is killed, once a stop was requested; None if nothing is known of that."""
+        if self.asked is None or self._grace_seconds is None:
+            return None
+        return max(0.0, self.asked + self._grace_seconds - time.time())
 
     def leave_if_asked(self) -> None:
         """Raise `Saved` if a stop was requested. Call only at a point where progress is on disk."""

@@ -112,16 +112,16 @@ def test_what_a_login_node_imports_does_not_import_torch(module: str) -> None:
 LAYERS: dict[str, list[set[str]]] = {
     "": [
         {"errors", "disk", "lease", "seeds", "schedulers", "config", "stage", "records", "specification", "text"}
-        | {"progress", "modality_names", "ahead"},
+        | {"progress", "modality_names", "prctl", "forks", "ahead", "host_memory"},
         {"data"},
         {"models"},
-        {"training", "generation", "evaluation"},
+        {"training", "generation", "evaluation", "rating"},
         {"campaign", "doctor"},
         {"cli"},
         {"__main__"},
     ],
     "campaign": [
-        {"tasks", "prctl"},
+        {"tasks"},
         {"state", "estimate"},
         {"plan", "worker", "repair", "tables"},
         {"slurm"},
@@ -135,6 +135,13 @@ LAYERS: dict[str, list[set[str]]] = {
         {"sample"},
         {"make", "verify"},
         {"stage", "api"},
+    ],
+    "rating": [
+        {"formats"},
+        {"order", "checklists", "sources", "agreement", "quality"},
+        {"pixels", "page", "sessions", "choose"},
+        {"compose", "collect", "tables", "report"},
+        {"export", "take"},
     ],
     "data": [
         {"modalities"},

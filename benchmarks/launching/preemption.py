@@ -45,7 +45,7 @@ class Preempted:
             ("step finished, checkpoint saved, end on record", "medsyn", self.saved - self.asked),
             ("process ended", "medsyn", self.gone - self.saved),
             ("job requeued, urgent job run, next process started", "Slurm", self.started - self.gone),
-            ("Python, submitit and the campaign read", "medsyn", self.tried - self.started),
+            ("Python started and the campaign read", "medsyn", self.tried - self.started),
             ("stage imported, model and checkpoint loaded, first step", "medsyn", self.working - self.tried),
         ]
 

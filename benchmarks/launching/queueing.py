@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import submitit
+
 from launching import cluster
 from medsyn import config as configuration
 from medsyn import disk
@@ -26,6 +28,9 @@ class Queued:
     shards: int
     jobs: int  # tasks and gates
     sbatch_calls: int
+    files: int  # that `submit` writes
+    pickled_files: int  # that submitit's `map_array` writes for the generate tasks alone
+    pickled: float  # and its seconds
     prepare: float
     submit: float
     squeue: float
@@ -47,7 +52,9 @@ def measure(folder: Path, shards: int) -> Queued:
     campaign = guards.open_for_change(configuration.load(str(cluster.CONFIG), overrides), here=False)
     prepared = time.perf_counter() - started
     profile = site.load(str(cluster.SITE))
+    pickled, pickled_files = _map_array(folder / "pickles", campaign, profile)
     seconds = [_seconds_to_queue(campaign, profile)]
+    files = _count_files(campaign.directory.slurm("."))
     submissions = on_record.read(campaign.directory.ledger)
     started = time.perf_counter()
     view = queue.view(submissions, timeout=600)
@@ -67,6 +74,9 @@ def measure(folder: Path, shards: int) -> Queued:
         shards=len(campaign.plan.by_stage["generate"]),
         jobs=jobs,
         sbatch_calls=sbatch_calls(campaign.directory.ledger),
+        files=files,
+        pickled_files=pickled_files,
+        pickled=pickled,
         prepare=prepared,
         submit=seconds[0],
         squeue=squeue,
@@ -101,6 +111,24 @@ def _seconds_to_queue(campaign: Campaign, profile: site.Site) -> float:
     with locks.exclusive(campaign.directory.ledger, campaign.directory.root):
         submit.submit(campaign, profile, say=_say_nothing)
     return time.perf_counter() - started
+
+
+def _map_array(folder: Path, campaign: Campaign, profile: site.Site) -> tuple[float, int]:
+    """Seconds and files of submitit's own way to queue the generate tasks: a pickle for each."""
+    tasks, chunk = campaign.plan.by_stage["generate"], submit.chunk_size(profile)
+    started = time.perf_counter()
+    executor = submitit.SlurmExecutor(folder=folder)
+    executor.update_parameters(time=60, additional_parameters={"hold": True})
+    jobs = []
+    for start in range(0, len(tasks), chunk):
+        jobs += executor.map_array(print, [str(planned.key) for planned in tasks[start : start + chunk]])
+    seconds = time.perf_counter() - started
+    queue.cancel({job.job_id for job in jobs})
+    return seconds, _count_files(folder)
+
+
+def _count_files(folder: Path) -> int:
+    return sum(not path.is_dir() or path.is_symlink() for path in folder.rglob("*"))
 
 
 def sbatch_calls(ledger: Path) -> int:

@@ -34,7 +34,7 @@ SMALL = [
     "generation.quality_threshold=0.3",
     "evaluation.kid_subsets=3",
 ]
-SUBMITIT = "submitit.core.submission, medsyn.campaign.slurm.job"  # what a job imports before its stage
+JOB = "medsyn.campaign.slurm.job"  # what a job imports before its stage
 WORKER = "medsyn.__main__, medsyn.campaign.worker"
 _IMPORT = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)")
 REPEATS = 2

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from medsyn.config import FREE_OF_FINETUNE, Config, FinetuneSection, GenerationSection
+from medsyn.config import FREE_OF_FINETUNE, GLOBAL_BATCH, Config, FinetuneSection, GenerationSection
 from medsyn.data.prompts.store import BlockRanges
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
@@ -84,6 +84,7 @@ READS: dict[str, Reads] = {
         (
             *(*_ALWAYS, *_COLUMNS, "data.resolution", "data.held_out_fraction"),
             *(f"finetune.{key}" for key in FinetuneSection.model_fields if key not in FREE_OF_FINETUNE),
+            GLOBAL_BATCH,
         ),
         ("table", "weights"),
     ),

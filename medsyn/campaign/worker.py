@@ -7,7 +7,6 @@ Any task may be killed at any instruction and run again.
 Signals: asking a running task to save and leave.
 
 A handler only sets a flag (docs/architecture.md, rule 3); the stage's loop looks at it where everything is on disk.
-submitit's own handlers are replaced by these, because on a default cluster they ignore SIGTERM.
 """
 
 from __future__ import annotations
@@ -28,15 +27,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO, TypeAlias
 
-from medsyn import disk, errors
-from medsyn.campaign import prctl
+from medsyn import disk, errors, prctl
 from medsyn.campaign.state import attempts, campaign_file, locks, markers
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.tasks import Key, PlannedTask, results_of
 from medsyn.config import Config
 from medsyn.errors import InputError, InputProblems
 from medsyn.progress import Progress
-from medsyn.stage import BadNode, CampaignDirectory, Control, NoProgress, Reader, Saved, Task
+from medsyn.stage import GRACE_VARIABLE, BadNode, CampaignDirectory, Control, NoProgress, Reader, Saved, Task
 
 StageFunction: TypeAlias = Callable[[Config, Task, CampaignDirectory, Control], None]
 
@@ -74,7 +72,12 @@ def run_task(
     if markers.why_not_done(campaign, planned) is None:
         return _already_done(planned)
     progress = Progress()
-    control = Control(campaign.directory.heartbeat(*planned.key), progress=progress)
+    grace = os.environ.get(GRACE_VARIABLE, "")
+    control = Control(
+        campaign.directory.heartbeat(*planned.key),
+        progress=progress,
+        grace_seconds=float(grace) if grace.isdigit() else None,
+    )
     install(control)
     if parent is not None:
         leave_with_parent(parent, control)

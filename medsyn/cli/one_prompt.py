@@ -154,6 +154,7 @@ def parser(program: str) -> _Parser:
     made = _Parser(prog=program, description="Make images of one prompt.", allow_abbrev=False)
     for argument, (metavar, text) in _HELP.items():
         made.add_argument(str(OPTIONS[argument].flag), dest=argument, metavar=metavar, help=text)
+    made.add_argument("--fast", action="store_const", const=True, help="a third of the work, by what changes little")
     made.add_argument("--use_pretrained_only", action="store_true", help="ignore --model_used")
     made.add_argument("--output_dir", metavar="DIR", help="output directory (E2E_OUTPUT_DIR; generated_images)")
     return made

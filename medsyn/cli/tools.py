@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def check(program: str, arguments: Sequence[str]) -> int:
     """Read tables and every image they name; list everything that is wrong, and what they hold."""
     parser = argparse.ArgumentParser(prog=program, description=check.__doc__)
-    parser.add_argument("tables", nargs="+", type=Path, metavar="TABLE", help="data set, ratings or prompt list")
+    parser.add_argument("tables", nargs="+", type=Path, metavar="TABLE", help="data set, ratings, pairs or prompt list")
     parser.add_argument("--root", type=Path, help="directory that paths in tables are relative to (the table's own)")
     parser.add_argument("--modality-column", default="modality", metavar="NAME", help="header of the modality column")
     parser.add_argument("--patient-column", metavar="NAME", help="header of the patients' column (recognised)")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medsyn.data.contents import Contents, ImageKey, Picture, image_key, of_rows, same_pictures
 from medsyn.data.images.read import read_image
 from medsyn.data.prompts.formats import taken_for
 from medsyn.data.prompts.rows import check_prompts
+from medsyn.data.tables.pairs import PairImage, read_pairs
 from medsyn.data.tables.read import ImageRow, RatingRow, read_dataset, read_ratings
 from medsyn.data.tables.token_count import TokenCount
 from medsyn.errors import InputError, InputProblems, Problem
@@ -33,7 +34,13 @@ class _Table:
     path: Path
     problems: list[Problem]
     rows: list[ImageRow | RatingRow]
-    prompts: Contents | None = None
+    contents: Contents | None = None  # if they are not those of the rows
+    pairs: list[PairImage] = field(default_factory=list)
+
+    @property
+    def images(self) -> list[ImageRow | RatingRow | PairImage]:
+        """Everything of the table that names an image."""
+        return [*self.rows, *self.pairs]
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ def check_tables(
     """Read the tables and every image that they name, one at a time, each once.
 
     Args:
-        paths: data set, ratings and prompt tables, one or several; the header tells which one a table is.
+        paths: data set, ratings, pairs and prompt tables, one or several; the header tells which one a table is.
         root: the directory that their files are in; each table's own unless given.
         modality_column: the data set's modality column.
         allow_synthetic: do not report images of a data set that are marked as generated.
@@ -94,13 +101,13 @@ def read_tables(
     problems: list[Problem] = []
     for table in tables:
         problems += [*table.problems, *_repeated(table, pictures), *_of_images(table, found, allow_synthetic)]
-    contents = [table.prompts or of_rows(str(table.path), table.rows, pictures) for table in tables]
+    contents = [table.contents or of_rows(str(table.path), table.rows, pictures) for table in tables]
     return Checked(problems, [one for one in contents if one.parts])
 
 
 def _read_images(tables: Iterable[_Table], progress: Callable[[int, int], None] | None) -> dict[ImageKey, _Read]:
     """Every image that the tables name, read once."""
-    images = dict.fromkeys(image_key(row) for table in tables for row in table.rows)
+    images = dict.fromkeys(image_key(row) for table in tables for row in table.images)
     found = {}
     for number, image in enumerate(images, 1):
         found[image] = _check_image(*image)
@@ -112,7 +119,7 @@ def _read_images(tables: Iterable[_Table], progress: Callable[[int, int], None] 
 def _of_images(table: _Table, found: Mapping[ImageKey, _Read], allow_synthetic: bool) -> list[Problem]:
     """The problems of a table's images, each with the first row that names it."""
     problems: list[Problem] = []
-    for image, row in {image_key(row): row for row in reversed(table.rows)}.items():
+    for image, row in {image_key(row): row for row in reversed(table.images)}.items():
         of_image, trains_generator = found[image].problems, isinstance(row, ImageRow)
         if (mark := found[image].mark) and trains_generator and not allow_synthetic:
             of_image = [*of_image, Problem(str(row.path), _SYNTHETIC.format(mark))]
@@ -123,8 +130,10 @@ def _of_images(table: _Table, found: Mapping[ImageKey, _Read], allow_synthetic: 
     return sorted(problems, key=lambda problem: problem.row or 0)
 
 
-def _key(row: ImageRow | RatingRow) -> str:
+def _key(row: ImageRow | RatingRow | PairImage) -> str:
     """The column that names a row's image."""
+    if isinstance(row, PairImage):
+        return row.column
     return "path" if isinstance(row, ImageRow) else "image_path"
 
 
@@ -144,13 +153,20 @@ def _read_table(
         if kind == "ratings":
             ratings = read_ratings(path, root, linked, tokens=tokens)
             return _Table(path, ratings.problems, [*ratings.rows])
+        if kind == "pairs":
+            pairs = read_pairs(path, root, linked, tokens=tokens)
+            contents = Contents(str(path), kind)
+            for pair in pairs.rows:
+                contents.see_prompt(pair)
+            images = [image for pair in pairs.rows for image in (pair.a, pair.b)]
+            return _Table(path, pairs.problems, [], contents, images)
         dataset = read_dataset(path, root, modality_column, patient_column, linked, tokens=tokens)
         return _Table(path, dataset.problems + dataset.advice, [*dataset.rows])
     except (InputError, InputProblems) as error:
         return _Table(path, _with_kind(path, error.problems), [])
 
 
-_KINDS = {"dataset": "data set", "ratings": "ratings table", "prompts": "prompt list"}
+_KINDS = {"dataset": "data set", "ratings": "ratings table", "pairs": "table of pairs", "prompts": "prompt list"}
 
 
 def _with_kind(path: Path, problems: Iterable[Problem]) -> list[Problem]:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from medsyn import host_memory
 from medsyn.doctor.diagnosis import Diagnosis
 from medsyn.text import GIB, gib
 
@@ -36,27 +37,12 @@ def check_memory() -> Iterator[Diagnosis]:
     """The host's memory, and the limit of the group that this process is in (a job's, a container's)."""
     page = os.sysconf("SC_PAGE_SIZE")
     total, free = (page * os.sysconf(f"SC_{kind}_PAGES") for kind in ("PHYS", "AVPHYS"))
-    limit = min([total, *_group_limits(_text("/proc/self/cgroup").rpartition("::")[2])])
+    limit = min([total, *host_memory.limits()])
     limited = f", of which this process may use {gib(limit)} GiB" if limit < total else ""
     enough = limit >= _MEMORY_GIB * GIB
     advice = "" if enough else f"fine-tuning of SD v1.5 needs {_MEMORY_GIB} GiB; the embedded model runs in 2"
     value = f"{gib(total)} GiB{limited}, {gib(free)} GiB unused"
     yield Diagnosis("memory", value, "good" if enough else "note", advice)
-
-
-def _group_limits(group: str, root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
-    """The limits of a control group and of those above it: Slurm sets that of a job, above its steps."""
-    own = root / group.strip("/")
-    for folder in (own, *own.parents):
-        if folder.is_relative_to(root) and (known := _text(folder / "memory.max")).isdigit():
-            yield int(known)
-
-
-def _text(path: str | Path) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
 
 
 def check_limits() -> Iterator[Diagnosis]:

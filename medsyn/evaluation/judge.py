@@ -26,7 +26,17 @@ from torch import Tensor, nn
 import medsyn
 from medsyn import disk
 from medsyn.data.images.pixels import fit_square
-from medsyn.data.phantoms.phantom import FINDINGS, KINDS, MODALITY_OF, Label, draw_phantom, parse_caption, render
+from medsyn.data.phantoms.phantom import (
+    CAMPAIGNS,
+    FINDINGS,
+    KINDS,
+    MODALITY_OF,
+    Label,
+    Protocol,
+    draw_phantom,
+    parse_caption,
+    render,
+)
 from medsyn.evaluation.features import shrink
 from medsyn.evaluation.metrics import proportion
 from medsyn.seeds import seed
@@ -49,6 +59,7 @@ class JudgeRecipe:
     learning_rate: float = 3e-3
     width: int = 24
     seed: int = seed("medsyn", "judge")
+    protocol: Protocol = CAMPAIGNS  # a reader of A takes the oedema of B for contrast medium
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -85,9 +96,11 @@ def _to_tensor(images: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255
 
 
-def draw(images_per_kind: int, draw_seed: int) -> tuple[list[np.ndarray], list[Label]]:
+def draw(images_per_kind: int, draw_seed: int, protocol: Protocol = CAMPAIGNS) -> tuple[list[np.ndarray], list[Label]]:
     """Draw phantoms (uint8 [64, 64, 3]) balanced over kinds, findings and sides; return them and what they show."""
-    phantoms = [draw_phantom(kind, index, draw_seed) for kind in KINDS for index in range(images_per_kind)]
+    phantoms = [
+        draw_phantom(kind, index, draw_seed, protocol=protocol) for kind in KINDS for index in range(images_per_kind)
+    ]
     images = [np.round(fit_square(render(phantom, _RENDERED), SIDE) * 255).astype(np.uint8) for phantom in phantoms]
     return images, [phantom.label for phantom in phantoms]
 
@@ -115,7 +128,7 @@ def train(recipe: JudgeRecipe = RECIPE, progress: Callable[[int, int], None] | N
         recipe: sizes, epochs and seed.
         progress: called with (epochs done, epochs in all) after every epoch.
     """
-    images, facts = draw(recipe.images_per_kind, recipe.seed)
+    images, facts = draw(recipe.images_per_kind, recipe.seed, recipe.protocol)
     pixels = _to_tensor(images)
     classes = torch.tensor([CLASSES.index((fact.kind, fact.finding)) for fact in facts])
     kinds = torch.tensor([KINDS.index(fact.kind) for fact in facts])

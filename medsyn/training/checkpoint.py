@@ -49,7 +49,7 @@ def save_checkpoint(
     Raises:
         OSError: it could not be written (disk full, …); earlier checkpoints are untouched.
     """
-    path = directory / f"step-{step:09d}"
+    path = path_of(directory, step)
     with disk.atomic_directory(path) as temporary:
         size, sha256 = write_tensors(temporary / STATE, tensors)
         body = {"step": step, "size": size, "sha256": sha256, "facts": provenance}
@@ -86,6 +86,31 @@ def load_newest(directory: Path, provenance: dict[str, Any]) -> tuple[int, dict[
     if found:
         raise NoProgress(f"none of the {len(found)} checkpoints in {directory} is intact; delete them to start over")
     return None
+
+
+def sha256_of(directory: Path, step: int) -> str:
+    """The hash by which the state after `step` steps is named to other processes."""
+    return str(_read_manifest(path_of(directory, step), step)["sha256"])
+
+
+def load_exactly(directory: Path, step: int, sha256: str) -> dict[str, Tensor]:
+    """The tensors of the one checkpoint that another process has loaded, as `load_newest` returns them.
+
+    Raises:
+        ValueError: it is not the same any more.
+    """
+    path = path_of(directory, step)
+    return _read_tensors(path / STATE, _read_manifest(path, step) | {"sha256": sha256})
+
+
+def path_of(directory: Path, step: int) -> Path:
+    """The checkpoint after `step` steps."""
+    return directory / f"step-{step:09d}"
+
+
+def newest_step(directory: Path) -> int | None:
+    """Of the newest checkpoint, intact or not."""
+    return next((step for step, _ in _found(directory)), None)
 
 
 def refuse_mismatch(source: Path, then: dict[str, Any], now: dict[str, Any]) -> None:

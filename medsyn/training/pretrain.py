@@ -2,9 +2,9 @@
 
     medsyn pretrain DIRECTORY
 
-remakes the weights in `medsyn/models/embedded` (hours on one CPU core). Phantoms are drawn with seeds that no campaign
-uses. The autoencoder sees them flipped, rotated, zoomed and recoloured, so that it also handles images that are not
-phantoms; the denoiser sees them unchanged, because captions state the side.
+remakes the weights in `medsyn/models/embedded` (hours on one CPU core). Phantoms are drawn with seeds and a protocol
+that no campaign uses. The autoencoder sees them flipped, rotated, zoomed and recoloured, so that it also handles images
+that are not phantoms; the denoiser sees them unchanged, because captions state the side.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from medsyn.data.images.pixels import fit_square
-from medsyn.data.phantoms.phantom import KINDS, draw_phantom, render
+from medsyn.data.phantoms.phantom import KINDS, PRETRAINING, draw_phantom, render
 from medsyn.models import pipeline_folder, tiny
 from medsyn.seeds import seed
 from medsyn.training.schedule import warmup_cosine
@@ -37,7 +37,7 @@ def draw_dataset(images_per_kind: int) -> tuple[Tensor, list[str]]:
     pixels, captions = [], []
     for kind in KINDS:
         for index in range(images_per_kind):
-            phantom = draw_phantom(kind, index, PRETRAIN_SEED)
+            phantom = draw_phantom(kind, index, PRETRAIN_SEED, protocol=PRETRAINING)
             square = fit_square(render(phantom, _RENDERED), RESOLUTION)
             pixels.append(torch.from_numpy(np.round(square * 255).astype(np.uint8)).permute(2, 0, 1))
             captions.append(phantom.caption)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -11,13 +15,24 @@ from torch import Tensor
 from medsyn import disk
 from medsyn.config import Config
 from medsyn.models.scorers import PROVENANCE
-from medsyn.stage import CampaignDirectory, Control, Task
-from medsyn.training.checkpoint import refuse_mismatch, save_checkpoint
+from medsyn.stage import CampaignDirectory, Control, Saved, Task
+from medsyn.training.background_writer import BackgroundWriter, Job, Tensors
+from medsyn.training.checkpoint import newest_step, refuse_mismatch, save_checkpoint
 from medsyn.training.schedule import RandomKey
+
+logger = logging.getLogger(__name__)
+
+
+def random_key(config: Config, task: Task) -> RandomKey:
+    """What a run's randomness depends on."""
+    return (config.campaign.seed, task.stage, task.name)
 
 
 class TrainingRun:
-    """What a training loop needs besides its model: a key for its randomness, and where to save and report."""
+    """What a training loop needs besides its model: a key for its randomness, and where to save and report.
+
+    As a context manager it waits at the end for what is still being written, and raises what went wrong with it.
+    """
 
     def __init__(
         self,
@@ -28,16 +43,20 @@ class TrainingRun:
         provenance: dict[str, Any],
         keep: int,
         checkpoints: str = "checkpoints",
+        max_lost_minutes: float | None = None,
     ) -> None:
         """The run of a task, without what a killed attempt left half written.
 
         `provenance` is what the weights depend on: what was made from something else is refused. The newest `keep`
-        checkpoints stay, in the folder `checkpoints` of the task's.
+        checkpoints stay, in the folder `checkpoints` of the task's. Where no interval is given, one is chosen so
+        that a kill costs at most `max_lost_minutes`.
         """
-        self.key: RandomKey = (config.campaign.seed, task.stage, task.name)
+        self.key = random_key(config, task)
         self.directory = directory.work(task.stage, task.name)
         self.checkpoints, self.metrics = self.directory / checkpoints, self.directory / "metrics.jsonl"
         self.control, self.provenance, self._keep = control, provenance, keep
+        self._writer, self._saved_at = BackgroundWriter(), time.monotonic()
+        self._max_lost = 60 * max_lost_minutes if max_lost_minutes else None
         for place in (self.directory, self.checkpoints):
             disk.sweep_temporaries(place)
 
@@ -52,32 +71,106 @@ class TrainingRun:
         self,
         done: int,
         total: int,
-        save_every: int,
+        save_every: int | None,
         state: Callable[[], dict[str, Tensor]],
         line: dict[str, Any] | None = None,
         samples: int = 1,
+        beside: Sequence[Job] = (),
         **numbers: Any,
     ) -> None:
-        """Report step `done` of `total`; save if it is due or a stop was requested, and then stop.
+        """Report step `done` of `total`; have it saved if that is due; if a stop was requested, save and stop.
 
         Args:
             done: number of completed steps.
-            total: after the last step the state is always saved.
-            save_every: steps between checkpoints.
+            total: of how many.
+            save_every: steps between checkpoints; None: as many as `max_lost_minutes` allow.
             state: every tensor that a checkpoint needs; called only to save one.
             line: to append to the metrics, if this step has one.
             samples: of a step.
+            beside: further things to write, before the checkpoint: no later attempt may have to make this step again.
             numbers: further values for the heartbeat and the log.
 
         Raises:
-            Saved: a stop was requested; the state is on disk.
+            Saved: a stop was requested; the state is on disk, or an earlier one, if there is no time.
+            OSError: an earlier checkpoint could not be written.
         """
         if line is not None:
             disk.append_jsonl(self.metrics, line)
-        due = done % save_every == 0 or done == total
+        due = self._is_due(done, save_every)
         self.control.heartbeat(done, total, "step", worked=done, samples=samples, saved=due, **numbers)
-        leaving = self.control.stop_requested  # read once: a signal may come while the checkpoint is written
-        if leaving or due:
-            save_checkpoint(self.checkpoints, done, state(), self.provenance, self._keep)
+        leaving = self.control.stop_requested  # read once: a signal may come while the checkpoint is copied
+        self._writer.raise_error()
         if leaving:
-            self.control.leave_if_asked()
+            self._leave(done, state, beside)
+        jobs = [*beside, self._checkpoint(done, state())] if due else beside
+        if jobs:
+            self._writer.begin(jobs)
+
+    def save(self, done: int, state: Callable[[], dict[str, Tensor]]) -> None:
+        """Save the state after `done` steps, and wait until it is on disk."""
+        self._writer.begin([self._checkpoint(done, state())])
+        self._writer.wait()
+
+    def wait(self) -> None:
+        """Wait until everything that was due is on disk."""
+        self._writer.wait()
+
+    def _is_due(self, done: int, save_every: int | None) -> bool:
+        """Whether it is time to save.
+
+        By the clock a checkpoint is begun early enough to be complete when `max_lost_minutes` are over, but not before
+        the one before it is written, and never so often that more than half of the time one is being written.
+        """
+        if save_every:
+            return done % save_every == 0
+        if self._max_lost is None or self._writer.busy:
+            return False
+        writing = self._writer.last_seconds
+        return time.monotonic() - self._saved_at >= max(self._max_lost - writing, writing)
+
+    def _checkpoint(self, done: int, tensors: dict[str, Tensor]) -> Job:
+        self._saved_at = time.monotonic()
+
+        def write(copies: Tensors) -> None:
+            save_checkpoint(self.checkpoints, done, copies, self.provenance, self._keep)
+
+        return Job(tensors, write)
+
+    def _leave(self, done: int, state: Callable[[], dict[str, Tensor]], beside: Sequence[Job]) -> None:
+        """Save if there is time for it, and raise `Saved`."""
+        jobs, left = [*beside, self._checkpoint(done, state())], self.control.seconds_left()
+        needed = self._writer.seconds(sum(job.size for job in jobs))
+        if left is None or needed <= left:
+            self._writer.begin(jobs)
+            self._writer.wait()
+        else:
+            self._writer.wait(left)
+            step = newest_step(self.checkpoints)
+            kept = f"the checkpoint of step {step} stays" if step else "there is no checkpoint yet"
+            logger.warning("to save step %d would take %.0f s, and %.0f s are left: %s", done, needed, left, kept)
+        raise Saved
+
+    def __enter__(self) -> TrainingRun:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._writer.wait()
+        elif not issubclass(kind, Saved):  # what was due before an error is written, and the error is what is told
+            with suppress(Exception):
+                self._writer.wait()
+
+
+class FollowedRun(TrainingRun):
+    """The run of a task, as another process than the one that leads it sees it: it writes and reports nothing."""
+
+    def __init__(self, config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
+        self.key = random_key(config, task)
+        self.directory = directory.work(task.stage, task.name)
+        self.checkpoints, self.control = self.directory / "checkpoints", control
+
+    def step_done(self, *_: Any, **__: Any) -> None:
+        """Stop if all have agreed to."""
+        self.control.leave_if_asked()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -29,6 +29,10 @@ class Draws:
     posterior: np.ndarray  # float32 [B, c, h, w], which sample of the VAE's posterior
     noise: np.ndarray  # float32 [B, c, h, w]
     version: np.ndarray  # float64 [B] in 0..1, which version of each image, where there are several
+
+    def part(self, places: slice) -> Draws:
+        """The choices for some of the samples."""
+        return Draws(*(getattr(self, field.name)[places] for field in fields(self)))
 
 
 def warmup_cosine(step: int, total: int, peak: float, warmup: int, floor: float = 0.0) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,32 +160,33 @@ def fit(
     newest = lines[-1] if lines else {}
     run.control.leave_if_asked()
 
-    for step in range(start, total):
-        epoch, position = divmod(step, steps)
-        rate = warmup_cosine(step, total, peak, warmup)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate * group["speed"]
-        order = epoch_order(run.key, epoch, len(rows))
-        batch = rows[order[position * batch_size : (position + 1) * batch_size]]
-        state.loss_sum += _step(learners, state.optimizer, batch, epoch)
+    with run:
+        for step in range(start, total):
+            epoch, position = divmod(step, steps)
+            rate = warmup_cosine(step, total, peak, warmup)
+            for group in state.optimizer.param_groups:
+                group["lr"] = rate * group["speed"]
+            order = epoch_order(run.key, epoch, len(rows))
+            batch = rows[order[position * batch_size : (position + 1) * batch_size]]
+            state.loss_sum += _step(learners, state.optimizer, batch, epoch)
 
-        done, line = step + 1, None
-        if done % steps == 0:
-            judged = {name: learner.judge_held_out(held_out) for name, learner in learners.items()}
-            state.offer({name: standing(epoch + 1, judgements) for name, judgements in judged.items()})
-            line = {
-                "epoch": epoch + 1,
-                **_mean_losses(state, steps, epoch + 1),
-                **{f"{name}_auroc": finite(state.last[name].auroc) for name in learners},
-                **_mean_rewards(judged["policy"]),
-                **(extra or {}),
-                "learning_rate": rate,
-            }
-            newest = line
-        shown = {name: newest.get(name) for scorer in learners for name in (f"{scorer}_loss", f"{scorer}_auroc")}
-        numbers = {"epoch": epoch + 1, **shown, "learning_rate": rate}
-        save_every = steps * section.checkpoints.save_frequency
-        run.step_done(done, total, save_every, state.tensors, line, batch_size, **numbers)
+            done, line = step + 1, None
+            if done % steps == 0:
+                judged = {name: learner.judge_held_out(held_out) for name, learner in learners.items()}
+                state.offer({name: standing(epoch + 1, judgements) for name, judgements in judged.items()})
+                line = {
+                    "epoch": epoch + 1,
+                    **_mean_losses(state, steps, epoch + 1),
+                    **{f"{name}_auroc": finite(state.last[name].auroc) for name in learners},
+                    **_mean_rewards(judged["policy"]),
+                    **(extra or {}),
+                    "learning_rate": rate,
+                }
+                newest = line
+            shown = {name: newest.get(name) for scorer in learners for name in (f"{scorer}_loss", f"{scorer}_auroc")}
+            numbers: dict[str, Any] = {"epoch": epoch + 1, **shown, "learning_rate": rate}
+            save_every = total if done == total else steps * section.checkpoints.save_frequency
+            run.step_done(done, total, save_every, state.tensors, line, batch_size, **numbers)
     for name, weights in state.kept.items():
         state.scorers[name].load_state_dict(weights)
     return state

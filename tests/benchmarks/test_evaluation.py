@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -63,3 +64,15 @@ def test_prompts_of_the_benchmark_are_balanced() -> None:
         first, seed = prompt_following.FIRST_INDEX, prompt_following.PROMPT_SEED
         asked = [draw_phantom(kind, first + k, seed, quality=3) for k in range(6)]
         assert sorted(phantom.finding for phantom in asked) == sorted(2 * FINDINGS[kind])
+
+
+def test_the_quick_starts_interval_is_over_seeds_and_images() -> None:
+    quick_start = load("quick_start")
+    rng = np.random.default_rng(0)
+    better = [quick_start.Seed({("CT", "finding"): np.stack([np.zeros(36), np.ones(36)], axis=1)}) for _ in range(3)]
+    assert quick_start.is_better("finding", better)
+    noise = [quick_start.Seed({("CT", "held-out loss"): rng.normal(size=(36, 2))}) for _ in range(3)]
+    assert not quick_start.is_better("held-out loss", noise)
+    mean, low, high = quick_start.interval([np.zeros(36), np.ones(36)])
+    assert (mean, low, high) == (0.5, 0, 1), "seeds that disagree are no evidence, however many images they have"
+    assert quick_start.differences("finding", better, "MRI") == []

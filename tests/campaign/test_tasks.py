@@ -7,7 +7,7 @@ import pytest
 
 from medsyn import config as configuration
 from medsyn.campaign.tasks import READS, Key, Plan, Result, build, reads_key, settle, stage_fingerprints
-from medsyn.config import Config, flatten
+from medsyn.config import GLOBAL_BATCH, Config, flatten
 from medsyn.errors import InputError
 from medsyn.stage import STAGES
 
@@ -190,6 +190,9 @@ def test_what_changes_no_result_changes_no_fingerprint() -> None:
     assert changed(cluster={"max_parallel": 7}, campaign={"name": "other"}) == []
     assert changed(generation={"blocks_per_shard": 3, "shard_minutes": 7}) == []
     assert changed(data={"modalities": ["CT", "X-Ray"], "table": "/elsewhere/metadata.csv"}) == []
+    assert changed(finetune={"gpus": 2}) == []
+    assert changed(finetune={"train_batch_size": 2, "gradient_accumulation_steps": 16}) == []
+    assert changed(finetune={"train_batch_size": 2}) == ["finetune", "generate", "evaluate"]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +210,7 @@ def test_a_changed_file_changes_the_stages_that_read_it(name: str, expected: lis
 
 
 def test_every_key_that_a_stage_reads_exists() -> None:
-    known = [key for key, _ in flatten(Config().model_dump())]
+    known = [*(key for key, _ in flatten(Config().model_dump())), GLOBAL_BATCH]
     for stage, reads in READS.items():
         for key in reads.keys:
             assert any(key == name or name.startswith(key + ".") for name in known), f"{stage} reads {key}"
@@ -221,7 +224,8 @@ def test_every_configuration_key_is_read_or_known_to_change_no_result() -> None:
         *("generation.blocks_per_shard", "generation.shard_minutes", "cluster.max_shards", "cluster.claim"),
         *("cluster.max_parallel", "cluster.max_requeues", "cluster.tflops", "cluster.gpu_memory_gib", "cluster.site"),
         *("finetune.checkpointing_steps", "finetune.checkpoints_total_limit", "finetune.keep_every"),
-        *("finetune.gradient_checkpointing", "data.phantoms.images_per_kind"),
+        *("finetune.gradient_checkpointing", "finetune.max_lost_minutes", "data.phantoms.images_per_kind"),
+        *("finetune.gpus", "finetune.train_batch_size", "finetune.gradient_accumulation_steps"),  # but their product
         *("data.phantoms.prompts_per_kind", "data.phantoms.image_size"),
     }
     unread = {key for key, _ in flatten(Config().model_dump()) if not any(reads_key(stage, key) for stage in STAGES)}

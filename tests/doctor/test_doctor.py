@@ -308,10 +308,3 @@ def test_low_limits_of_the_shell_are_told(monkeypatch: pytest.MonkeyPatch) -> No
     _, files, space = machine.check_limits()
     assert (files.value, files.verdict, "ulimit -n 1024" in files.advice) == ("256", "note", True)
     assert (space.value, space.verdict, "ulimit -v unlimited" in space.advice) == ("8.0 GiB", "note", True)
-
-
-def test_the_memory_of_a_job_is_that_of_the_group_above_its_step(tmp_path: Path) -> None:
-    (tmp_path / "job_7" / "step_0").mkdir(parents=True)
-    (tmp_path / "job_7" / "memory.max").write_text("4294967296\n")
-    (tmp_path / "job_7" / "step_0" / "memory.max").write_text("max\n")
-    assert list(machine._group_limits("/job_7/step_0", tmp_path)) == [4 << 30]

@@ -215,14 +215,26 @@ def test_a_damaged_journal_is_painted_again(
     assert campaign.snapshot() == undisturbed.snapshot()
 
 
-def test_a_journal_of_another_model_or_other_settings_is_not_used(maker: Maker, tmp_path: Path) -> None:
+@pytest.mark.parametrize("other_settings", [{"guidance_scale": 3.0}, {"fast": True}])
+def test_a_journal_of_another_model_or_other_settings_is_not_used(
+    maker: Maker, tmp_path: Path, other_settings: dict[str, Any]
+) -> None:
     campaign, other = maker.new(tmp_path / "campaign"), maker.new(tmp_path / "other")
     stop_within_a_block(campaign.override(modes=["filtered"]), 3)
     assert kept_batches(campaign)
-    other_settings = {"modes": ["filtered"], "guidance_scale": 3.0}
-    campaign.override(**other_settings).run(blocks=(0, 1))
-    other.override(**other_settings).run(blocks=(0, 1))
+    campaign.override(modes=["filtered"], **other_settings).run(blocks=(0, 1))
+    other.override(modes=["filtered"], **other_settings).run(blocks=(0, 1))
     assert campaign.snapshot() == other.snapshot()
+
+
+def test_with_shortcuts_too_a_killed_run_ends_in_the_same_files(maker: Maker, tmp_path: Path) -> None:
+    settings = {"modes": ["filtered"], "num_inference_steps": 5, "deep_cache_every": 2, "text_attention_until": 0.6}
+    killed, other = (maker.new(tmp_path / name).override(**settings) for name in ("killed", "other"))
+    stop_within_a_block(killed, 2)
+    assert kept_batches(killed)
+    for campaign in (killed, other):
+        campaign.run(blocks=(0, 2))
+    assert killed.snapshot() == other.snapshot()
 
 
 def test_a_journal_left_beside_its_committed_block_is_removed(

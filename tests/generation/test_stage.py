@@ -519,6 +519,18 @@ def test_a_given_seed_takes_the_place_of_the_campaigns_and_the_prompts(reference
     assert len(seeds) == 4
 
 
+def test_shortcuts_save_calls_and_change_images(reference: Campaign) -> None:
+    item = Item("ct-1", "CT: nodule, left", 0, num_inference_steps=10)
+    evaluations, pictures = [], []
+    for settings in ({}, {"deep_cache_every": 1, "text_attention_until": 1.0}, {"fast": True}):
+        its = reference.override(guidance_scale=2.0, **settings)
+        made = load.Loader(its.config, "CT", its.directory).sampler("baseline").sample([(item, 0)])
+        evaluations.append(made.unet_evaluations)
+        pictures.append(made.pictures[0])
+    assert np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
+    assert evaluations[0] == evaluations[1] == 3 * 20 > 2 * evaluations[2]
+
+
 def test_items_of_several_kinds_in_one_block_are_painted_as_each_alone(
     campaign: Campaign, monkeypatch: pytest.MonkeyPatch
 ) -> None:

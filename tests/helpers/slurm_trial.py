@@ -37,8 +37,7 @@ class SlurmTrial(Trial):
         """What `medsyn submit` and `resume` do once the campaign is prepared."""
         campaign = self.campaign()
         with locks.exclusive(campaign.directory.ledger):
-            functions = (fake_job.run_task, fake_job.run_gate)
-            return submit.submit(campaign, self.site(**values), only, self.said.append, functions)
+            return submit.submit(campaign, self.site(**values), only, self.said.append, fake_job.__name__)
 
     def view(self) -> QueueView:
         found = queue.view(on_record.read(self.campaign().directory.ledger))

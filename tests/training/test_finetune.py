@@ -101,6 +101,7 @@ def training(weights: Path, table: Path, data: dict[str, Any] | None = None, **s
             "data": {"table": str(table), "resolution": 32, **(data or {})},
             "model_paths": {"stable_diffusion": str(weights)},
             "finetune": {**base, **section},
+            "device": {"use_cuda": False},
         },
         "test",
     )
@@ -372,6 +373,18 @@ def test_kill_minus_nine_anywhere_ends_in_the_same_bits(
     assert_same_end(tmp_path, undisturbed)
 
 
+@pytest.mark.parametrize("kill", ["in the second save", "before the model is published"])
+def test_the_same_holds_where_the_clock_says_when_to_save(
+    kill: str, weights: Path, table: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, name, make = KILLS[kill]
+    config = training(weights, table, checkpointing_steps=None, max_lost_minutes=1e-9)
+    killed_run(config, tmp_path, lambda: monkeypatch.setattr(place, name, make(getattr(place, name))))
+    assert checkpoints(tmp_path)
+    run(config, tmp_path)
+    assert_same_end(tmp_path, undisturbed)
+
+
 LORA_KILLS: dict[str, tuple[Any, str, Callable[[Any], Callable]]] = {
     "between two saves": KILLS["between two saves"],
     "before the adapter is written": (state, "save_adapter", lambda real: kill_self),
@@ -457,7 +470,7 @@ def test_a_full_disk_ends_the_run_and_room_on_it_lets_it_go_on(
     [
         ({"learning_rate": 2e-3}, "finetune.learning_rate"),
         ({"max_train_steps": 7}, "finetune.max_train_steps"),
-        ({"train_batch_size": 4, "gradient_accumulation_steps": 1}, "finetune.train_batch_size"),
+        ({"train_batch_size": 4}, "finetune.global_batch"),
         ({"lora": {"rank": 2}}, "finetune.lora.rank"),
         ({"data": {"resolution": 64}}, "data.resolution"),
         ({"data": {"held_out_fraction": 0.6}}, "data.table"),

@@ -28,6 +28,7 @@ LORA_BACKWARD = 1  # without the gradients of frozen weights
 START_SECONDS = 8.0  # of a task: Python, torch, the weights
 CHECKPOINT_BYTES_PER_SECOND = 300e6  # to write, flush and hash
 AVERAGE_BYTES_PER_SECOND = 4e9  # to the processor, for the moving average
+SUM_BYTES_PER_SECOND = 8e9  # of gradients, from a card to another over PCIe 3.0; most of 12e9
 CANDIDATES_PER_PASS = 1.5  # two of three candidates pass the Selector
 EVALUATION_SECONDS = 0.03  # for one image
 JUDGE_SECONDS = 15.0  # to train the judge of phantoms
@@ -43,6 +44,8 @@ class TaskCost:
     memory: int  # peak bytes of the card
     kept: int  # bytes of disk for good
     scratch: int  # bytes of disk besides, while it runs
+    gpus: int = 1  # that it holds
+    waiting: float = 0.0  # seconds of `seconds` in which all of them but one have nothing to do
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Estimate:
     def hours(self, which: str = "seconds") -> float:
         """Hours of all tasks that hold a card (of all tasks where there is none): `seconds`, `least` or `most`."""
         held = (cost for (stage, _), cost in self.tasks.items() if stage != "evaluate" or not self.on_gpu)
-        return sum(float(getattr(cost, which)) for cost in held) / 3600
+        return sum(cost.gpus * float(getattr(cost, which)) for cost in held) / 3600
 
 
 def estimate(config: Config, plan: Plan, counts: Counts, on_gpu: bool) -> Estimate:
@@ -129,31 +132,44 @@ class CostModel:
         expected, least, most = (START_SECONDS + seconds(task, work, candidates) for candidates in self.candidates)
         memory = estimate_memory.memory(self.config, task.stage, self.networks)
         disk = estimate_memory.disk(self.config, task, self.networks, work, self.candidates[0])
-        return TaskCost(expected, least, most, memory, disk.kept, disk.scratch)
+        gpus = estimate_memory.ranks(self.config.finetune) if task.stage == "finetune" else 1
+        waiting = START_SECONDS + self._finetune_alone(work) if gpus > 1 else 0.0
+        return TaskCost(expected, least, most, memory, disk.kept, disk.scratch, gpus, waiting)
 
     def _seconds(self, network: Count, rows: int, passes: float = 1) -> float:
         """Of `passes` forward passes of `rows` samples."""
         return passes * max(rows * network.flops / self.flops_per_second, network.layers * LAYER_SECONDS)
 
     def _finetune(self, task: Task, work: Volume, _: float) -> float:
+        return self._finetune_alone(work) + self._finetune_together()
+
+    def _finetune_together(self) -> float:
+        """What the ranks share: each computes its part of every batch, and the longest part counts."""
         section, networks = self.config.finetune, self.networks
-        captions = work.images + 1
-        encoding = self._seconds(networks.encoder, 1, work.images * section.augment.encoded) + self._seconds(
-            networks.text, 1, captions
-        )
+        ranks = estimate_memory.ranks(section)
         backward = BACKWARD if section.lora.rank is None else LORA_BACKWARD
-        passes = 1 + backward + section.gradient_checkpointing
-        steps = section.max_train_steps
-        training = self._seconds(
-            networks.unet, section.train_batch_size, steps * section.gradient_accumulation_steps * passes
-        )
+        passes = section.max_train_steps * (1 + backward + section.gradient_checkpointing)
+        whole, rest = divmod(-(-section.global_batch // ranks), section.train_batch_size)
+        training = self._seconds(networks.unet, section.train_batch_size, whole * passes)
+        if rest:
+            training += self._seconds(networks.unet, rest, passes)
+        trained = estimate_memory.trained_parameters(section, networks)
+        gradients = estimate_memory.FLOAT * trained * 2 * (ranks - 1) / ranks
+        return training + section.max_train_steps * gradients / SUM_BYTES_PER_SECOND
+
+    def _finetune_alone(self, work: Volume) -> float:
+        """What one of them does while others wait: images are encoded, averages kept, checkpoints written."""
+        section, networks, steps = self.config.finetune, self.networks, self.config.finetune.max_train_steps
+        captions = work.images + 1
+        encoding = self._seconds(networks.encoder, 1, work.images * section.augment.encoded)
+        encoding += self._seconds(networks.text, 1, captions)
         trained = estimate_memory.trained_parameters(section, networks)
         averaging = section.use_ema * steps * estimate_memory.FLOAT * trained / AVERAGE_BYTES_PER_SECOND
-        saves = -(-steps // section.checkpointing_steps)
+        saves = -(-steps // (section.checkpointing_steps or steps))
         written = saves * estimate_memory.checkpoint_bytes(self.config, networks)
         written += estimate_memory.kept_unets(section) * estimate_memory.FLOAT * networks.unet.parameters
         saving = written / CHECKPOINT_BYTES_PER_SECOND
-        return encoding + training + averaging + saving
+        return encoding + averaging + saving
 
     def _rlhf(self, task: Task, work: Volume, _: float) -> float:
         """Stage 2 finds the images of stage 1 in the cache."""

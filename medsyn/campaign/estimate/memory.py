@@ -70,7 +70,13 @@ def _finetuning(config: Config, model: Architecture) -> float:
     optimizer = ADAM_8BIT if section.use_8bit_adam else ADAM
     frozen = 0 if section.lora.rank is None else unet.parameters
     trained = trained_parameters(section, model)
-    return frozen * weights + trained * (weights + FLOAT + optimizer) + section.train_batch_size * saved * number
+    batch = min(section.train_batch_size, -(-section.global_batch // ranks(section)))
+    return frozen * weights + trained * (weights + FLOAT + optimizer) + batch * saved * number
+
+
+def ranks(section: FinetuneSection) -> int:
+    """How many GPUs a fine-tuning task is expected to have; one, where it takes what it is given."""
+    return 1 if section.gpus == "auto" else section.gpus
 
 
 def trained_parameters(section: FinetuneSection, model: Architecture) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from medsyn.config import Config, GenerationSection
 from medsyn.data.prompts.store import Run
-from medsyn.schedulers import SchedulerName, is_in_interval
+from medsyn.schedulers import SchedulerName
 from medsyn.stage import Task
 
 # Of images, rated images, ratings, prompts, images `asked` for, and the UNet calls that make one candidate of each of
@@ -65,7 +65,7 @@ def scheduler_calls(scheduler: SchedulerName, steps: int) -> int:
 
 
 def unet_calls(section: GenerationSection, steps: int | None = None, guided: bool | None = None) -> tuple[int, int]:
-    """UNet calls for one candidate: (with guidance, without).
+    """UNet calls for one candidate: (with guidance, without). Of a call that leaves out most of the UNet none counts.
 
     Args:
         section: the settings that the prompt may override.
@@ -73,10 +73,9 @@ def unet_calls(section: GenerationSection, steps: int | None = None, guided: boo
         guided: whether the prompt's own guidance scale differs from 1.
     """
     calls = scheduler_calls(section.scheduler, section.num_inference_steps if steps is None else steps)
-    if not (section.guidance_scale != 1 if guided is None else guided):
-        return 0, calls
-    inside = sum(is_in_interval(section.guidance_interval, index, calls) for index in range(calls))
-    return inside, calls - inside
+    with_guidance = section.guidance_scale != 1 if guided is None else guided
+    deep = [call.guided for call in section.shortcuts.calls(calls, with_guidance) if call.deep]
+    return sum(deep), len(deep) - sum(deep)
 
 
 def asked(modalities: Mapping[str, Sequence[Run]], section: GenerationSection) -> dict[str, Counter[str]]:

@@ -24,10 +24,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from medsyn.campaign import prctl, worker
+from medsyn import prctl
+from medsyn.campaign import worker
+from medsyn.forks import unfit
 
 PACKET_BYTES = 2**17
 # pyarrow loads an allocator that it does not use, and that starts a thread unless told not to.
@@ -79,18 +80,6 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
     finally:
         for name in added:
             del os.environ[name]
-
-
-def unfit() -> str | None:
-    """Why a fork of this process would not be as good as a new process, or None."""
-    if (trial := os.fork()) == 0:  # before a fork, OpenBLAS ends its threads
-        os._exit(0)
-    os.waitpid(trial, 0)
-    if len(list(Path("/proc/self/task").iterdir())) > 1:
-        return "a library has started threads"
-    if "/libcuda.so" in Path("/proc/self/maps").read_text():
-        return "CUDA has been initialized"
-    return None
 
 
 def _fork() -> int | None:

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
 
-from medsyn.campaign import prctl, worker
+from medsyn import prctl
+from medsyn.campaign import worker
 from medsyn.campaign.local import fork_server
 
 FORK_VARIABLE = "MEDSYN_FORK"  # 0: start a new process for every task

@@ -17,11 +17,11 @@ from types import FrameType
 from medsyn import errors
 from medsyn.campaign.local.live_table import Display
 from medsyn.campaign.local.processes import WORKER, Process, Processes, Program
-from medsyn.campaign.plan.machine import visible_gpus
 from medsyn.campaign.state import attempts, ledger, markers
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.tasks import Key, PlannedTask, Settled, require_needs, settle
 from medsyn.disk import FILE_MODE, make_directory
+from medsyn.models.visible_gpus import visible_gpus
 
 POLL_SECONDS = 0.1
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -33,7 +33,7 @@ class Running:
 
     planned: PlannedTask
     process: Process
-    gpu: str | None
+    gpus: list[str]
 
 
 @dataclass
@@ -83,8 +83,8 @@ class _Scheduler:
     def start(self, planned: PlannedTask) -> None:
         """Start a worker in a session of its own (Ctrl-C is ours to forward), its output in the task's log."""
         directory, (stage, name) = self.campaign.directory, planned.key
-        gpu = self._least_used_gpu()
-        environment = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        gpus = self._least_used_gpus(self._share(stage))
+        environment = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
         path = directory.log(stage, name)
         make_directory(path.parent)
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, FILE_MODE)
@@ -92,13 +92,21 @@ class _Scheduler:
             process = self.processes.start((str(directory.root), stage, name), environment, log)
         finally:
             os.close(log)
-        self.running[planned.key] = Running(planned, process, gpu)
+        self.running[planned.key] = Running(planned, process, gpus)
         ledger.record(directory.ledger, ledger.STARTED, stage=stage, task=name, attempt=self.restarts[planned.key] + 1)
         self.display.started(planned.key)
 
-    def _least_used_gpu(self) -> str | None:
-        used = Counter(running.gpu for running in self.running.values())
-        return min(self.gpus, key=lambda gpu: used[gpu], default=None)
+    def _share(self, stage: str) -> int:
+        """How many GPUs a task of the stage gets; `auto` shares them out among those that run at once."""
+        wanted = self.campaign.config.finetune.gpus if stage == "finetune" else 1
+        if wanted != "auto":
+            return wanted
+        at_once = min(self.max_parallel, sum(key[0] == stage for key in self.campaign.plan.by_key.keys() - self.done))
+        return max(1, len(self.gpus) // max(1, at_once))
+
+    def _least_used_gpus(self, count: int) -> list[str]:
+        used = Counter(gpu for running in self.running.values() for gpu in running.gpus)
+        return sorted(sorted(self.gpus, key=lambda gpu: used[gpu])[:count], key=self.gpus.index)
 
     def collect(self, stopping: bool) -> bool:
         """Take note of the workers that have ended; return whether there were any."""

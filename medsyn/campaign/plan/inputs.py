@@ -28,7 +28,7 @@ from medsyn.data.prompts.store import INDEX, ListIndex, Run
 from medsyn.data.prompts.write import index_rows, write_lists
 from medsyn.data.tables import read as tables_read
 from medsyn.data.tables.read import ImageRow, InputTable, RatingRow
-from medsyn.data.tables.split import group, hold_out
+from medsyn.data.tables.split import groups, hold_out
 from medsyn.data.tables.token_count import TokenCount
 from medsyn.disk import absolute
 from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem
@@ -265,20 +265,20 @@ def _shard_sizes(
 
 def _check_split(config: Config, images: Sequence[ImageRow]) -> list[Problem]:
     """A warning for each modality of which no image is held out, or far from the share that is asked for."""
-    data, problems = config.data, []
+    data, problems, group_of = config.data, [], groups(images)
     is_held_out = hold_out(images, data.held_out_fraction, config.campaign.seed)
     for modality in data.modalities:
-        groups = {row.file: group(row) for row in images if row.modality == modality}
+        files = {row.file for row in images if row.modality == modality}
         held = len({row.file for row in images if row.modality == modality and is_held_out(row)})
-        wanted, patients = data.held_out_fraction * len(groups), len(set(groups.values()))
-        if groups and not held:
-            why = ", because they are all of one patient" if patients == 1 < len(groups) else ""
+        wanted, patients = data.held_out_fraction * len(files), len({group_of[file] for file in files})
+        if files and not held:
+            why = ", because they are all of one patient" if patients == 1 < len(files) else ""
             reason = (
-                f"no image of {modality} ({len(groups)}) is held out{why}: generated ones cannot be compared with any"
+                f"no image of {modality} ({len(files)}) is held out{why}: generated ones cannot be compared with any"
             )
-        elif abs(held - wanted) > max(1, 0.1 * len(groups)):
+        elif abs(held - wanted) > max(1, 0.1 * len(files)):
             reason = (
-                f"{held} of {len(groups)} images of {modality} are held out instead of {round(wanted)}, because those "
+                f"{held} of {len(files)} images of {modality} are held out instead of {round(wanted)}, because those "
                 f"of one patient stay together, and there are only {counted(patients, 'patient')}"
             )
         else:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import subprocess
 
 from medsyn.config import Config
 from medsyn.errors import CONFIGURATION, Problem
 from medsyn.models import lora_targets, model_folder, noise_schedule
+from medsyn.models.visible_gpus import visible_gpus
 from medsyn.stage import CampaignDirectory
+from medsyn.text import counted
 
 
 def check(config: Config) -> list[Problem]:
@@ -18,7 +19,8 @@ def check(config: Config) -> list[Problem]:
     base = config.model_paths.stable_diffusion
     unusable = model_folder.problems(base) or lora_targets.problems(base, config.finetune.lora)
     unusable = unusable or noise_schedule.problems(config)
-    return _check_directory(config) + unusable + _check_packages(config)
+    too_few = [] if shutil.which("sbatch") else _check_gpus(config)
+    return _check_directory(config) + unusable + _check_packages(config) + too_few
 
 
 def has_gpu(config: Config, here: bool = False) -> bool:
@@ -38,9 +40,10 @@ def expects_gpu(config: Config, here: bool = False) -> bool:
 
 
 def check_here(config: Config) -> list[Problem]:
-    """A warning if estimates are for a card that a run on this machine would not have."""
-    if not expects_gpu(config, here=True) or has_gpu(config, here=True):
-        return []
+    """A warning if estimates are for a card that a run on this machine would not have; an error if it has too few."""
+    found = _check_gpus(config)
+    if found or not expects_gpu(config, here=True) or has_gpu(config, here=True):
+        return found
     reason = (
         f"no NVIDIA GPU is visible here, and estimates are for a card of {config.cluster.gpu_memory_gib:g} GiB; to run "
         "on this machine's processor, set device.use_cuda=false"
@@ -96,12 +99,16 @@ def _check_packages(config: Config) -> list[Problem]:
     return problems
 
 
-def visible_gpus() -> list[str]:
-    """The GPUs that workers may use, as CUDA_VISIBLE_DEVICES names them; asks nvidia-smi, not torch."""
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if allowed is not None:
-        return [gpu.strip() for gpu in allowed.split(",") if gpu.strip()]
-    if shutil.which("nvidia-smi") is None:
+def _check_gpus(config: Config) -> list[Problem]:
+    """An error if a fine-tuning task is to have more GPUs than this machine has."""
+    wanted = config.finetune.gpus
+    if wanted == "auto" or wanted == 1 or not config.device.use_cuda:
         return []
-    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return [str(index) for index in range(sum(line.startswith("GPU ") for line in listing.stdout.splitlines()))]
+    there = len(visible_gpus())
+    if there >= wanted:
+        return []
+    seen = counted(there, "NVIDIA GPU") if there else "no NVIDIA GPU"
+    reason = f"it is {wanted}, and {seen} can be seen here: use {there or 1}, or auto"
+    if not there:
+        reason += "; with device.use_cuda=false that many processes share the work, to try it"
+    return [Problem(CONFIGURATION, reason, key="finetune.gpus")]

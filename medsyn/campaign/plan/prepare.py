@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from medsyn import config as configuration
 from medsyn import disk
@@ -253,10 +254,17 @@ class _Change:
 
 def _changed_keys(before: CampaignRecord, after: Config) -> list[_Change]:
     return [
-        _Change(key, f"was {was!r} and is now {now!r}", [stage for stage in STAGES if reads_key(stage, key)])
+        _Change(key, _how(key, was, now), [stage for stage in STAGES if reads_key(stage, key)])
         for key, (was, now) in configuration.changes(before["config"], after).items()
         if not any(key == free or key.startswith(free + ".") for free in FREE)
     ]
+
+
+def _how(key: str, was: Any, now: Any) -> str:
+    how = f"was {was!r} and is now {now!r}"
+    if key == configuration.GLOBAL_BATCH:
+        return f"the batch of a step ({' x '.join(configuration.SHARED_OUT)}) {how}"
+    return how
 
 
 _INPUT_KEYS = {

@@ -28,7 +28,7 @@ def show(console: Console, checked: Checked, done: Collection[Key] = ()) -> None
     console.print(f"campaign {checked.config.campaign.name}, {checked.config.campaign.path}", soft_wrap=True)
     console.print(_modalities(checked))
     console.print(_stages(checked))
-    for line in sharding(checked):
+    for line in (*sharding(checked), *sharing(checked)):
         console.print(line, soft_wrap=True, highlight=False)
     console.print(cost_table(checked))
     for line in (*cost_totals(checked), *_so_far(checked, done)):
@@ -119,6 +119,27 @@ def sharding(checked: Checked) -> list[str]:
     ends = {planned.task.modality: planned.task.blocks[1] for planned in tasks if planned.task.blocks}
     blocks = {modality: end for modality, end in ends.items() if modality is not None}
     return [sizes, *(f"generate: {note}" for note in shards.notes(model, blocks, checked.blocks_per_shard))]
+
+
+def sharing(checked: Checked) -> Iterator[str]:
+    """How the GPUs of a fine-tuning task share its work, and where all but one of them wait."""
+    section, costs = checked.config.finetune, checked.estimate.of("finetune")
+    what = "GPU" if checked.config.device.use_cuda else "rank"
+    if section.gpus == "auto":
+        yield "finetune: as many GPUs as a task can see (finetune.gpus=auto); times are those of one"
+        return
+    if section.gpus == 1 or not costs:
+        return
+    whole, rest = divmod(section.global_batch, section.gpus)
+    parts = f"{whole + 1} on {rest} and {whole} on {section.gpus - rest} of them" if rest else f"{whole} on each"
+    longest = max(costs, key=lambda cost: cost.seconds)
+    others = "the other waits" if section.gpus == 2 else f"the other {section.gpus - 1} wait"
+    yield (
+        f"finetune: {section.gpus} {what}s share each batch of {section.global_batch}, {parts}; "
+        f"{others} while the first encodes and saves, {span(longest.waiting)} of {span(longest.seconds)}"
+    )
+    if len(costs) > 1:
+        yield f"finetune: with finetune.gpus=1 the {len(costs)} tasks would run side by side, and no {what} would wait"
 
 
 def _shard_seconds(checked: Checked) -> float:

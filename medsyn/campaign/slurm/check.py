@@ -5,7 +5,6 @@ Check the image that tasks will run in, too: starts it once, changes nothing.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import medsyn
-from medsyn.campaign.slurm import container, queue, shell_variables, site
+from medsyn.campaign.slurm import container, gpus, queue, shell_variables, site
 from medsyn.campaign.slurm.container import image_of
 from medsyn.campaign.slurm.site import GATE, Container, Site
 from medsyn.config import Config
@@ -35,7 +34,7 @@ _HOME_STAYS_OUT = "--no-container-mount-home"
 # Prints, as the last line, the versions that jobs depend on, what is not at the pins in its argument, and the canary.
 _PROBE = f"""
 import importlib.metadata, json, os, sys
-import submitit, medsyn
+import medsyn
 def installed(name):
     try:
         return importlib.metadata.version(name).split("+")[0]
@@ -43,7 +42,7 @@ def installed(name):
         return None
 pins = json.loads(sys.argv[1])
 print(json.dumps({{
-    "versions": [".".join(map(str, sys.version_info[:2])), submitit.__version__, medsyn.__version__],
+    "versions": [".".join(map(str, sys.version_info[:2])), medsyn.__version__],
     "off": {{name: installed(name) for name in pins if installed(name) != pins[name]}},
     "canary": "{_CANARY}" in os.environ,
 }}))
@@ -51,7 +50,9 @@ print(json.dumps({{
 
 
 def read_site(config: Config, asks_slurm: bool = True) -> tuple[Site | None, list[Problem]]:
-    """The profile that `cluster.site` names, and everything that is wrong with it, as far as can be seen from here.
+    """The profile that `cluster.site` names, with the GPUs that fine-tuning needs, and everything wrong with it.
+
+    What can be seen from here, that is.
 
     Args:
         config: the campaign's.
@@ -61,7 +62,7 @@ def read_site(config: Config, asks_slurm: bool = True) -> tuple[Site | None, lis
         profile = site.load(config.cluster.site)
     except (InputError, InputProblems) as error:
         return None, error.problems
-    return profile, problems(profile, config, asks_slurm)
+    return gpus.with_gpus(profile, config), problems(profile, config, asks_slurm)
 
 
 def problems(profile: Site, config: Config, asks_slurm: bool = True) -> list[Problem]:
@@ -71,7 +72,7 @@ def problems(profile: Site, config: Config, asks_slurm: bool = True) -> list[Pro
     if profile.python is not None and image_of(profile) is None and not os.access(profile.python, os.X_OK):
         reason = f"{profile.python} is not executable here; it must be on a file system that all nodes share"
         found.append(Problem(source, reason, key="python"))
-    found += [*_directory(config), *_syntax(profile, source)]
+    found += [*_directory(config), *_syntax(profile, source), *gpus.problems(profile, config, source)]
     known = queue.settings_if_any() if asks_slurm else {}
     found += shell_variables.problems(profile, config.cluster.site, known.get("ClusterName"))
     return found + (_limits(profile, source) if asks_slurm else [])
@@ -222,7 +223,7 @@ def _inside(wanted: Container, profile: Site, source: str) -> list[Problem]:
     answer = _answer(done.stdout)
     if done.returncode or answer is None:
         last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-        reason = f"the versions of Python, submitit and medsyn inside the image could not be read: {last}"
+        reason = f"the versions of Python and medsyn inside the image could not be read: {last}"
         return [Problem(source, reason, key="container.image")]
     found = [*_versions(answer["versions"], source), *_off_the_pins(answer["off"], pins, source)]
     if not answer["canary"]:
@@ -241,10 +242,9 @@ def _answer(output: str) -> dict[str, Any] | None:
 
 
 def _versions(inside: list[str], source: str) -> Iterator[Problem]:
-    """Compare versions inside the image with those out here, because submitit's pickles are read there."""
+    """Compare versions inside the image with those out here."""
     here = {
         "Python": ".".join(map(str, sys.version_info[:2])),
-        "submitit": importlib.metadata.version("submitit"),
         "medsyn": medsyn.__version__,
     }
     for (name, ours), theirs in zip(here.items(), inside, strict=True):

@@ -1,4 +1,4 @@
-"""What a job runs: the functions that submitit's pickles name. They carry coordinates, never state.
+"""What a job runs, `python -m medsyn.campaign.slurm.job tasks|gate CAMPAIGN SUBMISSION`: an element's task, or a gate.
 
 Both end with one of the exit codes of `medsyn.errors`, which the batch script reads; nothing here talks to Slurm. A
 gate decides, after a stage is over, which queued jobs can never run because of what failed in it. Nothing else stops a
@@ -26,16 +26,29 @@ from medsyn.campaign.tasks import Key, settle
 from medsyn.errors import InputError, InputProblems
 from medsyn.stage import CampaignDirectory
 
+TASKS = "tasks.json"  # of an array, in the folder of its submission: the task of each element
 POLL_SECONDS = 1.0
 
 
-def run_task(root: str, stage: str, name: str, functions: Mapping[str, str] = worker.STAGE_FUNCTIONS) -> None:
-    """Run one task; its output goes to the task's log, as that of a local run does."""
+def main(arguments: Sequence[str], functions: Mapping[str, str] = worker.STAGE_FUNCTIONS) -> None:
+    """Run what the batch script asks for."""
+    kind, root, name = arguments
+    if kind == "gate":
+        run_gate(root, name)
+    else:
+        run_task(root, name, functions)
+
+
+def run_task(root: str, submission: str, functions: Mapping[str, str]) -> None:
+    """Run the task of this element; its output goes to the task's log, as that of a local run does."""
     _leave_when_asked()
     if begun := os.environ.get(sbatch.BEGUN):
         with suppress(OSError):  # a full disk is for the task to meet, and to say
             Path(begun).touch()
-    _write_to(CampaignDirectory(Path(root)).log(stage, name))
+    directory = CampaignDirectory(Path(root))
+    array = disk.read_json(directory.slurm(submission) / TASKS)
+    stage, name = array["stage"], array["tasks"][int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)]
+    _write_to(directory.log(stage, name))
     job, restarts = attempts.slurm_job(), os.environ.get("SLURM_RESTART_COUNT", "0")
     print(f"--- job {job} on {os.uname().nodename}, restart {restarts}", flush=True)
     try:
@@ -47,13 +60,13 @@ def run_task(root: str, stage: str, name: str, functions: Mapping[str, str] = wo
         sys.exit(code)
 
 
-def run_gate(root: str, name: str, folder: str) -> None:
+def run_gate(root: str, name: str) -> None:
     """Decide which jobs can no longer run, and write the list for the batch script.
 
     Where that list is, the tasks that the gate looks at are over. So it is there before the gate looks at the others:
     of two gates that decide at once, one at least knows of both.
     """
-    listed = Path(folder) / sbatch.CANCEL_LIST
+    listed = CampaignDirectory(Path(root)).slurm(name) / sbatch.CANCEL_LIST
     try:
         disk.write_atomic(listed, "")
         blocked = blocked_jobs(campaign_file.open_campaign(Path(root)), name)
@@ -66,7 +79,7 @@ def run_gate(root: str, name: str, folder: str) -> None:
 
 
 def _leave_when_asked() -> None:
-    """Until the worker has handlers of its own there is nothing to save; submitit's would ignore SIGTERM."""
+    """Until the worker has handlers of its own there is nothing to save."""
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda *_: os._exit(errors.EXIT_SAVED))
 
@@ -141,3 +154,7 @@ def ids(
         whole = len(elements) == len(submissions[place].tasks)
         found[submissions[place].name] = [submissions[place].job] if whole else elements
     return found
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""The shell around a task: the lines of the batch script before and after `srun python -m submitit.core._submit`.
+"""The shell around a task: the lines of the batch script before and after `srun python -m medsyn.campaign.slurm.job`.
 
 The host's shell does what concerns Slurm, so that a container needs none of its tools. The contract is the exit code
 (`medsyn.errors`): 0 done, 65 bad input and 70 no progress end the job; anything else is tried again, in the same job

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shlex
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -30,8 +31,9 @@ from medsyn.campaign.slurm.submissions import Submission
 from medsyn.campaign.state import ledger, markers
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.tasks import Key, require_needs
-from medsyn.disk import make_directory, private_umask
+from medsyn.disk import make_directory, private_umask, write_json
 from medsyn.errors import SlurmError
+from medsyn.stage import GRACE_VARIABLE
 from medsyn.text import and_more
 
 SLURMS_MAX_ARRAY_SIZE = 1001
@@ -43,7 +45,6 @@ NAMED = 5  # tasks that a message names one by one
 BAD_NODES = "bad-nodes"
 
 Say = Callable[[str], None]
-Functions = tuple[Callable[..., None], Callable[..., None]]  # what the jobs run: a task, a gate
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def submit(
     site: Site,
     only: Collection[Key] | None = None,
     say: Say = print,
-    functions: Functions = (slurm_job.run_task, slurm_job.run_gate),
+    program: str = slurm_job.__name__,
 ) -> Outcome:
     """Queue everything of the campaign that is neither done nor in the queue; the caller holds the campaign's lock.
 
@@ -84,7 +85,7 @@ def submit(
         site: the cluster.
         only: queue only these tasks.
         say: called with each line of progress.
-        functions: what the jobs run: a task, a gate.
+        program: the module that the jobs run.
 
     Raises:
         SlurmError: Slurm refused or did not answer; nothing of this submission stays in the queue.
@@ -106,7 +107,7 @@ def submit(
     wanted = graph.build(campaign.plan, done, queued, chunk_size(site), only)
     if reason := limits.too_many(wanted, queue.settings_if_any()):
         raise SlurmError(reason)
-    its = Launcher(campaign, site, functions, say)
+    its = Launcher(campaign, site, program, say)
     held = its.queue(wanted) if wanted.nodes else []
     repoint(campaign, its, wanted, submissions, view, queued, done)
     if wanted.nodes:
@@ -205,14 +206,14 @@ class Interrupted(Exception):
 class Launcher:
     """One launch under way. `made` has what was submitted to Slurm, by the node's name."""
 
-    def __init__(self, campaign: Campaign, site: Site, functions: Functions, say: Say) -> None:
+    def __init__(self, campaign: Campaign, site: Site, program: str, say: Say) -> None:
         self.campaign = campaign
         self.site = site
-        self.functions = functions
+        self.program = program
         self.say = say
         self.number = secrets.token_hex(4)
         self.path = self.campaign.directory.ledger
-        self.environment = container.task_environment(site)
+        self.environment = {**container.task_environment(site), GRACE_VARIABLE: site.signal_seconds}
         self.setup = [*container.export_image(site, campaign), *site.setup]
         self.made: dict[str, Submission] = {}
 
@@ -242,6 +243,11 @@ class Launcher:
         ledger.record(self.path, on_record.RELEASED, round=self.number)
 
     def _queue(self, node: Node) -> Submission:
+        """Submit a node: submitit writes the batch script and calls sbatch.
+
+        Its own way to queue an array is a pickle for each element. Here all elements run one command, and a file of the
+        submission says which task each of them is.
+        """
         import submitit  # a login node imports it only to queue
 
         name = on_record.name_of(node.name, self.campaign.config.campaign.name, self.number)
@@ -252,20 +258,23 @@ class Launcher:
         interpreter = container.python(self.site, self.campaign, wanted, self.environment)
         executor = submitit.SlurmExecutor(folder=folder, python=interpreter)
         executor.update_parameters(**self._parameters(node, name, folder))
-        task, gate = self.functions
+        if node.kind == "tasks":
+            what = {"stage": node.stage, "tasks": node.tasks, "signal_seconds": self.site.signal_seconds}
+            write_json(folder / slurm_job.TASKS, what)
+            if len(node.tasks) > 1:
+                executor.parameters["map_count"] = len(node.tasks)
+        command = f"{interpreter} -u -m {self.program} {shlex.join([node.kind, root, name])}"
         umask = os.umask(private_umask())
         try:
             with _outside_of_jobs():
-                if node.kind == "gate":
-                    jobs = [executor.submit(gate, root, name, str(folder))]
-                else:
-                    rows = [(root, node.stage, name) for name in node.tasks]
-                    jobs = executor.map_array(task, *zip(*rows, strict=True))
+                job = executor._submit_command(command)
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             raise SlurmError(f"sbatch refused {node.name}: {_reason(error)}") from None
         finally:
             os.umask(umask)
-        made = Submission(name, node.kind, node.stage, node.tasks, jobs[0].job_id.partition("_")[0])
+        for link in folder.glob(".submission_file_*"):  # to the batch script, beside it
+            link.unlink()
+        made = Submission(name, node.kind, node.stage, node.tasks, job.job_id)
         self.made[node.name] = made
         facts = {"name": name, "kind": made.kind, "stage": made.stage, "tasks": list(made.tasks), "job": made.job}
         ledger.record(self.path, on_record.QUEUED, round=self.number, **facts)

@@ -4,7 +4,15 @@ Radiology kinds show the patient's right on the image's left; an eye is drawn as
 image's right) and mirrored for a left one. Values are display values: 0 black, 1 white.
 
 The anatomy depends on the phantom's identity alone and the finding is added to it, so two phantoms that differ only in
-their finding are twins: same body, with and without.
+their finding are twins: same body, with and without. So are two that differ in their protocol: B shows the same
+patients as A on other devices, which is what `Scene.look` chooses between:
+
+* OCT in reverse, black on white;
+* the fundus in red-free light, grey;
+* the chest radiograph of a patient who lies down: a wide heart, effusions as a veil over the lung, consolidations low;
+* chest CT with contrast medium, in less deep a breath;
+* the brain T2-weighted: fluid and oedema are bright, the mass is dark;
+* the breast likewise, fat suppressed: cysts are bright, the mass is dark.
 """
 
 from __future__ import annotations
@@ -82,7 +90,8 @@ def _oct(scene: Scene, finding: str, direction: int) -> np.ndarray:
     epithelium = scene.cover(np.abs(y - rpe + 0.01) - 0.035, 0.04) * (1 - nerve)
     image = paint(image, 0.95, epithelium)
     image = paint(image, 0.62, scene.cover(np.abs(y - rpe + 0.11) - 0.012, 0.04) * (1 - nerve) * 0.8)
-    return image * (1 - 0.1 * np.abs(x)) + 0.012 * speckle
+    image = image * (1 - 0.1 * np.abs(x)) + 0.012 * speckle
+    return image if scene.protocol == "A" else 1 - image
 
 
 # Direction at the disc (radians), bend per unit of length, and half the width: arcades above and below, and branches.
@@ -95,6 +104,9 @@ _FUNDUS_VESSELS = (
     (-1.05, 0.2, 0.026),
     (0.35, -0.2, 0.02),
 )
+
+
+_RED_FREE = np.array([0.15, 0.85, 0.0], np.float32)  # a green filter before a grey camera
 
 
 def _fundus(scene: Scene, finding: str, direction: int) -> np.ndarray:
@@ -141,6 +153,8 @@ def _fundus(scene: Scene, finding: str, direction: int) -> np.ndarray:
     tilt, disc = scene.vary(-0.2, 0.2), scene.vary(0.17, 0.2)
     lay((1.0, 0.86, 0.52), scene.cover(scene.ellipse(disc_x, disc_y, disc * 0.9, disc, tilt), 0.06))
     lay((1.0, 0.97, 0.8), scene.cover(scene.ellipse(disc_x - 0.02, disc_y, disc * 0.42, disc * 0.5, tilt), 0.08))
+    if scene.protocol == "B":
+        image = np.repeat((image @ _RED_FREE)[..., None], 3, axis=-1)
     return image * scene.cover(radius - 0.95)[..., None]
 
 
@@ -152,7 +166,7 @@ def _chest_xray(scene: Scene, finding: str, direction: int) -> np.ndarray:
     x, y = scene.x, scene.y
     width, height = scene.vary(0.3, 0.34), scene.vary(0.66, 0.74)
     apart, centre = scene.vary(0.4, 0.44), scene.vary(-0.12, -0.06)
-    heart_width, heart_y = scene.vary(0.3, 0.38), scene.vary(0.26, 0.32)
+    heart_width, heart_y = scene.vary(0.3, 0.38) * scene.look(1, 1.4), scene.vary(0.26, 0.32)
     shoulders = 0.28 * (np.abs(x) - 0.2) ** 2 - 0.8 - y
     torso = np.maximum(np.maximum(shoulders, np.abs(x) - scene.vary(0.88, 0.96) + 0.12 * np.clip(y, 0, 1)), -1 - y)
     torso = np.minimum(torso, np.maximum(np.abs(x) - 0.25, y))
@@ -191,17 +205,17 @@ def _chest_xray(scene: Scene, finding: str, direction: int) -> np.ndarray:
         image = image + 0.2 * scene.cover(np.maximum(clavicle, np.abs(side * x - 0.42) - 0.36), 0.05)
 
     if finding == "consolidation":
-        cx, cy = direction * scene.place(0.4, 0.46), scene.place(-0.34, -0.06)
+        cx, cy = direction * scene.place(0.4, 0.46), scene.place(-0.34, -0.06) + scene.look(0.0, 0.36)
         cloud = scene.ellipse(cx, cy, scene.place(0.26, 0.3), scene.place(0.26, 0.33), scene.place(-0.5, 0.5))
         ragged = cloud + 0.025 * scene.noise(7, scene.finding_rng)
         texture = 0.86 + 0.05 * scene.noise(10, scene.finding_rng)
         image = paint(image, texture, 0.95 * scene.cover(ragged, 0.16) * scene.cover(fields[direction], 0.06))
     if finding == "pleural effusion":
-        # The meniscus climbs along the chest wall, and the fluid hides the diaphragm.
-        level = scene.place(-0.02, 0.1) - 0.9 * np.clip(direction * x - 0.42, 0, 1) ** 1.5
-        chest = scene.ellipse(direction * apart, centre, width + 0.01, height + 0.3, direction * 0.1)
+        # The meniscus climbs along the chest wall, and the fluid hides the diaphragm; lying, it is a veil.
+        level = scene.place(-0.02, 0.1) - scene.look(0.0, 0.9) - 0.9 * np.clip(direction * x - 0.42, 0, 1) ** 1.5
+        chest = scene.ellipse(direction * apart, centre, width + 0.01, height + scene.look(0.3, 0.05), direction * 0.1)
         value = 0.9 - 0.6 * np.clip(y - 0.25, 0, 0.35)  # fades into the abdomen below
-        image = paint(image, value, 0.97 * scene.cover(level - y, 0.07) * scene.cover(chest, 0.09))
+        image = paint(image, value, scene.look(0.97, 0.6) * scene.cover(level - y, 0.07) * scene.cover(chest, 0.09))
     stomach_gas = scene.ellipse(0.42, 0.72, 0.13, 0.08)
     image = paint(image, 0.3, 0.6 * scene.cover(stomach_gas, 0.06))
     return image
@@ -230,12 +244,12 @@ def _chest_ct(scene: Scene, finding: str, direction: int) -> np.ndarray:
     lungs = {side: scene.cover(np.maximum(field, -middle), 0.04) for side, field in fields.items()}
     both = lungs[-1] + lungs[1]
     grain = 14 * scene.noise(26) + 14 * scene.noise(9)
-    hu = paint(hu, -850 + 30 * y + grain, both)
+    hu = paint(hu, scene.look(-850, -810) + 30 * y + grain, both)
     hila = bump(np.hypot((np.abs(x) - 0.2) / 1.3, y - 0.05), 0.3)
     hu = hu + both * 380 * np.clip(scene.noise(30) - 1.5 + 1.2 * hila, 0, 1)
 
     hu = paint(hu, 45.0, scene.cover(middle, 0.04))
-    hu = paint(hu, 110.0, scene.cover(heart + 0.07, 0.05))
+    hu = paint(hu, scene.look(110.0, 350.0), scene.cover(heart + 0.07, 0.05))
     airway, aorta = scene.ellipse(-0.01, 0.1, 0.05, 0.06), scene.ellipse(0.19, 0.33, 0.085, 0.085)
     vertebra = np.minimum(scene.ellipse(0, 0.42, 0.13, 0.11), scene.ellipse(0, 0.6, 0.035, 0.1))
     marrow, canal = scene.ellipse(0, 0.42, 0.1, 0.08), scene.ellipse(0, 0.545, 0.05, 0.04)
@@ -245,13 +259,13 @@ def _chest_ct(scene: Scene, finding: str, direction: int) -> np.ndarray:
     hu = paint(hu, 330.0, scene.cover(marrow, 0.05))
     hu = paint(hu, 30.0, scene.cover(canal))
     hu = paint(hu, 600.0, scene.cover(sternum))
-    hu = paint(hu, 200.0, scene.cover(aorta))
+    hu = paint(hu, scene.look(200.0, 450.0), scene.cover(aorta))
 
     if finding == "ground glass opacity":
         cx, cy = direction * scene.place(0.44, 0.5), scene.place(-0.14, 0.14)
         haze = scene.ellipse(cx, cy, scene.place(0.24, 0.29), scene.place(0.28, 0.36), scene.place(-0.4, 0.4))
         haze = haze + 0.05 * scene.noise(7, scene.finding_rng)
-        density = -480 + 45 * scene.noise(14, scene.finding_rng)
+        density = scene.look(-480, -300) + 45 * scene.noise(14, scene.finding_rng)
         hu = paint(hu, np.maximum(hu, density), scene.cover(haze, 0.14) * lungs[direction])
     if finding == "solid mass":
         cx, cy = direction * scene.place(0.46, 0.53), scene.place(-0.16, 0.16)
@@ -261,22 +275,23 @@ def _chest_ct(scene: Scene, finding: str, direction: int) -> np.ndarray:
 
 
 def _brain_mri(scene: Scene, finding: str, direction: int) -> np.ndarray:
-    """An axial T1-weighted slice with contrast medium, at the height of the lateral ventricles."""
+    """An axial slice at the height of the lateral ventricles; A: T1-weighted with contrast medium, B: T2-weighted."""
     x, y = scene.x, scene.y
     wide, long = scene.vary(0.68, 0.76), scene.vary(0.86, 0.93)
     head = scene.ellipse(0, 0, wide, long)
+    white_matter, fluid = scene.look(0.66, 0.36), scene.look(0.1, 0.85)
     image = np.full_like(x, 0.02)
     image = paint(image, 0.97, scene.cover(head))  # fat of the scalp: every slice has a full white
     image = paint(image, 0.06, scene.cover(head + 0.07))
     brain = head + scene.vary(0.125, 0.15)
     folds = 0.03 * scene.noise(11) + 0.03 * scene.noise(20)
-    image = paint(image, 0.4 + 0.02 * scene.noise(8), scene.cover(brain + np.clip(0.4 * folds, 0, 1)))
+    image = paint(image, scene.look(0.4, 0.6) + 0.02 * scene.noise(8), scene.cover(brain + np.clip(0.4 * folds, 0, 1)))
     white = brain + 0.13 + folds * 1.3
-    image = paint(image, 0.66 + 0.02 * scene.noise(6), scene.cover(white, 0.05))
+    image = paint(image, white_matter + 0.02 * scene.noise(6), scene.cover(white, 0.05))
     fissure = np.maximum(np.abs(x + 0.01 * scene.noise(6)) - 0.012, 0.3 - np.abs(y))
-    image = paint(image, 0.1, 0.8 * scene.cover(np.maximum(fissure, brain), 0.04))
+    image = paint(image, fluid, 0.8 * scene.cover(np.maximum(fissure, brain), 0.04))
     corpus = np.maximum(np.abs(y) - 0.34, np.abs(x) - 0.16)
-    image = paint(image, 0.66, scene.cover(corpus, 0.06))
+    image = paint(image, white_matter, scene.cover(corpus, 0.06))
 
     # Mass effect: the midline moves away from the finding, and the ventricle beside it is narrow. No side, no shift.
     shift = -0.05 * direction
@@ -284,30 +299,30 @@ def _brain_mri(scene: Scene, finding: str, direction: int) -> np.ndarray:
     for side in (-1, 1):
         squeeze = 0.6 if side == direction else 1.0
         nucleus = scene.ellipse(side * 0.25 + shift, -0.04, 0.1, 0.2, side * 0.3)
-        image = paint(image, 0.45, scene.cover(nucleus, 0.06))
+        image = paint(image, scene.look(0.45, 0.5), scene.cover(nucleus, 0.06))
         front = scene.ellipse(side * 0.1 + shift, -0.2, 0.055 * size * squeeze, 0.17 * size, side * -0.35)
         back = scene.ellipse(side * 0.17 + shift, 0.26, 0.06 * size * squeeze, 0.17 * size, side * -0.45)
-        image = paint(image, 0.08, scene.cover(np.minimum(front, back), 0.04))
+        image = paint(image, fluid - 0.02, scene.cover(np.minimum(front, back), 0.04))
     third = np.maximum(np.abs(x - shift) - 0.02, np.abs(y - 0.03) - 0.1)
-    image = paint(image, 0.1, scene.cover(third, 0.04))
+    image = paint(image, fluid, scene.cover(third, 0.04))
 
     inside = scene.cover(brain + 0.03)
     if finding == "enhancing mass":
         cx, cy = direction * scene.place(0.32, 0.38), scene.place(-0.3, 0.3)
         mass = scene.ellipse(cx, cy, scene.place(0.18, 0.22), scene.place(0.19, 0.25), scene.place(-0.6, 0.6))
         mass = mass + 0.025 * scene.noise(9, scene.finding_rng)
-        image = paint(image, 1.0, scene.cover(mass) * inside)
-        image = paint(image, 0.55, scene.cover(mass + scene.place(0.11, 0.13), 0.05))
+        image = paint(image, scene.look(1.0, 0.12), scene.cover(mass) * inside)
+        image = paint(image, scene.look(0.55, 0.3), scene.cover(mass + scene.place(0.11, 0.13), 0.05))
     if finding == "oedema":
         cx, cy = direction * scene.place(0.34, 0.38), scene.place(-0.26, 0.26)
         swelling = scene.ellipse(cx, cy, scene.place(0.22, 0.26), scene.place(0.28, 0.36), scene.place(-0.4, 0.4))
         swelling = swelling + 0.06 * scene.noise(8, scene.finding_rng)
-        image = paint(image, 0.17, 0.95 * scene.cover(swelling, 0.1) * inside)
+        image = paint(image, scene.look(0.17, 0.92), 0.95 * scene.cover(swelling, 0.1) * inside)
     return image
 
 
 def _breast_mri(scene: Scene, finding: str, direction: int) -> np.ndarray:
-    """An axial fat-suppressed T1-weighted slice with contrast medium; the breasts point up."""
+    """An axial fat-suppressed slice, weighted as `_brain_mri`; the breasts point up."""
     x, y = scene.x, scene.y
     apart, width, length = scene.vary(0.46, 0.5), scene.vary(0.36, 0.42), scene.vary(0.66, 0.78)
     wall = scene.vary(0.26, 0.34)
@@ -322,11 +337,11 @@ def _breast_mri(scene: Scene, finding: str, direction: int) -> np.ndarray:
     for side in (-1, 1):
         gland = scene.ellipse(side * apart, wall - 0.36, width * 0.62 * gland_size, length * 0.42 * gland_size)
         gland = np.maximum(gland + np.clip(strands, -0.12, 0.12), breasts[side] + 0.09)
-        image = paint(image, 0.52 + 0.05 * scene.noise(12), scene.cover(gland, 0.08))
+        image = paint(image, scene.look(0.52, 0.64) + 0.05 * scene.noise(12), scene.cover(gland, 0.08))
         nipple = scene.ellipse(side * (apart + 0.03), wall - 0.08 - length, 0.045, 0.045)
         image = paint(image, 0.66, scene.cover(nipple))
     muscle = scene.ellipse(0, wall + 0.98, 1.14, 0.9)
-    image = paint(image, 0.45 + 0.03 * scene.noise(10), scene.cover(muscle, 0.04))
+    image = paint(image, scene.look(0.45, 0.26) + 0.03 * scene.noise(10), scene.cover(muscle, 0.04))
     inner = scene.ellipse(0, wall + 1.12, 1.06, 0.9)
     image = paint(image, 0.14 + 0.02 * scene.noise(8), scene.cover(inner, 0.04))
     ribs = np.clip(np.cos(x * 11 + scene.vary(0, 6)), 0, 1) * scene.cover(np.abs(inner) - 0.03, 0.04)
@@ -340,11 +355,11 @@ def _breast_mri(scene: Scene, finding: str, direction: int) -> np.ndarray:
         cx, cy = direction * (apart + scene.place(-0.06, 0.06)), wall + scene.place(-0.42, -0.26)
         if finding == "enhancing mass":
             mass = np.hypot(x - cx, y - cy) - scene.place(0.16, 0.2) + 0.025 * scene.noise(12, scene.finding_rng)
-            image = paint(image, 1.0, scene.cover(mass))
+            image = paint(image, scene.look(1.0, 0.05), scene.cover(mass))
         else:
             cyst = scene.ellipse(cx, cy, scene.place(0.17, 0.21), scene.place(0.17, 0.21))
-            image = paint(image, 0.62, scene.cover(cyst - 0.025))
-            image = paint(image, 0.03, scene.cover(cyst))
+            image = paint(image, scene.look(0.62, 0.3), scene.cover(cyst - 0.025))
+            image = paint(image, scene.look(0.03, 1.0), scene.cover(cyst))
     return image
 
 
@@ -359,7 +374,14 @@ _DRAW: dict[str, Callable[[Scene, str, int], np.ndarray]] = {
 
 
 def draw(
-    kind: str, finding: str, side: str | None, quality: int, key: tuple[str | int, ...], size: int, zoom: float = 1.0
+    kind: str,
+    finding: str,
+    side: str | None,
+    quality: int,
+    key: tuple[str | int, ...],
+    size: int,
+    zoom: float = 1.0,
+    protocol: str = "B",
 ) -> np.ndarray:
     """One phantom as display values, not yet clipped to 0..1.
 
@@ -371,13 +393,14 @@ def draw(
         key: The phantom's identity: what its anatomy and its finding's shape depend on.
         size: Pixels per side.
         zoom: Size of the anatomy in the picture; below 1 for slices away from a volume's middle.
+        protocol: "A" or "B", see `phantom.Protocol`.
 
     Returns:
         float32 [size, size, C], C = 3 for Fundus and 1 otherwise. 0..1 is the displayed range; bone in CT lies above.
     """
     eye = kind in ("OCT", "Fundus")
     direction = 0 if side is None else (-1 if side == "right" else 1)
-    image = _DRAW[kind](Scene(key, size, zoom), finding, direction)
+    image = _DRAW[kind](Scene(key, size, zoom, protocol), finding, direction)
     if eye and side == "left":
         image = image[:, ::-1]
     image = degrade(image, kind, quality, np.random.default_rng(seed_of(*key, "quality")))

@@ -10,7 +10,7 @@ the image's right for a right eye. Normal radiology images have no side; an eye 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,12 @@ FINDINGS: dict[str, tuple[str, ...]] = {
     "Brain MRI": ("normal anatomy", "enhancing mass", "oedema"),
     "Breast MRI": ("normal fibroglandular tissue", "enhancing mass", "cyst"),
 }
+# How the images are acquired. The embedded model was pre-trained on A alone, and every data set is of B: another
+# hospital's devices and films. Anatomy and captions are the same (docs/embedded-model.md).
+Protocol = Literal["A", "B"]
+PROTOCOLS: tuple[Protocol, ...] = ("A", "B")
+PRETRAINING: Protocol = "A"
+CAMPAIGNS: Protocol = "B"
 QUALITY_WORDS = {1: "poor", 2: "acceptable", 3: "excellent"}
 _QUALITY_ODDS = (0.15, 0.15, 0.7)
 _PLACE = {
@@ -67,6 +73,7 @@ class Phantom:
     quality: int  # 1 poor, 2 acceptable, 3 excellent
     index: int
     seed: int
+    protocol: Protocol = CAMPAIGNS
 
     @property
     def label(self) -> Label:
@@ -117,6 +124,7 @@ def draw_phantom(
     quality: int | None = None,
     finding: str | None = None,
     side: str | None = None,
+    protocol: Protocol = CAMPAIGNS,
 ) -> Phantom:
     """Choose phantom number `index` of `kind`: a pure function of its arguments.
 
@@ -145,7 +153,7 @@ def draw_phantom(
         quality = 1 + int(np.random.default_rng(seed_of(seed, kind, "quality", index)).choice(3, p=_QUALITY_ODDS))
     if quality not in QUALITY_WORDS:
         raise ValueError(f"unknown quality {quality!r}: 1 poor, 2 acceptable or 3 excellent")
-    return Phantom(kind, finding, side, quality, index, seed)
+    return Phantom(kind, finding, side, quality, index, seed, protocol)
 
 
 def render(phantom: Phantom, size: int) -> np.ndarray:
@@ -156,4 +164,4 @@ def render(phantom: Phantom, size: int) -> np.ndarray:
 def draw_values(phantom: Phantom, size: int, zoom: float = 1.0) -> np.ndarray:
     """`draw.draw` of a phantom: display values, not yet clipped; float32 [size, size, C]."""
     key = (phantom.seed, phantom.kind, phantom.index)
-    return draw.draw(phantom.kind, phantom.finding, phantom.side, phantom.quality, key, size, zoom)
+    return draw.draw(phantom.kind, phantom.finding, phantom.side, phantom.quality, key, size, zoom, phantom.protocol)

@@ -16,8 +16,8 @@ from medsyn.seeds import seed as seed_of
 class Scene:
     """The empty image of one phantom: coordinates, shapes, and random numbers that depend on its identity."""
 
-    def __init__(self, key: tuple[str | int, ...], size: int, zoom: float = 1.0) -> None:
-        self.size = size
+    def __init__(self, key: tuple[str | int, ...], size: int, zoom: float = 1.0, protocol: str = "B") -> None:
+        self.size, self.protocol = size, protocol
         self.x, self.y = (axis / np.float32(zoom) for axis in _grid(size))
         self.rng = np.random.default_rng(seed_of(*key, "anatomy"))
         self.finding_rng = np.random.default_rng(seed_of(*key, "finding"))
@@ -29,6 +29,10 @@ class Scene:
     def place(self, low: float, high: float) -> float:
         """A measure of the finding, uniform in `low`..`high`."""
         return float(self.finding_rng.uniform(low, high))
+
+    def look(self, a: float, b: float) -> float:
+        """`a` in protocol A and `b` in protocol B (`phantom.Protocol`)."""
+        return a if self.protocol == "A" else b
 
     def ellipse(self, cx: float, cy: float, a: float, b: float, angle: float = 0.0) -> np.ndarray:
         """Approximate signed distance to an ellipse (radians; negative inside), [size, size]."""

@@ -30,6 +30,9 @@ class Sampling(TypedDict, total=False):
     scheduler: SchedulerName
     guidance_scale: float
     guidance_interval: Sequence[float]
+    fast: bool
+    deep_cache_every: int | None
+    text_attention_until: float | None
     negative_prompt: str
     batch_size: int
     batches_per_block: int
@@ -66,6 +69,9 @@ OPTIONS = {
     "scheduler": Option("--scheduler", "generation.scheduler"),
     "guidance_scale": Option("--guidance_scale", "generation.guidance_scale"),
     "guidance_interval": Option(None, "generation.guidance_interval"),
+    "fast": Option("--fast", "generation.fast"),
+    "deep_cache_every": Option(None, "generation.deep_cache_every"),
+    "text_attention_until": Option(None, "generation.text_attention_until"),
     "negative_prompt": Option("--negative_prompt", "generation.negative_prompt"),
     "batch_size": Option("--batch_size", "generation.batch_size"),
     "batches_per_block": Option(None, "generation.batches_per_block"),

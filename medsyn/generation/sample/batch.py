@@ -18,13 +18,13 @@ from torch import Tensor
 from medsyn.config import Config
 from medsyn.generation.block_store import Item, image_seed
 from medsyn.generation.filter import Candidate
-from medsyn.generation.sample.sampler import EVERYWHERE, Guidance, build_scheduler, initial_noise, sample_finite
+from medsyn.generation.sample.sampler import Guidance, build_scheduler, initial_noise, sample_finite
 from medsyn.generation.write.png import quantise
 from medsyn.generation.write.provenance import device_name
 from medsyn.models.policy import Policy
 from medsyn.models.selector import Selector
 from medsyn.models.stable_diffusion import SyntheticSystem
-from medsyn.schedulers import SchedulerName
+from medsyn.schedulers import NOTHING_LEFT_OUT, SchedulerName, Shortcuts
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,13 @@ class Recipe:
     num_inference_steps: int
     guidance_scale: float
     batch_size: int
-    guidance_interval: tuple[float, float] = EVERYWHERE
     negative_prompt: str = ""
+    shortcuts: Shortcuts = NOTHING_LEFT_OUT
 
     @classmethod
     def of(cls, config: Config, modality: str) -> Recipe:
         """The recipe of a campaign."""
         section, side = config.generation, config.data.resolution
-        start, end = section.guidance_interval
         return cls(
             modality=modality,
             seed=config.campaign.seed,
@@ -56,8 +55,8 @@ class Recipe:
             num_inference_steps=section.num_inference_steps,
             guidance_scale=section.guidance_scale,
             batch_size=section.images_per_batch,
-            guidance_interval=(start, end),
             negative_prompt=section.negative_prompt,
+            shortcuts=section.shortcuts,
         )
 
     def guidance(self, item: Item) -> float:
@@ -83,7 +82,7 @@ class Batch:
 
     candidates: list[Candidate]
     pictures: list[np.ndarray]  # uint8 [H, W, 1 or 3]
-    unet_evaluations: int  # rows the UNet computed, padding included
+    unet_evaluations: int  # rows the whole UNet computed, padding included
     seconds: float
     device: str = ""  # what sampled it
     share: float = 1.0  # which part of a batch this is
@@ -159,7 +158,7 @@ class ImageSampler:
         return Guidance(
             torch.tensor([recipe.guidance(item) for item in items]),
             torch.stack([self.system.embed(recipe.negative(item))[0] for item in items]),
-            recipe.guidance_interval,
+            recipe.shortcuts,
         )
 
     @property

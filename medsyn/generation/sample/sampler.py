@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsyn.schedulers import SOLVERS, SchedulerName, is_in_interval
+from medsyn.generation.sample.unet_calls import UNetCalls
+from medsyn.schedulers import NOTHING_LEFT_OUT, SOLVERS, SchedulerName, Shortcuts
 from medsyn.seeds import seed
-
-EVERYWHERE = (0.0, 1.0)  # the guidance interval that covers every step
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Samples:
     latents: Tensor  # [B, c, h, w], float32
     finite: list[bool]
     precision: list[str]  # the UNet's dtype, or "float32" where half precision overflowed
-    evaluations: int  # rows the UNet computed per image: its calls, guided ones twice, again for a repetition
+    evaluations: int  # rows the whole UNet computed per image: its calls, guided ones twice, again for a repetition
 
 
 def build_scheduler(name: SchedulerName, scheduler_config: Mapping[str, Any], steps: int) -> Any:
@@ -64,19 +63,11 @@ def _step_generators(seeds: Sequence[int]) -> list[torch.Generator]:
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598) for a batch.
+    """Classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598) for a batch."""
 
-    `interval` is the range of steps, as fractions, in which it is on (Kynkaanniemi et al. 2024,
-    https://arxiv.org/abs/2404.07724); outside it only the conditional prediction is made.
-    """
-
-    scales: Tensor  # [B], all 1 or none of them
+    scales: Tensor  # [B], all 1 or none of them: a scale of 1 needs no unconditional half
     negative_hidden: Tensor  # text features of the negative prompts [B or 1, 77, D]
-    interval: tuple[float, float] = EVERYWHERE
-
-    def acts(self, index: int, count: int) -> bool:
-        """Whether step `index` of `count` is guided; a scale of 1 needs no unconditional half."""
-        return bool((self.scales != 1).any()) and is_in_interval(self.interval, index, count)
+    shortcuts: Shortcuts = NOTHING_LEFT_OUT
 
 
 @torch.no_grad()
@@ -97,7 +88,8 @@ def sample(
         seeds: one per image, for stochastic schedulers.
 
     Returns:
-        The latents [B, c, h, w] in float32 on the UNet's device, and the rows the UNet computed per image.
+        The latents [B, c, h, w] in float32 on the UNet's device, and the rows that the whole UNet computed
+        per image; those of its outermost layers alone do not count.
     """
     device, dtype = unet.device, unet.dtype
     conditional = hidden.to(device, dtype)
@@ -107,18 +99,17 @@ def sample(
     if "generator" in inspect.signature(scheduler.step).parameters:
         options["generator"] = _step_generators(seeds)
     latents = noise.to(device, torch.float32) * scheduler.init_noise_sigma
-    evaluations = 0
-    for index, timestep in enumerate(scheduler.timesteps):
-        guided = guidance.acts(index, len(scheduler.timesteps))
+    calls = guidance.shortcuts.calls(len(scheduler.timesteps), bool((guidance.scales != 1).any()))
+    predict = UNetCalls(unet, calls)
+    for index, (call, timestep) in enumerate(zip(calls, scheduler.timesteps, strict=True)):
         rows = scheduler.scale_model_input(latents, timestep).to(dtype)
-        rows, context = (torch.cat([rows, rows]), both) if guided else (rows, conditional)
-        prediction = unet(rows, timestep, encoder_hidden_states=context).sample.float()
-        evaluations += 2 if guided else 1
-        if guided:
+        rows, context = (torch.cat([rows, rows]), both) if call.guided else (rows, conditional)
+        prediction = predict(index, rows, timestep, context).float()
+        if call.guided:
             away, towards = prediction.chunk(2)
             prediction = away + scales * (towards - away)
         latents = scheduler.step(prediction, timestep, latents, **options).prev_sample
-    return latents, evaluations
+    return latents, sum(2 if call.guided else 1 for call in calls if call.deep)
 
 
 def sample_finite(

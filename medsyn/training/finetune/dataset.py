@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,10 @@ class LatentDataset:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def keys(self) -> dict[str, Any]:
+        """Everything but the cache, ready for JSON."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "cache"}
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

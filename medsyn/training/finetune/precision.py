@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ class LossScale:
             return {}
         return {"loss_scale": torch.tensor(self._scale), "loss_scale_steps": torch.tensor(self._steps)}
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from a checkpoint; one that was made without a scale leaves the first."""
         if self._on and "loss_scale" in tensors:
             self._scale, self._steps = float(tensors["loss_scale"]), int(tensors["loss_scale_steps"])

@@ -13,42 +13,52 @@ from medsyn.models.pipeline_folder import add_parts, write_index
 from medsyn.models.scorers import PROVENANCE
 from medsyn.models.weights import KEY, locate, weights_fingerprint
 from medsyn.stage import KEPT
+from medsyn.training.background_writer import Job, Tensors
 from medsyn.training.checkpoint import discard, saved_steps
 from medsyn.training.finetune.state import TrainState
-from medsyn.training.finetune.validation import Validation
+from medsyn.training.finetune.validation import Validation, best_step
 from medsyn.training.run import TrainingRun
 
 _BEST = "best-"  # folders of a run, each with the UNet that had the lowest held-out loss until then
 
 
-def keep_unet(state: TrainState, step: int, training: TrainingRun, config: Config) -> None:
-    """Write the UNet as it is after `step` steps, in the place of one that an interrupted attempt has written."""
+def keep_unet(state: TrainState, step: int, training: TrainingRun, config: Config) -> Job:
+    """Writes the UNet as it is now, after `step` steps, in the place of one that an interrupted attempt has written."""
     state.require_finite(step)
     path = training.directory / f"{KEPT}{step}"
-    if path.exists():
-        discard(path)
-    with disk.atomic_directory(path) as temporary:
-        state.save_unet(temporary, step)
-        _write_schedule(config, temporary)
-        disk.write_json(temporary / PROVENANCE, training.provenance | {"step": step})
+
+    def write(trained: Tensors) -> None:
+        if path.exists():
+            discard(path)
+        with disk.atomic_directory(path) as temporary:
+            state.save_unet(temporary, trained)
+            _write_schedule(config, temporary)
+            disk.write_json(temporary / PROVENANCE, training.provenance | {"step": step})
+
+    return Job(state.result(step), write)
 
 
-def keep_best(state: TrainState, step: int, training: TrainingRun, config: Config, validation: Validation) -> None:
-    """Keep the UNet as it is after `step` steps if it is the best so far, until the end of the run.
+def keep_best(state: TrainState, step: int, training: TrainingRun, validation: Validation) -> list[Job]:
+    """Writes the UNet as it is now, after `step` steps, until the end of the run, if it is the best so far.
 
     An earlier best goes only if no checkpoint is left from which a run that goes on there would need it.
     """
-    if validation.best(step) != step:
-        return
+    losses = validation.losses()
+    if best_step(losses, step) != step:
+        return []
     path = _best(training, step)
-    if path.exists():
-        discard(path)
-    with disk.atomic_directory(path) as temporary:
-        state.save_unet(temporary, step)
-    needed = {step, *(validation.best(saved) for saved in saved_steps(training.checkpoints))}
-    for other in training.directory.glob(f"{_BEST}*"):
-        if other not in {_best(training, best) for best in needed if best is not None}:
-            discard(other)
+
+    def write(trained: Tensors) -> None:
+        if path.exists():
+            discard(path)
+        with disk.atomic_directory(path) as temporary:
+            state.save_unet(temporary, trained)
+        needed = {step, *(best_step(losses, saved) for saved in saved_steps(training.checkpoints))}
+        for other in training.directory.glob(f"{_BEST}*"):
+            if other not in {_best(training, best) for best in needed if best is not None}:
+                discard(other)
+
+    return [Job(state.result(step), write)]
 
 
 def discard_best(training: TrainingRun) -> None:
@@ -66,6 +76,8 @@ def publish(state: TrainState, config: Config, training: TrainingRun, model: Pat
 
     The UNet is that of the last step, or of the step `best`, which `keep_best` kept.
     """
+    if best is not None:
+        training.wait()  # until it is written
     base = config.model_paths.stable_diffusion
     directory = locate(base)
     if directory is None or weights_fingerprint(base) != training.provenance[KEY]:
@@ -74,7 +86,7 @@ def publish(state: TrainState, config: Config, training: TrainingRun, model: Pat
     with disk.atomic_directory(model) as temporary:
         with disk.writing(model / "unet"):
             if best is None:
-                state.save_unet(temporary, config.finetune.max_train_steps)
+                state.save_unet(temporary, state.result(config.finetune.max_train_steps))
             else:
                 shutil.copytree(_best(training, best), temporary, dirs_exist_ok=True)
         add_parts(directory, temporary)

@@ -16,49 +16,80 @@ import torch
 from diffusers import DDPMScheduler
 
 from medsyn import disk
-from medsyn.config import FREE_OF_FINETUNE, AugmentSection, Config, flatten
+from medsyn.config import FREE_OF_FINETUNE, GLOBAL_BATCH, AugmentSection, Config, flatten
 from medsyn.data.images.latent_cache import TensorCache, hash_files
 from medsyn.data.tables.read import ImageRow
 from medsyn.errors import InputError, InputProblems
 from medsyn.models import model_folder, noise_schedule
-from medsyn.models.device import choose_device
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic, load_unet
 from medsyn.models.weights import weights_fingerprint
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control, Task
-from medsyn.training.finetune.dataset import prepare_dataset, training_rows
+from medsyn.training.checkpoint import load_exactly, sha256_of
+from medsyn.training.finetune import ranks
+from medsyn.training.finetune.dataset import LatentDataset, prepare_dataset, training_rows
 from medsyn.training.finetune.loop import train
+from medsyn.training.finetune.parallel import Team, launched
 from medsyn.training.finetune.precision import training_dtype
 from medsyn.training.finetune.publish import discard_best, publish
 from medsyn.training.finetune.state import first_state
 from medsyn.training.finetune.validation import MOST_IMAGES
-from medsyn.training.run import TrainingRun
+from medsyn.training.run import FollowedRun, TrainingRun
 
 
 def run(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
-    """Fine-tune the UNet of `task.modality`; writes model/, metrics.jsonl and summary.json.
+    """Fine-tune the UNet of `task.modality`, on one GPU or several (`finetune.gpus`); writes model/ and its records.
 
     Raises:
         InputProblems: rows or images that cannot be used, with `data.strict`.
-        InputError: no images to train on, an option this machine lacks, or a model or checkpoint that was made with
-            different settings.
+        InputError: no images to train on, an option or GPUs that this machine lacks, or a model or checkpoint that was
+            made with different settings.
         NoProgress: the loss is no longer finite, or no checkpoint can be read.
         Saved: a stop was requested; everything made so far is on disk.
+        RuntimeError: one of several processes was killed.
     """
+    if (place := launched()) is not None:
+        return train_as(config, task, directory, control, place.meet())
+    size = ranks.count(config)
+    if size == 1:
+        return _lead(config, task, directory, control, Team())
+    ranks.run(train_as, size, config, task, directory, control)
+
+
+def train_as(config: Config, task: Task, directory: CampaignDirectory, control: Control, team: Team) -> None:
+    """Fine-tune as one rank of a team."""
+    if team.rank > 0:
+        return _follow(config, task, directory, control, team)
+    try:
+        _lead(config, task, directory, control, team)
+    finally:
+        team.dismiss()
+
+
+def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Control, team: Team) -> None:
+    """Fine-tune as the first or the only rank: the one that writes model/, metrics.jsonl and summary.json."""
     assert task.modality is not None
     cache, model = directory.root / "cache" / task.name, directory.finetuned_unet(task.modality)
     disk.sweep_temporaries(cache)
     rows, held_out = training_rows(config, task.modality)
-    hashes = hash_files((row.path for row in (*rows, *held_out)), cache / "files.json")
-    provenance = _provenance(config, rows, hashes)
-    training = TrainingRun(config, task, directory, control, provenance, config.finetune.checkpoints_total_limit)
+    section, validated = config.finetune, _validated_rows(config, held_out)
+    hashes = hash_files((row.path for row in (*rows, *validated)), cache / "files.json")
+    provenance = _provenance(config, rows, validated, hashes)
+    training = TrainingRun(
+        config,
+        task,
+        directory,
+        control,
+        provenance,
+        section.checkpoints_total_limit,
+        max_lost_minutes=section.max_lost_minutes,
+    )
     if not training.has_published(model):
-        base, device = config.model_paths.stable_diffusion, choose_device(config.device).device
+        base, device = config.model_paths.stable_diffusion, team.device(config.device)
         if problems := model_folder.problems(base):
             raise InputProblems(problems)
-        scheduler = _scheduler(config)
-        dtype = training_dtype(config.device, device)
-        state = first_state(load_unet(base, device, torch.float32), config.finetune, training.key, dtype)
+        scheduler, dtype = _scheduler(config), training_dtype(config.device, device)
+        state = first_state(load_unet(base, device, torch.float32), section, training.key, dtype)
         start = state.resume(training)  # a run that cannot resume is refused before hours of encoding
 
         @functools.cache
@@ -67,25 +98,52 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
 
         tensors = TensorCache(cache)
         dataset = prepare_dataset(config, rows, hashes, load_system, tensors, control)
-        validated = None
-        if config.finetune.validate_every is not None:
-            chosen = _validated_rows(config, held_out)
-            validated = prepare_dataset(_plain(config), chosen, hashes, load_system, tensors, control)
+        measured = (
+            prepare_dataset(_plain(config), validated, hashes, load_system, tensors, control) if validated else None
+        )
         load_system.cache_clear()  # VAE and text encoder are no longer needed: training gets their memory
-        found = train(config, state, start, scheduler, dataset, training, validated)
-        summary = {"steps": config.finetune.max_train_steps, **found, **dataset.counts, "held_out": len(held_out)}
-        disk.write_json(training.directory / "summary.json", summary)
-        publish(state, config, training, model, found.get("best_step"))
+        found = {"step": start, "sha256": sha256_of(training.checkpoints, start) if start else None}
+        team.join({"checkpoint": found, "dataset": dataset.keys()}, state.parameters, control)
+        steps = section.max_train_steps
+        with training:
+            result = train(config, state, start, scheduler, dataset, training, team, measured)
+            summary = {"steps": steps, **result, **dataset.counts, "held_out": len(held_out)}
+            disk.write_json(training.directory / "summary.json", summary)
+            try:
+                publish(state, config, training, model, result.get("best_step"))
+            except InputError:  # the base is gone: once it is back, no step has to be made again
+                training.save(steps, functools.partial(state.tensors, steps))
+                raise
     discard_best(training)
     shutil.rmtree(training.checkpoints, ignore_errors=True)
+
+
+def _follow(config: Config, task: Task, directory: CampaignDirectory, control: Control, team: Team) -> None:
+    """Train as one of the other ranks: from what the first one has prepared and loaded, and writing nothing."""
+    told = team.hear()
+    if told is None:
+        return
+    base, training = config.model_paths.stable_diffusion, FollowedRun(config, task, directory, control)
+    section = config.finetune.model_copy(update={"use_ema": False})  # the first keeps the average
+    device = team.device(config.device)
+    dtype = training_dtype(config.device, device)
+    state = first_state(load_unet(base, device, torch.float32), section, training.key, dtype)
+    start, sha256 = told["checkpoint"]["step"], told["checkpoint"]["sha256"]
+    if sha256 is not None:
+        state.restore(load_exactly(training.checkpoints, start, sha256))
+    dataset = LatentDataset(TensorCache(directory.root / "cache" / task.name), **told["dataset"])
+    team.join({}, state.parameters, control)
+    train(config, state, start, _scheduler(config), dataset, training, team)
 
 
 def _validated_rows(config: Config, held_out: list[ImageRow]) -> list[ImageRow]:
     """The held-out rows that the loss is measured on: all, or `MOST_IMAGES` of them by chance, always the same.
 
     Raises:
-        InputError: there are fewer than two.
+        InputError: it is to be measured, and there are fewer than two.
     """
+    if config.finetune.validate_every is None:
+        return []
     if len(held_out) < 2:
         reason = f"validation needs at least 2 held-out images, and there are {len(held_out)}: raise it, or set "
         raise InputError("configuration", reason + "finetune.validate_every: null", key="data.held_out_fraction")
@@ -117,15 +175,22 @@ def _scheduler(config: Config) -> DDPMScheduler:
     return DDPMScheduler.from_config(noise_schedule.trained_with(schedule, config.finetune))
 
 
-def _provenance(config: Config, rows: list[ImageRow], hashes: dict[Path, str]) -> dict[str, Any]:
+def _provenance(
+    config: Config, rows: list[ImageRow], validated: list[ImageRow], hashes: dict[Path, str]
+) -> dict[str, Any]:
     """What the weights depend on, under the configuration's key names; a resumed run must agree with all of it."""
     section = {name: value for name, value in config.finetune.model_dump().items() if name not in FREE_OF_FINETUNE}
+
+    def contents(of: list[ImageRow]) -> str:
+        return disk.fingerprint([[row.file, row.text, hashes[row.path]] for row in of])
+
     return {
         "campaign.seed": config.campaign.seed,
         "data.allow_synthetic": config.data.allow_synthetic,
         "data.resolution": config.data.resolution,
-        "data.table": disk.fingerprint([[row.file, row.text, hashes[row.path]] for row in rows]),
+        "data.table": contents(rows),
+        **({"data.held_out": contents(validated)} if validated else {}),
         "model_paths.stable_diffusion": weights_fingerprint(config.model_paths.stable_diffusion),
-        "world_size": 1,
+        GLOBAL_BATCH: config.finetune.global_batch,
         **dict(flatten(section, "finetune.")),
     }

@@ -52,7 +52,7 @@ class TrainState:
 
     def require_finite(self, step: int) -> None:
         """Raise NoProgress if the weights are no longer finite after `step` steps."""
-        if not all(bool(torch.isfinite(value).all()) for value in self.parameters.values()):
+        if not bool(torch.stack([torch.isfinite(value).all() for value in self.parameters.values()]).all()):
             raise NoProgress(f"the weights are not finite after step {step}: lower finetune.learning_rate")
 
     @contextmanager
@@ -71,24 +71,33 @@ class TrainState:
         for name, value in values.items():
             self.parameters[name].copy_(value)
 
-    def save_unet(self, directory: Path, step: int) -> None:
-        """Write `directory`/unet after `step` steps as diffusers does, with the averaged weights if there are any.
+    def result(self, step: int) -> dict[str, Tensor]:
+        """What is to be used of the trained weights after `step` steps: their average, if there is one."""
+        return self.average.after(step) if self.average else self.parameters
+
+    def save_unet(self, directory: Path, trained: Mapping[str, Tensor]) -> None:
+        """Write `directory`/unet as diffusers does, with these values of what is trained.
 
         Adapters are merged into it, and beside it once more.
         """
-        unet, average = directory / "unet", self.average.after(step) if self.average else {}
+        unet = directory / "unet"
         self.unet.save_config(unet)
-        tensors = merged(self.unet, average)
+        tensors = merged(self.unet, trained)
         save_file({name: value.contiguous() for name, value in tensors.items()}, unet / UNET_WEIGHTS, {"format": "pt"})
-        save_adapter(self.unet, average, directory)
+        save_adapter(self.unet, trained, directory)
 
-    @torch.no_grad()
     def resume(self, training: TrainingRun) -> int:
         """Load the newest checkpoint, if there is one; return the number of completed steps."""
         found = load_newest(training.checkpoints, training.provenance)
         if found is None:
             return 0
         step, tensors = found
+        self.restore(tensors)
+        return step
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` returned."""
         for name, value in self.parameters.items():
             value.copy_(tensors[f"unet.{name}"])
         if self.average:
@@ -96,7 +105,6 @@ class TrainState:
         restore_optimizer(self.optimizer, list(self.parameters), tensors)
         self.loss_sum.copy_(tensors["loss_sum"])
         self.loss_scale.restore(tensors)
-        return step
 
 
 def first_state(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from medsyn import disk
-from medsyn.config import Config
+from medsyn.config import Config, FinetuneSection
 from medsyn.seeds import seed
 from medsyn.training.finetune.dataset import LatentDataset
 from medsyn.training.finetune.loss import denoising_errors
@@ -26,6 +26,19 @@ def interval(values: Sequence[float] | np.ndarray) -> list[float]:
     """The mean of at least two values and its 95 % interval (normal): [mean, low, high]."""
     mean, half = float(np.mean(values)), 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return [mean, mean - half, mean + half]
+
+
+def is_due(section: FinetuneSection, step: int) -> bool:
+    """Whether the held-out loss is measured after `step` steps."""
+    return section.validate_every is not None and (
+        step % section.validate_every == 0 or step == section.max_train_steps
+    )
+
+
+def best_step(losses: Mapping[int, float], until: int) -> int | None:
+    """The step up to `until` with the lowest of these losses, the first of equal ones; None if there is none."""
+    trained = [step for step in losses if 0 < step <= until]
+    return min(trained, key=lambda step: (losses[step], step), default=None)
 
 
 class Validation:
@@ -53,11 +66,6 @@ class Validation:
         if start == 0 and 0 not in self._losses:
             self._measure(state, 0)
 
-    def is_due(self, step: int) -> bool:
-        """Whether to measure after `step` steps."""
-        every, total = self._config.finetune.validate_every, self._config.finetune.max_train_steps
-        return every is not None and (step % every == 0 or step == total)
-
     def line(self, state: TrainState, step: int) -> dict[str, Any]:
         """Measure after `step` steps: for the metrics, the loss and its change since training began, with intervals.
 
@@ -69,10 +77,9 @@ class Validation:
             found["held_out_change"] = interval(np.subtract(losses, self._losses[0]))
         return found
 
-    def best(self, until: int) -> int | None:
-        """The step up to `until` with the lowest loss, the first of equal ones; None before there is one."""
-        means = {step: float(np.mean(losses)) for step, losses in self._losses.items() if 0 < step <= until}
-        return min(means, key=lambda step: (means[step], step), default=None)
+    def losses(self) -> dict[int, float]:
+        """The mean loss by step, so far."""
+        return {step: float(np.mean(losses)) for step, losses in self._losses.items()}
 
     def _measure(self, state: TrainState, step: int) -> list[float]:
         with state.published_weights(step):

@@ -314,3 +314,30 @@ def test_a_hundred_thousand_tasks_are_estimated_in_no_time() -> None:
     settings = config(generation__batch_size=1, generation__batches_per_block=1, generation__blocks_per_shard=1)
     found = estimate(settings, {**COUNTS, "prompts": {"CT": 100_000}})
     assert len(found.of("generate")) == 100_000
+
+
+# --- several GPUs for one task ----------------------------------------------------------------------------------------
+
+
+def test_two_gpus_halve_what_they_share_and_nothing_else() -> None:
+    alone, two = (one("finetune", finetune__gpus=number) for number in (1, 2))
+    model = cost.CostModel(config(finetune__gpus=1), with_asked(config()), True)
+    shared = model._finetune_together()
+    assert two.waiting == pytest.approx(alone.seconds - shared)
+    assert alone.seconds / 2 < two.seconds < alone.seconds
+    assert shared / 2 < two.seconds - two.waiting < 0.75 * shared  # the gradients' way is longer than nothing
+    assert (alone.gpus, two.gpus) == (1, 2)
+    assert (alone.waiting, alone.memory, alone.kept) == (0, two.memory, two.kept)
+
+
+def test_the_hours_of_a_campaign_are_those_of_all_its_gpus() -> None:
+    alone, two = (estimate(config(finetune__gpus=number)) for number in (1, 2))
+    finetune = [of.of("finetune")[0].seconds for of in (alone, two)]
+    assert two.hours() - alone.hours() == pytest.approx((2 * finetune[1] - finetune[0]) / HOUR)
+
+
+def test_the_longest_part_counts() -> None:
+    settings = {"finetune__train_batch_size": 4, "finetune__gradient_accumulation_steps": 1}
+    two, three, four = (one("finetune", finetune__gpus=number, **settings) for number in (2, 3, 4))
+    assert two.seconds <= three.seconds  # parts of 2, 1 and 1
+    assert four.memory < one("finetune", **settings).memory  # a part is smaller than a micro-batch

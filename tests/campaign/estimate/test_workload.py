@@ -4,13 +4,12 @@ import json
 from typing import Any, get_args
 
 import pytest
-import torch
 
 from medsyn.campaign.estimate.workload import scheduler_calls, unet_calls
 from medsyn.campaign.plan import inputs
 from medsyn.campaign.plan.inputs import Checked
 from medsyn.config import GenerationSection
-from medsyn.generation.sample.sampler import Guidance, build_scheduler
+from medsyn.generation.sample.sampler import build_scheduler
 from medsyn.schedulers import SchedulerName
 from tests.helpers.trial import Trial
 
@@ -25,11 +24,16 @@ def test_a_sampler_calls_the_unet_as_often_as_is_counted(scheduler: SchedulerNam
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 0.8), (0.0, 0.5), (0.99, 1.0)])
 def test_calls_with_guidance_are_those_that_the_sampler_makes(interval: tuple[float, float]) -> None:
-    guidance = Guidance(torch.tensor([7.5]), torch.zeros(1, 77, 8), interval)
     for steps in (1, 7, 25):
         section = GenerationSection(guidance_interval=list(interval), num_inference_steps=steps)
-        inside = sum(guidance.acts(index, steps) for index in range(steps))
+        inside = sum(interval[0] <= index / steps < interval[1] for index in range(steps))
         assert unet_calls(section) == (inside, steps - inside)
+
+
+def test_calls_of_the_outermost_layers_alone_are_not_counted() -> None:
+    section = GenerationSection(num_inference_steps=10, deep_cache_every=2, text_attention_until=0.6)
+    assert unet_calls(section) == (3, 2)  # steps 0, 2, 4; 6, 8
+    assert unet_calls(section, guided=False) == (0, 5)
 
 
 def test_a_prompts_own_settings_come_before_the_configurations() -> None:

@@ -290,6 +290,23 @@ def test_gpus_are_dealt_round_robin(trial: Trial) -> None:
     assert {gpus["finetune ct"], gpus["finetune oct"]} == {"3", "5"}
 
 
+@pytest.mark.parametrize(
+    ("gpus", "parallel", "expected"), [(2, 1, {"3,5"}), ("auto", 1, {"3,5"}), ("auto", 2, {"3", "5"})]
+)
+def test_a_finetune_task_gets_the_gpus_it_shares_its_batches_over(
+    gpus: int | str, parallel: int, expected: set[str], trial: Trial
+) -> None:
+    """`auto` shares them out among the tasks that run at once; other stages have one."""
+    trial.prepare(device__use_cuda=True, finetune__gpus=gpus)
+    trial.submit(parallel, CUDA_VISIBLE_DEVICES="3,5")
+    calls = disk.read_jsonl(trial.root / "calls.jsonl")
+    of_stage: dict[bool, set[str]] = {True: set(), False: set()}
+    for line in calls:
+        of_stage[line["task"].startswith("finetune")].add(line["gpu"])
+    assert of_stage[True] == expected
+    assert of_stage[False] <= {"3", "5"}
+
+
 def test_gpus_are_counted_by_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     tool = tmp_path / "nvidia-smi"

@@ -359,6 +359,20 @@ def test_a_run_here_finds_the_gpus_that_are_here(trial: Trial, monkeypatch: pyte
     assert machine.check_here(card) == []
 
 
+def test_more_gpus_than_there_are_is_told_before_anything_runs(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    monkeypatch.setattr(machine, "visible_gpus", lambda: ["0"])
+    wanted = trial.config(device__use_cuda=True, finetune__gpus=2)
+    assert "finetune.gpus: it is 2, and 1 NVIDIA GPU can be seen here: use 1, or auto" in reasons(wanted)
+    assert reasons(trial.config(device__use_cuda=True, finetune__gpus="auto")) == ""
+    assert reasons(trial.config(device__use_cuda=False, finetune__gpus=2)) == ""
+    monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/sbatch")
+    assert reasons(wanted) == ""  # they are elsewhere
+    assert "it is 2" in str(machine.check_here(wanted)[0])  # but for a run here
+    monkeypatch.setattr(machine, "visible_gpus", lambda: ["0", "1"])
+    assert machine.check_here(wanted) == []
+
+
 def test_adapters_that_do_not_fit_the_unet_are_known_before_anything_runs(trial: Trial) -> None:
     assert reasons(trial.config(finetune__lora={"rank": 4})) == ""
     said = reasons(trial.config(finetune__lora={"rank": 65, "targets": ["to_k", "nowhere"]}))
@@ -385,6 +399,16 @@ def test_missing_packages_and_gpus_are_known_before_anything_runs(
     monkeypatch.setattr(machine, "visible_gpus", lambda: [])
     monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/sbatch")  # the GPUs are elsewhere
     assert reasons(trial.config(**wanted)) == ""
+
+
+def test_the_micro_batch_may_change_and_the_batch_of_a_step_may_not(trial: Trial) -> None:
+    sizes = {"finetune__train_batch_size": 2, "finetune__gradient_accumulation_steps": 2}
+    trial.prepare(**sizes)
+    trial.work("finetune", "ct")
+    trial.prepare(finetune__train_batch_size=1, finetune__gradient_accumulation_steps=4, finetune__gpus=2)
+    assert trial.done() == {"finetune ct"}
+    said = refused(trial, **sizes | {"finetune__train_batch_size": 4})
+    assert "finetune.global_batch: the batch of a step (train_batch_size x gradient_accumulation_steps) was 4" in said
 
 
 def test_a_kill_between_configuration_and_record_loses_no_key(trial: Trial) -> None:

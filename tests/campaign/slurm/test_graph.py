@@ -147,7 +147,7 @@ def test_what_comes_after_several_stages_is_blocked_once_all_of_them_have_failed
     trial.script({"finetune ct": ["input"], "rlhf-stage1 all": ["input"]})
     trial.work("finetune", "ct")
     assert slurm_job.blocked_jobs(trial.campaign(), gates[0].name) == {"medsyn-x-5": ["5"]}
-    slurm_job.run_gate(str(trial.root), gates[0].name, str(directory.slurm(gates[0].name)))
+    slurm_job.run_gate(str(trial.root), gates[0].name)
     trial.work("rlhf-stage1", "all")
     assert slurm_job.blocked_jobs(trial.campaign(), gates[1].name) == {"medsyn-x-5": ["5"], "medsyn-x-6": ["6"]}
 

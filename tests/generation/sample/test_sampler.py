@@ -16,7 +16,7 @@ from medsyn.config import FinetuneSection
 from medsyn.generation.sample.sampler import Guidance, build_scheduler, initial_noise, sample, sample_finite
 from medsyn.models import noise_schedule, tiny
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
-from medsyn.schedulers import SOLVERS, SchedulerName, wrong_steps
+from medsyn.schedulers import SOLVERS, SchedulerName, Shortcuts, wrong_steps
 
 NAMES = get_args(SchedulerName)
 CALLS = {  # of the UNet in n steps, where it is not n
@@ -39,7 +39,7 @@ def system(tiny_model: Path) -> SyntheticSystem:
 
 
 def guide(scale: float, negative_hidden: Tensor, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
-    return Guidance(torch.full((4,), scale), negative_hidden, interval)
+    return Guidance(torch.full((4,), scale), negative_hidden, Shortcuts(interval))
 
 
 def features(system: SyntheticSystem, prompts: list[str]) -> Tensor:
