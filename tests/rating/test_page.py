@@ -19,6 +19,8 @@ from playwright.sync_api import Browser, Playwright, expect, sync_playwright
 from medsyn.rating.export import Exported, Wishes, export
 from medsyn.rating.formats import Answers, seal
 from medsyn.rating.order import order_for
+from medsyn.rating.sources import Source
+from tests.data.images.test_dicom import ct, write
 from tests.helpers.rating_page import ARGUMENTS, Rater, chromium, edited, kill_browser, processes_of
 from tests.helpers.rating_set import HOSTILE, generated, ramp, small_set
 
@@ -249,6 +251,16 @@ def test_sixteen_bits_are_there_to_be_windowed(open_page: Open, tmp_path: Path) 
     middle = (image.low + image.high) / 2
     assert answer.window.low == pytest.approx(image.low, abs=2) and answer.window.high == pytest.approx(middle, abs=2)
     assert answer.zoom == 100
+
+
+def test_a_ct_is_windowed_in_hounsfield_units(open_page: Open, tmp_path: Path) -> None:
+    source = Source(write(tmp_path / "a.dcm", ct()), "CT", "CT: x")
+    made = export([source], [], [], tmp_path / "ct.html", Wishes(decoys=0, repeats=0, pairs=0))
+    rater = open_page(made.page)
+    rater.begin()
+    expect(rater.page.locator("#view-text")).to_contain_text("Level 40, width 400 HU")
+    rater.page.locator("#preset").select_option("Lung")
+    expect(rater.page.locator("#view-text")).to_contain_text("Level -600, width 1500 HU")
 
 
 @pytest.mark.parametrize("modality", ["MRI", "Fundus"])
