@@ -258,7 +258,7 @@ def test_a_ct_is_windowed_in_hounsfield_units(open_page: Open, tmp_path: Path) -
     made = export([source], [], [], tmp_path / "ct.html", Wishes(decoys=0, repeats=0, pairs=0))
     rater = open_page(made.page)
     rater.begin()
-    expect(rater.page.locator("#view-text")).to_contain_text("Level 40, width 400 HU")
+    expect(rater.page.locator("#view-text")).to_contain_text("Level 40, width 399 HU")  # PS3.3 C.11.2.1.2: of 400
     rater.page.locator("#preset").select_option("Lung")
     expect(rater.page.locator("#view-text")).to_contain_text("Level -600, width 1500 HU")
 
@@ -342,6 +342,7 @@ def test_a_pair_shows_two_images_alike(open_page: Open, made: Exported) -> None:
     assert left and right and (left["width"], left["height"]) == (right["width"], right["height"])
     rater.press(*["g"] * 60)
     assert rater.colours("#canvas-left") <= 4 and rater.colours("#canvas-right") <= 4, "one window for both"
+    expect(rater.page.get_by_role("group", name="Defects of the worse one")).to_be_visible()
     expect(rater.page.locator("#canvas-right")).to_have_attribute("aria-label", "Right image: MRI, synthetic or real")
 
 
