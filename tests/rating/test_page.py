@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import axe_playwright_python
 import numpy as np
 import pytest
 from PIL import Image
+
+pytest.importorskip("playwright", reason="playwright, which drives the browser, is not installed")
+
 from playwright.sync_api import Browser, Playwright, expect, sync_playwright
 
 from medsyn.rating.export import Exported, Wishes, export
@@ -25,7 +27,6 @@ from tests.helpers.rating_page import ARGUMENTS, Rater, chromium, edited, kill_b
 from tests.helpers.rating_set import HOSTILE, generated, ramp, small_set
 
 pytestmark = pytest.mark.browser
-AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
 CHOICES = {"1": "left", "2": "right", "3": "same", "4": "both-bad"}
 NOTE = '<img src=x onerror="window.ran=3"> né \U0001f9e0 "1" \\ \u2028 123'
 Open = Callable[..., Rater]
@@ -655,11 +656,12 @@ def visit(rater: Rater, made: Exported) -> Iterator[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_barrier_on_any_screen(open_page: Open, made: Exported, scheme: str) -> None:
+    axe = Path(pytest.importorskip("axe_playwright_python").__file__).with_name("axe.min.js")
     rater = open_page(color_scheme=scheme, bypass_csp=True)
     seen = []
     for screen in visit(rater, made):
         if not rater.page.evaluate("'axe' in window"):
-            rater.page.add_script_tag(path=AXE)
+            rater.page.add_script_tag(path=axe)
         found = rater.page.evaluate(
             "async () => (await axe.run()).violations.map((one) => [one.id, one.nodes[0].html])"
         )
