@@ -22,6 +22,7 @@ from medsyn.stage import CampaignDirectory, Control, Task
 from medsyn.training.finetune.dataset import prepare_dataset, training_rows
 from medsyn.training.finetune.loop import train
 from medsyn.training.finetune.loss import min_snr_weights
+from medsyn.training.finetune.parallel import Team
 from medsyn.training.finetune.state import first_state
 from medsyn.training.run import TrainingRun
 
@@ -88,7 +89,7 @@ def medsyn(config: Config, system: SyntheticSystem, root: Path, meter: Meter, wa
         if warmup == 0:
             meter.start()
         try:
-            train(config, state, 0, scheduler, dataset, run)
+            train(config, state, 0, scheduler, dataset, run, Team())
         except _Enough:
             return encoding
     raise AssertionError("the loop ended before its last step was told")
