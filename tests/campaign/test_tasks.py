@@ -104,6 +104,14 @@ def test_finetuning_and_stage_1_which_read_nothing_of_each_other_are_ready_at_fi
     assert ready == ["finetune ct", "finetune x-ray", "rlhf-stage1 all"]
 
 
+def test_where_there_is_room_for_few_the_longest_chain_leads() -> None:
+    assert [planned.task.stage for planned in plan().by_urgency] == [
+        *("rlhf-stage1", "finetune", "finetune", "rlhf-stage2", "rlhf-stage2"),
+        *(["generate"] * 4),
+        "evaluate",
+    ]
+
+
 STAGE1, FINETUNE, STAGE2 = ("rlhf-stage1", "all"), ("finetune", "ct"), ("rlhf-stage2", "ct")
 
 

@@ -30,6 +30,7 @@ class LatentDataset:
     cache: TensorCache
     images: list[str]
     captions: list[str]
+    names: list[str]  # of the samples, as their table names them, for messages
     empty_caption: str
     counts: dict[str, int]  # for the summary
 
@@ -105,6 +106,7 @@ def prepare_dataset(
         cache=cache,
         images=[key for key, _ in good],
         captions=[caption_key(row.text, weights) for _, row in good],
+        names=[f"{row.file} (row {row.row})" for _, row in good],
         empty_caption=caption_key("", weights),
         counts={
             "samples": len(good),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from medsyn import disk
 from medsyn.config import Config
@@ -16,13 +15,13 @@ from medsyn.stage import KEPT
 from medsyn.training.background_writer import Job, Tensors
 from medsyn.training.checkpoint import discard
 from medsyn.training.finetune.state import TrainState
-from medsyn.training.run import TrainingRun
+from medsyn.training.run import CONDITIONS, TrainingRun
 
 
 def keep_unet(state: TrainState, step: int, training: TrainingRun, config: Config) -> Job:
     """Writes the UNet as it is now, after `step` steps, in the place of one that an interrupted attempt has written."""
     state.require_finite(step)
-    path = training.directory / f"{KEPT}{step}"
+    path, conditions = training.directory / f"{KEPT}{step}", list(training.conditions)
 
     def write(trained: Tensors) -> None:
         if path.exists():
@@ -30,16 +29,16 @@ def keep_unet(state: TrainState, step: int, training: TrainingRun, config: Confi
         with disk.atomic_directory(path) as temporary:
             state.save_unet(temporary, trained)
             _write_schedule(config, temporary)
-            disk.write_json(temporary / PROVENANCE, training.provenance | {"step": step})
+            disk.write_json(temporary / PROVENANCE, training.provenance | {"step": step, CONDITIONS: conditions})
 
     return Job(state.result(step), write)
 
 
-def publish(state: TrainState, config: Config, provenance: dict[str, Any], model: Path) -> None:
+def publish(state: TrainState, config: Config, training: TrainingRun, model: Path) -> None:
     """Write `model` as an ordinary diffusers pipeline: the trained UNet, and the other parts from its base."""
     base = config.model_paths.stable_diffusion
     directory = locate(base)
-    if directory is None or weights_fingerprint(base) != provenance[KEY]:
+    if directory is None or weights_fingerprint(base) != training.provenance[KEY]:
         reason = "is not there any more" if directory is None else "has changed during the training"
         raise InputError(base, f"{reason}: put it back, and the task goes on from its last checkpoint", key=KEY)
     with disk.atomic_directory(model) as temporary:
@@ -48,7 +47,7 @@ def publish(state: TrainState, config: Config, provenance: dict[str, Any], model
         add_parts(directory, temporary)
         _write_schedule(config, temporary)
         write_index(temporary, str(model_folder.scheduler_config(str(temporary)).get("_class_name")))
-        disk.write_json(temporary / PROVENANCE, provenance)
+        disk.write_json(temporary / PROVENANCE, training.provenance | {CONDITIONS: training.conditions})
 
 
 def _write_schedule(config: Config, directory: Path) -> None:

@@ -108,7 +108,7 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
             summary = {"steps": steps, "loss": loss, **dataset.counts, "held_out": held_out}
             disk.write_json(training.directory / "summary.json", summary)
             try:
-                publish(state, config, provenance, model)
+                publish(state, config, training, model)
             except InputError:  # the base is gone: once it is back, no step has to be made again
                 training.save(steps, functools.partial(state.tensors, steps))
                 raise
