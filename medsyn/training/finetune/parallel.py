@@ -112,6 +112,7 @@ class Ranks(Team):
         place = {"RANK": self.rank, "LOCAL_RANK": self.local, "WORLD_SIZE": self.size}
         os.environ |= {name: str(number) for name, number in place.items()}
         os.environ.setdefault("LOCAL_WORLD_SIZE", str(self.size))
+        os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # else accelerate chooses: other bits
         on_gpu = device.type == "cuda"
         if on_gpu and not check_cuda_p2p_ib_support():  # cards that claim to reach each other, and hang
             os.environ |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
