@@ -53,6 +53,7 @@ def train(
     log_every = max(1, min(50, total // _METRICS_LINES))
     before = disk.truncate_jsonl(training.metrics, "step", start) if team.rank == 0 else []
     loss: float | None = before[-1]["loss"] if before else None
+    logged = before[-1]["step"] if before else start - start % log_every  # the steps of the newest line
     team.agree_to_stop(training.control)
     training.control.leave_if_asked()
 
@@ -126,7 +127,7 @@ def train(
 
         if done % log_every == 0 or done == total:
             require_finite()
-            loss = _read_loss(state.loss_sum, done, log_every)
+            loss, logged = _read_loss(state.loss_sum, done - logged), done
             team.require_equal(done)
             speed = (done - clock_step) * batch / max(time.monotonic() - clock, 1e-9)
             clock, clock_step = time.monotonic(), done
@@ -140,9 +141,9 @@ def train(
     return loss
 
 
-def _read_loss(loss_sum: Tensor, step: int, log_every: int) -> float:
-    """The mean loss of the interval that ends with `step`; resets the sum. The last interval may be short."""
-    loss = float(loss_sum) / (step % log_every or log_every)
+def _read_loss(loss_sum: Tensor, steps: int) -> float:
+    """The mean loss of an interval of so many steps; resets the sum."""
+    loss = float(loss_sum) / steps
     loss_sum.zero_()
     return loss
 

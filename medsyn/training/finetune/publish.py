@@ -17,6 +17,8 @@ from medsyn.training.checkpoint import discard
 from medsyn.training.finetune.state import TrainState
 from medsyn.training.run import CONDITIONS, TrainingRun
 
+STEPS = "finetune.max_train_steps"
+
 
 def keep_unet(state: TrainState, step: int, training: TrainingRun, config: Config) -> Job:
     """Writes the UNet as it is now, after `step` steps, in the place of one that an interrupted attempt has written."""
@@ -47,7 +49,10 @@ def publish(state: TrainState, config: Config, training: TrainingRun, model: Pat
         add_parts(directory, temporary)
         _write_schedule(config, temporary)
         write_index(temporary, str(model_folder.scheduler_config(str(temporary)).get("_class_name")))
-        disk.write_json(temporary / PROVENANCE, training.provenance | {CONDITIONS: training.conditions})
+        made = {STEPS: config.finetune.max_train_steps, CONDITIONS: training.conditions}
+        disk.write_json(temporary / PROVENANCE, training.provenance | made)
+        if model.exists():  # after fewer steps
+            discard(model)
 
 
 def _write_schedule(config: Config, directory: Path) -> None:

@@ -203,6 +203,25 @@ def test_another_evaluation_is_made_of_the_same_results(trial: Trial) -> None:
     assert len(campaign.plan.tasks) - len(trial.done()) == 1
 
 
+def test_a_fine_tuning_at_a_constant_rate_may_be_lengthened_until_something_is_made_with_it(trial: Trial) -> None:
+    before = trial.prepare()
+    trial.work("finetune", "ct")
+    after = trial.prepare(finetune__max_train_steps=3000)
+    assert after.fingerprints["finetune"] != before.fingerprints["finetune"], "so its tasks are not done"
+    assert "was 3000 and is now 2999, but" in refused(trial, finetune__max_train_steps=2999)
+    (trial.root / "work/generate/baseline").mkdir(parents=True)
+    said = refused(trial, finetune__max_train_steps=4000)
+    assert "finetune.max_train_steps: was 3000 and is now 4000, but this campaign has results of generate: " in said
+
+
+def test_one_with_a_cosine_may_not_and_why_is_said(trial: Trial) -> None:
+    cosine = {"finetune__lr_scheduler": "cosine"}
+    trial.prepare(**cosine)
+    trial.work("finetune", "ct")
+    said = refused(trial, **cosine, finetune__max_train_steps=3000)
+    assert "was 2000 and is now 3000, and with lr_scheduler=cosine the rate of every step depends on it" in said
+
+
 @pytest.mark.parametrize(
     ("file", "task", "key"),
     [("metadata.csv", "finetune ct", "data.table"), ("ratings.csv", "rlhf-stage1 all", "data.ratings_file")],
