@@ -37,6 +37,9 @@ _TABLE = {
         "prompts": ("check a prompt list, or build a balanced one", "prompts:main"),
         "phantoms": ("draw the procedural data set", "tools:phantoms"),
     },
+    "ratings": {
+        "rate": ("ratings by experts: export a page, import answers, report agreement", "rate:main"),
+    },
     "tools": {
         "init": ("copy the configurations and site profiles that come with medsyn", "init:init"),
         "doctor": ("check whether this machine is fit for a campaign", "tools:doctor"),

@@ -37,11 +37,11 @@ def _table(contents: Contents) -> Table:
 
 def _lines(contents: Contents) -> list[str]:
     parts, texts = contents.parts.values(), contents.words.total()
-    noun = "prompt" if contents.kind == "prompts" else "different caption" if contents.kind == "dataset" else "text"
+    noun = {"dataset": "different caption", "ratings": "text"}.get(contents.kind, "prompt")
     lines = [
         f"{counted(texts, noun)}, of {_range(contents.words)} words (half have {_median(contents.words)} or fewer)"
     ]
-    if contents.kind == "prompts":
+    if contents.kind in ("prompts", "pairs"):
         return lines
     if any(part.formats for part in parts):
         same = counted(contents.repeated, "picture")
@@ -90,6 +90,7 @@ _COLUMNS: dict[str, dict[str, _Cell]] = {
     "ratings": {"ratings": lambda part: f"{part.rows:,}"}
     | {f"{rating} {name}": _rated(rating) for rating, name in enumerate(("poor", "acceptable", "excellent"), 1)}
     | _IMAGES,
+    "pairs": {"pairs": lambda part: f"{part.rows:,}"},
     "prompts": {"prompts": lambda part: f"{part.rows:,}"},
 }
 

@@ -13,6 +13,7 @@ from medsyn.config import CampaignSection, DataSection
 from medsyn.data.images.pixels import Image
 from medsyn.data.images.read import format_of
 from medsyn.data.prompts.rows import PromptRow
+from medsyn.data.tables.pairs import PairImage, PairRow
 from medsyn.data.tables.read import ImageRow, RatingRow
 from medsyn.data.tables.split import hold_out
 
@@ -73,13 +74,13 @@ class Contents:
     """What the good rows of a table hold."""
 
     source: str
-    kind: str  # dataset, ratings or prompts
+    kind: str  # dataset, ratings, pairs or prompts
     parts: dict[str, Part] = field(default_factory=dict)  # by modality
     words: Counter[int] = field(default_factory=Counter)  # of captions and prompts: how many have so many words
     repeated: int = 0  # pictures that are there under another name, too
 
-    def see_prompt(self, row: PromptRow) -> None:
-        """Count a row of a prompt list."""
+    def see_prompt(self, row: PromptRow | PairRow) -> None:
+        """Count a row of a prompt list, or of a table of pairs."""
         self.parts.setdefault(row.modality, Part()).rows += 1
         self.words[len(row.prompt.split())] += 1
 
@@ -94,7 +95,7 @@ class Contents:
         }
 
 
-def image_key(row: Row) -> ImageKey:
+def image_key(row: Row | PairImage) -> ImageKey:
     """What is read for a row: the modality decides how an image is shown."""
     return row.path, row.modality, row.volume
 

@@ -178,6 +178,7 @@ class _Ratings:
             "data.ratings_file": disk.fingerprint(
                 [
                     [row.file, row.rating, row.modality, row.expert_level, row.prompt, self._hashes[row.path]]
+                    + ([row.group] if row.group else [])  # a group changes who is held out
                     for row in rows
                 ]
             ),

@@ -15,7 +15,8 @@ KEPT_SHARE = 0.9  # of the good held-out images, by a suggested threshold
 FEWEST_GOOD = 5  # held-out images for a suggestion
 NOTE = (
     "auroc is of the epoch that did best on these very rows, so it is optimistic; auroc_last_epoch involved no choice. "
-    "Images are held out by file: with several images of one patient both flatter."
+    "Images are held out by the table's patient_id and group, else by file: then both flatter where one patient has "
+    "several images, or one image several degraded copies."
 )
 
 

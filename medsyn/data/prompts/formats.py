@@ -22,6 +22,7 @@ from medsyn.data.tables.csv_rows import (
     check_text_file,
     column_places,
     csv_rows,
+    is_for_excel,
     require_file,
     same_name,
     text_lines,
@@ -248,12 +249,12 @@ def clash(column: str, others: Iterable[str]) -> str | None:
 
 
 def table_kind(path: Path) -> str:
-    """`dataset`, `ratings` or `prompts`: see `taken_for`."""
+    """`dataset`, `ratings`, `pairs` or `prompts`: see `taken_for`."""
     return taken_for(path)[0]
 
 
 def taken_for(path: Path) -> tuple[str, str]:
-    """`dataset`, `ratings` or `prompts`, by the columns in the first line, and why.
+    """`dataset`, `ratings`, `pairs` or `prompts`, by the columns in the first line, and why.
 
     A file that is not CSV is a prompt list, but for an imagefolder's. A table that is none of them counts as a data
     set, whose reader reports what is missing.
@@ -263,13 +264,16 @@ def taken_for(path: Path) -> tuple[str, str]:
     try:
         require_file(path)  # opening a pipe waits for its other end
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
-            line = next((line for line in iter(lambda: stream.readline(1 << 16), "") if line.strip()), "")
+            lines = iter(lambda: stream.readline(1 << 16), "")
+            line = next((line for line in lines if line.strip() and not is_for_excel(line)), "")
         columns = {name.strip().casefold() for fields in csv.reader([line]) for name in fields}
     except (InputError, OSError, csv.Error):
         columns, line = set(), ""
     if is_list:
         of_images = suffix == ".jsonl" and '"file_name"' in line and '"prompt"' not in line
         return ("dataset", "it has 'file_name'") if of_images else ("prompts", f"it is a {suffix} file")
+    if found := columns & {"image_a", "image_b", "preferred"}:
+        return "pairs", f"it has a column {show(min(found))}"
     if found := columns & {"rating", "image_path"}:
         return "ratings", f"it has a column {show(min(found))}"
     if "path" in columns or "prompt" not in columns:

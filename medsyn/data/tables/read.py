@@ -76,6 +76,8 @@ class RatingRow:
     prompt: str
     patient_id: str | None = None
     volume: int | None = None  # of a 4-D NIfTI file, from 1
+    group: str | None = None  # the family that the image belongs to: an image and degraded copies of it, say
+    rater: str | None = None  # who judged, under any name
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def read_dataset(
     seen: set[tuple[str, int | None, str, str]] = set()
     seen_images: set[tuple[str, int | None]] = set()
     for line, (written, caption, name, patient, number) in columns.records(path):
-        file = _check_file(faults, line, "path", written, folder)
+        file = check_file(faults, line, "path", written, folder)
         volume = _check_volume(faults, line, number)
         modality = check_modality(faults, line, modality_column, name, caption, modalities)
         checked = check_text(faults, line, "Text", caption, modality)
@@ -148,7 +150,7 @@ def read_dataset(
         if patient is None and columns.patient:
             faults.warn(line, columns.patient, "is empty: the image counts as one of a patient of its own")
         rows.append(ImageRow(line, folder.name(file), file, checked, modality, patient, volume))
-    table = _table(path, rows, faults, folder)
+    table = require_table(path, rows, faults, folder)
     if columns.patient is None and len(rows) > 1:
         return replace(table, advice=[Problem(str(path), _NO_PATIENTS, severity="warning")])
     return table
@@ -189,7 +191,9 @@ def read_ratings(
     modalities: Collection[str] = MODALITIES,
     tokens: TokenCount | None = None,
 ) -> InputTable[RatingRow]:
-    """Read expert ratings: columns `image_path`, `rating`, `modality`, `expert_level`, `prompt`, and `volume` if known.
+    """Read expert ratings: columns `image_path`, `rating`, `modality`, `expert_level`, `prompt`.
+
+    `volume`, `patient_id`, `group` and `rater` may be there, too.
 
     Ratings (1 poor, 2 acceptable, 3 excellent) and expert levels are the integers 1 to 3, also written 2.0; 2.5 is
     refused, not rounded. Arguments are those of `read_dataset`.
@@ -203,9 +207,11 @@ def read_ratings(
     check_text_file(path)
     folder, faults = DataFolder(root or path.parent, linked_roots), Faults(str(path), tokens=tokens)
     rows: list[RatingRow] = []
-    columns = _Columns(faults, ("image_path", "rating", "modality", "expert_level", "prompt"))
-    for line, (written, grade, name, level, prompt, patient, number) in columns.records(path):
-        file = _check_file(faults, line, "image_path", written, folder)
+    columns = _Columns(
+        faults, ("image_path", "rating", "modality", "expert_level", "prompt"), optional=("group", "rater")
+    )
+    for line, (written, grade, name, level, prompt, patient, number, family, rater) in columns.records(path):
+        file = check_file(faults, line, "image_path", written, folder)
         volume = _check_volume(faults, line, number)
         rating = _check_grade(faults, line, "rating", grade)
         modality = check_modality(faults, line, "modality", name, prompt, modalities)
@@ -213,11 +219,12 @@ def read_ratings(
         checked = check_text(faults, line, "prompt", prompt, modality)
         if file is None or volume == 0 or rating is None or modality is None or expert_level is None or checked is None:
             continue
-        rows.append(RatingRow(line, folder.name(file), file, rating, modality, expert_level, checked, patient, volume))
+        of_image = folder.name(file), file, rating, modality, expert_level, checked, patient, volume
+        rows.append(RatingRow(line, *of_image, family or None, rater or None))
     if rows and len({row.rating == 1 for row in rows}) == 1:
         missing = "no row is rated 1 (poor)" if rows[0].rating > 1 else "no row is rated 2 or 3 (good)"
         faults.refuse_file(None, "rating", f"cannot train the Selector, which needs both kinds: {missing}")
-    return _table(path, rows, faults, folder)
+    return require_table(path, rows, faults, folder)
 
 
 _NO_PATIENTS = (
@@ -230,25 +237,32 @@ class _Columns:
     """The columns of a table that has one row for each image or rating: the required ones, the patients', `volume`."""
 
     def __init__(
-        self, faults: Faults, required: Sequence[str], modality_column: str = "", patient_column: str | None = None
+        self,
+        faults: Faults,
+        required: Sequence[str],
+        modality_column: str = "",
+        patient_column: str | None = None,
+        optional: Sequence[str] = (),
     ) -> None:
         self.patient = patient_column  # as the header has it, once that is read
         self._faults = faults
         self._required = required
+        self._optional = optional
         self._settings = {modality_column: "data.modality_column"}
         if patient_column:
             self._settings[patient_column] = "data.patient_column"
 
     def records(self, path: Path) -> Iterator[tuple[int, list[Any]]]:
-        """(line, values of the required columns, the patient or None, and the volume's text) for every row."""
+        """(line, [required columns, the patient or None, the volume's text, optional columns]) for every row."""
         for line, row in csv_rows(self._faults, text_lines(path), self._places):
             patient = row.get(self.patient, "") if self.patient else ""
             known = None if says_nothing(patient) else patient
-            yield line, [*(row[column] for column in self._required), known, row.get("volume", "")]
+            further = (row.get(column, "") for column in ("volume", *self._optional))
+            yield line, [*(row[column] for column in self._required), known, *further]
 
     def _places(self, header: list[str]) -> dict[str, int]:
         required = list(dict.fromkeys([*self._required, *([self.patient] if self.patient else [])]))
-        optional = ("volume",) if self.patient else ("volume", "patient_id", "patient")
+        optional = ("volume", *self._optional, *(() if self.patient else ("patient_id", "patient")))
         places = column_places(self._faults.source, header, required, optional, self._settings)
         if self.patient is None:
             found = [name for name in ("patient_id", "patient") if name in places] or patient_columns(header)
@@ -261,7 +275,7 @@ class _Columns:
         return places
 
 
-def _table(path: Path, rows: list[Row], faults: Faults, folder: DataFolder) -> InputTable[Row]:
+def require_table(path: Path, rows: list[Row], faults: Faults, folder: DataFolder) -> InputTable[Row]:
     """The table as it was read; raises `InputProblems` if the file as a whole cannot be used."""
     if not rows and not faults.errors:
         raise InputError(path, "there are no rows")
@@ -275,7 +289,8 @@ def _table(path: Path, rows: list[Row], faults: Faults, folder: DataFolder) -> I
 # From a row's fields to values: a check reports what is wrong and returns None -------------------------------------
 
 
-def _check_file(faults: Faults, row: int, key: str, written: str, folder: DataFolder) -> Path | None:
+def check_file(faults: Faults, row: int, key: str, written: str, folder: DataFolder) -> Path | None:
+    """The file that a row names, if it is a file of the data directory."""
     try:
         return folder.find(written)
     except Refused as refused:

@@ -1,7 +1,8 @@
 """Which images are held out from training: a pure function of the table's rows, so no list of names is kept.
 
 The share is exact for each stratum (a modality; of ratings, the poor and the good ones of a modality) as far as
-patients, who stay together, allow it. The order of the rows does not matter.
+patients, and families of images that were made from one another, allow it: they stay together. The order of the rows
+does not matter.
 """
 
 from __future__ import annotations
@@ -23,14 +24,52 @@ def hold_out(rows: Iterable[Row], fraction: float, campaign_seed: int) -> Callab
         fraction: the share that is held out, above 0 and below 1.
         campaign_seed: another seed is another split.
     """
-    images = {(group(row), row.file, _stratum(row)) for row in rows}
-    chosen = held_out_groups(((key, stratum) for key, _, stratum in images), fraction, campaign_seed)
-    return lambda row: group(row) in chosen
+    rows = list(rows)
+    group_of = groups(rows)
+    images = {(row.file, _stratum(row)) for row in rows}
+    chosen = held_out_groups(((group_of[file], stratum) for file, stratum in images), fraction, campaign_seed)
+    return lambda row: group_of[row.file] in chosen
 
 
-def group(row: Row) -> str:
-    """What stays together: the patient if known, else the file as the table names it (moving the data is no change)."""
-    return row.patient_id or row.file
+def groups(rows: Iterable[Row]) -> dict[str, str]:
+    """The group of every file, which stays together: images of one patient, of one family, or linked by such images.
+
+    A group is called after its patient, else its family, else its file as the table names it (moving the data is no
+    change).
+    """
+    files = _DisjointSets()
+    for row in rows:
+        files.find((_FILE, row.file))
+        if row.patient_id:
+            files.join((_FILE, row.file), (_PATIENT, row.patient_id))
+        if isinstance(row, RatingRow) and row.group:
+            files.join((_FILE, row.file), (_FAMILY, row.group))
+    return {key: files.find((kind, key))[1] for kind, key in files.members() if kind == _FILE}
+
+
+_PATIENT, _FAMILY, _FILE = range(3)  # the first that a group has names it
+_Node = tuple[int, str]
+
+
+class _DisjointSets:
+    """Sets that grow together; the smallest member of each stands for it."""
+
+    def __init__(self) -> None:
+        self._above: dict[_Node, _Node] = {}
+
+    def members(self) -> list[_Node]:
+        return list(self._above)
+
+    def find(self, node: _Node) -> _Node:
+        above = self._above.setdefault(node, node)
+        while above != node:
+            node, self._above[node] = above, self._above[above]
+            above = self._above[node]
+        return node
+
+    def join(self, one: _Node, other: _Node) -> None:
+        low, high = sorted((self.find(one), self.find(other)))
+        self._above[high] = low
 
 
 def _stratum(row: Row) -> str:

@@ -908,3 +908,13 @@ def test_two_classes_can(folder: Path, grades: str) -> None:
 def test_a_rating_needs_a_prompt(folder: Path) -> None:
     table = read_ratings(write(folder, f"{RATINGS}{GOOD_RATINGS}img/a.png,3,CT,1,\n"))
     assert [(problem.row, problem.key) for problem in table.errors] == [(4, "prompt")]
+
+
+def test_families_and_raters_are_read_where_known(folder: Path) -> None:
+    header = RATINGS.strip() + ",Group,rater,patient_id\n"
+    rows = "img/a.png,3,CT,2,CT: x,base-1,Reader 1,p1\nimg/b.jpg,1,CT,3,CT: x,,,\n"
+    table = read_ratings(write(folder, header + rows))
+    assert [(row.group, row.rater, row.patient_id) for row in table.rows] == [
+        ("base-1", "Reader 1", "p1"),
+        (None, None, None),
+    ]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medsyn.data.tables.read import ImageRow, RatingRow
-from medsyn.data.tables.split import held_out_groups, hold_out
+from medsyn.data.tables.split import groups, held_out_groups, hold_out
 
 IMAGES = [(f"image-{number}", "MRI") for number in range(2000)]
 
@@ -103,3 +103,28 @@ def test_ratings_are_held_out_by_patient_and_poor_and_good_ones_alike() -> None:
     is_held_out = hold_out(rows, 0.25, 0)
     assert Counter(row.rating == 1 for row in rows if is_held_out(row)) == pytest.approx({True: 5, False: 10}, abs=1)
     assert all(is_held_out(one) == is_held_out(two) for one, two in zip(rows[::2], rows[1::2], strict=True))
+
+
+def rated(number: int, family: str | None = None, patient: str | None = None) -> RatingRow:
+    return RatingRow(number, f"{number}.png", Path(), 1 + number % 3, "CT", 3, "CT: x", patient, group=family)
+
+
+def test_an_image_and_its_degraded_copies_are_on_one_side() -> None:
+    rows = [rated(n, f"base-{n // 3}") for n in range(60)]
+    is_held_out = hold_out(rows, 0.25, 0)
+    sides = {n // 3: {is_held_out(row) for row in rows[n : n + 3]} for n in range(0, 60, 3)}
+    assert all(len(side) == 1 for side in sides.values())
+    assert sum(side == {True} for side in sides.values()) == 5
+
+
+def test_what_patients_and_families_link_stays_together() -> None:
+    rows = [rated(0, "a", "p"), rated(1, "a", "q"), rated(2, "b", "q"), rated(3, "b"), rated(4, "c"), rated(5)]
+    found = groups(rows)
+    assert found == {"0.png": "p", "1.png": "p", "2.png": "p", "3.png": "p", "4.png": "c", "5.png": "5.png"}
+    assert groups(rows[::-1]) == found
+
+
+def test_a_patient_a_family_and_a_file_of_one_name_are_on_one_side() -> None:
+    rows = [rated(0, "x"), rated(1, None, "x"), RatingRow(2, "x", Path(), 1, "CT", 3, "CT: x")]
+    is_held_out = hold_out([*rows, *(rated(n) for n in range(3, 30))], 0.5, 0)
+    assert len({is_held_out(row) for row in rows}) == 1

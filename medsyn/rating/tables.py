@@ -1,0 +1,146 @@
+"""What a campaign is trained on, from sessions: `ratings.csv` in the specification's columns, and `pairs.csv`."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medsyn import disk
+from medsyn.errors import InputError, InputProblems, Problem
+from medsyn.rating.sessions import CASE, PAIR
+
+RATING_COLUMNS = ("image_path", "rating", "modality", "expert_level", "prompt", "group", "rater")
+PAIR_COLUMNS = ("image_a", "image_b", "preferred", "prompt", "modality", "rater")
+PAIRS_TABLE = "pairs.csv"
+IMAGES = "rated-images"  # copies of generated images, beside the tables
+
+Row = Mapping[str, Any]
+
+
+def write_tables(out: Path, root: Path, rows: Sequence[Row], with_decoys: bool = False) -> tuple[int, int]:
+    """Write ratings to `out` and pairs to `pairs.csv` beside it; return how many of each there are.
+
+    A repeat measures its rater and is no rating of its own; nor is an answer "not sure". Generated images that are not
+    below `root` are copied to `rated-images` beside the tables; real ones are never copied.
+
+    Args:
+        out: the ratings' table.
+        root: the data directory that image paths are relative to; `out` is in it.
+        rows: of the table of sessions.
+        with_decoys: whether the ratings of real images that were mixed in are written, too.
+
+    Raises:
+        InputProblems: an image is gone or has changed, or a real one is outside of `root`.
+    """
+    rated = [
+        row
+        for row in rows
+        if row["kind"] == CASE
+        and row["rating"] is not None
+        and row["repeat_of"] is None
+        and (with_decoys or not row["decoy"])
+    ]
+    compared = [row for row in rows if row["kind"] == PAIR and row["preferred"] is not None]
+    images = _Images(out.parent, root)
+    ratings = [
+        (
+            *(images.name(row), row["rating"], row["modality"], row["expert_level"], row["prompt"]),
+            *(_family(row), row["rater"]),
+        )
+        for row in rated
+    ]
+    pairs = [
+        (
+            *(images.name(row), images.name(row, "_b")),
+            *(row["preferred"], row["prompt"], row["modality"], row["rater"]),
+        )
+        for row in compared
+    ]
+    if images.problems:
+        raise InputProblems(images.problems)
+    images.copy()
+    write_ratings(out, ratings)
+    disk.write_atomic(out.with_name(PAIRS_TABLE), _csv(PAIR_COLUMNS, pairs))
+    return len(ratings), len(pairs)
+
+
+def write_ratings(out: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows of `RATING_COLUMNS`."""
+    disk.write_atomic(out, _csv(RATING_COLUMNS, rows))
+
+
+def _family(row: Row) -> str:
+    """The group of an image: all candidates of one prompt are on one side of a split."""
+    return row["prompt_id"] or ""
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    stream = io.StringIO(newline="")
+    table = csv.writer(stream, lineterminator="\n")
+    table.writerow(columns)
+    table.writerows(rows)
+    return stream.getvalue()
+
+
+class _Images:
+    """What images are called in the tables: as they are below the data directory, or copies."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self._folder, self._root = folder.absolute(), root.absolute()
+        self._names: dict[tuple[str, str | None], str] = {}
+        self._copies: dict[Path, bytes] = {}
+        self.problems: list[Problem] = []
+
+    def name(self, row: Row, suffix: str = "") -> str:
+        """The name of a row's image (of the second one of a pair with `_b`); what is wrong is in `problems`."""
+        file, member = row[f"file{suffix}"], row[f"member{suffix}"]
+        if (file, member) not in self._names:
+            try:
+                self._names[file, member] = self._find(Path(file), member, row[f"sha256{suffix}"], row["source"])
+            except InputError as error:
+                self._names[file, member] = ""
+                self.problems += error.problems
+        return self._names[file, member]
+
+    def _find(self, file: Path, member: str | None, sha256: str, source: str) -> str:
+        if member is None and file.is_relative_to(self._root):
+            _require_same(file, disk.sha256_file(file) if file.is_file() else None, sha256)
+            return file.relative_to(self._root).as_posix()
+        if source == "real":
+            reason = f"is a real image outside of {self._root}, and is not copied: name its data directory with --root"
+            raise InputError(file, reason)
+        content = _content(file, member)
+        _require_same(file, hashlib.sha256(content).hexdigest(), sha256)
+        suffix = Path(member or file.name).suffix
+        copy = self._folder / IMAGES / f"{sha256[:20]}{suffix}"
+        self._copies[copy] = content
+        return copy.relative_to(self._root).as_posix()
+
+    def copy(self) -> None:
+        """Write the copies that are not there yet."""
+        for path, content in self._copies.items():
+            if not path.is_file() or path.stat().st_size != len(content):
+                disk.write_atomic(path, content)
+
+
+def _content(file: Path, member: str | None) -> bytes:
+    try:
+        if member is None:
+            return file.read_bytes()
+        with tarfile.open(file) as archive:
+            stream = archive.extractfile(member)
+            return stream.read() if stream else b""
+    except (OSError, KeyError, tarfile.TarError) as error:
+        named = f"{file}, {member}" if member else file
+        raise InputError(named, f"was rated, and cannot be read any more: {error}") from None
+
+
+def _require_same(file: Path, found: str | None, sha256: str) -> None:
+    if found != sha256:
+        what = "is gone" if found is None else "has changed"
+        raise InputError(file, f"{what} since it was put into the set: the answers are about another image")
