@@ -21,7 +21,7 @@ from medsyn.campaign.plan import capacity, inputs
 from medsyn.campaign.plan.inputs import Checked, Progress
 from medsyn.campaign.state import campaign_file, locks, markers
 from medsyn.campaign.state.campaign_file import Campaign, CampaignRecord, FileRecord
-from medsyn.campaign.tasks import READS, RESHARDED_BY, Key, reads_key, stage_fingerprints
+from medsyn.campaign.tasks import READS, RESHARDED_BY, Key, reads_key, results_of, stage_fingerprints
 from medsyn.config import PHANTOMS, Config
 from medsyn.data.prompts.store import INDEX
 from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem
@@ -267,7 +267,7 @@ def _stages(key: str, was: Any, now: Any, after: Config) -> list[str]:
     More steps at a constant rate are no other fine-tuning: it goes on. Results made with its model would be others.
     """
     if key == STEPS and after.finetune.can_be_lengthened and now > was:
-        return [stage for stage in STAGES if "finetune" in READS[stage].results]
+        return [stage for stage in STAGES if "finetune" in results_of(stage, after)]
     return [stage for stage in STAGES if reads_key(stage, key)]
 
 

@@ -354,6 +354,13 @@ def test_a_table_without_patients_is_warned_about_unless_every_image_is_of_anoth
     assert "data.patient_column" in reasons(trial.config(data__patient_column="nobody"))
 
 
+@pytest.mark.parametrize(("every", "is_told"), [(None, False), (1999, False), (2000, True), (5000, True)])
+def test_unets_that_are_to_be_kept_and_never_would_be_are_told(trial: Trial, every: Any, is_told: bool) -> None:
+    said = reasons(trial.config(finetune__keep_every=every), "warning")
+    expected = f"finetune.keep_every: it is {every}, and there are 2000 steps: nothing is kept"
+    assert (expected in said) == is_told == ("nothing is kept" in said)
+
+
 def test_warnings_are_handed_over(trial: Trial) -> None:
     warnings: list[Problem] = []
     trial.prepare_config(trial.config(), warn=warnings.extend)
