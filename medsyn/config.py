@@ -170,6 +170,27 @@ class LoraSection(Section):
         return 1.0 if self.alpha is None or self.rank is None else self.alpha / self.rank
 
 
+class AugmentSection(Section):
+    """Versions of each training image, encoded once; off without their number."""
+
+    versions: int | None = Field(None, ge=2, le=64)  # with the image itself
+    rotation: float = Field(5.0, ge=0, le=30)  # degrees, to either side
+    zoom: float = Field(0.05, ge=0, le=0.5)
+    contrast: float = Field(0.1, ge=0, le=0.5)
+    mirror: bool = False
+
+    @model_validator(mode="after")
+    def _nothing_without_versions(self) -> AugmentSection:
+        if self.versions is None and self.mirror:
+            raise ValueError("augment.mirror is of no use without augment.versions")
+        return self
+
+    @property
+    def encoded(self) -> int:
+        """How many times each image is encoded."""
+        return (self.versions or 1) * (2 if self.mirror else 1)
+
+
 class FinetuneSection(Section):
     """Fine-tuning of the UNet, once per modality."""
 
@@ -196,8 +217,17 @@ class FinetuneSection(Section):
     max_lost_minutes: float = Field(10, gt=0)
     checkpoints_total_limit: int = Field(2, ge=1)
     keep_every: int | None = Field(None, ge=1)
+    validate_every: int | None = Field(None, ge=1)
+    keep_best: bool = False
     gpus: int | Literal["auto"] = 1
     lora: LoraSection = LoraSection()
+    augment: AugmentSection = AugmentSection()
+
+    @model_validator(mode="after")
+    def _best_is_known(self) -> FinetuneSection:
+        if self.keep_best and self.validate_every is None:
+            raise ValueError("keep_best needs validate_every: the best is that of the held-out loss")
+        return self
 
     @model_validator(mode="after")
     def _losses_fit(self) -> FinetuneSection:

@@ -134,6 +134,11 @@ def refuse_mismatch(source: Path, then: dict[str, Any], now: dict[str, Any]) -> 
         raise InputError(source, reason, key=", ".join(keys))
 
 
+def saved_steps(directory: Path) -> list[int]:
+    """The steps that have a checkpoint, intact or not, newest first."""
+    return [step for step, _ in _found(directory)]
+
+
 def _found(directory: Path) -> list[tuple[int, Path]]:
     """(step, path) of everything named like a checkpoint, newest first."""
     names: Iterable[Path] = directory.iterdir() if directory.is_dir() else ()

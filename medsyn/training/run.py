@@ -116,6 +116,10 @@ class TrainingRun:
         self._writer.begin([self._checkpoint(done, state())])
         self._writer.wait()
 
+    def wait(self) -> None:
+        """Wait until everything that was due is on disk."""
+        self._writer.wait()
+
     def note_conditions(self, step: int, **now: Any) -> None:
         """Put on record what step `step` (from 1) and those after it are computed with; tell where that changes."""
         before = self.conditions[-1] if self.conditions else None

@@ -28,6 +28,7 @@ class Draws:
     unconditional: np.ndarray  # bool [B], whose caption is dropped
     posterior: np.ndarray  # float32 [B, c, h, w], which sample of the VAE's posterior
     noise: np.ndarray  # float32 [B, c, h, w]
+    version: np.ndarray  # float64 [B] in 0..1, which version of each image, where there are several
 
     def part(self, places: slice) -> Draws:
         """The choices for some of the samples."""
@@ -90,13 +91,12 @@ def draws(
             brightness than mid-grey can be learned (N. Guttenberg 2023); medical images are mostly dark.
     """
     rng = np.random.default_rng(seed(*key, "draws", step))
-    made = Draws(
-        samples=samples_of_step(key, step, batch, count),
-        timesteps=rng.integers(0, num_timesteps, batch),
-        unconditional=rng.random(batch) < caption_dropout,
-        posterior=rng.standard_normal((batch, *latent_shape), dtype=np.float32),
-        noise=rng.standard_normal((batch, *latent_shape), dtype=np.float32),
-    )
-    if noise_offset:  # drawn last: the rest is what it is without
-        made.noise[:] += noise_offset * rng.standard_normal((batch, latent_shape[0], 1, 1), dtype=np.float32)
-    return made
+    samples = samples_of_step(key, step, batch, count)
+    timesteps = rng.integers(0, num_timesteps, batch)
+    unconditional = rng.random(batch) < caption_dropout
+    posterior = rng.standard_normal((batch, *latent_shape), dtype=np.float32)
+    noise = rng.standard_normal((batch, *latent_shape), dtype=np.float32)
+    # later choices are drawn later, so that the ones above are what they were without them
+    shift = rng.standard_normal((batch, latent_shape[0], 1, 1), dtype=np.float32)
+    version = rng.random(batch)
+    return Draws(samples, timesteps, unconditional, posterior, noise + noise_offset * shift, version)

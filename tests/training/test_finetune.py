@@ -10,6 +10,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,26 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from medsyn import Generator, disk
 from medsyn.campaign.estimate import architecture
 from medsyn.config import Config, validate
-from medsyn.data.images.read import SYNTHETIC_KEY
+from medsyn.data.images.latent_cache import TensorCache, hash_files
+from medsyn.data.images.pixels import fit_square
+from medsyn.data.images.read import SYNTHETIC_KEY, read_image
 from medsyn.data.tables.read import read_dataset
 from medsyn.errors import InputError, InputProblems
 from medsyn.models import model_folder, noise_schedule, tiny
 from medsyn.models.scorers import PROVENANCE
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
 from medsyn.models.weights import model_fingerprint, weights_fingerprint
+from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
 from medsyn.training import checkpoint, encode_rows
 from medsyn.training import run as training_run
 from medsyn.training.finetune import dataset, loop, precision, stage, state
 from medsyn.training.finetune.loss import denoising_loss, min_snr_weights
-from medsyn.training.schedule import samples_of_step
+from medsyn.training.finetune.validation import Validation
+from medsyn.training.schedule import draws, samples_of_step
 
 TASK = Task("finetune", 0, "ct", "CT")
+MEASURED = ("samples_per_second", "tflops", "peak_memory_gib")  # no two runs have the same
 STEPS = 6
 
 
@@ -125,7 +131,7 @@ def unet_bytes(root: Path) -> bytes:
 
 def metrics(root: Path) -> list[dict[str, Any]]:
     lines = (root / "work/finetune/ct/metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "samples_per_second"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in MEASURED} for line in lines]
 
 
 def checkpoints(root: Path) -> list[Path]:
@@ -224,6 +230,37 @@ def test_a_loss_scale_is_part_of_the_checkpoint(
     assert_same_end(tmp_path / "stopped", tmp_path / "straight")
 
 
+def test_versions_of_an_image_are_encoded_once_and_drawn_alike_in_a_resumed_run(
+    weights: Path, table: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    config = training(weights, table, augment={"versions": 3, "mirror": True})
+    run(config, tmp_path / "straight")
+    counted = summary(tmp_path / "straight")
+    assert counted["vae_encodes"] == 6 * counted["images"]
+    assert unet_bytes(tmp_path / "straight") != unet_bytes(undisturbed)
+    for stop in (2, 5):
+        with pytest.raises(Saved):
+            run(config, tmp_path / "stopped", StopAt(stop))
+    run(config, tmp_path / "stopped")
+    assert_same_end(tmp_path / "stopped", tmp_path / "straight")
+
+
+def test_mirrored_versions_are_for_images_without_a_side(weights: Path, own_table: Path, tmp_path: Path) -> None:
+    own_table.write_text(own_table.read_text().replace("finding 1", "left finding"))
+    config = training(weights, own_table, augment={"versions": 3, "mirror": True})
+    rows, _ = dataset.training_rows(config, "CT")
+    hashes = hash_files((row.path for row in rows), tmp_path / "files.json")
+    system = load_synthetic(str(weights), torch.device("cpu"))
+    made = dataset.prepare_dataset(config, rows, hashes, lambda: system, TensorCache(tmp_path / "cache"), Control())
+    assert made.versions == [3 if "left" in row.text else 6 for row in rows]
+    chosen = draws((0, "x"), 0, len(rows), len(rows), made.latent_shape, 1000, 0.0)
+    chosen = replace(chosen, samples=np.arange(len(rows)), posterior=np.zeros_like(chosen.posterior))
+    for is_last in (False, True):
+        latents, _ = made.batch(replace(chosen, version=np.full(len(rows), 0.999 * is_last)))
+        for number, (key, count) in enumerate(zip(made.images, made.versions, strict=True)):
+            assert torch.equal(latents[number], made.cache.read(key, "mean")[(count - 1) * is_last].float())
+
+
 def test_the_adapter_that_is_published_makes_the_base_the_model_that_is_published(
     weights: Path, undisturbed_lora: Path
 ) -> None:
@@ -306,6 +343,7 @@ def half_a_state(*arguments: Any) -> None:
 
 
 def half_a_line(path: Path, record: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
         stream.write(json.dumps(record)[:20])
     kill_self()
@@ -503,6 +541,121 @@ def test_checkpoints_are_pruned_and_lines_are_not_doubled(weights: Path, table: 
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 5]
 
 
+# --- validation -----------------------------------------------------------------------------------------------------
+
+VALIDATED = {"validate_every": 2, "data": {"held_out_fraction": 0.4}}
+
+
+@pytest.fixture(scope="module")
+def validated(weights: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("validated")
+    run(training(weights, table, **VALIDATED), root)
+    return root
+
+
+def per_image(root: Path) -> dict[int, list[float]]:
+    return {line["step"]: line["losses"] for line in disk.read_jsonl(root / "work/finetune/ct/validation.jsonl")}
+
+
+def test_the_held_out_loss_is_measured_and_training_does_not_notice(
+    weights: Path, table: Path, validated: Path, tmp_path: Path
+) -> None:
+    run(training(weights, table, data=VALIDATED["data"]), tmp_path)
+    assert unet_bytes(validated) == unet_bytes(tmp_path)
+    losses = per_image(validated)
+    assert list(losses) == [0, 2, 4, 6] and {len(each) for each in losses.values()} == {4}
+    lines = {line["step"]: line for line in metrics(validated)}
+    for step in (2, 4, 6):
+        mean, low, high = lines[step].pop("held_out_loss")
+        half = 1.96 * np.std(losses[step], ddof=1) / 2
+        assert (mean, low, high) == pytest.approx((np.mean(losses[step]), mean - half, mean + half))
+        change = np.subtract(losses[step], losses[0])
+        assert lines[step].pop("held_out_change")[0] == pytest.approx(change.mean())
+    assert list(lines.values()) == metrics(tmp_path), "everything else is as without"
+
+
+def test_the_held_out_loss_is_that_of_what_is_published(weights: Path, table: Path, validated: Path) -> None:
+    """Worked out with the published model: the average, the posterior's mean, the same noise and timesteps."""
+    config = training(weights, table, **VALIDATED)
+    system = load_synthetic(str(weights), torch.device("cpu"), unet_from=validated / "work/finetune/ct/model")
+    noise_scheduler = DDPMScheduler.from_config(system.scheduler_config)
+    alphas = noise_scheduler.alphas_cumprod
+    _, held_out = dataset.training_rows(config, "CT")
+    expected = []
+    for number, row in enumerate(held_out):
+        rng = np.random.default_rng(seed(0, "finetune", "ct", "validation", number))
+        noise = torch.from_numpy(rng.standard_normal((4, *system.latent_shape(32)), dtype=np.float32))
+        timesteps = torch.from_numpy(((np.arange(4) + rng.random(4)) / 4 * 1000).astype(np.int64))
+        pixels = torch.from_numpy(fit_square(read_image(row.path, "CT").pixels, 32).transpose(2, 0, 1).copy())[None]
+        latents = system.encode(pixels)[0].half().float().expand(4, -1, -1, -1)
+        hidden = system.embed(row.text)[0].half().float().expand(4, -1, -1)
+        alpha = alphas[timesteps].view(-1, 1, 1, 1)
+        target = noise if system.prediction_type == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+        with torch.no_grad():
+            predicted = system.unet(alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, timesteps, hidden).sample
+        weight = min_snr_weights(alphas, 5.0, system.prediction_type)[timesteps]
+        expected.append(float(((predicted - target).square().mean(dim=(1, 2, 3)) * weight).mean()))
+    assert per_image(validated)[6] == pytest.approx(expected, rel=1e-3)
+
+
+VALIDATION_KILLS: dict[str, tuple[Any, str, Callable[[Any], Callable]]] = {
+    "before the first line": (disk, "append_jsonl", lambda real: on_call(1, real, half_a_line)),
+    "between a validation and its line": (disk, "append_jsonl", lambda real: on_call(4, real, half_a_line)),
+    "while the best is kept": (state, "save_file", lambda real: on_call(2, real, half_a_state)),
+    "after the best was kept": (training_run, "save_checkpoint", lambda real: on_call(2, real, kill_self)),
+    "when the best is published": (shutil, "rmtree", lambda real: on_call(9, real, kill_self)),
+}
+
+
+@pytest.mark.parametrize("kill", VALIDATION_KILLS)
+def test_kills_around_validation_change_nothing(
+    kill: str, weights: Path, table: Path, best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, name, make = VALIDATION_KILLS[kill]
+    config = training(weights, table, keep_best=True, **VALIDATED)
+    killed_run(config, tmp_path, lambda: monkeypatch.setattr(place, name, make(getattr(place, name))))
+    run(config, tmp_path)
+    assert unet_bytes(tmp_path) == unet_bytes(best)
+    assert metrics(tmp_path) == metrics(best)
+    assert per_image(tmp_path) == per_image(best)
+    names = sorted(path.name for path in (tmp_path / "work/finetune/ct").iterdir())
+    assert names == ["metrics.jsonl", "model", "summary.json", "validation.jsonl"]
+
+
+@pytest.fixture(scope="module")
+def best(weights: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("best")
+    run(training(weights, table, keep_best=True, **VALIDATED), root)
+    return root
+
+
+def test_the_best_is_published_and_not_the_last(
+    weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With losses that turn at step 4: what is published is what a run keeps of that step, whatever came later."""
+    turning = iter([9.0, 3.0, 2.0, 2.5, 1.0, 4.0, 5.0])  # one measurement a step, also over the stops
+    errors = Validation._errors
+    monkeypatch.setattr(
+        Validation, "_errors", lambda *its: [loss + added for added in [next(turning)] for loss in errors(*its)]
+    )
+    options = VALIDATED | {"validate_every": 1, "keep_every": 4, "checkpointing_steps": 100}
+    for stop in (3, 5):
+        with pytest.raises(Saved):
+            run(training(weights, table, keep_best=True, **options), tmp_path, StopAt(stop))
+    run(training(weights, table, keep_best=True, **options), tmp_path)
+    assert unet_bytes(tmp_path) == kept(tmp_path)["checkpoint-4"]
+    assert summary(tmp_path)["best_step"] == 4
+    assert model_folder.problems(str(tmp_path / "work/finetune/ct/model")) == []
+
+
+def test_too_few_held_out_images_are_told(weights: Path, table: Path, tmp_path: Path) -> None:
+    config = training(weights, table, validate_every=2, data={"held_out_fraction": 0.05})
+    with pytest.raises(InputError, match="at least 2 held-out images, and there are 1"):
+        run(config, tmp_path)
+    with pytest.raises(InputProblems, match="keep_best needs validate_every"):
+        training(weights, table, keep_best=True)
+
+
 # --- what it leaves is a whole pipeline, and may be the next one's base ---------------------------------------------
 
 
@@ -682,14 +835,14 @@ def test_images_are_encoded_once_and_captions_embedded_once(
     run(config, tmp_path)  # 24 samples: three epochs
 
     rows, held_out = dataset.training_rows(config, "CT")
-    assert 0 < held_out == 10 - len(rows)
+    assert 0 < len(held_out) == 10 - len(rows)
     assert read == [row.path for row in rows]
     assert sum(encoded) == len(encoded) == len(rows)
     assert sorted(embedded) == sorted({"", *(row.text for row in rows)})
     counted = summary(tmp_path)
     assert counted["images"] == counted["vae_encodes"] == len(rows)
     assert counted["text_encoder_calls"] == counted["captions"] + 1 == len(embedded)
-    assert counted["held_out"] == held_out
+    assert counted["held_out"] == len(held_out)
     assert counted["skipped"] == 0
 
 
@@ -698,7 +851,8 @@ def test_no_patient_is_on_both_sides(weights: Path, table: Path) -> None:
     rows, held_out = dataset.training_rows(config, "CT")
     everything = [row for row in read_dataset(table).rows if row.modality == "CT"]
     others = {row.patient_id for row in everything} - {row.patient_id for row in rows}
-    assert held_out == sum(row.patient_id in others for row in everything) == 4
+    assert len(held_out) == sum(row.patient_id in others for row in everything) == 4
+    assert not {row.file for row in rows} & {row.file for row in held_out}
 
 
 def test_a_resumed_run_encodes_and_embeds_nothing_again_and_loads_nothing_for_it(
@@ -810,7 +964,7 @@ def test_a_modality_that_the_table_lacks_is_an_error(weights: Path, table: Path,
 
 def test_something_is_left_to_train_on_whatever_the_share(weights: Path, table: Path) -> None:
     rows, held_out = dataset.training_rows(training(weights, table, data={"held_out_fraction": 0.9999}), "CT")
-    assert len({row.patient_id for row in rows}) == 1 and held_out == 10 - len(rows)
+    assert len({row.patient_id for row in rows}) == 1 and len(held_out) == 10 - len(rows)
 
 
 def test_the_same_image_with_two_captions_is_two_samples_and_one_encode(
@@ -966,7 +1120,8 @@ def test_weights_that_are_stored_in_half_precision_are_trained_in_float32(
 def test_the_metrics_have_a_line_per_interval(undisturbed: Path) -> None:
     lines = [json.loads(line) for line in (undisturbed / "work/finetune/ct/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    assert all(set(line) == {"step", "loss", "learning_rate", "samples_per_second"} for line in lines)
+    assert all(set(line) == {"step", "loss", "learning_rate", *MEASURED} for line in lines)
+    assert all(line["tflops"] > 0 and 0.1 < line["peak_memory_gib"] < 100 for line in lines)
     assert all(line["loss"] > 0 and line["samples_per_second"] > 0 for line in lines)
     assert lines[0]["learning_rate"] == pytest.approx(5e-4)
     assert summary(undisturbed)["loss"] == lines[-1]["loss"]

@@ -178,7 +178,8 @@ class CostModel:
         """What a fine-tuning on so many images takes its time for."""
         section, networks = self.config.finetune, self.networks
         captions = images + 1
-        encoding = self._seconds(networks.encoder, 1, images) + self._seconds(networks.text, 1, captions)
+        encoding = self._seconds(networks.encoder, 1, images * section.augment.encoded)
+        encoding += self._seconds(networks.text, 1, captions)
         passes, steps, ranks = self._passes(), section.max_train_steps, estimate_memory.ranks(section)
         gradients = estimate_memory.FLOAT * self._trained * 2 * (ranks - 1) / ranks
         update = UPDATE_BYTES * self._trained / UPDATE_BYTES_PER_SECOND[self.on_gpu]

@@ -112,7 +112,8 @@ def disk(config: Config, task: Task, model: Architecture, work: Volume, candidat
     """Bytes of disk that one task needs; `candidates` is how many a filtered image is expected to take."""
     if task.stage == "finetune":
         captions = work.images + 1  # at most: many images share one
-        cache = HALF * (2 * work.images * model.latent + captions * architecture.TOKENS * model.text_width)
+        posteriors = work.images * config.finetune.augment.encoded
+        cache = HALF * (2 * posteriors * model.latent + captions * architecture.TOKENS * model.text_width)
         checkpoints = (config.finetune.checkpoints_total_limit + 1) * checkpoint_bytes(config, model)
         parts = model.encoder + model.decoder + model.text  # at most: they are links where that is possible
         unets = model.unet.parameters + (config.finetune.lora.rank is not None) * trained_parameters(

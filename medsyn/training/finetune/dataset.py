@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medsyn.config import Config
+from medsyn.config import AugmentSection, Config
 from medsyn.data.images.latent_cache import TensorCache, caption_key
 from medsyn.data.images.read import Image
 from medsyn.data.tables.read import ImageRow, dataset_of
@@ -20,6 +20,7 @@ from medsyn.models.stable_diffusion import SyntheticSystem
 from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import Control
 from medsyn.training.encode_rows import encode_rows
+from medsyn.training.finetune.augment import names_a_side, versions
 from medsyn.training.schedule import Draws
 
 
@@ -33,6 +34,7 @@ class LatentDataset:
     names: list[str]  # of the samples, as their table names them, for messages
     empty_caption: str
     counts: dict[str, int]  # for the summary
+    versions: list[int] | None = None  # of each sample's image that may be used; None: the cache has one of each
 
     def __len__(self) -> int:
         return len(self.images)
@@ -44,22 +46,34 @@ class LatentDataset:
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """(c, h, w)."""
-        return tuple(self.cache.read(self.images[0], "mean").shape)
+        return tuple(self.cache.read(self.images[0], "mean").shape[-3:])
 
     def batch(self, chosen: Draws) -> tuple[Tensor, Tensor]:
         """Latents [B, c, h, w], drawn from the VAE's posterior, and text features [B, 77, D]; float32, on the CPU."""
-        images = [self.images[i] for i in chosen.samples]
         captions = [
             self.empty_caption if dropped else self.captions[i]
             for i, dropped in zip(chosen.samples, chosen.unconditional, strict=True)
         ]
-        mean, std = (torch.stack([self.cache.read(key, name) for key in images]).float() for name in ("mean", "std"))
+        mean, std = (torch.stack(self._posteriors(chosen, name)).float() for name in ("mean", "std"))
         hidden = torch.stack([self.cache.read(key, "hidden") for key in captions]).float()
         return mean + std * torch.from_numpy(chosen.posterior), hidden
 
+    def plain(self, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Latents [B, c, h, w], the mean of the VAE's posterior, and text features [B, 77, D] of samples."""
+        mean = torch.stack([self.cache.read(self.images[i], "mean") for i in samples]).float()
+        return mean, torch.stack([self.cache.read(self.captions[i], "hidden") for i in samples]).float()
 
-def training_rows(config: Config, modality: str) -> tuple[list[ImageRow], int]:
-    """The training rows of one modality, and how many rows are held out for evaluation.
+    def _posteriors(self, chosen: Draws, name: str) -> list[Tensor]:
+        """One of the posterior's tensors [c, h, w] of each sample, of the version that was drawn."""
+        tensors = [self.cache.read(self.images[i], name) for i in chosen.samples]
+        if self.versions is None:
+            return tensors
+        places = [int(draw * self.versions[i]) for i, draw in zip(chosen.samples, chosen.version, strict=True)]
+        return [tensor[place] for tensor, place in zip(tensors, places, strict=True)]
+
+
+def training_rows(config: Config, modality: str) -> tuple[list[ImageRow], list[ImageRow]]:
+    """The training rows of one modality, and those that are held out for evaluation.
 
     Raises:
         InputProblems: the table has bad rows (`data.strict`) or none.
@@ -72,7 +86,7 @@ def training_rows(config: Config, modality: str) -> tuple[list[ImageRow], int]:
     kept = [row for row in rows if not is_held_out(row)]
     if not rows:
         raise InputError(data.table, f"has no images of {modality}", key="data.modalities")
-    return kept, len(rows) - len(kept)
+    return kept, [row for row in rows if is_held_out(row)]
 
 
 def prepare_dataset(
@@ -89,16 +103,28 @@ def prepare_dataset(
     has to be.
     """
     weights = weights_fingerprint(config.model_paths.stable_diffusion)
+    augment, campaign_seed = config.finetune.augment, config.campaign.seed
+    is_varied = augment.versions is not None
 
     def encode(_: Image, pixels: Tensor) -> dict[str, Tensor]:
-        mean, std = load_system().encode(pixels)  # one at a time: other images in a batch change bits
-        return {"mean": mean[0], "std": std[0]}
+        made = versions(augment, pixels, campaign_seed) if is_varied else [pixels]
+        encoded = [load_system().encode(each) for each in made]  # one at a time: others in a batch change bits
+        mean, std = (torch.cat(parts) for parts in zip(*encoded, strict=True))
+        return {"mean": mean, "std": std} if is_varied else {"mean": mean[0], "std": std[0]}
 
     def embed(caption: str) -> dict[str, Tensor]:
         return {"hidden": load_system().embed(caption)[0]}
 
     good, encoded = encode_rows(
-        config, config.data.table, rows, hashes, encode, cache, control, config.data.allow_synthetic
+        config,
+        config.data.table,
+        rows,
+        hashes,
+        encode,
+        cache,
+        control,
+        config.data.allow_synthetic,
+        [augment.model_dump(), campaign_seed] if is_varied else (),
     )
     captions = {caption_key(text, weights): text for text in ["", *(row.text for _, row in good)]}
     embedded, _ = cache.fill(captions, str, embed, control, "caption")
@@ -113,7 +139,14 @@ def prepare_dataset(
             "images": len({key for key, _ in good}),
             "captions": len(captions) - 1,
             "skipped": len(rows) - len(good),
-            "vae_encodes": encoded,
+            "vae_encodes": encoded * augment.encoded,
             "text_encoder_calls": embedded,
         },
+        versions=_usable_versions(augment, good) if is_varied else None,
     )
+
+
+def _usable_versions(augment: AugmentSection, rows: Sequence[tuple[str, ImageRow]]) -> list[int]:
+    """How many of the first versions of each (key, row)'s image may be used: the mirrored ones come last."""
+    with_side = {key for key, row in rows if names_a_side(row.text)}
+    return [(augment.versions or 1) if key in with_side else augment.encoded for key, _ in rows]

@@ -22,8 +22,10 @@ from medsyn.training.finetune.dataset import LatentDataset
 from medsyn.training.finetune.loss import denoising_loss, min_snr_weights
 from medsyn.training.finetune.parallel import Team
 from medsyn.training.finetune.precision import autocast
-from medsyn.training.finetune.publish import keep_unet
+from medsyn.training.finetune.publish import keep_best, keep_unet
+from medsyn.training.finetune.speed import figures, training_flops
 from medsyn.training.finetune.state import TrainState
+from medsyn.training.finetune.validation import Validation, best_step, is_due
 from medsyn.training.finetune.watch import LossWatch
 from medsyn.training.run import TrainingRun
 from medsyn.training.schedule import draws, learning_rate, samples_of_step
@@ -41,10 +43,12 @@ def train(
     dataset: LatentDataset,
     training: TrainingRun,
     team: Team,
-) -> float | None:
-    """Train from step `start` on; return the mean loss of the last interval of the metrics.
+    held_out: LatentDataset | None = None,
+) -> dict[str, Any]:
+    """Train from step `start` on; return what the summary says of it.
 
-    Every rank of a team does the same, on its part of each batch; only the first one writes.
+    Every rank of a team does the same, on its part of each batch; only the first one writes, and measures the loss of
+    `held_out`.
     """
     section, unet, device = config.finetune, state.unet, state.unet.device
     prediction_type, num_timesteps = scheduler.config.prediction_type, scheduler.config.num_train_timesteps
@@ -55,6 +59,11 @@ def train(
     loss: float | None = before[-1]["loss"] if before else None
     team.agree(training.control)
     training.control.leave_if_asked()
+    validation = None
+    if held_out is not None:
+        validation = Validation(config, training, held_out, scheduler, weights)
+        validation.begin(state, start)
+    flops = batch * training_flops(unet, dataset.latent_shape, config) if team.rank == 0 else 0
 
     def samples_of(step: int) -> tuple[Tensor, ...]:
         """Latents, text features, noise and timesteps of this rank's part of a step's batch: a function of the step."""
@@ -126,25 +135,37 @@ def train(
         if state.average:
             state.average.update(done)
 
-        if done % log_every == 0 or done == total:
-            require_finite()
-            loss = _read_loss(state.loss_sum, done, log_every)
-            team.require_equal(done)
-            speed = (done - clock_step) * batch / max(time.monotonic() - clock, 1e-9)
-            clock, clock_step = time.monotonic(), done
-            line = {"step": done, "loss": loss, "learning_rate": rate, "samples_per_second": round(speed, 3)}
-            line |= {"micro_batch": micro_batch} if micro_batch < section.train_batch_size else {}
         keep = team.rank == 0 and section.keep_every and done % section.keep_every == 0 and done < total
         kept = [keep_unet(state, done, training, config)] if keep else []
+        validates = is_due(section, done)
+        if done % log_every == 0 or done == total or validates:
+            require_finite()
+            loss = _read_loss(state.loss_sum, done - _last_line(done, log_every, section.validate_every))
+            team.require_equal(done)
+            seconds, steps = max(time.monotonic() - clock, 1e-9), done - clock_step
+            line = {"step": done, "loss": loss, "learning_rate": rate}
+            line |= {"samples_per_second": round(steps * batch / seconds, 3)}
+            line |= figures(steps * flops, seconds, config, device)
+            line |= {"micro_batch": micro_batch} if micro_batch < section.train_batch_size else {}
+            if validation is not None and validates:
+                line |= validation.line(state, done)
+                kept += keep_best(state, done, training, validation) if section.keep_best else []
+            clock, clock_step = time.monotonic(), done
         save = functools.partial(state_to_save, done)
         numbers = {"epoch": -(-done * batch // len(dataset)), "loss": loss, "learning_rate": rate}
         training.step_done(done, total, section.checkpointing_steps, save, line, batch, kept, **numbers)
-    return loss
+    best = best_step(validation.losses(), total) if validation is not None and section.keep_best else None
+    return {"loss": loss} | ({} if best is None else {"best_step": best})
 
 
-def _read_loss(loss_sum: Tensor, step: int, log_every: int) -> float:
-    """The mean loss of the interval that ends with `step`; resets the sum. The last interval may be short."""
-    loss = float(loss_sum) / (step % log_every or log_every)
+def _last_line(done: int, *intervals: int | None) -> int:
+    """The step of the last line of the metrics before the one after `done` steps; 0 for none."""
+    return max((done - 1) // every * every for every in intervals if every)
+
+
+def _read_loss(loss_sum: Tensor, steps: int) -> float:
+    """The mean loss of the last `steps`; resets the sum."""
+    loss = float(loss_sum) / steps
     loss_sum.zero_()
     return loss
 

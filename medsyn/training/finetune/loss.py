@@ -31,7 +31,20 @@ def denoising_loss(
     noise: Tensor,
     timesteps: Tensor,
 ) -> Tensor:
-    """The weighted mean squared error of a batch, a scalar.
+    """The mean of `denoising_errors`, a scalar."""
+    return denoising_errors(unet, scheduler, weights, latents, hidden, noise, timesteps).mean()
+
+
+def denoising_errors(
+    unet: nn.Module,
+    scheduler: Any,
+    weights: Tensor,
+    latents: Tensor,
+    hidden: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+) -> Tensor:
+    """The weighted mean squared error of each sample [N].
 
     Args:
         unet: a diffusers UNet that predicts what the scheduler's `prediction_type` says.
@@ -46,4 +59,4 @@ def denoising_loss(
     is_velocity = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(latents, noise, timesteps) if is_velocity else noise
     predicted = unet(noisy, timesteps, hidden).sample.float()
-    return ((predicted - target).square().mean(dim=(1, 2, 3)) * weights[timesteps]).mean()
+    return (predicted - target).square().mean(dim=(1, 2, 3)) * weights[timesteps]

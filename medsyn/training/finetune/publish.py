@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from medsyn import disk
@@ -13,9 +14,12 @@ from medsyn.models.scorers import PROVENANCE
 from medsyn.models.weights import KEY, locate, weights_fingerprint
 from medsyn.stage import KEPT
 from medsyn.training.background_writer import Job, Tensors
-from medsyn.training.checkpoint import discard
+from medsyn.training.checkpoint import discard, saved_steps
 from medsyn.training.finetune.state import TrainState
+from medsyn.training.finetune.validation import Validation, best_step
 from medsyn.training.run import CONDITIONS, TrainingRun
+
+_BEST = "best-"  # folders of a run, each with the UNet that had the lowest held-out loss until then
 
 
 def keep_unet(state: TrainState, step: int, training: TrainingRun, config: Config) -> Job:
@@ -34,8 +38,46 @@ def keep_unet(state: TrainState, step: int, training: TrainingRun, config: Confi
     return Job(state.result(step), write)
 
 
-def publish(state: TrainState, config: Config, training: TrainingRun, model: Path) -> None:
-    """Write `model` as an ordinary diffusers pipeline: the trained UNet, and the other parts from its base."""
+def keep_best(state: TrainState, step: int, training: TrainingRun, validation: Validation) -> list[Job]:
+    """Writes the UNet as it is now, after `step` steps, until the end of the run, if it is the best so far.
+
+    An earlier best goes only if no checkpoint is left from which a run that goes on there would need it.
+    """
+    losses = validation.losses()
+    if best_step(losses, step) != step:
+        return []
+    path = _best(training, step)
+
+    def write(trained: Tensors) -> None:
+        if path.exists():
+            discard(path)
+        with disk.atomic_directory(path) as temporary:
+            state.save_unet(temporary, trained)
+        needed = {step, *(best_step(losses, saved) for saved in saved_steps(training.checkpoints))}
+        for other in training.directory.glob(f"{_BEST}*"):
+            if other not in {_best(training, best) for best in needed if best is not None}:
+                discard(other)
+
+    return [Job(state.result(step), write)]
+
+
+def discard_best(training: TrainingRun) -> None:
+    """Remove what `keep_best` kept, once the model is published."""
+    for path in training.directory.glob(f"{_BEST}*"):
+        discard(path)
+
+
+def _best(training: TrainingRun, step: int) -> Path:
+    return training.directory / f"{_BEST}{step}"
+
+
+def publish(state: TrainState, config: Config, training: TrainingRun, model: Path, best: int | None = None) -> None:
+    """Write `model` as an ordinary diffusers pipeline: the trained UNet, and the other parts from its base.
+
+    The UNet is that of the last step, or of the step `best`, which `keep_best` kept.
+    """
+    if best is not None:
+        training.wait()  # until it is written
     base = config.model_paths.stable_diffusion
     directory = locate(base)
     if directory is None or weights_fingerprint(base) != training.provenance[KEY]:
@@ -43,7 +85,10 @@ def publish(state: TrainState, config: Config, training: TrainingRun, model: Pat
         raise InputError(base, f"{reason}: put it back, and the task goes on from its last checkpoint", key=KEY)
     with disk.atomic_directory(model) as temporary:
         with disk.writing(model / "unet"):
-            state.save_unet(temporary, state.result(config.finetune.max_train_steps))
+            if best is None:
+                state.save_unet(temporary, state.result(config.finetune.max_train_steps))
+            else:
+                shutil.copytree(_best(training, best), temporary, dirs_exist_ok=True)
         add_parts(directory, temporary)
         _write_schedule(config, temporary)
         write_index(temporary, str(model_folder.scheduler_config(str(temporary)).get("_class_name")))

@@ -12,11 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DDPMScheduler
 
 from medsyn import disk
-from medsyn.config import FREE_OF_FINETUNE, GLOBAL_BATCH, Config, flatten
+from medsyn.config import FREE_OF_FINETUNE, GLOBAL_BATCH, AugmentSection, Config, flatten
 from medsyn.data.images.latent_cache import TensorCache, hash_files
 from medsyn.data.tables.read import ImageRow
 from medsyn.errors import CONFIGURATION, InputError, InputProblems
@@ -24,6 +25,7 @@ from medsyn.launcher import launched
 from medsyn.models import model_folder, noise_schedule
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic, load_unet
 from medsyn.models.weights import weights_fingerprint
+from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control, Task
 from medsyn.training.checkpoint import load_exactly, sha256_of
 from medsyn.training.finetune import ranks
@@ -31,8 +33,9 @@ from medsyn.training.finetune.dataset import LatentDataset, prepare_dataset, tra
 from medsyn.training.finetune.loop import train
 from medsyn.training.finetune.parallel import Ranks, Team, meet
 from medsyn.training.finetune.precision import training_dtype
-from medsyn.training.finetune.publish import publish
+from medsyn.training.finetune.publish import discard_best, publish
 from medsyn.training.finetune.state import first_state
+from medsyn.training.finetune.validation import MOST_IMAGES
 from medsyn.training.run import FollowedRun, TrainingRun
 
 
@@ -71,9 +74,9 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
     cache, model = directory.root / "cache" / task.name, directory.finetuned_unet(task.modality)
     disk.sweep_temporaries(cache)
     rows, held_out = training_rows(config, task.modality)
-    hashes = hash_files((row.path for row in rows), cache / "files.json")
-    provenance = _provenance(config, rows, hashes)
-    section = config.finetune
+    section, validated = config.finetune, _validated_rows(config, held_out)
+    hashes = hash_files((row.path for row in (*rows, *validated)), cache / "files.json")
+    provenance = _provenance(config, rows, validated, hashes)
     training = TrainingRun(
         config,
         task,
@@ -95,7 +98,11 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
         def load_system() -> SyntheticSystem:
             return load_synthetic(base, device, with_unet=False)
 
-        dataset = prepare_dataset(config, rows, hashes, load_system, TensorCache(cache), control)
+        tensors = TensorCache(cache)
+        dataset = prepare_dataset(config, rows, hashes, load_system, tensors, control)
+        measured = (
+            prepare_dataset(_plain(config), validated, hashes, load_system, tensors, control) if validated else None
+        )
         load_system.cache_clear()  # VAE and text encoder are no longer needed: training gets their memory
         found = {"step": start, "sha256": sha256_of(training.checkpoints, start) if start else None}
         told: dict[str, Any] = {"checkpoint": found, "dataset": dataset.keys()}
@@ -104,14 +111,15 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
         team.join(told, state.parameters, control)
         steps = section.max_train_steps
         with training:
-            loss = train(config, state, start, scheduler, dataset, training, team)
-            summary = {"steps": steps, "loss": loss, **dataset.counts, "held_out": held_out}
+            result = train(config, state, start, scheduler, dataset, training, team, measured)
+            summary = {"steps": steps, **result, **dataset.counts, "held_out": len(held_out)}
             disk.write_json(training.directory / "summary.json", summary)
             try:
-                publish(state, config, training, model)
+                publish(state, config, training, model, result.get("best_step"))
             except InputError:  # the base is gone: once it is back, no step has to be made again
                 training.save(steps, functools.partial(state.tensors, steps))
                 raise
+    discard_best(training)
     shutil.rmtree(training.checkpoints, ignore_errors=True)
 
 
@@ -153,6 +161,27 @@ def _follow(control: Control, team: Ranks) -> None:
     train(config, state, start, _scheduler(config), dataset, training, team)
 
 
+def _validated_rows(config: Config, held_out: list[ImageRow]) -> list[ImageRow]:
+    """The held-out rows that the loss is measured on: all, or `MOST_IMAGES` of them by chance, always the same.
+
+    Raises:
+        InputError: it is to be measured, and there are fewer than two.
+    """
+    if config.finetune.validate_every is None:
+        return []
+    if len(held_out) < 2:
+        reason = f"validation needs at least 2 held-out images, and there are {len(held_out)}: raise it, or set "
+        raise InputError("configuration", reason + "finetune.validate_every: null", key="data.held_out_fraction")
+    order = np.random.default_rng(seed(config.campaign.seed, "validation")).permutation(len(held_out))
+    return [held_out[place] for place in sorted(order[:MOST_IMAGES])]
+
+
+def _plain(config: Config) -> Config:
+    """The configuration without versions of images: held-out images are measured as they are."""
+    section = config.finetune.model_copy(update={"augment": AugmentSection()})
+    return config.model_copy(update={"finetune": section})
+
+
 def _scheduler(config: Config) -> DDPMScheduler:
     """The noise schedule that is trained with.
 
@@ -171,14 +200,21 @@ def _scheduler(config: Config) -> DDPMScheduler:
     return DDPMScheduler.from_config(noise_schedule.trained_with(schedule, config.finetune))
 
 
-def _provenance(config: Config, rows: list[ImageRow], hashes: dict[Path, str]) -> dict[str, Any]:
+def _provenance(
+    config: Config, rows: list[ImageRow], validated: list[ImageRow], hashes: dict[Path, str]
+) -> dict[str, Any]:
     """What the weights depend on, under the configuration's key names; a resumed run must agree with all of it."""
     section = {name: value for name, value in config.finetune.model_dump().items() if name not in FREE_OF_FINETUNE}
+
+    def contents(of: list[ImageRow]) -> str:
+        return disk.fingerprint([[row.file, row.text, hashes[row.path]] for row in of])
+
     return {
         "campaign.seed": config.campaign.seed,
         "data.allow_synthetic": config.data.allow_synthetic,
         "data.resolution": config.data.resolution,
-        "data.table": disk.fingerprint([[row.file, row.text, hashes[row.path]] for row in rows]),
+        "data.table": contents(rows),
+        **({"data.held_out": contents(validated)} if validated else {}),
         "model_paths.stable_diffusion": weights_fingerprint(config.model_paths.stable_diffusion),
         GLOBAL_BATCH: config.finetune.global_batch,
         **dict(flatten(section, "finetune.")),

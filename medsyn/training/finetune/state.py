@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +54,22 @@ class TrainState:
         """Raise NoProgress if the weights are no longer finite after `step` steps."""
         if not bool(torch.stack([torch.isfinite(value).all() for value in self.parameters.values()]).all()):
             raise NoProgress(f"the weights are not finite after step {step}: lower finetune.learning_rate")
+
+    @contextmanager
+    def published_weights(self, step: int) -> Iterator[None]:
+        """The weights that would be published after `step` steps, in the UNet for as long as it lasts: the average."""
+        average = self.average.after(step) if self.average else {}
+        own = {name: self.parameters[name].detach().to("cpu", copy=True) for name in average}
+        self._put(average)
+        try:
+            yield
+        finally:
+            self._put(own)
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.parameters[name].copy_(value)
 
     def result(self, step: int) -> dict[str, Tensor]:
         """What is to be used of the trained weights after `step` steps: their average, if there is one."""
