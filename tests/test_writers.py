@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
@@ -57,8 +58,9 @@ def unet(place: Path) -> None:
     )
     parameters = dict(made.named_parameters())
     optimizer = torch.optim.SGD(parameters.values(), lr=0.1)
-    state, facts = TrainState(made, parameters, optimizer, torch.zeros(())), {KEY: weights_fingerprint(EMBEDDED)}
-    publish(state, Config(), facts, place / "model")
+    state = TrainState(made, parameters, optimizer, torch.zeros(()))
+    training = SimpleNamespace(provenance={KEY: weights_fingerprint(EMBEDDED)})
+    publish(state, Config(), training, place / "model")
 
 
 def other_parts(place: Path) -> None:

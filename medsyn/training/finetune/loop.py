@@ -57,6 +57,7 @@ def train(
     log_every = max(1, min(50, total // _METRICS_LINES))
     before = disk.truncate_jsonl(training.metrics, "step", start) if team.rank == 0 else []
     loss: float | None = before[-1]["loss"] if before else None
+    logged = before[-1]["step"] if before else start - start % log_every  # the steps of the newest line
     team.agree(training.control)
     training.control.leave_if_asked()
     validation = None
@@ -140,7 +141,7 @@ def train(
         validates = is_due(section, done)
         if done % log_every == 0 or done == total or validates:
             require_finite()
-            loss = _read_loss(state.loss_sum, done - _last_line(done, log_every, section.validate_every))
+            loss, logged = _read_loss(state.loss_sum, done - logged), done
             team.require_equal(done)
             seconds, steps = max(time.monotonic() - clock, 1e-9), done - clock_step
             line = {"step": done, "loss": loss, "learning_rate": rate}
@@ -158,13 +159,8 @@ def train(
     return {"loss": loss} | ({} if best is None else {"best_step": best})
 
 
-def _last_line(done: int, *intervals: int | None) -> int:
-    """The step of the last line of the metrics before the one after `done` steps; 0 for none."""
-    return max((done - 1) // every * every for every in intervals if every)
-
-
 def _read_loss(loss_sum: Tensor, steps: int) -> float:
-    """The mean loss of the last `steps`; resets the sum."""
+    """The mean loss of an interval of so many steps; resets the sum."""
     loss = float(loss_sum) / steps
     loss_sum.zero_()
     return loss
