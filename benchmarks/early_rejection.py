@@ -48,8 +48,8 @@ from medsyn.config import Config
 from medsyn.generation.block_store import Item, read_blocks
 from medsyn.generation.sample.batch import ImageSampler
 from medsyn.generation.sample.load import Loader
+from medsyn.generation.sample.pictures import quantise_all
 from medsyn.generation.sample.sampler import build_scheduler, initial_noise, sample
-from medsyn.generation.write.png import quantise
 
 RATIOS = {  # of a row, by what they are called
     "UNet": "unet",
@@ -160,8 +160,8 @@ def observe(sampler: ImageSampler, wanted: Sequence[tuple[Item, int]], looks: Se
     noise = initial_noise(seeds, system.latent_shape(recipe.height, recipe.width))
     latents, _ = clock("steps", lambda: sample(system.unet, scheduler, hidden, guidance, noise, seeds))
 
-    def decode(its: Tensor) -> list[np.ndarray]:
-        return [quantise(one, recipe.modality) for one in system.decode(its).permute(0, 2, 3, 1).cpu().numpy()]
+    def decode(its: Tensor) -> Tensor:
+        return quantise_all(system.decode(its), recipe.modality)
 
     pictures = clock("decode", lambda: decode(latents))
     pooled = torch.stack([one for _, one in features])

@@ -6,6 +6,7 @@
 
     queue       a campaign of so many shards is queued (nothing starts), looked at and cancelled
     startup     from the start of a task's process to its first step, and what is imported meanwhile
+    between     what passes between two shards, in the process of the one before and in a new one
     preemption  an urgent job takes the node of a fine-tuning task: seconds until it works again, and whose they are
 
 A Slurm of this machine's own is started for it (`slurm/devcluster`, whose Debian packages must be there); tasks run
@@ -25,7 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launching import cluster, preemption, queueing, startup
+from launching import between_shards, cluster, preemption, queueing, startup
 from rich.console import Console
 from rich.table import Table
 
@@ -111,6 +112,18 @@ def import_table(broken: dict[str, Counter[str]]) -> Table:
     return table
 
 
+def between(folder: Path, shards: list[int], console: Console) -> dict[str, Any]:
+    """Make shards in one process, and in one for each."""
+    its = between_shards.measure(folder)
+    table = Table("from a shard's last batch to the next one's first", "seconds", title="between", title_justify="left")
+    table.add_row("in the same process", f"{its.same_process:.3f}")
+    table.add_row("of it CPU", f"{its.same_process_cpu:.3f}")
+    table.add_row("in a new process", f"{its.new_process:.3f}")
+    table.add_row("(one batch of 8)", f"{its.batch:.3f}")
+    console.print(table)
+    return asdict(its)
+
+
 def preempt(folder: Path, shards: list[int], console: Console) -> dict[str, Any]:
     """Preempt a task once."""
     with cluster.running(accounting=0, nodes=1):
@@ -125,7 +138,7 @@ def preempt(folder: Path, shards: list[int], console: Console) -> dict[str, Any]
 
 
 Part = Callable[[Path, list[int], Console], Any]
-PARTS: dict[str, Part] = {"queue": queue, "startup": start, "preemption": preempt}
+PARTS: dict[str, Part] = {"queue": queue, "startup": start, "between": between, "preemption": preempt}
 
 
 def _names(text: str) -> list[str]:

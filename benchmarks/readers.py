@@ -6,13 +6,18 @@ Makes one file of each kind in a temporary directory and reads it in turns: with
 checked, windowed and made square, and with the usual loaders of arrays, each where it is installed. CPU seconds do not
 depend on what else the machine does; a ratio is a loader's time divided by medsyn's, so above 1 medsyn is faster. A
 ratio is the median of those of the single turns.
+
+Then it runs `medsyn plan` twice on a campaign of `--images` PNG files: what the first run has read the second knows.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
+import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +33,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from medsyn.data.images.pixels import fit_square
 from medsyn.data.images.read import read_image
+from medsyn.user_cache import CACHE_VARIABLE
 
 MEDSYN, FITTED = "medsyn, the picture", "medsyn, and the square"
 Way = Callable[[Path], object]
@@ -38,6 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--side", type=int, default=256, help="of the volume and, times 2 and 12, of the pictures")
+    parser.add_argument("--images", type=int, default=10_000, help="of the campaign that is planned; 0: none")
     parser.add_argument("--resolution", type=int, default=256, help="of the square")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
@@ -48,6 +55,10 @@ def main() -> int:
             for name, seconds in times.items():
                 ratio = f"{ratio_to_medsyn(times, name):6.2f}" if name not in (MEDSYN, FITTED) else ""
                 print(f"  {name:<34} {1000 * statistics.median(seconds):8.1f} ms {ratio}".rstrip())
+        if args.images:
+            print(f"`medsyn plan`, {args.images:,} PNG files of {args.side} x {args.side} pixels:")
+            for name, (wall, cpu) in plan_twice(Path(directory), args.images, args.side).items():
+                print(f"  {name:<34} {wall:8.2f} s, {cpu:.2f} CPU s")
     return 0
 
 
@@ -88,6 +99,39 @@ def write_dicom(path: Path, values: np.ndarray) -> Path:
     dataset.PixelData = values.astype("<i2").tobytes()
     dataset.save_as(path, enforce_file_format=True)
     return path
+
+
+def plan_twice(folder: Path, count: int, side: int) -> dict[str, tuple[float, float]]:
+    """Seconds and CPU seconds of planning a campaign of `count` pictures for the first and for the second time."""
+    picture = (anatomy(side, side, 1)[..., 0] / 4).clip(0, 255).astype(np.uint8)
+    (folder / "images").mkdir()
+    for number in range(count):
+        Image.fromarray(np.roll(picture, divmod(number, side), axis=(0, 1))).save(folder / "images" / f"{number}.png")
+    rows = [f"images/{number}.png,CT: picture {number},CT,{number}" for number in range(count)]
+    (folder / "metadata.csv").write_text("\n".join(["path,Text,modality,patient_id", *rows]) + "\n")
+    ratings = [f"images/{number}.png,{1 + number % 3},CT,3,CT: picture" for number in range(30)]
+    (folder / "ratings.csv").write_text("\n".join(["image_path,rating,modality,expert_level,prompt", *ratings]) + "\n")
+    config = folder / "plan.yaml"
+    config.write_text(f"data: {{table: {folder / 'metadata.csv'}}}\nmodel_paths: {{stable_diffusion: embedded}}\n")
+    time.sleep(3)  # a file of this moment is not taken for known: it may yet be written
+    environment = {**os.environ, CACHE_VARIABLE: str(folder / "cache")}
+    command = [
+        sys.executable,
+        "-m",
+        "medsyn",
+        "plan",
+        str(config),
+        "--cluster",
+        "local",
+        f"campaign.dir={folder / 'campaign'}",
+    ]
+    times = {}
+    for name in ("the first time", "the second time"):
+        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+        wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+        times[name] = wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return times
 
 
 def ways(path: Path, resolution: int) -> dict[str, Way]:

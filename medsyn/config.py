@@ -414,6 +414,7 @@ class ClusterSection(Section):
     max_parallel: int = Field(2, ge=1)
     max_requeues: int = Field(20, ge=0)
     claim: bool = False
+    continue_in_allocation: bool = True
     max_shards: int | None = Field(None, ge=1)
     tflops: float | None = Field(None, gt=0)
     gpu_memory_gib: float | None = Field(None, gt=0)

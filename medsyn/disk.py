@@ -2,11 +2,16 @@
 
 Everything medsyn leaves on a shared file system is written by these few functions: a temporary sibling, fsync,
 one rename, fsync of the directory. A reader never sees half a file, and kill -9 leaves at most a `*.tmp-*` sibling.
+
+What is on disk when a name appears survives a power cut. Only hints and what is checked when it is read are written
+without that (`write_unsynced`).
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -14,7 +19,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,13 +33,19 @@ _ABANDONED_SECONDS = 3600.0  # another host's temporary of this age is abandoned
 
 def make_directory(path: Path) -> Path:
     """Create `path` and its parents, readable by user and (where the umask lets it) group only; return it."""
-    for folder in [*reversed(path.parents), path]:
-        if not folder.is_dir():
-            try:
-                folder.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
-            except FileExistsError:
-                reason = "a symbolic link that leads nowhere" if folder.is_symlink() else "not a directory"
-                raise NotADirectoryError(errno.ENOTDIR, f"it is {reason}", str(folder)) from None
+    try:
+        path.mkdir(mode=DIRECTORY_MODE)
+    except FileExistsError:
+        if not path.is_dir():
+            reason = "a symbolic link that leads nowhere" if path.is_symlink() else "not a directory"
+            raise NotADirectoryError(errno.ENOTDIR, f"it is {reason}", str(path)) from None
+    except OSError as error:
+        if path.is_dir():  # some file systems say first that they are read-only
+            return path
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP) or path == path.parent:
+            raise
+        make_directory(path.parent)
+        path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
     return path
 
 
@@ -113,20 +124,52 @@ def _fsync_file(path: Path) -> None:
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write `content` to `path` so that `path` has either the old or the new content in full, whatever happens."""
-    make_directory(path.parent)
+    _replace(path, content, os.fsync)
+    fsync_directory(path.parent)
+
+
+def write_unsynced(path: Path, content: bytes | memoryview | str) -> None:
+    """`write_atomic` for what a power cut may take or tear: readers and a kill never see part of it."""
+    _replace(path, content, lambda descriptor: None)
+
+
+def write_together(folder: Path, files: Mapping[str, bytes | str]) -> None:
+    """`write_atomic` of several files of one directory, one after the other."""
+    for name, content in files.items():
+        _replace(folder / name, content, os.fsync)
+    fsync_directory(folder)
+
+
+def _replace(path: Path, content: bytes | memoryview | str, sync: Callable[[int], None]) -> None:
     temporary = temporary_sibling(path)
-    data = content.encode() if isinstance(content, str) else content
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
+    descriptor = _open_to_write(temporary, os.O_WRONLY | os.O_TRUNC)
     try:
-        with writing(path), os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        with writing(path):
+            try:
+                _write_all(descriptor, content.encode() if isinstance(content, str) else content)
+                sync(descriptor)
+            finally:
+                os.close(descriptor)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    fsync_directory(path.parent)
+
+
+def _open_to_write(path: Path, flags: int) -> int:
+    """Open or create a file; its directory is made if it is not there."""
+    try:
+        return os.open(path, flags | os.O_CREAT, FILE_MODE)
+    except FileNotFoundError:
+        make_directory(path.parent)
+        return os.open(path, flags | os.O_CREAT, FILE_MODE)
+
+
+def _write_all(descriptor: int, content: bytes | memoryview) -> None:
+    """Write all of it: a nearly full disk may take only a part, and the next write then raises."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def publish(temporary: Path, path: Path) -> None:
@@ -138,9 +181,14 @@ def publish(temporary: Path, path: Path) -> None:
         fsync_directory(path.parent)
 
 
+def to_json(value: Any) -> str:
+    """`value` as indented JSON."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
     """`write_atomic` of `value` as indented JSON."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(path, to_json(value))
 
 
 class NotAFile(OSError):
@@ -175,9 +223,10 @@ def read_own_file(path: Path) -> bytes:
         return stream.read()
 
 
-def is_own_file(path: Path) -> bool:
-    """Whether `path` is a regular file and not a link; raises OSError if it does not exist."""
-    return stat.S_ISREG(path.lstat().st_mode)
+def own_size(path: Path) -> int | None:
+    """Bytes of a regular file, None if `path` is a link or something else; raises OSError if it does not exist."""
+    status = path.lstat()
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def from_json(content: bytes | str) -> Any:
@@ -196,25 +245,24 @@ def read_json(path: Path) -> Any:
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
     """Append one record as one line, in one write; a torn line that a kill left is ended first."""
-    make_directory(path.parent)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, FILE_MODE)
+    descriptor = _open_to_write(path, os.O_RDWR | os.O_APPEND)
     try:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         line = json.dumps(record, ensure_ascii=False) + "\n"
-        rest = memoryview(("\n" + line if torn else line).encode())
         with writing(path):
-            while rest:  # a nearly full disk may take only a part; the next write then raises
-                rest = rest[os.write(descriptor, rest) :]
+            _write_all(descriptor, ("\n" + line if torn else line).encode())
     finally:
         os.close(descriptor)
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a JSONL file; a torn last line (a kill in the middle of a write) is skipped."""
-    if not path.exists():
+    try:
+        stream = open_file(path)
+    except FileNotFoundError:
         return
-    with open_file(path) as stream:
+    with stream:
         for line in stream:
             try:
                 record = from_json(line)
@@ -266,6 +314,94 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     fsync_directory(path.parent)
+
+
+# File systems of this machine whose metadata reaches the disk in the order in which it was changed, and whose syncfs(2)
+# returns when everything is there: ext2 to ext4, XFS, Btrfs, and tmpfs, which has no disk. Clients of network file
+# systems and of FUSE need not hand syncfs(2) on to their servers, so there files are synchronised one by one.
+_SYNCED_AS_A_WHOLE = {0xEF53, 0x58465342, 0x9123683E, 0x01021994}
+_TELLS_OF_ERRORS = (5, 8)  # the Linux whose syncfs(2) is the first to report what could not be written
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _is_synced_as_a_whole(descriptor: int) -> bool:
+    """Whether `_sync_file_system` puts everything on disk, reports errors, and keeps the order of what follows."""
+    version = tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
+    kind = ctypes.create_string_buffer(512)  # struct statfs begins with f_type, a long
+    if version < _TELLS_OF_ERRORS or _libc().fstatfs(descriptor, kind) != 0:
+        return False
+    return ctypes.c_long.from_buffer(kind).value in _SYNCED_AS_A_WHOLE
+
+
+def _sync_file_system(descriptor: int) -> None:
+    """Put on disk what has been written to the file system of an open file; errors since it was opened are raised."""
+    if _libc().syncfs(descriptor) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def write_directory(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write a directory of these files, which appears whole or not at all; `path` is left as it is if it exists.
+
+    Their content is on disk before the name appears, by one call where the file system allows it. There the name is
+    on disk only after the next `fsync_directory` of the parent, though not later than anything that is changed after
+    it; elsewhere it is on return.
+    """
+    temporary = temporary_sibling(path)
+    try:
+        temporary.mkdir(mode=DIRECTORY_MODE)
+    except OSError:  # left by a process with the same id, or there is no parent
+        remove(make_directory(path.parent) / temporary.name)
+        temporary.mkdir(mode=DIRECTORY_MODE)
+    try:
+        with writing(path):
+            is_ordered = _fill(temporary, files)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+            remove(temporary)
+    except BaseException:
+        remove(temporary)
+        raise
+    if not is_ordered:
+        fsync_directory(path.parent)
+
+
+def _write_new(path: Path, content: bytes, sync: bool) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
+    try:
+        _write_all(descriptor, content)
+        if sync:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fill(folder: Path, files: Mapping[str, bytes]) -> bool:
+    """Write files into a directory and put them on disk; return whether what follows keeps its order."""
+    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # before anything is written: errors since then are told
+    try:
+        as_a_whole = _is_synced_as_a_whole(place)
+        for name, content in files.items():
+            _write_new(folder / name, content, sync=not as_a_whole)
+        if as_a_whole:
+            try:
+                _sync_file_system(place)
+            except OSError:  # another program's file may be meant: ask about ours
+                for name in files:
+                    _fsync_file(folder / name)
+                as_a_whole = False
+        if not as_a_whole:
+            os.fsync(place)
+    finally:
+        os.close(place)
+    return as_a_whole
 
 
 def remove(path: Path) -> None:

@@ -97,7 +97,13 @@ class ImageRecord(TypedDict):
     scheduler: Annotated[str, About("the sampler, by its name in the configuration")]
     batch_size: Annotated[int, About("candidates denoised together")]
     dtype: Annotated[str, About("the UNet's precision as chosen", "environment")]
-    attention: Annotated[str, About("PyTorch's attention and, on a GPU, the kernels it may use", "environment")]
+    attention: Annotated[
+        str,
+        About(
+            "PyTorch's attention and, on a GPU, the kernels it may use; and how convolutions and the VAE compute",
+            "environment",
+        ),
+    ]
     container: Annotated[str | None, About("the container, as given by MEDSYN_IMAGE", "environment")]
     software: Annotated[str, About("versions of medsyn and of all that affects an image's bytes", "environment")]
     device: NotRequired[Annotated[str | None, About("the GPU's model, or `cpu`", when=("table",))]]

@@ -186,6 +186,7 @@ class Control:
         self._grace_seconds = grace_seconds  # from a request to leave to the kill; None: nobody kills
         self.stop_requested = False
         self.together = False  # one of several processes, which agree on when to stop
+        self.kept: dict[str, Any] = {}  # what a stage leaves to the next task of this process, as loaded models
         self.asked: float | None = None  # when the stop was requested, in seconds since the epoch
         self.step: int | None = None  # the last step reported
 
@@ -238,5 +239,6 @@ class Control:
             return
         self._last_heartbeat = now
         where = {"time": time.time(), "host": os.uname().nodename}
+        facts = {"step": step, "total": total, "unit": unit, **where, **numbers}
         with suppress(OSError):  # a heartbeat is a hint; writing what must be on disk raises errors of its own
-            disk.write_json(self._heartbeat, {"step": step, "total": total, "unit": unit, **where, **numbers})
+            disk.write_unsynced(self._heartbeat, disk.to_json(facts))

@@ -6,11 +6,14 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from medsyn import disk
+from medsyn.stage import Control
 
 
 def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,3 +225,95 @@ def test_other_errors_pass_the_door_as_they_are(tmp_path: Path) -> None:
         raise ValueError("the weights are not finite")
     assert not disk.is_full(ValueError("the weights are not finite"))
     assert not disk.is_full(OSError(2, os.strerror(2)))
+
+
+@pytest.fixture
+def happened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is put on disk and what is named, in order: `fsync NAME`, `syncfs NAME`, `name NAME`."""
+    events: list[str] = []
+    fsync, sync_file_system, rename, replace = os.fsync, disk._sync_file_system, Path.rename, Path.replace
+
+    def name(descriptor: int) -> str:
+        return Path(f"/proc/self/fd/{descriptor}").readlink().name.partition(".tmp-")[0].removeprefix(".")
+
+    def note(what: str, real: Callable[[int], None]) -> Callable[[int], None]:
+        return lambda descriptor: (events.append(f"{what} {name(descriptor)}"), real(descriptor))[1]
+
+    def noted(real: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
+        return lambda path, target: (events.append(f"name {target.name}"), real(path, target))[1]
+
+    monkeypatch.setattr(os, "fsync", note("fsync", fsync))
+    monkeypatch.setattr(disk, "_sync_file_system", note("syncfs", sync_file_system))
+    monkeypatch.setattr(Path, "rename", noted(rename))
+    monkeypatch.setattr(Path, "replace", noted(replace))
+    return events
+
+
+FILES = {"image.png": b"image", "manifest.jsonl": b"{}\n"}
+
+
+@pytest.mark.parametrize("as_a_whole", [False, True])
+def test_what_a_directory_names_is_on_disk_before_its_own_name(
+    tmp_path: Path, happened: list[str], monkeypatch: pytest.MonkeyPatch, as_a_whole: bool
+) -> None:
+    monkeypatch.setattr(disk, "_is_synced_as_a_whole", lambda place: as_a_whole)
+    disk.write_directory(tmp_path / "part" / "block", FILES)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "part" / "block").iterdir()} == FILES
+    assert happened == (
+        ["syncfs block", "name block"]
+        if as_a_whole
+        else ["fsync image.png", "fsync manifest.jsonl", "fsync block", "name block", "fsync part"]
+    )
+
+
+def test_where_the_file_system_tells_of_an_error_every_file_is_asked(
+    tmp_path: Path, happened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be another program's."""
+
+    def fails(place: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(disk, "_is_synced_as_a_whole", lambda place: True)
+    monkeypatch.setattr(disk, "_sync_file_system", fails)
+    disk.write_directory(tmp_path / "block", FILES)
+    expected = ["fsync image.png", "fsync manifest.jsonl", "fsync block", "name block"]
+    assert happened == [*expected, f"fsync {tmp_path.name}"]
+
+
+def test_a_directory_that_is_there_is_kept_and_one_left_by_the_dead_is_replaced(tmp_path: Path) -> None:
+    left = disk.temporary_sibling(tmp_path / "block")
+    left.mkdir()
+    (left / "half").write_text("x")
+    disk.write_directory(tmp_path / "block", FILES)
+    disk.write_directory(tmp_path / "block", {"image.png": b"another"})
+    assert {path.name: path.read_bytes() for path in (tmp_path / "block").iterdir()} == FILES
+    assert [path.name for path in tmp_path.iterdir()] == ["block"]
+
+
+@pytest.mark.parametrize(("release", "whole"), [("4.18.0-553.el8_10.x86_64", False), ("6.1.0", True), ("5.8", True)])
+def test_a_kernel_that_hides_errors_is_not_asked_to_synchronise_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: str, whole: bool
+) -> None:
+    descriptor = os.open("/dev/shm", os.O_RDONLY)  # a tmpfs
+    host = SimpleNamespace(release=release, nodename="node7")
+    monkeypatch.setattr(os, "uname", lambda: host)
+    assert disk._is_synced_as_a_whole(descriptor) == whole
+    os.close(descriptor)
+    other = os.open("/proc", os.O_RDONLY)
+    assert not disk._is_synced_as_a_whole(other)
+    os.close(other)
+
+
+def test_hints_are_whole_for_readers_and_wait_for_no_disk(tmp_path: Path, happened: list[str]) -> None:
+    disk.write_unsynced(tmp_path / "beat" / "a.json", "1")
+    Control(tmp_path / "beat" / "b.json").heartbeat(1, 1)
+    assert happened == ["name a.json", "name b.json"]
+    assert disk.read_json(tmp_path / "beat" / "b.json")["step"] == 1
+    disk.write_atomic(tmp_path / "beat" / "c.json", "1")
+    assert happened[2:] == ["fsync c.json", "name c.json", "fsync beat"]
+
+
+def test_files_written_together_share_the_synchronising_of_their_names(tmp_path: Path, happened: list[str]) -> None:
+    disk.write_together(tmp_path / "shard", {"a": b"1", "b": b"2"})
+    assert happened == ["fsync a", "name a", "fsync b", "name b", "fsync shard"]

@@ -112,7 +112,7 @@ def test_what_a_login_node_imports_does_not_import_torch(module: str) -> None:
 LAYERS: dict[str, list[set[str]]] = {
     "": [
         {"errors", "disk", "lease", "seeds", "schedulers", "config", "stage", "records", "specification", "text"}
-        | {"progress", "modality_names", "prctl", "forks", "ahead", "host_memory"},
+        | {"progress", "modality_names", "prctl", "forks", "launcher", "ahead", "host_memory", "user_cache"},
         {"data"},
         {"models"},
         {"training", "generation", "evaluation", "rating"},
@@ -139,15 +139,18 @@ LAYERS: dict[str, list[set[str]]] = {
     "rating": [
         {"formats"},
         {"order", "checklists", "sources", "agreement", "quality"},
-        {"pixels", "page", "sessions", "choose"},
+        {"pixels", "page", "sessions", "choose", "label_studio"},
         {"compose", "collect", "tables", "report"},
         {"export", "take"},
+        {"next_set"},
     ],
     "data": [
         {"modalities"},
         {"images", "tables", "phantoms"},
         {"prompts"},
         {"contents"},
+        {"known_images"},
+        {"read_images"},
         {"check"},
     ],
 }

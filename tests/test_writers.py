@@ -59,7 +59,7 @@ def unet(place: Path) -> None:
     parameters = dict(made.named_parameters())
     optimizer = torch.optim.SGD(parameters.values(), lr=0.1)
     state = TrainState(made, parameters, optimizer, torch.zeros(()))
-    training = SimpleNamespace(provenance={KEY: weights_fingerprint(EMBEDDED)})
+    training = SimpleNamespace(provenance={KEY: weights_fingerprint(EMBEDDED)}, conditions=[])
     publish(state, Config(), training, place / "model")
 
 
@@ -72,11 +72,15 @@ def merged_tables(place: Path) -> None:
     parquet.merge([place.parent / "source.parquet"], place / "merged.parquet")
 
 
+def block(place: Path) -> None:
+    disk.write_directory(place / "part" / "block", {"manifest.jsonl": b"{}", "image.png": b"x" * 2 * LIMIT})
+
+
 def plain(place: Path) -> None:
     disk.write_atomic(place / "report.html", b"x" * 2 * LIMIT)
 
 
-@pytest.mark.parametrize("write", [checkpoint, scorer, unet, other_parts, merged_tables, plain])
+@pytest.mark.parametrize("write", [checkpoint, scorer, unet, other_parts, merged_tables, block, plain])
 def test_every_writer_tells_what_was_refused_and_leaves_nothing(
     write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +91,7 @@ def test_every_writer_tells_what_was_refused_and_leaves_nothing(
         write(place)
     assert caught.value.errno == errno.EFBIG
     assert str(caught.value.filename).startswith(str(place))
-    assert list(place.iterdir()) == []
+    assert [path for path in place.rglob("*") if path.name != "part"] == []
 
 
 @contextmanager
@@ -100,7 +104,7 @@ def umask(value: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("mask", [0o077, 0o022, 0o002])
-@pytest.mark.parametrize("write", [checkpoint, scorer, unet, other_parts, merged_tables, plain])
+@pytest.mark.parametrize("write", [checkpoint, scorer, unet, other_parts, merged_tables, block, plain])
 def test_every_writer_respects_the_umask_and_gives_others_nothing(
     write: Callable[[Path], None], mask: int, tmp_path: Path
 ) -> None:

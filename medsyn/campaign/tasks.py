@@ -169,6 +169,15 @@ class Plan:
         """Every task by what it is called."""
         return {planned.key: planned for planned in self}
 
+    @cached_property
+    def by_urgency(self) -> list[PlannedTask]:
+        """The tasks, first those with the longest chain of others behind them, for where there is room for few."""
+        behind = dict.fromkeys(self.by_key, 0)
+        for planned in reversed(self.tasks):
+            for key in (*planned.needs, *planned.after):
+                behind[key] = max(behind[key], behind[planned.key] + 1)
+        return sorted(self.tasks, key=lambda planned: -behind[planned.key])
+
     def __iter__(self) -> Iterator[PlannedTask]:
         return iter(self.tasks)
 

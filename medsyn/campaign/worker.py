@@ -33,6 +33,7 @@ from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.tasks import Key, PlannedTask, results_of
 from medsyn.config import Config
 from medsyn.errors import InputError, InputProblems
+from medsyn.launcher import launched
 from medsyn.progress import Progress
 from medsyn.stage import GRACE_VARIABLE, BadNode, CampaignDirectory, Control, NoProgress, Reader, Saved, Task
 
@@ -46,6 +47,9 @@ STAGE_FUNCTIONS = {
     "generate": "medsyn.generation.stage:run",
     "evaluate": "medsyn.evaluation.evaluate:run",
 }
+# Of those stages that several processes of a launcher share: what the others than the first one run.
+FOLLOW_FUNCTIONS = {"finetune": "medsyn.training.finetune.stage:follow"}
+DISMISS_FUNCTIONS = {"finetune": "medsyn.training.finetune.stage:dismiss"}  # and the first, if they need not
 LOCK_POLL_SECONDS = 0.2
 TRACEBACK_LINES = 20
 # What the CUDA runtime says (cudaGetErrorString) when it is the card, and not the program, that fails.
@@ -68,37 +72,101 @@ def run_task(
         InputError: there is no such campaign or task.
     """
     campaign = campaign_file.open_campaign(root)
-    planned = campaign.plan.find(stage, which)
-    if markers.why_not_done(campaign, planned) is None:
-        return _already_done(planned)
-    progress = Progress()
-    grace = os.environ.get(GRACE_VARIABLE, "")
-    control = Control(
-        campaign.directory.heartbeat(*planned.key),
-        progress=progress,
-        grace_seconds=float(grace) if grace.isdigit() else None,
-    )
+    code = Session(campaign, functions, parent).run(campaign.plan.find(stage, which))
+    assert code is not None, "it waits for whoever is at work on the task"
+    return code
+
+
+def _wait(busy: locks.Busy) -> bool:
+    return False
+
+
+class Session:
+    """A process that runs tasks of one campaign, one after another; what a stage keeps stays loaded meanwhile."""
+
+    def __init__(self, campaign: Campaign, functions: Mapping[str, str], parent: int | None = None) -> None:
+        """`functions` and `parent` as for `run_task`."""
+        self.campaign = campaign
+        self.worked = False  # whether any task was begun
+        self._functions = functions
+        self._parent = parent
+        self._control = Control()
+        self._checked: set[tuple[str, str | None]] = set()
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether this process was asked to leave."""
+        return self._control.stop_requested
+
+    def run(self, planned: PlannedTask, leave: Callable[[locks.Busy], bool] = _wait) -> int | None:
+        """Run one task to its exit code; None if it is left to another process, which is at work on it.
+
+        Args:
+            planned: the task.
+            leave: asked where another process is at work on it: whether to leave it to that one, and not to wait.
+        """
+        campaign = self.campaign
+        if markers.why_not_done(campaign, planned) is None:
+            return _already_done(planned)
+        progress, before = Progress(), self._control
+        grace = os.environ.get(GRACE_VARIABLE, "")
+        control = Control(
+            campaign.directory.heartbeat(*planned.key),
+            progress=progress,
+            grace_seconds=float(grace) if grace.isdigit() else None,
+        )
+        control.kept, self._control = before.kept, control
+        install(control)
+        if before.stop_requested:
+            control.request_stop()
+        if self._parent is not None:
+            leave_with_parent(self._parent, control)
+        try:
+            with _lock(campaign.directory.attempts(*planned.key), planned, control, leave):
+                if markers.why_not_done(campaign, planned) is None:  # whoever held the lock did it
+                    return _already_done(planned)
+                self.worked = True
+                its = planned.task.stage, planned.task.modality
+                code = _attempt(campaign, planned, control, self._functions[planned.task.stage], its in self._checked)
+                self._checked.add(its)
+                return code
+        except Saved:
+            return errors.EXIT_SAVED
+        except locks.Busy as busy:
+            _say(f"{' '.join(planned.key)}: {busy}; leaving it to that one", sys.stdout)
+            return None
+        finally:
+            progress.close()
+
+
+def follow(stage: str) -> int:
+    """Be another than the first process of a launcher: without the task's lock, records and heartbeat.
+
+    Only fine-tuning is shared; for the other stages the first process suffices.
+    """
+    if stage not in FOLLOW_FUNCTIONS:
+        return errors.EXIT_DONE
+    control = Control()
     install(control)
-    if parent is not None:
-        leave_with_parent(parent, control)
     try:
-        with _lock(campaign.directory.attempts(*planned.key), planned, control):
-            if markers.why_not_done(campaign, planned) is None:  # whoever held the lock did it
-                return _already_done(planned)
-            return _attempt(campaign, planned, control, functions[stage])
+        load(FOLLOW_FUNCTIONS[stage], 1)(control)  # type: ignore[call-arg, arg-type]
     except Saved:
         return errors.EXIT_SAVED
-    finally:
-        progress.close()
+    except (InputError, InputProblems, NoProgress, BadNode) as error:
+        _say(str(error), sys.stderr)
+        return _exit_code(error, Path())[0]
+    return errors.EXIT_DONE
 
 
 def _already_done(planned: PlannedTask) -> int:
     print(f"{' '.join(planned.key)} is already done")
+    if launched() is not None and planned.key[0] in DISMISS_FUNCTIONS:
+        load(DISMISS_FUNCTIONS[planned.key[0]], 1)()  # type: ignore[call-arg]
     return errors.EXIT_DONE
 
 
-def _lock(path: Path, planned: PlannedTask, control: Control) -> ExitStack:
-    """The task's lock, taken; waits while another process of this machine works on the task."""
+def _lock(path: Path, planned: PlannedTask, control: Control, leave: Callable[[locks.Busy], bool] = _wait) -> ExitStack:
+    """The task's lock, taken; waits while another process works on the task, or raises Busy to leave it to that one."""
     stack = ExitStack()
     reported = False
     while True:
@@ -107,20 +175,26 @@ def _lock(path: Path, planned: PlannedTask, control: Control) -> ExitStack:
             stack.enter_context(locks.exclusive(path))
             return stack
         except locks.Busy as busy:
+            if leave(busy):
+                raise
             if not reported:
                 reported = True
                 print(f"{' '.join(planned.key)}: {busy}; waiting for it", flush=True)
             time.sleep(LOCK_POLL_SECONDS)
 
 
-def _attempt(campaign: Campaign, planned: PlannedTask, control: Control, function: str) -> int:
+def _attempt(
+    campaign: Campaign, planned: PlannedTask, control: Control, function: str, is_checked: bool = False
+) -> int:
+    """Try the task; `is_checked`: this process has checked its inputs, and holds what it has loaded of them."""
     directory, key = campaign.directory, planned.key
     before = attempts.read_failure(directory, key)
     started = time.time()
     number = 0
     try:
         number = attempts.start_attempt(directory, key)
-        _check_inputs(campaign, planned, control, campaign_file.LATENCY_SECONDS if attempts.slurm_job() else 0.0)
+        if not is_checked:
+            _check_inputs(campaign, planned, control, campaign_file.LATENCY_SECONDS if attempts.slurm_job() else 0.0)
         run = load(function, campaign.config.device.cpu_threads)
         control.leave_if_asked()
         reader = Reader(planned.task, results_of(planned.task.stage, campaign.config))
@@ -159,12 +233,14 @@ def load(function: str, threads: int) -> StageFunction:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("medsyn").setLevel(logging.INFO)
     module, _, name = function.partition(":")
-    gc.disable()  # importing leaves hardly any garbage, and looking for it takes a tenth of the time
-    try:
-        run: StageFunction = getattr(importlib.import_module(module), name)
-    finally:
-        gc.enable()
-    gc.freeze()  # what was imported stays; no later collection looks at it again
+    if module not in sys.modules:
+        gc.disable()  # importing leaves hardly any garbage, and looking for it takes a tenth of the time
+        try:
+            importlib.import_module(module)
+        finally:
+            gc.enable()
+        gc.freeze()  # what was imported stays; no later collection looks at it again
+    run: StageFunction = getattr(sys.modules[module], name)
     return run
 
 

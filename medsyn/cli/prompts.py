@@ -47,7 +47,7 @@ def main(program: str, arguments: Sequence[str]) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    modalities, problems = _modalities(args.modalities)
+    modalities, problems = named_modalities(args.modalities)
     if problems:
         raise InputProblems(problems)
     source, faults = PromptSource.file(args.list, modalities=modalities), new_faults(args.list)
@@ -64,7 +64,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _balance(args: argparse.Namespace) -> int:
     columns = list(dict.fromkeys(column.strip() for column in args.by.split(",") if column.strip()))
-    modalities, problems = _modalities(args.modalities)
+    modalities, problems = named_modalities(args.modalities)
     problems += _wrong_arguments(args, columns)
     if problems:
         raise InputProblems(problems)
@@ -82,7 +82,7 @@ def _balance(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _modalities(text: str) -> tuple[list[str], list[Problem]]:
+def named_modalities(text: str) -> tuple[list[str], list[Problem]]:
     """The canonical names in a text such as `Brain MRI,CT`, and what is wrong with it."""
     names, problems = [], []
     for name in text.split(","):

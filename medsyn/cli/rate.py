@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -16,7 +16,7 @@ from medsyn.text import counted
 
 if TYPE_CHECKING:
     from medsyn.config import Config
-    from medsyn.rating.export import Exported
+    from medsyn.rating.export import Choice, Exported, Wishes
     from medsyn.rating.sources import Source
 
 _MOST_SHARE = 0.4  # of decoys, and of repeats
@@ -25,14 +25,18 @@ _CONFIGURATIONS = (".yaml", ".yml")
 
 
 def main(program: str, arguments: Sequence[str]) -> int:
-    """Ratings by experts: write the page that they open, take their answers, say how far to trust them."""
+    """Ratings by experts: a page that they open, their answers as tables, how far to trust them, what to ask next."""
     parser = argparse.ArgumentParser(prog=program, description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_export(commands.add_parser("export", help="write one HTML file with images to rate, and its key"))
+    add_next = commands.add_parser("next", help="write the page with the images whose answers would say most")
+    text = "what an import has written so far: the ratings' table, its sessions.parquet, or their folder"
+    add_next.add_argument("--answers", type=Path, required=True, metavar="RATINGS", help=text)
+    _add_export(add_next)
     rate_answers.add_import(commands.add_parser("import", help="write the tables of ratings and pairs from answers"))
     rate_answers.add_report(commands.add_parser("report", help="say how far raters agree, and with themselves"))
     args = parser.parse_args(arguments)
-    run = {"export": _export, "import": rate_answers.take, "report": rate_answers.report}
+    run = {"export": _export, "next": _export, "import": rate_answers.take, "report": rate_answers.report}
     return run[args.command](args)
 
 
@@ -66,10 +70,23 @@ def _export(args: argparse.Namespace) -> int:
     wishes = Wishes(args.images, args.decoys, args.repeats, args.pairs, args.seed, args.title, not args.no_captions)
     sources, real, examples = _sources(args, config), _real(args, config), _examples(args, config)
     with app.progress_bars() as progress:
-        exported = export(sources, real, examples, args.out, wishes, partial(progress, "reading images"))
+        report = partial(progress, "reading images")
+        exported = export(sources, real, examples, args.out, wishes, report, _choose(args))
     app.show_problems([*exported.warnings, *_advice(args, exported)])
     _show(exported)
     return EXIT_DONE
+
+
+def _choose(args: argparse.Namespace) -> Callable[[Iterable[Source], Wishes], Choice]:
+    """How the images are chosen: at random, or by what they would say beside the answers so far."""
+    if args.command == "export":
+        from medsyn.rating.export import at_random
+
+        return at_random
+    from medsyn.rating.next_set import by_information
+    from medsyn.rating.sessions import read_sessions
+
+    return partial(by_information, sessions=read_sessions(args.answers))
 
 
 def _wrong_arguments(args: argparse.Namespace) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medsyn.cli import app
-from medsyn.errors import EXIT_DONE, InputProblems, Problem
+from medsyn.errors import EXIT_DONE, InputError, InputProblems, Problem
 from medsyn.text import counted
 
 if TYPE_CHECKING:
@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 
 def add_import(parser: argparse.ArgumentParser) -> None:
     """The arguments of `rate import`."""
-    parser.add_argument("answers", nargs="+", type=Path, metavar="ANSWERS", help="files that the page has saved")
-    text = "key of their set, written by `rate export`; may be repeated"
-    parser.add_argument("--key", action="append", type=Path, required=True, metavar="FILE", help=text)
+    text = "files that the page has saved, or exports of Label Studio (CSV, JSON)"
+    parser.add_argument("answers", nargs="+", type=Path, metavar="ANSWERS", help=text)
+    text = "key of the page's set, written by `rate export`; may be repeated"
+    parser.add_argument("--key", action="append", type=Path, default=[], metavar="FILE", help=text)
+    text = "of exports of Label Studio: the folder that the images were uploaded from"
+    parser.add_argument("--images", type=Path, metavar="DIR", help=text)
+    text = "of exports of Label Studio: level of an annotator, as in annotator-1=3 (1 for all others); may be repeated"
+    parser.add_argument("--expert-level", action="append", default=[], metavar="RATER=LEVEL", help=text)
     text = "the ratings' table to write; pairs.csv and sessions.parquet are written beside it"
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=text)
     text = "data directory that image paths are relative to (that of --out)"
@@ -39,13 +44,33 @@ def take(args: argparse.Namespace) -> int:
         raise InputProblems([Problem("--out", f"must be the name of a .csv file, got {str(args.out)!r}")])
     app.require_no_campaign(args.out.absolute().parent, "--out")
 
+    from medsyn.rating.label_studio import is_export
     from medsyn.rating.take import take as take_answers
+    from medsyn.rating.take import take_exports
 
-    taken = take_answers(args.answers, args.key, args.out, args.root, args.with_decoys)
+    foreign = [path for path in args.answers if is_export(path)]
+    if foreign and len(foreign) < len(args.answers):
+        raise InputError(foreign[0], "is an export of Label Studio, and others are of the page: import them apart")
+    if foreign:
+        if args.images is None:
+            reason = "is an export of Label Studio: name the folder that its images were uploaded from with --images"
+            raise InputError(foreign[0], reason)
+        taken = take_exports(args.answers, args.images, args.out, dict(map(_level, args.expert_level)), args.root)
+    else:
+        if not args.key:
+            raise InputError("--key", "is needed: the file SET.key.json that `rate export` wrote beside the page")
+        taken = take_answers(args.answers, args.key, args.out, args.root, args.with_decoys)
     app.show_problems(taken.warnings)
     of = f"{counted(taken.answers, 'answer')} of {counted(taken.raters, 'rater')}"
     print(f"{args.out}: {counted(taken.ratings, 'rating')} and {counted(taken.pairs, 'pair')} from {of}")
     return EXIT_DONE
+
+
+def _level(written: str) -> tuple[str, int]:
+    rater, _, level = written.rpartition("=")
+    if not rater or level not in ("1", "2", "3"):
+        raise InputError("--expert-level", f"{written!r} is not of the form annotator-1=3, with a level of 1 to 3")
+    return rater, int(level)
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:

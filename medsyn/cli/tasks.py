@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from medsyn.cli import app
 from medsyn.errors import EXIT_DONE, InputError, InputProblems
+from medsyn.launcher import launched
 
 if TYPE_CHECKING:
     from medsyn.campaign.tasks import Key
@@ -31,6 +32,8 @@ def run_stage(stage: str, program: str, arguments: Sequence[str]) -> int:
 
     from medsyn.campaign import worker
 
+    if (place := launched()) is not None and place.rank > 0:
+        return worker.follow(stage)
     campaign = app.open_for_change(app.load(args), here=True)
     return worker.run_task(campaign.directory.root, stage, args.task)
 
@@ -87,4 +90,6 @@ def work(program: str, arguments: Sequence[str]) -> int:
 
     from medsyn.campaign import worker
 
+    if (place := launched()) is not None and place.rank > 0:
+        return worker.follow(args.stage)
     return worker.run_task(args.directory, args.stage, args.task, parent=args.parent)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsyn.cli import app
-from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, grouped
+from medsyn.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, InputProblems, grouped
+from medsyn.modality_names import MODALITIES
 from medsyn.text import counted
 
 if TYPE_CHECKING:
@@ -29,24 +30,35 @@ def check(program: str, arguments: Sequence[str]) -> int:
     parser.add_argument("--linked-root", type=Path, action="append", default=[], metavar="DIR", help=text)
     text = "model whose tokenizer counts the tokens of texts, as in model_paths.stable_diffusion"
     parser.add_argument("--pretrained-model", metavar="DIR", help=text)
+    text = "as data.modalities of the campaign, such as 'Brain MRI,Breast MRI' (the five)"
+    parser.add_argument("--modalities", default=",".join(MODALITIES), metavar="NAME,...", help=text)
     parser.add_argument("--allow-synthetic", action="store_true", help="accept images marked as synthetic")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(arguments)
 
     from medsyn.cli import show_contents
-    from medsyn.data.check import read_tables
+    from medsyn.cli.prompts import named_modalities
+    from medsyn.data.check import Reading, read_tables
     from medsyn.models.tokenizer import token_count
 
     tokens = token_count(args.pretrained_model) if args.pretrained_model else None
     if args.pretrained_model and tokens is None:
         raise InputError(args.pretrained_model, "has no tokenizer that can be read (tokenizer/vocab.json, merges.txt)")
+    modalities, problems = named_modalities(args.modalities)
+    if problems:
+        raise InputProblems(problems)
+    how = Reading(
+        args.root,
+        args.modality_column,
+        args.patient_column,
+        args.linked_root,
+        modalities,
+        args.allow_synthetic,
+        tokens,
+    )
     with app.progress_bars() as progress:
         report = partial(progress, "reading images")
-        found = read_tables(
-            *(args.tables, args.root, args.modality_column, args.allow_synthetic, report, args.patient_column),
-            args.linked_root,
-            tokens,
-        )
+        found = read_tables(args.tables, how, report)
     severities = Counter(problem.severity for problem in found.problems)
     if args.json:
         tables = [contents.as_dict() for contents in found.contents]

@@ -83,6 +83,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         },
         "achieved": coverage.measure(gathered, config.generation.modes, config.generation.img_num),
         "rlhf": read_campaign.read_summaries(config, directory),
+        "raters": read_campaign.read_agreement(config),
         "stages": [asdict(time) for time in read_campaign.stage_times(directory) if time.stage != task.stage],
     }
     disk.write_json(work / "metrics.json", result)

@@ -7,7 +7,6 @@ have no such judge, and the report then says so.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 import medsyn
-from medsyn import disk
+from medsyn import disk, user_cache
 from medsyn.data.images.pixels import fit_square
 from medsyn.data.phantoms.phantom import (
     CAMPAIGNS,
@@ -44,7 +43,6 @@ from medsyn.seeds import seed
 SIDE = 64  # pixels the judge sees
 CLASSES = tuple((kind, finding) for kind in KINDS for finding in FINDINGS[kind])
 ASPECTS = ("modality", "kind", "finding", "side")
-CACHE_VARIABLE = "MEDSYN_CACHE"  # names the directory of what all campaigns of a user share
 _WEIGHTS, _RECIPE = "model.safetensors", "recipe.json"
 _RENDERED = 128  # drawn larger and shrunk, as a campaign's images are
 
@@ -181,10 +179,8 @@ def _cache(recipe: JudgeRecipe) -> Path | None:
     """Where this user's judge of a recipe is kept, for all campaigns; None if there is no home directory."""
     made_by = [medsyn.__version__, torch.__version__, np.__version__]
     name = f"judge-{disk.fingerprint([recipe.provenance, made_by])[:16]}"
-    try:
-        return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "medsyn") / name
-    except RuntimeError:
-        return None
+    folder = user_cache.directory()
+    return folder and folder / name
 
 
 def _saved(directory: Path, recipe: JudgeRecipe) -> Judge | None:

@@ -71,6 +71,20 @@ def gather(config: Config, directory: CampaignDirectory, tick: Tick) -> Gathered
     return Gathered(real, prompts, made, missing, chosen)
 
 
+def read_agreement(config: Config) -> dict[str, Any] | None:
+    """How far the ratings can be trusted (`medsyn.rating.report`); None for ratings that no import has written."""
+    from medsyn.rating.report import assess
+    from medsyn.rating.sessions import SESSIONS_TABLE, read_sessions
+
+    if config.data.ratings_file is None:
+        return None
+    table = Path(str(config.data.ratings_file)).with_name(SESSIONS_TABLE)
+    try:
+        return assess(read_sessions(table)).as_dict() if table.is_file() else None
+    except InputError:  # it was moved or replaced: the ratings themselves have been checked
+        return None
+
+
 def read_real(config: Config, tick: Tick) -> tuple[RealImages, list[Missing]]:
     """The data set's images as the models saw them, at most `max_images` per modality and split."""
     real, data = RealImages(), config.data

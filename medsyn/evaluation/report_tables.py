@@ -148,6 +148,41 @@ def _kept_cell(summary: Mapping[str, Any] | None) -> TableCell:
     return TableCell(f"{number(before, 2)} → {number(after, 2)}" if after is not None else number(before, 2), kept)
 
 
+def _estimate_cell(estimate: Mapping[str, Any]) -> TableCell:
+    if estimate["value"] is None:
+        return TableCell(NONE, faint=True)
+    interval = "" if estimate["low"] is None else f"{number(estimate['low'], 2)} to {number(estimate['high'], 2)}, "
+    return TableCell(number(estimate["value"], 2), f"{interval}n {estimate['n']}")
+
+
+def raters(result: Mapping[str, Any]) -> ReportTable | None:
+    """What is known of each rater; None where no import has written the ratings."""
+    if result["raters"] is None:
+        return None
+    rows = [
+        [
+            TableCell(one["rater"], counted(one["cases"], "case")),
+            *(_estimate_cell(one[name]) for name in ("repeat_kappa", "repeat_icc", "decoy_d", "drift")),
+            TableCell(duration(one["seconds"])),
+        ]
+        for one in result["raters"]["raters"]
+    ]
+    header = ["", "kappa", "ICC", "d′", "drift", "a case"]
+    return ReportTable(header, rows, [("", 1), ("Repeats", 2), ("Real images told", 1), ("Session", 2)])
+
+
+def agreement(result: Mapping[str, Any]) -> ReportTable | None:
+    """How far raters agree; None with one rater."""
+    found = result["raters"]
+    if found is None or found["overall"]["raters"] < 2:
+        return None
+    rows = [
+        [_name_cell(name), *(_estimate_cell(between[key]) for key in ("alpha", "ac2", "pair_agreement"))]
+        for name, between in ({OVERALL: found["overall"]} | found["by_modality"]).items()
+    ]
+    return ReportTable(["", "Krippendorff’s alpha", "Gwet’s AC2", "Same choice in pairs"], rows)
+
+
 # per mode: headings over several columns, and the columns
 _COSTS: dict[str, tuple[list[tuple[str, int]], list[str]]] = {
     "baseline": ([("Baseline", 1), ("Baseline, per image", 2)], ["images", "UNet rows", "time"]),

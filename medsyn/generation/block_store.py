@@ -11,10 +11,10 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +121,12 @@ def commit_block(block: Path, content: BlockContent) -> None:
         if read_manifest(block) is not None:
             return
         _discard(block)
-    with disk.atomic_directory(block) as temporary:
-        for name, image in content.images.items():
-            (temporary / name).write_bytes(image)
-        (temporary / ATTEMPTS).write_bytes(_json_lines(content.attempts))
-        (temporary / TIMING).write_text(json.dumps(content.timing, indent=2) + "\n")
-        (temporary / MANIFEST).write_bytes(_json_lines(content.manifest))
+    records = {
+        ATTEMPTS: _json_lines(content.attempts),
+        TIMING: (json.dumps(content.timing, indent=2) + "\n").encode(),
+        MANIFEST: _json_lines(content.manifest),
+    }
+    disk.write_directory(block, {**content.images, **records})
 
 
 def parse_manifest(block: Path) -> list[dict[str, Any]] | None:
@@ -151,10 +151,11 @@ def read_manifest(block: Path) -> list[dict[str, Any]] | None:
     if records is None:
         return None
     try:
+        size = cache(disk.own_size)  # all images may be in one archive
         whole = bool(records) and all(
-            file.is_there() for record in records for file in stored_files(block, record).values()
+            file.is_there(size) for record in records for file in stored_files(block, record).values()
         )
-        whole = whole and all(disk.is_own_file(block / name) for name in (ATTEMPTS, TIMING))
+        whole = whole and None not in (size(block / ATTEMPTS), size(block / TIMING))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return records if whole else None
@@ -171,11 +172,11 @@ class StoredFile:
     sha256: str
     in_archive: bool
 
-    def is_there(self) -> bool:
-        """Whether it is a file of the recorded size; positions within an archive are not checked."""
-        if not disk.is_own_file(self.path):
+    def is_there(self, size_of: Callable[[Path], int | None]) -> bool:
+        """Whether it is a file of the recorded size, by `disk.own_size`; positions in an archive are not checked."""
+        size = size_of(self.path)
+        if size is None:
             return False
-        size = self.path.stat().st_size
         return size >= self.offset + self.size if self.in_archive else size == self.size
 
     def read(self) -> bytes:

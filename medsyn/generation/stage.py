@@ -49,13 +49,12 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     """
     modality = task.modality
     assert modality is not None, "a generate task has a modality"
-    blocks = read_blocks(config, modality)
+    maker = _maker(config, modality, directory, control)
+    blocks, facts = maker.blocks, maker.facts
     numbers = range(*(task.blocks or (0, blocks.count)))
     if numbers.stop > blocks.count:
         reason = f"has {blocks.count} blocks of {modality}, but the task was planned for {numbers.stop}: plan again"
         raise InputError(str(config.data.prompts), reason)
-    loader = Loader(config, modality, directory)
-    facts: dict[str, dict[str, Any]] = {mode: loader.facts(mode) for mode in config.generation.modes}
     made_with = directory.work("generate", ENVIRONMENT_FILE)
     disk.sweep_temporaries(made_with.parent)
     for its in facts.values():
@@ -65,7 +64,8 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         if not config.cluster.claim:
             sweep([directory.block(mode, modality, number) for number in numbers])
     with Leases(task.name) if config.cluster.claim else nullcontext() as leases:
-        shard = _Shard(BlockMaker(config, loader, blocks, facts, leases), numbers, control)
+        maker.leases = leases
+        shard = _Shard(maker, numbers, control)
         with memory_told(config):
             shard.make()
         for mode in facts:
@@ -76,6 +76,17 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
             help_others(shard.maker, numbers, lambda helped: shard.tell(helped=helped))
     if shard.work.failed:
         raise NoProgress(_exhausted(list(shard.work.failed)))
+
+
+def _maker(config: Config, modality: str, directory: CampaignDirectory, control: Control) -> BlockMaker:
+    """What makes the modality's blocks; that of this process's task before, with its models, if it will do."""
+    kept = control.kept.get("maker")
+    if isinstance(kept, BlockMaker) and kept.config is config and kept.loader.modality == modality:
+        return kept
+    loader = Loader(config, modality, directory)
+    facts: dict[str, dict[str, Any]] = {mode: loader.facts(mode) for mode in config.generation.modes}
+    control.kept["maker"] = maker = BlockMaker(config, loader, read_blocks(config, modality), facts)
+    return maker
 
 
 @dataclass
@@ -93,8 +104,8 @@ class _Shard:
         return len(self.maker.facts) * self.maker.blocks.count_items(self.numbers)
 
     def make(self) -> None:
-        """Make all blocks, mode by mode, waiting at the end for those that other tasks are working on."""
-        left = [(mode, number) for mode in self.maker.facts for number in self.numbers]
+        """Make all blocks, first in the mode whose models are loaded, waiting at the end for those of other tasks."""
+        left = [(mode, number) for mode in self.maker.modes for number in self.numbers]
         while True:
             with Writer() as writer:
                 self.maker.make(left, writer, self.work, self.tell)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -12,7 +14,9 @@ from medsyn.errors import InputError
 from medsyn.stage import BadNode
 
 _TENSOR_CORES = (7, 0)  # below sm_70 half precision is stored but computed in fp32: no faster, only smaller
-_BFLOAT16 = (8, 0)
+_BFLOAT16 = _TF32 = (8, 0)
+_CPU_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86, and of ARM: as Linux names them
+_CPU_FEATURES = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,13 @@ def choose_device(section: DeviceSection, number: int | None = None) -> Device:
         raise InputError("configuration", f"there is no GPU cuda:{number} ({there}); use auto or cpu", key="device")
     if not (section.use_cuda and torch.cuda.is_available()):
         why = "device.use_cuda is false" if not section.use_cuda else "no CUDA device is visible"
+        if section.precision == "bfloat16" and cpu_has_bfloat16():
+            return Device(torch.device("cpu"), torch.bfloat16, (f"CPU: {why}", "bfloat16: configured"))
         if section.precision in {"float16", "bfloat16"}:
+            needs = "a GPU" if section.precision == "float16" else "a GPU, or a CPU with avx512_bf16 or amx_bf16"
             raise InputError(
                 "configuration",
-                f"{section.precision} needs a GPU, but {why}; use auto or float32",
+                f"{section.precision} needs {needs}, but {why}; use auto or float32",
                 key="device.precision",
             )
         return Device(torch.device("cpu"), torch.float32, (f"CPU: {why}", "float32: CPUs compute in float32"))
@@ -59,11 +66,51 @@ def choose_device(section: DeviceSection, number: int | None = None) -> Device:
     if section.precision == "bfloat16" and capability < _BFLOAT16:
         reason = f"bfloat16 needs sm_80 or newer, but this GPU is {name}; use auto, float16 or float32"
         raise InputError("configuration", reason, key="device.precision")
+    tf32 = capability >= _TF32 and section.precision != "float32"  # for what is float32 beside half precision
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     if section.precision != "auto":
         reasons.append(f"{section.precision}: configured")
         return Device(device, getattr(torch, section.precision), tuple(reasons))
     if capability < _TENSOR_CORES:
         reasons.append("float32: below sm_70 there are no tensor cores, and fp32 is the fastest exact choice")
         return Device(device, torch.float32, tuple(reasons))
-    reasons.append("float16: tensor cores; the VAE stays in float32")
+    reasons.append("float16: tensor cores")
     return Device(device, torch.float16, tuple(reasons))
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies matrices of bfloat16; without that they take longer than in float32."""
+    with suppress(OSError):
+        lines = _CPU_FEATURES.read_text().splitlines()
+        return any(_CPU_BFLOAT16 & set(line.split()) for line in lines if line.startswith(("flags", "Features")))
+    return False
+
+
+def has_tensor_cores(device: torch.device) -> bool:
+    """Whether half precision is faster than float32."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _TENSOR_CORES
+
+
+def decoder_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a VAE decodes beside a UNet of `dtype`: bfloat16 has too few digits for grey levels."""
+    return torch.float16 if dtype != torch.float32 and has_tensor_cores(device) else torch.float32
+
+
+def memory_format(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
+    """The layout in which a device convolves: tensor cores take channels last, and CPUs lost by it (measured)."""
+    last = dtype != torch.float32 and has_tensor_cores(device)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def kernels(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """What is chosen besides the device and the dtype and changes bits, as records name it."""
+    if device.type != "cuda":
+        return []
+    found = []
+    if decoder_dtype(device, dtype) != torch.float32:
+        found.append("VAE decoder in float16")
+    if memory_format(device, dtype) == torch.channels_last:
+        found.append("channels last")
+    if torch.backends.cuda.matmul.allow_tf32:
+        found.append("TF32")
+    return found

@@ -6,8 +6,9 @@ only, never from the network (compute nodes have none).
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,20 +16,22 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from medsyn.errors import InputError, InputProblems
 from medsyn.models import model_folder, weights
+from medsyn.models.device import decoder_dtype, memory_format
 from medsyn.models.header import missing_tensors
 from medsyn.text import and_more
 
+_PROMPTS_TOGETHER = 16  # on a GPU, where one pass of a prompt is as long as one of many
 _EMBEDDED_KEPT = 1024  # prompts; SD's features are 240 kB each, and they are kept on the GPU
 
 
 @dataclass
 class SyntheticSystem:
-    """The parts of a latent diffusion model, ready on one device. The VAE always computes in float32."""
+    """The parts of a latent diffusion model, ready on one device. The VAE encodes in float32."""
 
     tokenizer: Any
     text_encoder: Any
@@ -37,33 +40,50 @@ class SyntheticSystem:
     scheduler_config: dict[str, Any]
     device: torch.device
     dtype: torch.dtype
+    decoder_dtype: torch.dtype = torch.float32
+    prompts_together: int = 1  # encoded in one pass, which is filled up to that number, because it changes bits
     _embedded: OrderedDict[str, tuple[Tensor, Tensor]] = field(default_factory=OrderedDict)
+    _half_decoder: nn.Module | None = None
 
     @property
     def prediction_type(self) -> str:
         """What the UNet predicts: `epsilon` (SD v1.5) or `v_prediction`."""
         return str(self.scheduler_config.get("prediction_type", "epsilon"))
 
-    @torch.no_grad()
     def embed(self, prompt: str) -> tuple[Tensor, Tensor]:
-        """Text features of one prompt: hidden states [77, D] and the pooled vector [D].
+        """Text features of one prompt: hidden states [77, D] and the pooled vector [D]."""
+        return self.embed_all([prompt])[0]
 
-        Encoded alone (a batch would change bits) and once per unique prompt.
+    def embed_all(self, prompts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
+        """Text features of each prompt: hidden states [77, D] and the pooled vector [D].
+
+        Every unique prompt is encoded once, on a CPU alone, on a GPU in passes of one size: what else is in its pass
+        changes nothing.
         """
-        if prompt not in self._embedded:
-            tokens = self.tokenizer(
-                prompt,
-                padding="max_length",
-                truncation=True,
-                max_length=self.tokenizer.model_max_length,
-                return_tensors="pt",
-            )
-            output = self.text_encoder(tokens.input_ids.to(self.device))
-            self._embedded[prompt] = (output.last_hidden_state[0], output.pooler_output[0])
-            if len(self._embedded) > _EMBEDDED_KEPT:
-                self._embedded.popitem(last=False)
-        self._embedded.move_to_end(prompt)
-        return self._embedded[prompt]
+        features = {prompt: self._embedded[prompt] for prompt in prompts if prompt in self._embedded}
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in features]
+        for start in range(0, len(new), self.prompts_together):
+            features |= self._encode_prompts(new[start : start + self.prompts_together])
+        for prompt in dict.fromkeys(prompts):
+            self._embedded[prompt] = features[prompt]
+            self._embedded.move_to_end(prompt)
+        while len(self._embedded) > _EMBEDDED_KEPT:
+            self._embedded.popitem(last=False)
+        return [features[prompt] for prompt in prompts]
+
+    @torch.no_grad()
+    def _encode_prompts(self, prompts: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+        """One pass of the text encoder, filled up by repetition."""
+        tokens = self.tokenizer(
+            [*prompts, *[prompts[-1]] * (self.prompts_together - len(prompts))],
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        )
+        output = self.text_encoder(tokens.input_ids.to(self.device))
+        features = zip(prompts, output.last_hidden_state, output.pooler_output, strict=False)
+        return {prompt: (hidden.clone(), pooled.clone()) for prompt, hidden, pooled in features}
 
     def latent_shape(self, height: int, width: int | None = None) -> tuple[int, int, int]:
         """(channels, height, width) of the latents of an image of this size in pixels; square if no width is given."""
@@ -79,9 +99,30 @@ class SyntheticSystem:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels [N, 3, H, W], float32 in 0..1, of latents [N, c, h, w] in the UNet's scale."""
-        images = self.vae.decode(latents.to(torch.float32) / self.vae.config.scaling_factor).sample
+        """Pixels [N, 3, H, W], float32 in 0..1, of latents [N, c, h, w] in the UNet's scale.
+
+        Where half precision overflows, float32 decodes again: all of them, because the number changes bits, but only
+        the images that were not finite take the new result.
+        """
+        scaled = latents.to(torch.float32) / self.vae.config.scaling_factor
+        if self.decoder_dtype == torch.float32:
+            images = self.vae.decode(scaled).sample
+        else:
+            images = self.decoder(scaled.to(self.decoder_dtype)).float()
+            finite = images.isfinite().flatten(1).all(dim=1)
+            if not bool(finite.all()):
+                images = torch.where(finite.view(-1, 1, 1, 1), images, self.vae.decode(scaled).sample)
         return (images / 2 + 0.5).clamp(0, 1)
+
+    @property
+    def decoder(self) -> nn.Module:
+        """What decodes: the VAE's own, or a copy of it in half precision."""
+        if self.decoder_dtype == torch.float32:
+            return self.vae.decoder
+        if self._half_decoder is None:
+            layers = nn.Sequential(copy.deepcopy(self.vae.post_quant_conv), copy.deepcopy(self.vae.decoder))
+            self._half_decoder = _laid_out(layers.to(self.decoder_dtype), self.device)
+        return self._half_decoder
 
 
 def _unet_directory(base: Path, unet_from: Path | None) -> Path:
@@ -98,7 +139,13 @@ def load_unet(
     if reason := model_folder.misfit(base, directory):
         raise InputError(directory, reason)
     unet = _load(UNet2DConditionModel, directory, dtype)
-    return unet.to(device).eval().requires_grad_(False)
+    return _laid_out(unet.to(device), device).eval().requires_grad_(False)
+
+
+def _laid_out(network: Any, device: torch.device) -> Any:
+    """A network in the layout that the device takes; its weights are on it already."""
+    layout = memory_format(device, next(network.parameters()).dtype)
+    return network if layout == torch.contiguous_format else network.to(memory_format=layout)
 
 
 def _load(network: Any, directory: Path, dtype: torch.dtype) -> Any:
@@ -148,7 +195,7 @@ def load_synthetic(
     Args:
         source: `embedded`, a diffusers directory, or a hub id in the local cache.
         device: where it runs.
-        dtype: of the UNet and the text encoder; the VAE is float32 (SD's overflows in half precision).
+        dtype: of the UNet and the text encoder; the VAE encodes in float32 and decodes in `decoder_dtype`.
         unet_from: directory that contains a fine-tuned `unet/`.
         with_unet: False loads only what encodes and decodes images and encodes prompts.
 
@@ -171,4 +218,6 @@ def load_synthetic(
         scheduler_config=model_folder.scheduler_config(source, unet_from),
         device=device,
         dtype=dtype,
+        decoder_dtype=decoder_dtype(device, dtype),
+        prompts_together=_PROMPTS_TOGETHER if device.type == "cuda" else 1,
     )

@@ -52,8 +52,9 @@ class Content:
     rated: Sequence[Picked]
     decoys: Sequence[Picked]
     repeats: int  # of all of these
-    pairs: Sequence[tuple[int, int]]  # of places in `rated`
+    pairs: Sequence[tuple[int, int]]  # of places in `rated`, and behind it in `compared`
     examples: Sequence[tuple[int, Picked]] = ()  # rating, and what shows it
+    compared: Sequence[Picked] = ()  # only in pairs
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,9 @@ def compose(content: Content, of: int, title: str, with_captions: bool = True) -
         title: what the page is called.
         with_captions: whether raters see prompts and captions.
     """
-    everything = [*content.rated, *content.decoys, *(example for _, example in content.examples)]
+    alone = [*content.rated, *content.decoys, *(example for _, example in content.examples)]
+    everything = [*alone, *content.compared]
+    in_pairs = [*range(len(content.rated)), *range(len(alone), len(everything))]
     files = [pixels.encode(one.levels) for one in everything]
     origins = [one.source.origin(one.levels.is_marked) for one in everything]
     names = _Names(of, origins)
@@ -129,7 +132,7 @@ def compose(content: Content, of: int, title: str, with_captions: bool = True) -
         add(place, sections[place] + SECTIONS // 2, first[place])
     pairs = {
         names.new("pair", number): (number, images[left], images[right], everything[left].source.prompt)
-        for number, (left, right) in enumerate(content.pairs)
+        for number, (left, right) in enumerate((in_pairs[one], in_pairs[other]) for one, other in content.pairs)
     }
     shown = {
         image: pixels.describe(one.levels, one.source.modality, png)
@@ -149,7 +152,7 @@ def compose(content: Content, of: int, title: str, with_captions: bool = True) -
             Pair(id=name, images=(left, right), section=number % SECTIONS, caption=prompt if with_captions else "")
             for name, (number, left, right, prompt) in sorted(pairs.items())
         ),
-        examples=_examples(content, images[singles:]),
+        examples=_examples(content, images[singles : len(alone)]),
         checklists=_checklists(shown.values()),
     )
     key = SetKey(

@@ -32,6 +32,25 @@ class Wishes:
     title: str = "Rating of images"
     with_captions: bool = True
 
+    def most_pairs(self, images: int) -> int:
+        """How many pairs go with so many images."""
+        return images // 5 if self.pairs is None else self.pairs
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of the source's images are shown."""
+
+    rated: Sequence[Source]
+    pairs: Sequence[tuple[int, int]]  # of places in `rated`, and behind it in `compared`
+    compared: Sequence[Source] = ()  # only in pairs
+
+
+def at_random(sources: Iterable[Source], wishes: Wishes) -> Choice:
+    """As evenly from all kinds of images as these allow."""
+    drawn = draw(sources, wishes.images, wishes.seed)
+    return Choice(drawn, choose_pairs(drawn, wishes.most_pairs(len(drawn)), wishes.seed))
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -56,6 +75,7 @@ def export(
     page: Path,
     wishes: Wishes,
     progress: Progress = lambda done, total: None,
+    choose: Callable[[Iterable[Source], Wishes], Choice] = at_random,
 ) -> Exported:
     """Write a page and its key.
 
@@ -66,15 +86,17 @@ def export(
         page: the file to write; the key is written beside it.
         wishes: what the set is to be like.
         progress: is told how many images have been read.
+        choose: says which of the sources are shown.
 
     Raises:
         InputError: there is no image, or another set is there already.
         InputProblems: images cannot be read.
     """
-    drawn = draw(sources, wishes.images, wishes.seed)
+    choice = choose(sources, wishes)
+    drawn = [*choice.rated, *choice.compared]
     if not drawn:
         raise InputError(page, "would have no cases: there is no image to rate")
-    decoys, repeats = count_mixed(len(drawn), wishes.decoys, wishes.repeats)
+    decoys, repeats = count_mixed(len(choice.rated), wishes.decoys, wishes.repeats)
     taken = {source.file for source in drawn}
     modalities = {source.modality for source in drawn}
     spare = draw(
@@ -84,8 +106,8 @@ def export(
         "decoy",
     )
     total = len(drawn) + decoys + len(examples)
-    rated = _all_read(drawn, lambda done: progress(done, total))
-    sides = _sides(rated)
+    read = _all_read(drawn, lambda done: progress(done, total))
+    sides = _sides(read)
     mixed, warnings = _first_readable(spare, decoys, sides)
     shown, of_examples = _first_readable([source for _, source in examples], len(examples), sides)
     warnings += of_examples
@@ -93,13 +115,13 @@ def export(
     if len(mixed) < decoys:
         reason = f"has {counted(len(mixed), 'real image')} of {decoys} that {wishes.decoys:.0%} would be"
         warnings.append(Problem(str(page), f"{reason}: how well experts tell them cannot be said", severity="warning"))
-    most_pairs = len(drawn) // 5 if wishes.pairs is None else wishes.pairs
     content = Content(
-        rated=rated,
+        rated=read[: len(choice.rated)],
         decoys=mixed,
         repeats=repeats,
-        pairs=choose_pairs(drawn, most_pairs, wishes.seed),
+        pairs=choice.pairs,
         examples=[(ratings[id(one.source)], one) for one in shown],
+        compared=read[len(choice.rated) :],
     )
     progress(total, total)
     made = compose(content, wishes.seed, wishes.title, wishes.with_captions)

@@ -47,7 +47,10 @@ Model = TypeVar("Model", bound=_Record)
 
 
 class ShownImage(_Record):
-    """One image of the page; its pixels are beside, as a PNG file without any text."""
+    """One image of the page; its pixels are beside, as a PNG file without any text.
+
+    Of three channels, red and blue are stored without green, modulo 256.
+    """
 
     modality: str
     width: Count

@@ -134,13 +134,20 @@ def draw(sources: Iterable[Source], most: int, of: int, what: str = "rate") -> l
 
 
 def of_campaign(config: Config, directory: CampaignDirectory) -> Iterator[Source]:
-    """Every image that a campaign has made so far, accepted or kept as the best of those that were not."""
+    """Every image that a campaign has made so far, accepted or kept as the best of those that were not.
+
+    Raises:
+        InputError: a block is damaged.
+    """
     for modality in open_lists(Path(str(config.data.prompts))):
         blocks = read_blocks(config, modality)
         for mode in config.generation.modes:
             for number in range(blocks.count):
                 block = directory.block(mode, modality, number)
-                for record in read_manifest(block) or ():
+                if (manifest := read_manifest(block)) is None and block.exists():
+                    reason = "is damaged: a file is missing, or has another size; `medsyn verify CAMPAIGN_DIR --repair`"
+                    raise InputError(block, f"{reason} makes it again")
+                for record in manifest or ():
                     if record["file"] is not None:
                         yield _of_record(block, record, modality)
 

@@ -64,9 +64,14 @@ def write_tables(out: Path, root: Path, rows: Sequence[Row], with_decoys: bool =
     if images.problems:
         raise InputProblems(images.problems)
     images.copy()
-    disk.write_atomic(out, _csv(RATING_COLUMNS, ratings))
+    write_ratings(out, ratings)
     disk.write_atomic(out.with_name(PAIRS_TABLE), _csv(PAIR_COLUMNS, pairs))
     return len(ratings), len(pairs)
+
+
+def write_ratings(out: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows of `RATING_COLUMNS`."""
+    disk.write_atomic(out, _csv(RATING_COLUMNS, rows))
 
 
 def _family(row: Row) -> str:

@@ -1,15 +1,16 @@
-"""From files of answers to a campaign's tables: check, merge, write."""
+"""From files of answers to a campaign's tables: check, merge, write; from exports of Label Studio as well."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.rating.collect import collect
+from medsyn.rating.label_studio import read_export
 from medsyn.rating.sessions import SESSIONS_TABLE, read_sessions, write_sessions
-from medsyn.rating.tables import write_tables
+from medsyn.rating.tables import write_ratings, write_tables
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,45 @@ def take(
     ratings, pairs = write_tables(out, data, rows, with_decoys)
     write_sessions(out.with_name(SESSIONS_TABLE), rows)
     return Taken(len({row["rater"] for row in rows}), len(rows), ratings, pairs, warnings)
+
+
+def take_exports(
+    files: Sequence[Path], images: Path, out: Path, levels: Mapping[str, int], root: Path | None = None
+) -> Taken:
+    """Write `out` from exports of Label Studio.
+
+    Args:
+        files: the exports.
+        images: the folder that images were uploaded from, in the data directory.
+        out: the ratings' table.
+        levels: expert levels by the annotators' names; 1 for all others.
+        root: the data directory; that of `out` unless given.
+
+    Raises:
+        InputError, InputProblems: see `medsyn.rating.label_studio.read_export`; or the images are elsewhere, or a level
+            is of nobody.
+    """
+    data = (root or out.parent).absolute()
+    for place, key in ((out, "--root"), (images, "--images")):
+        if not place.absolute().is_relative_to(data):
+            raise InputError(key, f"{place} is outside of the data directory {data}, to which image paths are relative")
+    rated = [one for file in files for one in read_export(file, images.absolute())]
+    raters = {one.rater for one in rated}
+    if unknown := [name for name in levels if name not in raters]:
+        raise InputError("--expert-level", f"there is no rater {unknown[0]!r}; there are {', '.join(sorted(raters))}")
+    if out.exists():
+        raise InputError(out, "is there already: choose another name for --out, or move it away")
+    write_ratings(
+        out,
+        [
+            (
+                *(one.file.relative_to(data).as_posix(), one.rating, one.modality, levels.get(one.rater, 1)),
+                *(one.prompt, "", one.rater),
+            )
+            for one in rated
+        ],
+    )
+    return Taken(len(raters), len(rated), len(rated), 0, [])
 
 
 def _require_nothing_lost(out: Path, given: set[tuple[str, str]]) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,12 @@ logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(
-    directory: Path, step: int, tensors: Mapping[str, Tensor], provenance: dict[str, Any], keep: int
+    directory: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    provenance: dict[str, Any],
+    keep: int,
+    conditions: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Save the state after `step` steps as `directory`/step-…, then remove all but the newest `keep`.
 
@@ -45,6 +50,7 @@ def save_checkpoint(
         tensors: everything the run needs to continue; on any device.
         provenance: JSON-ready mapping of what the state depends on (settings, data, weights).
         keep: how many checkpoints to keep, including this one.
+        conditions: what else is on record of the steps so far; it may change from step to step.
 
     Raises:
         OSError: it could not be written (disk full, …); earlier checkpoints are untouched.
@@ -52,7 +58,7 @@ def save_checkpoint(
     path = path_of(directory, step)
     with disk.atomic_directory(path) as temporary:
         size, sha256 = write_tensors(temporary / STATE, tensors)
-        body = {"step": step, "size": size, "sha256": sha256, "facts": provenance}
+        body = {"step": step, "size": size, "sha256": sha256, "facts": provenance, "conditions": list(conditions)}
         disk.write_json(temporary / MANIFEST, {**body, "fingerprint": disk.fingerprint(body)})
         if path.exists():  # one that `load_newest` had to skip: a run does not save a step twice
             discard(path)
@@ -101,6 +107,11 @@ def load_exactly(directory: Path, step: int, sha256: str) -> dict[str, Tensor]:
     """
     path = path_of(directory, step)
     return _read_tensors(path / STATE, _read_manifest(path, step) | {"sha256": sha256})
+
+
+def conditions_of(directory: Path, step: int) -> list[dict[str, Any]]:
+    """The conditions that were saved with the state after `step` steps; none in a checkpoint of before there were."""
+    return list(_read_manifest(path_of(directory, step), step).get("conditions", []))
 
 
 def path_of(directory: Path, step: int) -> Path:

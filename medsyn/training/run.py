@@ -20,6 +20,8 @@ from medsyn.training.background_writer import BackgroundWriter, Job, Tensors
 from medsyn.training.checkpoint import newest_step, refuse_mismatch, save_checkpoint
 from medsyn.training.schedule import RandomKey
 
+CONDITIONS = "conditions"  # of a published model's provenance: what may differ from step to step
+
 logger = logging.getLogger(__name__)
 
 
@@ -55,6 +57,7 @@ class TrainingRun:
         self.directory = directory.work(task.stage, task.name)
         self.checkpoints, self.metrics = self.directory / checkpoints, self.directory / "metrics.jsonl"
         self.control, self.provenance, self._keep = control, provenance, keep
+        self.conditions: list[dict[str, Any]] = []  # of the steps so far, from the first step of each on
         self._writer, self._saved_at = BackgroundWriter(), time.monotonic()
         self._max_lost = 60 * max_lost_minutes if max_lost_minutes else None
         for place in (self.directory, self.checkpoints):
@@ -64,7 +67,9 @@ class TrainingRun:
         """Whether the model exists; raises `InputError` if its provenance differs."""
         if model.is_dir():
             path = model / PROVENANCE
-            refuse_mismatch(model, disk.read_json(path) if path.is_file() else {}, self.provenance)
+            found = disk.read_json(path) if path.is_file() else {}
+            found.pop(CONDITIONS, None)
+            refuse_mismatch(model, found, self.provenance)
         return model.is_dir()
 
     def step_done(
@@ -115,6 +120,17 @@ class TrainingRun:
         """Wait until everything that was due is on disk."""
         self._writer.wait()
 
+    def note_conditions(self, step: int, **now: Any) -> None:
+        """Put on record what step `step` (from 1) and those after it are computed with; tell where that changes."""
+        before = self.conditions[-1] if self.conditions else None
+        if before is not None:
+            changed = [name for name, value in now.items() if before.get(name) != value]
+            if not changed:
+                return
+            told = "; ".join(f"{name} was {before.get(name)} and is {now[name]}" for name in changed)
+            logger.warning("from step %d on %s", step, told)
+        self.conditions.append({"from_step": step, **now})
+
     def _is_due(self, done: int, save_every: int | None) -> bool:
         """Whether it is time to save.
 
@@ -129,10 +145,10 @@ class TrainingRun:
         return time.monotonic() - self._saved_at >= max(self._max_lost - writing, writing)
 
     def _checkpoint(self, done: int, tensors: dict[str, Tensor]) -> Job:
-        self._saved_at = time.monotonic()
+        self._saved_at, conditions = time.monotonic(), list(self.conditions)
 
         def write(copies: Tensors) -> None:
-            save_checkpoint(self.checkpoints, done, copies, self.provenance, self._keep)
+            save_checkpoint(self.checkpoints, done, copies, self.provenance, self._keep, conditions)
 
         return Job(tensors, write)
 
@@ -170,6 +186,7 @@ class FollowedRun(TrainingRun):
         self.key = random_key(config, task)
         self.directory = directory.work(task.stage, task.name)
         self.checkpoints, self.control = self.directory / "checkpoints", control
+        self.conditions = []
 
     def step_done(self, *_: Any, **__: Any) -> None:
         """Stop if all have agreed to."""

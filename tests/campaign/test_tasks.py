@@ -104,6 +104,14 @@ def test_finetuning_and_stage_1_which_read_nothing_of_each_other_are_ready_at_fi
     assert ready == ["finetune ct", "finetune x-ray", "rlhf-stage1 all"]
 
 
+def test_where_there_is_room_for_few_the_longest_chain_leads() -> None:
+    assert [planned.task.stage for planned in plan().by_urgency] == [
+        *("rlhf-stage1", "finetune", "finetune", "rlhf-stage2", "rlhf-stage2"),
+        *(["generate"] * 4),
+        "evaluate",
+    ]
+
+
 STAGE1, FINETUNE, STAGE2 = ("rlhf-stage1", "all"), ("finetune", "ct"), ("rlhf-stage2", "ct")
 
 
@@ -222,6 +230,7 @@ def test_every_configuration_key_is_read_or_known_to_change_no_result() -> None:
         *("campaign.name", "campaign.dir", "data.table", "data.root", "data.ratings_file", "data.prompts"),
         *("data.base_prompt", "data.keep_columns", "data.linked_roots", "model_paths.stable_diffusion"),
         *("generation.blocks_per_shard", "generation.shard_minutes", "cluster.max_shards", "cluster.claim"),
+        *("cluster.continue_in_allocation",),
         *("cluster.max_parallel", "cluster.max_requeues", "cluster.tflops", "cluster.gpu_memory_gib", "cluster.site"),
         *("finetune.checkpointing_steps", "finetune.checkpoints_total_limit", "finetune.keep_every"),
         *("finetune.gradient_checkpointing", "finetune.max_lost_minutes", "data.phantoms.images_per_kind"),

@@ -131,6 +131,13 @@ def test_code_comes_after_every_package_so_that_a_change_of_it_builds_in_seconds
     assert max(packages) < min(code)
 
 
+def test_what_is_installed_is_compiled_as_pip_does_unless_told_otherwise() -> None:
+    for text in (DOCKERFILE, DEFINITION):
+        assert not re.search(r"--no-compile|PIP_NO_COMPILE|PYTHONDONTWRITEBYTECODE|\buv\b", text)
+    readme = (ROOT / "README.md").read_text()
+    assert "UV_COMPILE_BYTECODE=1 uv run launch.py" in readme, "uv does it only when told"
+
+
 def test_every_installation_of_packages_can_have_secrets_and_needs_none() -> None:
     optional = [("pip_conf", "/etc/pip.conf,required=false"), ("ca", "/run/secrets/ca.crt,required=false")]
     for command in given("RUN"):

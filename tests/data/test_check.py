@@ -15,6 +15,7 @@ from PIL import Image as PillowImage
 from PIL import PngImagePlugin
 
 import medsyn.data.check as check
+import medsyn.data.read_images as reading
 from medsyn.data.check import check_tables
 from medsyn.data.images.read import SYNTHETIC_KEY, Image
 from medsyn.data.prompts.formats import table_kind
@@ -56,6 +57,16 @@ def test_good_tables_have_no_problems(folder: Path) -> None:
     (folder / "prompts.txt").write_text("CT: a prompt\n")
     tables = [dataset(folder, "a.png", "b.jpg"), ratings(folder, "a.png", "b.jpg"), folder / "prompts.txt"]
     assert check_tables(tables, patient_column="path") == []
+
+
+@pytest.mark.parametrize("first", ["sep=,", "SEP=,", '"sep=,"'])
+def test_a_line_for_excel_before_the_header_is_no_row(folder: Path, first: str) -> None:
+    for table in (dataset(folder, "a.png", "cut.png"), ratings(folder, "b.jpg", "cut.png")):
+        table.write_text(f"{first}\n{table.read_text()}")
+        [(_, row, reason)] = errors(check_tables(table, patient_column="path" if table.name == "data.csv" else None))
+        assert row == 4 and "'cut.png'" in reason
+    (folder / "prompts.csv").write_text(f"{first}\nprompt,modality\nCT: x,CT\n")
+    assert check_tables(folder / "prompts.csv") == []
 
 
 def test_a_table_without_patients_gets_one_warning(folder: Path) -> None:
@@ -103,13 +114,13 @@ def test_generated_images_may_be_rated(folder: Path) -> None:
 
 def test_an_image_is_read_once_and_told_once_per_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
-    real = check.read_image
+    real = reading.read_image
 
     def counting(path: Path, modality: str, volume: int | None) -> Image:
         read.append(path.name)
         return real(path, modality, volume)
 
-    monkeypatch.setattr(check, "read_image", counting)
+    monkeypatch.setattr(reading, "read_image", counting)
     tables = [dataset(folder, "a.png", "cut.png", "cut.png"), ratings(folder, "cut.png", "a.png", "cut.png")]
     seen: list[tuple[int, int]] = []
     found = errors(check_tables(tables, progress=lambda done, total: seen.append((done, total))))
@@ -155,7 +166,7 @@ def test_the_spacing_of_the_pixels_is_known_where_a_header_says_it(folder: Path)
     volume.header.set_xyzt_units("mm")
     nib.save(volume, folder / "mm.nii")
     files = ("a.dcm", "detector.dcm", "unknown.nii", "mm.nii", "a.png")
-    [contents] = check.read_tables([dataset(folder, *files)]).contents
+    [contents] = check.read_tables([dataset(folder, *files)], check.Reading()).contents
     part = contents.parts["CT"]
     assert part.formats == {"DICOM": 2, "NIfTI": 2, "PNG": 1}
     assert part.spacings == {0.8: 1, 2.0: 1}
@@ -197,7 +208,7 @@ def test_each_volume_of_a_file_is_an_image_of_its_own(folder: Path) -> None:
 
 def test_warnings_of_the_reader_are_warnings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = Image(np.zeros((16, 16, 1), np.float32), (), ("one thing is odd",))
-    monkeypatch.setattr(check, "read_image", lambda path, modality, volume: image)
+    monkeypatch.setattr(reading, "read_image", lambda path, modality, volume: image)
     [problem] = check_tables([dataset(folder, "a.png")])
     assert problem.severity == "warning" and "a.png" in problem.reason and "one thing is odd" in problem.reason
 
@@ -223,6 +234,7 @@ def test_another_root_and_another_column(folder: Path, tmp_path_factory: pytest.
         ("a.csv", "image_path,rating,modality,expert_level,prompt\n", "ratings"),
         ("a.csv", "rating,prompt\n", "ratings"),
         ("a.csv", '\ufeff"Prompt",modality\n', "prompts"),
+        ("a.csv", '\ufeff"sep=,"\nprompt,modality\n', "prompts"),
         ("a.TXT", "path,Text,modality\n", "prompts"),
         ("a.jsonl", '{"prompt": "CT: x", "path": "y"}\n', "prompts"),
         ("a.jsonl", '{"file_name": "a.png", "text": "CT: x"}\n', "dataset"),
@@ -267,6 +279,7 @@ def test_utf_16_is_told_with_the_way_out(tmp_path: Path) -> None:
         ("a.csv", "path;Text, English;modality\na.png;CT: x;CT\n", "^separate by commas, not ';'.*docs/data.md"),
         ("a.csv", "path\tText\tmodality\na.png\tCT: x\tCT\n", "by commas, not '.t'.*docs/data.md"),
         ("a.csv", "prompt;modality\nCT: x;CT\n", "by commas, not ';'.*docs/data.md"),
+        ("a.csv", "sep=;\npath;Text;modality\na.png;CT: x;CT\n", "by commas, not ';'.*docs/data.md"),
         ("a.csv", "p\0a\0t\0h\0,\0\n\0", "if it is UTF-16, save it as 'CSV UTF-8', or docs/data.md"),
         ("a.json", "[]", "is a .json file.*of an export of Label Studio, docs/data.md"),
         ("data.xlsx", "x", "is a .xlsx file.*save it as 'CSV UTF-8'"),

@@ -10,6 +10,7 @@ import torch
 from medsyn import disk
 from medsyn.data.phantoms.phantom import KINDS, Label, draw_phantom
 from medsyn.evaluation import judge
+from medsyn.user_cache import CACHE_VARIABLE
 
 SMALL = judge.JudgeRecipe(images_per_kind=6, epochs=1, batch_size=12, width=8)
 Drawn = tuple[list[np.ndarray], list[Label]]
@@ -88,7 +89,7 @@ def test_the_same_recipe_gives_the_same_judge_and_no_global_randomness_is_used()
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(judge.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -134,7 +135,7 @@ def test_without_a_place_for_it_a_judge_is_trained_each_time(
     cache.write_text("not a directory")
     epochs: list[int] = []
     judge.load_or_train(tmp_path / "one", SMALL, lambda done, _: epochs.append(done))
-    monkeypatch.delenv(judge.CACHE_VARIABLE)
+    monkeypatch.delenv(CACHE_VARIABLE)
     monkeypatch.setattr(Path, "home", Mock(side_effect=RuntimeError))
     judge.load_or_train(tmp_path / "other", SMALL, lambda done, _: epochs.append(done))
     assert epochs == [1, 1]

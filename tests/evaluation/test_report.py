@@ -16,8 +16,10 @@ from medsyn.evaluation import contact_sheets, evaluate, judge, read_campaign
 from medsyn.evaluation.generated import Picture
 from medsyn.evaluation.read_campaign import Gathered
 from medsyn.evaluation.report_tables import duration, number, percent, stages
+from medsyn.rating.sessions import SESSIONS_TABLE, write_sessions
 from medsyn.stage import Control, Task
 from tests.helpers.synthetic_campaign import Builder
+from tests.rating import test_report as reading
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -26,9 +28,14 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The report of a campaign, with a judge that is trained in a moment and knows little."""
     builder = Builder(tmp_path_factory.mktemp("report")).everything()
+    ratings = tmp_path_factory.mktemp("ratings") / "ratings.csv"
+    sessions = [reading.session("Reader A", reading.honest), reading.session("Reader <B>", reading.guessing(1))]
+    write_sessions(ratings.with_name(SESSIONS_TABLE), [row for rows in sessions for row in rows])
+    data = builder.config.data.model_copy(update={"ratings_file": str(ratings)})
+    config = builder.config.model_copy(update={"data": data})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judge, "RECIPE", judge.JudgeRecipe(images_per_kind=6, epochs=1))
-        evaluate.run(builder.config, Task("evaluate", 0, "all"), builder.directory, Control())
+        evaluate.run(config, Task("evaluate", 0, "all"), builder.directory, Control())
     return builder.directory.report.read_text()
 
 
@@ -64,6 +71,14 @@ def test_the_page_is_well_formed_and_needs_no_script_and_no_other_file(html: str
         assert re.match(r"$|#", attributes.get("href") or "") or (attributes["href"] or "").startswith("#")
     styles = re.sub(r'xmlns(:\w+)?="[^"]*"', "", html)
     assert "http" not in styles.replace("http-equiv", "").replace("http://www.w3.org", ""), "a reference to the network"
+
+
+def test_raters_are_shown_with_what_makes_them_doubtful(html: str) -> None:
+    section = html[html.index('<section id="raters">') :]
+    section = section[: section.index("</section>")]
+    assert "Reader A" in section
+    assert "Reader &lt;B&gt; agrees with their own earlier ratings hardly better than by chance" in section
+    assert "Krippendorff’s alpha" in section
 
 
 def test_every_image_says_what_it_is_and_every_figure_has_a_name(html: str) -> None:

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,26 +73,31 @@ def test_a_block_appears_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("victim", ["a_0.png", "attempts.jsonl", "manifest.jsonl", "timing.json"])
 def test_a_full_disk_leaves_no_half_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str) -> None:
-    real = Path.open
+    real = os.open
 
-    def full(self: Path, *args: object, **kwargs: object) -> object:
-        if self.name == victim:
+    def full(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if Path(path).name == victim and flags & os.O_CREAT:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return real(self, *args, **kwargs)  # type: ignore[call-overload]
+        return real(path, flags, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "open", full)
+    monkeypatch.setattr(os, "open", full)
     with pytest.raises(OSError, match="No space"):
         commit_block(tmp_path / "ct" / "block-000000", content())
     assert list((tmp_path / "ct").iterdir()) == []
 
 
-def test_a_disk_that_is_full_at_fsync_leaves_no_half_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("as_a_whole", [False, True])
+def test_a_disk_that_is_full_at_fsync_leaves_no_half_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_a_whole: bool
+) -> None:
     """NFS tells of a full disk when data is flushed, not when it is written."""
 
-    def full(path: Path) -> None:
+    def full(place: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(disk, "_fsync_file", full)
+    monkeypatch.setattr(disk, "_is_synced_as_a_whole", lambda place: as_a_whole)
+    monkeypatch.setattr(disk, "_sync_file_system", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         commit_block(tmp_path / "ct" / "block-000000", content())
     assert list((tmp_path / "ct").iterdir()) == []
@@ -219,3 +226,29 @@ def test_an_image_with_other_content_than_on_record_is_not_handed_out(tmp_path: 
     (tmp_path / "block-000000" / "a_0.png").write_bytes(b"Image")
     with pytest.raises(InputError, match=r"a_0\.png.*has changed since it was generated.*--repair"):
         block_store.read_image_bytes(tmp_path / "block-000000", record)
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_an_image_costs_one_file_to_create_and_one_look_and_in_an_archive_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archive: bool
+) -> None:
+    images, calls = 64, Counter[str]()
+    made = content([Item(f"p{number}", "CT: normal", 0) for number in range(images)])
+    if archive:
+        manifest = [{**record, "archive": "images.tar", "offset": 5 * i} for i, record in enumerate(made.manifest)]
+        made = BlockContent({"images.tar": b"image" * images}, manifest, made.attempts, made.timing)
+
+    def count(name: str) -> None:
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, **kwargs: (calls.update([name]), real(*args, **kwargs))[1])
+
+    for name in ("open", "stat", "lstat", "chmod", "fsync", "mkdir", "rename"):
+        count(name)
+    monkeypatch.setattr(disk, "_is_synced_as_a_whole", lambda place: True)
+    disk.make_directory(tmp_path / "part-000")
+    commit_block(tmp_path / "part-000" / "block-000000", made)
+    assert block_store.read_manifest(tmp_path / "part-000" / "block-000000") == made.manifest
+    of_images = 1 if archive else images
+    assert calls["open"] <= of_images + 6
+    assert calls["stat"] + calls["lstat"] <= of_images + 6
+    assert (calls["chmod"], calls["fsync"], calls["rename"]) == (0, 0, 1)

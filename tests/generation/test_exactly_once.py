@@ -158,7 +158,7 @@ def test_a_disk_that_fills_loses_and_doubles_nothing(
 def test_a_journal_that_cannot_be_written_stops_the_task_and_says_so(
     maker: Maker, undisturbed: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    campaign, real, left = maker.new(tmp_path / "campaign"), disk.write_atomic, 5
+    campaign, real, left = maker.new(tmp_path / "campaign"), disk.write_unsynced, 5
 
     def full(path: Path, content: bytes | str) -> None:
         nonlocal left
@@ -168,7 +168,7 @@ def test_a_journal_that_cannot_be_written_stops_the_task_and_says_so(
         real(path, content)
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(journal.disk, "write_atomic", full)
+        patch.setattr(journal.disk, "write_unsynced", full)
         run_shards(campaign, 1)
     run_shards(campaign, 1)
     assert campaign.snapshot() == undisturbed.snapshot()

@@ -31,8 +31,10 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
             "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "pid": os.getpid(),
             "time": time.time(),
+            "kept": control.kept.get("tasks", 0),
         },
     )
+    control.kept["tasks"] = control.kept.get("tasks", 0) + 1
     script = directory.root / "script.json"
     actions = json.loads(script.read_text()).get(name, ["work"]) if script.is_file() else ["work"]
     action, _, argument = actions[min(number, len(actions) - 1)].partition(":")
@@ -41,6 +43,9 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     elif action == "crash":
         control.heartbeat(3, 10)
         raise ValueError(f"boom {argument} in <object at {hex(id(task))}>")
+    elif action == "term":
+        os.kill(os.getpid(), signal.SIGTERM)
+        control.leave_if_asked()
     elif action == "ask":
         directory.work(*argument.split())
     elif action == "deaf":

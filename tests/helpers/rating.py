@@ -29,7 +29,7 @@ def write_set(folder: Path, set_hash: str = SET) -> Path:
     for number in range(CASES + DECOYS):
         file = folder / "images" / f"{number:02d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((16, 16), 10 * number, np.uint8)).save(file)
+        Image.fromarray(np.roll(np.arange(256, dtype=np.uint8), number).reshape(16, 16)).save(file)
         is_real = number >= CASES
         images[name("image", number)] = {
             "kind": "real" if is_real else "generated",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Error, Page, expect
 
@@ -119,18 +120,27 @@ class Rater:
         return read_answers(self.save())
 
     def colours(self, canvas: str = "#canvas-left") -> int:
-        """How many different greys a canvas shows."""
-        script = """(canvas) => {
+        """How many different greys a canvas shows where it shows the image."""
+        shown = self._drawn(canvas)
+        return len(np.unique(shown[..., 0][shown[..., 3] == 255]))
+
+    def pixels(self, height: int, width: int) -> np.ndarray:
+        """The middle of the image's canvas, uint8 [height, width, 3]."""
+        shown = self._drawn("#canvas-left")
+        top, left = (shown.shape[0] - height + 1) // 2, (shown.shape[1] - width + 1) // 2
+        return shown[top : top + height, left : left + width, :3]
+
+    def _drawn(self, canvas: str) -> np.ndarray:
+        """What a canvas shows, uint8 [H, W, 4]."""
+        script = """async (canvas) => {
+            await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
             const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d");
             copy.drawImage(canvas, 0, 0);
-            const data = copy.getImageData(0, 0, canvas.width, canvas.height).data;
-            const seen = new Set();
-            for (let i = 0; i < data.length; i += 4) if (data[i + 3] === 255) seen.add(data[i]);
-            return seen.size;
+            const pixels = copy.getImageData(0, 0, canvas.width, canvas.height).data;
+            return [canvas.height, canvas.width, Array.from(pixels, (one) => String.fromCharCode(one)).join("")];
         }"""
-        self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-        count: int = self.page.locator(canvas).evaluate(script)
-        return count
+        height, width, text = self.page.locator(canvas).evaluate(script)
+        return np.frombuffer(text.encode("latin-1"), np.uint8).reshape(height, width, 4)
 
 
 def processes_of(browser: Browser, page: Page) -> list[int]:

@@ -36,7 +36,7 @@ def need_no_content(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the stages are fake, preparing a campaign asks for no weights and reads no image."""
     monkeypatch.setattr(model_folder, "problems", lambda source: [])
     monkeypatch.setattr(inputs.weights, "weights_fingerprint", lambda source: f"weights of {source}")
-    monkeypatch.setattr(inputs, "_check_images", lambda config, rows, progress, tokens: [])
+    monkeypatch.setattr(inputs, "_check_images", lambda data, tables, progress: [])
 
 
 class Trial:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
-from medsyn.config import DeviceSection
+from medsyn.config import DeviceSection, Precision
 from medsyn.errors import InputError
-from medsyn.models.device import choose_device
+from medsyn.models import device as devices
+from medsyn.models.device import choose_device, decoder_dtype, kernels, memory_format
 from medsyn.stage import BadNode
 
 
@@ -14,6 +18,15 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) ->
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+
+
+@pytest.fixture(autouse=True)
+def tf32_as_before() -> Iterator[None]:
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    yield
+    for backend, value in zip(backends, before, strict=True):
+        backend.allow_tf32 = value
 
 
 def test_without_a_gpu_it_is_the_cpu_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +40,62 @@ def test_half_precision_on_a_cpu_is_refused_by_key(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=r"device\.precision"):
         choose_device(DeviceSection(precision="float16"))
+
+
+@pytest.mark.parametrize(
+    ("line", "has_it"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 sha_ni", True),
+        ("flags\t\t: fpu amx_tile amx_bf16", True),
+        ("Features\t: fp asimd bf16 i8mm", True),
+        ("flags\t\t: fpu avx2 avx512f", False),
+        ("model name\t: avx512_bf16", False),
+        (None, False),
+    ],
+)
+def test_bfloat16_on_a_cpu_takes_a_cpu_that_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str | None, has_it: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(devices, "_CPU_FEATURES", tmp_path / "cpuinfo")
+    if line is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\n")
+    if has_it:
+        assert choose_device(DeviceSection(precision="bfloat16")).dtype == torch.bfloat16
+    else:
+        with pytest.raises(
+            InputError, match="bfloat16 needs a GPU, or a CPU with avx512_bf16 or amx_bf16, but no CUDA"
+        ):
+            choose_device(DeviceSection(precision="bfloat16"))
+    assert choose_device(DeviceSection()).dtype == torch.float32, "never unasked: it changes bits"
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "expected"),
+    [
+        ((6, 1), "auto", []),
+        ((6, 1), "float16", []),
+        ((7, 0), "auto", ["VAE decoder in float16", "channels last"]),
+        ((7, 0), "float32", []),
+        ((8, 0), "auto", ["VAE decoder in float16", "channels last", "TF32"]),
+        ((8, 0), "bfloat16", ["VAE decoder in float16", "channels last", "TF32"]),
+        ((9, 0), "float32", []),
+    ],
+)
+def test_capability_decides_the_kernels_and_float32_is_float32(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], precision: Precision, expected: list[str]
+) -> None:
+    pretend_gpu(monkeypatch, capability)
+    chosen = choose_device(DeviceSection(precision=precision))
+    assert kernels(chosen.device, chosen.dtype) == expected
+    assert torch.backends.cudnn.allow_tf32 == ("TF32" in expected)
+
+
+def test_a_cpu_decodes_in_float32_and_keeps_its_layout() -> None:
+    cpu = torch.device("cpu")
+    assert decoder_dtype(cpu, torch.bfloat16) == torch.float32
+    assert memory_format(cpu, torch.bfloat16) == torch.contiguous_format
+    assert kernels(cpu, torch.bfloat16) == []
 
 
 @pytest.mark.parametrize(

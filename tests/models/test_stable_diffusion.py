@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from medsyn.errors import InputError, InputProblems
 from medsyn.models import model_folder, stable_diffusion, tiny
@@ -47,6 +50,29 @@ def test_one_encoder_call_per_unique_prompt(model: Path) -> None:
     assert torch.equal(first, fresh.embed("OCT: drusen")[0])
 
 
+def test_prompts_are_encoded_in_passes_of_one_size_and_companions_change_no_bit(model: Path) -> None:
+    prompts = ["OCT: drusen", "", "CT: nodule", "", "MRI: tumour, left", "X-Ray: effusion"]
+    alone = load_synthetic(str(model), CPU, with_unet=False).embed_all(prompts)
+    passes = []
+    systems = [replace(load_synthetic(str(model), CPU, with_unet=False), prompts_together=4) for _ in range(2)]
+    systems[0].text_encoder.register_forward_hook(lambda _, given, __: passes.append(len(given[0])))
+    together, other = systems[0].embed_all(prompts), systems[1].embed_all(prompts[::-1])[::-1]
+    assert passes == [4, 4], "five different prompts"
+    for one, again, single in zip(together, other, alone, strict=True):
+        for mine, its, expected in zip(one, again, single, strict=True):
+            assert torch.equal(mine, its)
+            assert torch.allclose(mine, expected, atol=1e-5)
+    assert torch.equal(systems[0].embed(prompts[2])[0], together[2][0])
+
+
+def test_more_prompts_than_are_kept_are_all_encoded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stable_diffusion, "_EMBEDDED_KEPT", 2)
+    fresh, prompts = load_synthetic(str(model), CPU, with_unet=False), ["a", "b", "c", "d", "a"]
+    first, again = ([hidden for hidden, _ in fresh.embed_all(prompts)] for _ in range(2))
+    assert torch.equal(first[0], first[4]) and len(fresh._embedded) == 2
+    assert torch.equal(torch.stack(first), torch.stack(again))
+
+
 def test_text_features_have_shape_and_depend_on_the_text(system: SyntheticSystem) -> None:
     hidden, pooled = system.embed("Chest CT: solid nodule in the left lung")
     other_hidden, other_pooled = system.embed("Chest CT: solid nodule in the right lung")
@@ -72,6 +98,35 @@ def test_encode_and_decode_agree_on_shapes_and_ranges(system: SyntheticSystem) -
     assert decoded.dtype == torch.float32
     assert decoded.min() >= 0
     assert decoded.max() <= 1
+
+
+def test_a_half_precision_decoder_is_close_and_leaves_the_encoder_alone(model: Path) -> None:
+    """bfloat16 here, which CPUs convolve in; cards take float16."""
+    whole = load_synthetic(str(model), CPU, with_unet=False)
+    half = replace(load_synthetic(str(model), CPU, with_unet=False), decoder_dtype=torch.bfloat16)
+    latents = torch.randn(3, *whole.latent_shape(32), generator=torch.Generator().manual_seed(0))
+    expected, found = whole.decode(latents), half.decode(latents)
+    assert found.dtype == torch.float32 and not torch.equal(found, expected)
+    assert (found - expected).abs().max() < 0.03
+    assert next(half.decoder.parameters()).dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in half.vae.parameters()} == {torch.float32}
+    assert all(map(torch.equal, whole.encode(expected), half.encode(expected)))
+
+
+def test_what_overflows_in_half_precision_is_decoded_again_in_float32(model: Path) -> None:
+    whole = load_synthetic(str(model), CPU, with_unet=False)
+    half = replace(load_synthetic(str(model), CPU, with_unet=False), decoder_dtype=torch.bfloat16)
+    latents = torch.randn(3, *whole.latent_shape(32), generator=torch.Generator().manual_seed(0))
+    sound, exact = half.decode(latents), whole.decode(latents)
+
+    def overflow(_: nn.Module, __: Any, images: Tensor) -> Tensor:
+        images[1, 0, 5, 5] = float("inf")
+        return images
+
+    half.decoder.register_forward_hook(overflow)
+    found = half.decode(latents)
+    assert torch.equal(found[1], exact[1])
+    assert torch.equal(found[0], sound[0]) and torch.equal(found[2], sound[2]), "companions keep their bits"
 
 
 def test_a_finetuned_unet_is_taken(model: Path, tmp_path: Path) -> None:

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from medsyn.errors import InputError, InputProblems
-from medsyn.rating.formats import ANSWERS_FORMAT, read_answers, read_key, seal
+from medsyn.rating.formats import ANSWERS_FORMAT, Answer, Answers, RatingSet, SetKey, read_answers, read_key, seal
+from tests.docs.pages import in_backticks, table
+from tests.helpers.paths import ROOT
 
 ANSWER: dict[str, Any] = {
     "item": "aaaaaaaaaaaa",
@@ -105,6 +108,15 @@ def test_fields_out_of_range_are_named(tmp_path: Path, change: dict[str, Any], k
 def test_a_name_of_a_rater_cannot_be_a_path(tmp_path: Path) -> None:
     with pytest.raises(InputProblems, match=r"rater\.id"):
         read_answers(written(tmp_path, answers(rater={"id": "../r1", "expert_level": 2})))
+
+
+@pytest.mark.parametrize(
+    ("header", "model"),
+    [("field", Answers), ("field of an answer", Answer), ("field of the key", SetKey), ("field of the set", RatingSet)],
+)
+def test_the_document_has_every_field(header: str, model: type[BaseModel]) -> None:
+    rows = table(ROOT / "docs" / "rating.md", header, "meaning")
+    assert [in_backticks(row[0])[0] for row in rows] == list(model.model_fields)
 
 
 def test_a_key_that_is_missing_is_told(tmp_path: Path) -> None:

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import axe_playwright_python
+import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Playwright, expect, sync_playwright
 
 from medsyn.rating.export import Exported, Wishes, export
 from medsyn.rating.formats import Answers, seal
 from medsyn.rating.order import order_for
 from tests.helpers.rating_page import ARGUMENTS, Rater, chromium, edited, kill_browser, processes_of
-from tests.helpers.rating_set import HOSTILE, ramp, small_set
+from tests.helpers.rating_set import HOSTILE, generated, ramp, small_set
 
 pytestmark = pytest.mark.browser
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
@@ -247,6 +249,17 @@ def test_sixteen_bits_are_there_to_be_windowed(open_page: Open, tmp_path: Path) 
     middle = (image.low + image.high) / 2
     assert answer.window.low == pytest.approx(image.low, abs=2) and answer.window.high == pytest.approx(middle, abs=2)
     assert answer.zoom == 100
+
+
+@pytest.mark.parametrize("modality", ["MRI", "Fundus"])
+def test_every_pixel_is_that_of_the_file(open_page: Open, tmp_path: Path, modality: str) -> None:
+    (source,) = generated(tmp_path, 1, modality)
+    made = export([source], [], [], tmp_path / "one.html", Wishes(decoys=0, repeats=0, pairs=0))
+    rater = open_page(made.page)
+    rater.begin()
+    rater.press("h")
+    written = np.asarray(Image.open(source.file).convert("RGB"))
+    assert (rater.pixels(*written.shape[:2]) == written).all()
 
 
 def test_window_and_place_by_drag_and_wheel(open_page: Open) -> None:

@@ -42,7 +42,7 @@ from medsyn.training import run as training_run
 from medsyn.training.finetune import dataset, loop, precision, stage, state
 from medsyn.training.finetune.loss import denoising_loss, min_snr_weights
 from medsyn.training.finetune.validation import Validation
-from medsyn.training.schedule import draws
+from medsyn.training.schedule import draws, samples_of_step
 
 TASK = Task("finetune", 0, "ct", "CT")
 MEASURED = ("samples_per_second", "tflops", "peak_memory_gib")  # no two runs have the same
@@ -758,7 +758,7 @@ def test_weights_that_are_not_finite_are_not_kept(
 ) -> None:
     monkeypatch.setattr(loop, "_METRICS_LINES", 1)  # the loss is not looked at before the end
     monkeypatch.setattr(loop, "learning_rate", lambda *_: float("nan"))
-    with pytest.raises(NoProgress, match="not finite after step 2"):
+    with pytest.raises(NoProgress, match="the loss is nan at step 2"):
         run(training(weights, table, keep_every=2, checkpointing_steps=100), tmp_path)
     assert kept(tmp_path) == {}
 
@@ -983,6 +983,99 @@ def test_an_option_this_machine_does_not_have_is_named(weights: Path, table: Pat
         with pytest.raises(InputError) as caught:
             run(training(weights, table, **{option: True}), tmp_path)
         assert caught.value.problem.key == f"finetune.{option}"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_at_once_and_names_the_rows(
+    bad: float, weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second micro-batch of step 3; nothing of the metrics asks for the loss before the end."""
+    monkeypatch.setattr(loop, "_METRICS_LINES", 1)
+    rows, _ = dataset.training_rows(training(weights, table), "CT")
+    batch = samples_of_step((0, "finetune", "ct"), 2, 4, len(rows))
+    real, calls = loop.denoising_loss, []
+
+    def failing(*arguments: Any) -> torch.Tensor:
+        calls.append(real(*arguments))
+        return calls[-1] * bad if len(calls) == 6 else calls[-1]
+
+    monkeypatch.setattr(loop, "denoising_loss", failing)
+    with pytest.raises(NoProgress) as caught:
+        run(training(weights, table), tmp_path)
+    assert len(calls) == 6
+    assert f"the loss is {bad} at step 3, on " in str(caught.value)
+    names = [f"{rows[sample].file} (row {rows[sample].row})" for sample in batch]
+    assert [name in str(caught.value) for name in names] == [name in names[2:] for name in names]
+    assert "secret" not in str(caught.value)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000002"]
+
+
+class OutOfMemory:
+    """In the place of the loss: the GPU's memory holds `most` images at once from call `first` on."""
+
+    def __init__(self, most: int, first: int = 0) -> None:
+        self.real, self.most, self.first = loop.denoising_loss, most, first
+        self.sizes: list[int] = []
+
+    def __call__(self, *arguments: Any) -> torch.Tensor:
+        self.sizes.append(len(arguments[3]))
+        if len(self.sizes) > self.first and self.sizes[-1] > self.most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return self.real(*arguments)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_goes_on_with_the_same_samples(
+    weights: Path,
+    table: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In the second micro-batch of step 4, and again when half as many are tried; stopped after step 5."""
+    config = training(weights, table, train_batch_size=4, gradient_accumulation_steps=2)
+    run(config, tmp_path / "enough")
+    stops: list[int]
+    for stops in ([], [5]):
+        root = tmp_path / str(stops)
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "denoising_loss", memory := OutOfMemory(most=1, first=7))
+            for stop in stops:
+                with pytest.raises(Saved):
+                    run(config, root, StopAt(stop))
+            run(config, root)
+        assert memory.sizes == [4] * 8 + [2] + [1] * 24, "the rest of step 4, and nothing anew"
+    enough, little, stopped = (metrics(tmp_path / name) for name in ("enough", "[]", "[5]"))
+    assert [line["loss"] for line in little] == pytest.approx([line["loss"] for line in enough], rel=1e-4)
+    assert [line.get("micro_batch") for line in little] == [None] * 3 + [1] * 3
+    assert little == stopped
+    assert unet_bytes(tmp_path / "[]") == unet_bytes(tmp_path / "[5]")
+    record = disk.read_json(tmp_path / "[5]/work/finetune/ct/model" / PROVENANCE)["conditions"]
+    common = {"precision": "float32", "train_batch_size": 4}
+    assert record == [{"from_step": step, **common, "micro_batch": size} for step, size in ((1, 4), (4, 2), (4, 1))]
+    assert "the GPU's memory does not hold 4 images at once" in caplog.text
+    assert "from step 4 on micro_batch was 4 and is 2" in caplog.text
+
+
+def test_where_one_image_is_too_much_it_says_what_takes_less(
+    weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "denoising_loss", OutOfMemory(most=0))
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=r"gradient_checkpointing=true.*Tried to allocate"):
+        run(training(weights, table), tmp_path)
+
+
+def test_a_change_of_precision_between_attempts_is_told_and_on_record(
+    weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = training(weights, table)
+    with monkeypatch.context() as patch, pytest.raises(Saved):
+        patch.setattr(stage, "training_dtype", lambda *_: torch.bfloat16)
+        run(config, tmp_path, StopAt(2))
+    run(config, tmp_path)
+    assert "from step 3 on precision was bfloat16 and is float32" in caplog.text
+    record = disk.read_json(tmp_path / "work/finetune/ct/model" / PROVENANCE)["conditions"]
+    assert [(one["from_step"], one["precision"]) for one in record] == [(1, "bfloat16"), (3, "float32")]
+    run(config, tmp_path)  # the model is taken for what it is
 
 
 @pytest.mark.parametrize("use_ema", [False, True])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from medsyn import forks
 from medsyn.campaign import worker
 from medsyn.config import Config, validate
 from medsyn.errors import EXIT_SAVED, InputError, InputProblems, Problem
+from medsyn.launcher import Launched, launched
 from medsyn.models.weights import UNET_WEIGHTS
 from medsyn.stage import BadNode, Control, NoProgress, Saved
 from medsyn.training.finetune import loop, parallel, ranks, stage
@@ -92,6 +95,19 @@ def test_two_ranks_end_in_the_bits_of_one_process(weights: Path, table: Path, al
     assert_same_end(tmp_path, alone)
 
 
+def test_so_they_do_with_adapters_versions_of_images_and_validation(weights: Path, table: Path, tmp_path: Path) -> None:
+    """A validation is the first rank's alone, and the others wait for it; the best is kept and published."""
+    options = {"lora": {"rank": 2}, "augment": {"versions": 2}, "validate_every": 2, "keep_best": True}
+    options |= {"max_train_steps": 4, "data": {"held_out_fraction": 0.4}}
+    run(of(weights, table, 1, **options), tmp_path / "one")
+    with pytest.raises(Saved):
+        run(of(weights, table, 2, **options), tmp_path / "two", StopAt(2))
+    run(of(weights, table, 2, **options), tmp_path / "two")
+    assert unet_bytes(tmp_path / "two") == unet_bytes(tmp_path / "one")
+    assert metrics(tmp_path / "two") == metrics(tmp_path / "one")
+    assert "held_out_change" in metrics(tmp_path / "two")[-1]
+
+
 @pytest.mark.parametrize(("gpus", "batch"), [(3, (2, 3)), (2, (2, 4)), (3, (4, 1))])
 def test_other_ways_to_share_a_batch_differ_by_rounding_only(
     gpus: int,
@@ -157,7 +173,7 @@ def test_a_killed_rank_ends_the_others_and_costs_the_steps_since_the_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "draws", at_call(8, rank, loop.draws, kill_self))
+        patch.setattr(loop, "draws", at_call(12, rank, loop.draws, kill_self))
         started = time.monotonic()
         with pytest.raises(RuntimeError, match=f"rank {rank} was killed by SIGKILL: the others were ended"):
             run(of(weights, table, 2), tmp_path)
@@ -361,15 +377,97 @@ def test_a_number_that_cannot_be_is_told(gpus: Any, words: str) -> None:
     ("environment", "expected"),
     [
         ({}, None),
-        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, parallel.Launched(1, 2, 1)),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, Launched(1, 2, 1)),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, None),
     ],
 )
 def test_a_launchers_place_is_read(
-    environment: dict[str, str], expected: parallel.Launched | None, monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str], expected: Launched | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert parallel.launched() == expected
+    assert launched() == expected
+
+
+@pytest.fixture
+def as_launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], int]:
+    """Starts a fork in the environment that torchrun and `accelerate launch` give one of two processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def start(rank: int, work: Callable[[], object]) -> int:
+        environment = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": 2,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        os.environ.update({name: str(value) for name, value in environment.items()})
+        try:
+            return in_a_fork(lambda: work() or 0)  # type: ignore[arg-type, return-value]
+        finally:
+            for name in environment:
+                del os.environ[name]
+
+    return start
+
+
+def test_processes_that_a_launcher_starts_train_together(
+    weights: Path, table: Path, alone: Path, tmp_path: Path, as_launched: Callable[[int, Callable[[], object]], int]
+) -> None:
+    """The second needs nothing but its place: the first tells it the rest."""
+    first = as_launched(0, lambda: run(of(weights, table, 1), tmp_path))
+    second = as_launched(1, lambda: worker.follow("finetune"))
+    assert [os.waitpid(process, 0)[1] for process in (first, second)] == [0, 0]
+    assert_same_end(tmp_path, alone)
+    first = as_launched(0, lambda: run(of(weights, table, 1), tmp_path))  # there is nothing to do
+    second = as_launched(1, lambda: worker.follow("finetune"))
+    assert [os.waitpid(process, 0)[1] for process in (first, second)] == [0, 0]
+    assert worker.follow("generate") == 0
+
+
+def test_adapters_and_their_average_are_shared_out_too(weights: Path, table: Path, tmp_path: Path) -> None:
+    options = {"lora": {"rank": 2}, "ema_every": 3, "max_train_steps": 7}
+    run(of(weights, table, 1, **options), tmp_path / "one")
+    run(of(weights, table, 2, **options), tmp_path / "two")
+    assert_same_end(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_ranks_that_cannot_be_forks_are_new_processes(
+    weights: Path, table: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forks, "unfit", lambda: "a library has started threads")
+    run(of(weights, table, 2), tmp_path)
+    assert_same_end(tmp_path, alone)
+
+
+def test_a_rank_knows_how_much_time_the_task_has() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    control, task = ranks.RankControl(0, theirs), Control(grace_seconds=100)
+    assert not control.asked_here()
+    task.request_stop()
+    ours.send((task.asked, task.seconds_left()))
+    control.together = True
+    control.heartbeat(1, 2)
+    assert control.asked_here() and not control.stop_requested  # until all have agreed
+    assert 95 < (control.seconds_left() or 0) <= 100
+    assert ours.recv() == ("beat", (1, 2), {})
+
+
+def test_cards_that_would_compute_in_different_precisions_are_refused(
+    weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OtherCard(parallel.Ranks):
+        def hear(self) -> dict[str, Any] | None:
+            return (super().hear() or {}) | {"dtype": "torch.bfloat16"}
+
+    monkeypatch.setattr(ranks, "Ranks", OtherCard)
+    monkeypatch.setattr(ranks, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(parallel, "DEAD_SECONDS", 20)
+    with pytest.raises(InputError, match=r"rank 1 would compute in torch\.float32 and rank 0 in torch\.bfloat16"):
+        run(of(weights, table, 2), tmp_path)

@@ -26,8 +26,13 @@ LAYER_SECONDS = 1e-4  # to start one layer, its activation included: a floor for
 BACKWARD = 2  # times a forward pass
 LORA_BACKWARD = 1  # without the gradients of frozen weights
 START_SECONDS = 8.0  # of a task: Python, torch, the weights
-CHECKPOINT_BYTES_PER_SECOND = 300e6  # to write, flush and hash
-AVERAGE_BYTES_PER_SECOND = 4e9  # to the processor, for the moving average
+WRITE_BYTES_PER_SECOND = 300e6  # of weights and checkpoints, hashed and flushed to a shared file system
+COPY_BYTES_PER_SECOND = 4e9  # of a checkpoint from a card to ordinary memory; training waits for it
+PINNED_BYTES_PER_SECOND = 10e9  # of the weights from a card to pinned memory, for their average (PCIe 3)
+AVERAGE_BYTES_PER_SECOND = 4e9  # of weights that a processor averages
+HASH_BYTES_PER_SECOND = 0.5e9  # of a checkpoint; without a card this is taken from the passes
+UPDATE_BYTES = 40  # read and written for a trained weight by clipping and AdamW
+UPDATE_BYTES_PER_SECOND = {True: 500e9, False: 8e9}  # with a card, and without
 SUM_BYTES_PER_SECOND = 8e9  # of gradients, from a card to another over PCIe 3.0; most of 12e9
 CANDIDATES_PER_PASS = 1.5  # two of three candidates pass the Selector
 EVALUATION_SECONDS = 0.03  # for one image
@@ -83,6 +88,32 @@ def estimate(config: Config, plan: Plan, counts: Counts, on_gpu: bool) -> Estima
 
 
 @dataclass(frozen=True)
+class Finetuning:
+    """Seconds of one fine-tuning, by what takes them."""
+
+    encoding: float  # images and captions
+    unet: float  # forward and backward passes
+    update: float  # gradients summed over the ranks, clipping, the optimizer
+    waiting: float  # for the moving average and for checkpoints
+    ending: float  # writing the model
+
+    @property
+    def seconds(self) -> float:
+        """All together."""
+        return self.encoding + self.unet + self.update + self.waiting + self.ending
+
+    @property
+    def alone(self) -> float:
+        """Of one rank, while the others wait."""
+        return self.encoding + self.waiting + self.ending
+
+    @property
+    def outside(self) -> float:
+        """The share of the steps' time in which neither passes nor updates are computed."""
+        return self.waiting / (self.unet + self.update + self.waiting)
+
+
+@dataclass(frozen=True)
 class CostModel:
     """Costs of the tasks of one campaign; what they share is computed once."""
 
@@ -133,7 +164,7 @@ class CostModel:
         memory = estimate_memory.memory(self.config, task.stage, self.networks)
         disk = estimate_memory.disk(self.config, task, self.networks, work, self.candidates[0])
         gpus = estimate_memory.ranks(self.config.finetune) if task.stage == "finetune" else 1
-        waiting = START_SECONDS + self._finetune_alone(work) if gpus > 1 else 0.0
+        waiting = START_SECONDS + self.finetuning(work.images).alone if gpus > 1 else 0.0
         return TaskCost(expected, least, most, memory, disk.kept, disk.scratch, gpus, waiting)
 
     def _seconds(self, network: Count, rows: int, passes: float = 1) -> float:
@@ -141,35 +172,60 @@ class CostModel:
         return passes * max(rows * network.flops / self.flops_per_second, network.layers * LAYER_SECONDS)
 
     def _finetune(self, task: Task, work: Volume, _: float) -> float:
-        return self._finetune_alone(work) + self._finetune_together()
+        return self.finetuning(work.images).seconds
 
-    def _finetune_together(self) -> float:
-        """What the ranks share: each computes its part of every batch, and the longest part counts."""
+    def finetuning(self, images: float) -> Finetuning:
+        """What a fine-tuning on so many images takes its time for."""
+        section, networks = self.config.finetune, self.networks
+        captions = images + 1
+        encoding = self._seconds(networks.encoder, 1, images * section.augment.encoded)
+        encoding += self._seconds(networks.text, 1, captions)
+        passes, steps, ranks = self._passes(), section.max_train_steps, estimate_memory.ranks(section)
+        gradients = estimate_memory.FLOAT * self._trained * 2 * (ranks - 1) / ranks
+        update = UPDATE_BYTES * self._trained / UPDATE_BYTES_PER_SECOND[self.on_gpu]
+        update += gradients / SUM_BYTES_PER_SECOND
+        step = passes / steps + update
+        waiting = steps * (self._averaging(step) + self._saving(step))
+        published = estimate_memory.FLOAT * networks.unet.parameters
+        return Finetuning(encoding, passes, steps * update, waiting, published / WRITE_BYTES_PER_SECOND)
+
+    def _passes(self) -> float:
+        """Forward and backward: each rank computes its part of every batch, and the longest part counts."""
         section, networks = self.config.finetune, self.networks
         ranks = estimate_memory.ranks(section)
         backward = BACKWARD if section.lora.rank is None else LORA_BACKWARD
         passes = section.max_train_steps * (1 + backward + section.gradient_checkpointing)
         whole, rest = divmod(-(-section.global_batch // ranks), section.train_batch_size)
-        training = self._seconds(networks.unet, section.train_batch_size, whole * passes)
-        if rest:
-            training += self._seconds(networks.unet, rest, passes)
-        trained = estimate_memory.trained_parameters(section, networks)
-        gradients = estimate_memory.FLOAT * trained * 2 * (ranks - 1) / ranks
-        return training + section.max_train_steps * gradients / SUM_BYTES_PER_SECOND
+        seconds = self._seconds(networks.unet, section.train_batch_size, whole * passes)
+        return seconds + (self._seconds(networks.unet, rest, passes) if rest else 0.0)
 
-    def _finetune_alone(self, work: Volume) -> float:
-        """What one of them does while others wait: images are encoded, averages kept, checkpoints written."""
-        section, networks, steps = self.config.finetune, self.networks, self.config.finetune.max_train_steps
-        captions = work.images + 1
-        encoding = self._seconds(networks.encoder, 1, work.images * section.augment.encoded)
-        encoding += self._seconds(networks.text, 1, captions)
-        trained = estimate_memory.trained_parameters(section, networks)
-        averaging = section.use_ema * steps * estimate_memory.FLOAT * trained / AVERAGE_BYTES_PER_SECOND
-        saves = -(-steps // (section.checkpointing_steps or steps))
-        written = saves * estimate_memory.checkpoint_bytes(self.config, networks)
-        written += estimate_memory.kept_unets(section) * estimate_memory.FLOAT * networks.unet.parameters
-        saving = written / CHECKPOINT_BYTES_PER_SECOND
-        return encoding + averaging + saving
+    @property
+    def _trained(self) -> int:
+        return estimate_memory.trained_parameters(self.config.finetune, self.networks)
+
+    def _averaging(self, step: float) -> float:
+        """Seconds of a step that training waits for the moving average: a card computes meanwhile."""
+        section, size = self.config.finetune, estimate_memory.FLOAT * self._trained
+        if not section.use_ema:
+            return 0.0
+        update = size / AVERAGE_BYTES_PER_SECOND + size / (
+            PINNED_BYTES_PER_SECOND if self.on_gpu else COPY_BYTES_PER_SECOND
+        )
+        return (max(0.0, update - section.ema_every * step) if self.on_gpu else update) / section.ema_every
+
+    def _saving(self, step: float) -> float:
+        """Seconds of a step that training waits for copies of checkpoints and kept UNets."""
+        section, size = self.config.finetune, estimate_memory.checkpoint_bytes(self.config, self.networks)
+        writing = size / WRITE_BYTES_PER_SECOND
+        interval = max(60 * section.max_lost_minutes - writing, writing)
+        if section.checkpointing_steps:
+            interval = section.checkpointing_steps * step
+        waiting = size / COPY_BYTES_PER_SECOND + max(0.0, writing - interval)
+        if not self.on_gpu:
+            waiting += size / HASH_BYTES_PER_SECOND
+        waiting *= min(step / interval, 1.0)
+        kept = estimate_memory.kept_unets(section) * estimate_memory.FLOAT * self._trained
+        return waiting + kept / COPY_BYTES_PER_SECOND / section.max_train_steps
 
     def _rlhf(self, task: Task, work: Volume, _: float) -> float:
         """Stage 2 finds the images of stage 1 in the cache."""

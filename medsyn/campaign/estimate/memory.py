@@ -115,6 +115,8 @@ def disk(config: Config, task: Task, model: Architecture, work: Volume, candidat
         posteriors = work.images * config.finetune.augment.encoded
         cache = HALF * (2 * posteriors * model.latent + captions * architecture.TOKENS * model.text_width)
         checkpoints = (config.finetune.checkpoints_total_limit + 1) * checkpoint_bytes(config, model)
+        if config.finetune.keep_best:  # one for each of them at most
+            checkpoints += (config.finetune.checkpoints_total_limit + 1) * FLOAT * model.unet.parameters
         parts = model.encoder + model.decoder + model.text  # at most: they are links where that is possible
         unets = model.unet.parameters + (config.finetune.lora.rank is not None) * trained_parameters(
             config.finetune, model

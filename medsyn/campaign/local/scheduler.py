@@ -70,7 +70,7 @@ class _Scheduler:
 
         A task whose process cannot be started yet keeps its place.
         """
-        for planned in self.campaign.plan:
+        for planned in self.campaign.plan.by_urgency:
             if len(self.running) >= self.max_parallel:
                 return False
             chosen = self.only is None or planned.key in self.only

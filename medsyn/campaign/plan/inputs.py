@@ -21,7 +21,7 @@ from medsyn.campaign.plan import capacity, machine, shards
 from medsyn.campaign.state import campaign_file
 from medsyn.campaign.state.campaign_file import CampaignRecord
 from medsyn.campaign.tasks import Plan, build, count_blocks
-from medsyn.config import PHANTOMS, Config
+from medsyn.config import PHANTOMS, Config, DataSection
 from medsyn.data.modalities import read_prefix
 from medsyn.data.prompts.rows import PromptRow, PromptSource, new_faults, wrong_negative
 from medsyn.data.prompts.store import INDEX, ListIndex, Run
@@ -40,7 +40,9 @@ from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory
 from medsyn.text import counted
 
-IMAGES_READ_AT_MOST = 2000  # a larger data set is checked by `medsyn check`, once, not at every submit
+# A few minutes' work; what is more is read by `medsyn check`, and then known here. Files that are known do not count.
+IMAGES_READ_AT_MOST = 20_000
+BYTES_READ_AT_MOST = 4 * 2**30
 
 Row = TypeVar("Row", ImageRow, RatingRow)
 Runs = Mapping[str, Sequence[int]]  # images of each run of prompts with equal settings, by modality
@@ -164,7 +166,7 @@ def check(
     earlier: Checked | None = None,
     here: bool = False,
 ) -> Checked:
-    """Read every table, look for weights and (up to 2,000) images; everything wrong is in the result's `problems`.
+    """Read every table, look for weights and images (not too many); everything wrong is in the result's `problems`.
 
     Args:
         config: as the user gave it.
@@ -211,12 +213,12 @@ def check(
         absent = [modality for modality in modalities if not counts[what][modality]]
         if number and absent:  # a table without any row has been reported already
             problems.append(_absent(resolved, what, absent))
-    own = {}  # tables whose images are not medsyn's own drawings
+    own: dict[Path, Sequence[ImageRow | RatingRow]] = {}  # tables whose images are not medsyn's own drawings
     if config.data.table != PHANTOMS:
-        own[resolved.data.table] = len(images)
+        own[Path(resolved.data.table)] = images
     if config.data.table != PHANTOMS or config.data.ratings_file:
-        own[str(resolved.data.ratings_file)] = len(ratings)
-    problems += _check_images(resolved, own, progress, tokens)
+        own[Path(str(resolved.data.ratings_file))] = ratings
+    problems += _check_images(resolved.data, own, progress)
     asked = {modality: [run.items(config.generation.img_num) for run in its] for modality, its in runs.items()}
     on_gpu = machine.expects_gpu(resolved, here)
     problems += machine.check_here(resolved) if here else []
@@ -370,31 +372,29 @@ def _severity(is_error: bool) -> str:
 
 
 def _check_images(
-    config: Config, rows: Mapping[str, int], progress: Progress | None, tokens: TokenCount | None
+    data: DataSection, tables: Mapping[Path, Sequence[ImageRow | RatingRow]], progress: Progress | None
 ) -> list[Problem]:
-    """What is wrong with the images of tables with so many rows, if there are few enough to read them all."""
-    data = config.data
-    paths = [Path(path) for path in rows if Path(path).is_file()]
-    if not any(rows.values()):
+    """What is wrong with the images of tables, as far as they are known or few enough to read."""
+    if not any(tables.values()):
         return []
-    if sum(rows.values()) > IMAGES_READ_AT_MOST:
-        command = f"medsyn check {' '.join(map(str, paths))}"
-        return [
-            Problem(str(paths[0]), f"its images were not read: they are too many; run `{command}`", severity="warning")
-        ]
+    first = str(next(iter(tables)))
     try:
-        from medsyn.data.check import check_tables  # needs the image readers
+        from medsyn.data.check import check_images  # needs the image readers
+        from medsyn.data.read_images import Limit
     except ImportError as error:  # a login node needs no more than pydantic, PyYAML, rich and submitit
         reason = f"its images were not read: {error.name} is not installed here; tasks will read them"
-        return [Problem(str(paths[0]), reason, severity="warning")]
+        return [Problem(first, reason, severity="warning")]
 
     report = (lambda done, total: progress("reading images", done, total)) if progress else None
-    root = Path(data.root) if data.root else None
-    found = check_tables(
-        *(paths, root, data.modality_column, data.allow_synthetic, report, data.patient_column, data.linked_roots),
-        tokens,
-    )
-    return found if data.strict else [replace(one, severity="warning") if one.row else one for one in found]
+    limit = Limit(IMAGES_READ_AT_MOST, BYTES_READ_AT_MOST)
+    found, unread = check_images(tables, data.allow_synthetic, report, limit)
+    if not data.strict:
+        found = [replace(one, severity="warning") for one in found]
+    if unread:
+        command = f"medsyn check {' '.join(map(str, tables))}"
+        reason = f"{unread:,} images were not read: they are too many for now; run `{command}`, once"
+        found.append(Problem(first, reason, severity="warning"))
+    return found
 
 
 @dataclass(frozen=True)

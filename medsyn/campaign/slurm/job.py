@@ -17,12 +17,13 @@ from pathlib import Path
 
 from medsyn import disk, errors
 from medsyn.campaign import worker
-from medsyn.campaign.slurm import sbatch
+from medsyn.campaign.slurm import pieces, sbatch
 from medsyn.campaign.slurm import submissions as on_record
+from medsyn.campaign.slurm.pieces import Array
 from medsyn.campaign.slurm.submissions import Submission
-from medsyn.campaign.state import attempts, campaign_file, markers
+from medsyn.campaign.state import attempts, campaign_file, locks, markers
 from medsyn.campaign.state.campaign_file import Campaign
-from medsyn.campaign.tasks import Key, settle
+from medsyn.campaign.tasks import Key, PlannedTask, settle
 from medsyn.errors import InputError, InputProblems
 from medsyn.stage import CampaignDirectory
 
@@ -46,18 +47,58 @@ def run_task(root: str, submission: str, functions: Mapping[str, str]) -> None:
         with suppress(OSError):  # a full disk is for the task to meet, and to say
             Path(begun).touch()
     directory = CampaignDirectory(Path(root))
-    array = disk.read_json(directory.slurm(submission) / TASKS)
-    stage, name = array["stage"], array["tasks"][int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)]
+    its = disk.read_json(directory.slurm(submission) / TASKS)
+    stage, name = its["stage"], its["tasks"][int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)]
     _write_to(directory.log(stage, name))
-    job, restarts = attempts.slurm_job(), os.environ.get("SLURM_RESTART_COUNT", "0")
-    print(f"--- job {job} on {os.uname().nodename}, restart {restarts}", flush=True)
+    _say_where()
     try:
-        code = worker.run_task(Path(root), stage, name, functions)
+        campaign = campaign_file.open_campaign(Path(root))
+        array = Array(campaign, stage, its["tasks"], its["signal_seconds"])
+        code = _run(worker.Session(campaign, functions), array, campaign.plan.find(stage, name))
     except (InputError, InputProblems) as error:
         print(error, file=sys.stderr, flush=True)
         code = errors.EXIT_BAD_INPUT
     if code:
         sys.exit(code)
+
+
+def _run(session: worker.Session, array: Array, own: PlannedTask) -> int:
+    """Run the element's own task, then others of its array while there are any and time is left."""
+    began = time.monotonic()
+    code = session.run(own, lambda busy: pieces.is_taken(array.campaign, own.key))
+    if code or not pieces.is_on(array.campaign, array.stage):
+        return code or errors.EXIT_DONE
+    longest = time.monotonic() - began if session.worked else 0.0
+    job = attempts.slurm_job()
+    for planned in array.unfinished(job) if job else ():
+        if code := _go_on(session, planned):
+            return code
+    while (session.worked or code is None) and not session.stop_requested and array.has_time(longest):
+        for planned in array.next_ones():
+            began, code = time.monotonic(), _go_on(session, planned)
+            if code is not None:
+                break  # others may have been taken meanwhile
+        else:
+            break
+        if code:
+            return code
+        longest = max(longest, time.monotonic() - began)
+    return errors.EXIT_DONE
+
+
+def _go_on(session: worker.Session, planned: PlannedTask) -> int | None:
+    """Run another task of the array, its output in its own log; None if another process is at work on it."""
+    path = session.campaign.directory.attempts(*planned.key)
+    if locks.is_held(path):
+        return None
+    _write_to(session.campaign.directory.log(*planned.key))
+    _say_where()
+    return session.run(planned, lambda busy: True)
+
+
+def _say_where() -> None:
+    job, restarts = attempts.slurm_job(), os.environ.get("SLURM_RESTART_COUNT", "0")
+    print(f"--- job {job} on {os.uname().nodename}, restart {restarts}", flush=True)
 
 
 def run_gate(root: str, name: str) -> None:

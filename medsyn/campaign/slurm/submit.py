@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 import medsyn
-from medsyn.campaign.slurm import container, graph, limits, queue, sbatch
+from medsyn.campaign.slurm import container, graph, limits, pieces, queue, sbatch
 from medsyn.campaign.slurm import job as slurm_job
 from medsyn.campaign.slurm import submissions as on_record
 from medsyn.campaign.slurm.graph import Graph, Node, Queued
@@ -94,7 +94,7 @@ def submit(
     path = campaign.directory.ledger
     take_back_unreleased(path, say)
     submissions = on_record.read(path)
-    view = _settled_view(submissions)
+    view = pieces.with_taken(_settled_view(submissions), campaign)
     done = markers.done_keys(campaign, campaign.plan)
     if only is None and len(done) == len(campaign.plan.tasks):
         return Outcome(len(done), 0, 0, 0, 0, len(done))
@@ -288,6 +288,8 @@ class Launcher:
             chosen["dependency"] = dependency
         if not node.gates and not node.after:
             chosen["hold"] = True
+        goes_on = node.kind == "tasks" and len(node.tasks) > 1 and pieces.is_on(campaign, node.stage)
+        setup = [*pieces.SAY_END.strip().splitlines(), *self.setup] if goes_on else self.setup
         code = code_folder() if container.image_of(site) is None else None
         if node.kind == "gate":
             after = sbatch.after_gate(folder, GATE_REQUEUES)
@@ -299,7 +301,7 @@ class Launcher:
             "array_parallelism": sbatch.parallelism(site, node),
             "signal_delay_s": site.signal_seconds,
             "stderr_to_stdout": True,
-            "setup": sbatch.before(folder, self.environment, self.setup, code, after, node.kind == "tasks"),
+            "setup": sbatch.before(folder, self.environment, setup, code, after, node.kind == "tasks"),
             "teardown": sbatch.END,
             "additional_parameters": chosen,
             "srun_args": sbatch.srun_options(site, node),

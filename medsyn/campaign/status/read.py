@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from medsyn import errors
 from medsyn.campaign import guards
-from medsyn.campaign.slurm import queue, sbatch, submissions
+from medsyn.campaign.slurm import pieces, queue, sbatch, submissions
 from medsyn.campaign.slurm.queue import QueueView
 from medsyn.campaign.slurm.submissions import Launch, Submission
 from medsyn.campaign.state import attempts, done_index, locks, markers
@@ -74,7 +74,7 @@ def _ask(campaign: Campaign, submitted: list[Submission], timeout: float) -> Que
     if owner != os.getuid():
         name = guards.user_name(owner)
         return QueueView(problem=f"the jobs belong to user {name}, and squeue lists your own only")
-    return queue.view(submitted, timeout)
+    return pieces.with_taken(queue.view(submitted, timeout), campaign)
 
 
 def _notes(campaign: Campaign, launches: Mapping[str, Launch], view: QueueView) -> tuple[str, ...]:

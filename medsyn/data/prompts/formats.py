@@ -22,6 +22,7 @@ from medsyn.data.tables.csv_rows import (
     check_text_file,
     column_places,
     csv_rows,
+    is_for_excel,
     require_file,
     same_name,
     text_lines,
@@ -263,7 +264,8 @@ def taken_for(path: Path) -> tuple[str, str]:
     try:
         require_file(path)  # opening a pipe waits for its other end
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
-            line = next((line for line in iter(lambda: stream.readline(1 << 16), "") if line.strip()), "")
+            lines = iter(lambda: stream.readline(1 << 16), "")
+            line = next((line for line in lines if line.strip() and not is_for_excel(line)), "")
         columns = {name.strip().casefold() for fields in csv.reader([line]) for name in fields}
     except (InputError, OSError, csv.Error):
         columns, line = set(), ""

@@ -102,10 +102,13 @@ class PromptSource:
 
 
 def check_prompts(
-    path: Path, see: Callable[[PromptRow], None] | None = None, tokens: TokenCount | None = None
+    path: Path,
+    see: Callable[[PromptRow], None] | None = None,
+    tokens: TokenCount | None = None,
+    modalities: Collection[str] = MODALITIES,
 ) -> list[Problem]:
     """All problems of a prompt list: errors and warnings. `see` is called with every good row; `tokens`: `Faults`."""
-    source, faults = PromptSource.file(path), new_faults(path, tokens)
+    source, faults = PromptSource.file(path, modalities=modalities), new_faults(path, tokens)
     try:
         for row in source.rows(faults):
             if see is not None:

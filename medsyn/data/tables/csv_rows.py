@@ -100,6 +100,11 @@ def text_lines(path: Path, newline: str | None = "") -> Iterator[str]:
         yield from stream
 
 
+def is_for_excel(line: str) -> bool:
+    """Whether a line before the header only tells Excel that commas separate the columns."""
+    return line.strip().strip('"').casefold() == "sep=,"
+
+
 def too_many_columns(count: int) -> str:
     """What is wrong with a table of so many columns."""
     return f"there are {count} columns, and at most {MOST_COLUMNS} may be: are rows and columns exchanged?"
@@ -181,6 +186,8 @@ def csv_rows(
             faults.refuse_file(line, None, reason)
             continue
         if len(fields) < 2 and not "".join(fields).strip():
+            continue
+        if not width and is_for_excel(",".join(fields)):
             continue
         if not width:
             if len(fields) > MOST_COLUMNS:

@@ -18,8 +18,8 @@ from torch import Tensor
 from medsyn.config import Config
 from medsyn.generation.block_store import Item, image_seed
 from medsyn.generation.filter import Candidate
+from medsyn.generation.sample.pictures import HostCopy, quantise_all
 from medsyn.generation.sample.sampler import Guidance, build_scheduler, initial_noise, sample_finite
-from medsyn.generation.write.png import quantise
 from medsyn.generation.write.provenance import device_name
 from medsyn.models.policy import Policy
 from medsyn.models.selector import Selector
@@ -132,7 +132,7 @@ class ImageSampler:
         assert len({recipe.kind(item) for item, _ in padded}) == 1, "a batch is of one kind"
         steps = padded[0][0].num_inference_steps or recipe.num_inference_steps
         seeds = [recipe.image_seed(item, attempt) for item, attempt in padded]
-        features = [system.embed(item.prompt) for item, _ in padded]
+        features = system.embed_all([item.prompt for item, _ in padded])
         samples = sample_finite(
             system.unet,
             lambda: build_scheduler(recipe.scheduler, system.scheduler_config, steps),
@@ -143,8 +143,10 @@ class ImageSampler:
         )
         decoded = system.decode(_numbers(samples.latents))
         decodable = decoded.isfinite().flatten(1).all(dim=1).tolist()
-        pictures = [quantise(pixels, recipe.modality) for pixels in _numbers(decoded).permute(0, 2, 3, 1).cpu().numpy()]
-        scores = self.scores(pictures, torch.stack([pooled for _, pooled in features]))
+        written = quantise_all(_numbers(decoded), recipe.modality)
+        on_the_way = HostCopy(written)  # while the scorers look
+        scores = self.scores(written, torch.stack([pooled for _, pooled in features]))
+        pictures = on_the_way.pictures()
         candidates = [
             _candidate(attempt, seeds[i], samples.finite[i] and decodable[i], *scores[i], samples.precision[i])
             for i, (_, attempt) in enumerate(wanted)
@@ -157,7 +159,7 @@ class ImageSampler:
         recipe = self.recipe
         return Guidance(
             torch.tensor([recipe.guidance(item) for item in items]),
-            torch.stack([self.system.embed(recipe.negative(item))[0] for item in items]),
+            torch.stack([hidden for hidden, _ in self.system.embed_all([recipe.negative(item) for item in items])]),
             recipe.shortcuts,
         )
 
@@ -166,11 +168,11 @@ class ImageSampler:
         """What it runs on, as the records name it."""
         return device_name(self.system.device)
 
-    def scores(self, pictures: Sequence[np.ndarray], pooled: Tensor) -> list[tuple[float | None, float | None]]:
-        """(Selector, Policy) scores of every picture as it will be written."""
+    def scores(self, pictures: Tensor, pooled: Tensor) -> list[tuple[float | None, float | None]]:
+        """(Selector, Policy) scores of every picture, uint8 [N, H, W, 1 or 3], as it will be written."""
         if self.selector is None or self.policy is None:
             return [(None, None)] * len(pictures)
-        pixels = torch.from_numpy(np.stack(pictures)).to(self.system.device).permute(0, 3, 1, 2).float() / 255
+        pixels = pictures.to(self.system.device).permute(0, 3, 1, 2).float() / 255
         pixels = pixels.expand(-1, 3, -1, -1)
         # with some CPUs' matrix libraries a row's last bits depend on the other rows; alone it is always the same
         together = 1 if self.system.device.type == "cpu" else len(pictures)

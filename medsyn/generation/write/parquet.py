@@ -45,16 +45,21 @@ class Place:
 
 
 def write_shard_tables(directory: CampaignDirectory, mode: str, modality: str, blocks: tuple[int, int]) -> None:
-    """Write both tables of the shard with the (half-open) range `blocks`; all of its blocks must exist."""
+    """Write both tables of the shard with the (half-open) range `blocks`; all of its blocks must exist.
+
+    The blocks' names are on disk before the tables', so that a power cut leaves no table of blocks that are not there.
+    """
     manifest: list[dict[str, Any]] = []
     attempts: list[dict[str, Any]] = []
-    for number in range(*blocks):
-        made, tried = _read_rows(Place(directory, mode, modality, number))
+    places = [Place(directory, mode, modality, number) for number in range(*blocks)]
+    for place in places:
+        made, tried = _read_rows(place)
         manifest += made
         attempts += tried
-    target = directory.shard(mode, modality, blocks)
-    for name, table in shard_tables(manifest, attempts).items():
-        disk.write_atomic(target / name, _parquet(table))
+    for part in dict.fromkeys(place.path.parent for place in places):
+        disk.fsync_directory(part)
+    tables = shard_tables(manifest, attempts).items()
+    disk.write_together(directory.shard(mode, modality, blocks), {name: _parquet(table) for name, table in tables})
 
 
 def _read_rows(place: Place) -> Rows:

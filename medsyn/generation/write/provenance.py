@@ -97,13 +97,15 @@ def software() -> str:
 
 
 def compute_environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """The environment of this process, as far as it can be chosen: dtype, attention, container image and software.
+    """The environment of this process, as far as it can be chosen: dtype, kernels, container image and software.
 
     The container is the value of MEDSYN_IMAGE (a digest, say), or None.
     """
+    from medsyn.models.device import kernels
+
     return {
         "dtype": str(dtype).removeprefix("torch."),
-        "attention": _attention(device),
+        "attention": ", ".join([_attention(device), *kernels(device, dtype)]),
         "container": os.environ.get(IMAGE_VARIABLE) or None,
         "software": software(),
     }

@@ -1,6 +1,6 @@
 /**
  * PNG files as levels, with all their bits: the browser's own decoder gives eight, and may change colours.
- * Only what the exporter writes is read: grey of 8 or 16 bits, or RGB of 8, not interlaced.
+ * Only what the exporter writes is read: grey of 8 or 16 bits, or RGB of 8, not interlaced, red and blue without green.
  */
 
 /**
@@ -27,6 +27,7 @@ export async function decodePng(bytes) {
   const lines = new Uint8Array(await new Response(stream).arrayBuffer());
   const step = (channels * bits) / 8;
   const plain = unfiltered(lines, width * step, height, step);
+  if (channels === 3) addGreen(plain);
   return { width, height, channels, levels: bits === 16 ? bigEndian(plain) : plain };
 }
 
@@ -62,6 +63,14 @@ function paeth(left, above, corner) {
   const [byLeft, byAbove, byCorner] = [Math.abs(guess - left), Math.abs(guess - above), Math.abs(guess - corner)];
   if (byLeft <= byAbove && byLeft <= byCorner) return left;
   return byAbove <= byCorner ? above : corner;
+}
+
+/** What was taken from red and blue; bytes wrap around. @param {Uint8Array} levels */
+function addGreen(levels) {
+  for (let i = 0; i < levels.length; i += 3) {
+    levels[i] += levels[i + 1];
+    levels[i + 2] += levels[i + 1];
+  }
 }
 
 function bigEndian(bytes) {

@@ -70,10 +70,10 @@ export class RatingScreen {
   }
 
   async answer(answer) {
-    const { low, high } = this.viewport;
-    const { session } = this;
+    const { session, viewport } = this;
     const number = session.position + 1;
-    await session.answer(answer, { milliseconds: this.spent(), window: { low, high }, zoom: this.viewers[0].percent });
+    const seen = { milliseconds: this.spent(), window: viewport.window, zoom: this.viewers[0].percent };
+    await session.answer(answer, seen);
     await this.show(`Case ${number}: ${answer.choice ?? answer.rating ?? "not sure"}. `);
     this.offerBreak();
   }

@@ -67,9 +67,10 @@ export class Viewer {
     const side = Math.min(width, height);
     context.imageSmoothingEnabled = scale < SMOOTH_UP_TO;
     context.imageSmoothingQuality = "high";
-    const left = width / 2 + viewport.x * side - (image.width * scale) / 2;
-    const top = height / 2 + viewport.y * side - (image.height * scale) / 2;
-    context.drawImage(this.picture, left, top, image.width * scale, image.height * scale);
+    const [wide, high] = [image.width * scale, image.height * scale].map(Math.round); // whole: 1:1 is pixel for pixel
+    const left = Math.round(width / 2 + viewport.x * side - wide / 2);
+    const top = Math.round(height / 2 + viewport.y * side - high / 2);
+    context.drawImage(this.picture, left, top, wide, high);
   }
 
   /** The image through the window, into `picture`; nothing to do if it is there already. */

@@ -57,8 +57,8 @@ export class Viewport {
   setWindow(low, high) {
     const width = Math.max(1, Math.min(high - low, 2 * this.top));
     const centre = Math.min(this.top, Math.max(0, (low + high) / 2));
-    this.low = Math.round(centre - width / 2);
-    this.high = Math.max(this.low + 1, Math.round(centre + width / 2));
+    this.low = centre - width / 2; // not rounded: many small steps of a drag add up
+    this.high = centre + width / 2;
     this.changed();
   }
 
@@ -85,10 +85,16 @@ export class Viewport {
     return this.setWindow(at(preset.low), at(preset.high));
   }
 
+  /** The window in whole levels, as answers have it. */
+  get window() {
+    const low = Math.round(this.low);
+    return { low, high: Math.max(low + 1, Math.round(this.high)) };
+  }
+
   /** The window as centre and width, in the image's unit if it has one. */
   get text() {
     const { offset, unit } = this.image;
     const centre = Math.round((this.low + this.high) / 2) + offset;
-    return `Level ${centre}, width ${this.high - this.low}${unit ? ` ${unit}` : ""}`;
+    return `Level ${centre}, width ${Math.round(this.high - this.low)}${unit ? ` ${unit}` : ""}`;
   }
 }

@@ -31,6 +31,7 @@ class LatentDataset:
     cache: TensorCache
     images: list[str]
     captions: list[str]
+    names: list[str]  # of the samples, as their table names them, for messages
     empty_caption: str
     counts: dict[str, int]  # for the summary
     versions: list[int] | None = None  # of each sample's image that may be used; None: the cache has one of each
@@ -131,6 +132,7 @@ def prepare_dataset(
         cache=cache,
         images=[key for key, _ in good],
         captions=[caption_key(row.text, weights) for _, row in good],
+        names=[f"{row.file} (row {row.row})" for _, row in good],
         empty_caption=caption_key("", weights),
         counts={
             "samples": len(good),

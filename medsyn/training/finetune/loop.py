@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +17,7 @@ from medsyn import disk
 from medsyn.ahead import ahead
 from medsyn.config import Config
 from medsyn.stage import NoProgress
+from medsyn.text import and_more
 from medsyn.training.finetune.dataset import LatentDataset
 from medsyn.training.finetune.loss import denoising_loss, min_snr_weights
 from medsyn.training.finetune.parallel import Team
@@ -22,9 +26,12 @@ from medsyn.training.finetune.publish import keep_best, keep_unet
 from medsyn.training.finetune.speed import figures, training_flops
 from medsyn.training.finetune.state import TrainState
 from medsyn.training.finetune.validation import Validation, best_step, is_due
+from medsyn.training.finetune.watch import LossWatch
 from medsyn.training.run import TrainingRun
-from medsyn.training.schedule import draws, learning_rate
+from medsyn.training.schedule import draws, learning_rate, samples_of_step
 
+logger = logging.getLogger(__name__)
+_ROWS_SHOWN = 8
 _METRICS_LINES = 100  # about enough for a curve; each one waits for the GPU
 
 
@@ -73,22 +80,48 @@ def train(
         inputs = (*dataset.batch(chosen), torch.from_numpy(chosen.noise), torch.from_numpy(chosen.timesteps))
         return tuple(tensor.pin_memory() for tensor in inputs) if device.type == "cuda" else inputs
 
-    clock, clock_step = time.monotonic(), start
-    for step, inputs in ahead(samples_of, range(start, total)):
-        rate = learning_rate(step, section)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
-        step_loss = torch.zeros_like(state.loss_sum)
-        for micro in zip(*(tensor.split(section.train_batch_size) for tensor in inputs.result()), strict=True):
+    def gradients_of(inputs: tuple[Tensor, ...], micro_batch: int) -> list[Tensor]:
+        """Add up the gradients of a step; the parts of its loss, micro-batch by micro-batch."""
+        parts = []
+        for micro in zip(*(tensor.split(micro_batch) for tensor in inputs), strict=True):
             with autocast(state.dtype, device):
                 part = denoising_loss(
                     unet, scheduler, weights, *(tensor.to(device, non_blocking=True) for tensor in micro)
                 )
             part = part / (batch / len(micro[0]))
             state.loss_scale.scaled(part).backward()
-            step_loss += part.detach()
+            parts.append(part.detach())
+        return parts
+
+    def require_finite(all_steps: bool = True) -> None:
+        """Raise NoProgress, naming the rows, if the loss of a step is not finite."""
+        if (bad := watch.first_bad(all_steps)) is not None:
+            raise NoProgress(_not_finite(*bad, config, dataset, training, team.part(batch), micro_batch))
+
+    def state_to_save(done: int) -> dict[str, Tensor]:
+        require_finite()
+        return state.tensors(done)
+
+    watch, micro_batch = LossWatch(), _micro_batch(section.train_batch_size, training)
+    conditions = {"precision": str(state.dtype).removeprefix("torch."), "train_batch_size": section.train_batch_size}
+    training.note_conditions(start + 1, **conditions, micro_batch=micro_batch)
+    clock, clock_step = time.monotonic(), start
+    for step, inputs in ahead(samples_of, range(start, total)):
+        rate = learning_rate(step, section)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        while (parts := _unless_out_of_memory(gradients_of, inputs.result(), micro_batch)) is None:
+            micro_batch = _halved(min(micro_batch, len(inputs.result()[0])))
+            training.note_conditions(step + 1, **conditions, micro_batch=micro_batch)
+            team.zero_gradients(state.optimizer)
+        step_loss = torch.zeros_like(state.loss_sum)
+        for part in parts:
+            step_loss += part
         team.agree_to_stop(training.control)
-        state.loss_sum += team.sum_gradients(step_loss)
+        total_loss = team.sum_gradients(step_loss)
+        watch.note(step, torch.stack([total_loss, *parts]))
+        require_finite(all_steps=False)
+        state.loss_sum += total_loss
         state.loss_scale.unscale(state.parameters.values())
         norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), section.max_grad_norm)
         if state.average:
@@ -104,17 +137,19 @@ def train(
         kept = [keep_unet(state, done, training, config)] if keep else []
         validates = is_due(section, done)
         if done % log_every == 0 or done == total or validates:
-            loss = _read_loss(state.loss_sum, done, done - _last_line(done, log_every, section.validate_every))
+            require_finite()
+            loss = _read_loss(state.loss_sum, done - _last_line(done, log_every, section.validate_every))
             team.require_equal(done)
             seconds, steps = max(time.monotonic() - clock, 1e-9), done - clock_step
             line = {"step": done, "loss": loss, "learning_rate": rate}
             line |= {"samples_per_second": round(steps * batch / seconds, 3)}
             line |= figures(steps * flops, seconds, config, device)
+            line |= {"micro_batch": micro_batch} if micro_batch < section.train_batch_size else {}
             if validation is not None and validates:
                 line |= validation.line(state, done)
                 kept += keep_best(state, done, training, validation) if section.keep_best else []
             clock, clock_step = time.monotonic(), done
-        save = functools.partial(state.tensors, done)
+        save = functools.partial(state_to_save, done)
         numbers = {"epoch": -(-done * batch // len(dataset)), "loss": loss, "learning_rate": rate}
         training.step_done(done, total, section.checkpointing_steps, save, line, batch, kept, **numbers)
     best = best_step(validation.losses(), total) if validation is not None and section.keep_best else None
@@ -126,10 +161,52 @@ def _last_line(done: int, *intervals: int | None) -> int:
     return max((done - 1) // every * every for every in intervals if every)
 
 
-def _read_loss(loss_sum: Tensor, step: int, steps: int) -> float:
-    """The mean loss of the last `steps`, which end with `step`; resets the sum."""
+def _read_loss(loss_sum: Tensor, steps: int) -> float:
+    """The mean loss of the last `steps`; resets the sum."""
     loss = float(loss_sum) / steps
-    if not math.isfinite(loss):
-        raise NoProgress(f"the loss is {loss} at step {step}: lower finetune.learning_rate or raise lr_warmup_steps")
     loss_sum.zero_()
     return loss
+
+
+def _not_finite(
+    step: int,
+    losses: list[float],
+    config: Config,
+    dataset: LatentDataset,
+    training: TrainingRun,
+    part: slice,
+    micro_batch: int,
+) -> str:
+    """What to say of a step with a loss that is not finite: the batch's, and those of this rank's micro-batches."""
+    batch = samples_of_step(training.key, step, config.finetune.global_batch, len(dataset))
+    mine = np.array_split(batch[part], range(micro_batch, len(batch[part]), micro_batch))
+    bad = [rows for rows, loss in zip(mine, losses[1:], strict=False) if not math.isfinite(loss)]
+    names = and_more([dataset.names[sample] for rows in bad or [batch] for sample in rows], _ROWS_SHOWN)
+    advice = "lower finetune.learning_rate or raise lr_warmup_steps, or look at these images"
+    return f"the loss is {losses[0]} at step {step + 1}, on {names} of {config.data.table}: {advice}"
+
+
+def _micro_batch(configured: int, training: TrainingRun) -> int:
+    """What a run that was interrupted had come to, if its configuration is the same."""
+    last = training.conditions[-1] if training.conditions else {}
+    return int(last["micro_batch"]) if last.get("train_batch_size") == configured else configured
+
+
+def _unless_out_of_memory(
+    gradients_of: Callable[[tuple[Tensor, ...], int], list[Tensor]], inputs: tuple[Tensor, ...], micro_batch: int
+) -> list[Tensor] | None:
+    """What `gradients_of` returns; None if the GPU's memory does not suffice, and less at once might fit."""
+    try:
+        return gradients_of(inputs, micro_batch)
+    except torch.cuda.OutOfMemoryError as error:
+        if min(micro_batch, len(inputs[0])) == 1:
+            advice = "finetune.gradient_checkpointing=true, use_8bit_adam=true or a lower data.resolution takes less"
+            raise torch.cuda.OutOfMemoryError(f"one image at once is too much: {advice} ({error})") from None
+    torch.cuda.empty_cache()  # here, where the error no longer holds on to what was computed
+    return None
+
+
+def _halved(micro_batch: int) -> int:
+    """Half as many, at least 1."""
+    logger.warning("the GPU's memory does not hold %d images at once: trying half as many", micro_batch)
+    return max(1, micro_batch // 2)

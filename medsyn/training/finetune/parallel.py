@@ -16,7 +16,6 @@ import datetime
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from accelerate.utils import check_cuda_p2p_ib_support, gather
 from torch import Tensor
 
 from medsyn.config import DeviceSection
+from medsyn.launcher import Launched
 from medsyn.models.device import choose_device
 from medsyn.stage import Control, NoProgress
 
@@ -44,10 +44,6 @@ class Team:
     def device(self, section: DeviceSection) -> torch.device:
         """The device that this rank computes on."""
         return choose_device(section).device
-
-    def hear(self) -> dict[str, Any] | None:
-        """What the first rank tells the others when it is ready to train; None if there is nothing to train."""
-        return None
 
     def part(self, batch: int) -> slice:
         """This rank's samples of a batch: contiguous, the first ranks' parts are the longer ones."""
@@ -96,7 +92,7 @@ class Ranks(Team):
         return choose_device(section, self.local if section.use_cuda else None).device
 
     def hear(self) -> dict[str, Any] | None:
-        """Wait until the first rank is ready, for hours if it encodes images."""
+        """What the first rank tells the others when it is ready to train, which may take hours; None if it is not."""
         self._store.set_timeout(datetime.timedelta(days=PREPARING_DAYS))
         told: dict[str, Any] | None = json.loads(self._store.get(_TOLD))
         return told
@@ -181,23 +177,7 @@ def _gradients_in_one(parameters: list[Tensor]) -> Tensor:
     return sums
 
 
-@dataclass(frozen=True)
-class Launched:
-    """The place among ranks that a launcher such as `accelerate launch` or torchrun has given this process."""
-
-    rank: int
-    size: int
-    local: int
-
-    def meet(self) -> Ranks:
-        """Join the launcher's store."""
-        store, rank, size = next(iter(dist.rendezvous("env://", self.rank, self.size)))
-        return Ranks(rank, size, store, self.local)
-
-
-def launched() -> Launched | None:
-    """The place that a launcher has given this process, if one has."""
-    places = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
-    if not all(place.isdigit() for place in places) or int(places[1]) < 2:
-        return None
-    return Launched(*map(int, places))
+def meet(place: Launched) -> Ranks:
+    """The team of a process that a launcher has started; the launcher's store is joined."""
+    store, rank, size = next(iter(dist.rendezvous("env://", place.rank, place.size)))
+    return Ranks(rank, size, store, place.local)

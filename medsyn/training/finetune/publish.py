@@ -17,7 +17,7 @@ from medsyn.training.background_writer import Job, Tensors
 from medsyn.training.checkpoint import discard, saved_steps
 from medsyn.training.finetune.state import TrainState
 from medsyn.training.finetune.validation import Validation, best_step
-from medsyn.training.run import TrainingRun
+from medsyn.training.run import CONDITIONS, TrainingRun
 
 _BEST = "best-"  # folders of a run, each with the UNet that had the lowest held-out loss until then
 
@@ -25,7 +25,7 @@ _BEST = "best-"  # folders of a run, each with the UNet that had the lowest held
 def keep_unet(state: TrainState, step: int, training: TrainingRun, config: Config) -> Job:
     """Writes the UNet as it is now, after `step` steps, in the place of one that an interrupted attempt has written."""
     state.require_finite(step)
-    path = training.directory / f"{KEPT}{step}"
+    path, conditions = training.directory / f"{KEPT}{step}", list(training.conditions)
 
     def write(trained: Tensors) -> None:
         if path.exists():
@@ -33,7 +33,7 @@ def keep_unet(state: TrainState, step: int, training: TrainingRun, config: Confi
         with disk.atomic_directory(path) as temporary:
             state.save_unet(temporary, trained)
             _write_schedule(config, temporary)
-            disk.write_json(temporary / PROVENANCE, training.provenance | {"step": step})
+            disk.write_json(temporary / PROVENANCE, training.provenance | {"step": step, CONDITIONS: conditions})
 
     return Job(state.result(step), write)
 
@@ -92,7 +92,7 @@ def publish(state: TrainState, config: Config, training: TrainingRun, model: Pat
         add_parts(directory, temporary)
         _write_schedule(config, temporary)
         write_index(temporary, str(model_folder.scheduler_config(str(temporary)).get("_class_name")))
-        disk.write_json(temporary / PROVENANCE, training.provenance)
+        disk.write_json(temporary / PROVENANCE, training.provenance | {CONDITIONS: training.conditions})
 
 
 def _write_schedule(config: Config, directory: Path) -> None:

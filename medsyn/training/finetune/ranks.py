@@ -6,7 +6,7 @@ CUDA. Its children are the ranks: forks, which cost nothing, where this process 
 kernel kills them with it. Forks share its lock, so the task is not begun again before the last of them is gone.
 
     rank  -> task    ("beat", arguments of Control.heartbeat)  or, at its end, ("end", what it raised, and the causes)
-    task  -> rank    anything: save and leave
+    task  -> rank    (when it was asked to stop, seconds left or None)
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class _Supervisor:
                 self.told = True
                 for rank in running:
                     with suppress(OSError):
-                        rank.channel.send("stop")
+                        rank.channel.send((self.control.asked, self.control.seconds_left()))
             if self._is_over():
                 self.kill()
         for rank in self.ranks:
@@ -196,6 +196,8 @@ class RankControl(Control):
     def asked_here(self) -> bool:
         """Whether the task's process has said that it is time to leave."""
         if self.asked is None and self._channel.poll():
+            self.asked, left = self._channel.recv()
+            self._grace_seconds = None if left is None else time.time() - (self.asked or 0) + left
             self.request_stop()
         return self.asked is not None
 

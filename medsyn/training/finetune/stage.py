@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from medsyn import disk
 from medsyn.config import FREE_OF_FINETUNE, GLOBAL_BATCH, AugmentSection, Config, flatten
 from medsyn.data.images.latent_cache import TensorCache, hash_files
 from medsyn.data.tables.read import ImageRow
-from medsyn.errors import InputError, InputProblems
+from medsyn.errors import CONFIGURATION, InputError, InputProblems
+from medsyn.launcher import launched
 from medsyn.models import model_folder, noise_schedule
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic, load_unet
 from medsyn.models.weights import weights_fingerprint
@@ -29,7 +31,7 @@ from medsyn.training.checkpoint import load_exactly, sha256_of
 from medsyn.training.finetune import ranks
 from medsyn.training.finetune.dataset import LatentDataset, prepare_dataset, training_rows
 from medsyn.training.finetune.loop import train
-from medsyn.training.finetune.parallel import Team, launched
+from medsyn.training.finetune.parallel import Ranks, Team, meet
 from medsyn.training.finetune.precision import training_dtype
 from medsyn.training.finetune.publish import discard_best, publish
 from medsyn.training.finetune.state import first_state
@@ -49,7 +51,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         RuntimeError: one of several processes was killed.
     """
     if (place := launched()) is not None:
-        return train_as(config, task, directory, control, place.meet())
+        return train_as(config, task, directory, control, meet(place))
     size = ranks.count(config)
     if size == 1:
         return _lead(config, task, directory, control, Team())
@@ -58,8 +60,8 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
 
 def train_as(config: Config, task: Task, directory: CampaignDirectory, control: Control, team: Team) -> None:
     """Fine-tune as one rank of a team."""
-    if team.rank > 0:
-        return _follow(config, task, directory, control, team)
+    if isinstance(team, Ranks) and team.rank > 0:
+        return _follow(control, team)
     try:
         _lead(config, task, directory, control, team)
     finally:
@@ -103,7 +105,10 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
         )
         load_system.cache_clear()  # VAE and text encoder are no longer needed: training gets their memory
         found = {"step": start, "sha256": sha256_of(training.checkpoints, start) if start else None}
-        team.join({"checkpoint": found, "dataset": dataset.keys()}, state.parameters, control)
+        told: dict[str, Any] = {"checkpoint": found, "dataset": dataset.keys()}
+        told |= {"config": config.model_dump(mode="json"), "task": asdict(task)}
+        told |= {"directory": str(directory.root), "dtype": str(dtype)}
+        team.join(told, state.parameters, control)
         steps = section.max_train_steps
         with training:
             result = train(config, state, start, scheduler, dataset, training, team, measured)
@@ -118,15 +123,34 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
     shutil.rmtree(training.checkpoints, ignore_errors=True)
 
 
-def _follow(config: Config, task: Task, directory: CampaignDirectory, control: Control, team: Team) -> None:
+def dismiss() -> None:
+    """Tell the other processes of a launcher that there is nothing to train."""
+    place = launched()
+    assert place is not None
+    meet(place).dismiss()
+
+
+def follow(control: Control) -> None:
+    """Train as another than the first process of a launcher; what, the first one tells."""
+    place = launched()
+    assert place is not None
+    _follow(control, meet(place))
+
+
+def _follow(control: Control, team: Ranks) -> None:
     """Train as one of the other ranks: from what the first one has prepared and loaded, and writing nothing."""
     told = team.hear()
     if told is None:
         return
+    config, task = Config.model_validate(told["config"]), Task(**told["task"])
+    directory = CampaignDirectory(Path(told["directory"]))
     base, training = config.model_paths.stable_diffusion, FollowedRun(config, task, directory, control)
     section = config.finetune.model_copy(update={"use_ema": False})  # the first keeps the average
     device = team.device(config.device)
     dtype = training_dtype(config.device, device)
+    if str(dtype) != told["dtype"]:
+        reason = f"rank {team.rank} would compute in {dtype} and rank 0 in {told['dtype']}: use cards of one model, or"
+        raise InputError(CONFIGURATION, f"{reason} float32", key="device.precision")
     state = first_state(load_unet(base, device, torch.float32), section, training.key, dtype)
     start, sha256 = told["checkpoint"]["step"], told["checkpoint"]["sha256"]
     if sha256 is not None:

@@ -16,7 +16,7 @@ from medsyn.config import FinetuneSection
 from medsyn.errors import InputError
 from medsyn.models.weights import UNET_WEIGHTS
 from medsyn.stage import NoProgress
-from medsyn.training.checkpoint import load_newest
+from medsyn.training.checkpoint import conditions_of, load_newest
 from medsyn.training.finetune.average import MovingAverage
 from medsyn.training.finetune.lora import add_adapters, merged, save_adapter
 from medsyn.training.finetune.precision import LossScale
@@ -93,6 +93,7 @@ class TrainState:
             return 0
         step, tensors = found
         self.restore(tensors)
+        training.conditions = conditions_of(training.checkpoints, step)
         return step
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ ALL = ["OCT", "CT", "X-Ray", "MRI", "Fundus"]
 
 @pytest.fixture
 def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trial:
-    monkeypatch.setattr(inputs, "_check_images", lambda config, rows, progress, tokens: [])
+    monkeypatch.setattr(inputs, "_check_images", lambda data, tables, progress: [])
     return Trial(tmp_path)
 
 

@@ -17,7 +17,7 @@ from medsyn.campaign.state import campaign_file, locks
 from medsyn.campaign.tasks import SCHEMA
 from medsyn.cli import app
 from medsyn.config import Config
-from medsyn.data import check
+from medsyn.data import read_images
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.models import model_folder
 from medsyn.stage import CampaignDirectory
@@ -479,7 +479,7 @@ class TestImages:
         self, pictures: Trial, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(inputs, "IMAGES_READ_AT_MOST", 5)
-        monkeypatch.setattr(check, "check_tables", None)
+        monkeypatch.setattr(read_images, "read_image", None)
         assert "`medsyn check" in reasons(pictures.config(), "warning")
 
 

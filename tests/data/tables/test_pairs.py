@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from medsyn.data.check import read_tables
+from medsyn.data.check import Reading, read_tables
 from medsyn.data.tables.pairs import read_pairs
 from medsyn.errors import InputError
 
@@ -67,7 +67,7 @@ def test_a_missing_column_is_named(folder: Path) -> None:
 
 def test_check_reads_the_images_of_pairs_and_says_what_is_there(folder: Path) -> None:
     (folder / "c.png").write_bytes(b"no picture")
-    found = read_tables(write(folder, HEADER + GOOD))
+    found = read_tables([write(folder, HEADER + GOOD)], Reading())
     (problem,) = found.problems
     assert (problem.row, problem.key) == (3, "image_b")
     (contents,) = found.contents

@@ -79,6 +79,7 @@ def test_further_columns_of_the_prompt_list_are_carried_through(
     monkeypatch.setattr(parquet, "read_manifest", lambda block: [record])
     monkeypatch.setattr(parquet.disk, "read_json", lambda path: {"seconds": 1.0})
     directory = CampaignDirectory(tmp_path)
+    disk.make_directory(directory.block("baseline", "CT", 0))
     write_shard_tables(directory, "baseline", "CT", (0, 1))
     (row,) = pq.read_table(directory.shard("baseline", "CT", (0, 1)) / "manifest.parquet").to_pylist()
     assert (row["site"], row["age"], row["none"], row["mode"], row["sha256"]) == ("left", "3", None, "baseline", None)
