@@ -96,6 +96,19 @@ def test_two_ranks_end_in_the_bits_of_one_process(weights: Path, table: Path, al
     assert_same_end(tmp_path, alone)
 
 
+def test_so_they_do_with_adapters_versions_of_images_and_validation(weights: Path, table: Path, tmp_path: Path) -> None:
+    """A validation is the first rank's alone, and the others wait for it; the best is kept and published."""
+    options = {"lora": {"rank": 2}, "augment": {"versions": 2}, "validate_every": 2, "keep_best": True}
+    options |= {"max_train_steps": 4, "data": {"held_out_fraction": 0.4}}
+    run(of(weights, table, 1, **options), tmp_path / "one")
+    with pytest.raises(Saved):
+        run(of(weights, table, 2, **options), tmp_path / "two", StopAt(2))
+    run(of(weights, table, 2, **options), tmp_path / "two")
+    assert unet_bytes(tmp_path / "two") == unet_bytes(tmp_path / "one")
+    assert metrics(tmp_path / "two") == metrics(tmp_path / "one")
+    assert "held_out_change" in metrics(tmp_path / "two")[-1]
+
+
 @pytest.mark.parametrize(("gpus", "batch"), [(3, (2, 3)), (2, (2, 4)), (3, (4, 1))])
 def test_other_ways_to_share_a_batch_differ_by_rounding_only(
     gpus: int,
