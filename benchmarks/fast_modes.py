@@ -10,8 +10,7 @@ fewer steps, which is what a shortcut has to beat. All are judged by two judges 
 * a linear regression from measures of noise, sharpness and contrast (`medsyn.models.quality`) to the quality, 1 to 3,
   of phantoms that went through the model's autoencoder; every prompt asks for 3.
 
-Differences are those to the full run, image by image, with their 95 % intervals: of three rows with as many images
-about one in twenty such intervals misses zero by chance.
+Differences are those to the full run, image by image, with their 95 % intervals.
 
 Time is CPU time (on a GPU, seconds) inside the UNet. Operations are those of SD v1.5's shape at --pixels pixels,
 counted by torch's counter for every kind of call.

@@ -2,17 +2,19 @@
 
 (a) the specification's loop: one prompt per call of a diffusers pipeline, 50 steps of PNDM, one image after the other;
 (b) diffusers' pipeline with a batch of prompts, as many steps as medsyn, the same solver and guidance;
-(c) medsyn: the sampler that `generate` uses.
+(c) medsyn: the sampler that `generate` uses;
+(f) medsyn with `generation.fast`, which makes other images (benchmarks/fast_modes.py judges them).
 
-Each of them paints only; paints and writes PNG files; and paints, scores, tries again and writes what passes, with
-random scorers and the threshold that half of medsyn's candidates clear. medsyn's files come with all their records,
-and every block is on disk (fsync) before it counts.
+Every image has a prompt of its own, and no way knows any of them when it begins. Each way paints only; paints and
+writes PNG files; and paints, scores, tries again and writes what passes, with random scorers and the threshold that
+half of medsyn's candidates clear. medsyn's files come with all their records, and every block is on disk (fsync)
+before it counts.
 
     python benchmarks/generate.py --shape tiny            the embedded model
     python benchmarks/generate.py --shape sd15            SD v1.5's shape with random weights (a GPU, or patience)
 
-Prints images per second, medsyn's ratios to (a) and (b), the share of its time inside UNet and VAE, UNet rows per
-image, and the achieved rate of operations against that of a large matrix product on the same device.
+Prints images per second, the ratios of (c) and (f) to (a) and (b), and of (c) the share of its time inside UNet and
+VAE, UNet rows per image, and the rate of operations against that of a large matrix product on the same device.
 
 `--clock cpu` counts the CPU seconds of this process instead of seconds, for a CPU that others use as well; what medsyn
 writes beside the painting is then counted as if it were done after it.
@@ -29,25 +31,32 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from painting.models import Judge, sd15
-from painting.ways import MAX_ATTEMPTS, PROMPTS, SPECIFICATION_STEPS, WORKS, Diffusers, Medsyn, Way, Work
+from painting.ways import MAX_ATTEMPTS, SPECIFICATION_STEPS, WORKS, Diffusers, Medsyn, Way, Work, prompt
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from medsyn.config import DeviceSection, ScorerSection
+from medsyn.config import DeviceSection, Precision, ScorerSection
 from medsyn.generation.block_store import Item
 from medsyn.generation.sample.batch import ImageSampler, Recipe
 from medsyn.models import weights
 from medsyn.models.device import choose_device
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
+from medsyn.schedulers import FAST
 
-NAMES = {"a": "(a) specification's loop", "b": "(b) diffusers, a batch a call", "c": "(c) medsyn"}
+NAMES = {
+    "a": "(a) specification's loop",
+    "b": "(b) diffusers, a batch a call",
+    "c": "(c) medsyn",
+    "f": "(f) medsyn, fast",
+}
 SCORERS = {
     "tiny": ScorerSection(image_size=64, patch_size=8, hidden_dim=64, num_layers=3, num_heads=4, mlp_dim=128),
     "sd15": ScorerSection(),
@@ -65,6 +74,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=32, help="images of (b) and (c); (a) makes a quarter of them")
     parser.add_argument("--rounds", type=int, default=3, help="the best of so many counts")
     parser.add_argument("--threads", type=int, default=1, help="torch threads on a CPU")
+    parser.add_argument("--precision", choices=get_args(Precision), default="auto", help="of all ways")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="what a second is")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     return parser.parse_args()
@@ -137,7 +147,7 @@ class Rate:
         return self.fastest * self.images / self.candidates
 
 
-def rates(ways: dict[str, Way], args: argparse.Namespace, device: torch.device) -> dict[tuple[str, Work], Rate]:
+def rates(ways: dict[str, Way], args: argparse.Namespace, system: SyntheticSystem) -> dict[tuple[str, Work], Rate]:
     """Every way with every work, in turns: what else the machine does hits all alike."""
     found = {(name, work): Rate() for work in WORKS for name in ways}
     clock = time.process_time if args.clock == "cpu" else time.perf_counter
@@ -146,7 +156,8 @@ def rates(ways: dict[str, Way], args: argparse.Namespace, device: torch.device) 
             for (name, work), rate in found.items():
                 images = max(args.images // 4, 1) if name == "a" else args.images
                 target = Path(folder) / f"{number}-{name}-{work}"
-                seconds, made = timed(device, lambda: ways[name](images, work, target), clock)  # noqa: B023
+                system.forget_prompts()
+                seconds, made = timed(system.device, lambda: ways[name](images, work, target), clock)  # noqa: B023
                 rate.candidates += made.candidates
                 rate.images += made.images
                 rate.fastest = max(rate.fastest, made.candidates / seconds)
@@ -162,28 +173,31 @@ def tflop(body: Callable[[], Any]) -> float:
     return float(counter.get_total_flops()) / 1e12
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:
+def matrix_rate(device: torch.device, dtype: torch.dtype, side: int, clock: Callable[[], float]) -> float:
     """TFLOP/s of a square matrix product, the best of several."""
     one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2 * side**3 / min(timed(device, lambda: one @ other, time.perf_counter)[0] for _ in range(20)) / 1e12
+    return 2 * side**3 / min(timed(device, lambda: one @ other, clock)[0] for _ in range(20)) / 1e12
 
 
-def roofline(system: SyntheticSystem, sampler: ImageSampler, sampled: float) -> dict[str, float]:
+def roofline(
+    system: SyntheticSystem, sampler: ImageSampler, sampled: float, clock: Callable[[], float]
+) -> dict[str, float]:
     """What is computed for an image, and the rate of that against a matrix product's.
 
     Args:
         system: its networks.
         sampler: how they are used.
         sampled: images per second.
+        clock: of these seconds.
     """
     latents = torch.zeros(1, *system.latent_shape(sampler.recipe.height), device=system.device)
-    hidden = system.embed(PROMPTS[0])[0][None].to(system.dtype)
+    hidden = system.embed(prompt(0))[0][None].to(system.dtype)
     row = tflop(lambda: system.unet(latents.to(system.dtype), torch.tensor(1), encoder_hidden_states=hidden))
     decoder = tflop(lambda: system.decode(latents))
-    items = [(Item(f"w-{number}", PROMPTS[0], 0), 1) for number in range(sampler.recipe.batch_size)]
+    items = [(Item(f"w-{number}", prompt(number), 0), 1) for number in range(sampler.recipe.batch_size)]
     rows = sampler.sample(items).unet_evaluations / len(items)
     achieved = sampled * (rows * row + decoder)
-    peak = matrix_rate(system.device, system.dtype, 8192 if system.device.type == "cuda" else 1024)
+    peak = matrix_rate(system.device, system.dtype, 8192 if system.device.type == "cuda" else 1024, clock)
     return {
         "UNet rows per image": rows,
         "GFLOP per UNet row": 1000 * row,
@@ -198,14 +212,14 @@ def half(sampler: ImageSampler, judge: Judge) -> Judge:
     """The judge with the threshold that half of a few batches clear; also warms the sampler up."""
     judged = replace(sampler, selector=judge.selector, policy=judge.policy)
     size = sampler.recipe.batch_size
-    items = [(Item(f"t-{number}", PROMPTS[number % len(PROMPTS)], 0), 0) for number in range(4 * size)]
+    items = [(Item(f"t-{number}", prompt(number), 0), 0) for number in range(4 * size)]
     batches = [judged.sample(items[start : start + size]) for start in range(0, len(items), size)]
     return replace(judge, threshold=median(c.selector or 0.0 for batch in batches for c in batch.candidates))
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All numbers of one run."""
-    chosen = choose_device(DeviceSection(cpu_threads=args.threads))
+    chosen = choose_device(DeviceSection(cpu_threads=args.threads, precision=args.precision))
     system = load_synthetic(str(weights.embedded_directory()), chosen.device, chosen.dtype)
     if args.shape == "sd15":
         sd15(system)
@@ -216,11 +230,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "a": Diffusers(system, judge, "pndm", SPECIFICATION_STEPS, 1, pixels),
         "b": Diffusers(system, judge, "dpm", args.steps, size, pixels),
         "c": Medsyn(sampler, judge),
+        "f": Medsyn(replace(sampler, recipe=replace(sampler.recipe, shortcuts=FAST)), judge),
     }
-    found = rates(ways, args, device)
+    found = rates(ways, args, system)
     clock = time.thread_time if args.clock == "cpu" else time.perf_counter  # of the painting thread
     inside = Inside(device, clock)
-    with tempfile.TemporaryDirectory() as folder, inside.watching(system.unet, system.vae.decoder):
+    with tempfile.TemporaryDirectory() as folder, inside.watching(system.unet, system.decoder):
         watched, _ = timed(device, lambda: ways["c"](args.images, "files", Path(folder) / "watched"), clock)
     return {
         "device": sampler.device_name,
@@ -231,7 +246,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             name: found[name, "filter"].candidates / max(found[name, "filter"].images, 1) for name in ways
         },
         "share of time in UNet and VAE": inside.seconds / watched,
-        **roofline(system, sampler, found["c", "painting"].value),
+        **roofline(system, sampler, found["c", "painting"].value, clock),
     }
 
 
@@ -243,9 +258,9 @@ def show(console: Console, numbers: dict[str, Any], title: str) -> None:
     for name, its in per_second.items():
         tried = numbers["candidates per accepted image"][name]
         table.add_row(NAMES[name], *(f"{its[work]:.4g}" for work in WORKS), f"{tried:.2f}")
-    for other in ("a", "b"):
-        ratios = [f"{per_second['c'][work] / max(per_second[other][work], 1e-12):.3f}" for work in WORKS]
-        table.add_row(f"(c) : ({other})", *ratios, "")
+    for mine, other in product("cf", "ab"):
+        ratios = [f"{per_second[mine][work] / max(per_second[other][work], 1e-12):.3f}" for work in WORKS]
+        table.add_row(f"({mine}) : ({other})", *ratios, "")
     console.print(table)
     rest = Table(show_header=False)
     for key, value in numbers.items():

@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from statistics import median
@@ -75,7 +76,9 @@ def draw(count: int, pixels: int) -> Pictures:
     return [np.rint(picture * 255).astype(np.uint8) for picture in drawn]
 
 
-def campaign(root: Path, output: str, images: int, pixels: int) -> tuple[Config, CampaignDirectory]:
+def campaign(
+    root: Path, output: str, images: int, pixels: int, batches_per_block: int
+) -> tuple[Config, CampaignDirectory]:
     """A prepared campaign of one shard, of images that the pretrained model makes without a filter."""
     root.mkdir(parents=True)
     table = root / "prompts.csv"
@@ -90,7 +93,7 @@ def campaign(root: Path, output: str, images: int, pixels: int) -> tuple[Config,
             "modes": ["baseline"],
             "baseline_model": "pretrained",
             "batch_size": BATCH,
-            "batches_per_block": BATCHES_PER_BLOCK,
+            "batches_per_block": batches_per_block,
             "output": output,
         },
     }
@@ -112,9 +115,11 @@ class Stub:
         return Batch(candidates, [next(self._next) for _ in wanted], 0, 0.0)
 
 
-def generate(root: Path, output: str, pictures: Pictures, images: int) -> Callable[[], None]:
+def generate(
+    root: Path, output: str, pictures: Pictures, images: int, batches_per_block: int = BATCHES_PER_BLOCK
+) -> Callable[[], None]:
     """A generate task that is ready to run."""
-    config, directory = campaign(root, output, images, pictures[0].shape[0])
+    config, directory = campaign(root, output, images, pictures[0].shape[0], batches_per_block)
     sampler: Any = lambda self, mode: Stub(Recipe.of(self.config, self.modality), pictures)  # noqa: E731
     blocks = read_blocks(config, MODALITY)
     assert blocks.item_count == images, "the prompt list has another modality"
@@ -193,35 +198,45 @@ def counted(lines: Iterable[str]) -> Counter[str]:
     return found
 
 
-def calls(folder: Path, output: str, pixels: int, images: int) -> Counter[str]:
+@dataclass(frozen=True)
+class Calls:
+    """What one generate task called, and the files and directories that it left."""
+
+    made: Counter[str]
+    left: int
+
+
+def calls(folder: Path, output: str, args: argparse.Namespace) -> Calls:
     """What one generate task of a new process calls, counted by strace."""
     trace = folder / "trace"
     what = ",".join(f"?{name}" for name in (*sorted(SYNC), *METADATA))
-    strace = ["strace", "-f", "-qq", "-e", f"trace={what}", "-e", "signal=none", "-o", str(trace)]
+    strace = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", f"trace={what}", "-e", "signal=none", "-o", str(trace)]
     this = [sys.executable, __file__, "--traced", output, "--directory", str(folder)]
-    sizes = ["--pixels", str(pixels), "--images", str(images)]
-    subprocess.run([*strace, *this, *sizes], check=True)
+    sizes = ["--pixels", args.pixels, "--calls", args.calls, "--batches-per-block", args.batches_per_block]
+    subprocess.run([*strace, *this, *map(str, sizes)], check=True)
+    left = sum(1 for _ in (folder / "traced" / "campaign" / "work").rglob("*"))
     with trace.open(errors="replace") as lines:
-        return counted(lines)
+        return Calls(counted(lines), left)
 
 
-def traced(folder: Path, output: str, pixels: int, images: int) -> None:
+def traced(output: str, args: argparse.Namespace) -> None:
     """What strace watches: one generate task, after a small one that imports what is imported once."""
-    pictures = draw(1, pixels)
-    generate(folder / "first", output, pictures, BATCH)()
-    run = generate(folder / "traced", output, pictures, images)
+    pictures = draw(1, args.pixels)
+    generate(args.directory / "first", output, pictures, BATCH)()
+    run = generate(args.directory / "traced", output, pictures, args.calls, args.batches_per_block)
     os.access(_FROM, os.F_OK)
     run()
     os.access(_TO, os.F_OK)
 
 
-def show_calls(console: Console, found: dict[str, Counter[str]], images: int) -> None:
-    """Calls for each image."""
+def show_calls(console: Console, found: dict[str, Calls], images: int) -> None:
+    """Calls for each image, and files for a million."""
     table = Table("calls an image", *(OUTPUTS[name] for name in found))
     rows: dict[str, Iterable[str]] = {"fsync": SYNC, "metadata": METADATA}
-    rows |= {f"  {name}": [name] for name in METADATA if any(calls[name] for calls in found.values())}
+    rows |= {f"  {name}": [name] for name in METADATA if any(one.made[name] for one in found.values())}
     for title, names in rows.items():
-        table.add_row(title, *(f"{sum(calls[name] for name in names) / images:.3f}" for calls in found.values()))
+        table.add_row(title, *(f"{sum(one.made[name] for name in names) / images:.3f}" for one in found.values()))
+    table.add_row("files of a million images", *(f"{one.left / images * 1e6:,.0f}" for one in found.values()))
     console.print(table)
 
 
@@ -251,12 +266,13 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=256)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--calls", type=int, default=4096, help="images whose calls are counted")
+    parser.add_argument("--batches-per-block", type=int, default=BATCHES_PER_BLOCK, help="of these, in batches of 16")
     parser.add_argument("--directory", type=Path, help="on the file system to measure (a temporary directory)")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     parser.add_argument("--traced", choices=OUTPUTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.traced:
-        return traced(args.directory, args.traced, args.pixels, args.images)
+        return traced(args.traced, args)
     console = Console(width=None if sys.stdout.isatty() else 120)
     pictures = draw(DRAWN, args.pixels)
     with tempfile.TemporaryDirectory(dir=args.directory) as folder:
@@ -265,16 +281,17 @@ def main() -> None:
         if SHARD_WRITER not in rates:
             console.print("webdataset is not installed: uv run --with webdataset python benchmarks/storage.py")
         console.print(sizes(pictures))
-        found: dict[str, Counter[str]] = {}
+        found: dict[str, Calls] = {}
         if shutil.which("strace") is None:
             console.print("strace is not installed, so no calls are counted: apt-get install strace")
         else:
             for output in OUTPUTS:
                 place = disk.make_directory(Path(folder) / f"calls-{output}")
-                found[output] = calls(place, output, args.pixels, args.calls)
+                found[output] = calls(place, output, args)
             show_calls(console, found, args.calls)
     if args.json:
-        args.json.write_text(json.dumps({"images_per_cpu_second": rates, "calls": found, "calls_of": args.calls}))
+        counts = {name: {**one.made, "left": one.left} for name, one in found.items()}
+        args.json.write_text(json.dumps({"images_per_cpu_second": rates, "calls": counts, "calls_of": args.calls}))
 
 
 if __name__ == "__main__":

@@ -219,6 +219,7 @@ class FinetuneSection(Section):
     keep_every: int | None = Field(None, ge=1)
     validate_every: int | None = Field(None, ge=1)
     keep_best: bool = False
+    keep_last_checkpoint: bool = True
     gpus: int | Literal["auto"] = 1
     lora: LoraSection = LoraSection()
     augment: AugmentSection = AugmentSection()
@@ -251,6 +252,11 @@ class FinetuneSection(Section):
         return self
 
     @property
+    def can_be_lengthened(self) -> bool:
+        """Whether a step is the same however many come after it; what came before the best is not kept."""
+        return self.lr_scheduler == "constant" and not self.keep_best
+
+    @property
     def global_batch(self) -> int:
         """Samples of one optimizer step, whatever the micro-batch and the number of GPUs."""
         return self.train_batch_size * self.gradient_accumulation_steps
@@ -260,7 +266,7 @@ GLOBAL_BATCH = "finetune.global_batch"  # what a step sees: no key to set, but w
 SHARED_OUT = ("train_batch_size", "gradient_accumulation_steps")  # whose product it is
 # which change no sample that a step sees, so that they may change in the middle of a run
 FREE_OF_FINETUNE = (
-    *("checkpointing_steps", "max_lost_minutes", "checkpoints_total_limit", "keep_every"),
+    *("checkpointing_steps", "max_lost_minutes", "checkpoints_total_limit", "keep_every", "keep_last_checkpoint"),
     "gradient_checkpointing",
     *("gpus", *SHARED_OUT),
 )

@@ -26,7 +26,7 @@ ENVIRONMENT: dict[str, str] = {
 
 # Those that set nothing, and what does it here.
 OTHER_VARIABLES: dict[str, str] = {
-    "AUTOPICK_GPU": "a task gets a GPU of its own, from Slurm or from those in CUDA_VISIBLE_DEVICES",
+    "AUTOPICK_GPU": "a task gets a GPU of its own (finetune.gpus: several), from Slurm or CUDA_VISIBLE_DEVICES",
     "DEVICE": "device.use_cuda=false is the CPU; CUDA_VISIBLE_DEVICES names the cards",
     "OUTPUT_DIR": "campaign.dir is where a campaign keeps everything",
     "UNET_OUTPUT_DIR": "the fine-tuned UNets are in work/finetune of the campaign's directory (campaign.dir)",

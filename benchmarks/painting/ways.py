@@ -31,7 +31,12 @@ WORKS: tuple[Work, ...] = ("painting", "files", "filter")
 SPECIFICATION_STEPS = 50
 BATCHES_PER_BLOCK = 4
 MAX_ATTEMPTS = 6
-PROMPTS = ["X-Ray: clear lungs", "X-Ray: effusion, left", "X-Ray: nodule, right", "X-Ray: cardiomegaly"]
+FINDINGS = ("clear lungs", "effusion, left", "nodule, right", "cardiomegaly")
+
+
+def prompt(number: int) -> str:
+    """The prompt of an image: each has its own, as in a list."""
+    return f"X-Ray: {FINDINGS[number % len(FINDINGS)]}, patient {number}"
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Diffusers:
         candidates = made = 0
         while queue:
             batch, queue = queue[: self.batch], queue[self.batch :]
-            prompts = [PROMPTS[number % len(PROMPTS)] for number, _ in batch]
+            prompts = [prompt(number) for number, _ in batch]
             pictures = self.pipe(prompts, **self.options).images
             candidates += len(batch)
             if work == "painting":
@@ -97,7 +102,7 @@ class Medsyn:
 
     def __call__(self, images: int, work: Work, folder: Path) -> Made:
         """See `Way`."""
-        items = [Item(f"x-{number}", PROMPTS[number % len(PROMPTS)], 0) for number in range(images)]
+        items = [Item(f"x-{number}", prompt(number), 0) for number in range(images)]
         if work == "painting":
             size = self.sampler.recipe.batch_size
             for start in range(0, images, size):

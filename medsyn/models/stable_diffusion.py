@@ -71,6 +71,10 @@ class SyntheticSystem:
             self._embedded.popitem(last=False)
         return [features[prompt] for prompt in prompts]
 
+    def forget_prompts(self) -> None:
+        """Encode every prompt anew from now on."""
+        self._embedded.clear()
+
     @torch.no_grad()
     def _encode_prompts(self, prompts: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
         """One pass of the text encoder, filled up by repetition."""

@@ -14,12 +14,13 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from medsyn.data.images.pixels import PERCENTILES, fit_square
-from medsyn.data.images.read import format_of, read_image
+from medsyn.data.images.read import Image, format_of, read_image
 from medsyn.errors import InputError
 from medsyn.generation.write.png import quantise
 from medsyn.rating.formats import ShownImage
 from medsyn.rating.sources import Source
 
+_FEWEST, _MOST = 64, 65535  # of whole values whose levels are the values themselves; fewer may be fractions
 MOST_SIDE = 1024  # pixels of an image of the page: a larger one is shrunk
 
 
@@ -69,7 +70,7 @@ def of_file(source: Source) -> Levels:
     elif image.pixels.shape[2] == 3 or format_of(source.file) in ("PNG", "JPEG"):
         levels = _of_range(_grey_if_equal(np.rint(image.pixels * 255).astype(np.uint8)))
     else:
-        levels = Levels(np.rint(image.pixels[..., 0] * 65535).astype(np.uint16), 0, 65535)
+        levels = _of_values(image, read_image(source.file, source.modality, source.volume, whole_range=True))
     return replace(_shrunk(levels), is_marked=image.synthetic)
 
 
@@ -121,6 +122,36 @@ def _of_range(values: np.ndarray, percentiles: tuple[float, float] | None = None
         return Levels(values, 0, 255)
     low, high = (int(one) for one in (np.percentile(values, percentiles or (0, 100))))
     return Levels(values, low, max(high, low + 1))
+
+
+def _of_values(shown: Image, whole: Image) -> Levels:
+    """A grey picture of DICOM or NIfTI with all its values: a level for each unit, or 65,536 for their range.
+
+    Args:
+        shown: the picture through the window that it is usually shown with.
+        whole: the same from its least to its greatest value.
+    """
+    least, greatest = whole.range or (0.0, 1.0)
+    is_whole = _FEWEST <= greatest - least <= _MOST and float(least).is_integer()
+    top = round(greatest - least) if is_whole else _MOST
+    values = np.rint(whole.pixels[..., 0].astype(np.float64) * top).astype(np.uint16)
+    low, high = _window(values, shown.pixels[..., 0], top)
+    unit = whole.unit if is_whole else ""
+    return Levels(values, low, high, round(least) if unit else 0, unit)
+
+
+def _window(values: np.ndarray, shown: np.ndarray, top: int) -> tuple[int, int]:
+    """The levels that are black and white where `values` look like `shown`: by the darkest and brightest of the greys.
+
+    They may be levels that the picture does not have.
+    """
+    inside = (shown > 0) & (shown < 1)
+    if not inside.any() or (first := int(values[inside].min())) == (last := int(values[inside].max())):
+        return 0, top
+    dark, bright = float(shown[inside].min()), float(shown[inside].max())
+    width = (last - first) / (bright - dark)
+    low = round(first - dark * width)
+    return low, max(low + 1, round(first - dark * width + width))
 
 
 def _grey_if_equal(values: np.ndarray) -> np.ndarray:

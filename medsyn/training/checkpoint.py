@@ -124,6 +124,12 @@ def newest_step(directory: Path) -> int | None:
     return next((step for step, _ in _found(directory)), None)
 
 
+def keep_newest(directory: Path) -> None:
+    """Remove all checkpoints but the newest."""
+    for _, path in _found(directory)[1:]:
+        discard(path)
+
+
 def refuse_mismatch(source: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise `InputError` naming every difference between what `source` was made from and what holds now."""
     before, after = dict(flatten(then)), dict(flatten(json.loads(json.dumps(now))))

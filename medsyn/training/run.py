@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -63,13 +63,13 @@ class TrainingRun:
         for place in (self.directory, self.checkpoints):
             disk.sweep_temporaries(place)
 
-    def has_published(self, model: Path) -> bool:
-        """Whether the model exists; raises `InputError` if its provenance differs."""
+    def has_published(self, model: Path, beside: Mapping[str, Any] | None = None) -> bool:
+        """Whether the model exists; raises `InputError` if its provenance, and what is `beside`, differs."""
         if model.is_dir():
             path = model / PROVENANCE
             found = disk.read_json(path) if path.is_file() else {}
             found.pop(CONDITIONS, None)
-            refuse_mismatch(model, found, self.provenance)
+            refuse_mismatch(model, found, self.provenance | dict(beside or {}))
         return model.is_dir()
 
     def step_done(

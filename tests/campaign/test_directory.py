@@ -122,10 +122,10 @@ def test_overrides_come_on_top_and_what_is_made_cannot_be_changed(
     config = trial.campaign().config
     assert (config.cluster.max_parallel, config.generation.img_num, config.finetune.max_train_steps) == (5, 3, 7)
     capsys.readouterr()
-    assert call("submit", trial.root, "--cluster", "local", "finetune.max_train_steps=8") == 65
+    assert call("submit", trial.root, "--cluster", "local", "finetune.max_train_steps=6") == 65
     said = capsys.readouterr().err
     assert (
-        "configuration, finetune.max_train_steps: was 7 and is now 8, but this campaign has results of finetune" in said
+        "configuration, finetune.max_train_steps: was 7 and is now 6, but this campaign has results of finetune" in said
     )
     assert call("submit", trial.root, "--cluster", "local", "finetune.max_train_stepz=8") == 65
     assert "did you mean finetune.max_train_steps?" in capsys.readouterr().err

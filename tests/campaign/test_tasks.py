@@ -233,7 +233,12 @@ def test_every_configuration_key_is_read_or_known_to_change_no_result() -> None:
         *("cluster.continue_in_allocation",),
         *("cluster.max_parallel", "cluster.max_requeues", "cluster.tflops", "cluster.gpu_memory_gib", "cluster.site"),
         *("finetune.checkpointing_steps", "finetune.checkpoints_total_limit", "finetune.keep_every"),
-        *("finetune.gradient_checkpointing", "finetune.max_lost_minutes", "data.phantoms.images_per_kind"),
+        *(
+            "finetune.gradient_checkpointing",
+            "finetune.max_lost_minutes",
+            "finetune.keep_last_checkpoint",
+            "data.phantoms.images_per_kind",
+        ),
         *("finetune.gpus", "finetune.train_batch_size", "finetune.gradient_accumulation_steps"),  # but their product
         *("data.phantoms.prompts_per_kind", "data.phantoms.image_size"),
     }

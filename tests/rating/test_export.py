@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,19 @@ def test_16_bits_stay_16_bits(tmp_path: Path) -> None:
     stored = np.asarray(Image.open(io.BytesIO(png))).astype(np.uint16)
     assert (stored == np.asarray(Image.open(tmp_path / "deep" / "ramp.png"))).all()
     assert 0 < image.low < image.high < 65535, "its percentiles"
+
+
+def test_an_image_in_an_archive_is_read_from_its_place(tmp_path: Path) -> None:
+    (one,) = generated(tmp_path, 1)
+    png = one.file.read_bytes()
+    archive = tmp_path / "images.tar"
+    archive.write_bytes(b"x" * 512 + png + b"y" * 512)
+    at = {"member": "a.png", "offset": 512, "size": len(png), "sha256": hashlib.sha256(png).hexdigest()}
+    made = export([replace(one, file=archive, **at)], [], [], tmp_path / "set.html", Wishes(decoys=0))
+    (origin,) = made.made.key.images.values()
+    assert (origin.file, origin.member, origin.sha256) == (str(archive), "a.png", at["sha256"])
+    with pytest.raises(InputError, match=r"images\.tar, a\.png: has changed since it was generated"):
+        replace(one, file=archive, **at | {"offset": 511}).content()
 
 
 def test_images_that_cannot_be_read_are_all_told(tmp_path: Path) -> None:

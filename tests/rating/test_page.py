@@ -10,20 +10,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import axe_playwright_python
 import numpy as np
 import pytest
 from PIL import Image
+
+pytest.importorskip("playwright", reason="playwright, which drives the browser, is not installed")
+
 from playwright.sync_api import Browser, Playwright, expect, sync_playwright
 
 from medsyn.rating.export import Exported, Wishes, export
 from medsyn.rating.formats import Answers, seal
 from medsyn.rating.order import order_for
+from medsyn.rating.sources import Source
+from tests.data.images.test_dicom import ct, write
 from tests.helpers.rating_page import ARGUMENTS, Rater, chromium, edited, kill_browser, processes_of
 from tests.helpers.rating_set import HOSTILE, generated, ramp, small_set
 
 pytestmark = pytest.mark.browser
-AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
 CHOICES = {"1": "left", "2": "right", "3": "same", "4": "both-bad"}
 NOTE = '<img src=x onerror="window.ran=3"> né \U0001f9e0 "1" \\ \u2028 123'
 Open = Callable[..., Rater]
@@ -251,6 +254,16 @@ def test_sixteen_bits_are_there_to_be_windowed(open_page: Open, tmp_path: Path) 
     assert answer.zoom == 100
 
 
+def test_a_ct_is_windowed_in_hounsfield_units(open_page: Open, tmp_path: Path) -> None:
+    source = Source(write(tmp_path / "a.dcm", ct()), "CT", "CT: x")
+    made = export([source], [], [], tmp_path / "ct.html", Wishes(decoys=0, repeats=0, pairs=0))
+    rater = open_page(made.page)
+    rater.begin()
+    expect(rater.page.locator("#view-text")).to_contain_text("Level 40, width 399 HU")  # PS3.3 C.11.2.1.2: of 400
+    rater.page.locator("#preset").select_option("Lung")
+    expect(rater.page.locator("#view-text")).to_contain_text("Level -600, width 1500 HU")
+
+
 @pytest.mark.parametrize("modality", ["MRI", "Fundus"])
 def test_every_pixel_is_that_of_the_file(open_page: Open, tmp_path: Path, modality: str) -> None:
     (source,) = generated(tmp_path, 1, modality)
@@ -330,6 +343,7 @@ def test_a_pair_shows_two_images_alike(open_page: Open, made: Exported) -> None:
     assert left and right and (left["width"], left["height"]) == (right["width"], right["height"])
     rater.press(*["g"] * 60)
     assert rater.colours("#canvas-left") <= 4 and rater.colours("#canvas-right") <= 4, "one window for both"
+    expect(rater.page.get_by_role("group", name="Defects of the worse one")).to_be_visible()
     expect(rater.page.locator("#canvas-right")).to_have_attribute("aria-label", "Right image: MRI, synthetic or real")
 
 
@@ -642,11 +656,12 @@ def visit(rater: Rater, made: Exported) -> Iterator[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_barrier_on_any_screen(open_page: Open, made: Exported, scheme: str) -> None:
+    axe = Path(pytest.importorskip("axe_playwright_python").__file__).with_name("axe.min.js")
     rater = open_page(color_scheme=scheme, bypass_csp=True)
     seen = []
     for screen in visit(rater, made):
         if not rater.page.evaluate("'axe' in window"):
-            rater.page.add_script_tag(path=AXE)
+            rater.page.add_script_tag(path=axe)
         found = rater.page.evaluate(
             "async () => (await axe.run()).violations.map((one) => [one.id, one.nodes[0].html])"
         )

@@ -40,6 +40,7 @@ from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
 from medsyn.training import checkpoint, encode_rows
 from medsyn.training import run as training_run
 from medsyn.training.finetune import dataset, loop, precision, stage, state
+from medsyn.training.finetune import publish as publishing
 from medsyn.training.finetune.loss import denoising_loss, min_snr_weights
 from medsyn.training.finetune.validation import Validation
 from medsyn.training.schedule import draws, samples_of_step
@@ -165,7 +166,8 @@ def assert_same_end(root: Path, undisturbed: Path) -> None:
     assert unet_bytes(root) == unet_bytes(undisturbed)
     assert metrics(root) == metrics(undisturbed)
     work = root / "work/finetune/ct"
-    assert sorted(path.name for path in work.iterdir()) == ["metrics.jsonl", "model", "summary.json"]
+    reference = undisturbed / "work/finetune/ct"
+    assert sorted(path.name for path in work.iterdir()) == sorted(path.name for path in reference.iterdir())
 
 
 # --- interrupted == uninterrupted, bit for bit ----------------------------------------------------------------------
@@ -484,6 +486,55 @@ def test_going_on_under_other_conditions_is_refused_by_name(
     with pytest.raises(InputError) as caught:
         run(training(weights, table, **change), undisturbed if finished else stopped)
     assert key in str(caught.value.problem.key)
+
+
+CONSTANT = {"lr_scheduler": "constant", "ema_every": 4}
+
+
+@pytest.mark.parametrize("after", ["the end", "a stop", "a kill before the new model is there"])
+def test_a_run_at_a_constant_rate_is_lengthened_as_if_it_had_been_longer_from_the_start(
+    after: str,
+    weights: Path,
+    table: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    longer = training(weights, table, **CONSTANT, checkpointing_steps=3)
+    run(longer, tmp_path / "long")
+    shorter, root = training(weights, table, **CONSTANT, max_train_steps=4, checkpointing_steps=3), tmp_path / "run"
+    if after == "a stop":
+        with pytest.raises(Saved):
+            run(shorter, root, StopAt(2))
+    else:
+        run(shorter, root)
+        run(shorter, root)
+        assert [path.name for path in checkpoints(root)] == ["step-000000003"]
+    if after.startswith("a kill"):
+        killed_run(longer, root, lambda: monkeypatch.setattr(publishing, "discard", kill_self))
+    run(longer, root)
+    assert_same_end(root, tmp_path / "long")
+    assert [path.name for path in checkpoints(root)] == ["step-000000006"]
+    said = "the model after 4 steps is trained on to 6, from step 3"
+    assert (said in caplog.text) == (after != "a stop")
+    with pytest.raises(InputError, match=r"max_train_steps"):
+        run(shorter, root)
+    for path in (root / "work/finetune/ct/model", root / "work/finetune/ct/summary.json"):
+        disk.remove(path)
+    with pytest.raises(InputError, match="a checkpoint after 6 steps, so 4 cannot be asked for"):
+        run(shorter, root)
+
+
+def test_without_a_checkpoint_a_longer_run_begins_anew_and_says_so(
+    weights: Path, table: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {**CONSTANT, "keep_last_checkpoint": False}
+    run(training(weights, table, **options, max_train_steps=1), tmp_path / "run")
+    assert checkpoints(tmp_path / "run") == []
+    for name in ("run", "straight"):
+        run(training(weights, table, **options, max_train_steps=2), tmp_path / name)
+    assert "the model after 1 steps is trained on to 2, anew: there is no checkpoint" in caplog.text
+    assert_same_end(tmp_path / "run", tmp_path / "straight")
 
 
 def test_changed_images_captions_or_weights_are_refused_by_name(weights: Path, table: Path, tmp_path: Path) -> None:

@@ -114,15 +114,17 @@ def disk(config: Config, task: Task, model: Architecture, work: Volume, candidat
         captions = work.images + 1  # at most: many images share one
         posteriors = work.images * config.finetune.augment.encoded
         cache = HALF * (2 * posteriors * model.latent + captions * architecture.TOKENS * model.text_width)
-        checkpoints = (config.finetune.checkpoints_total_limit + 1) * checkpoint_bytes(config, model)
-        if config.finetune.keep_best:  # one for each of them at most
-            checkpoints += (config.finetune.checkpoints_total_limit + 1) * FLOAT * model.unet.parameters
+        section, checkpoint = config.finetune, checkpoint_bytes(config, model)
+        last = checkpoint if section.can_be_lengthened and section.keep_last_checkpoint else 0
+        checkpoints = (section.checkpoints_total_limit + 1) * checkpoint - last
+        if section.keep_best:  # one for each of them at most
+            checkpoints += (section.checkpoints_total_limit + 1) * FLOAT * model.unet.parameters
         parts = model.encoder + model.decoder + model.text  # at most: they are links where that is possible
         unets = model.unet.parameters + (config.finetune.lora.rank is not None) * trained_parameters(
             config.finetune, model
         )
         saved = unets * (1 + kept_unets(config.finetune)) + parts.parameters
-        return Disk(cache + FLOAT * saved, checkpoints)
+        return Disk(cache + FLOAT * saved + last, checkpoints)
     if task.stage == "generate":
         return Disk(round(_images(config, task, work, candidates)))
     if task.stage == "evaluate":

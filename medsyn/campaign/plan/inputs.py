@@ -21,7 +21,7 @@ from medsyn.campaign.plan import capacity, machine, shards
 from medsyn.campaign.state import campaign_file
 from medsyn.campaign.state.campaign_file import CampaignRecord
 from medsyn.campaign.tasks import Plan, build, count_blocks
-from medsyn.config import PHANTOMS, Config, DataSection
+from medsyn.config import PHANTOMS, Config, DataSection, FinetuneSection
 from medsyn.data.modalities import read_prefix
 from medsyn.data.prompts.rows import PromptRow, PromptSource, new_faults, wrong_negative
 from medsyn.data.prompts.store import INDEX, ListIndex, Run
@@ -181,6 +181,7 @@ def check(
     resolved = _resolve(config, problems)
     modalities = resolved.data.modalities
     problems += machine.check(resolved)
+    problems += _check_kept(resolved.finetune)
     problems += _check_linked_roots(resolved)
     drawn_later = config.data.table == PHANTOMS and not Path(resolved.data.table).is_file()
     has_ratings = not drawn_later or config.data.ratings_file is not None
@@ -229,6 +230,17 @@ def check(
     problems += capacity.check(resolved, estimate, capacity.marked_done(CampaignDirectory(resolved.campaign.path)))
     problems = list(dict.fromkeys(problems))  # what two readers report is reported once
     return Checked(config, resolved, plan, asked, counts, sizes, estimate, prompts, problems)
+
+
+def _check_kept(section: FinetuneSection) -> list[Problem]:
+    """A warning where no UNet would be kept, although that is asked for."""
+    if section.keep_every is None or section.keep_every < section.max_train_steps:
+        return []
+    reason = (
+        f"it is {section.keep_every}, and there are {section.max_train_steps} steps: nothing is kept, because the UNet "
+        "after the last step is the model. Use less, or null"
+    )
+    return [Problem(CONFIGURATION, reason, key="finetune.keep_every", severity="warning")]
 
 
 def _check_linked_roots(config: Config) -> list[Problem]:

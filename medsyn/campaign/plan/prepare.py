@@ -21,12 +21,13 @@ from medsyn.campaign.plan import capacity, inputs
 from medsyn.campaign.plan.inputs import Checked, Progress
 from medsyn.campaign.state import campaign_file, locks, markers
 from medsyn.campaign.state.campaign_file import Campaign, CampaignRecord, FileRecord
-from medsyn.campaign.tasks import READS, RESHARDED_BY, Key, reads_key, stage_fingerprints
+from medsyn.campaign.tasks import READS, RESHARDED_BY, Key, reads_key, results_of, stage_fingerprints
 from medsyn.config import PHANTOMS, Config
 from medsyn.data.prompts.store import INDEX
 from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem
 from medsyn.stage import STAGES, CampaignDirectory
 
+STEPS = "finetune.max_train_steps"
 # What may change at any time: it changes no result, or (evaluation) only the last stage's, which is made again.
 FREE = ("campaign.name", "cluster", "evaluation", *RESHARDED_BY)
 
@@ -254,14 +255,26 @@ class _Change:
 
 def _changed_keys(before: CampaignRecord, after: Config) -> list[_Change]:
     return [
-        _Change(key, _how(key, was, now), [stage for stage in STAGES if reads_key(stage, key)])
+        _Change(key, _how(key, was, now, after), _stages(key, was, now, after))
         for key, (was, now) in configuration.changes(before["config"], after).items()
         if not any(key == free or key.startswith(free + ".") for free in FREE)
     ]
 
 
-def _how(key: str, was: Any, now: Any) -> str:
+def _stages(key: str, was: Any, now: Any, after: Config) -> list[str]:
+    """The stages that read a key.
+
+    More steps at a constant rate are no other fine-tuning: it goes on. Results made with its model would be others.
+    """
+    if key == STEPS and after.finetune.can_be_lengthened and now > was:
+        return [stage for stage in STAGES if "finetune" in results_of(stage, after)]
+    return [stage for stage in STAGES if reads_key(stage, key)]
+
+
+def _how(key: str, was: Any, now: Any, after: Config) -> str:
     how = f"was {was!r} and is now {now!r}"
+    if key == STEPS and not after.finetune.can_be_lengthened:
+        return f"{how}, and with lr_scheduler={after.finetune.lr_scheduler} the rate of every step depends on it"
     if key == configuration.GLOBAL_BATCH:
         return f"the batch of a step ({' x '.join(configuration.SHARED_OUT)}) {how}"
     return how

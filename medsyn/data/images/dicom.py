@@ -78,17 +78,18 @@ _OTHER_MODALITIES = ("US", "NM", "PT", "ES", "SM")  # named in a warning; any ot
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # its log lines quote header values
 
 
-def read_dicom(path: Path, modality: str | None = None) -> Image:
+def read_dicom(path: Path, modality: str | None = None, whole_range: bool = False) -> Image:
     """Read one frame of a DICOM image: the middle one, or the nearest to it that is not blank.
 
     Args:
         path: the file.
         modality: what the table says; used only if the header does not name one.
+        whole_range: no window; the image says what its values were.
 
     Raises:
         InputError: not an image, damaged, blank, or of a refused size.
     """
-    record = Record(path)
+    record = Record(path, whole_range=whole_range)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's warnings quote header values

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from pydicom import Dataset
 
-from medsyn.data.images.pixels import CT_WINDOW, Record, stretch, stretch_percentiles
+from medsyn.data.images.pixels import CT_WINDOW, Record, stretch, stretch_percentiles, stretch_whole_range
 
 _FRAME_GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence", "PixelMeasuresSequence")
 NO_NUMBER = (ValueError, TypeError, OverflowError)  # pydicom, of a text such as "40,5" where a number should be
@@ -66,7 +66,11 @@ def grey_levels(record: Record, header: Dataset, stored: np.ndarray, is_ct: bool
         finite = np.isfinite(values)
         record.warnings.append(f"{int((~finite).sum())} pixels are not finite; they are shown as the lowest value")
         values = np.where(finite, values, values[finite].min() if finite.any() else 0.0)
-    shown = _shown_values(record, header, values, in_units, is_ct)
+    if record.whole_range:
+        is_plain = is_ct and in_units and header.PhotometricInterpretation != "MONOCHROME1"
+        shown: np.ndarray | None = stretch_whole_range(record, values, "HU" if is_plain else "")
+    else:
+        shown = _shown_values(record, header, values, in_units, is_ct)
     if shown is not None and not shown.max() > shown.min():
         record.warnings.append(f"{record.steps.pop()} gives a blank picture and is ignored")
         shown = None

@@ -38,6 +38,7 @@ from medsyn.data.images.pixels import (
     square_pixels,
     stretch,
     stretch_percentiles,
+    stretch_whole_range,
     warn_of_mask,
 )
 from medsyn.errors import InputError
@@ -54,18 +55,19 @@ _LABELS = (1002, 1003)  # intent codes: a label map, names of anatomy
 _STATISTICS = range(2, 25)  # intent codes: correlation, t, F, z, p, ...
 
 
-def read_nifti(path: Path, modality: str | None = None, volume: int | None = None) -> Image:
+def read_nifti(path: Path, modality: str | None = None, volume: int | None = None, whole_range: bool = False) -> Image:
     """Read one slice of a NIfTI file.
 
     Args:
         path: a `.nii` or `.nii.gz` file.
         modality: what the table says; for CT it decides the window.
         volume: which volume of a 4-D file, from 1; the first, with a warning, unless given.
+        whole_range: no window; the image says what its values were.
 
     Raises:
         InputError: damaged, blank, a label map, not a 2-D, 3-D or 4-D image, without that volume, or of a refused size.
     """
-    record = Record(path)
+    record = Record(path, whole_range=whole_range)
     try:
         with _open(path) as stream:
             return _read(record, stream, modality, volume)
@@ -341,6 +343,9 @@ def _levels(record: Record, image: Any, values: np.ndarray, modality: str | None
             f"{int((~finite).sum())} values of the slice are not finite; NaN and -inf became the lowest finite value, "
             "+inf the highest"
         )
+    if record.whole_range:
+        unit = "HU" if modality == "CT" and values.min() <= _AIR else ""
+        return stretch_whole_range(record, values, unit)[..., None]
     if modality == "CT" and values.min() <= _AIR:
         centre, width = CT_WINDOW
         record.steps.append(f"window: {centre:g}/{width:g}, soft tissue, the default for CT")

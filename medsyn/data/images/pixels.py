@@ -37,6 +37,8 @@ class Image:
     warnings: tuple[str, ...]
     mark: str = ""  # what marks the file as generated, such as "PNG text 'Synthetic'"
     spacing: float | None = None  # millimetres between its pixels, if the file says
+    range: tuple[float, float] | None = None  # the values that 0 and 1 stand for, where the whole range was asked for
+    unit: str = ""  # of these: HU, or empty where it is not known
 
     @property
     def synthetic(self) -> bool:
@@ -52,6 +54,9 @@ class Record:
     steps: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     spacing: float | None = None  # millimetres
+    whole_range: bool = False  # grey values are mapped to 0..1 without a window
+    range: tuple[float, float] | None = None
+    unit: str = ""
 
     def refuse(self, reason: str) -> InputError:
         """The error that says why this file cannot be used."""
@@ -106,6 +111,16 @@ def stretch_percentiles(record: Record, values: np.ndarray, counted: np.ndarray 
     if low == high:
         raise record.refuse("is blank: all pixels have the same value")
     record.steps.append(f"scale: {name}, {low:g} to {high:g}")
+    return stretch(values, low, high)
+
+
+def stretch_whole_range(record: Record, values: np.ndarray, unit: str) -> np.ndarray:
+    """`values`, finite, mapped to 0..1 between the least and the greatest; the record is told both, and their unit."""
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        raise record.refuse("is blank: all pixels have the same value")
+    record.steps.append(f"scale: least to greatest value, {low:g} to {high:g}")
+    record.range, record.unit = (low, high), unit
     return stretch(values, low, high)
 
 
@@ -173,7 +188,8 @@ def finish(record: Record, pixels: np.ndarray, mark: str) -> Image:
     pixels = np.ascontiguousarray(pixels[..., None] if pixels.ndim == 2 else pixels, dtype=np.float32)
     if not float(pixels.max()) - float(pixels.min()) >= 2 / 255:
         raise record.refuse("is blank: all pixels have the same value")
-    return Image(pixels, tuple(record.steps), tuple(record.warnings), mark, record.spacing)
+    told = tuple(record.steps), tuple(record.warnings)
+    return Image(pixels, *told, mark, record.spacing, record.range, record.unit)
 
 
 def fit_square(pixels: np.ndarray, resolution: int) -> np.ndarray:

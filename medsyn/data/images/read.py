@@ -47,7 +47,9 @@ _POINTERS = {  # what version control leaves in the place of a file that was not
 }
 
 
-def read_image(path: str | Path, modality: str | None = None, volume: int | None = None) -> Image:
+def read_image(
+    path: str | Path, modality: str | None = None, volume: int | None = None, whole_range: bool = False
+) -> Image:
     """Read one image file.
 
     Args:
@@ -56,6 +58,8 @@ def read_image(path: str | Path, modality: str | None = None, volume: int | None
         modality: a canonical name (`CT`, `Chest CT`), if a table names it. It decides how values without a window of
             their own are shown (CT: soft tissue, 40/400 HU), and a DICOM header that contradicts it is a warning.
         volume: which volume of a 4-D NIfTI file, from 1.
+        whole_range: grey values of DICOM and NIfTI are shown from the least to the greatest instead of through a
+            window, and the image says what its values were.
 
     Raises:
         InputError: the file cannot be used; the reason contains nothing that a header says about a patient.
@@ -79,10 +83,10 @@ def read_image(path: str | Path, modality: str | None = None, volume: int | None
             read_dicom,  # pydicom and nibabel take half a second: imported only if needed
         )
 
-        return read_dicom(record.path, modality)
+        return read_dicom(record.path, modality, whole_range)
     from medsyn.data.images.nifti import read_nifti
 
-    return read_nifti(record.path, modality, volume)
+    return read_nifti(record.path, modality, volume, whole_range)
 
 
 def format_of(path: Path) -> str:

@@ -49,7 +49,7 @@ def encode_png(picture: np.ndarray, facts: Mapping[str, Any]) -> bytes:
         if value is not None:
             text.add_text(key, str(value))  # beyond Latin-1 it becomes an international text chunk
     stream = io.BytesIO()
-    # After PNG's filters medical images repeat nothing but runs: to look for more takes four times as long and finds
+    # After PNG's filters medical images repeat nothing but runs: to look for more takes three times as long and finds
     # nothing (benchmarks/storage.py).
     image = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
     image.save(stream, format="PNG", pnginfo=text, compress_type=zlib.Z_RLE)

@@ -257,6 +257,7 @@ export class RatingScreen {
       return make("label", {}, box, make("kbd", { text: defectKey(place).toUpperCase() }), make("span", { text }));
     });
     byId("defects").replaceChildren(...boxes);
+    byId("defects-of").textContent = this.session.turn.isPair ? "Defects of the worse one" : "Defects";
     for (const radio of byId("more").querySelectorAll('input[name="confidence"]')) {
       radio.checked = Number(radio.value) === here.confidence;
     }

@@ -70,7 +70,9 @@ export class Viewport {
   }
 
   resetWindow() {
-    this.setWindow(this.image.low, this.image.high);
+    this.low = this.image.low;
+    this.high = this.image.high;
+    this.changed();
   }
 
   /** @param {any} preset of a checklist; false if it does not apply to this image */

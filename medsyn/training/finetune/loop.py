@@ -57,7 +57,8 @@ def train(
     log_every = max(1, min(50, total // _METRICS_LINES))
     before = disk.truncate_jsonl(training.metrics, "step", start) if team.rank == 0 else []
     loss: float | None = before[-1]["loss"] if before else None
-    team.agree_to_stop(training.control)
+    logged = before[-1]["step"] if before else start - start % log_every  # the steps of the newest line
+    team.agree(training.control)
     training.control.leave_if_asked()
     validation = None
     if held_out is not None:
@@ -110,14 +111,16 @@ def train(
         rate = learning_rate(step, section)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        while (parts := _unless_out_of_memory(gradients_of, inputs.result(), micro_batch)) is None:
-            micro_batch = _halved(min(micro_batch, len(inputs.result()[0])))
+        while True:  # all ranks or none
+            parts = _unless_out_of_memory(gradients_of, inputs.result(), micro_batch)
+            if not team.agree(training.control, out_of_memory=parts is None) and parts is not None:
+                break
+            micro_batch = _halved(min(micro_batch, -(-batch // team.size)))
             training.note_conditions(step + 1, **conditions, micro_batch=micro_batch)
             team.zero_gradients(state.optimizer)
         step_loss = torch.zeros_like(state.loss_sum)
         for part in parts:
             step_loss += part
-        team.agree_to_stop(training.control)
         total_loss = team.sum_gradients(step_loss)
         watch.note(step, torch.stack([total_loss, *parts]))
         require_finite(all_steps=False)
@@ -138,7 +141,7 @@ def train(
         validates = is_due(section, done)
         if done % log_every == 0 or done == total or validates:
             require_finite()
-            loss = _read_loss(state.loss_sum, done - _last_line(done, log_every, section.validate_every))
+            loss, logged = _read_loss(state.loss_sum, done - logged), done
             team.require_equal(done)
             seconds, steps = max(time.monotonic() - clock, 1e-9), done - clock_step
             line = {"step": done, "loss": loss, "learning_rate": rate}
@@ -156,13 +159,8 @@ def train(
     return {"loss": loss} | ({} if best is None else {"best_step": best})
 
 
-def _last_line(done: int, *intervals: int | None) -> int:
-    """The step of the last line of the metrics before the one after `done` steps; 0 for none."""
-    return max((done - 1) // every * every for every in intervals if every)
-
-
 def _read_loss(loss_sum: Tensor, steps: int) -> float:
-    """The mean loss of the last `steps`; resets the sum."""
+    """The mean loss of an interval of so many steps; resets the sum."""
     loss = float(loss_sum) / steps
     loss_sum.zero_()
     return loss

@@ -19,6 +19,7 @@ from medsyn.training.finetune.state import TrainState
 from medsyn.training.finetune.validation import Validation, best_step
 from medsyn.training.run import CONDITIONS, TrainingRun
 
+STEPS = "finetune.max_train_steps"
 _BEST = "best-"  # folders of a run, each with the UNet that had the lowest held-out loss until then
 
 
@@ -92,7 +93,10 @@ def publish(state: TrainState, config: Config, training: TrainingRun, model: Pat
         add_parts(directory, temporary)
         _write_schedule(config, temporary)
         write_index(temporary, str(model_folder.scheduler_config(str(temporary)).get("_class_name")))
-        disk.write_json(temporary / PROVENANCE, training.provenance | {CONDITIONS: training.conditions})
+        made = {STEPS: config.finetune.max_train_steps, CONDITIONS: training.conditions}
+        disk.write_json(temporary / PROVENANCE, training.provenance | made)
+        if model.exists():  # after fewer steps
+            discard(model)
 
 
 def _write_schedule(config: Config, directory: Path) -> None:

@@ -7,6 +7,7 @@ interrupted run ends with the same bits as an uninterrupted one (on a CPU; a GPU
 from __future__ import annotations
 
 import functools
+import logging
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -17,26 +18,29 @@ import torch
 from diffusers import DDPMScheduler
 
 from medsyn import disk
-from medsyn.config import FREE_OF_FINETUNE, GLOBAL_BATCH, AugmentSection, Config, flatten
+from medsyn.config import FREE_OF_FINETUNE, GLOBAL_BATCH, AugmentSection, Config, FinetuneSection, flatten
 from medsyn.data.images.latent_cache import TensorCache, hash_files
 from medsyn.data.tables.read import ImageRow
 from medsyn.errors import CONFIGURATION, InputError, InputProblems
 from medsyn.launcher import launched
 from medsyn.models import model_folder, noise_schedule
+from medsyn.models.scorers import PROVENANCE
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic, load_unet
 from medsyn.models.weights import weights_fingerprint
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control, Task
-from medsyn.training.checkpoint import load_exactly, sha256_of
+from medsyn.training.checkpoint import keep_newest, load_exactly, newest_step, sha256_of
 from medsyn.training.finetune import ranks
 from medsyn.training.finetune.dataset import LatentDataset, prepare_dataset, training_rows
 from medsyn.training.finetune.loop import train
 from medsyn.training.finetune.parallel import Ranks, Team, meet
 from medsyn.training.finetune.precision import training_dtype
-from medsyn.training.finetune.publish import discard_best, publish
+from medsyn.training.finetune.publish import STEPS, discard_best, publish
 from medsyn.training.finetune.state import first_state
 from medsyn.training.finetune.validation import MOST_IMAGES
 from medsyn.training.run import FollowedRun, TrainingRun
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
@@ -86,13 +90,16 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
         section.checkpoints_total_limit,
         max_lost_minutes=section.max_lost_minutes,
     )
-    if not training.has_published(model):
+    if not _is_published(training, model, section):
         base, device = config.model_paths.stable_diffusion, team.device(config.device)
         if problems := model_folder.problems(base):
             raise InputProblems(problems)
         scheduler, dtype = _scheduler(config), training_dtype(config.device, device)
         state = first_state(load_unet(base, device, torch.float32), section, training.key, dtype)
         start = state.resume(training)  # a run that cannot resume is refused before hours of encoding
+        if start > section.max_train_steps:
+            reason = f"there is a checkpoint after {start} steps, so {section.max_train_steps} cannot be asked for"
+            raise InputError(training.checkpoints, reason, key=STEPS)
 
         @functools.cache
         def load_system() -> SyntheticSystem:
@@ -107,7 +114,7 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
         found = {"step": start, "sha256": sha256_of(training.checkpoints, start) if start else None}
         told: dict[str, Any] = {"checkpoint": found, "dataset": dataset.keys()}
         told |= {"config": config.model_dump(mode="json"), "task": asdict(task)}
-        told |= {"directory": str(directory.root), "dtype": str(dtype)}
+        told |= {"directory": str(directory.root), "dtype": str(dtype), "conditions": training.conditions}
         team.join(told, state.parameters, control)
         steps = section.max_train_steps
         with training:
@@ -120,7 +127,27 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
                 training.save(steps, functools.partial(state.tensors, steps))
                 raise
     discard_best(training)
-    shutil.rmtree(training.checkpoints, ignore_errors=True)
+    if section.can_be_lengthened and section.keep_last_checkpoint:
+        keep_newest(training.checkpoints)
+    else:
+        shutil.rmtree(training.checkpoints, ignore_errors=True)
+
+
+def _is_published(training: TrainingRun, model: Path, section: FinetuneSection) -> bool:
+    """Whether the model is there, after all its steps; one that has had fewer is replaced when it has had the others.
+
+    Raises:
+        InputError: it was made from something else.
+    """
+    path = model / PROVENANCE
+    made = disk.read_json(path).get(STEPS) if path.is_file() else None
+    shorter = section.can_be_lengthened and isinstance(made, int) and made < section.max_train_steps
+    if not shorter:
+        return training.has_published(model, {STEPS: section.max_train_steps})
+    training.has_published(model, {STEPS: made})
+    begins = f"from step {newest}" if (newest := newest_step(training.checkpoints)) else "anew: there is no checkpoint"
+    logger.warning("the model after %d steps is trained on to %d, %s", made, section.max_train_steps, begins)
+    return False
 
 
 def dismiss() -> None:
@@ -153,6 +180,7 @@ def _follow(control: Control, team: Ranks) -> None:
         raise InputError(CONFIGURATION, f"{reason} float32", key="device.precision")
     state = first_state(load_unet(base, device, torch.float32), section, training.key, dtype)
     start, sha256 = told["checkpoint"]["step"], told["checkpoint"]["sha256"]
+    training.conditions = told["conditions"]
     if sha256 is not None:
         state.restore(load_exactly(training.checkpoints, start, sha256))
     dataset = LatentDataset(TensorCache(directory.root / "cache" / task.name), **told["dataset"])
@@ -204,6 +232,8 @@ def _provenance(
 ) -> dict[str, Any]:
     """What the weights depend on, under the configuration's key names; a resumed run must agree with all of it."""
     section = {name: value for name, value in config.finetune.model_dump().items() if name not in FREE_OF_FINETUNE}
+    if config.finetune.can_be_lengthened:
+        del section["max_train_steps"]
 
     def contents(of: list[ImageRow]) -> str:
         return disk.fingerprint([[row.file, row.text, hashes[row.path]] for row in of])

@@ -203,6 +203,25 @@ def test_another_evaluation_is_made_of_the_same_results(trial: Trial) -> None:
     assert len(campaign.plan.tasks) - len(trial.done()) == 1
 
 
+def test_a_fine_tuning_at_a_constant_rate_may_be_lengthened_until_something_is_made_with_it(trial: Trial) -> None:
+    before = trial.prepare()
+    trial.work("finetune", "ct")
+    after = trial.prepare(finetune__max_train_steps=3000)
+    assert after.fingerprints["finetune"] != before.fingerprints["finetune"], "so its tasks are not done"
+    assert "was 3000 and is now 2999, but" in refused(trial, finetune__max_train_steps=2999)
+    (trial.root / "work/generate/baseline").mkdir(parents=True)
+    said = refused(trial, finetune__max_train_steps=4000)
+    assert "finetune.max_train_steps: was 3000 and is now 4000, but this campaign has results of generate: " in said
+
+
+def test_one_with_a_cosine_may_not_and_why_is_said(trial: Trial) -> None:
+    cosine = {"finetune__lr_scheduler": "cosine"}
+    trial.prepare(**cosine)
+    trial.work("finetune", "ct")
+    said = refused(trial, **cosine, finetune__max_train_steps=3000)
+    assert "was 2000 and is now 3000, and with lr_scheduler=cosine the rate of every step depends on it" in said
+
+
 @pytest.mark.parametrize(
     ("file", "task", "key"),
     [("metadata.csv", "finetune ct", "data.table"), ("ratings.csv", "rlhf-stage1 all", "data.ratings_file")],
@@ -333,6 +352,13 @@ def test_a_table_without_patients_is_warned_about_unless_every_image_is_of_anoth
     assert "it has no patient column" in reasons(trial.config(), "warning")
     assert reasons(trial.config(data__patient_column="path"), "warning") == ""
     assert "data.patient_column" in reasons(trial.config(data__patient_column="nobody"))
+
+
+@pytest.mark.parametrize(("every", "is_told"), [(None, False), (1999, False), (2000, True), (5000, True)])
+def test_unets_that_are_to_be_kept_and_never_would_be_are_told(trial: Trial, every: Any, is_told: bool) -> None:
+    said = reasons(trial.config(finetune__keep_every=every), "warning")
+    expected = f"finetune.keep_every: it is {every}, and there are 2000 steps: nothing is kept"
+    assert (expected in said) == is_told == ("nothing is kept" in said)
 
 
 def test_warnings_are_handed_over(trial: Trial) -> None:

@@ -87,7 +87,7 @@ def test_the_outermost_layers_with_features_of_the_same_call_are_the_whole_unet(
     rows, timestep, hidden = inputs()
     calls = UNetCalls(unet, [Call(False), Call(False, deep=False)])
     whole = calls(0, rows, timestep, hidden)
-    assert torch.allclose(whole, unet(rows, timestep, encoder_hidden_states=hidden).sample, atol=1e-5)
+    assert torch.allclose(whole, unet(rows, timestep, encoder_hidden_states=hidden).sample, atol=1e-4)  # rounding
     assert torch.equal(whole, calls(1, rows, timestep, hidden))
 
 
