@@ -46,7 +46,7 @@ def unchanged(config: Config, before: CampaignRecord | None) -> Campaign | None:
     if before is None:
         return None
     try:
-        resolved = inputs.resolve(config)
+        resolved = inputs.resolve(config, before)
     except InputError:  # `check` reports it, with everything else
         return None
     directory = CampaignDirectory(resolved.campaign.path)
@@ -301,7 +301,7 @@ def _refused_keys(given: Config, before: CampaignRecord | None) -> list[Problem]
     if before is None:
         return []
     try:
-        resolved = inputs.resolve(given)
+        resolved = inputs.resolve(given, before)
     except InputError:  # `check` reports it, with everything else
         return []
     changes = _changed_keys(before, resolved)
