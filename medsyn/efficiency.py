@@ -84,10 +84,11 @@ def summarize(
     found: dict[str, Any] = {"painted": 0.0, "places": 0.0, "used": 0, "spans": []}
     for start, end, beat in _pairs(lines, heartbeat):
         is_open = end is None and running_at is not None and beat is heartbeat
-        begun = min(float(start.get("since") or start["time"]), start["time"])
-        last = end or beat or (start if not is_open else {"time": running_at})
-        use = (last or {}).get("use") or {}
-        until = max(float((last or {}).get("time") or start["time"]), begun)
+        begun = min(float(start.get("since", start["time"])), start["time"])
+        last = end or beat or start
+        if is_open and beat is None and running_at is not None:  # it has not come to its first step
+            last = {"time": running_at, "use": {"seconds": {START_UP: max(0.0, running_at - start["time"])}}}
+        use, until = last.get("use") or {}, max(float(last["time"]), begun)
         ranks = int(use.get("ranks") or 1)
         mine = _divide(start, use, begun, until, ranks, is_kept=is_open or (end or {}).get("reason") == "done")
         painting = float((use.get("seconds") or {}).get(PAINTING, 0.0)) * bool(use.get("places"))
