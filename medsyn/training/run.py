@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from medsyn import disk
+from medsyn import disk, time_use
 from medsyn.config import Config
 from medsyn.models.scorers import PROVENANCE
 from medsyn.stage import CampaignDirectory, Control, Saved, Task
@@ -109,7 +109,8 @@ class TrainingRun:
             self._leave(done, state, beside)
         jobs = [*beside, self._checkpoint(done, state())] if due else beside
         if jobs:
-            self._writer.begin(jobs)
+            with time_use.of(time_use.WRITING):
+                self._writer.begin(jobs)
 
     def save(self, done: int, state: Callable[[], dict[str, Tensor]]) -> None:
         """Save the state after `done` steps, and wait until it is on disk."""
@@ -146,14 +147,21 @@ class TrainingRun:
 
     def _checkpoint(self, done: int, tensors: dict[str, Tensor]) -> Job:
         self._saved_at, conditions = time.monotonic(), list(self.conditions)
+        kept = time_use.mark()
 
         def write(copies: Tensors) -> None:
             save_checkpoint(self.checkpoints, done, copies, self.provenance, self._keep, conditions)
+            kept()
 
         return Job(tensors, write)
 
     def _leave(self, done: int, state: Callable[[], dict[str, Tensor]], beside: Sequence[Job]) -> None:
         """Save if there is time for it, and raise `Saved`."""
+        with time_use.of(time_use.WRITING):
+            self._save_in_time(done, state, beside)
+        raise Saved
+
+    def _save_in_time(self, done: int, state: Callable[[], dict[str, Tensor]], beside: Sequence[Job]) -> None:
         jobs, left = [*beside, self._checkpoint(done, state())], self.control.seconds_left()
         needed = self._writer.seconds(sum(job.size for job in jobs))
         if left is None or needed <= left:
@@ -164,7 +172,6 @@ class TrainingRun:
             step = newest_step(self.checkpoints)
             kept = f"the checkpoint of step {step} stays" if step else "there is no checkpoint yet"
             logger.warning("to save step %d would take %.0f s, and %.0f s are left: %s", done, needed, left, kept)
-        raise Saved
 
     def __enter__(self) -> TrainingRun:
         return self

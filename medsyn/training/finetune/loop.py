@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsyn import disk
+from medsyn import disk, time_use
 from medsyn.ahead import ahead
 from medsyn.config import Config
 from medsyn.stage import NoProgress
@@ -35,6 +35,7 @@ _ROWS_SHOWN = 8
 _METRICS_LINES = 100  # about enough for a curve; each one waits for the GPU
 
 
+@time_use.of(time_use.TRAINING)
 def train(
     config: Config,
     state: TrainState,

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler
 
-from medsyn import disk
+from medsyn import disk, time_use
 from medsyn.config import FREE_OF_FINETUNE, GLOBAL_BATCH, AugmentSection, Config, FinetuneSection, flatten
 from medsyn.data.images.latent_cache import TensorCache, hash_files
 from medsyn.data.tables.read import ImageRow
@@ -66,6 +66,8 @@ def train_as(config: Config, task: Task, directory: CampaignDirectory, control: 
     """Fine-tune as one rank of a team."""
     if isinstance(team, Ranks) and team.rank > 0:
         return _follow(control, team)
+    if (account := time_use.current()) is not None:
+        account.ranks = team.size
     try:
         _lead(config, task, directory, control, team)
     finally:
