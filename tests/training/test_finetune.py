@@ -44,6 +44,7 @@ from medsyn.training.finetune import publish as publishing
 from medsyn.training.finetune.loss import denoising_loss, min_snr_weights
 from medsyn.training.finetune.validation import Validation
 from medsyn.training.schedule import draws, samples_of_step
+from tests.helpers.event_files import assert_as_metrics
 
 TASK = Task("finetune", 0, "ct", "CT")
 MEASURED = ("samples_per_second", "tflops", "peak_memory_gib")  # no two runs have the same
@@ -624,6 +625,16 @@ def test_the_held_out_loss_is_measured_and_training_does_not_notice(
         change = np.subtract(losses[step], losses[0])
         assert lines[step].pop("held_out_change")[0] == pytest.approx(change.mean())
     assert list(lines.values()) == metrics(tmp_path), "everything else is as without"
+
+
+def test_event_files_have_what_the_metrics_have(weights: Path, table: Path, validated: Path, tmp_path: Path) -> None:
+    config = training(weights, table, **VALIDATED)
+    config = config.model_copy(update={"training": config.training.model_copy(update={"report_to": "tensorboard"})})
+    with pytest.raises(Saved):
+        run(config, tmp_path, StopAt(3))
+    run(config, tmp_path)
+    assert_as_metrics(tmp_path / "work/finetune/ct", "step")
+    assert metrics(tmp_path) == metrics(validated) and unet_bytes(tmp_path) == unet_bytes(validated)
 
 
 def test_the_held_out_loss_is_that_of_what_is_published(weights: Path, table: Path, validated: Path) -> None:

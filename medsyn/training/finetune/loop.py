@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsyn import disk, time_use
+from medsyn import time_use
 from medsyn.ahead import ahead
 from medsyn.config import Config
 from medsyn.stage import NoProgress
@@ -56,7 +56,7 @@ def train(
     weights = min_snr_weights(scheduler.alphas_cumprod, section.snr_gamma, prediction_type).to(device)
     total, batch = section.max_train_steps, section.global_batch
     log_every = max(1, min(50, total // _METRICS_LINES))
-    before = disk.truncate_jsonl(training.metrics, "step", start) if team.rank == 0 else []
+    before = training.resume_metrics("step", start)
     loss: float | None = before[-1]["loss"] if before else None
     logged = before[-1]["step"] if before else start - start % log_every  # the steps of the newest line
     team.agree(training.control)
