@@ -52,7 +52,6 @@ def test_writing_again_changes_nothing(made: tuple[Path, list[dict]]) -> None:
     contents = []
     for _ in range(2):
         write_tables(folder / "ratings.csv", folder, rows)
-        write_sessions(folder / "sessions.parquet", rows)
         contents.append([(folder / name).read_bytes() for name in ("ratings.csv", "pairs.csv", "sessions.parquet")])
     assert contents[0] == contents[1]
 
