@@ -66,16 +66,16 @@ def _digest(source: Source) -> str:
 
 def _evidence(considered: Sequence[Source], sessions: pd.DataFrame) -> Evidence:
     """What was answered about these images; real ones that were mixed in are not among them."""
-    number = {_digest(source): place for place, source in enumerate(considered)}
+    number = {(_digest(source), source.volume): place for place, source in enumerate(considered)}
     raters = {rater: place for place, rater in enumerate(sorted(set(sessions.rater)))}
     evidence = Evidence(len(considered))
-    columns = ["kind", "rater", "rating", "preferred", "sha256", "sha256_b"]
+    columns = ["kind", "rater", "rating", "preferred", "sha256", "volume", "sha256_b", "volume_b"]
     for row in sessions[columns].astype(object).where(sessions[columns].notna(), None).to_dict("records"):
-        image = number.get(row["sha256"])
+        image = number.get((row["sha256"], row["volume"]))
         if image is None:
             continue
         if row["kind"] == CASE and row["rating"] is not None:
             evidence.ratings.append((image, raters[row["rater"]], int(row["rating"])))
-        elif row["preferred"] is not None and (other := number.get(row["sha256_b"])) is not None:
+        elif row["preferred"] is not None and (other := number.get((row["sha256_b"], row["volume_b"]))) is not None:
             evidence.pairs.append((image, other, row["preferred"]))
     return evidence

@@ -88,7 +88,8 @@ def assess(sessions: pd.DataFrame, resamples: int = RESAMPLES) -> Agreement:
     The same table gives the same figures.
     """
     cases = sessions[sessions.kind == CASE].copy()
-    cases["image"] = cases["file"] + "\n" + cases["member"].fillna("")
+    volume = cases["volume"].astype("string").fillna("")
+    cases["image"] = cases["file"] + "\n" + cases["member"].fillna("") + "\n" + volume
     pairs = sessions[sessions.kind == PAIR]
     raters = [_of_rater(str(name), its, pairs[pairs.rater == name], resamples) for name, its in cases.groupby("rater")]
     first_times = cases[cases.repeat_of.isna() & cases.rating.notna()]

@@ -26,7 +26,7 @@ _RATINGS = b"ratings"  # in the table's metadata
 _TEXT = (
     *("set", "version", "rater", "started_at", "exported_at", "answered_at", "kind", "item", "preferred", "note"),
     *("light", "repeat_of", "modality", "prompt", "prompt_id", "mode"),
-    *("source", "file", "member", "sha256", "file_b", "member_b", "sha256_b"),
+    *("source", "file", "member", "sha256", "file_b", "member_b", "sha256_b", "prompt_b"),
 )
 _WHOLE = (
     *("expert_level", "order", "serial", "changes", "rating", "confidence"),
@@ -85,7 +85,7 @@ def _meant(answer: Answer, key: SetKey) -> dict[str, Any]:
         "decoy": False,
         "preferred": None if answer.choice is None else _preferred(answer.choice, left_is_first),
         **_of_image(key.images[first]),
-        **{f"{name}_b": getattr(other, name) for name in ("file", "member", "sha256", "volume")},
+        **{f"{name}_b": getattr(other, name) for name in ("file", "member", "sha256", "volume", "prompt")},
     }
 
 

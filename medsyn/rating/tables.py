@@ -15,9 +15,10 @@ from medsyn import disk
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.rating.sessions import CASE, PAIR, SESSIONS_TABLE, write_sessions
 
-RATING_COLUMNS = ("image_path", "rating", "modality", "expert_level", "prompt", "group", "rater")
-PAIR_COLUMNS = ("image_a", "image_b", "preferred", "prompt", "modality", "rater")
+RATING_COLUMNS = ("image_path", "rating", "modality", "expert_level", "prompt", "group", "rater", "volume")
+PAIR_COLUMNS = ("image_a", "image_b", "preferred", "prompt", "modality", "rater", "volume_a", "volume_b")
 PAIRS_TABLE = "pairs.csv"
+WITHOUT_PROMPT = "which image is better"  # of pairs whose images were made from two prompts
 IMAGES = "rated-images"  # copies of generated images, beside the tables
 
 Row = Mapping[str, Any]
@@ -53,14 +54,15 @@ def write_tables(out: Path, root: Path, rows: Sequence[Row], with_decoys: bool =
     ratings = [
         (
             *(images.name(row), row["rating"], row["modality"], row["expert_level"], row["prompt"]),
-            *(_family(row), row["rater"]),
+            *(_family(row), row["rater"], row.get("volume")),
         )
         for row in rated
     ]
     pairs = [
         (
             *(images.name(row), images.name(row, "_b")),
-            *(row["preferred"], row["prompt"], row["modality"], row["rater"]),
+            *(row["preferred"], _compared_by(row), row["modality"], row["rater"]),
+            *(row.get("volume"), row.get("volume_b")),
         )
         for row in compared
     ]
@@ -81,6 +83,12 @@ def write_ratings(out: Path, rows: Iterable[Sequence[Any]]) -> None:
 def _family(row: Row) -> str:
     """The group of an image: all candidates of one prompt are on one side of a split."""
     return row["prompt_id"] or ""
+
+
+def _compared_by(row: Row) -> str:
+    """The prompt of both images of a pair, or that they were compared without one."""
+    prompt: str = row["prompt"]
+    return prompt if prompt and prompt == row["prompt_b"] else f"{row['modality']}: {WITHOUT_PROMPT}"
 
 
 def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -54,6 +54,7 @@ def take(
     _require_own_tables(out)
     _require_nothing_lost(out, rows)
     ratings, pairs = write_tables(out, data, rows, with_decoys)
+    warnings += _without_prompt(out, rows)
     return Taken(len({row["rater"] for row in rows}), len(rows), ratings, pairs, warnings)
 
 
@@ -88,12 +89,24 @@ def take_exports(
         [
             (
                 *(one.file.relative_to(data).as_posix(), one.rating, one.modality, levels.get(one.rater, 1)),
-                *(one.prompt, "", one.rater),
+                *(one.prompt, "", one.rater, None),
             )
             for one in rated
         ],
     )
     return Taken(len(raters), len(rated), len(rated), 0, [])
+
+
+def _without_prompt(out: Path, rows: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """A warning about rated images that nobody has said a prompt of."""
+    without = len({row["sha256"] for row in rows if row["rating"] is not None and not row["prompt"].strip()})
+    if not without:
+        return []
+    reason = (
+        f"has ratings of {counted(without, 'image')} without a prompt, which no campaign can be trained on: fill the "
+        "column in a copy, or export from a table that has prompts"
+    )
+    return [Problem(str(out), reason, key="prompt", severity="warning")]
 
 
 def _require_own_tables(out: Path) -> None:

@@ -137,3 +137,8 @@ def test_figures_do_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
     first, second = assess(table, RESAMPLES), assess(shuffled, RESAMPLES)
     assert first.overall.alpha.value == pytest.approx(second.overall.alpha.value)
     assert first.raters[0].repeat_kappa.value == second.raters[0].repeat_kappa.value
+
+
+def test_volumes_of_one_file_are_not_one_image(tmp_path: Path) -> None:
+    rows = [one | {"file": "4d.nii", "volume": 1 + one["order"]} for one in session("A", honest) + session("B", honest)]
+    assert report(tmp_path, rows).overall.images == IMAGES + DECOYS

@@ -109,3 +109,10 @@ def test_the_data_directory_may_be_named_in_any_way(tmp_path: Path, way: str) ->
     (tmp_path / "link").symlink_to(tmp_path)
     assert take(files, [key], tmp_path / way, with_decoys=True).ratings == sets.CASES + sets.DECOYS
     assert "images/00.png,1" in (tmp_path / "ratings.csv").read_text()
+
+
+def test_images_without_a_prompt_are_told(tmp_path: Path) -> None:
+    files, key = prepare(tmp_path, "R1")
+    key.write_text(key.read_text().replace("CT: finding 3", ""))
+    (warning,) = take(files, [key], tmp_path / "ratings.csv").warnings
+    assert "has ratings of 1 image without a prompt" in warning.reason
