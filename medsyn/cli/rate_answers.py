@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,8 +106,10 @@ def _of_raters(raters: Iterable[RaterFigures]) -> Iterator[str]:
         rated = " / ".join(f"{number:,}" for number in one.ratings.values())
         yield (
             f"{one.rater}: {counted(one.cases, 'case')} ({rated} rated 1 / 2 / 3, {one.not_sure:,} not sure), "
-            f"{counted(one.pairs, 'pair')}, {one.seconds:.1f} s a case"
+            f"{counted(one.pairs, 'pair')}" + (f", {one.seconds:.1f} s a case" if one.cases else "")
         )
+        if one.cases == 0:
+            continue
         yield f"  repeats (n={one.repeat_kappa.n}): kappa {show(one.repeat_kappa)}, ICC {show(one.repeat_icc)}"
         yield f"  real images told from generated ones (n={one.decoy_d.n}): d' {show(one.decoy_d)}"
         yield f"  drift of the rating from the first case to the last: {show(one.drift)}"
@@ -127,7 +130,7 @@ def _between(found: Agreement) -> Table:
 
 def _of_all(found: Agreement) -> Iterator[str]:
     for names, kappa in found.overall.kappas.items():
-        yield f"{names}: kappa {kappa:.2f}"
+        yield f"{names}: kappa {'-' if math.isnan(kappa) else f'{kappa:.2f}'}"
     yield "n: images of two raters or more; alpha: Krippendorff's, ordinal; AC2: Gwet's; kappa: quadratic weights"
     yield "[ ]: 95 %, bootstrap over images"
     yield from (f"warning: {warning}" for warning in found.warnings)

@@ -57,13 +57,16 @@ def bootstrap(statistic: Statistic, rows: np.ndarray, seed: int, resamples: int 
 
 
 def weighted_kappa(ratings: np.ndarray) -> float:
-    """Cohen's kappa (1968) of the two columns with quadratic weights; NaN if both are constant."""
-    from sklearn.metrics import cohen_kappa_score
+    """Cohen's kappa (1968) of the two columns with quadratic weights; NaN if both are constant and the same.
 
-    both = ratings[~np.isnan(ratings).any(axis=1)].astype(int)
-    if len(both) == 0 or len(np.unique(both)) == 1:
+    By chance the squared difference is that of two independent draws: both variances and the squared difference of the
+    means.
+    """
+    first, second = ratings[~np.isnan(ratings).any(axis=1)].T
+    if len(first) == 0:
         return math.nan
-    return float(cohen_kappa_score(both[:, 0], both[:, 1], labels=LEVELS, weights="quadratic"))
+    chance = first.var() + second.var() + (first.mean() - second.mean()) ** 2
+    return float(1 - ((first - second) ** 2).mean() / chance) if chance > 0 else math.nan
 
 
 def icc(ratings: np.ndarray) -> float:
@@ -127,7 +130,9 @@ def detectability(real: np.ndarray, generated: np.ndarray) -> float:
     pairs = len(real) * len(generated)
     if pairs == 0:
         return math.nan
-    wins = (real[:, None] > generated).sum() + 0.5 * (real[:, None] == generated).sum()
+    ranked = np.sort(generated)
+    below, not_above = (np.searchsorted(ranked, real, side).sum() for side in ("left", "right"))
+    wins = 0.5 * (below + not_above)  # a tie is half a win
     return float(math.sqrt(2) * norm.ppf(min(max(wins, 0.5), pairs - 0.5) / pairs)) if pairs > 1 else math.nan
 
 

@@ -131,7 +131,7 @@ def compose(content: Content, of: int, title: str, with_captions: bool = True) -
     for place in names.shuffled("repeat", singles)[: content.repeats]:
         add(place, sections[place] + SECTIONS // 2, first[place])
     pairs = {
-        names.new("pair", number): (number, images[left], images[right], everything[left].source.prompt)
+        names.new("pair", number): (number, images[left], images[right], _common_prompt(everything, left, right))
         for number, (left, right) in enumerate((in_pairs[one], in_pairs[other]) for one, other in content.pairs)
     }
     shown = {
@@ -165,6 +165,12 @@ def compose(content: Content, of: int, title: str, with_captions: bool = True) -
         pairs={name: (left, right) for name, (_, left, right, _) in sorted(pairs.items())},
     )
     return Made(made, key, dict(sorted(zip(images, files, strict=True))))
+
+
+def _common_prompt(shown: Sequence[Picked], left: int, right: int) -> str:
+    """The prompt of both images of a pair; none if they have two, since one's would speak against the other."""
+    prompts = {shown[place].source.prompt for place in (left, right)}
+    return prompts.pop() if len(prompts) == 1 else ""
 
 
 class _Names:

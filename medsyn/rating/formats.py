@@ -298,7 +298,7 @@ def read_answers(path: Path) -> Answers:
     tree = _tree(path, ANSWERS_FORMAT, "a file of answers, as the rating page saves it")
     try:
         sealed = seal(tree)["integrity"] == tree.get("integrity")
-    except UnicodeEncodeError:  # half of a surrogate pair, which the page does not write
+    except ValueError:  # half of a surrogate pair, or a number that is none: the page writes neither
         sealed = False
     if not sealed:
         reason = "was changed after the page saved it (its integrity hash differs): ask the rater for the original"

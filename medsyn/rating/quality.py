@@ -11,8 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 PRIOR_SPREAD = 1.0  # of quality over images: the unit of everything here
 STRICTNESS = 0.5  # standard deviation over raters
@@ -50,7 +54,7 @@ class Belief:
 class _Intervals:
     """M observations: `rows` [M, N + raters] times the latent numbers, with noise, was within (low, high)."""
 
-    rows: np.ndarray
+    rows: csr_matrix  # at most two numbers a row are not 0
     low: np.ndarray
     high: np.ndarray
     noise: np.ndarray
@@ -66,24 +70,34 @@ def infer(
         prior: what is thought of each image before, [N], such as a scorer's opinion; 0 unless given.
         prior_spread: how sure that is, [N] or one number.
     """
+    from scipy.linalg import cho_factor, cho_solve
+
     raters = 1 + max((rater for _, rater, _ in evidence.ratings), default=-1)
     mean = np.concatenate([np.zeros(evidence.images) if prior is None else prior, np.zeros(raters)])
     spread = np.concatenate([np.broadcast_to(prior_spread, evidence.images), np.full(raters, STRICTNESS)])
     thresholds = _thresholds(evidence.ratings)
     seen = _intervals(evidence, raters, thresholds)
-    latent, precision = mean.copy(), np.diag(spread**-2.0)
+    latent, precision = mean.copy(), spread**-2.0
     for _ in range(_STEPS):
         slopes, curvature = _likelihood(seen, latent)
-        gradient = seen.rows.T @ slopes - precision @ (latent - mean)
-        hessian = (seen.rows.T * curvature) @ seen.rows + precision
-        step = np.linalg.solve(hessian, gradient)
+        gradient = seen.rows.T @ slopes - precision * (latent - mean)
+        step = cho_solve(cho_factor(_hessian(seen, curvature, precision)), gradient)
         latent = latent + step * min(1.0, 2.0 / max(np.abs(step).max(), 1e-12))  # far out the curvature vanishes
         if np.abs(step).max() < _CLOSE:
             break
     _, curvature = _likelihood(seen, latent)
-    covariance = np.linalg.inv((seen.rows.T * curvature) @ seen.rows + precision)
+    covariance = np.linalg.inv(_hessian(seen, curvature, precision))
     count = evidence.images
     return Belief(latent[:count], covariance[:count, :count], thresholds)
+
+
+def _hessian(seen: _Intervals, curvature: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """Of the negative log-posterior, [N + raters, N + raters]."""
+    from scipy.sparse import diags
+
+    hessian: np.ndarray = (seen.rows.T @ diags(curvature) @ seen.rows).toarray()
+    hessian[np.diag_indices_from(hessian)] += precision
+    return hessian
 
 
 def _thresholds(ratings: Sequence[tuple[int, int, int]]) -> tuple[float, float]:
@@ -97,6 +111,8 @@ def _thresholds(ratings: Sequence[tuple[int, int, int]]) -> tuple[float, float]:
 
 
 def _intervals(evidence: Evidence, raters: int, thresholds: tuple[float, float]) -> _Intervals:
+    from scipy.sparse import csr_matrix
+
     edges = np.array([-np.inf, *thresholds, np.inf])
     observations: list[tuple[dict[int, float], float, float, float]] = []
     for image, rater, rating in evidence.ratings:
@@ -107,9 +123,10 @@ def _intervals(evidence: Evidence, raters: int, thresholds: tuple[float, float])
             observations += [({image: 1}, -np.inf, edges[1], RATING_NOISE) for image in (first, second)]
         else:
             observations.append(({first: 1, second: -1}, *between[preferred], PAIR_NOISE))
-    rows = np.zeros((len(observations), evidence.images + raters))
-    for number, (row, *_) in enumerate(observations):
-        rows[number, list(row)] = list(row.values())
+    places = [(number, place) for number, (row, *_) in enumerate(observations) for place in row]
+    values = [value for row, *_ in observations for value in row.values()]
+    shape = len(observations), evidence.images + raters
+    rows = csr_matrix((values, np.array(places, int).reshape(-1, 2).T), shape=shape, dtype=float)
     low, high, noise = (np.array([one[place] for one in observations]) for place in (1, 2, 3))
     return _Intervals(rows, low, high, noise)
 

@@ -88,9 +88,13 @@ def assess(sessions: pd.DataFrame, resamples: int = RESAMPLES) -> Agreement:
     The same table gives the same figures.
     """
     cases = sessions[sessions.kind == CASE].copy()
-    cases["image"] = cases["file"] + "\n" + cases["member"].fillna("")
+    volume = cases["volume"].astype("string").fillna("")
+    cases["image"] = cases["file"] + "\n" + cases["member"].fillna("") + "\n" + volume
     pairs = sessions[sessions.kind == PAIR]
-    raters = [_of_rater(str(name), its, pairs[pairs.rater == name], resamples) for name, its in cases.groupby("rater")]
+    raters = [
+        _of_rater(name, cases[cases.rater == name], pairs[pairs.rater == name], resamples)
+        for name in sorted(set(sessions.rater))
+    ]
     first_times = cases[cases.repeat_of.isna() & cases.rating.notna()]
     overall = _between("all", first_times, pairs, resamples)
     by_modality = {
@@ -118,13 +122,17 @@ def _of_rater(name: str, cases: pd.DataFrame, pairs: pd.DataFrame, resamples: in
         decoys=len(real),
         decoy_d=_decoy_d(real, made, seed("decoy", name), resamples),
         drift=_drift(first, seed("drift", name), resamples),
-        seconds=float(np.median(seconds)),
-        faster=float(np.median(seconds[-quarter:]) / max(np.median(seconds[:quarter]), 1e-3)),
-        too_fast=float(np.mean(seconds < TOO_FAST)),
-        too_slow=float(np.mean(seconds > TOO_SLOW)),
+        seconds=_median(seconds),
+        faster=_median(seconds[-quarter:]) / max(_median(seconds[:quarter]), 1e-3),
+        too_fast=float((seconds < TOO_FAST).sum() / max(len(seconds), 1)),
+        too_slow=float((seconds > TOO_SLOW).sum() / max(len(seconds), 1)),
     )
     figures.flags.extend(_flags(figures))
     return figures
+
+
+def _median(seconds: np.ndarray) -> float:
+    return float(np.median(seconds)) if len(seconds) else math.nan
 
 
 def _twice(rated: pd.DataFrame) -> np.ndarray:
@@ -208,7 +216,11 @@ def _flags(figures: RaterFigures) -> Iterable[Warning]:
 def _warnings(raters: Sequence[RaterFigures], overall: Between, modalities: dict[str, Between]) -> Iterable[Warning]:
     for one in raters:
         yield from (f"{one.rater} {flag}" for flag in one.flags)
-    if overall.raters < 2:
+    if len(raters) == 0:
+        yield "there are no answers"
+    elif overall.raters == 0:
+        yield "there are no ratings: of pairs only the agreement between raters is known"
+    elif overall.raters < 2:
         yield "one rater only: whether another expert would agree is not known"
     elif overall.images < FEW:
         yield f"only {overall.images} images were rated by two raters: whether they agree is not known"

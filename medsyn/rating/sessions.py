@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 SESSIONS_TABLE = "sessions.parquet"
 CASE, PAIR = "case", "pair"
+_RATINGS = b"ratings"  # in the table's metadata
 
 _TEXT = (
-    *("set", "version", "rater", "started_at", "answered_at", "kind", "item", "preferred", "note"),
+    *("set", "version", "rater", "started_at", "exported_at", "answered_at", "kind", "item", "preferred", "note"),
     *("light", "repeat_of", "modality", "prompt", "prompt_id", "mode"),
-    *("source", "file", "member", "sha256", "file_b", "member_b", "sha256_b"),
+    *("source", "file", "member", "sha256", "file_b", "member_b", "sha256_b", "prompt_b"),
 )
 _WHOLE = (
     *("expert_level", "order", "serial", "changes", "rating", "confidence"),
@@ -51,6 +52,7 @@ def rows_of(answers: Answers, key: SetKey) -> list[dict[str, Any]]:
         "rater": answers.rater.id,
         "expert_level": answers.rater.expert_level,
         "started_at": answers.started_at,
+        "exported_at": answers.exported_at,
         "light": answers.display.light,
         "dark_patch": answers.display.dark_patch,
         "bright_patch": answers.display.bright_patch,
@@ -83,7 +85,7 @@ def _meant(answer: Answer, key: SetKey) -> dict[str, Any]:
         "decoy": False,
         "preferred": None if answer.choice is None else _preferred(answer.choice, left_is_first),
         **_of_image(key.images[first]),
-        **{f"{name}_b": getattr(other, name) for name in ("file", "member", "sha256", "volume")},
+        **{f"{name}_b": getattr(other, name) for name in ("file", "member", "sha256", "volume", "prompt")},
     }
 
 
@@ -97,14 +99,23 @@ def _of_image(origin: Origin) -> dict[str, Any]:
     return {("source" if name == "kind" else name): value for name, value in origin.model_dump().items()}
 
 
-def write_sessions(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write the table; the same rows give the same bytes."""
+def write_sessions(path: Path, rows: Iterable[Mapping[str, Any]], ratings: str = "ratings.csv") -> None:
+    """Write the table, with the name of the ratings' table that belongs to it; the same rows give the same bytes."""
     import pyarrow as pa
     from pyarrow import parquet
 
     stream = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema()), stream, compression="zstd")
+    table = pa.Table.from_pylist(list(rows), schema=schema().with_metadata({_RATINGS: ratings}))
+    parquet.write_table(table, stream, compression="zstd")
     disk.write_atomic(path, stream.getvalue())
+
+
+def ratings_beside(path: Path) -> str:
+    """The name of the ratings' table that was written with a table of sessions, which can be read."""
+    from pyarrow import parquet
+
+    metadata = parquet.read_schema(path).metadata or {}
+    return str(metadata.get(_RATINGS, b"ratings.csv").decode())
 
 
 def read_sessions(path: Path) -> pd.DataFrame:

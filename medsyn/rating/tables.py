@@ -1,10 +1,11 @@
-"""What a campaign is trained on, from sessions: `ratings.csv` in the specification's columns, and `pairs.csv`."""
+"""What an import writes: `sessions.parquet`, and made from it `ratings.csv` and `pairs.csv`, which campaigns read."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import io
+import os
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,18 +13,21 @@ from typing import Any
 
 from medsyn import disk
 from medsyn.errors import InputError, InputProblems, Problem
-from medsyn.rating.sessions import CASE, PAIR
+from medsyn.rating.sessions import CASE, PAIR, SESSIONS_TABLE, write_sessions
 
-RATING_COLUMNS = ("image_path", "rating", "modality", "expert_level", "prompt", "group", "rater")
-PAIR_COLUMNS = ("image_a", "image_b", "preferred", "prompt", "modality", "rater")
+RATING_COLUMNS = ("image_path", "rating", "modality", "expert_level", "prompt", "group", "rater", "volume")
+PAIR_COLUMNS = ("image_a", "image_b", "preferred", "prompt", "modality", "rater", "volume_a", "volume_b")
 PAIRS_TABLE = "pairs.csv"
+WITHOUT_PROMPT = "which image is better"  # of pairs whose images were made from two prompts
 IMAGES = "rated-images"  # copies of generated images, beside the tables
 
 Row = Mapping[str, Any]
 
 
 def write_tables(out: Path, root: Path, rows: Sequence[Row], with_decoys: bool = False) -> tuple[int, int]:
-    """Write ratings to `out` and pairs to `pairs.csv` beside it; return how many of each there are.
+    """Write `sessions.parquet`, ratings to `out` and pairs to `pairs.csv`; return how many ratings and pairs there are.
+
+    The sessions are written before what is made from them: after a kill in between, the same import goes on.
 
     A repeat measures its rater and is no rating of its own; nor is an answer "not sure". Generated images that are not
     below `root` are copied to `rated-images` beside the tables; real ones are never copied.
@@ -50,20 +54,22 @@ def write_tables(out: Path, root: Path, rows: Sequence[Row], with_decoys: bool =
     ratings = [
         (
             *(images.name(row), row["rating"], row["modality"], row["expert_level"], row["prompt"]),
-            *(_family(row), row["rater"]),
+            *(_family(row), row["rater"], row.get("volume")),
         )
         for row in rated
     ]
     pairs = [
         (
             *(images.name(row), images.name(row, "_b")),
-            *(row["preferred"], row["prompt"], row["modality"], row["rater"]),
+            *(row["preferred"], _compared_by(row), row["modality"], row["rater"]),
+            *(row.get("volume"), row.get("volume_b")),
         )
         for row in compared
     ]
     if images.problems:
         raise InputProblems(images.problems)
     images.copy()
+    write_sessions(out.with_name(SESSIONS_TABLE), rows, out.name)
     write_ratings(out, ratings)
     disk.write_atomic(out.with_name(PAIRS_TABLE), _csv(PAIR_COLUMNS, pairs))
     return len(ratings), len(pairs)
@@ -79,6 +85,12 @@ def _family(row: Row) -> str:
     return row["prompt_id"] or ""
 
 
+def _compared_by(row: Row) -> str:
+    """The prompt of both images of a pair, or that they were compared without one."""
+    prompt: str = row["prompt"]
+    return prompt if prompt and prompt == row["prompt_b"] else f"{row['modality']}: {WITHOUT_PROMPT}"
+
+
 def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     stream = io.StringIO(newline="")
     table = csv.writer(stream, lineterminator="\n")
@@ -91,7 +103,7 @@ class _Images:
     """What images are called in the tables: as they are below the data directory, or copies."""
 
     def __init__(self, folder: Path, root: Path) -> None:
-        self._folder, self._root = folder.absolute(), root.absolute()
+        self._folder, self._root = disk.absolute(str(folder)), disk.absolute(str(root))
         self._names: dict[tuple[str, str | None], str] = {}
         self._copies: dict[Path, bytes] = {}
         self.problems: list[Problem] = []
@@ -108,9 +120,10 @@ class _Images:
         return self._names[file, member]
 
     def _find(self, file: Path, member: str | None, sha256: str, source: str) -> str:
-        if member is None and file.is_relative_to(self._root):
+        below = self._below_root(file) if member is None else None
+        if below is not None:
             _require_same(file, disk.sha256_file(file) if file.is_file() else None, sha256)
-            return file.relative_to(self._root).as_posix()
+            return below
         if source == "real":
             reason = f"is a real image outside of {self._root}, and is not copied: name its data directory with --root"
             raise InputError(file, reason)
@@ -120,6 +133,14 @@ class _Images:
         copy = self._folder / IMAGES / f"{sha256[:20]}{suffix}"
         self._copies[copy] = content
         return copy.relative_to(self._root).as_posix()
+
+    def _below_root(self, file: Path) -> str | None:
+        """What a file is called below the data directory, by the way that the key names it or by its real path."""
+        named, real = disk.absolute(str(file)), Path(os.path.realpath(file))
+        for path, root in ((named, self._root), (real, Path(os.path.realpath(self._root)))):
+            if path.is_relative_to(root):
+                return path.relative_to(root).as_posix()
+        return None
 
     def copy(self) -> None:
         """Write the copies that are not there yet."""

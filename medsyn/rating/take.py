@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+from medsyn import disk
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.rating.collect import collect
 from medsyn.rating.label_studio import read_export
-from medsyn.rating.sessions import SESSIONS_TABLE, read_sessions, write_sessions
-from medsyn.rating.tables import write_ratings, write_tables
+from medsyn.rating.sessions import SESSIONS_TABLE, ratings_beside, read_sessions
+from medsyn.rating.tables import PAIRS_TABLE, write_ratings, write_tables
+from medsyn.text import counted
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ def take(
     """Write `out`, and `pairs.csv` and `sessions.parquet` beside it, from all files of answers.
 
     The tables are a function of the files: the same files write the same bytes. Sessions that are there already must
-    be among the files, so that nobody's answers are lost.
+    be among the files, as new as they are there, so that nobody's answers are lost.
 
     Args:
         files: of answers, as the page saves them; finished or not.
@@ -40,16 +44,17 @@ def take(
         with_decoys: whether the ratings of real images that were mixed in are written, too.
 
     Raises:
-        InputError: there are sessions that are not among the files, or tables that this did not write.
-        InputProblems: see `collect` and `write_tables`.
+        InputError: there are tables that this did not write.
+        InputProblems: there are answers that are not among the files; see `collect` and `write_tables`, too.
     """
-    data = (root or out.parent).absolute()
-    if not out.absolute().is_relative_to(data):
+    out, data = disk.absolute(str(out)), disk.absolute(str(root or out.parent))
+    if not out.is_relative_to(data):
         raise InputError(out, f"is outside of the data directory {data}, to which image paths are relative (--root)")
     rows, warnings = collect(files, keys)
-    _require_nothing_lost(out, {(row["set"], row["rater"]) for row in rows})
+    _require_own_tables(out)
+    _require_nothing_lost(out, rows)
     ratings, pairs = write_tables(out, data, rows, with_decoys)
-    write_sessions(out.with_name(SESSIONS_TABLE), rows)
+    warnings += _without_prompt(out, rows)
     return Taken(len({row["rater"] for row in rows}), len(rows), ratings, pairs, warnings)
 
 
@@ -69,11 +74,11 @@ def take_exports(
         InputError, InputProblems: see `medsyn.rating.label_studio.read_export`; or the images are elsewhere, or a level
             is of nobody.
     """
-    data = (root or out.parent).absolute()
+    out, images, data = (disk.absolute(str(path)) for path in (out, images, root or out.parent))
     for place, key in ((out, "--root"), (images, "--images")):
-        if not place.absolute().is_relative_to(data):
+        if not place.is_relative_to(data):
             raise InputError(key, f"{place} is outside of the data directory {data}, to which image paths are relative")
-    rated = [one for file in files for one in read_export(file, images.absolute())]
+    rated = [one for file in files for one in read_export(file, images)]
     raters = {one.rater for one in rated}
     if unknown := [name for name in levels if name not in raters]:
         raise InputError("--expert-level", f"there is no rater {unknown[0]!r}; there are {', '.join(sorted(raters))}")
@@ -84,7 +89,7 @@ def take_exports(
         [
             (
                 *(one.file.relative_to(data).as_posix(), one.rating, one.modality, levels.get(one.rater, 1)),
-                *(one.prompt, "", one.rater),
+                *(one.prompt, "", one.rater, None),
             )
             for one in rated
         ],
@@ -92,16 +97,48 @@ def take_exports(
     return Taken(len(raters), len(rated), len(rated), 0, [])
 
 
-def _require_nothing_lost(out: Path, given: set[tuple[str, str]]) -> None:
-    if not out.with_name(SESSIONS_TABLE).exists():
-        if out.exists():
-            raise InputError(out, "is there already, and was not written by an import: choose another name for --out")
+def _without_prompt(out: Path, rows: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """A warning about rated images that nobody has said a prompt of."""
+    without = len({row["sha256"] for row in rows if row["rating"] is not None and not row["prompt"].strip()})
+    if not without:
+        return []
+    reason = (
+        f"has ratings of {counted(without, 'image')} without a prompt, which no campaign can be trained on: fill the "
+        "column in a copy, or export from a table that has prompts"
+    )
+    return [Problem(str(out), reason, key="prompt", severity="warning")]
+
+
+def _require_own_tables(out: Path) -> None:
+    """Raise InputError if a table would be replaced that was not written by an import of this name."""
+    sessions = out.with_name(SESSIONS_TABLE)
+    if not sessions.exists():
+        for table in (out, out.with_name(PAIRS_TABLE)):
+            if table.exists():
+                way_out = "choose another folder for --out, or move it away"
+                raise InputError(table, f"is there already, and was not written by an import: {way_out}")
         return
-    before = read_sessions(out)
-    there = set(zip(before["set"], before["rater"], strict=True))
-    lost = sorted({rater for _, rater in there - given})
+    read_sessions(sessions)
+    if (named := ratings_beside(sessions)) != out.name:
+        reason = f"belongs to {named}, which is beside it: give that name to --out, or another folder"
+        raise InputError(sessions, reason)
+
+
+def _require_nothing_lost(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise InputProblems if there are answers of raters who are not among the rows, or newer ones than theirs."""
+    if not out.with_name(SESSIONS_TABLE).exists():
+        return
+    saved = {(row["set"], row["rater"]): _moment(row["exported_at"]) for row in rows}
+    lost: dict[str, str] = {}
+    for of, answered in read_sessions(out).groupby(["set", "rater"]).answered_at:
+        set_hash, rater = map(str, of)
+        if (set_hash, rater) not in saved:
+            lost[rater] = f"has answers of {rater} that are not among the files: give them, too"
+        elif newer := sum(_moment(at) > saved[set_hash, rater] for at in answered):
+            what = f"{counted(newer, 'answer')} of {rater} that came later than their file was saved"
+            lost.setdefault(rater, f"has {what}: give the newer file, too")
     if lost:
-        problems = [
-            Problem(str(out), f"has answers of {rater} that are not among the files: give them, too") for rater in lost
-        ]
-        raise InputProblems(problems)
+        raise InputProblems([Problem(str(out), reason) for _, reason in sorted(lost.items())])
+
+
+_moment = datetime.fromisoformat

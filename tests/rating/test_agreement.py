@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.metrics import cohen_kappa_score
 
 from medsyn.rating.agreement import (
     _gwet,
@@ -56,6 +57,14 @@ def test_kappa_by_hand() -> None:
     first, second = np.array([2, 1, 1]) / 4, np.array([1, 2, 1]) / 4
     chance = sum(first[i] * second[j] * (i - j) ** 2 / 4 for i in range(3) for j in range(3))
     assert weighted_kappa(pairs) == pytest.approx(1 - observed / chance)
+
+
+def test_kappa_is_that_of_scikit_learn() -> None:
+    for trial in range(5):
+        ratings = np.random.default_rng(trial).integers(1, 4 - trial % 2, (30, 2)).astype(float)
+        expected = cohen_kappa_score(*ratings.astype(int).T, labels=(1, 2, 3), weights="quadratic")
+        ratings = np.vstack([ratings, [N, 1], [2, N]])
+        assert weighted_kappa(ratings) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("statistic", [weighted_kappa, icc, krippendorff_alpha])

@@ -168,6 +168,14 @@ def test_pairs_are_of_one_prompt_first_and_of_one_modality_always(tmp_path: Path
     assert all(made[left].prompt == made[right].prompt for left, right in pairs[:4])
 
 
+def test_two_prompts_are_no_caption_of_a_pair(tmp_path: Path) -> None:
+    made = small_set(tmp_path, pairs=8).made
+    prompts = {name: image.prompt for name, image in made.key.images.items()}
+    alike = {pair.id: prompts[pair.images[0]] == prompts[pair.images[1]] for pair in made.set.pairs}
+    assert set(alike.values()) == {True, False}
+    assert {pair.id: bool(pair.caption) for pair in made.set.pairs} == alike
+
+
 def test_all_kinds_are_drawn_alike(tmp_path: Path) -> None:
     made = [*generated(tmp_path, 30), *generated(tmp_path, 3, "Fundus")]
     drawn = sources.draw(iter(made), 9, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def test_answers_are_read(tmp_path: Path) -> None:
         ("[" * 100_000, "is not JSON"),
         ({"format": "medsyn-rating-key/1"}, "its format is 'medsyn-rating-key/1', not 'medsyn-rating-answers/1'"),
         ({**answers(), "version": "2"}, "was changed after the page saved it"),
+        ({**answers(), "version": math.inf}, "was changed after the page saved it"),
         ({**answers(), "integrity": None}, "was changed after the page saved it"),
         ({**answers(), "version": "\ud800"}, "was changed after the page saved it"),
     ],

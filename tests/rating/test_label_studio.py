@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from medsyn.cli import rate
 from medsyn.data.tables.read import read_ratings
 from medsyn.errors import InputError, InputProblems
-from medsyn.rating.label_studio import read_export
+from medsyn.rating.label_studio import is_export, read_export
 
 HEADER = "annotation_id,annotator,created_at,id,image,lead_time,modality,prompt,rating\n"
 
@@ -124,3 +126,64 @@ def test_the_command_says_what_is_missing(folder: Path) -> None:
     ):
         with pytest.raises(InputError, match=says):
             rate.main("medsyn rate", ["import", *given, "--out", "ratings.csv"])
+
+
+def task(image: str = "a.png", value: object = None, **other: object) -> dict[str, object]:
+    part = {"from_name": "rating", "value": {"rating": 2} if value is None else value}
+    data = {"image": image, "prompt": "CT: x", "modality": "CT"}
+    return {"data": data, "annotations": [{"completed_by": 1, "result": [part]}], **other}
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        ("/data/upload/1/0a1b2c3d-a.png", "a.png"),
+        ("0a1b2c3d-eye.png", "0a1b2c3d-eye.png"),
+        ("ffffffff-0a1b2c3d-eye.png", "0a1b2c3d-eye.png"),
+        ("/data/local-files/?d=img%2Fmy%20scan.png", "my scan.png"),
+        ("/data/upload/1/0a1b2c3d-my%20scan.png", "my scan.png"),
+        ("s3://bucket/folder/a.png", "a.png"),
+    ],
+)
+def test_images_are_found_as_label_studio_names_them(folder: Path, image: str, name: str) -> None:
+    for other in ("0a1b2c3d-eye.png", "my scan.png"):
+        (folder / "img" / other).touch()
+    (folder / "x.json").write_bytes(codecs.BOM_UTF8 + json.dumps([task(image)]).encode())
+    assert is_export(folder / "x.json")
+    assert [one.file.name for one in read_export(folder / "x.json", folder / "img")] == [name]
+
+
+@pytest.mark.parametrize("rating", [{"number": 2.0}, {"choices": ["2 acceptable"]}, {"choices": ["2: fine"]}])
+def test_a_grade_may_be_written_in_several_ways(folder: Path, rating: object) -> None:
+    (folder / "x.json").write_text(json.dumps([task(value=rating)]))
+    assert [one.rating for one in read_export(folder / "x.json", folder / "img")] == [2]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (task(value={"rating": 2.5}), "2.5 is not 1, 2 or 3"),
+        (task(value={"choices": ["1-2"]}), "'1-2' is not 1, 2 or 3"),
+        (task(value={"choices": 5}), "5 is not 1, 2 or 3"),
+        (task(annotations="x"), "annotations are not as Label Studio"),
+        (task(annotations=[{"result": 5}]), "annotations are not as Label Studio"),
+        (task(annotations=[{"result": ["x"]}]), "annotations are not as Label Studio"),
+        (task(data={"image": "a.png", "prompt": None, "modality": "CT"}), "prompt: there is none"),
+        (
+            task(data={"image": "a.png", "prompt": "x", "modality": "Photo"}),
+            "'Photo' is not one of the five modalities",
+        ),
+        ({"image": "a.png", "rating": 2}, "export as JSON, not JSON-MIN"),
+    ],
+)
+def test_what_is_wrong_with_a_task_is_told(folder: Path, given: object, says: str) -> None:
+    (folder / "x.json").write_text(json.dumps([given]))
+    with pytest.raises((InputError, InputProblems), match=re.escape(says)):
+        read_export(folder / "x.json", folder / "img")
+
+
+@pytest.mark.parametrize("row", ["1,2", "1," + "[" * 100_000 + ",a.png,CT,CT: x"])
+def test_a_row_that_is_cut_off_or_nested_is_told(folder: Path, row: str) -> None:
+    (folder / "x.csv").write_text("annotator,rating,image,modality,prompt\n" + row + "\n")
+    with pytest.raises(InputProblems, match=r"line 2"):
+        read_export(folder / "x.csv", folder / "img")

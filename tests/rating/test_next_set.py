@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from medsyn.cli import rate
+from medsyn.rating import next_set
 from medsyn.rating.collect import collect
 from medsyn.rating.export import Wishes
 from medsyn.rating.formats import read_key
@@ -65,3 +66,20 @@ def test_a_page_with_images_that_are_only_compared(tmp_path: Path, sessions: pd.
     cases = {case.image for case in key.cases.values()}
     assert cases <= set(key.images)
     assert {image for pair in key.pairs.values() for image in pair} | cases == set(key.images)
+
+
+def test_of_many_images_those_with_the_fewest_answers_are_considered(
+    tmp_path: Path, sessions: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where more were answered about than can be considered: their joint distribution takes cubic time."""
+    monkeypatch.setattr(next_set, "MOST_CONSIDERED", 6)
+    monkeypatch.setattr(next_set, "_MOST_KNOWN", 3)
+    seen: list[int] = []
+    infer = next_set.infer
+    monkeypatch.setattr(next_set, "infer", lambda evidence: seen.append(evidence.images) or infer(evidence))
+    choice = by_information(iter(sources(tmp_path)), Wishes(images=12, pairs=0), sessions)
+    assert seen == [6]
+    assert {8, 9, 10} & {int(source.file.stem) for source in choice.rated}
+    assert sum(int(source.file.stem) < 8 for source in choice.rated) == 3
+    only_known = by_information(sources(tmp_path, 8), Wishes(images=12, pairs=0), sessions)
+    assert len(only_known.rated) == 6

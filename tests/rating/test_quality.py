@@ -60,7 +60,7 @@ def test_slopes_are_those_of_the_likelihood() -> None:
 
     slope, curvature = _likelihood(seen, latent)
     step = 1e-5
-    for number, row in enumerate(seen.rows):
+    for number, row in enumerate(seen.rows.toarray()):
         along = row / (row @ row)
         above, at, below = (log_likelihood(latent + k * step * along)[number] for k in (1, 0, -1))
         assert slope[number] == pytest.approx((above - below) / (2 * step), abs=1e-5)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from medsyn.cli import rate
 from medsyn.rating.report import Agreement, Between, RaterFigures, assess
 from medsyn.rating.sessions import read_sessions, write_sessions
 
@@ -137,3 +138,23 @@ def test_figures_do_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
     first, second = assess(table, RESAMPLES), assess(shuffled, RESAMPLES)
     assert first.overall.alpha.value == pytest.approx(second.overall.alpha.value)
     assert first.raters[0].repeat_kappa.value == second.raters[0].repeat_kappa.value
+
+
+def test_volumes_of_one_file_are_not_one_image(tmp_path: Path) -> None:
+    rows = [one | {"file": "4d.nii", "volume": 1 + one["order"]} for one in session("A", honest) + session("B", honest)]
+    assert report(tmp_path, rows).overall.images == IMAGES + DECOYS
+
+
+def test_a_rater_of_pairs_only_is_a_rater(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = [one for one in session("A", honest) if one["kind"] == "pair"]
+    found = report(tmp_path, pairs)
+    assert [(one.rater, one.cases, one.pairs) for one in found.raters] == [("A", 0, PAIRS)]
+    assert found.warnings == ["there are no ratings: of pairs only the agreement between raters is known"]
+    assert rate.main("medsyn rate", ["report", str(tmp_path)]) == 0
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_what_is_not_known_is_a_dash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report(tmp_path, session("A", lambda *_: 2), session("B", lambda *_: 2))
+    assert rate.main("medsyn rate", ["report", str(tmp_path)]) == 0
+    assert "A, B: kappa -" in capsys.readouterr().out

@@ -52,7 +52,6 @@ def test_writing_again_changes_nothing(made: tuple[Path, list[dict]]) -> None:
     contents = []
     for _ in range(2):
         write_tables(folder / "ratings.csv", folder, rows)
-        write_sessions(folder / "sessions.parquet", rows)
         contents.append([(folder / name).read_bytes() for name in ("ratings.csv", "pairs.csv", "sessions.parquet")])
     assert contents[0] == contents[1]
 
@@ -109,3 +108,21 @@ def test_sessions_keep_everything(made: tuple[Path, list[dict]]) -> None:
 def test_no_sessions_is_an_error_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no sessions.parquet here: `medsyn rate import"):
         read_sessions(tmp_path / "ratings.csv")
+
+
+def test_volumes_of_a_file_are_images_of_their_own(made: tuple[Path, list[dict]]) -> None:
+    folder, rows = made
+    case = next(row for row in rows if row["kind"] == "case")
+    pair = next(row for row in rows if row["kind"] == "pair") | {"volume": 1, "volume_b": 2}
+    same = {f"{name}_b": pair[name] for name in ("file", "sha256", "prompt")}
+    several = [case | {"volume": 1, "rating": 1}, case | {"volume": 2, "rating": 3}, pair | same]
+    write_tables(folder / "ratings.csv", folder, several)
+    assert [(row.volume, row.rating) for row in read_ratings(folder / "ratings.csv").rows] == [(1, 1), (2, 3)]
+    (found,) = read_pairs(folder / "pairs.csv").require(strict=True)
+    assert (found.a.volume, found.b.volume, found.prompt) == (1, 2, pair["prompt"])
+
+
+def test_images_of_two_prompts_were_compared_without_one(made: tuple[Path, list[dict]]) -> None:
+    folder, rows = made
+    write_tables(folder / "ratings.csv", folder, rows)
+    assert read_pairs(folder / "pairs.csv").rows[0].prompt == "MRI: which image is better"

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from medsyn.data.modalities import clean_text, read_prefix
 from medsyn.data.tables.csv_rows import check_text_file, csv_records, require_csv
 from medsyn.data.tables.data_folder import DataFolder
-from medsyn.data.tables.read import InputTable, check_file, require_table
+from medsyn.data.tables.read import InputTable, check_file, check_volume, require_table
 from medsyn.data.tables.row_errors import Faults, show
 from medsyn.data.tables.text_checks import check_modality, check_text
 from medsyn.data.tables.token_count import TokenCount
@@ -18,6 +18,7 @@ from medsyn.modality_names import MODALITIES
 
 Preferred = Literal["a", "b", "same", "neither"]
 PAIR_COLUMNS = ("image_a", "image_b", "preferred", "prompt")
+_VOLUMES = ("volume_a", "volume_b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,8 @@ def read_pairs(
 ) -> InputTable[PairRow]:
     """Read pairs: columns `image_a`, `image_b`, `preferred` (a, b, same, neither) and `prompt`.
 
-    `rater` may be there, and `modality` where prompts do not begin with theirs. Arguments are those of `read_dataset`.
+    `rater`, `volume_a` and `volume_b` may be there, and `modality` where prompts do not begin with theirs. Arguments
+    are those of `read_dataset`.
 
     Raises:
         InputError, InputProblems: the file as a whole cannot be used.
@@ -64,18 +66,21 @@ def read_pairs(
     check_text_file(path)
     folder, faults = DataFolder(root or path.parent, linked_roots), Faults(str(path), tokens=tokens)
     rows: list[PairRow] = []
-    for line, values in csv_records(faults, path, PAIR_COLUMNS, ("modality", "rater")):
-        first, second, preferred, prompt, name, rater = values
+    for line, values in csv_records(faults, path, PAIR_COLUMNS, ("modality", "rater", *_VOLUMES)):
+        first, second, preferred, prompt, name, rater, *numbers = values
         files = [check_file(faults, line, *one, folder) for one in (("image_a", first), ("image_b", second))]
+        volumes = [check_volume(faults, line, *one) for one in zip(numbers, _VOLUMES, strict=True)]
         answer = _check_preferred(faults, line, preferred)
         modality = _check_modality(faults, line, name, prompt, modalities)
         checked = check_text(faults, line, "prompt", prompt, modality) if modality else None
-        if files[0] is not None and files[0] == files[1]:
+        if files[0] is not None and files[0] == files[1] and volumes[0] == volumes[1]:
             faults.error(line, "image_b", "is the same image as image_a")
+        elif 0 in volumes:
+            continue
         elif files[0] and files[1] and answer and modality and checked:
             a, b = (
-                PairImage(line, folder.name(file), file, modality, column)
-                for file, column in zip(files, PAIR_COLUMNS, strict=False)
+                PairImage(line, folder.name(file), file, modality, column, volume)
+                for file, column, volume in zip(files, PAIR_COLUMNS, volumes, strict=False)
                 if file is not None
             )
             rows.append(PairRow(line, a, b, answer, modality, checked, rater or None))

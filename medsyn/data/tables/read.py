@@ -134,7 +134,7 @@ def read_dataset(
     seen_images: set[tuple[str, int | None]] = set()
     for line, (written, caption, name, patient, number) in columns.records(path):
         file = check_file(faults, line, "path", written, folder)
-        volume = _check_volume(faults, line, number)
+        volume = check_volume(faults, line, number)
         modality = check_modality(faults, line, modality_column, name, caption, modalities)
         checked = check_text(faults, line, "Text", caption, modality)
         if file is None or volume == 0 or modality is None or checked is None:
@@ -212,7 +212,7 @@ def read_ratings(
     )
     for line, (written, grade, name, level, prompt, patient, number, family, rater) in columns.records(path):
         file = check_file(faults, line, "image_path", written, folder)
-        volume = _check_volume(faults, line, number)
+        volume = check_volume(faults, line, number)
         rating = _check_grade(faults, line, "rating", grade)
         modality = check_modality(faults, line, "modality", name, prompt, modalities)
         expert_level = _check_grade(faults, line, "expert_level", level)
@@ -307,11 +307,11 @@ def _check_grade(faults: Faults, row: int, key: str, written: str) -> int | None
     return int(grade[1])
 
 
-def _check_volume(faults: Faults, row: int, written: str) -> int | None:
+def check_volume(faults: Faults, row: int, written: str, key: str = "volume") -> int | None:
     """Which volume of its file a row is about, None if it does not say, 0 if it is wrong."""
     if not written:
         return None
     if not written.isdecimal() or not 0 < int(written) <= _MAX_VOLUME:
-        faults.error(row, "volume", f"{show(written)} is not the number of a volume: 1, 2, ...")
+        faults.error(row, key, f"{show(written)} is not the number of a volume: 1, 2, ...")
         return 0
     return int(written)

@@ -72,3 +72,10 @@ def test_check_reads_the_images_of_pairs_and_says_what_is_there(folder: Path) ->
     assert (problem.row, problem.key) == (3, "image_b")
     (contents,) = found.contents
     assert (contents.kind, contents.parts["CT"].rows) == ("pairs", 2)
+
+
+def test_two_volumes_of_one_file_are_a_pair(folder: Path) -> None:
+    path = write(folder, HEADER.strip() + ",volume_a,volume_b\na.png,a.png,a,CT: x,,1,2\na.png,b.png,a,CT: x,,,x\n")
+    table = read_pairs(path)
+    assert [(pair.a.volume, pair.b.volume) for pair in table.rows] == [(1, 2)]
+    assert [(problem.row, problem.key) for problem in table.errors] == [(3, "volume_b")]
