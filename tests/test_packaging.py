@@ -123,6 +123,7 @@ LAYERS: dict[str, list[set[str]]] = {
     "campaign": [
         {"tasks"},
         {"state", "estimate"},
+        {"notify"},
         {"plan", "worker", "repair", "tables"},
         {"slurm"},
         {"guards", "cancel"},

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from medsyn import errors
+from medsyn.campaign import notify
 from medsyn.campaign.local.live_table import Display
 from medsyn.campaign.local.processes import WORKER, Process, Processes, Program
 from medsyn.campaign.state import attempts, ledger, markers
@@ -181,6 +182,7 @@ def run(
     done = markers.done_keys(campaign, plan)
     if len(done) == len(plan.tasks):
         display.nothing_to_do()
+        notify.tell(campaign, settle(plan, done, ()), display.say)
         return errors.EXIT_DONE
     if only is None:
         done -= {planned.key for planned in plan.by_stage["evaluate"]}  # there will be more to evaluate
@@ -204,6 +206,8 @@ def run(
             signal.signal(number, handler)
     settled = scheduler.settled()
     display.summary(settled)
+    if stop.number is None:
+        notify.tell(campaign, settled, display.say)
     if wanted <= scheduler.done:
         return errors.EXIT_DONE
     if stop.number is not None:

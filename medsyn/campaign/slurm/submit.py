@@ -104,7 +104,8 @@ def submit(
     queued = graph.queued(submissions, {k: job.id for k, job in view.tasks.items() if k in known}, view.gates)
     if only is not None:
         require_needs(campaign.plan, only, done | queued.tasks.keys(), "neither done nor in the queue")
-    wanted = graph.build(campaign.plan, done, queued, chunk_size(site), only)
+    tells = bool(campaign.config.cluster.notify)
+    wanted = graph.build(campaign.plan, done, queued, chunk_size(site), only, tells)
     if reason := limits.too_many(wanted, queue.settings_if_any()):
         raise SlurmError(reason)
     its = Launcher(campaign, site, program, say)
