@@ -66,6 +66,7 @@ class CampaignSection(Section):
     name: str = Field("tiny", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     seed: int = Field(0, ge=0, le=MOST_SEED)
     dir: str = ""  # "" means runs/<name>
+    gate: Literal["ratings"] | None = None  # what evaluation waits for: ratings of the campaign's own images
 
     @field_validator("dir")
     @classmethod

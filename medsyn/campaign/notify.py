@@ -1,4 +1,4 @@
-"""Tell somebody that a campaign is done, or is over and something failed: `cluster.notify`.
+"""Tell somebody that a campaign is done, is over and something failed, or needs ratings: `cluster.notify`.
 
 Whoever runs tasks calls `tell` when some of them are over; what there is to tell follows from their states. What was
 told is on record, so that the same news is told once; whoever is killed in between tells it again.
@@ -12,22 +12,22 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from medsyn import disk
-from medsyn.campaign.state import attempts, locks, markers
+from medsyn.campaign.state import attempts, gate, locks, markers
 from medsyn.campaign.state.campaign_file import Campaign
-from medsyn.campaign.tasks import Settled
+from medsyn.campaign.tasks import Key, Settled
 from medsyn.config import Config
 from medsyn.disk import fingerprint
 from medsyn.errors import CONFIGURATION, Problem
 
 TIMEOUT_SECONDS = 30.0
-DONE, FAILED = "done", "failed"
+DONE, FAILED, NEEDS_RATINGS = "done", "failed", "needs-ratings"
 _SCHEMES = ("http", "https")
 
 Say = Callable[[str], None]
@@ -55,7 +55,7 @@ def tell(campaign: Campaign, settled: Settled, say: Say = print) -> None:
         settled: where its tasks stand.
         say: called with a line about what was told, or why that failed.
     """
-    target, event = campaign.config.cluster.notify, news(settled)
+    target, event = campaign.config.cluster.notify, news(settled, gate.held(campaign))
     if not target or event is None:
         return
     folder = campaign.directory.root / "tasks" / "notified"
@@ -75,14 +75,21 @@ def tell(campaign: Campaign, settled: Settled, say: Say = print) -> None:
     say(f"warning: cluster.notify: {problem}" if problem else f"told cluster.notify: the campaign {_WORDS[event]}")
 
 
-_WORDS = {DONE: "is done", FAILED: "has failed"}
+_WORDS = {DONE: "is done", FAILED: "has failed", NEEDS_RATINGS: "needs ratings"}
 
 
-def news(settled: Settled) -> str | None:
-    """What there is to tell: all is done, or nothing more can run and something failed; None while it goes on."""
+def news(settled: Settled, held: Collection[Key] = ()) -> str | None:
+    """What there is to tell: all is done, or nothing more can run; None while it goes on.
+
+    Args:
+        settled: where the tasks stand.
+        held: those that wait for ratings.
+    """
     states = set(settled.states.values())
     if states <= {"done"}:
         return DONE
+    if {key for key, state in settled.states.items() if state in ("ready", "waiting")} == set(held) != set():
+        return NEEDS_RATINGS
     return FAILED if "failed" in states and not states & {"ready", "waiting"} else None
 
 
