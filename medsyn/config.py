@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -65,6 +66,7 @@ class CampaignSection(Section):
     name: str = Field("tiny", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     seed: int = Field(0, ge=0, le=MOST_SEED)
     dir: str = ""  # "" means runs/<name>
+    gate: Literal["ratings"] | None = None  # what evaluation waits for: ratings of the campaign's own images
 
     @field_validator("dir")
     @classmethod
@@ -431,6 +433,18 @@ class ClusterSection(Section):
     tflops: float | None = Field(None, gt=0)
     gpu_memory_gib: float | None = Field(None, gt=0)
     site: str = ""  # site profile of the Slurm cluster (slurm/*.yaml); "" leaves everything to the cluster's defaults
+    notify: str = ""  # a command line, or the URL of a site, that hears of a campaign that is over or needs ratings
+
+    @field_validator("notify")
+    @classmethod
+    def _is_a_command_line(cls, value: str) -> str:
+        try:
+            words = shlex.split(value)
+        except ValueError as error:
+            raise ValueError(f"is not a command line: {str(error).lower()}") from None
+        if value and not words:
+            raise ValueError("is blank: give a command line or a URL, or leave the key out")
+        return value
 
 
 class Config(Section):

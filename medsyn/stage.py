@@ -98,6 +98,11 @@ class CampaignDirectory:
         """The campaign's result, for people to read."""
         return self.root / "report.html"
 
+    @property
+    def ratings(self) -> Path:
+        """The table of ratings of the campaign's own images (`medsyn.own_ratings`)."""
+        return self.root / "ratings" / "ratings.csv"
+
     def done(self, stage: str, name: str) -> Path:
         """The task's done marker, written last."""
         return self.root / "tasks" / stage / "done" / f"{name}.json"

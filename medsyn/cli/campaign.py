@@ -49,7 +49,8 @@ def plan(program: str, arguments: Sequence[str]) -> int:
         profile, found = check.read_site(loaded, asks_slurm=shutil.which("sinfo") is not None)
         problems += found
         if profile is not None and not any(problem.severity == "error" for problem in found):
-            arrays = profile, submit.chunk_size(profile) if shutil.which("scontrol") else submit.assumed_chunk(profile)
+            chunk = submit.chunk_size(profile) if shutil.which("scontrol") else submit.assumed_chunk(profile)
+            arrays = queue_outline.jobs(checked.config, checked.plan, chunk), profile
     errors = any(problem.severity == "error" for problem in problems)
     done = prepare.done_tasks(checked)
     following = command("plan" if errors else "submit", [args.config, *args.overrides, "--cluster", args.cluster])
@@ -58,11 +59,11 @@ def plan(program: str, arguments: Sequence[str]) -> int:
     if args.json:
         shown = show.as_dict(checked, done) | {"problems": [problem.as_dict() for problem in problems]}
         shown |= {"ready": not errors, "next": following}
-        print(json.dumps(shown | ({"slurm": queue_outline.as_list(checked.plan, *arrays)} if arrays else {}), indent=2))
+        print(json.dumps(shown | ({"slurm": queue_outline.as_list(*arrays)} if arrays else {}), indent=2))
     else:
         show.show(Console(), checked, done)
         if arrays:
-            queue_outline.show(Console(), checked.plan, *arrays)
+            queue_outline.show(Console(), *arrays)
         sys.stdout.flush()
         app.show_problems(problems)
         print(show.verdict(problems))

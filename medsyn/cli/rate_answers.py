@@ -14,12 +14,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from medsyn import disk
 from medsyn.cli import app
+from medsyn.cli.invocation import command
 from medsyn.errors import EXIT_DONE, InputError, InputProblems, Problem
 from medsyn.text import counted
 
 if TYPE_CHECKING:
     from medsyn.rating.report import Agreement, RaterFigures
+    from medsyn.rating.take import Taken
+    from medsyn.stage import CampaignDirectory
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +36,11 @@ def add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, metavar="DIR", help=text)
     text = "of exports of Label Studio: level of an annotator, as in annotator-1=3 (1 for all others); may be repeated"
     parser.add_argument("--expert-level", action="append", default=[], metavar="RATER=LEVEL", help=text)
+    where = parser.add_mutually_exclusive_group(required=True)
     text = "the ratings' table to write; pairs.csv and sessions.parquet are written beside it"
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=text)
+    where.add_argument("--out", type=Path, metavar="FILE", help=text)
+    text = "write them into the folder ratings/ of the campaign whose images were rated: what campaign.gate waits for"
+    where.add_argument("--campaign", type=Path, metavar="DIR", help=text)
     text = "data directory that image paths are relative to (that of --out)"
     parser.add_argument("--root", type=Path, metavar="DIR", help=text)
     parser.add_argument("--with-decoys", action="store_true", help="keep the ratings of the real images mixed in")
@@ -41,6 +48,8 @@ def add_import(parser: argparse.ArgumentParser) -> None:
 
 def take(args: argparse.Namespace) -> int:
     """Write tables from answers."""
+    if args.campaign is not None:
+        return _take_of_campaign(args)
     if args.out.suffix.lower() != ".csv":
         raise InputProblems([Problem("--out", f"must be the name of a .csv file, got {str(args.out)!r}")])
     app.require_no_campaign(args.out.absolute().parent, "--out")
@@ -61,10 +70,56 @@ def take(args: argparse.Namespace) -> int:
         if not args.key:
             raise InputError("--key", "is needed: the file SET.key.json that `rate export` wrote beside the page")
         taken = take_answers(args.answers, args.key, args.out, args.root, args.with_decoys)
+    _show(args.out, taken)
+    return EXIT_DONE
+
+
+def _show(out: Path, taken: Taken) -> None:
     app.show_problems(taken.warnings)
     of = f"{counted(taken.answers, 'answer')} of {counted(taken.raters, 'rater')}"
-    print(f"{args.out}: {counted(taken.ratings, 'rating')} and {counted(taken.pairs, 'pair')} from {of}")
+    print(f"{out}: {counted(taken.ratings, 'rating')} and {counted(taken.pairs, 'pair')} from {of}")
+
+
+def _take_of_campaign(args: argparse.Namespace) -> int:
+    """Write the tables of ratings of a campaign's own images into its folder for them."""
+    from medsyn import own_ratings
+    from medsyn.campaign import guards
+    from medsyn.campaign.state import locks
+    from medsyn.rating.take import take as take_answers
+
+    directory = app.open_campaign(argparse.Namespace(config=str(args.campaign), overrides=[])).directory
+    guards.require_own(directory)
+    if problems := list(_not_of_campaign(args, directory)):
+        raise InputProblems(problems)
+    if locks.is_held(directory.attempts("evaluate", "all")):
+        raise InputError(directory.root, "its report is being made: import the answers when that is done")
+    taken = take_answers(args.answers, args.key, disk.make_directory(directory.ratings.parent) / directory.ratings.name)
+    _show(directory.ratings, taken)
+    if not taken.ratings:
+        raise InputError(directory.ratings, "there is no rating among the answers: the campaign goes on waiting")
+    own_ratings.note(directory)
+    print(f"next      for a report with them: {command('resume', [str(args.campaign)])}")
     return EXIT_DONE
+
+
+def _not_of_campaign(args: argparse.Namespace, directory: CampaignDirectory) -> Iterator[Problem]:
+    """Why answers are not about the campaign's own images."""
+    from medsyn.rating.formats import read_key
+    from medsyn.rating.label_studio import is_export
+
+    for key, value in (("--root", args.root), ("--images", args.images), ("--with-decoys", args.with_decoys)):
+        if value:
+            yield Problem(key, "is for --out: with --campaign the tables are about the campaign's own images only")
+    if not args.key:
+        yield Problem("--key", "is needed: the file SET.key.json that `rate export` wrote beside the page")
+    for path in filter(is_export, args.answers):
+        reason = "is an export of Label Studio, which does not say what its images are: import it with --out"
+        yield Problem(str(path), reason)
+    made = (directory.root / "work" / "generate").resolve()
+    for path in args.key:
+        files = (Path(image.file) for image in read_key(path).images.values() if image.kind == "generated")
+        if foreign := next((file for file in files if not file.resolve().is_relative_to(made)), None):
+            yield Problem(str(path), f"is of other images than those of {directory.root}, such as {foreign}: use --out")
 
 
 def _level(written: str) -> tuple[str, int]:

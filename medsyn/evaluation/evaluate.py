@@ -16,7 +16,7 @@ import numpy as np
 
 from medsyn import __version__, disk
 from medsyn.config import PHANTOMS, Config
-from medsyn.evaluation import coverage, features, judge, metrics, read_campaign, report, tally
+from medsyn.evaluation import coverage, features, judge, metrics, rated, read_campaign, report, tally
 from medsyn.evaluation.generated import Picture
 from medsyn.evaluation.read_campaign import Gathered
 from medsyn.evaluation.report_tables import OVERALL
@@ -84,6 +84,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         "achieved": coverage.measure(gathered, config.generation.modes, config.generation.img_num),
         "rlhf": read_campaign.read_summaries(config, directory),
         "raters": read_campaign.read_agreement(config),
+        "rated": rated.measure(directory, config.campaign.seed),
         "stages": [asdict(time) for time in read_campaign.stage_times(directory) if time.stage != task.stage],
         "efficiency": read_campaign.read_efficiency(directory, but=task.stage).as_dict(),
     }

@@ -158,7 +158,7 @@ def _estimate_cell(estimate: Mapping[str, Any]) -> TableCell:
 
 def raters(result: Mapping[str, Any]) -> ReportTable | None:
     """What is known of each rater; None where no import has written the ratings."""
-    if result["raters"] is None:
+    if result.get("raters") is None:
         return None
     rows = [
         [
@@ -174,7 +174,7 @@ def raters(result: Mapping[str, Any]) -> ReportTable | None:
 
 def agreement(result: Mapping[str, Any]) -> ReportTable | None:
     """How far raters agree; None with one rater."""
-    found = result["raters"]
+    found = result.get("raters")
     if found is None or found["overall"]["raters"] < 2:
         return None
     rows = [
@@ -182,6 +182,20 @@ def agreement(result: Mapping[str, Any]) -> ReportTable | None:
         for name, between in ({OVERALL: found["overall"]} | found["by_modality"]).items()
     ]
     return ReportTable(["", "Krippendorff’s alpha", "Gwet’s AC2", "Same choice in pairs"], rows)
+
+
+def rated(result: Mapping[str, Any]) -> ReportTable | None:
+    """What experts think of the campaign's own images, by mode, and whether the Selector knew; None without ratings."""
+    if result["rated"] is None:
+        return None
+    rows = [
+        [
+            TableCell(SET_NAMES.get(mode, mode), counted(its["images"], "image")),
+            *(_estimate_cell(its[name]) for name in ("mean", "poor", "selector_auroc")),
+        ]
+        for mode, its in result["rated"]["modes"].items()
+    ]
+    return ReportTable(["", "mean rating", "share rated 1", "Selector: AUROC"], rows)
 
 
 # per mode: headings over several columns, and the columns

@@ -18,6 +18,7 @@ from medsyn.evaluation.read_campaign import Gathered
 from medsyn.evaluation.report_tables import duration, number, percent, stages
 from medsyn.rating.sessions import SESSIONS_TABLE, write_sessions
 from medsyn.stage import Control, Task
+from tests.evaluation.test_rated import rate
 from tests.helpers.synthetic_campaign import Builder
 from tests.rating import test_report as reading
 
@@ -30,7 +31,9 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     builder = Builder(tmp_path_factory.mktemp("report")).everything()
     ratings = tmp_path_factory.mktemp("ratings") / "ratings.csv"
     sessions = [reading.session("Reader A", reading.honest), reading.session("Reader <B>", reading.guessing(1))]
-    write_sessions(ratings.with_name(SESSIONS_TABLE), [row for rows in sessions for row in rows])
+    rows = [row for rows in sessions for row in rows]
+    write_sessions(ratings.with_name(SESSIONS_TABLE), rows)
+    rate(builder.directory, [row | {"mode": "filtered", "selector": row["order"] / 100} for row in rows])
     data = builder.config.data.model_copy(update={"ratings_file": str(ratings)})
     config = builder.config.model_copy(update={"data": data})
     with pytest.MonkeyPatch.context() as patch:
@@ -79,6 +82,14 @@ def test_raters_are_shown_with_what_makes_them_doubtful(html: str) -> None:
     assert "Reader A" in section
     assert "Reader &lt;B&gt; agrees with their own earlier ratings hardly better than by chance" in section
     assert "Krippendorff’s alpha" in section
+
+
+def test_ratings_of_the_campaigns_own_images_have_a_section(html: str) -> None:
+    section = html[html.index('<section id="rated">') :]
+    section = section[: section.index("</section>")]
+    assert "on which no scorer of it was trained" in section
+    assert "Selector: AUROC" in section and "Filtered" in section and "60 images" in section
+    assert "Reader &lt;B&gt;" in section
 
 
 def test_every_image_says_what_it_is_and_every_figure_has_a_name(html: str) -> None:

@@ -69,7 +69,8 @@ def answers(
             continue
         case = key.cases.get(item)
         rating = rate(key.cases[item].image) if case else None
-        choice = None if case else choose(int(item[4:8]))
+        number = int(item[4:8]) if item[4:8].isdecimal() else order  # a real set's names say nothing
+        choice = None if case else choose(number)
         given.append(
             {
                 "item": item,

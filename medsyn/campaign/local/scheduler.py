@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from medsyn import errors
+from medsyn.campaign import notify
 from medsyn.campaign.local.live_table import Display
 from medsyn.campaign.local.processes import WORKER, Process, Processes, Program
-from medsyn.campaign.state import attempts, ledger, markers
+from medsyn.campaign.state import attempts, gate, ledger, markers
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.tasks import Key, PlannedTask, Settled, require_needs, settle
 from medsyn.disk import FILE_MODE, make_directory
@@ -57,7 +58,7 @@ class _Scheduler:
     display: Display
     gpus: list[str]
     done: set[Key]
-    only: Collection[Key] | None = None
+    chosen: Collection[Key]
     failed: dict[Key, int] = field(default_factory=dict)  # with the exit code
     restarts: Counter[Key] = field(default_factory=Counter)
     running: dict[Key, Running] = field(default_factory=dict)
@@ -73,8 +74,8 @@ class _Scheduler:
         for planned in self.campaign.plan.by_urgency:
             if len(self.running) >= self.max_parallel:
                 return False
-            chosen = self.only is None or planned.key in self.only
-            if chosen and settled.states[planned.key] == "ready" and planned.key not in self.running:
+            is_ready = settled.states[planned.key] == "ready" and planned.key in self.chosen
+            if is_ready and planned.key not in self.running:
                 if not self.processes.is_ready(planned.key[0]):
                     return True
                 self.start(planned)
@@ -174,21 +175,24 @@ def run(
         only: start only these tasks.
 
     Returns:
-        EXIT_DONE if everything is done; EXIT_SAVED or 130 if asked to stop; if something failed, EXIT_FAILED, or
-        EXIT_BAD_INPUT if bad input was the only cause.
+        EXIT_DONE if everything is done, but for what waits for ratings; EXIT_SAVED or 130 if asked to stop; if
+        something failed, EXIT_FAILED, or EXIT_BAD_INPUT if bad input was the only cause.
     """
     plan = campaign.plan
     done = markers.done_keys(campaign, plan)
     if len(done) == len(plan.tasks):
         display.nothing_to_do()
+        notify.tell(campaign, settle(plan, done, ()), display.say)
         return errors.EXIT_DONE
     if only is None:
         done -= {planned.key for planned in plan.by_stage["evaluate"]}  # there will be more to evaluate
     else:
         require_needs(plan, only, done, "not done", with_after=True)
+    held = gate.held(campaign)
+    gate.require_none_held(campaign, only)
     gpus = visible_gpus() if campaign.config.device.use_cuda else []
     max_parallel = max_parallel or campaign.config.cluster.max_parallel
-    wanted = set(plan.by_key) if only is None else set(only)
+    wanted = (set(plan.by_key) if only is None else set(only)) - held
     ledger.record(campaign.directory.ledger, ledger.SUBMITTED, tasks=len(plan.tasks), done=len(done))
     stop = _Stop()
     before = {number: signal.signal(number, stop.ask) for number in STOP_SIGNALS}
@@ -197,13 +201,15 @@ def run(
             Processes(program, display.say, campaign.config.device.cpu_threads, len(wanted - done)) as processes,
             display,
         ):
-            scheduler = _Scheduler(campaign, max_parallel, processes, display, gpus, done, only)
+            scheduler = _Scheduler(campaign, max_parallel, processes, display, gpus, done, wanted)
             _loop(scheduler, stop)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     settled = scheduler.settled()
     display.summary(settled)
+    if stop.number is None:
+        notify.tell(campaign, settled, display.say)
     if wanted <= scheduler.done:
         return errors.EXIT_DONE
     if stop.number is not None:

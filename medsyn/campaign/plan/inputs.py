@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from medsyn import config as configuration
+from medsyn.campaign import notify
 from medsyn.campaign.estimate import cost, workload
 from medsyn.campaign.plan import blocks, capacity, machine, shards
 from medsyn.campaign.state import campaign_file
@@ -188,6 +189,7 @@ def check(
     resolved = _resolve(config, problems)
     modalities = resolved.data.modalities
     problems += machine.check(resolved)
+    problems += notify.problems(resolved) if here else []
     problems += _check_kept(resolved.finetune)
     problems += _check_linked_roots(resolved)
     drawn_later = config.data.table == PHANTOMS and not Path(resolved.data.table).is_file()

@@ -29,7 +29,7 @@ from medsyn.stage import STAGES, CampaignDirectory
 
 STEPS = "finetune.max_train_steps"
 # What may change at any time: it changes no result, or (evaluation) only the last stage's, which is made again.
-FREE = ("campaign.name", "cluster", "evaluation", *RESHARDED_BY)
+FREE = ("campaign.name", "campaign.gate", "cluster", "evaluation", *RESHARDED_BY)
 
 
 Warn = Callable[[list[Problem]], None]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import medsyn
+from medsyn.campaign import notify
 from medsyn.campaign.slurm import container, gpus, queue, shell_variables, site
 from medsyn.campaign.slurm.container import image_of
 from medsyn.campaign.slurm.site import GATE, Container, Site
@@ -72,6 +73,8 @@ def problems(profile: Site, config: Config, asks_slurm: bool = True) -> list[Pro
     if profile.python is not None and image_of(profile) is None and not os.access(profile.python, os.X_OK):
         reason = f"{profile.python} is not executable here; it must be on a file system that all nodes share"
         found.append(Problem(source, reason, key="python"))
+    if image_of(profile) is None:  # a gate tells, and in a container that has the container's commands
+        found += notify.problems(config)
     found += [*_directory(config), *_syntax(profile, source), *gpus.problems(profile, config, source)]
     known = queue.settings_if_any() if asks_slurm else {}
     found += shell_variables.problems(profile, config.cluster.site, known.get("ClusterName"))

@@ -52,7 +52,14 @@ class Graph:
     gate_of: Mapping[Key, str]  # the new gate that looks at a task
 
 
-def build(plan: Plan, done: Collection[Key], queued: Queued, chunk: int, only: Collection[Key] | None = None) -> Graph:
+def build(
+    plan: Plan,
+    done: Collection[Key],
+    queued: Queued,
+    chunk: int,
+    only: Collection[Key] | None = None,
+    to_the_end: bool = False,
+) -> Graph:
     """What has to be queued to run everything that is neither done nor in the queue.
 
     Args:
@@ -61,6 +68,7 @@ def build(plan: Plan, done: Collection[Key], queued: Queued, chunk: int, only: C
         queued: what is in the queue already.
         chunk: most elements of one array (Slurm's MaxArraySize).
         only: queue only these tasks.
+        to_the_end: whether a gate comes after the last stage, too: it tells that the campaign is over.
     """
     missing = [
         planned
@@ -75,7 +83,7 @@ def build(plan: Plan, done: Collection[Key], queued: Queued, chunk: int, only: C
         names = [name if len(arrays) == 1 else f"{name}.{number}" for number in range(len(arrays))]
         for array_name, array in zip(names, arrays, strict=True):
             nodes.append(Node(array_name, "tasks", stage, _names(array), gates, queued_gates))
-        if stage != "evaluate":  # nothing comes after it
+        if stage != "evaluate" or to_the_end:  # no task comes after it
             for gate, looked_at in _gates(members).items():
                 nodes.append(Node(gate, "gate", stage, _names(looked_at), after=tuple(names)))
                 gate_of |= {planned.key: gate for planned in looked_at}

@@ -16,14 +16,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from medsyn import disk, errors
-from medsyn.campaign import worker
+from medsyn.campaign import notify, worker
 from medsyn.campaign.slurm import pieces, sbatch
 from medsyn.campaign.slurm import submissions as on_record
 from medsyn.campaign.slurm.pieces import Array
 from medsyn.campaign.slurm.submissions import Submission
 from medsyn.campaign.state import attempts, campaign_file, locks, markers
 from medsyn.campaign.state.campaign_file import Campaign
-from medsyn.campaign.tasks import Key, PlannedTask, settle
+from medsyn.campaign.tasks import Key, PlannedTask, Settled, settle
 from medsyn.errors import InputError, InputProblems
 from medsyn.stage import CampaignDirectory
 
@@ -110,13 +110,15 @@ def run_gate(root: str, name: str) -> None:
     listed = CampaignDirectory(Path(root)).slurm(name) / sbatch.CANCEL_LIST
     try:
         disk.write_atomic(listed, "")
-        blocked = blocked_jobs(campaign_file.open_campaign(Path(root)), name)
+        campaign = campaign_file.open_campaign(Path(root))
+        settled = settled_at(campaign, name)
     except (InputError, InputProblems) as error:
         print(error, file=sys.stderr, flush=True)
         sys.exit(errors.EXIT_BAD_INPUT)
-    lines = [f"{job_name} {' '.join(jobs)}" for job_name, jobs in blocked.items()]
+    lines = [f"{job_name} {' '.join(jobs)}" for job_name, jobs in blocked_jobs(campaign, settled).items()]
     print(f"{name}: cancelling {'; '.join(lines) or 'nothing'}", flush=True)
     disk.write_atomic(listed, "".join(f"{line}\n" for line in lines))
+    notify.tell(campaign, settled)
 
 
 def _leave_when_asked() -> None:
@@ -135,10 +137,8 @@ def _write_to(log: Path) -> None:
     os.close(descriptor)
 
 
-def blocked_jobs(
-    campaign: Campaign, name: str, latency_seconds: float = campaign_file.LATENCY_SECONDS
-) -> dict[str, list[str]]:
-    """The jobs that the gate called `name` takes out of the queue: {job name: Slurm's ids}.
+def settled_at(campaign: Campaign, name: str, latency_seconds: float = campaign_file.LATENCY_SECONDS) -> Settled:
+    """Where the tasks stand when the gate called `name` decides.
 
     It counts what failed among the tasks that it or a gate before it looks at: what comes after several stages is
     blocked by all of them together.
@@ -147,8 +147,10 @@ def blocked_jobs(
     another node wrote may appear late.
     """
     submissions = on_record.read(campaign.directory.ledger)
+    done = markers.done_keys(campaign, campaign.plan)
     if all(one.name != name for one in submissions):
-        return {}  # it was withdrawn, or queued by a launcher that died before it could write that down
+        # it was withdrawn, or queued by a launcher that died before it could write that down
+        return settle(campaign.plan, done, ())
     newest = on_record.newest(submissions)
     decided = (
         over(one, place, newest)
@@ -158,14 +160,19 @@ def blocked_jobs(
     )
     its = set().union(*decided)
     end = time.monotonic() + latency_seconds
-    done = markers.done_keys(campaign, campaign.plan)
     while (silent := _silent(campaign, its, done)) and time.monotonic() < end:
         time.sleep(POLL_SECONDS)
         done = markers.done_keys(campaign, campaign.plan)
     if silent:
         print(f"no word of {', '.join(' '.join(key) for key in sorted(silent)[:5])}: counted as failed", flush=True)
-    failed = its - done
-    blocked = [key for key, state in settle(campaign.plan, done, failed).states.items() if state == "blocked"]
+    return settle(campaign.plan, done, its - done)
+
+
+def blocked_jobs(campaign: Campaign, settled: Settled) -> dict[str, list[str]]:
+    """The jobs that can no longer run: {job name: Slurm's ids}."""
+    submissions = on_record.read(campaign.directory.ledger)
+    newest = on_record.newest(submissions)
+    blocked = [key for key, state in settled.states.items() if state == "blocked"]
     return ids(submissions, [key for key in blocked if key in newest], newest)
 
 

@@ -28,7 +28,7 @@ from medsyn.campaign.slurm.graph import Graph, Node, Queued
 from medsyn.campaign.slurm.queue import QueueView
 from medsyn.campaign.slurm.site import Site
 from medsyn.campaign.slurm.submissions import Submission
-from medsyn.campaign.state import ledger, markers
+from medsyn.campaign.state import gate, ledger, markers
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.tasks import Key, require_needs
 from medsyn.disk import make_directory, private_umask, write_json
@@ -102,9 +102,14 @@ def submit(
         done -= {planned.key for planned in campaign.plan.by_stage["evaluate"]}  # there will be more to evaluate
     known = campaign.plan.by_key  # the campaign may have been re-sharded since: old jobs find nothing to do and end
     queued = graph.queued(submissions, {k: job.id for k, job in view.tasks.items() if k in known}, view.gates)
+    gate.require_none_held(campaign, only)
+    if gated := gate.held(campaign):
+        say(f"evaluate {gate.why(campaign.directory)}; then submit again")
+    chosen = (set(campaign.plan.by_key) if only is None else set(only)) - gated
     if only is not None:
         require_needs(campaign.plan, only, done | queued.tasks.keys(), "neither done nor in the queue")
-    wanted = graph.build(campaign.plan, done, queued, chunk_size(site), only)
+    tells = bool(campaign.config.cluster.notify)
+    wanted = graph.build(campaign.plan, done, queued, chunk_size(site), chosen, tells)
     if reason := limits.too_many(wanted, queue.settings_if_any()):
         raise SlurmError(reason)
     its = Launcher(campaign, site, program, say)

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from medsyn import disk, efficiency, time_use
-from medsyn.campaign.state import attempts, done_index
+from medsyn import disk, efficiency, own_ratings, time_use
+from medsyn.campaign.state import attempts, done_index, gate
 from medsyn.campaign.state.campaign_file import Campaign, FileRecord, difference, record_file
 from medsyn.campaign.tasks import READS, Key, PlannedTask
 from medsyn.errors import InputError
@@ -34,6 +34,8 @@ def task_fingerprint(campaign: Campaign, planned: PlannedTask, done: Collection[
     if task.stage == "evaluate":  # its result says what was there to evaluate, so more of it is another result
         done = done_facts(campaign, but="evaluate") if done is None else done
         facts["evaluated"] = sorted(key for key in planned.after if key in done)
+        if ratings := own_ratings.current(campaign.directory):
+            facts["ratings"] = ratings
     return disk.fingerprint(facts)
 
 
@@ -148,7 +150,11 @@ def ready_since(campaign: Campaign, planned: PlannedTask) -> float | None:
 
 
 def check_inputs(campaign: Campaign, planned: PlannedTask) -> None:
-    """Raise InputError if an input file, or the result of a task this one needs, differs from its record."""
+    """Raise InputError if an input file, or the result of a task this one needs, differs from its record.
+
+    So it does if the task waits for ratings that are not there.
+    """
+    gate.require_open(campaign, planned.key)
     root = campaign.directory.root
     for name in READS[planned.task.stage].inputs:
         record = campaign.inputs.get(name)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from medsyn.campaign.state import attempts
+from medsyn.campaign.state import attempts, gate
 from medsyn.campaign.status import figures, logs
 from medsyn.campaign.status.state import NOTHING_KNOWN, STATES, State, Status
 from medsyn.campaign.tasks import Key
@@ -43,6 +43,7 @@ def as_dict(
             for key in keys
             if state in LISTED or status.is_held(key)
         ],
+        "needs": {"what": "ratings", "commands": list(gate.commands(directory))} if status.needs_ratings else None,
         "notes": list(status.notes),
         "next": {"why": step.why, "command": command(step.command) if step.command else None},
     }

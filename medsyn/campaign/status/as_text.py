@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from medsyn.campaign.plan import machine
+from medsyn.campaign.state import gate
 from medsyn.campaign.status import figures, logs
 from medsyn.campaign.status.state import STATES, State, Status
 from medsyn.campaign.tasks import Key
@@ -57,6 +58,9 @@ def parts(
         yield from _waiting(status, stage)
         yield from _failed(status, stage)
         yield from _blocked(status, stage)
+    if status.needs_ratings:
+        yield _line("[yellow]needs ratings[/] of its own images (campaign.gate); evaluate waits for them:")
+        yield from (_line(f"    {escape(line)}") for line in gate.commands(directory))
     yield _line(f"campaign  {escape(str(directory.root))}")
     if directory.report.is_file():
         yield _line(f"report    {escape(str(directory.report))}")

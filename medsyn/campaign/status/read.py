@@ -16,7 +16,7 @@ from medsyn.campaign import guards
 from medsyn.campaign.slurm import pieces, queue, sbatch, submissions
 from medsyn.campaign.slurm.queue import QueueView
 from medsyn.campaign.slurm.submissions import Launch, Submission
-from medsyn.campaign.state import attempts, done_index, locks, markers
+from medsyn.campaign.state import attempts, done_index, gate, locks, markers
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.status.state import Evidence, State, Status, judge
 from medsyn.campaign.tasks import Key, Settled, settle
@@ -46,6 +46,7 @@ def read(campaign: Campaign, timeout: float = queue.TIMEOUT_SECONDS) -> Status:
         evidence=evidence,
         made=made,
         submitted=submissions.read(campaign.directory.ledger, with_copied=True),
+        held=gate.held(campaign),
         notes=_notes(campaign, launches, view),
     )
 
@@ -65,7 +66,8 @@ def of_settled(campaign: Campaign, settled: Settled) -> Status:
     """The status at the end of a local run, as the scheduler that ran it knows it."""
     names: Mapping[str, State] = {"ready": "idle", "waiting": "idle", "done": "done", "failed": "failed"}
     states = {key: names.get(state, "blocked") for key, state in settled.states.items()}
-    return Status(campaign, states, settled.blocked_by, time=time.time(), made=markers.done_facts(campaign))
+    made, held = markers.done_facts(campaign), gate.held(campaign)
+    return Status(campaign, states, settled.blocked_by, time=time.time(), made=made, held=held)
 
 
 def _ask(campaign: Campaign, submitted: list[Submission], timeout: float) -> QueueView:

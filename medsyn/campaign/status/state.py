@@ -6,7 +6,7 @@ A task's state is a pure function of what its files and Slurm's queue say.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -105,6 +105,7 @@ class Status:
     evidence: Mapping[Key, Evidence] = field(default_factory=dict)
     made: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict)  # what the done tasks' markers say
     submitted: Sequence[Submission] = ()  # what was submitted to Slurm
+    held: Collection[Key] = ()  # tasks that wait for ratings
     notes: tuple[str, ...] = ()  # what is wrong with this view: Slurm does not answer, say
 
     @cached_property
@@ -142,6 +143,14 @@ class Status:
         return any(self.by_state[state] for state in ACTIVE)
 
     @property
+    def needs_ratings(self) -> bool:
+        """Whether everything that could be rated is there, and only ratings are missing for the rest to go on."""
+        return bool(self.held) and all(
+            self.states[key] in ("idle", "cancelled") if key in self.held else state in ("done", "failed", "blocked")
+            for key, state in self.states.items()
+        )
+
+    @property
     def exit_code(self) -> int:
         """EXIT_DONE if all is done, EXIT_FAILED if something failed, EXIT_SAVED while there is more to come."""
         if self.by_state["failed"]:
@@ -158,6 +167,8 @@ class Status:
             return NextStep("when Slurm answers again", "status")
         if failed:
             return NextStep("once the cause is fixed", "resume")
+        if self.needs_ratings:
+            return NextStep("once the ratings are there", "resume")
         if any(self.is_held(key) for key in self.states):
             return NextStep("to release what is held", "resume")
         if self.by_state["cancelled"]:
@@ -179,6 +190,8 @@ class Status:
             return "Slurm does not answer"
         if state == "cancelled" and evidence.is_lost:
             return f"job {evidence.attempts.job} on {evidence.attempts.host}{_says(evidence.word)}"
+        if state == "idle" and key in self.held:
+            return "waits for ratings"
         if state in ("cancelled", "idle") and evidence.unbegun:
             return f"job {evidence.unbegun} left the queue before it began{_says(evidence.word)}{self._last_word(key)}"
         return ", ".join(word for word in (self._wait(evidence), evidence.attempts.reason) if word and word != "None")

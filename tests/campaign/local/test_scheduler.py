@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -106,10 +107,13 @@ def test_a_chosen_task_that_waits_for_another_says_for_what(trial: Trial, chosen
 
 
 def test_a_failed_modality_stops_its_own_branch_only(trial: Trial) -> None:
-    trial.prepare(training__stage=1)
+    told = trial.data / "told.json"
+    trial.prepare(training__stage=1, cluster__notify=shlex.join(["sh", "-c", 'cat >> "$0"', str(told)]))
     trial.script({"finetune oct": ["crash:hard"]})
     code, output = trial.submit()
     assert code == 1
+    facts = disk.read_json(told)
+    assert [facts[name] for name in ("event", "done", "failed", "blocked")] == ["failed", 4, 1, 1]
     assert trial.done() == SHORT
     assert trial.calls().count("finetune oct") == 2  # a crash is tried once more, and not a third time
     assert "finetune oct failed ValueError: boom hard" in output

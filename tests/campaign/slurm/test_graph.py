@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -34,6 +35,11 @@ def nodes(built: Graph) -> dict[str, Node]:
     return {node.name: node for node in built.nodes}
 
 
+def blocked_jobs(trial: Trial, gate: str, **latency: float) -> dict[str, list[str]]:
+    campaign = trial.campaign()
+    return slurm_job.blocked_jobs(campaign, slurm_job.settled_at(campaign, gate, **latency))
+
+
 def everything(of: Plan) -> set[Key]:
     return {planned.key for planned in of}
 
@@ -46,6 +52,12 @@ def test_a_modality_waits_for_its_own_gate_only() -> None:
     assert built["generate-ct"].gates == ("gate-finetune-ct", "gate-rlhf-stage1", "gate-rlhf-stage2-ct")
     assert built["gate-rlhf-stage2-ct"].tasks == ("ct",)
     assert {"gate-generate-ct", "gate-generate-oct"} <= set(built["evaluate"].gates)
+
+
+def test_where_somebody_wants_to_hear_of_the_end_a_gate_comes_after_the_last_stage_too() -> None:
+    built = nodes(graph.build(plan(), set(), Queued(), 1001, to_the_end=True))
+    assert built["gate-evaluate"].after == ("evaluate",)
+    assert built.keys() - {"gate-evaluate"} == nodes(graph.build(plan(), set(), Queued(), 1001)).keys()
 
 
 def test_each_node_comes_after_everything_it_refers_to() -> None:
@@ -134,7 +146,8 @@ def record(directory: CampaignDirectory, *submissions: Submission) -> None:
 
 
 def test_what_comes_after_several_stages_is_blocked_once_all_of_them_have_failed(trial: Trial) -> None:
-    directory = trial.prepare_short().directory
+    told = trial.data / "told.json"
+    directory = trial.prepare_short(cluster__notify=shlex.join(["sh", "-c", 'cat >> "$0"', str(told)])).directory
     gates = [submitted("3", "gate", "finetune", "ct"), submitted("4", "gate", "rlhf-stage1", "all")]
     record(
         directory,
@@ -146,10 +159,15 @@ def test_what_comes_after_several_stages_is_blocked_once_all_of_them_have_failed
     )
     trial.script({"finetune ct": ["input"], "rlhf-stage1 all": ["input"]})
     trial.work("finetune", "ct")
-    assert slurm_job.blocked_jobs(trial.campaign(), gates[0].name) == {"medsyn-x-5": ["5"]}
+    assert blocked_jobs(trial, gates[0].name) == {"medsyn-x-5": ["5"]}
     slurm_job.run_gate(str(trial.root), gates[0].name)
     trial.work("rlhf-stage1", "all")
-    assert slurm_job.blocked_jobs(trial.campaign(), gates[1].name) == {"medsyn-x-5": ["5"], "medsyn-x-6": ["6"]}
+    assert blocked_jobs(trial, gates[1].name) == {"medsyn-x-5": ["5"], "medsyn-x-6": ["6"]}
+    assert not told.exists()
+    for _ in range(2):
+        slurm_job.run_gate(str(trial.root), gates[1].name)
+    facts = disk.read_json(told)
+    assert [facts[name] for name in ("event", "failed", "blocked")] == ["failed", 2, 2]
 
 
 def test_a_gate_waits_for_a_marker_that_the_file_system_shows_late(trial: Trial) -> None:
@@ -166,8 +184,8 @@ def test_a_gate_waits_for_a_marker_that_the_file_system_shows_late(trial: Trial)
     marker = directory.done("finetune", "ct")
     hidden = marker.with_suffix(".late")
     marker.rename(hidden)
-    assert slurm_job.blocked_jobs(trial.campaign(), "medsyn-x-2", latency_seconds=0) == {"medsyn-x-3": ["3_0"]}
+    assert blocked_jobs(trial, "medsyn-x-2", latency_seconds=0) == {"medsyn-x-3": ["3_0"]}
     late = threading.Timer(1.0, hidden.rename, [marker])
     late.start()
-    assert slurm_job.blocked_jobs(trial.campaign(), "medsyn-x-2") == {}
+    assert blocked_jobs(trial, "medsyn-x-2") == {}
     late.join()
