@@ -53,7 +53,7 @@ IN_A_FOLDER_OF_IT |= {
 }
 ELSEWHERE = {
     r"^(mine|runs|trial|out)/": "what the blocks of a page make",
-    r"^(metadata|ratings|prompts|balanced)\.csv$|^metadata\.jsonl$": "a user's tables",
+    r"^(metadata|ratings|pairs|prompts|balanced)\.csv$|^metadata\.jsonl$|^sessions\.parquet$": "a user's tables",
     r"^set(\.key)?\.(html|json)$|^ratings-<set>-<rater>\.json$": "what `rate export` and its page write",
     r"^medsyn-rating-(set|key|answers)/1$": "names of formats",
     r"^(/|~)": "of the machine",
