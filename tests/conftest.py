@@ -35,7 +35,7 @@ FIRST = (
     *("slurm/test_queue.py", "test_end_to_end.py"),
     *("container/test_image.py", "generation/test_exactly_once.py"),
     *("slurm/test_retries.py", "docs/test_runs.py"),
-    *("slurm/test_campaign.py", "training/test_finetune.py"),
+    *("slurm/test_campaign.py", "training/test_finetune.py", "training/test_finetune_ranks.py"),
     *("slurm/test_pages.py", "generation/test_claim.py"),
     *("slurm/test_status_on_slurm.py", "campaign/test_repair.py"),
     *("slurm/test_devcluster.py", "training/test_rlhf.py"),

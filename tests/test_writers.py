@@ -59,7 +59,7 @@ def unet(place: Path) -> None:
     parameters = dict(made.named_parameters())
     optimizer = torch.optim.SGD(parameters.values(), lr=0.1)
     state = TrainState(made, parameters, optimizer, torch.zeros(()))
-    training = SimpleNamespace(provenance={KEY: weights_fingerprint(EMBEDDED)})
+    training = SimpleNamespace(provenance={KEY: weights_fingerprint(EMBEDDED)}, conditions=[])
     publish(state, Config(), training, place / "model")
 
 

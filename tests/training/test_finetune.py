@@ -515,8 +515,9 @@ def test_a_run_at_a_constant_rate_is_lengthened_as_if_it_had_been_longer_from_th
     run(longer, root)
     assert_same_end(root, tmp_path / "long")
     assert [path.name for path in checkpoints(root)] == ["step-000000006"]
-    said = "the model after 4 steps is trained on to 6, from step 3"
-    assert (said in caplog.text) == (after != "a stop")
+    assert ("the model after 4 steps is trained on to 6, from step " in caplog.text) == (after != "a stop")
+    if after == "the end":
+        assert "to 6, from step 3" in caplog.text  # after the kill, step 6 may have been written by then
     with pytest.raises(InputError, match=r"max_train_steps"):
         run(shorter, root)
     for path in (root / "work/finetune/ct/model", root / "work/finetune/ct/summary.json"):

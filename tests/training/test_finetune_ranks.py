@@ -16,11 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medsyn import forks
+from medsyn import disk, forks
 from medsyn.campaign import worker
 from medsyn.config import Config, validate
 from medsyn.errors import EXIT_SAVED, InputError, InputProblems, Problem
 from medsyn.launcher import Launched, launched
+from medsyn.models.scorers import PROVENANCE
 from medsyn.models.weights import UNET_WEIGHTS
 from medsyn.stage import BadNode, Control, NoProgress, Saved
 from medsyn.training.finetune import loop, parallel, ranks, stage
@@ -93,6 +94,19 @@ def kill_self() -> None:
 def test_two_ranks_end_in_the_bits_of_one_process(weights: Path, table: Path, alone: Path, tmp_path: Path) -> None:
     run(of(weights, table, 2), tmp_path)
     assert_same_end(tmp_path, alone)
+
+
+def test_so_they_do_with_adapters_versions_of_images_and_validation(weights: Path, table: Path, tmp_path: Path) -> None:
+    """A validation is the first rank's alone, and the others wait for it; the best is kept and published."""
+    options = {"lora": {"rank": 2}, "augment": {"versions": 2}, "validate_every": 2, "keep_best": True}
+    options |= {"max_train_steps": 4, "data": {"held_out_fraction": 0.4}}
+    run(of(weights, table, 1, **options), tmp_path / "one")
+    with pytest.raises(Saved):
+        run(of(weights, table, 2, **options), tmp_path / "two", StopAt(2))
+    run(of(weights, table, 2, **options), tmp_path / "two")
+    assert unet_bytes(tmp_path / "two") == unet_bytes(tmp_path / "one")
+    assert metrics(tmp_path / "two") == metrics(tmp_path / "one")
+    assert "held_out_change" in metrics(tmp_path / "two")[-1]
 
 
 @pytest.mark.parametrize(("gpus", "batch"), [(3, (2, 3)), (2, (2, 4)), (3, (4, 1))])
@@ -458,3 +472,22 @@ def test_cards_that_would_compute_in_different_precisions_are_refused(
     monkeypatch.setattr(parallel, "DEAD_SECONDS", 20)
     with pytest.raises(InputError, match=r"rank 1 would compute in torch\.float32 and rank 0 in torch\.bfloat16"):
         run(of(weights, table, 2), tmp_path)
+
+
+def test_a_rank_that_runs_out_of_memory_halves_the_micro_batch_of_all(
+    weights: Path, table: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = loop.denoising_loss, {"calls": 0}
+
+    def short(unet: Any, scheduler: Any, weights: Any, latents: torch.Tensor, *more: Any) -> torch.Tensor:
+        seen["calls"] += 1
+        if is_rank(1) and seen["calls"] >= 4 and len(latents) > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return real(unet, scheduler, weights, latents, *more)
+
+    monkeypatch.setattr(loop, "denoising_loss", short)
+    run(of(weights, table, 2), tmp_path)
+    record = disk.read_json(tmp_path / "work/finetune/ct/model" / PROVENANCE)["conditions"]
+    assert [(one["from_step"], one["micro_batch"]) for one in record] == [(1, 2), (4, 1)]
+    got, expected = load_file(tmp_path / MODEL / UNET_WEIGHTS), load_file(alone / MODEL / UNET_WEIGHTS)
+    assert max(float((got[name] - expected[name]).abs().max()) for name in got) < 1e-4

@@ -117,6 +117,8 @@ def disk(config: Config, task: Task, model: Architecture, work: Volume, candidat
         section, checkpoint = config.finetune, checkpoint_bytes(config, model)
         last = checkpoint if section.can_be_lengthened and section.keep_last_checkpoint else 0
         checkpoints = (section.checkpoints_total_limit + 1) * checkpoint - last
+        if section.keep_best:  # one for each of them at most
+            checkpoints += (section.checkpoints_total_limit + 1) * FLOAT * model.unet.parameters
         parts = model.encoder + model.decoder + model.text  # at most: they are links where that is possible
         unets = model.unet.parameters + (config.finetune.lora.rank is not None) * trained_parameters(
             config.finetune, model

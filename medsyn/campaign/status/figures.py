@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from medsyn.campaign.estimate import cost
+from medsyn.campaign.estimate import cost, memory
 from medsyn.campaign.plan import machine
 from medsyn.campaign.state import attempts as state_attempts
 from medsyn.campaign.state.campaign_file import Campaign
@@ -21,7 +21,7 @@ TO_COME: tuple[State, ...] = ("running", "preempted", "pending", "cancelled", "i
 
 @dataclass(frozen=True)
 class StageFigures:
-    """One stage in numbers. A task has one GPU, so its seconds are GPU-seconds where there are GPUs."""
+    """One stage in numbers. Seconds spent and expected are GPU-seconds where there are GPUs."""
 
     tasks: int
     counts: Counter[State]
@@ -52,20 +52,21 @@ def stages(status: Status, expected: Mapping[str, float] | None = None) -> dict[
 
 def _stage(status: Status, stage: str, tasks: list[PlannedTask], expected: float | None) -> StageFigures:
     counts = status.counts[stage]
+    gpus = memory.ranks(status.campaign.config.finetune) if stage == "finetune" else 1
     lines = [status.made[planned.key] for planned in tasks if planned.key in status.made]
     took = [float(line.get("spent") or line.get("seconds") or 0.0) for line in lines]
     open_tasks = [planned for planned in tasks if planned.key not in status.made]
     attempts = sum(int(line.get("attempts") or 0) for line in lines)
     attempts += sum(status.evidence.get(planned.key, NOTHING_KNOWN).attempts.begun for planned in open_tasks)
     so_far = [_spent(status, planned) for planned in open_tasks]
-    per_task = sum(took) / len(took) if took else expected / len(tasks) if expected else None
+    per_task = sum(took) / len(took) if took else expected / gpus / len(tasks) if expected else None
     to_come = [
         seconds for planned, seconds in zip(open_tasks, so_far, strict=True) if status.states[planned.key] in TO_COME
     ]
     left = None
     if per_task and counts["running"]:
         left = sum(max(0.0, per_task - seconds) for seconds in to_come) / counts["running"]
-    return StageFigures(len(tasks), counts, attempts, sum(took) + sum(so_far), expected, left)
+    return StageFigures(len(tasks), counts, attempts, gpus * (sum(took) + sum(so_far)), expected, left)
 
 
 def _spent(status: Status, planned: PlannedTask) -> float:
@@ -108,5 +109,5 @@ def expected_seconds(campaign: Campaign, here: bool = False) -> dict[str, float]
     found = cost.estimate(campaign.config, campaign.plan, campaign.counts, machine.expects_gpu(campaign.config, here))
     totals = dict.fromkeys(campaign.plan.by_stage, 0.0)
     for (stage, _), its in found.tasks.items():
-        totals[stage] += its.seconds
+        totals[stage] += its.gpus * its.seconds
     return totals

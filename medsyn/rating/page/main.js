@@ -11,7 +11,7 @@ import { prepareSession } from "./start.js";
 import { openStore } from "./store.js";
 import { restoreTheme, switchTheme } from "./theme.js";
 
-const ON_EVERY_SCREEN = { theme: switchTheme, help: () => byId("help").showModal() };
+const ON_EVERY_SCREEN = { theme: switchTheme, help: openHelp };
 const AT_THE_END = ["takeBack", "back"];
 
 async function main() {
@@ -21,7 +21,7 @@ async function main() {
   byId("open-help").onclick = ON_EVERY_SCREEN.help;
   const set = JSON.parse(byId("set").textContent);
   const images = new Images();
-  const clock = new WorkClock(set.idle_seconds);
+  const clock = new WorkClock(set.idle_seconds, () => byId("pause").open);
   /** @type {RatingScreen | null} */
   let screen = null;
   const run = (command, argument) => {
@@ -45,6 +45,11 @@ async function main() {
     button.onclick = () => (byId("saved-as").textContent = `Saved as ${saveAnswers(session)}, among your downloads.`);
   }
   await screen.show();
+}
+
+function openHelp() {
+  byId("help").showModal();
+  byId("help-title").focus(); // and not the switch of the keys, which comes first
 }
 
 function fillHelp() {

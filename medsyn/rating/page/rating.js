@@ -109,10 +109,7 @@ export class RatingScreen {
     byId("pause-text").textContent =
       `You have been at work for ${worked}, and ${answered} of ${turns.length} are answered. Everything is kept.`;
     byId("pause").showModal();
-    byId("pause").onclose = () => {
-      this.since = this.clock.tick(true);
-      this.lastBreak = this.clock.total;
-    };
+    this.lastBreak = this.clock.total;
   }
 
   // --- remarks -------------------------------------------------------------------------------------------------------

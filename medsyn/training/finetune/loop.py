@@ -58,7 +58,7 @@ def train(
     before = disk.truncate_jsonl(training.metrics, "step", start) if team.rank == 0 else []
     loss: float | None = before[-1]["loss"] if before else None
     logged = before[-1]["step"] if before else start - start % log_every  # the steps of the newest line
-    team.agree_to_stop(training.control)
+    team.agree(training.control)
     training.control.leave_if_asked()
     validation = None
     if held_out is not None:
@@ -111,14 +111,16 @@ def train(
         rate = learning_rate(step, section)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        while (parts := _unless_out_of_memory(gradients_of, inputs.result(), micro_batch)) is None:
-            micro_batch = _halved(min(micro_batch, len(inputs.result()[0])))
+        while True:  # all ranks or none
+            parts = _unless_out_of_memory(gradients_of, inputs.result(), micro_batch)
+            if not team.agree(training.control, out_of_memory=parts is None) and parts is not None:
+                break
+            micro_batch = _halved(min(micro_batch, -(-batch // team.size)))
             training.note_conditions(step + 1, **conditions, micro_batch=micro_batch)
             team.zero_gradients(state.optimizer)
         step_loss = torch.zeros_like(state.loss_sum)
         for part in parts:
             step_loss += part
-        team.agree_to_stop(training.control)
         total_loss = team.sum_gradients(step_loss)
         watch.note(step, torch.stack([total_loss, *parts]))
         require_finite(all_steps=False)

@@ -57,12 +57,9 @@ class Team:
     def dismiss(self) -> None:
         """The first rank has nothing to train, or cannot: tell those that still wait for it."""
 
-    def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether it is set on any rank; the order of the calls is the same on all."""
-        return list(flags)
-
-    def agree_to_stop(self, control: Control) -> None:
-        """If any rank was asked to stop, so is this one: all stop after the same step."""
+    def agree(self, control: Control, out_of_memory: bool = False) -> bool:
+        """Whether any rank is out of memory; and if any was asked to stop, so is this one, after the same step."""
+        return out_of_memory
 
     def sum_gradients(self, loss: Tensor) -> Tensor:
         """Add up the gradients of all ranks, and return the sum of their losses."""
@@ -132,15 +129,12 @@ class Ranks(Team):
         if not self._is_joined:
             self._store.set(_TOLD, json.dumps(None))
 
-    def any(self, *flags: bool) -> list[bool]:
-        """Whether each flag is set on any rank."""
-        told = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(told, dist.ReduceOp.MAX, group=self._talk)
-        return [bool(flag) for flag in told]
-
-    def agree_to_stop(self, control: Control) -> None:
-        """Stop if any rank was asked to."""
-        (control.stop_requested,) = self.any(control.asked_here())
+    def agree(self, control: Control, out_of_memory: bool = False) -> bool:
+        """What holds for any rank holds for all; the order of the calls is the same on all."""
+        flags = torch.tensor([control.asked_here(), out_of_memory], dtype=torch.int32)
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._talk)
+        control.stop_requested = bool(flags[0])
+        return bool(flags[1])
 
     def sum_gradients(self, loss: Tensor) -> Tensor:
         """Add up all ranks' gradients, in place, and their losses."""

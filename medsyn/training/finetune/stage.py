@@ -114,7 +114,7 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
         found = {"step": start, "sha256": sha256_of(training.checkpoints, start) if start else None}
         told: dict[str, Any] = {"checkpoint": found, "dataset": dataset.keys()}
         told |= {"config": config.model_dump(mode="json"), "task": asdict(task)}
-        told |= {"directory": str(directory.root), "dtype": str(dtype)}
+        told |= {"directory": str(directory.root), "dtype": str(dtype), "conditions": training.conditions}
         team.join(told, state.parameters, control)
         steps = section.max_train_steps
         with training:
@@ -180,6 +180,7 @@ def _follow(control: Control, team: Ranks) -> None:
         raise InputError(CONFIGURATION, f"{reason} float32", key="device.precision")
     state = first_state(load_unet(base, device, torch.float32), section, training.key, dtype)
     start, sha256 = told["checkpoint"]["step"], told["checkpoint"]["sha256"]
+    training.conditions = told["conditions"]
     if sha256 is not None:
         state.restore(load_exactly(training.checkpoints, start, sha256))
     dataset = LatentDataset(TensorCache(directory.root / "cache" / task.name), **told["dataset"])

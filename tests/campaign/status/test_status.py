@@ -15,7 +15,7 @@ from rich.console import Console
 from medsyn import disk
 from medsyn.campaign.plan import machine
 from medsyn.campaign.slurm import queue, submissions
-from medsyn.campaign.state import done_index, ledger, locks, markers
+from medsyn.campaign.state import campaign_file, done_index, ledger, locks, markers
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.status import as_json, as_text, figures
 from medsyn.campaign.status import read as status_read
@@ -331,6 +331,9 @@ def test_time_left_follows_from_what_done_tasks_took(trial: Trial, slurm: Slurm)
     slurm.queue("10_1|RUNNING|None|n1||1|trial-finetune")
     its = figures.stages(status_read.read(campaign), {"finetune": 900.0})["finetune"]
     assert (its.spent, its.expected, its.left) == (600.0, 900.0, 600.0)
+    trial.prepare(finetune__gpus=2)
+    its = figures.stages(status_read.read(campaign_file.open_campaign(trial.root)))["finetune"]
+    assert (its.spent, its.left) == (1200.0, 600.0), "of both GPUs, and until it is done"
 
 
 def test_the_status_for_scripts(trial: Trial, slurm: Slurm) -> None:
