@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from medsyn.campaign.slurm import submissions as on_record
 from medsyn.campaign.state import attempts
 from medsyn.campaign.status import read
 from medsyn.errors import EXIT_BAD_INPUT, InputProblems
+from tests.campaign.test_gate import rate
 from tests.helpers.slurm_cluster import Cluster
 from tests.helpers.slurm_trial import SlurmTrial, settle_down
 
@@ -93,14 +95,26 @@ def test_jobs_that_are_held_are_said_and_released_by_the_next_submission(trial: 
     assert trial.done() == all_tasks(trial)
 
 
-def test_arrays_of_one_task(trial: SlurmTrial) -> None:
-    trial.prepare_short()
+def test_arrays_of_one_task_then_a_wait_for_ratings_without_a_job(trial: SlurmTrial) -> None:
+    told = trial.data / "told.txt"
+    notify = shlex.join(["sh", "-c", 'echo $MEDSYN_EVENT >> "$0"', str(told)])
+    campaign = trial.prepare_short(campaign__gate="ratings", cluster__notify=notify)
     trial.script({"finetune ct": ["save", "work"]})  # requeued once, under an id that is no array's
     trial.queue()
     trial.finish()
-    assert trial.done() == all_tasks(trial)
     assert trial.codes("finetune", "ct") == [75, 0]
     assert "_" not in trial.job("finetune", "ct")
+
+    assert all_tasks(trial) - trial.done() == {"evaluate all"}
+    assert read.read(trial.campaign()).needs_ratings
+    again = trial.queue()
+    assert (again.queued, trial.in_queue()) == (0, 0)
+    assert "waits for ratings of the campaign's own images" in trial.said[-1]
+    rate(campaign)
+    assert trial.queue().queued == 1
+    trial.finish()
+    assert trial.done() == all_tasks(trial)
+    assert told.read_text().split() == ["needs-ratings", "done"]
 
 
 def test_a_failed_modality_takes_its_own_branch_out_of_the_queue_and_no_other(trial: SlurmTrial) -> None:
