@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -40,6 +40,8 @@ from rich.table import Table
 
 from medsyn import config as configuration
 from medsyn import disk
+from medsyn.campaign.estimate.cost import CostModel
+from medsyn.campaign.plan.blocks import choose
 from medsyn.config import Config
 from medsyn.data.phantoms.phantom import draw_phantom, render
 from medsyn.data.prompts import write
@@ -54,6 +56,8 @@ from medsyn.stage import CampaignDirectory, Control, Task
 
 MODALITY, KIND = "MRI", "Brain MRI"
 BATCH, BATCHES_PER_BLOCK = 16, 4
+MILLION = 1_000_000
+SHARDS = (4096, 8192)  # images of one task
 DRAWN = 64  # different pictures
 OUTPUTS = {"webdataset": "medsyn, tar", "png": "medsyn, PNG"}
 SAVE, SHARD_WRITER, SAME_PNG = "Image.save", "ShardWriter", "ShardWriter, our PNG"
@@ -77,7 +81,7 @@ def draw(count: int, pixels: int) -> Pictures:
 
 
 def campaign(
-    root: Path, output: str, images: int, pixels: int, batches_per_block: int
+    root: Path, output: str, images: int, pixels: int, batches_per_block: int | Literal["auto"]
 ) -> tuple[Config, CampaignDirectory]:
     """A prepared campaign of one shard, of images that the pretrained model makes without a filter."""
     root.mkdir(parents=True)
@@ -203,7 +207,19 @@ class Calls:
     """What one generate task called, and the files and directories that it left."""
 
     made: Counter[str]
-    left: int
+    in_block: int  # files and directories that a block is
+    in_shard: int  # that the tables of a shard are
+    images_in_block: int
+
+    def entries(self, images: int, in_shard: int) -> int:
+        """Files and directories of `images` images, so many of them in a shard."""
+        return -(-images // self.images_in_block) * self.in_block + -(-images // in_shard) * self.in_shard
+
+
+def usual_blocks(root: Path, output: str, pixels: int) -> int:
+    """The batches in a block of such a campaign of a million images on a GPU, where nothing else is asked for."""
+    config, _ = campaign(root, output, 1, pixels, "auto")
+    return choose(config, CostModel(config, {"asked": {MODALITY: MILLION}}, on_gpu=True))
 
 
 def calls(folder: Path, output: str, args: argparse.Namespace) -> Calls:
@@ -212,11 +228,14 @@ def calls(folder: Path, output: str, args: argparse.Namespace) -> Calls:
     what = ",".join(f"?{name}" for name in (*sorted(SYNC), *METADATA))
     strace = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", f"trace={what}", "-e", "signal=none", "-o", str(trace)]
     this = [sys.executable, __file__, "--traced", output, "--directory", str(folder)]
-    sizes = ["--pixels", args.pixels, "--calls", args.calls, "--batches-per-block", args.batches_per_block]
+    number = args.batches_per_block or usual_blocks(folder / "usual", output, args.pixels)
+    sizes = ["--pixels", args.pixels, "--calls", args.calls, "--batches-per-block", number]
     subprocess.run([*strace, *this, *map(str, sizes)], check=True)
-    left = sum(1 for _ in (folder / "traced" / "campaign" / "work").rglob("*"))
+    work = folder / "traced" / "campaign" / "work"
+    per_block = [1 + sum(1 for _ in block.iterdir()) for block in work.rglob("block-*")]
+    per_shard = [1 + sum(1 for _ in shard.iterdir()) for shard in work.rglob("shards/blocks-*")]
     with trace.open(errors="replace") as lines:
-        return Calls(counted(lines), left)
+        return Calls(counted(lines), max(per_block), max(per_shard), BATCH * number)
 
 
 def traced(output: str, args: argparse.Namespace) -> None:
@@ -236,7 +255,10 @@ def show_calls(console: Console, found: dict[str, Calls], images: int) -> None:
     rows |= {f"  {name}": [name] for name in METADATA if any(one.made[name] for one in found.values())}
     for title, names in rows.items():
         table.add_row(title, *(f"{sum(one.made[name] for name in names) / images:.3f}" for one in found.values()))
-    table.add_row("files of a million images", *(f"{one.left / images * 1e6:,.0f}" for one in found.values()))
+    table.add_row("images in a block", *(f"{one.images_in_block:,}" for one in found.values()))
+    for in_shard in SHARDS:
+        title = f"files and directories of a million images, {in_shard:,} in a shard"
+        table.add_row(title, *(f"{one.entries(MILLION, in_shard):,}" for one in found.values()))
     console.print(table)
 
 
@@ -266,7 +288,7 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=256)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--calls", type=int, default=4096, help="images whose calls are counted")
-    parser.add_argument("--batches-per-block", type=int, default=BATCHES_PER_BLOCK, help="of these, in batches of 16")
+    parser.add_argument("--batches-per-block", type=int, help="of these, in batches of 16 (as a million images have)")
     parser.add_argument("--directory", type=Path, help="on the file system to measure (a temporary directory)")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     parser.add_argument("--traced", choices=OUTPUTS, help=argparse.SUPPRESS)
@@ -290,7 +312,9 @@ def main() -> None:
                 found[output] = calls(place, output, args)
             show_calls(console, found, args.calls)
     if args.json:
-        counts = {name: {**one.made, "left": one.left} for name, one in found.items()}
+        counts = {
+            name: {**one.made, "files_of_a_million": one.entries(MILLION, SHARDS[0])} for name, one in found.items()
+        }
         args.json.write_text(json.dumps({"images_per_cpu_second": rates, "calls": counts, "calls_of": args.calls}))
 
 

@@ -301,6 +301,7 @@ class TrainingSection(Section):
     batch_size: int = Field(32, ge=1)
     stage1: Stage1Section = Stage1Section()
     stage2: Stage2Section = Stage2Section()
+    report_to: Literal["tensorboard"] | None = None  # of fine-tuning, too
     checkpoints: RlhfCheckpointsSection = RlhfCheckpointsSection()
 
 
@@ -346,7 +347,7 @@ class GenerationSection(Section):
     text_attention_until: float | None = Field(None, gt=0, le=1)
     negative_prompt: str = ""
     batch_size: int | Literal["auto"] = 8
-    batches_per_block: int = Field(4, ge=1)
+    batches_per_block: int | Literal["auto"] = "auto"
     output: Literal["png", "webdataset"] = "png"
     dicom: bool = False
     blocks_per_shard: int | None = Field(None, ge=1)
@@ -357,12 +358,12 @@ class GenerationSection(Section):
     max_attempts: int = Field(10, ge=1)
     on_exhausted: Literal["fail", "skip", "keep-best"] = "skip"
 
-    @field_validator("batch_size", mode="before")
+    @field_validator("batch_size", "batches_per_block", mode="before")
     @classmethod
-    def _number_or_auto(cls, value: Any) -> Any:
+    def _number_or_auto(cls, value: Any, info: ValidationInfo) -> Any:
         is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         if not is_number and value != "auto":
-            raise ValueError("batch_size must be a whole number of at least 1, or auto")
+            raise ValueError(f"{info.field_name} must be a whole number of at least 1, or auto")
         return value
 
     @model_validator(mode="after")
@@ -394,15 +395,20 @@ class GenerationSection(Section):
     @property
     def images_per_batch(self) -> int:
         """`batch_size` as a number; raises InputError while it is `auto`, which preparing a campaign resolves."""
-        if self.batch_size == "auto":
-            reason = "auto is resolved when a campaign is prepared; give a number here"
-            raise InputError("configuration", reason, key="generation.batch_size")
-        return self.batch_size
+        return _resolved("batch_size", self.batch_size)
 
     @property
     def block_size(self) -> int:
-        """Images in one block; raises InputError while `batch_size` is `auto`."""
-        return self.images_per_batch * self.batches_per_block
+        """Images in one block; raises InputError while `batch_size` or `batches_per_block` is `auto`."""
+        return self.images_per_batch * _resolved("batches_per_block", self.batches_per_block)
+
+
+def _resolved(name: str, value: int | Literal["auto"]) -> int:
+    """The number that a key of `generation` is, once nothing is left to choose."""
+    if value == "auto":
+        reason = "auto is resolved when a campaign is prepared; give a number here"
+        raise InputError("configuration", reason, key=f"generation.{name}")
+    return value
 
 
 class EvaluationSection(Section):

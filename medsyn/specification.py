@@ -22,6 +22,7 @@ ENVIRONMENT: dict[str, str] = {
     "ENABLE_XFORMERS": "finetune.enable_xformers",
     "BASE_PROMPT": "data.base_prompt",
     "NUM_IMAGES": "generation.img_num",
+    "REPORT_TO": "training.report_to",
 }
 
 # Those that set nothing, and what does it here.
@@ -32,7 +33,6 @@ OTHER_VARIABLES: dict[str, str] = {
     "UNET_OUTPUT_DIR": "the fine-tuned UNets are in work/finetune of the campaign's directory (campaign.dir)",
     "E2E_OUTPUT_DIR": "the images are in work/generate of the campaign's directory (campaign.dir)",
     "RLHF_CONFIG_PATH": "one file configures all stages; its section training is the specification's",
-    "REPORT_TO": "figures are in the logs, in metrics.jsonl of each stage and in report.html; none leave the machine",
     "DATALOADER_NUM_WORKERS": "images are read once, into the campaign's cache; there are no loader processes",
 }
 

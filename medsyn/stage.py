@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medsyn import disk
+from medsyn import disk, time_use
 from medsyn.progress import Progress
 
 BLOCKS_PER_PART = 1000  # directory entries stay few enough for any file system
@@ -240,5 +240,7 @@ class Control:
         self._last_heartbeat = now
         where = {"time": time.time(), "host": os.uname().nodename}
         facts = {"step": step, "total": total, "unit": unit, **where, **numbers}
+        if (account := time_use.current()) is not None:
+            facts["use"] = account.as_dict()
         with suppress(OSError):  # a heartbeat is a hint; writing what must be on disk raises errors of its own
             disk.write_unsynced(self._heartbeat, disk.to_json(facts))

@@ -112,7 +112,8 @@ def test_what_a_login_node_imports_does_not_import_torch(module: str) -> None:
 LAYERS: dict[str, list[set[str]]] = {
     "": [
         {"errors", "disk", "lease", "seeds", "schedulers", "config", "stage", "records", "specification", "text"}
-        | {"progress", "modality_names", "prctl", "forks", "launcher", "ahead", "host_memory", "user_cache"},
+        | {"progress", "modality_names", "prctl", "forks", "launcher", "ahead", "host_memory", "user_cache"}
+        | {"time_use", "efficiency"},
         {"data"},
         {"models"},
         {"training", "generation", "evaluation", "rating"},

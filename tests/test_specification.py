@@ -71,10 +71,10 @@ def test_a_section_of_theirs_that_is_no_section_is_told(theirs: Path) -> None:
 
 def test_their_variables_are_told_where_they_set_nothing(tmp_path: Path) -> None:
     told: list[Problem] = []
-    given = dict.fromkeys(specification.OTHER_VARIABLES, "1") | {"NUM_IMAGES": "3", "REPORT_TO": ""}
+    given = dict.fromkeys(specification.OTHER_VARIABLES, "1") | {"NUM_IMAGES": "3", "DEVICE": ""}
     loaded = config.load(ROOT / "configs" / "tiny.yaml", environment=given, tell=told.extend)
     assert loaded.generation.img_num == 3 and loaded.campaign.dir == ""
-    asked = [f"environment variable {name}" for name in specification.OTHER_VARIABLES if name != "REPORT_TO"]
+    asked = [f"environment variable {name}" for name in specification.OTHER_VARIABLES if name != "DEVICE"]
     assert [problem.source for problem in told] == asked
 
 

@@ -91,6 +91,7 @@ def medsyn(config: Config, system: SyntheticSystem, root: Path, meter: Meter, wa
         try:
             train(config, state, 0, scheduler, dataset, run, Team())
         except _Enough:
+            run.wait()  # a thread may still write a checkpoint into the folder, which the caller removes
             return encoding
     raise AssertionError("the loop ended before its last step was told")
 

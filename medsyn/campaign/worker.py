@@ -27,7 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO, TypeAlias
 
-from medsyn import disk, errors, prctl
+from medsyn import disk, errors, prctl, time_use
 from medsyn.campaign.state import attempts, campaign_file, locks, markers
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.tasks import Key, PlannedTask, results_of
@@ -50,6 +50,8 @@ STAGE_FUNCTIONS = {
 # Of those stages that several processes of a launcher share: what the others than the first one run.
 FOLLOW_FUNCTIONS = {"finetune": "medsyn.training.finetune.stage:follow"}
 DISMISS_FUNCTIONS = {"finetune": "medsyn.training.finetune.stage:dismiss"}  # and the first, if they need not
+# What the seconds of a stage go to, besides those that it books as something else.
+BOOKED_AS = {"rlhf-stage1": time_use.SCORING, "rlhf-stage2": time_use.SCORING, "evaluate": time_use.EVALUATING}
 LOCK_POLL_SECONDS = 0.2
 TRACEBACK_LINES = 20
 # What the CUDA runtime says (cudaGetErrorString) when it is the card, and not the program, that fails.
@@ -92,6 +94,7 @@ class Session:
         self._parent = parent
         self._control = Control()
         self._checked: set[tuple[str, str | None]] = set()
+        self._free_since = time_use.allocated_since()  # the place that the process has is of no use to a task
 
     @property
     def stop_requested(self) -> bool:
@@ -122,13 +125,18 @@ class Session:
         if self._parent is not None:
             leave_with_parent(self._parent, control)
         try:
+            came = time.time()
             with _lock(campaign.directory.attempts(*planned.key), planned, control, leave):
                 if markers.why_not_done(campaign, planned) is None:  # whoever held the lock did it
                     return _already_done(planned)
                 self.worked = True
                 its = planned.task.stage, planned.task.modality
-                code = _attempt(campaign, planned, control, self._functions[planned.task.stage], its in self._checked)
+                facts = {"since": self._free_since, "waited": round(time.time() - came, 3)}
+                code = _attempt(
+                    campaign, planned, control, self._functions[planned.task.stage], its in self._checked, facts
+                )
                 self._checked.add(its)
+                self._free_since = time.time()
                 return code
         except Saved:
             return errors.EXIT_SAVED
@@ -184,21 +192,39 @@ def _lock(path: Path, planned: PlannedTask, control: Control, leave: Callable[[l
 
 
 def _attempt(
-    campaign: Campaign, planned: PlannedTask, control: Control, function: str, is_checked: bool = False
+    campaign: Campaign,
+    planned: PlannedTask,
+    control: Control,
+    function: str,
+    is_checked: bool = False,
+    facts: Mapping[str, Any] | None = None,
 ) -> int:
-    """Try the task; `is_checked`: this process has checked its inputs, and holds what it has loaded of them."""
+    """Try the task.
+
+    Args:
+        campaign: the prepared campaign.
+        planned: the task.
+        control: its connection to the outside.
+        function: `module:function` of its stage.
+        is_checked: this process has checked its inputs, and holds what it has loaded of them.
+        facts: to record with its start.
+    """
     directory, key = campaign.directory, planned.key
     before = attempts.read_failure(directory, key)
     started = time.time()
-    number = 0
+    number, account = 0, time_use.open_account()
     try:
-        number = attempts.start_attempt(directory, key)
+        number = attempts.start_attempt(directory, key, **(facts or {}), ready=markers.ready_since(campaign, planned))
         if not is_checked:
-            _check_inputs(campaign, planned, control, campaign_file.LATENCY_SECONDS if attempts.slurm_job() else 0.0)
-        run = load(function, campaign.config.device.cpu_threads)
+            with time_use.of(time_use.LOADING):
+                latency = campaign_file.LATENCY_SECONDS if attempts.slurm_job() else 0.0
+                _check_inputs(campaign, planned, control, latency)
+        with time_use.of(time_use.START_UP):
+            run = load(function, campaign.config.device.cpu_threads)
         control.leave_if_asked()
         reader = Reader(planned.task, results_of(planned.task.stage, campaign.config))
-        run(campaign.config, planned.task, replace(directory, reader=reader), control)
+        with time_use.of(BOOKED_AS.get(key[0], time_use.OTHER)):
+            run(campaign.config, planned.task, replace(directory, reader=reader), control)
         markers.write_done(campaign, planned, {"attempts": number, "seconds": time.time() - started})
         code, reason = errors.EXIT_DONE, "done"
     except KeyboardInterrupt:
@@ -210,7 +236,8 @@ def _attempt(
         code, reason = _fail(error, control, directory, key, before)
     _say(f"{' '.join(key)}: {reason} (exit code {code})", sys.stdout)
     with suppress(OSError):  # a full disk must not hide why the task ended
-        attempts.end_attempt(directory, key, number, code, reason, control.asked)
+        attempts.end_attempt(directory, key, number, code, reason, control.asked, account.as_dict())
+    time_use.close_account()
     return code
 
 

@@ -85,6 +85,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         "rlhf": read_campaign.read_summaries(config, directory),
         "raters": read_campaign.read_agreement(config),
         "stages": [asdict(time) for time in read_campaign.stage_times(directory) if time.stage != task.stage],
+        "efficiency": read_campaign.read_efficiency(directory, but=task.stage).as_dict(),
     }
     disk.write_json(work / "metrics.json", result)
     part = 3

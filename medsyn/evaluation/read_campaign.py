@@ -20,6 +20,7 @@ from medsyn.data.images.read import read_image
 from medsyn.data.prompts.store import PromptList, open_lists
 from medsyn.data.tables.read import ImageRow, dataset_of
 from medsyn.data.tables.split import hold_out
+from medsyn.efficiency import Efficiency, Record, add_up, summarize
 from medsyn.errors import InputError, InputProblems
 from medsyn.evaluation.generated import GeneratedImages, Missing, Picture, Tick, picture, read_generated, spread
 from medsyn.generation.block_store import Item
@@ -205,6 +206,18 @@ class StageTime:
     attempts: int
     unfinished: int  # attempts without a recorded end: killed, or running
     seconds: float
+
+
+def read_efficiency(directory: CampaignDirectory, but: str) -> Efficiency:
+    """Where the seconds of the campaign's tasks went, but for those of one stage."""
+    paths = [(stage, path) for stage in STAGES for path in directory.attempts(stage, "any").parent.glob("*.jsonl")]
+    records: dict[tuple[str, str], Record] = {}
+    for stage, path in paths:
+        if stage != but:
+            heartbeat = directory.heartbeat(stage, path.stem)
+            beat = disk.read_json(heartbeat) if heartbeat.is_file() else None
+            records[stage, path.stem] = summarize(disk.read_jsonl(path), beat)
+    return add_up(records, disk.read_jsonl(directory.ledger))
 
 
 def stage_times(directory: CampaignDirectory) -> list[StageTime]:

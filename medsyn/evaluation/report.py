@@ -60,6 +60,8 @@ def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[s
         dropped=result["achieved"]["dropped"],
         variety=report_tables.variety(result),
         stages=report_tables.stages(result["stages"]),
+        spent=report_tables.spent(result["efficiency"]),
+        queued=report_tables.duration(result["efficiency"]["queued"]),
         real=gathered.real,
         generated_left_out=campaign["generated_images_left_out"],
         baseline_model=config.generation.baseline_model,

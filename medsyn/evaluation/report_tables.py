@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from medsyn.efficiency import KINDS, Efficiency
 from medsyn.text import counted
 
 OVERALL = "all"  # the group of every modality together
@@ -265,6 +266,22 @@ def _near_cell(near: Mapping[str, Any] | None) -> TableCell:
     if near is None:
         return TableCell(NONE, faint=True)
     return TableCell(number(near["median"], 2), f"nearest {number(near['minimum'], 2)}")
+
+
+def spent(efficiency: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the seconds of all tasks went to: name, share in percent, time and the width of a bar, largest first."""
+    its = Efficiency(efficiency["seconds"], efficiency["queued"])
+    percents, longest = its.whole_percents, max(its.shares.values(), default=0) or 1
+    return [
+        {
+            "name": KINDS[kind],
+            "share": f"{percents[kind]} %",
+            "time": duration(seconds),
+            "width": f"{100 * its.shares[kind] / longest:.1f}%",
+        }
+        for kind, seconds in sorted(its.seconds.items(), key=lambda pair: -pair[1])
+        if seconds > 0
+    ]
 
 
 def stages(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

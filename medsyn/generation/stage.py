@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from medsyn import disk
+from medsyn import disk, time_use
 from medsyn.config import Config
 from medsyn.errors import InputError
 from medsyn.generation.block_store import read_blocks
@@ -68,8 +68,9 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         shard = _Shard(maker, numbers, control)
         with memory_told(config):
             shard.make()
-        for mode in facts:
-            write_shard_tables(directory, mode, modality, (numbers.start, numbers.stop))
+        with time_use.of(time_use.WRITING):
+            for mode in facts:
+                write_shard_tables(directory, mode, modality, (numbers.start, numbers.stop))
         worked = shard.total - shard.work.found
         control.heartbeat(shard.total, shard.total, "image", worked=worked, accepted=shard.work.accepted)
         if leases is not None:
@@ -84,7 +85,8 @@ def _maker(config: Config, modality: str, directory: CampaignDirectory, control:
     if isinstance(kept, BlockMaker) and kept.config is config and kept.loader.modality == modality:
         return kept
     loader = Loader(config, modality, directory)
-    facts: dict[str, dict[str, Any]] = {mode: loader.facts(mode) for mode in config.generation.modes}
+    with time_use.of(time_use.LOADING):
+        facts: dict[str, dict[str, Any]] = {mode: loader.facts(mode) for mode in config.generation.modes}
     control.kept["maker"] = maker = BlockMaker(config, loader, read_blocks(config, modality), facts)
     return maker
 
@@ -113,7 +115,8 @@ class _Shard:
             if not left:
                 return
             self.tell()
-            time.sleep(WAIT_SECONDS)
+            with time_use.of(time_use.WAITING):
+                time.sleep(WAIT_SECONDS)
 
     def tell(self, **numbers: Any) -> None:
         """Between batches: report progress, and leave if a stop was requested; no rate while others are helped."""

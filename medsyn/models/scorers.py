@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from medsyn import disk
+from medsyn import disk, time_use
 from medsyn.config import ScorerSection
 from medsyn.errors import InputError
 from medsyn.models.policy import Policy
@@ -46,6 +46,7 @@ def save_scorer(model: Selector | Policy, directory: Path, provenance: dict[str,
             disk.write_json(temporary / PROVENANCE, provenance)
 
 
+@time_use.of(time_use.LOADING)
 def load_selector(directory: Path, device: torch.device) -> Selector:
     """The Selector saved in `directory`, ready to score on `device`.
 
@@ -58,6 +59,7 @@ def load_selector(directory: Path, device: torch.device) -> Selector:
     return selector.to(device).eval()
 
 
+@time_use.of(time_use.LOADING)
 def load_policy(directory: Path, device: torch.device) -> Policy:
     """The Policy saved in `directory`, ready to score on `device`.
 

@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from medsyn import time_use
 from medsyn.errors import InputError, InputProblems
 from medsyn.models import model_folder, weights
 from medsyn.models.device import decoder_dtype, memory_format
@@ -133,6 +134,7 @@ def _unet_directory(base: Path, unet_from: Path | None) -> Path:
     return (unet_from or base) / "unet"
 
 
+@time_use.of(time_use.LOADING)
 def load_unet(
     source: str, device: torch.device, dtype: torch.dtype, unet_from: Path | None = None
 ) -> UNet2DConditionModel:
@@ -187,6 +189,7 @@ def _load_tokenizer(directory: Path, text_settings: Any) -> CLIPTokenizer:
     return tokenizer
 
 
+@time_use.of(time_use.LOADING)
 def load_synthetic(
     source: str,
     device: torch.device,

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from medsyn import disk
+from medsyn import disk, time_use
 from medsyn.config import Config
+from medsyn.errors import CONFIGURATION, InputError
 from medsyn.models.scorers import PROVENANCE
 from medsyn.stage import CampaignDirectory, Control, Saved, Task
 from medsyn.training.background_writer import BackgroundWriter, Job, Tensors
 from medsyn.training.checkpoint import newest_step, refuse_mismatch, save_checkpoint
 from medsyn.training.schedule import RandomKey
 
+if TYPE_CHECKING:
+    from medsyn.training.event_files import EventFiles
+
+EVENT_FILES = "tensorboard"  # of a task's folder: its metrics in TensorBoard's format
 CONDITIONS = "conditions"  # of a published model's provenance: what may differ from step to step
 
 logger = logging.getLogger(__name__)
@@ -60,6 +66,8 @@ class TrainingRun:
         self.conditions: list[dict[str, Any]] = []  # of the steps so far, from the first step of each on
         self._writer, self._saved_at = BackgroundWriter(), time.monotonic()
         self._max_lost = 60 * max_lost_minutes if max_lost_minutes else None
+        self._report_to = config.training.report_to
+        self._events: EventFiles | None = None
         for place in (self.directory, self.checkpoints):
             disk.sweep_temporaries(place)
 
@@ -71,6 +79,22 @@ class TrainingRun:
             found.pop(CONDITIONS, None)
             refuse_mismatch(model, found, self.provenance | dict(beside or {}))
         return model.is_dir()
+
+    def resume_metrics(self, unit: str, last: int) -> list[dict[str, Any]]:
+        """Drop the metrics after step `last`, which are made again; return the others.
+
+        `unit` is the key of a line that is its step. The event files of `training.report_to` are made anew.
+
+        Raises:
+            InputError: the package that writes them is missing.
+        """
+        lines = disk.truncate_jsonl(self.metrics, unit, last)
+        folder = self.directory / EVENT_FILES
+        if self._report_to is None:  # what an earlier attempt wrote would be of other steps
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            self._events = _event_files(folder, unit, lines)
+        return lines
 
     def step_done(
         self,
@@ -101,6 +125,8 @@ class TrainingRun:
         """
         if line is not None:
             disk.append_jsonl(self.metrics, line)
+            if self._events is not None:
+                self._events.add(line)
         due = self._is_due(done, save_every)
         self.control.heartbeat(done, total, "step", worked=done, samples=samples, saved=due, **numbers)
         leaving = self.control.stop_requested  # read once: a signal may come while the checkpoint is copied
@@ -109,7 +135,8 @@ class TrainingRun:
             self._leave(done, state, beside)
         jobs = [*beside, self._checkpoint(done, state())] if due else beside
         if jobs:
-            self._writer.begin(jobs)
+            with time_use.of(time_use.WRITING):
+                self._writer.begin(jobs)
 
     def save(self, done: int, state: Callable[[], dict[str, Tensor]]) -> None:
         """Save the state after `done` steps, and wait until it is on disk."""
@@ -146,14 +173,21 @@ class TrainingRun:
 
     def _checkpoint(self, done: int, tensors: dict[str, Tensor]) -> Job:
         self._saved_at, conditions = time.monotonic(), list(self.conditions)
+        kept = time_use.mark()
 
         def write(copies: Tensors) -> None:
             save_checkpoint(self.checkpoints, done, copies, self.provenance, self._keep, conditions)
+            kept()
 
         return Job(tensors, write)
 
     def _leave(self, done: int, state: Callable[[], dict[str, Tensor]], beside: Sequence[Job]) -> None:
         """Save if there is time for it, and raise `Saved`."""
+        with time_use.of(time_use.WRITING):
+            self._save_in_time(done, state, beside)
+        raise Saved
+
+    def _save_in_time(self, done: int, state: Callable[[], dict[str, Tensor]], beside: Sequence[Job]) -> None:
         jobs, left = [*beside, self._checkpoint(done, state())], self.control.seconds_left()
         needed = self._writer.seconds(sum(job.size for job in jobs))
         if left is None or needed <= left:
@@ -164,7 +198,6 @@ class TrainingRun:
             step = newest_step(self.checkpoints)
             kept = f"the checkpoint of step {step} stays" if step else "there is no checkpoint yet"
             logger.warning("to save step %d would take %.0f s, and %.0f s are left: %s", done, needed, left, kept)
-        raise Saved
 
     def __enter__(self) -> TrainingRun:
         return self
@@ -172,6 +205,9 @@ class TrainingRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._events is not None:
+            with suppress(OSError):  # they are a copy: what the task ends with counts
+                self._events.close()
         if kind is None:
             self._writer.wait()
         elif not issubclass(kind, Saved):  # what was due before an error is written, and the error is what is told
@@ -188,6 +224,19 @@ class FollowedRun(TrainingRun):
         self.checkpoints, self.control = self.directory / "checkpoints", control
         self.conditions = []
 
+    def resume_metrics(self, unit: str, last: int) -> list[dict[str, Any]]:
+        """Nothing: the first process has the metrics."""
+        return []
+
     def step_done(self, *_: Any, **__: Any) -> None:
         """Stop if all have agreed to."""
         self.control.leave_if_asked()
+
+
+def _event_files(folder: Path, unit: str, lines: Sequence[Mapping[str, Any]]) -> EventFiles:
+    try:
+        from medsyn.training.event_files import EventFiles  # a second to import, for those who ask for it
+    except ImportError as error:
+        reason = f"TensorBoard cannot be imported ({error}); install medsyn-hpc[tensorboard], or use null"
+        raise InputError(CONFIGURATION, reason, key="training.report_to") from None
+    return EventFiles(folder, unit, lines)

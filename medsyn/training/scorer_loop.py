@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medsyn import disk
 from medsyn.config import TrainingSection
 from medsyn.stage import NoProgress
 from medsyn.training.checkpoint import load_newest
@@ -156,7 +155,7 @@ def fit(
         del found  # views into a file that the next checkpoint may remove
     else:
         state.offer(before)
-    lines = disk.truncate_jsonl(run.metrics, "epoch", start // steps)
+    lines = run.resume_metrics("epoch", start // steps)
     newest = lines[-1] if lines else {}
     run.control.leave_if_asked()
 

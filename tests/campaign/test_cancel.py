@@ -27,7 +27,7 @@ SHORT: dict[str, Any] = {"data__modalities": ["CT"], "training__stage": 1}  # as
 def test_the_launcher_at_work_is_asked_to_stop_and_its_tasks_save(trial: Trial) -> None:
     trial.prepare_short()
     trial.script({"finetune ct": ["steps:200"]})
-    process = trial.start("fake_launcher", "2")
+    process = trial.start("fake_launcher", "1")
     wait_until(lambda: trial.steps("finetune ct"))
     said: list[str] = []
     assert cancel.launcher(trial.campaign().directory, said.append) == 1

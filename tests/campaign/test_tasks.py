@@ -77,7 +77,8 @@ def test_a_modality_without_prompts_has_no_shard_and_no_prompts_at_all_still_pla
 
 
 def test_with_training_stage_1_there_is_no_stage_2_and_generation_does_not_wait_for_one() -> None:
-    planned = build(config(training={"stage": 1}), {"CT": [1]}, {"CT": 1})
+    settings = config(training={"stage": 1}, generation={"batches_per_block": 1})
+    planned = build(settings, {"CT": [1]}, {"CT": 1})
     assert "rlhf-stage2" not in planned.by_stage
     assert planned.by_key["generate", "ct-00000"].needs == (("finetune", "ct"), ("rlhf-stage1", "all"))
 
@@ -128,6 +129,7 @@ STAGE1, FINETUNE, STAGE2 = ("rlhf-stage1", "all"), ("finetune", "ct"), ("rlhf-st
 def test_generation_waits_for_what_its_modes_read(
     generation: dict[str, object], stage: int, needs: tuple[Key, ...]
 ) -> None:
+    generation = {"batches_per_block": 1, **generation}
     settings = config(generation=generation, training={"stage": stage})
     planned = build(settings, {"CT": [1]}, {"CT": 1})
     assert planned.by_key["generate", "ct-00000"].needs == needs

@@ -26,6 +26,7 @@ from medsyn.generation import filter as rules
 from medsyn.generation.block_store import Item
 from medsyn.generation.sample import batch as sample_batch
 from medsyn.generation.sample import load
+from medsyn.generation.write.webdataset import unpacked
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved
 from tests.helpers.generation_campaign import Campaign, StopAfter
 from tests.helpers.processes import fork, wait
@@ -569,18 +570,23 @@ def test_items_of_several_kinds_in_one_block_are_painted_as_each_alone(
     assert disk.read_json(only.block("baseline") / "timing.json")["batches"] == 3
 
 
-@pytest.mark.parametrize("output", ["png", "webdataset"])
-def test_a_tar_holds_the_same_images_as_the_files(campaign: Campaign, reference: Campaign, output: str) -> None:
-    campaign.override(output=output).run()
-    for number in range(3):
-        block, other = campaign.block("filtered", number), reference.block("filtered", number)
-        for record, expected in zip(
-            *(disk.read_jsonl(path / "manifest.jsonl") for path in (block, other)), strict=True
-        ):
-            assert record["sha256"] == expected["sha256"]
-            if record["file"] is not None:
-                assert block_store.read_image_bytes(block, record) == (other / expected["file"]).read_bytes()
-        assert [path.name for path in block.glob("*.tar")] == (["images.tar"] if output == "webdataset" else [])
+@pytest.mark.parametrize(("output", "batches_per_block"), [("png", 4), ("webdataset", 2)])
+def test_neither_a_tar_nor_a_larger_block_changes_an_image(
+    campaign: Campaign, reference: Campaign, output: str, batches_per_block: int
+) -> None:
+    campaign.override(output=output, batches_per_block=batches_per_block).run()
+
+    def records(its: Campaign) -> list[tuple[Path, dict[str, Any]]]:
+        found = sorted(its.block("filtered").parent.iterdir())
+        return [(block, record) for block in found for record in disk.read_jsonl(block / "manifest.jsonl")]
+
+    made, expected = records(campaign), records(reference)
+    assert len({block for block, _ in made}) < len({block for block, _ in expected})
+    for (block, record), (other, original) in zip(made, expected, strict=True):
+        assert unpacked(record, original["file"]) == original
+        if record["file"] is not None:
+            assert block_store.read_image_bytes(block, record) == (other / original["file"]).read_bytes()
+    assert len(list(campaign.directory.root.rglob("*.tar"))) == (4 if output == "webdataset" else 0)
 
 
 def test_too_little_memory_says_what_to_set(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:

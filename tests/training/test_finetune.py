@@ -44,6 +44,7 @@ from medsyn.training.finetune import publish as publishing
 from medsyn.training.finetune.loss import denoising_loss, min_snr_weights
 from medsyn.training.finetune.validation import Validation
 from medsyn.training.schedule import draws, samples_of_step
+from tests.helpers.event_files import assert_as_metrics
 
 TASK = Task("finetune", 0, "ct", "CT")
 MEASURED = ("samples_per_second", "tflops", "peak_memory_gib")  # no two runs have the same
@@ -626,6 +627,16 @@ def test_the_held_out_loss_is_measured_and_training_does_not_notice(
     assert list(lines.values()) == metrics(tmp_path), "everything else is as without"
 
 
+def test_event_files_have_what_the_metrics_have(weights: Path, table: Path, validated: Path, tmp_path: Path) -> None:
+    config = training(weights, table, **VALIDATED)
+    config = config.model_copy(update={"training": config.training.model_copy(update={"report_to": "tensorboard"})})
+    with pytest.raises(Saved):
+        run(config, tmp_path, StopAt(3))
+    run(config, tmp_path)
+    assert_as_metrics(tmp_path / "work/finetune/ct", "step")
+    assert metrics(tmp_path) == metrics(validated) and unet_bytes(tmp_path) == unet_bytes(validated)
+
+
 def test_the_held_out_loss_is_that_of_what_is_published(weights: Path, table: Path, validated: Path) -> None:
     """Worked out with the published model: the average, the posterior's mean, the same noise and timesteps."""
     config = training(weights, table, **VALIDATED)
@@ -702,7 +713,7 @@ def test_the_best_is_published_and_not_the_last(
 
 def test_too_few_held_out_images_are_told(weights: Path, table: Path, tmp_path: Path) -> None:
     config = training(weights, table, validate_every=2, data={"held_out_fraction": 0.05})
-    with pytest.raises(InputError, match="at least 2 held-out images, and there are 1"):
+    with pytest.raises(InputError, match="at least 2 held-out images, and of CT there are 1"):
         run(config, tmp_path)
     with pytest.raises(InputProblems, match="keep_best needs validate_every"):
         training(weights, table, keep_best=True)

@@ -173,8 +173,12 @@ def test_a_killed_rank_ends_the_others_and_costs_the_steps_since_the_checkpoint(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def kill_self_between_checkpoints() -> None:
+        wait_for(lambda: checkpoints(tmp_path))  # a thread writes the one of step 5
+        kill_self()
+
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "draws", at_call(12, rank, loop.draws, kill_self))
+        patch.setattr(loop, "learning_rate", at_call(8, rank, loop.learning_rate, kill_self_between_checkpoints))
         started = time.monotonic()
         with pytest.raises(RuntimeError, match=f"rank {rank} was killed by SIGKILL: the others were ended"):
             run(of(weights, table, 2), tmp_path)
@@ -418,13 +422,20 @@ def as_launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], 
 
 
 def test_processes_that_a_launcher_starts_train_together(
-    weights: Path, table: Path, alone: Path, tmp_path: Path, as_launched: Callable[[int, Callable[[], object]], int]
+    weights: Path,
+    table: Path,
+    alone: Path,
+    tmp_path: Path,
+    as_launched: Callable[[int, Callable[[], object]], int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The second needs nothing but its place: the first tells it the rest."""
+    """The second needs nothing but its place: the first tells it the rest, and stays until it has heard."""
     first = as_launched(0, lambda: run(of(weights, table, 1), tmp_path))
     second = as_launched(1, lambda: worker.follow("finetune"))
     assert [os.waitpid(process, 0)[1] for process in (first, second)] == [0, 0]
     assert_same_end(tmp_path, alone)
+    hear = parallel.Ranks.hear
+    monkeypatch.setattr(parallel.Ranks, "hear", lambda team: time.sleep(0.5) or hear(team))
     first = as_launched(0, lambda: run(of(weights, table, 1), tmp_path))  # there is nothing to do
     second = as_launched(1, lambda: worker.follow("finetune"))
     assert [os.waitpid(process, 0)[1] for process in (first, second)] == [0, 0]

@@ -26,7 +26,9 @@ from medsyn.models.scorers import load_policy, load_selector
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
 from medsyn.training import rlhf
 from medsyn.training import scorer_loop as fit
+from medsyn.training.run import EVENT_FILES
 from medsyn.training.scorer_loss import Judgements, Learner
+from tests.helpers.event_files import assert_as_metrics
 
 STAGE1 = Task("rlhf-stage1", 0, "all")
 STAGE2 = Task("rlhf-stage2", 0, "ct", "CT")
@@ -166,11 +168,15 @@ def test_a_run_that_was_killed_ends_in_the_same_bytes(
 
 
 def test_stage_2_too(weights: Path, table: Path, undisturbed: Path, after_stage1: Path) -> None:
+    config = campaign(weights, table, training={"report_to": "tensorboard"})
     with pytest.raises(Saved):
-        stage2(campaign(weights, table), after_stage1, StopAt(3))
+        stage2(config, after_stage1, StopAt(3))
     with pytest.raises(KeyboardInterrupt):
-        stage2(campaign(weights, table), after_stage1, KillAt(6))
-    stage2(campaign(weights, table), after_stage1)
+        stage2(config, after_stage1, KillAt(6))
+    stage2(config, after_stage1)
+    work = after_stage1 / "work/rlhf-stage2/ct"
+    assert_as_metrics(work, "epoch")
+    shutil.rmtree(work / EVENT_FILES)
     assert contents(after_stage1 / "work/rlhf-stage2") == contents(undisturbed / "work/rlhf-stage2")
 
 

@@ -149,9 +149,14 @@ def checkpoint_bytes(config: Config, model: Architecture) -> int:
     return each * trained_parameters(section, model)
 
 
+def image_bytes(config: Config, modality: str) -> float:
+    """Bytes of disk that one image of a modality and its records take."""
+    values = COLOURS.get(base_modality(modality), 1) * config.data.resolution**2
+    return PNG_BYTES_PER_VALUE * values + IMAGE_RECORDS + DISK_BLOCK
+
+
 def _images(config: Config, task: Task, work: Volume, candidates: float) -> float:
-    values = COLOURS.get(base_modality(task.modality or ""), 1) * config.data.resolution**2
-    image = PNG_BYTES_PER_VALUE * values + IMAGE_RECORDS + DISK_BLOCK
+    image = image_bytes(config, task.modality or "")
     blocks = work.places / config.generation.block_size
     total = 0.0
     for mode in config.generation.modes:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from medsyn import config as configuration
 from medsyn.campaign.estimate import cost, workload
-from medsyn.campaign.plan import capacity, machine, shards
+from medsyn.campaign.plan import blocks, capacity, machine, shards
 from medsyn.campaign.state import campaign_file
 from medsyn.campaign.state.campaign_file import CampaignRecord
 from medsyn.campaign.tasks import Plan, build, count_blocks
@@ -72,13 +72,20 @@ class Checked:
         return [problem for problem in self.problems if problem.severity == "error"]
 
 
-def resolve(config: Config) -> Config:
+def resolve(config: Config, before: CampaignRecord | None = None) -> Config:
     """The configuration with nothing left to look up; of the data set's table only the modalities are read.
+
+    `generation.batches_per_block: auto` is replaced by the number on record; where there is none, it stays, as it
+    takes the prompts to choose one.
+
+    Args:
+        config: as the user gave it.
+        before: the campaign's record, if it has been prepared.
 
     Raises:
         InputError: the batch size is `auto`, and nothing says how much memory a card has.
     """
-    return capacity.resolve_batch_size(_with_paths(with_modalities(config)))
+    return blocks.as_recorded(capacity.resolve_batch_size(_with_paths(with_modalities(config))), before)
 
 
 def with_modalities(config: Config) -> Config:
@@ -222,6 +229,9 @@ def check(
     problems += _check_images(resolved.data, own, progress)
     asked = {modality: [run.items(config.generation.img_num) for run in its] for modality, its in runs.items()}
     on_gpu = machine.expects_gpu(resolved, here)
+    resolved = blocks.resolve(resolved, before, prompts.index, cost.CostModel(resolved, counts, on_gpu))
+    if resolved.finetune.validate_every is not None:
+        problems += _check_validated(resolved, images, counts["images"] if drawn_later else None)
     problems += machine.check_here(resolved) if here else []
     sizes = _shard_sizes(resolved, before, asked, counts, prompts, on_gpu)
     is_planned = earlier is not None and (earlier.asked, earlier.blocks_per_shard) == (asked, sizes)
@@ -299,6 +309,28 @@ def _check_split(config: Config, images: Sequence[ImageRow]) -> list[Problem]:
             continue
         problems.append(Problem(data.table, reason, key="data.held_out_fraction", severity="warning"))
     return problems
+
+
+def _check_validated(
+    config: Config, images: Sequence[ImageRow], expected: Mapping[str, int] | None = None
+) -> Iterator[Problem]:
+    """An error for each modality with too few held-out images to measure a loss and its interval on.
+
+    `expected` is how many images of each there will be, where they are still to be drawn.
+    """
+    fraction = config.data.held_out_fraction
+    is_held_out = hold_out(images, fraction, config.campaign.seed)
+    held = Counter(row.modality for row in images if is_held_out(row))
+    have = {row.modality for row in images}
+    if expected is not None:
+        held, have = Counter({modality: max(1, round(fraction * n)) for modality, n in expected.items()}), set(expected)
+    for modality in config.data.modalities:
+        if modality in have and held[modality] < 2:
+            reason = (
+                f"validation needs at least 2 held-out images, and of {modality} there are {held[modality]}: raise it, "
+                "or set finetune.validate_every: null"
+            )
+            yield Problem(CONFIGURATION, reason, key="data.held_out_fraction")
 
 
 def weights_of(config: Config) -> str:

@@ -82,15 +82,15 @@ def _check_packages(config: Config) -> list[Problem]:
     """Switches that need an optional package, or a GPU that a run on this machine would not have."""
     wanted = {"enable_xformers": "xformers", "use_8bit_adam": "bitsandbytes"}
     on = {key: package for key, package in wanted.items() if getattr(config.finetune, key)}
-    absent = {key: package for key, package in on.items() if importlib.util.find_spec(package) is None}
-    if shutil.which("sbatch") is None:
-        where, severity = "install it, or set this to false", "error"
-    else:
-        where, severity = "make sure it is on the compute nodes, or in the container", "warning"
-    problems = [
-        Problem(CONFIGURATION, f"{package} is not installed here: {where}", key=f"finetune.{key}", severity=severity)
-        for key, package in absent.items()
-    ]
+    needed = [(f"finetune.{key}", package, "false") for key, package in on.items()]
+    if config.training.report_to is not None:
+        needed.append(("training.report_to", config.training.report_to, "null"))
+    queued, problems = shutil.which("sbatch") is not None, []
+    for key, package, off in needed:
+        if importlib.util.find_spec(package) is None:
+            where = "make sure it is on the compute nodes, or in the container"
+            reason = f"{package} is not installed here: {where if queued else f'install it, or set this to {off}'}"
+            problems.append(Problem(CONFIGURATION, reason, key=key, severity="warning" if queued else "error"))
     if on and not has_gpu(config):
         why = "no NVIDIA GPU is visible" if config.device.use_cuda else "device.use_cuda is false"
         problems += [

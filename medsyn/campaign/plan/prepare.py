@@ -46,7 +46,7 @@ def unchanged(config: Config, before: CampaignRecord | None) -> Campaign | None:
     if before is None:
         return None
     try:
-        resolved = inputs.resolve(config)
+        resolved = inputs.resolve(config, before)
     except InputError:  # `check` reports it, with everything else
         return None
     directory = CampaignDirectory(resolved.campaign.path)
@@ -273,6 +273,8 @@ def _stages(key: str, was: Any, now: Any, after: Config) -> list[str]:
 
 def _how(key: str, was: Any, now: Any, after: Config) -> str:
     how = f"was {was!r} and is now {now!r}"
+    if key == STEPS and after.finetune.keep_best:
+        return f"{how}, and with keep_best what came after the best is not kept"
     if key == STEPS and not after.finetune.can_be_lengthened:
         return f"{how}, and with lr_scheduler={after.finetune.lr_scheduler} the rate of every step depends on it"
     if key == configuration.GLOBAL_BATCH:
@@ -301,7 +303,7 @@ def _refused_keys(given: Config, before: CampaignRecord | None) -> list[Problem]
     if before is None:
         return []
     try:
-        resolved = inputs.resolve(given)
+        resolved = inputs.resolve(given, before)
     except InputError:  # `check` reports it, with everything else
         return []
     changes = _changed_keys(before, resolved)

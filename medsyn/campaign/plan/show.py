@@ -13,6 +13,7 @@ from rich.table import Table
 
 from medsyn.campaign.estimate.cost import CostModel, Estimate, TaskCost
 from medsyn.campaign.plan import capacity, shards
+from medsyn.campaign.plan.blocks import USUAL
 from medsyn.campaign.plan.inputs import Checked
 from medsyn.campaign.tasks import Key, Plan, PlannedTask
 from medsyn.errors import Problem
@@ -67,6 +68,7 @@ def as_dict(checked: Checked, done: Collection[Key] = ()) -> dict[str, Any]:
         "counts": {what: dict(counts) for what, counts in checked.counts.items()},
         "generate": {
             "batch_size": checked.config.generation.images_per_batch,
+            "batches_per_block": checked.config.generation.batches_per_block,
             "blocks_per_shard": checked.blocks_per_shard,
             "shard_minutes": _shard_seconds(checked) / 60,
         },
@@ -118,7 +120,17 @@ def sharding(checked: Checked) -> list[str]:
     model = CostModel(checked.config, checked.counts, checked.estimate.on_gpu)
     ends = {planned.task.modality: planned.task.blocks[1] for planned in tasks if planned.task.blocks}
     blocks = {modality: end for modality, end in ends.items() if modality is not None}
+    if (told := _large_blocks(checked)) is not None:
+        sizes = f"{sizes}, {told}"
     return [sizes, *(f"generate: {note}" for note in shards.notes(model, blocks, checked.blocks_per_shard))]
+
+
+def _large_blocks(checked: Checked) -> str | None:
+    """How large the blocks are, where there are so many images that larger ones than usual were chosen."""
+    section = checked.config.generation
+    if checked.given.generation.batches_per_block != "auto" or section.batches_per_block == USUAL:
+        return None
+    return f"{section.block_size} images in a block (generation.batches_per_block={section.batches_per_block})"
 
 
 def sharing(checked: Checked) -> Iterator[str]:

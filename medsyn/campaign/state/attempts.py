@@ -83,20 +83,28 @@ def progress(directory: CampaignDirectory, key: Key) -> dict[str, Any] | None:
     return heartbeat
 
 
-def start_attempt(directory: CampaignDirectory, key: Key) -> int:
-    """Record that an attempt starts, and where; return its number, counted from 1."""
+def start_attempt(directory: CampaignDirectory, key: Key, **facts: Any) -> int:
+    """Record that an attempt starts, where, and further facts; return its number, counted from 1."""
     path = directory.attempts(*key)
     number = 1 + sum(1 for line in disk.read_jsonl(path) if line["event"] == "start")
-    disk.append_jsonl(path, _attempt("start", number, progress=progress(directory, key)))
+    disk.append_jsonl(path, _attempt("start", number, progress=progress(directory, key), **facts))
     directory.heartbeat(*key).unlink(missing_ok=True)  # from here on a heartbeat is this attempt's
     return number
 
 
 def end_attempt(
-    directory: CampaignDirectory, key: Key, number: int, exit_code: int, reason: str, asked: float | None = None
+    directory: CampaignDirectory,
+    key: Key,
+    number: int,
+    exit_code: int,
+    reason: str,
+    asked: float | None = None,
+    use: Mapping[str, Any] | None = None,
 ) -> None:
-    """Record how the attempt ended, and when it was asked to leave, if it was."""
+    """Record how the attempt ended, when it was asked to leave, if it was, and what its seconds went to."""
     facts = {"exit_code": exit_code, "reason": reason, "progress": progress(directory, key)}
+    if use is not None:
+        facts["use"] = use
     if asked is not None:
         facts["asked"] = asked
     disk.append_jsonl(directory.attempts(*key), _attempt("end", number, **facts))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from medsyn import disk
+from medsyn import disk, efficiency, time_use
 from medsyn.campaign.state import attempts, done_index
 from medsyn.campaign.state.campaign_file import Campaign, FileRecord, difference, record_file
 from medsyn.campaign.tasks import READS, Key, PlannedTask
@@ -119,17 +120,31 @@ def write_done(campaign: Campaign, planned: PlannedTask, facts: Mapping[str, Any
     if not made:
         raise FileNotFoundError(f"{planned.task.stage} {planned.task.name} ended without any output")
     directory, key, now = campaign.directory, planned.key, time.time()
+    lines, account = attempts.attempt_lines(directory, key), time_use.current()
+    end = {"event": "end", "time": now, "reason": "done", "use": account.as_dict() if account else {}}
     marker = {
         "fingerprint": task_fingerprint(campaign, planned),
         "time": now,
         **facts,
-        "spent": attempts.read(directory.attempts(*key)).spent(now),  # seconds of all attempts
+        "spent": attempts.summarize(lines).spent(now),  # seconds of all attempts
+        "use": efficiency.summarize([*lines, end]),
         "images": done_index.count_images(_manifests(campaign, planned)),
         "outputs": [asdict(one) for one in made],
     }
     disk.write_json(directory.done(*key), marker)
     done_index.append(directory, *key, marker)
     directory.failed(*key).unlink(missing_ok=True)
+
+
+def ready_since(campaign: Campaign, planned: PlannedTask) -> float | None:
+    """When the last thing that the task waits for was done, as far as that is known; None if it waits for nothing."""
+    needed = [campaign.directory.done(*key) for key in planned.needs]
+    needed += [campaign.directory.done(stage, "any").parent for stage in {key[0] for key in planned.after}]
+    times = []
+    for path in needed:
+        with suppress(OSError):
+            times.append(path.stat().st_mtime)
+    return max(times, default=None)
 
 
 def check_inputs(campaign: Campaign, planned: PlannedTask) -> None:

@@ -36,6 +36,7 @@ def as_dict(
         "exit_code": status.exit_code,
         "stages": {stage: _stage(its) for stage, its in figures.stages(status, expected).items()},
         "images": {mode: asdict(its) for mode, its in figures.images(status).items()},
+        "efficiency": figures.efficiency(status).as_dict(),
         "tasks": [
             _task(status, key)
             for state, keys in status.by_state.items()

@@ -21,6 +21,7 @@ from medsyn.campaign.plan import machine
 from medsyn.campaign.status import figures, logs
 from medsyn.campaign.status.state import STATES, State, Status
 from medsyn.campaign.tasks import Key
+from medsyn.efficiency import KINDS
 from medsyn.text import and_more, duration
 
 LOG_LINES = 5
@@ -49,6 +50,7 @@ def parts(
     directory, step = status.campaign.directory, status.next_step
     yield _stages(status, expected)
     yield from _images(status)
+    yield from _efficiency(status)
     yield from (_line(f"[yellow]{escape(note)}[/]") for note in status.notes)
     for stage in status.campaign.plan.by_stage:
         yield from _tasks(status, stage, "running", "green")
@@ -98,6 +100,16 @@ def _images(status: Status) -> Iterator[Text]:
         if its.candidates:
             rate = f", {its.candidates / its.accepted:.2f} per accepted image" if its.accepted else ""
             yield _line(f"{mode:<9} {its.accepted} of {its.asked} images accepted, {its.candidates} attempts{rate}")
+
+
+def _efficiency(status: Status) -> Iterator[Text]:
+    """Where the seconds went, the largest parts first."""
+    its = figures.efficiency(status)
+    if its.allocated:
+        shares = sorted(its.whole_percents.items(), key=lambda pair: -pair[1])
+        said = ", ".join(f"{KINDS[kind]} {share} %" for kind, share in shares if share)
+        queued = f"; {duration(its.queued)} in the queue besides" if its.queued >= 0.5 else ""
+        yield _line(f"spent     {_hours(its.allocated)}: {said}{queued}")
 
 
 def _tasks(status: Status, stage: str, state: State, style: str) -> Iterator[Text]:

@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from medsyn import disk
 from medsyn.campaign.estimate import cost, memory
 from medsyn.campaign.plan import machine
 from medsyn.campaign.state import attempts as state_attempts
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.campaign.status.state import NOTHING_KNOWN, State, Status
-from medsyn.campaign.tasks import PlannedTask
+from medsyn.campaign.tasks import Key, PlannedTask
+from medsyn.efficiency import Efficiency, Record, add_up, summarize
 
 TO_COME: tuple[State, ...] = ("running", "preempted", "pending", "cancelled", "idle", "unknown")
 
@@ -78,6 +80,17 @@ def _spent(status: Status, planned: PlannedTask) -> float:
         return its.spent(status.time)
     heartbeat = state_attempts.progress(status.campaign.directory, planned.key)
     return its.spent(heartbeat.get("time") if heartbeat else None)
+
+
+def efficiency(status: Status) -> Efficiency:
+    """Where the seconds of all tasks went; reads the attempts of those that are not done and have been tried."""
+    directory = status.campaign.directory
+    records: dict[Key, Record] = {key: line["use"] for key, line in status.made.items() if line.get("use")}
+    for key, state in status.states.items():
+        if key not in status.made and status.evidence.get(key, NOTHING_KNOWN).attempts.begun:
+            lines, heartbeat = disk.read_jsonl(directory.attempts(*key)), state_attempts.progress(directory, key)
+            records[key] = summarize(lines, heartbeat, status.time if state == "running" else None)
+    return add_up(records, disk.read_jsonl(directory.ledger))
 
 
 def images(status: Status) -> dict[str, ImageFigures]:

@@ -99,7 +99,7 @@ class Generator:
                 `medsyn.schedulers.SOLVERS`), `guidance_scale` (1 to 1000; 1 is off), `guidance_interval` ([start,
                 end], shares of the steps), `fast` (leave out what was measured to change little), or its parts
                 `deep_cache_every` and `text_attention_until`, `negative_prompt`, `batch_size` (candidates denoised
-                together; 4), `batches_per_block`; and with the filter `quality_threshold` (Selector score 0 to 1 that
+                together; 4), `batches_per_block` (4); with the filter `quality_threshold` (Selector score 0 to 1 that
                 an image needs), `min_policy_score` (0 to 1), `num_candidates` (passing ones to choose from; 3),
                 `max_attempts` (candidates of one image at most), `on_exhausted` (`fail`, `skip` or `keep-best`). Where
                 no default is said it is that of the configuration's section `generation`.

@@ -19,6 +19,7 @@ from medsyn.schedulers import SchedulerName
 from medsyn.text import did_you_mean
 
 BATCH_SIZE, MOST_TOGETHER = 4, 1024  # candidates in a batch, by default and at most
+BATCHES_PER_BLOCK = 4  # packed together; a campaign may have far more, but here somebody waits for the first image
 
 Mode = Literal["baseline", "filtered"]
 
@@ -144,6 +145,7 @@ def _defaults(campaign: Config | None, given: Mapping[str, Any]) -> dict[str, An
             **section.model_dump(),
             "modes": [mode_of(given)],
             "batch_size": size,
+            "batches_per_block": BATCHES_PER_BLOCK,
             "num_candidates": candidates,
         },
     }
@@ -167,6 +169,8 @@ def _wrong_values(given: Mapping[str, Any]) -> Iterator[Problem]:
     size = given.get("batch_size", BATCH_SIZE)
     if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= MOST_TOGETHER:
         yield Problem("batch_size", f"must be a whole number from 1 to {MOST_TOGETHER}, got {size!r:.100}")
+    if given.get("batches_per_block") == "auto":
+        yield Problem("batches_per_block", "must be a whole number of at least 1, got 'auto'")
     negative = given.get("negative_prompt")
     if isinstance(negative, str):
         yield from (Problem("negative_prompt", reason) for reason in wrong_negative(negative))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from medsyn import time_use
 from medsyn.generation.filter import Trial, next_batch
 from medsyn.generation.make.block import Order, Progress
 from medsyn.generation.make.journal import Journal, Places
@@ -119,9 +120,15 @@ def _sample(batch: Sequence[tuple[Seat, int]], sampler: ImageSampler, writer: Wr
         places.setdefault(block, []).append((position, attempt))
     parts = made.split([block for (block, _), _ in batch])
     settled = [block.progress.take(mine, part) for (block, mine), part in zip(places.items(), parts, strict=True)]
+    winners = [
+        block.progress.trials[place].winner for block, mine in zip(places, settled, strict=True) for place in mine
+    ]
+    time_use.count(places=sampler.recipe.batch_size, used=sum(winner is not None for winner in winners))
+    kept = time_use.mark()
 
     def write() -> None:
         for (block, mine), part, positions in zip(places.items(), parts, settled, strict=True):
             block.write(mine, part, positions)
+        kept()
 
     writer.submit(write)

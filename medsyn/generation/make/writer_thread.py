@@ -6,6 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
+from medsyn import time_use
+
 
 class Writer:
     """Runs jobs in order, one at a time, with no queue: what a kill can cost stays bounded.
@@ -25,7 +27,8 @@ class Writer:
     def _wait(self) -> None:
         running, self._running = self._running, None
         if running is not None:
-            running.result()
+            with time_use.of(time_use.WRITING):
+                running.result()
 
     def __enter__(self) -> Writer:
         return self

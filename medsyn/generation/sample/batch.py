@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medsyn import time_use
 from medsyn.config import Config
 from medsyn.generation.block_store import Item, image_seed
 from medsyn.generation.filter import Candidate
@@ -120,6 +121,7 @@ class ImageSampler:
     selector: Selector | None = None  # the baseline has no scorers
     policy: Policy | None = None
 
+    @time_use.of(time_use.PAINTING)
     def sample(self, wanted: Sequence[tuple[Item, int]]) -> Batch:
         """Sample, decode and score the attempts `wanted`: one batch of the recipe's size, padded by repetition.
 
@@ -145,7 +147,8 @@ class ImageSampler:
         decodable = decoded.isfinite().flatten(1).all(dim=1).tolist()
         written = quantise_all(_numbers(decoded), recipe.modality)
         on_the_way = HostCopy(written)  # while the scorers look
-        scores = self.scores(written, torch.stack([pooled for _, pooled in features]))
+        with time_use.of(time_use.SCORING):
+            scores = self.scores(written, torch.stack([pooled for _, pooled in features]))
         pictures = on_the_way.pictures()
         candidates = [
             _candidate(attempt, seeds[i], samples.finite[i] and decodable[i], *scores[i], samples.precision[i])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medsyn import time_use
 from medsyn.config import AugmentSection, Config
 from medsyn.data.images.latent_cache import TensorCache, caption_key
 from medsyn.data.images.read import Image
@@ -89,6 +90,7 @@ def training_rows(config: Config, modality: str) -> tuple[list[ImageRow], list[I
     return kept, [row for row in rows if is_held_out(row)]
 
 
+@time_use.of(time_use.PAINTING)
 def prepare_dataset(
     config: Config,
     rows: Sequence[ImageRow],

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsyn import disk
+from medsyn import time_use
 from medsyn.ahead import ahead
 from medsyn.config import Config
 from medsyn.stage import NoProgress
@@ -35,6 +35,7 @@ _ROWS_SHOWN = 8
 _METRICS_LINES = 100  # about enough for a curve; each one waits for the GPU
 
 
+@time_use.of(time_use.TRAINING)
 def train(
     config: Config,
     state: TrainState,
@@ -55,7 +56,7 @@ def train(
     weights = min_snr_weights(scheduler.alphas_cumprod, section.snr_gamma, prediction_type).to(device)
     total, batch = section.max_train_steps, section.global_batch
     log_every = max(1, min(50, total // _METRICS_LINES))
-    before = disk.truncate_jsonl(training.metrics, "step", start) if team.rank == 0 else []
+    before = training.resume_metrics("step", start)
     loss: float | None = before[-1]["loss"] if before else None
     logged = before[-1]["step"] if before else start - start % log_every  # the steps of the newest line
     team.agree(training.control)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +34,8 @@ DEAD_SECONDS = 120  # a rank that is not in the sum of the gradients by then nev
 PATIENCE_SECONDS = 3600  # what one may do meanwhile: the first writes checkpoints, to a slow disk
 PREPARING_DAYS = 30  # the first encodes the images; if it dies, whoever started the ranks ends the others
 _ALIGNED = 64  # numbers: where a gradient begins in the buffer, so that vector instructions can read it
-_TOLD = "told"
+HEARING_SECONDS = 10  # that another rank may need to hear that there is nothing to train
+_TOLD, _HEARD = "told", "heard"
 
 
 class Team:
@@ -92,6 +94,7 @@ class Ranks(Team):
         """What the first rank tells the others when it is ready to train, which may take hours; None if it is not."""
         self._store.set_timeout(datetime.timedelta(days=PREPARING_DAYS))
         told: dict[str, Any] | None = json.loads(self._store.get(_TOLD))
+        self._store.add(_HEARD, 1)
         return told
 
     def join(self, told: Mapping[str, Any], parameters: Mapping[str, Tensor], control: Control) -> None:
@@ -125,9 +128,16 @@ class Ranks(Team):
         self._talk = dist.new_group(backend="gloo", timeout=patience)
 
     def dismiss(self) -> None:
-        """Tell the others that there is nothing to train, unless they are at it."""
-        if not self._is_joined:
-            self._store.set(_TOLD, json.dumps(None))
+        """Tell the others that there is nothing to train, unless they are at it.
+
+        The store may end with this process, so it stays until they have heard.
+        """
+        if self._is_joined:
+            return
+        self._store.set(_TOLD, json.dumps(None))
+        patience = time.monotonic() + HEARING_SECONDS
+        while self._store.add(_HEARD, 0) < self.size - 1 and time.monotonic() < patience:
+            time.sleep(0.02)
 
     def agree(self, control: Control, out_of_memory: bool = False) -> bool:
         """What holds for any rank holds for all; the order of the calls is the same on all."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from medsyn import disk
+from medsyn import disk, time_use
 from medsyn.config import Config
 from medsyn.errors import InputError
 from medsyn.models import model_folder, noise_schedule
@@ -72,6 +72,7 @@ def _best(training: TrainingRun, step: int) -> Path:
     return training.directory / f"{_BEST}{step}"
 
 
+@time_use.of(time_use.WRITING)
 def publish(state: TrainState, config: Config, training: TrainingRun, model: Path, best: int | None = None) -> None:
     """Write `model` as an ordinary diffusers pipeline: the trained UNet, and the other parts from its base.
 

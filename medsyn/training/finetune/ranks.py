@@ -29,7 +29,7 @@ from typing import Any, TypeAlias
 
 import torch.distributed as dist
 
-from medsyn import forks, prctl
+from medsyn import forks, prctl, time_use
 from medsyn.config import Config
 from medsyn.errors import CONFIGURATION, InputError
 from medsyn.models.visible_gpus import visible_gpus
@@ -111,6 +111,8 @@ class _Supervisor:
         with suppress(EOFError, OSError):
             while rank.channel.poll():
                 kind, *words = rank.channel.recv()
+                if rank.number == 0 and (account := time_use.current()) is not None:
+                    account.told = words[-1] or account.told
                 if kind == "beat":
                     self.control.heartbeat(*words[0], **words[1])
                 else:
@@ -161,6 +163,8 @@ def run(
     """
     context: Any = multiprocessing.get_context("fork" if forks.unfit() is None else "spawn")
     supervisor = _Supervisor(control)
+    if (account := time_use.current()) is not None:
+        account.ranks = size
     with tempfile.TemporaryDirectory(prefix="medsyn-") as folder:
         store = str(Path(folder) / _STORE)
         try:
@@ -171,7 +175,8 @@ def run(
                 process.start()
                 theirs.close()
                 supervisor.ranks.append(_Rank(number, process, ours))
-            supervisor.listen()
+            with time_use.of(time_use.RANKS):
+                supervisor.listen()
         finally:
             supervisor.kill()
             for rank in supervisor.ranks:
@@ -190,7 +195,7 @@ class RankControl(Control):
     def heartbeat(self, *arguments: Any, **numbers: Any) -> None:
         """Have the task's process report it."""
         if self._leads:
-            self._channel.send(("beat", arguments, numbers))
+            self._channel.send(("beat", arguments, numbers, _used()))
         self.asked_here()
 
     def asked_here(self) -> bool:
@@ -224,14 +229,20 @@ def _become_rank(
     if not prctl.signal_at_death_of(parent, signal.SIGKILL):
         os._exit(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the others are on this machine; its name may mean nothing
+    time_use.open_account()
     error: BaseException | None = None
     try:
         team = Ranks(number, size, dist.FileStore(store, size))
         function(config, task, directory, RankControl(number, channel), team)
     except BaseException as raised:
         error = raised
-    channel.send(("end", _portable(error)))
+    channel.send(("end", _portable(error), _used()))
     os._exit(0)  # not through what the task's process would do at its end; nor may CUDA's end hang
+
+
+def _used() -> dict[str, Any] | None:
+    account = time_use.current()
+    return account.as_dict() if account else None
 
 
 def _portable(error: BaseException | None) -> Sequence[BaseException]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler
 
-from medsyn import disk
+from medsyn import disk, time_use
 from medsyn.config import FREE_OF_FINETUNE, GLOBAL_BATCH, AugmentSection, Config, FinetuneSection, flatten
 from medsyn.data.images.latent_cache import TensorCache, hash_files
 from medsyn.data.tables.read import ImageRow
@@ -66,6 +66,8 @@ def train_as(config: Config, task: Task, directory: CampaignDirectory, control: 
     """Fine-tune as one rank of a team."""
     if isinstance(team, Ranks) and team.rank > 0:
         return _follow(control, team)
+    if (account := time_use.current()) is not None:
+        account.ranks = team.size
     try:
         _lead(config, task, directory, control, team)
     finally:
@@ -78,7 +80,7 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
     cache, model = directory.root / "cache" / task.name, directory.finetuned_unet(task.modality)
     disk.sweep_temporaries(cache)
     rows, held_out = training_rows(config, task.modality)
-    section, validated = config.finetune, _validated_rows(config, held_out)
+    section, validated = config.finetune, _validated_rows(config, task.modality, held_out)
     hashes = hash_files((row.path for row in (*rows, *validated)), cache / "files.json")
     provenance = _provenance(config, rows, validated, hashes)
     training = TrainingRun(
@@ -188,7 +190,7 @@ def _follow(control: Control, team: Ranks) -> None:
     train(config, state, start, _scheduler(config), dataset, training, team)
 
 
-def _validated_rows(config: Config, held_out: list[ImageRow]) -> list[ImageRow]:
+def _validated_rows(config: Config, modality: str, held_out: list[ImageRow]) -> list[ImageRow]:
     """The held-out rows that the loss is measured on: all, or `MOST_IMAGES` of them by chance, always the same.
 
     Raises:
@@ -197,8 +199,11 @@ def _validated_rows(config: Config, held_out: list[ImageRow]) -> list[ImageRow]:
     if config.finetune.validate_every is None:
         return []
     if len(held_out) < 2:
-        reason = f"validation needs at least 2 held-out images, and there are {len(held_out)}: raise it, or set "
-        raise InputError("configuration", reason + "finetune.validate_every: null", key="data.held_out_fraction")
+        reason = (
+            f"validation needs at least 2 held-out images, and of {modality} there are {len(held_out)}: raise it, or "
+            "set finetune.validate_every: null"
+        )
+        raise InputError(CONFIGURATION, reason, key="data.held_out_fraction")
     order = np.random.default_rng(seed(config.campaign.seed, "validation")).permutation(len(held_out))
     return [held_out[place] for place in sorted(order[:MOST_IMAGES])]
 

@@ -25,9 +25,8 @@ HOUR = 3600
 
 def config(name: str = "sd15-pascal", **changes: Any) -> Config:
     """A configuration of the repository, of CT alone in batches of 4; `section__key` changes a value."""
-    overrides = [
-        f"{key.replace('__', '.')}={value!s}" for key, value in {"generation__batch_size": 4, **changes}.items()
-    ]
+    sizes = {"generation__batch_size": 4, "generation__batches_per_block": 4}
+    overrides = [f"{key.replace('__', '.')}={value!s}" for key, value in {**sizes, **changes}.items()]
     return configuration.load(ROOT / "configs" / f"{name}.yaml", ["data.modalities=[CT]", *overrides], environment={})
 
 
@@ -291,7 +290,8 @@ class TestDisk:
     def test_a_full_file_system_is_an_error_for_what_runs_at_once_and_a_warning_for_all(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        settings = inputs.resolve(configuration.load(ROOT / "configs" / "sd15-pascal.yaml", environment={}))
+        number = ["generation.batches_per_block=4"]
+        settings = inputs.resolve(configuration.load(ROOT / "configs" / "sd15-pascal.yaml", number, environment={}))
         counts = {what: dict.fromkeys(settings.data.modalities, 1000) for what in COUNTS}
         found = estimate(settings, counts)
         severities = {}

@@ -16,7 +16,7 @@ from medsyn.campaign.plan import inputs, machine, prepare
 from medsyn.campaign.state import campaign_file, locks
 from medsyn.campaign.tasks import SCHEMA
 from medsyn.cli import app
-from medsyn.config import Config
+from medsyn.config import PHANTOMS, Config
 from medsyn.data import read_images
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.models import model_folder
@@ -222,6 +222,14 @@ def test_one_with_a_cosine_may_not_and_why_is_said(trial: Trial) -> None:
     assert "was 2000 and is now 3000, and with lr_scheduler=cosine the rate of every step depends on it" in said
 
 
+def test_nor_one_that_keeps_the_best(trial: Trial) -> None:
+    best = {"finetune__keep_best": True, "finetune__validate_every": 5, "data__held_out_fraction": 0.5}
+    trial.prepare(**best)
+    trial.work("finetune", "ct")
+    said = refused(trial, **best, finetune__max_train_steps=3000)
+    assert "was 2000 and is now 3000, and with keep_best what came after the best is not kept, but" in said
+
+
 @pytest.mark.parametrize(
     ("file", "task", "key"),
     [("metadata.csv", "finetune ct", "data.table"), ("ratings.csv", "rlhf-stage1 all", "data.ratings_file")],
@@ -348,6 +356,17 @@ def test_a_share_that_patients_do_not_allow_is_told(trial: Trial) -> None:
     assert "2 of 4 images of CT are held out instead of 1" in told and "only 2 patients" in told
 
 
+@pytest.mark.parametrize(("fraction", "table"), [(0.2, "images"), (0.5, "images"), (0.02, PHANTOMS), (0.05, PHANTOMS)])
+def test_too_few_held_out_images_for_a_validation_are_refused(trial: Trial, fraction: float, table: str) -> None:
+    """4 images, or the 60 phantoms that are still to be drawn."""
+    options: dict[str, Any] = {"data__held_out_fraction": fraction}
+    if table == PHANTOMS:
+        options |= {"data__table": PHANTOMS, "data__modalities": ["OCT"], "data__phantoms": {"images_per_kind": 60}}
+    told = "data.held_out_fraction: validation needs at least 2 held-out images, and of "
+    assert (told in reasons(trial.config(**options, finetune__validate_every=5))) == (fraction in (0.2, 0.02))
+    assert told not in reasons(trial.config(**options))
+
+
 def test_a_table_without_patients_is_warned_about_unless_every_image_is_of_another(trial: Trial) -> None:
     assert "it has no patient column" in reasons(trial.config(), "warning")
     assert reasons(trial.config(data__patient_column="path"), "warning") == ""
@@ -414,7 +433,8 @@ def test_missing_packages_and_gpus_are_known_before_anything_runs(
     monkeypatch.setattr(machine.shutil, "which", lambda name: None)
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
     wanted = {"finetune__use_8bit_adam": True, "finetune__enable_xformers": True, "device__use_cuda": True}
-    said = reasons(trial.config(**wanted))
+    said = reasons(trial.config(**wanted, training__report_to="tensorboard"))
+    assert "training.report_to: tensorboard is not installed here: install it, or set this to null" in said
     assert "finetune.use_8bit_adam: bitsandbytes is not installed" in said
     assert "finetune.enable_xformers: xformers is not installed" in said
     assert "finetune.use_8bit_adam: it needs a GPU, but no NVIDIA GPU is visible" in said

@@ -22,7 +22,7 @@ BY_TIME: dict[str, Any] = {"generation__blocks_per_shard": None}
 
 def model(*overrides: str) -> CostModel:
     """Stable Diffusion v1.5 on a TITAN Xp: a block of four batches of four takes three to four minutes."""
-    given = ["generation.batch_size=4", "data.modalities=[CT, OCT]", *overrides]
+    given = ["generation.batch_size=4", "generation.batches_per_block=4", "data.modalities=[CT, OCT]", *overrides]
     config = configuration.load(ROOT / "configs" / "sd15-pascal.yaml", given, environment={})
     counts = {"asked": {"CT": 10**6, "OCT": 10**6}}
     return CostModel(config, counts, on_gpu=True)

@@ -218,5 +218,5 @@ def test_options_have_the_types_of_their_keys() -> None:
         key = OPTIONS[name].key
         assert key is not None
         field = GenerationSection.model_fields[key.removeprefix("generation.")]
-        wider = {"guidance_interval": Sequence[float], "batch_size": int}
+        wider = {"guidance_interval": Sequence[float], "batch_size": int, "batches_per_block": int}
         assert kind == wider.get(name, field.annotation), name
