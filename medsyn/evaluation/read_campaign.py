@@ -75,13 +75,17 @@ def gather(config: Config, directory: CampaignDirectory, tick: Tick) -> Gathered
 def read_agreement(config: Config) -> dict[str, Any] | None:
     """How far the ratings can be trusted (`medsyn.rating.report`); None for ratings that no import has written."""
     from medsyn.rating.report import assess
-    from medsyn.rating.sessions import SESSIONS_TABLE, read_sessions
+    from medsyn.rating.sessions import SESSIONS_TABLE, ratings_beside, read_sessions
 
     if config.data.ratings_file is None:
         return None
-    table = Path(str(config.data.ratings_file)).with_name(SESSIONS_TABLE)
+    ratings = Path(str(config.data.ratings_file))
+    table = ratings.with_name(SESSIONS_TABLE)
+    if not table.is_file():
+        return None
     try:
-        return assess(read_sessions(table)).as_dict() if table.is_file() else None
+        sessions = read_sessions(table)
+        return assess(sessions).as_dict() if ratings_beside(table) == ratings.name else None
     except InputError:  # it was moved or replaced: the ratings themselves have been checked
         return None
 

@@ -108,7 +108,8 @@ def _of_rater(name: str, cases: pd.DataFrame, pairs: pd.DataFrame, resamples: in
     rated = cases[cases.rating.notna()].sort_values(["set", "order"])
     first = rated[rated.repeat_of.isna()]
     twice = _twice(rated)
-    real, made = (first[first.source == source].rating.to_numpy(float) for source in ("real", "generated"))
+    decoy = first.decoy.to_numpy(bool)  # its file may not say of an image of the source that it was generated
+    real, made = (first.rating.to_numpy(float)[which] for which in (decoy, ~decoy))
     seconds = cases.sort_values(["set", "order"]).seconds.to_numpy()
     quarter = max(1, len(seconds) // 4)
     figures = RaterFigures(

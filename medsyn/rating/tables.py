@@ -162,6 +162,7 @@ def _content(file: Path, member: str | None) -> bytes:
 
 
 def _require_same(file: Path, found: str | None, sha256: str) -> None:
+    if found is None:
+        raise InputError(file, "is gone since it was put into the set: put it back, or import where it is")
     if found != sha256:
-        what = "is gone" if found is None else "has changed"
-        raise InputError(file, f"{what} since it was put into the set: the answers are about another image")
+        raise InputError(file, "has changed since it was put into the set: the answers are about another image")

@@ -20,7 +20,7 @@ NOT_RUN = {
     r"--use_pretrained_only": "tests/cli asks for these prompts with fewer steps",
     r"medsyn pretrain": "takes an hour; tests/training/test_pretrain.py trains a few steps",
     r"benchmarks/": "takes minutes to hours; tests/benchmarks runs the parts",
-    r"export\.json": "an export of Label Studio; tests/rating/test_label_studio.py runs this command on one",
+    r"rate (import|report|next)": "needs what people have answered in a browser; tests/rating has answers of its own",
     r"\bJOB\b": "stands for a job of the moment; tests/slurm does this to jobs of its own",
 }
 SLURM = r"slurm/devcluster (?!--help)|--cluster slurm|\bsbatch\b"

@@ -53,8 +53,9 @@ IN_A_FOLDER_OF_IT |= {
 }
 ELSEWHERE = {
     r"^(mine|runs|trial|out)/": "what the blocks of a page make",
-    r"^(metadata|ratings|pairs|prompts|balanced)\.csv$|^metadata\.jsonl$|^sessions\.parquet$": "a user's tables",
-    r"^set(\.key)?\.(html|json)$|^ratings-<set>-<rater>\.json$": "what `rate export` and its page write",
+    r"^(metadata|ratings|prompts|balanced)\.csv$|^metadata\.jsonl$": "a user's tables",
+    r"^set(-2)?(\.key)?\.(html|json)$|^ratings-<set>-<rater>\.json$": "what `rate export` and its page write",
+    r"^(pairs\.csv|sessions\.parquet)$": "what `rate import` writes",
     r"^medsyn-rating-(set|key|answers)/1$": "names of formats",
     r"^(/|~)": "of the machine",
     r"^\.[a-z0-9.]+$": "a suffix of files",

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from medsyn import disk
-from medsyn.config import validate
+from medsyn.config import load, validate
 from medsyn.data.tables.read import read_dataset
 from medsyn.data.tables.split import hold_out
 from medsyn.evaluation import generated, read_campaign
+from medsyn.rating.sessions import SESSIONS_TABLE, write_sessions
 from medsyn.stage import Saved
+from tests.helpers.paths import ROOT
 from tests.helpers.synthetic_campaign import Builder, write_csv
 
 
@@ -227,3 +229,11 @@ def test_killed_attempts_are_counted_and_cost_no_invented_seconds(builder: Build
         disk.append_jsonl(path, {"event": event, "attempt": attempt, "time": time})
     (times,) = read_campaign.stage_times(builder.directory)
     assert (times.stage, times.tasks, times.attempts, times.unfinished, times.seconds) == ("finetune", 1, 3, 2, 7.5)
+
+
+@pytest.mark.parametrize(("ratings", "is_known"), [("expert.csv", True), ("other.csv", False)])
+def test_answers_are_those_of_the_campaigns_own_ratings(tmp_path: Path, ratings: str, is_known: bool) -> None:
+    """Beside one table may lie the sessions of another."""
+    write_sessions(tmp_path / SESSIONS_TABLE, [], "expert.csv")
+    config = load(ROOT / "configs" / "tiny.yaml", [f"data.ratings_file={tmp_path / ratings}"], environment={})
+    assert (read_campaign.read_agreement(config) is not None) == is_known

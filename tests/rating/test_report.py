@@ -158,3 +158,9 @@ def test_what_is_not_known_is_a_dash(tmp_path: Path, capsys: pytest.CaptureFixtu
     report(tmp_path, session("A", lambda *_: 2), session("B", lambda *_: 2))
     assert rate.main("medsyn rate", ["report", str(tmp_path)]) == 0
     assert "A, B: kappa -" in capsys.readouterr().out
+
+
+def test_decoys_are_told_from_images_that_do_not_say_what_they_are(tmp_path: Path) -> None:
+    unmarked = [one | {"source": "real"} for one in session("A", honest)]
+    assert report(tmp_path, unmarked).raters[0].decoy_d == report(tmp_path, session("A", honest)).raters[0].decoy_d
+    assert report(tmp_path, unmarked).raters[0].decoys == DECOYS
