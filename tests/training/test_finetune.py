@@ -526,6 +526,16 @@ def test_a_run_at_a_constant_rate_is_lengthened_as_if_it_had_been_longer_from_th
         run(shorter, root)
 
 
+def test_a_lengthened_run_keeps_the_unet_that_was_the_last(weights: Path, table: Path, tmp_path: Path) -> None:
+    options = {**CONSTANT, "checkpointing_steps": 1, "keep_every": 1}
+    run(training(weights, table, **options, max_train_steps=1), tmp_path)
+    last = unet_bytes(tmp_path)
+    run(training(weights, table, **options, max_train_steps=2), tmp_path)
+    kept = tmp_path / "work/finetune/ct/checkpoint-1"
+    assert (kept / "unet/diffusion_pytorch_model.safetensors").read_bytes() == last != unet_bytes(tmp_path)
+    assert disk.read_json(kept / PROVENANCE)["step"] == 1
+
+
 def test_without_a_checkpoint_a_longer_run_begins_anew_and_says_so(
     weights: Path, table: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

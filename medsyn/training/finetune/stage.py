@@ -35,7 +35,7 @@ from medsyn.training.finetune.dataset import LatentDataset, prepare_dataset, tra
 from medsyn.training.finetune.loop import train
 from medsyn.training.finetune.parallel import Ranks, Team, meet
 from medsyn.training.finetune.precision import training_dtype
-from medsyn.training.finetune.publish import STEPS, discard_best, publish
+from medsyn.training.finetune.publish import STEPS, discard_best, keep_first, publish
 from medsyn.training.finetune.state import first_state
 from medsyn.training.finetune.validation import MOST_IMAGES
 from medsyn.training.run import FollowedRun, TrainingRun
@@ -100,6 +100,7 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
         if start > section.max_train_steps:
             reason = f"there is a checkpoint after {start} steps, so {section.max_train_steps} cannot be asked for"
             raise InputError(training.checkpoints, reason, key=STEPS)
+        keep_first(state, start, training, config)
 
         @functools.cache
         def load_system() -> SyntheticSystem:
