@@ -198,10 +198,8 @@ def _validated_rows(config: Config, modality: str, held_out: list[ImageRow]) -> 
     if config.finetune.validate_every is None:
         return []
     if len(held_out) < 2:
-        reason = (
-            f"validation needs at least 2 held-out images, and of {modality} there are {len(held_out)}: raise it, or "
-            "set finetune.validate_every: null"
-        )
+        reason = f"validation needs at least 2 held-out images of each modality, and there are {len(held_out)} of "
+        reason += f"{modality}: raise it, or set finetune.validate_every: null"
         raise InputError(CONFIGURATION, reason, key="data.held_out_fraction")
     order = np.random.default_rng(seed(config.campaign.seed, "validation")).permutation(len(held_out))
     return [held_out[place] for place in sorted(order[:MOST_IMAGES])]
