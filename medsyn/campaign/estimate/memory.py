@@ -115,7 +115,7 @@ def disk(config: Config, task: Task, model: Architecture, work: Volume, candidat
         posteriors = work.images * config.finetune.augment.encoded
         cache = HALF * (2 * posteriors * model.latent + captions * architecture.TOKENS * model.text_width)
         section, checkpoint = config.finetune, checkpoint_bytes(config, model)
-        last = checkpoint if section.can_be_lengthened and section.keep_last_checkpoint else 0
+        last = last_checkpoint_bytes(config, model)
         checkpoints = (section.checkpoints_total_limit + 1) * checkpoint - last
         if section.keep_best:  # one for each of them at most
             checkpoints += (section.checkpoints_total_limit + 1) * FLOAT * model.unet.parameters
@@ -147,6 +147,12 @@ def checkpoint_bytes(config: Config, model: Architecture) -> int:
     section = config.finetune
     each = FLOAT + (ADAM_8BIT if section.use_8bit_adam else ADAM) + (FLOAT if section.use_ema else 0)
     return each * trained_parameters(section, model)
+
+
+def last_checkpoint_bytes(config: Config, model: Architecture) -> int:
+    """Bytes of the checkpoint that a finished fine-tuning leaves, to be given more steps."""
+    section = config.finetune
+    return checkpoint_bytes(config, model) if section.can_be_lengthened and section.keep_last_checkpoint else 0
 
 
 def _images(config: Config, task: Task, work: Volume, candidates: float) -> float:
