@@ -527,6 +527,16 @@ def test_a_run_at_a_constant_rate_is_lengthened_as_if_it_had_been_longer_from_th
         run(shorter, root)
 
 
+def test_a_lengthened_run_keeps_the_unet_that_was_the_last(weights: Path, table: Path, tmp_path: Path) -> None:
+    options = {**CONSTANT, "checkpointing_steps": 1, "keep_every": 1}
+    run(training(weights, table, **options, max_train_steps=1), tmp_path)
+    last = unet_bytes(tmp_path)
+    run(training(weights, table, **options, max_train_steps=2), tmp_path)
+    kept = tmp_path / "work/finetune/ct/checkpoint-1"
+    assert (kept / "unet/diffusion_pytorch_model.safetensors").read_bytes() == last != unet_bytes(tmp_path)
+    assert disk.read_json(kept / PROVENANCE)["step"] == 1
+
+
 def test_without_a_checkpoint_a_longer_run_begins_anew_and_says_so(
     weights: Path, table: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -713,7 +723,7 @@ def test_the_best_is_published_and_not_the_last(
 
 def test_too_few_held_out_images_are_told(weights: Path, table: Path, tmp_path: Path) -> None:
     config = training(weights, table, validate_every=2, data={"held_out_fraction": 0.05})
-    with pytest.raises(InputError, match="at least 2 held-out images, and of CT there are 1"):
+    with pytest.raises(InputError, match="at least 2 held-out images of each modality, and there are 1 of CT"):
         run(config, tmp_path)
     with pytest.raises(InputProblems, match="keep_best needs validate_every"):
         training(weights, table, keep_best=True)

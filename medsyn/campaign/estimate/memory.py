@@ -115,7 +115,7 @@ def disk(config: Config, task: Task, model: Architecture, work: Volume, candidat
         posteriors = work.images * config.finetune.augment.encoded
         cache = HALF * (2 * posteriors * model.latent + captions * architecture.TOKENS * model.text_width)
         section, checkpoint = config.finetune, checkpoint_bytes(config, model)
-        last = checkpoint if section.can_be_lengthened and section.keep_last_checkpoint else 0
+        last = last_checkpoint_bytes(config, model)
         checkpoints = (section.checkpoints_total_limit + 1) * checkpoint - last
         if section.keep_best:  # one for each of them at most
             checkpoints += (section.checkpoints_total_limit + 1) * FLOAT * model.unet.parameters
@@ -153,6 +153,12 @@ def image_bytes(config: Config, modality: str) -> float:
     """Bytes of disk that one image of a modality and its records take."""
     values = COLOURS.get(base_modality(modality), 1) * config.data.resolution**2
     return PNG_BYTES_PER_VALUE * values + IMAGE_RECORDS + DISK_BLOCK
+
+
+def last_checkpoint_bytes(config: Config, model: Architecture) -> int:
+    """Bytes of the checkpoint that a finished fine-tuning leaves, to be given more steps."""
+    section = config.finetune
+    return checkpoint_bytes(config, model) if section.can_be_lengthened and section.keep_last_checkpoint else 0
 
 
 def _images(config: Config, task: Task, work: Volume, candidates: float) -> float:

@@ -72,7 +72,10 @@ def _check_disk(config: Config, estimate: Estimate, done: Collection[Key]) -> It
     too_full = surely > free
     needed = surely if too_full else disk_needed(estimate, done)
     when = "" if too_full else " if all its tasks run at once"
-    keep_fewer = ", or raise finetune.keep_every" if config.finetune.keep_every else ""
+    section = config.finetune
+    keep_fewer = ", or raise finetune.keep_every" if section.keep_every else ""
+    if section.can_be_lengthened and section.keep_last_checkpoint:
+        keep_fewer += ", or set finetune.keep_last_checkpoint=false"
     reason = (
         f"the campaign is estimated to need {gib(needed)} GiB more{when}, and {config.campaign.path} has "
         f"{gib(free)} GiB free: free some space, choose another directory, or lower finetune.checkpoints_total_limit"

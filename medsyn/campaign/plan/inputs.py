@@ -316,23 +316,19 @@ def _check_split(config: Config, images: Sequence[ImageRow]) -> list[Problem]:
 def _check_validated(
     config: Config, images: Sequence[ImageRow], expected: Mapping[str, int] | None = None
 ) -> Iterator[Problem]:
-    """An error for each modality with too few held-out images to measure a loss and its interval on.
+    """An error where modalities have too few held-out images to measure a loss and its interval on.
 
     `expected` is how many images of each there will be, where they are still to be drawn.
     """
     fraction = config.data.held_out_fraction
     is_held_out = hold_out(images, fraction, config.campaign.seed)
-    held = Counter(row.modality for row in images if is_held_out(row))
-    have = {row.modality for row in images}
+    held = {row.modality: 0 for row in images} | Counter(row.modality for row in images if is_held_out(row))
     if expected is not None:
-        held, have = Counter({modality: max(1, round(fraction * n)) for modality, n in expected.items()}), set(expected)
-    for modality in config.data.modalities:
-        if modality in have and held[modality] < 2:
-            reason = (
-                f"validation needs at least 2 held-out images, and of {modality} there are {held[modality]}: raise it, "
-                "or set finetune.validate_every: null"
-            )
-            yield Problem(CONFIGURATION, reason, key="data.held_out_fraction")
+        held = {modality: max(1, round(fraction * n)) for modality, n in expected.items()}
+    few = [f"{held[modality]} of {modality}" for modality in config.data.modalities if held.get(modality, 2) < 2]
+    if few:
+        reason = f"validation needs at least 2 held-out images of each modality, and there are {', '.join(few)}: raise "
+        yield Problem(CONFIGURATION, reason + "it, or set finetune.validate_every: null", key="data.held_out_fraction")
 
 
 def weights_of(config: Config) -> str:

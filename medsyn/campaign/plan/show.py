@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from medsyn.campaign.estimate import memory
 from medsyn.campaign.estimate.cost import CostModel, Estimate, TaskCost
 from medsyn.campaign.plan import capacity, shards
 from medsyn.campaign.plan.blocks import USUAL
@@ -18,7 +19,7 @@ from medsyn.campaign.plan.inputs import Checked
 from medsyn.campaign.tasks import Key, Plan, PlannedTask
 from medsyn.errors import Problem
 from medsyn.stage import CampaignDirectory
-from medsyn.text import counted, gib, span
+from medsyn.text import GIB, counted, gib, span
 
 NAMES_SHOWN = 5
 COLUMNS = ("images", "rated images", "prompts")  # of the tables' counts
@@ -154,6 +155,17 @@ def sharing(checked: Checked) -> Iterator[str]:
         yield f"finetune: with finetune.gpus=1 the {len(costs)} tasks would run side by side, and no {what} would wait"
 
 
+def _last_checkpoints(checked: Checked) -> Iterator[str]:
+    """How much of the disk finished fine-tunings leave for more steps, where that is worth a line."""
+    networks = CostModel(checked.config, checked.counts, checked.estimate.on_gpu).networks
+    each, tasks = memory.last_checkpoint_bytes(checked.config, networks), len(checked.estimate.of("finetune"))
+    if each * tasks >= GIB:
+        yield (
+            f"of it {gib(each * tasks)} GiB are the last checkpoint of {counted(tasks, 'fine-tuning')}, to go on from "
+            "with more finetune.max_train_steps; finetune.keep_last_checkpoint=false removes it"
+        )
+
+
 def _shard_seconds(checked: Checked) -> float:
     """What a shard is expected to take on average; 0 where there is none."""
     costs = checked.estimate.of("generate")
@@ -207,6 +219,7 @@ def cost_totals(checked: Checked) -> list[str]:
         time,
         f"estimated disk for what is not done: {gib(least)} GiB with {at_once} tasks at once, {gib(most)} GiB with "
         f"all at once; free: {'unknown' if free is None else f'{gib(free)} GiB'}",
+        *_last_checkpoints(checked),
     ]
     section = config.generation
     if "filtered" in section.modes and estimate.of("generate"):

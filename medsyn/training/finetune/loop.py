@@ -22,7 +22,7 @@ from medsyn.training.finetune.dataset import LatentDataset
 from medsyn.training.finetune.loss import denoising_loss, min_snr_weights
 from medsyn.training.finetune.parallel import Team
 from medsyn.training.finetune.precision import autocast
-from medsyn.training.finetune.publish import keep_best, keep_unet
+from medsyn.training.finetune.publish import is_kept, keep_best, keep_unet
 from medsyn.training.finetune.speed import figures, training_flops
 from medsyn.training.finetune.state import TrainState
 from medsyn.training.finetune.validation import Validation, best_step, is_due
@@ -137,8 +137,8 @@ def train(
         if state.average:
             state.average.update(done)
 
-        keep = team.rank == 0 and section.keep_every and done % section.keep_every == 0 and done < total
-        kept = [keep_unet(state, done, training, config)] if keep else []
+        keeps = team.rank == 0 and is_kept(section, done)
+        kept = [keep_unet(state, done, training, config)] if keeps else []
         validates = is_due(section, done)
         if done % log_every == 0 or done == total or validates:
             require_finite()

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from medsyn import disk, time_use
-from medsyn.config import Config
+from medsyn.config import Config, FinetuneSection
 from medsyn.errors import InputError
 from medsyn.models import model_folder, noise_schedule
 from medsyn.models.pipeline_folder import add_parts, write_index
@@ -21,6 +21,19 @@ from medsyn.training.run import CONDITIONS, TrainingRun
 
 STEPS = "finetune.max_train_steps"
 _BEST = "best-"  # folders of a run, each with the UNet that had the lowest held-out loss until then
+
+
+def is_kept(section: FinetuneSection, step: int) -> bool:
+    """Whether the UNet after `step` steps is kept beside that of the last, which is the model."""
+    every = section.keep_every
+    return every is not None and step % every == 0 and 0 < step < section.max_train_steps
+
+
+def keep_first(state: TrainState, step: int, training: TrainingRun, config: Config) -> None:
+    """Keep the UNet that a run goes on from, where that was not due until now: its step was the last, say."""
+    if is_kept(config.finetune, step) and not (training.directory / f"{KEPT}{step}").exists():
+        job = keep_unet(state, step, training, config)
+        job.write(job.tensors)
 
 
 def keep_unet(state: TrainState, step: int, training: TrainingRun, config: Config) -> Job:

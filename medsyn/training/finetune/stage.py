@@ -35,7 +35,7 @@ from medsyn.training.finetune.dataset import LatentDataset, prepare_dataset, tra
 from medsyn.training.finetune.loop import train
 from medsyn.training.finetune.parallel import Ranks, Team, meet
 from medsyn.training.finetune.precision import training_dtype
-from medsyn.training.finetune.publish import STEPS, discard_best, publish
+from medsyn.training.finetune.publish import STEPS, discard_best, keep_first, publish
 from medsyn.training.finetune.state import first_state
 from medsyn.training.finetune.validation import MOST_IMAGES
 from medsyn.training.run import FollowedRun, TrainingRun
@@ -102,6 +102,7 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
         if start > section.max_train_steps:
             reason = f"there is a checkpoint after {start} steps, so {section.max_train_steps} cannot be asked for"
             raise InputError(training.checkpoints, reason, key=STEPS)
+        keep_first(state, start, training, config)
 
         @functools.cache
         def load_system() -> SyntheticSystem:
@@ -199,10 +200,8 @@ def _validated_rows(config: Config, modality: str, held_out: list[ImageRow]) -> 
     if config.finetune.validate_every is None:
         return []
     if len(held_out) < 2:
-        reason = (
-            f"validation needs at least 2 held-out images, and of {modality} there are {len(held_out)}: raise it, or "
-            "set finetune.validate_every: null"
-        )
+        reason = f"validation needs at least 2 held-out images of each modality, and there are {len(held_out)} of "
+        reason += f"{modality}: raise it, or set finetune.validate_every: null"
         raise InputError(CONFIGURATION, reason, key="data.held_out_fraction")
     order = np.random.default_rng(seed(config.campaign.seed, "validation")).permutation(len(held_out))
     return [held_out[place] for place in sorted(order[:MOST_IMAGES])]

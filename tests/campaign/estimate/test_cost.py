@@ -11,7 +11,7 @@ from medsyn import config as configuration
 from medsyn import disk
 from medsyn.campaign.estimate import architecture, cost, memory
 from medsyn.campaign.estimate.cost import Estimate, TaskCost
-from medsyn.campaign.plan import capacity, inputs
+from medsyn.campaign.plan import capacity, inputs, show
 from medsyn.campaign.tasks import build
 from medsyn.config import Config
 from medsyn.errors import Problem
@@ -312,9 +312,12 @@ def test_a_campaign_that_does_not_fit_is_refused_before_anything_is_written(
     monkeypatch.setattr(capacity, "disk_free", lambda config: 2**20)
     [problem] = inputs.check(trial.config()).errors
     assert "estimated to need 1.7 GiB more" in problem.reason
-    assert problem.reason.endswith("or lower finetune.checkpoints_total_limit")
+    last = ", or set finetune.keep_last_checkpoint=false"
+    assert problem.reason.endswith(f"or lower finetune.checkpoints_total_limit{last}")
     [problem] = inputs.check(trial.config(finetune__keep_every=100)).errors
-    assert problem.reason.endswith("or raise finetune.keep_every")
+    assert problem.reason.endswith(f"or raise finetune.keep_every{last}")
+    [problem] = inputs.check(trial.config(finetune__keep_last_checkpoint=False)).errors
+    assert problem.reason.endswith("or lower finetune.checkpoints_total_limit")
     with pytest.raises(ValueError, match="GiB free: free some space"):
         trial.prepare_config(trial.config())
     assert not trial.root.exists()
@@ -374,3 +377,12 @@ def test_the_longest_part_counts() -> None:
     two, three, four = (one("finetune", finetune__gpus=number, **settings) for number in (2, 3, 4))
     assert two.seconds <= three.seconds  # parts of 2, 1 and 1
     assert four.memory < one("finetune", **settings).memory  # a part is smaller than a micro-batch
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_plan_says_what_last_checkpoints_take_and_how_to_be_rid_of_them(
+    keep: bool, trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(show, "GIB", 1)  # the tiny model's are not worth a line
+    said = "\n".join(show.cost_totals(inputs.check(trial.config(finetune__keep_last_checkpoint=keep))))
+    assert ("finetune.keep_last_checkpoint=false removes it" in said) == keep

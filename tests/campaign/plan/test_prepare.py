@@ -362,7 +362,7 @@ def test_too_few_held_out_images_for_a_validation_are_refused(trial: Trial, frac
     options: dict[str, Any] = {"data__held_out_fraction": fraction}
     if table == PHANTOMS:
         options |= {"data__table": PHANTOMS, "data__modalities": ["OCT"], "data__phantoms": {"images_per_kind": 60}}
-    told = "data.held_out_fraction: validation needs at least 2 held-out images, and of "
+    told = "data.held_out_fraction: validation needs at least 2 held-out images of each modality, and there are 1 of "
     assert (told in reasons(trial.config(**options, finetune__validate_every=5))) == (fraction in (0.2, 0.02))
     assert told not in reasons(trial.config(**options))
 
