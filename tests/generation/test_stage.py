@@ -592,6 +592,31 @@ def test_neither_a_tar_nor_a_larger_block_changes_an_image(
     assert {record.get("archive") for _, record in kept} == {"images.tar" if output == "webdataset" else None}
 
 
+def test_an_end_between_the_rejected_candidates_and_their_block_changes_neither(
+    campaign: Campaign, reference: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class End(Exception): ...
+
+    def end(block: Path, content: block_store.BlockContent) -> None:
+        if block == campaign.block("filtered"):
+            raise End
+        block_store.commit_block(block, content)
+
+    keeping = campaign.override(keep_rejected=1)
+    with monkeypatch.context() as patch, pytest.raises(End):
+        patch.setattr("medsyn.generation.make.block.commit_block", end)
+        keeping.run(blocks=(0, 1))
+    folder = block_store.rejected_directory(campaign.block("filtered"))
+    before = {path: path.stat() for path in folder.iterdir()}
+    assert before and not campaign.block("filtered").exists()
+    disk.temporary_sibling(folder).mkdir()
+    keeping.run()
+    assert {path: path.stat() for path in folder.iterdir()} == before
+    assert list(folder.parent.glob(".*")) == []
+    outputs = {path: value for path, value in keeping.snapshot().items() if "/rejected/" not in path}
+    assert outputs == reference.snapshot()
+
+
 def test_too_little_memory_says_what_to_set(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
