@@ -359,6 +359,7 @@ class GenerationSection(Section):
     min_policy_score: float | None = Field(None, ge=0, le=1)
     max_attempts: int = Field(10, ge=1)
     on_exhausted: Literal["fail", "skip", "keep-best"] = "skip"
+    keep_rejected: int = Field(0, ge=0)
 
     @field_validator("batch_size", "batches_per_block", mode="before")
     @classmethod

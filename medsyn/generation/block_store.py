@@ -26,6 +26,9 @@ from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory
 
 MANIFEST, ATTEMPTS, TIMING = "manifest.jsonl", "attempts.jsonl", "timing.json"
+REJECTED = (
+    "rejected"  # folder of candidates that are no outputs, beside the parts of the blocks that they were made for
+)
 
 _log = logging.getLogger(__name__)
 
@@ -127,6 +130,52 @@ def commit_block(block: Path, content: BlockContent) -> None:
         MANIFEST: _json_lines(content.manifest),
     }
     disk.write_directory(block, {**content.images, **records})
+
+
+def rejected_directory(block: Path) -> Path:
+    """Where the rejected candidates of a block are, if the campaign keeps them."""
+    return block.parents[1] / REJECTED / block.parent.name / block.name
+
+
+def commit_rejected(block: Path, images: Mapping[str, bytes], manifest: Sequence[Mapping[str, Any]]) -> None:
+    """Publish the rejected candidates of a block in one rename, if there are any. To be called before `commit_block`.
+
+    What a killed process has published stays; its content is the same. What was made with other settings, for a block
+    that has been moved away since, is replaced.
+    """
+    folder, content = rejected_directory(block), _json_lines(manifest)
+    if folder.exists():
+        if _is_there(folder, content):
+            return
+        _discard(folder)
+    if manifest:
+        disk.write_directory(folder, {**images, MANIFEST: content})
+
+
+def _is_there(folder: Path, manifest: bytes) -> bool:
+    """Whether the rejected candidates of a manifest are all there."""
+    try:
+        same = disk.read_own_file(folder / MANIFEST) == manifest
+    except OSError:
+        return False
+    return same and len(read_rejected(folder)) == len(manifest.splitlines())
+
+
+def read_rejected(folder: Path) -> list[dict[str, Any]]:
+    """The records of a block's rejected candidates whose files are in `folder`; empty where none are kept.
+
+    The campaign has no use for these files, and its owner may delete any of them: those are left out.
+    """
+    size = cache(disk.own_size)
+    return [record for record in parse_manifest(folder) or () if _has_file(folder, record, size)]
+
+
+def _has_file(folder: Path, record: Mapping[str, Any], size: Callable[[Path], int | None]) -> bool:
+    """Whether the file of a record is there; False for a record that was edited by hand, too."""
+    try:
+        return stored_files(folder, record)["png"].is_there(size)
+    except (OSError, KeyError, TypeError):
+        return False
 
 
 def parse_manifest(block: Path) -> list[dict[str, Any]] | None:

@@ -147,13 +147,22 @@ class Trial:
             {
                 **asdict(candidate),
                 "passed": refusal(candidate, self.rule) is None,
-                "reason": self._why_not(candidate),
+                "reason": self.why_not(candidate),
                 "chosen": candidate is self.winner,
             }
             for candidate in self.candidates
         ]
 
-    def _why_not(self, candidate: Candidate) -> str | None:
+    def rejected(self, most: int) -> list[Candidate]:
+        """The first `most` candidates of a settled item that were examined, have a picture and are not its image.
+
+        The first ones, because they are a fair sample of all: an attempt's number says nothing about its scores.
+        """
+        examined = self.candidates[: self.considered]
+        return [candidate for candidate in examined if candidate.finite and candidate is not self.winner][:most]
+
+    def why_not(self, candidate: Candidate) -> str | None:
+        """Why a candidate of a settled item is not its image; None for the image."""
         if candidate.attempt >= self.considered:
             return SURPLUS
         if reason := refusal(candidate, self.rule):

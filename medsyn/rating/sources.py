@@ -24,7 +24,14 @@ from medsyn.data.tables.read import ImageRow, read_dataset
 from medsyn.data.tables.row_errors import Faults, show
 from medsyn.data.tables.text_checks import check_modality, check_text
 from medsyn.errors import InputError, InputProblems, Problem
-from medsyn.generation.block_store import MANIFEST, read_blocks, read_manifest, stored_files
+from medsyn.generation.block_store import (
+    MANIFEST,
+    read_blocks,
+    read_manifest,
+    read_rejected,
+    rejected_directory,
+    stored_files,
+)
 from medsyn.modality_names import MODALITIES, canonical_modality
 from medsyn.rating.formats import Origin
 from medsyn.seeds import seed
@@ -95,7 +102,8 @@ class Source:
         """A number by which images are drawn: which of them does not depend on where they are, or how many."""
         name = self.facts.get("id") or "/".join(self.file.parts[-3:])
         of_it = self.facts.get("replicate") or 0, self.facts.get("mode") or "", self.volume or 0
-        return seed(of, what, name, *of_it, self.modality, self.prompt)
+        attempt = [] if self.facts.get("accepted") is not False else [self.facts.get("attempt") or 0]
+        return seed(of, what, name, *of_it, self.modality, self.prompt, *attempt)
 
 
 _RASTER = (".png", ".jpg", ".jpeg")
@@ -134,7 +142,7 @@ def draw(sources: Iterable[Source], most: int, of: int, what: str = "rate") -> l
 
 
 def of_campaign(config: Config, directory: CampaignDirectory) -> Iterator[Source]:
-    """Every image that a campaign has made so far, accepted or kept as the best of those that were not.
+    """Every image that a campaign has made so far, accepted or not: the best of those, and rejected ones that it keeps.
 
     Raises:
         InputError: a block is damaged.
@@ -150,6 +158,9 @@ def of_campaign(config: Config, directory: CampaignDirectory) -> Iterator[Source
                 for record in manifest or ():
                     if record["file"] is not None:
                         yield _of_record(block, record, modality)
+                if manifest is not None and config.generation.keep_rejected:
+                    folder = rejected_directory(block)
+                    yield from (_of_record(folder, record, modality) for record in read_rejected(folder))
 
 
 def _of_record(folder: Path, record: dict[str, Any], modality: str) -> Source:

@@ -143,7 +143,7 @@ def many(settings: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """Seven blocks of two batches of two: enough for seven shards, with retries all over a block."""
     texts = ["normal", "nodule, left", "nodule, right", "effusion, left", "effusion, right"]
     rows = [f'ct-{number},CT,"CT: {texts[number % 5]} ({number})"' for number in range(13)]
-    section = settings.generation.model_copy(update={"batch_size": 2, "batches_per_block": 2})
+    section = settings.generation.model_copy(update={"batch_size": 2, "batches_per_block": 2, "keep_rejected": 2})
     data = settings.data.model_copy(update={"prompts": prompts(tmp_path_factory, "many", rows)})
     return settings.model_copy(update={"generation": section, "data": data})
 

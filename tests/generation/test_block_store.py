@@ -23,9 +23,12 @@ from medsyn.generation.block_store import (
     Blocks,
     Item,
     commit_block,
+    commit_rejected,
     finished_block,
     item_fingerprint,
     plan_shards,
+    read_rejected,
+    rejected_directory,
 )
 
 FACTS = {"model_fingerprint": "m", "config_fingerprint": "c"}
@@ -110,6 +113,47 @@ def test_a_process_that_was_faster_keeps_its_block(tmp_path: Path) -> None:
     commit_block(block, content())
     assert (block / "mark").exists()
     assert list(tmp_path.iterdir()) == [block]
+
+
+def candidates(*names: str) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
+    images = {name: f"content of {name}".encode() for name in names}
+    return images, [{"file": name, "bytes": len(image)} for name, image in images.items()]
+
+
+class TestRejected:
+    """A block's rejected candidates, which are published before it."""
+
+    def test_they_are_in_a_folder_beside_the_parts(self, tmp_path: Path) -> None:
+        block = tmp_path / "ct" / "part-000" / "block-000007"
+        commit_rejected(block, *candidates("a_0_1.png", "a_0_2.png"))
+        folder = tmp_path / "ct" / "rejected" / "part-000" / "block-000007"
+        assert sorted(path.name for path in folder.iterdir()) == ["a_0_1.png", "a_0_2.png", "manifest.jsonl"]
+        assert [record["file"] for record in read_rejected(folder)] == ["a_0_1.png", "a_0_2.png"]
+        assert not block.exists()
+
+    def test_without_any_there_is_no_folder(self, tmp_path: Path) -> None:
+        commit_rejected(tmp_path / "ct" / "part-000" / "block-000000", *candidates())
+        assert list(tmp_path.iterdir()) == []
+        assert read_rejected(tmp_path / "nowhere") == []
+
+    @pytest.mark.parametrize("is_same", [True, False])
+    def test_the_same_ones_of_a_killed_process_stay_and_others_are_replaced(
+        self, tmp_path: Path, is_same: bool
+    ) -> None:
+        block = tmp_path / "ct" / "part-000" / "block-000000"
+        commit_rejected(block, *candidates("a_0_1.png" if is_same else "a_0_3.png"))
+        (rejected_directory(block) / "mark").touch()
+        commit_rejected(block, *candidates("a_0_1.png"))
+        assert (rejected_directory(block) / "mark").exists() == is_same
+        assert [record["file"] for record in read_rejected(rejected_directory(block))] == ["a_0_1.png"]
+
+    def test_what_the_owner_has_deleted_is_left_out(self, tmp_path: Path) -> None:
+        block = tmp_path / "ct" / "part-000" / "block-000000"
+        commit_rejected(block, *candidates("a_0_1.png", "a_0_2.png"))
+        (rejected_directory(block) / "a_0_1.png").unlink()
+        assert [record["file"] for record in read_rejected(rejected_directory(block))] == ["a_0_2.png"]
+        (rejected_directory(block) / "manifest.jsonl").write_text('{"file": "a_0_2.png"}\n')
+        assert read_rejected(rejected_directory(block)) == []
 
 
 def damage_cut(block: Path) -> None:

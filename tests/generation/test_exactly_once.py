@@ -17,10 +17,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from medsyn import disk
-from medsyn.generation.block_store import plan_shards
+from medsyn.data.images.read import SYNTHETIC_KEY
+from medsyn.generation.block_store import REJECTED, plan_shards, read_blocks, read_rejected, rejected_directory
 from medsyn.generation.make import journal
+from medsyn.generation.verify.campaign import Images
 from medsyn.generation.write.parquet import merge, shard_directories
 from medsyn.stage import Control
 from tests.helpers.generation_campaign import BLOCKS, Campaign, Maker, Sampled, tell_sampled, told
@@ -60,6 +63,37 @@ def test_any_number_of_shards_makes_the_same_files(
     campaign = maker.new(tmp_path / "campaign")
     run_shards(campaign, shards)
     assert campaign.snapshot() == undisturbed.snapshot()
+
+
+def test_the_first_rejected_candidates_of_every_item_are_kept_beside_the_outputs(undisturbed: Campaign) -> None:
+    """Of this campaign; that shards, kills and thieves change nothing of it is shown with all else that it writes."""
+    assert not (undisturbed.block("baseline").parents[1] / REJECTED).exists(), "the first candidate is the image"
+    kept = 0
+    for number in range(BLOCKS):
+        block = undisturbed.block("filtered", number)
+        folder = rejected_directory(block)
+        assert folder.parents[1] == block.parents[1] / "rejected"
+        records = read_rejected(folder)
+        assert {record["file"] for record in records} | {"manifest.jsonl"} == {path.name for path in folder.iterdir()}
+        attempts: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        for attempt in disk.read_jsonl(block / "attempts.jsonl"):
+            attempts.setdefault((attempt["id"], attempt["replicate"]), []).append(attempt)
+        expected = [one for its in attempts.values() for one in [a for a in its if not a["chosen"]][:2]]
+        same = ("id", "replicate", "attempt", "seed", "selector", "policy", "precision", "reason")
+        assert [[record[key] for key in same] for record in records] == [[one[key] for key in same] for one in expected]
+        for record in records:
+            assert record["accepted"] is False and record["synthetic"] is True and record["reason"]
+            texts = Image.open(folder / record["file"]).info
+            assert (texts[SYNTHETIC_KEY], texts["Accepted"], texts["Reason"]) == ("YES", "False", record["reason"])
+        kept += len(records)
+    assert kept > 26
+
+
+@pytest.mark.parametrize("mode", ["baseline", "filtered"])
+def test_verify_counts_no_rejected_candidate_and_wonders_at_none(undisturbed: Campaign, mode: str) -> None:
+    blocks = read_blocks(undisturbed.config, "CT")
+    its = Images(undisturbed.config, undisturbed.directory, mode, "CT", blocks)
+    assert [str(finding) for finding in its.findings([(0, BLOCKS)])] == []
 
 
 def run_and_kill(campaign: Campaign, delay: float) -> tuple[bool, list[Sampled]]:

@@ -574,7 +574,7 @@ def test_items_of_several_kinds_in_one_block_are_painted_as_each_alone(
 def test_neither_a_tar_nor_a_larger_block_changes_an_image(
     campaign: Campaign, reference: Campaign, output: str, batches_per_block: int
 ) -> None:
-    campaign.override(output=output, batches_per_block=batches_per_block).run()
+    campaign.override(output=output, batches_per_block=batches_per_block, keep_rejected=1).run()
 
     def records(its: Campaign) -> list[tuple[Path, dict[str, Any]]]:
         found = sorted(its.block("filtered").parent.iterdir())
@@ -586,7 +586,35 @@ def test_neither_a_tar_nor_a_larger_block_changes_an_image(
         assert unpacked(record, original["file"]) == original
         if record["file"] is not None:
             assert block_store.read_image_bytes(block, record) == (other / original["file"]).read_bytes()
-    assert len(list(campaign.directory.root.rglob("*.tar"))) == (4 if output == "webdataset" else 0)
+    rejected = [block_store.rejected_directory(block) for block in dict.fromkeys(block for block, _ in made)]
+    kept = [(folder, record) for folder in rejected for record in block_store.read_rejected(folder)]
+    assert len(kept) > 3 and all(block_store.read_image_bytes(folder, record) for folder, record in kept)
+    assert {record.get("archive") for _, record in kept} == {"images.tar" if output == "webdataset" else None}
+
+
+def test_an_end_between_the_rejected_candidates_and_their_block_changes_neither(
+    campaign: Campaign, reference: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class End(Exception): ...
+
+    def end(block: Path, content: block_store.BlockContent) -> None:
+        if block == campaign.block("filtered"):
+            raise End
+        block_store.commit_block(block, content)
+
+    keeping = campaign.override(keep_rejected=1)
+    with monkeypatch.context() as patch, pytest.raises(End):
+        patch.setattr("medsyn.generation.make.block.commit_block", end)
+        keeping.run(blocks=(0, 1))
+    folder = block_store.rejected_directory(campaign.block("filtered"))
+    before = {path: path.stat() for path in folder.iterdir()}
+    assert before and not campaign.block("filtered").exists()
+    disk.temporary_sibling(folder).mkdir()
+    keeping.run()
+    assert {path: path.stat() for path in folder.iterdir()} == before
+    assert list(folder.parent.glob(".*")) == []
+    outputs = {path: value for path, value in keeping.snapshot().items() if "/rejected/" not in path}
+    assert outputs == reference.snapshot()
 
 
 def test_too_little_memory_says_what_to_set(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:

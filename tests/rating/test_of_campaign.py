@@ -44,8 +44,9 @@ def test_images_of_all_modalities_and_modes_with_decoys_and_examples(
     assert "12 images, 2 real images and 2 repeats mixed in, 2 pairs" in shown.out
     key = read_key(tmp_path / "set.key.json")
     first = [key.images[case.image] for case in key.cases.values() if case.repeat_of is None]
-    made = Counter((origin.modality, origin.mode) for origin in first if origin.kind == "generated")
-    assert len(made) == 4 and set(made.values()) == {3}
+    made = Counter((origin.modality, origin.mode, origin.accepted) for origin in first if origin.kind == "generated")
+    kinds = [("baseline", True), ("filtered", True), ("filtered", False)]
+    assert made == {(modality, *kind): 2 for modality in ("X-Ray", "MRI") for kind in kinds}, "rejected ones too"
     for origin in first:
         assert Path(origin.file).is_relative_to(campaign) and Path(origin.file).is_file()
         assert (origin.prompt_id is None) == (origin.kind == "real")

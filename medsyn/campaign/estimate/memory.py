@@ -167,5 +167,6 @@ def _images(config: Config, task: Task, work: Volume, candidates: float) -> floa
     total = 0.0
     for mode in config.generation.modes:
         attempts = candidates if mode == "filtered" else 1
-        total += work.asked * (image + attempts * ATTEMPT_RECORD) + blocks * BLOCK_FILES * DISK_BLOCK
+        kept = 1 + min(config.generation.keep_rejected, attempts - 1)  # not all are rejected: at most
+        total += work.asked * (kept * image + attempts * ATTEMPT_RECORD) + blocks * BLOCK_FILES * DISK_BLOCK
     return total

@@ -11,12 +11,12 @@ import numpy as np
 
 from medsyn import disk
 from medsyn.config import Config
-from medsyn.generation.block_store import BlockContent, Item, commit_block, item_fingerprint
+from medsyn.generation.block_store import BlockContent, Item, commit_block, commit_rejected, item_fingerprint
 from medsyn.generation.filter import FAILED, SURPLUS, Candidate, Rule, Trial
 from medsyn.generation.make.journal import Journal, Places
 from medsyn.generation.sample.batch import Batch, Recipe
 from medsyn.generation.write.dicom import add_dicom
-from medsyn.generation.write.png import publish
+from medsyn.generation.write.png import publish, publish_rejected
 from medsyn.generation.write.provenance import ENVIRONMENT_FILE, require_same_environment, settings
 from medsyn.generation.write.webdataset import pack
 from medsyn.records import ImageRecord
@@ -37,6 +37,7 @@ class Order:
     archive: bool = False  # images in one tar file instead of one file each
     dicom: bool = False  # also a DICOM file of every image
     made_with: Path | None = None  # the record of the environment that the campaign's images are made in
+    keep_rejected: int = 0  # candidates of each item besides its image, in a folder of their own
 
     @classmethod
     def of(
@@ -53,6 +54,7 @@ class Order:
             archive=section.output == "webdataset",
             dicom=section.dicom,
             made_with=directory.work("generate", ENVIRONMENT_FILE),
+            keep_rejected=section.keep_rejected,
         )
 
     @property
@@ -74,7 +76,9 @@ class Progress:
     trials: list[Trial]
     favourites: dict[int, np.ndarray] = field(default_factory=dict)
     devices: dict[int, str] = field(default_factory=dict)  # what sampled the favourites
+    others: dict[int, dict[int, np.ndarray]] = field(default_factory=dict)  # by attempt: they may be kept if rejected
     published: dict[int, Published] = field(default_factory=dict)
+    rejected: dict[int, list[tuple[ImageRecord, bytes]]] = field(default_factory=dict)
     found: int = 0  # items that the journal settled
     seconds: float = 0.0  # the block's share of the batches that have candidates of it
     batches: float = 0.0
@@ -133,6 +137,14 @@ class Progress:
             trial.add(candidate)
             if trial.favourite is candidate:
                 self.favourites[position], self.devices[position] = picture, device
+            self._keep(position, candidate, picture)
+
+    def _keep(self, position: int, candidate: Candidate, picture: np.ndarray) -> None:
+        """Keep the picture if it may be one of the rejected ones: the first, and one more, as one of them may win."""
+        others, most = self.others.setdefault(position, {}), self.order.keep_rejected
+        examined = candidate.attempt < self.trials[position].considered
+        if most and len(others) <= most and candidate.finite and examined:
+            others[candidate.attempt] = picture
 
     def publish(self, settled: Sequence[int]) -> None:
         """Make the records and the image files of settled items; their pictures are no longer needed."""
@@ -144,6 +156,24 @@ class Progress:
             if self.order.dicom and png is not None and picture is not None:
                 record, dicom = add_dicom(record, picture)
             self.published[position] = record, png, dicom
+            self.rejected[position] = self._reject(position)
+
+    def _reject(self, position: int) -> list[tuple[ImageRecord, bytes]]:
+        """Make the records and the image files of the rejected candidates of a settled item that are to be kept."""
+        item, trial, order = self.order.items[position], self.trials[position], self.order
+        pictures = self.others.pop(position, {})
+        return [
+            publish_rejected(item, trial, candidate, pictures[candidate.attempt], order.facts, order.settings)
+            for candidate in trial.rejected(order.keep_rejected)
+        ]
+
+    def rejected_content(self) -> tuple[dict[str, bytes], list[ImageRecord]]:
+        """The files and the records of the rejected candidates of all items, once every item is published."""
+        kept = [one for position in range(len(self.order.items)) for one in self.rejected[position]]
+        manifest, files = [record for record, _ in kept], {str(record["file"]): image for record, image in kept}
+        if self.order.archive and manifest:
+            manifest, files = pack(manifest, files)
+        return files, manifest
 
     def content(self, device: str) -> BlockContent:
         """Everything the block's directory holds, once every item is published.
@@ -183,5 +213,7 @@ class Progress:
         """Put the block on disk and remove its journal, once every item is published."""
         if self.order.made_with is not None:
             require_same_environment(self.order.made_with, self.order.facts, keep=True)
+        if self.order.keep_rejected:
+            commit_rejected(self.order.path, *self.rejected_content())
         commit_block(self.order.path, self.content(device))
         journal.remove()

@@ -14,7 +14,7 @@ from typing import Any
 
 from medsyn import disk
 from medsyn.config import Config
-from medsyn.generation.block_store import Blocks, finished_block, read_manifest
+from medsyn.generation.block_store import Blocks, finished_block, read_manifest, rejected_directory
 from medsyn.generation.filter import FAILED
 from medsyn.generation.make.block import Order
 from medsyn.generation.make.journal import journal_directory
@@ -162,7 +162,8 @@ def is_settled(block: Path) -> bool:
 
 
 def sweep(blocks: Sequence[Path]) -> None:
-    """Remove what killed processes left of these blocks, and the journals of committed ones."""
+    """Remove what killed processes left of these blocks and what they rejected, and the journals of committed ones."""
+    blocks = [*blocks, *map(rejected_directory, blocks)]
     for part in dict.fromkeys(block.parent for block in blocks):
         names = {path.name for path in part.iterdir()} if part.is_dir() else set()
         left = {name.partition(".tmp-")[0] for name in names if ".tmp-" in name}

@@ -15,7 +15,7 @@ from typing import Any
 
 from medsyn.config import Config
 from medsyn.errors import InputError
-from medsyn.generation.block_store import Blocks
+from medsyn.generation.block_store import REJECTED, Blocks
 from medsyn.generation.filter import Rule
 from medsyn.generation.verify.block import Asked, Content, check_block, read_block
 from medsyn.generation.verify.files import IN_USE
@@ -174,7 +174,8 @@ class Images:
         for number in range(self.blocks.count):
             parts.setdefault(self.block(number).parent, set()).add(self.block(number).name)
         folder = self.directory.shard(self.mode, self.modality, (0, 0)).parent
-        yield from others(self.folder, {part.name for part in parts} | {folder.name})
+        kept = {REJECTED} if self.config.generation.keep_rejected else set()
+        yield from others(self.folder, {part.name for part in parts} | {folder.name} | kept)
         for part, blocks in parts.items():
             yield from others(part, blocks)
         tables = [self.directory.shard(self.mode, self.modality, numbers) for numbers in shards]

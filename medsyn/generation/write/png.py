@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin
 from medsyn import __version__
 from medsyn.data.images.read import SYNTHETIC_KEY
 from medsyn.generation.block_store import Item, item_fingerprint
-from medsyn.generation.filter import Trial
+from medsyn.generation.filter import Candidate, Trial
 from medsyn.modality_names import base_modality
 from medsyn.records import IMAGE_FILE, ImageRecord, fields
 
@@ -40,6 +40,11 @@ def quantise(pixels: np.ndarray, modality: str) -> np.ndarray:
 def file_name(item: Item) -> str:
     """The image's file name; the prompt list ensures that ids are unique and safe as file names."""
     return f"{item.prompt_id}_{item.replicate}.png"
+
+
+def rejected_name(item: Item, attempt: int) -> str:
+    """The file name of a candidate that did not become the image."""
+    return f"{item.prompt_id}_{item.replicate}_{attempt}.png"
 
 
 def encode_png(picture: np.ndarray, facts: Mapping[str, Any]) -> bytes:
@@ -103,10 +108,35 @@ def publish(
     record = describe(item, trial, facts, settings)
     if trial.winner is None or picture is None:
         return cast(ImageRecord, record | dict.fromkeys(IMAGE_FILE)), None
+    return _encoded(record, file_name(item), picture)
+
+
+def publish_rejected(
+    item: Item,
+    trial: Trial,
+    candidate: Candidate,
+    picture: np.ndarray,
+    facts: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> tuple[ImageRecord, bytes]:
+    """The record and the PNG file of a settled item's candidate that is not its image: like an image's, not accepted.
+
+    Args:
+        item, trial, facts, settings: as for `describe`.
+        candidate: one of the trial's.
+        picture: uint8 [H, W, 1 or 3] of the candidate.
+    """
+    its_own = {key: getattr(candidate, key) for key in ("attempt", "seed", "selector", "policy", "precision")}
+    record = describe(item, trial, facts, settings) | its_own
+    record |= {"accepted": False, "reason": trial.why_not(candidate)}
+    return _encoded(record, rejected_name(item, candidate.attempt), picture)
+
+
+def _encoded(record: dict[str, Any], name: str, picture: np.ndarray) -> tuple[ImageRecord, bytes]:
     image = encode_png(picture, png_text(record))
     height, width, _ = picture.shape
     of_file = {
-        "file": file_name(item),
+        "file": name,
         "bytes": len(image),
         "sha256": hashlib.sha256(image).hexdigest(),
         "width": width,

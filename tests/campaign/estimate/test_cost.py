@@ -287,6 +287,14 @@ class TestDisk:
         for stage, size in left.items():
             assert size / 2 < sum(task.kept for task in found.of(stage)) < 2 * size, stage
 
+    def test_rejected_candidates_take_the_room_of_images_as_far_as_there_are_so_many(self) -> None:
+        """4.5 candidates for an image are expected, so 3.5 besides it; the first of a baseline is the image."""
+        kept = [one("generate", generation__keep_rejected=most).kept for most in (0, 2, 4, 9)]
+        assert kept[1] - kept[0] == pytest.approx(2 * 100 * memory.image_bytes(config(), "CT"), rel=1e-3)
+        assert kept[2] == kept[3] and kept[3] - kept[0] == pytest.approx(1.75 * (kept[1] - kept[0]), rel=1e-3)
+        only = [one("generate", generation__modes="[baseline]", generation__keep_rejected=most).kept for most in (0, 9)]
+        assert only[0] == only[1]
+
     def test_a_full_file_system_is_an_error_for_what_runs_at_once_and_a_warning_for_all(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
