@@ -33,6 +33,8 @@ from medsyn.lease import Leases, lease_file
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
 from medsyn.text import and_more
 
+# What writing the shard's tables imports (Arrow asks whether a list is pandas'), for the process that is forked.
+IMPORTED_LATE = ("pyarrow.parquet", "pandas", "PIL.PngImagePlugin")
 WAIT_SECONDS = 1.0  # between two looks at blocks that other tasks are working on
 
 _log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from medsyn import disk
+from medsyn import disk, time_use
 from medsyn.data.images.read import read_image
 from medsyn.errors import InputError
 from medsyn.generation import block_store
@@ -50,6 +50,23 @@ def test_shards_and_their_order_change_no_byte(
     for blocks in ranges:
         campaign.run(blocks=blocks)
     assert campaign.snapshot() == reference.snapshot()
+
+
+def test_the_account_of_a_shard_knows_what_was_painted_used_and_kept(campaign: Campaign) -> None:
+    account = time_use.open_account()
+    try:
+        with pytest.raises(Saved):
+            campaign.run(control=StopAfter(7))
+        campaign.run()
+    finally:
+        time_use.close_account()
+    use, made = account.as_dict(), [campaign.read("manifest.jsonl", mode) for mode in ("baseline", "filtered")]
+    assert use["used"] == sum(record["file"] is not None for records in made for record in records)
+    tried = len(campaign.read("attempts.jsonl", "filtered")) + len(made[0])
+    assert use["places"] >= tried
+    assert use["places"] % campaign.config.generation.images_per_batch == 0
+    assert use["unsaved"] < 0.05 * use["seconds"][time_use.PAINTING], "every batch is in a journal"
+    assert min(use["seconds"][kind] for kind in (time_use.PAINTING, time_use.SCORING, time_use.LOADING)) > 0
 
 
 def test_a_process_that_makes_several_shards_keeps_its_models_and_changes_no_byte(

@@ -25,7 +25,9 @@ CPU_TFLOPS = 0.04  # of one thread
 LAYER_SECONDS = 1e-4  # to start one layer, its activation included: a floor for small batches
 BACKWARD = 2  # times a forward pass
 LORA_BACKWARD = 1  # without the gradients of frozen weights
-START_SECONDS = 8.0  # of a task: Python, torch, the weights
+START_SECONDS = 8.0  # of a process that runs a task: Python, torch, the weights
+CONTINUED_SECONDS = 0.2  # from a task to the next one in the same process, or in a fork: benchmarks/launch.py, between
+READ_BYTES_PER_SECOND = 1e9  # of weights that this machine has read before: a fork reads them again
 WRITE_BYTES_PER_SECOND = 300e6  # of weights and checkpoints, hashed and flushed to a shared file system
 COPY_BYTES_PER_SECOND = 4e9  # of a checkpoint from a card to ordinary memory; training waits for it
 PINNED_BYTES_PER_SECOND = 10e9  # of the weights from a card to pinned memory, for their average (PCIe 3)
@@ -57,7 +59,8 @@ class TaskCost:
 class Estimate:
     """All tasks of a campaign."""
 
-    tasks: Mapping[Key, TaskCost]
+    tasks: Mapping[Key, TaskCost]  # each as if it was the first one of a process
+    spared: Mapping[str, float]  # seconds of starts in them that there will not be, by stage
     on_gpu: bool
     tflops: float
     candidates: float  # that a filtered image is expected to take
@@ -67,13 +70,18 @@ class Estimate:
         """The tasks of a stage, in order."""
         return [cost for (its, _), cost in self.tasks.items() if its == stage]
 
+    def in_all(self, stage: str) -> float:
+        """Seconds of all tasks of a stage together."""
+        return sum(cost.seconds for cost in self.of(stage)) - self.spared[stage]
+
     def hours(self, which: str = "seconds") -> float:
         """Hours of all tasks that hold a card (of all tasks where there is none): `seconds`, `least` or `most`."""
-        held = (cost for (stage, _), cost in self.tasks.items() if stage != "evaluate" or not self.on_gpu)
-        return sum(cost.gpus * float(getattr(cost, which)) for cost in held) / 3600
+        held = [(stage, cost) for (stage, _), cost in self.tasks.items() if stage != "evaluate" or not self.on_gpu]
+        spared = sum(self.spared[stage] for stage in {stage for stage, _ in held})
+        return (sum(cost.gpus * float(getattr(cost, which)) for _, cost in held) - spared) / 3600
 
 
-def estimate(config: Config, plan: Plan, counts: Counts, on_gpu: bool) -> Estimate:
+def estimate(config: Config, plan: Plan, counts: Counts, on_gpu: bool, forks: bool = False) -> Estimate:
     """What every task of a plan costs.
 
     Args:
@@ -81,10 +89,12 @@ def estimate(config: Config, plan: Plan, counts: Counts, on_gpu: bool) -> Estima
         plan: its tasks.
         counts: the amount of work, by modality; absent counts are zero.
         on_gpu: whether the tasks will find a GPU.
+        forks: whether they are forks of one process on this machine, and not jobs.
     """
     model = CostModel(config, counts, on_gpu)
     tasks = {planned.key: model.task(planned.task) for planned in plan}
-    return Estimate(tasks, on_gpu, model.flops_per_second / 1e12, model.candidates[0], model.networks.assumed)
+    spared = model.spared({stage: len(its) for stage, its in plan.by_stage.items()}, forks)
+    return Estimate(tasks, spared, on_gpu, model.flops_per_second / 1e12, model.candidates[0], model.networks.assumed)
 
 
 @dataclass(frozen=True)
@@ -166,6 +176,26 @@ class CostModel:
         gpus = estimate_memory.ranks(self.config.finetune) if task.stage == "finetune" else 1
         waiting = START_SECONDS + self.finetuning(work.images).alone if gpus > 1 else 0.0
         return TaskCost(expected, least, most, memory, disk.kept, disk.scratch, gpus, waiting)
+
+    def spared(self, tasks: Mapping[str, int], forks: bool) -> dict[str, float]:
+        """Seconds of starts that do not happen, of so many tasks of each stage.
+
+        Forks start once, and each reads the weights. On Slurm `cluster.max_parallel` jobs of generate are taken to be
+        at work at once, and go on with the other tasks of their array.
+        """
+        found, section = dict.fromkeys(tasks, 0.0), self.config.cluster
+        if forks:
+            networks = self.networks
+            parts = (networks.unet, networks.encoder, networks.decoder, networks.text)
+            read = estimate_memory.FLOAT * sum(part.parameters for part in parts) / READ_BYTES_PER_SECOND
+            each = max(0.0, START_SECONDS - CONTINUED_SECONDS - read)
+            found = {stage: count * each for stage, count in tasks.items()}
+            if first := next((stage for stage, count in tasks.items() if count), None):
+                found[first] -= each
+        elif section.continue_in_allocation and not section.claim:
+            others = max(0, tasks.get("generate", 0) - section.max_parallel)
+            found["generate"] = others * (START_SECONDS - CONTINUED_SECONDS)
+        return found
 
     def _seconds(self, network: Count, rows: int, passes: float = 1) -> float:
         """Of `passes` forward passes of `rows` samples."""

@@ -15,6 +15,7 @@ server's parent, the third is how many threads a task computes with:
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -63,6 +64,8 @@ def _prepare(function: str, threads: int) -> str | None:
     with _environment(_WITHOUT_THREADS):
         try:
             worker.load(function, threads)
+            for module in getattr(sys.modules[function.partition(":")[0]], "IMPORTED_LATE", ()):
+                importlib.import_module(module)
         except Exception as error:  # the task's own process meets it as well, and tells
             return f"{type(error).__name__}: {error}"
     if (torch := sys.modules.get("torch")) is not None:

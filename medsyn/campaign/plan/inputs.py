@@ -238,7 +238,7 @@ def check(
     sizes = _shard_sizes(resolved, before, asked, counts, prompts, on_gpu)
     is_planned = earlier is not None and (earlier.asked, earlier.blocks_per_shard) == (asked, sizes)
     plan = earlier.plan if earlier is not None and is_planned else build(resolved, asked, sizes)
-    estimate = cost.estimate(resolved, plan, counts, on_gpu)
+    estimate = cost.estimate(resolved, plan, counts, on_gpu, forks=not machine.is_queued(here))
     problems += capacity.check(resolved, estimate, capacity.marked_done(CampaignDirectory(resolved.campaign.path)))
     problems = list(dict.fromkeys(problems))  # what two readers report is reported once
     return Checked(config, resolved, plan, asked, counts, sizes, estimate, prompts, problems)

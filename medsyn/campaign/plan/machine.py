@@ -30,8 +30,12 @@ def has_gpu(config: Config, here: bool = False) -> bool:
         config: the campaign's.
         here: whether they run on this machine; in a queue's compute nodes a GPU cannot be seen, and is assumed.
     """
-    queued = not here and shutil.which("sbatch") is not None
-    return config.device.use_cuda and (queued or bool(visible_gpus()))
+    return config.device.use_cuda and (is_queued(here) or bool(visible_gpus()))
+
+
+def is_queued(here: bool = False) -> bool:
+    """Whether the tasks will be jobs in a queue; `here`: they run on this machine although it has one."""
+    return not here and shutil.which("sbatch") is not None
 
 
 def expects_gpu(config: Config, here: bool = False) -> bool:

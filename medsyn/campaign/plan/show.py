@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medsyn.campaign.estimate import memory
-from medsyn.campaign.estimate.cost import CostModel, Estimate, TaskCost
+from medsyn.campaign.estimate.cost import CostModel, Estimate
 from medsyn.campaign.plan import capacity, shards
 from medsyn.campaign.plan.blocks import USUAL
 from medsyn.campaign.plan.inputs import Checked
@@ -39,7 +39,12 @@ def show(console: Console, checked: Checked, done: Collection[Key] = ()) -> None
 
 def _so_far(checked: Checked, done: Collection[Key]) -> Iterator[str]:
     """How many of the tasks are done, if any."""
-    left = [checked.estimate.tasks[key].seconds for key in checked.plan.by_key if key not in done]
+    estimate, shares = checked.estimate, {s: len(tasks) for s, tasks in checked.plan.by_stage.items()}
+    left = [
+        estimate.tasks[key].seconds - estimate.spared[key[0]] / shares[key[0]]
+        for key in checked.plan.by_key
+        if key not in done
+    ]
     if not left:
         yield f"all {counted(len(done), 'task')} are done: nothing is left to do"
     elif done:
@@ -194,7 +199,7 @@ def cost_table(checked: Checked) -> Table:
         shown.add_row(
             stage,
             span(max(cost.seconds for cost in tasks)),
-            span(sum(cost.seconds for cost in tasks)),
+            span(estimate.in_all(stage)),
             gib(memory) if memory else "",
             gib(sum(cost.kept for cost in tasks)),
             gib(scratch) if scratch else "",
@@ -265,13 +270,14 @@ def cost_as_dict(checked: Checked) -> dict[str, Any]:
             "needed_all_at_once": capacity.disk_needed(estimate, done),
             "free": capacity.disk_free(checked.config),
         },
-        "stages": {stage: _stage_as_dict(estimate.of(stage)) for stage in checked.plan.by_stage},
+        "stages": {stage: _stage_as_dict(estimate, stage) for stage in checked.plan.by_stage},
     }
 
 
-def _stage_as_dict(tasks: Sequence[TaskCost]) -> dict[str, float]:
+def _stage_as_dict(estimate: Estimate, stage: str) -> dict[str, float]:
+    tasks = estimate.of(stage)
     return {
-        "hours": sum(cost.seconds for cost in tasks) / 3600,
+        "hours": estimate.in_all(stage) / 3600,
         "longest_task_hours": max(cost.seconds for cost in tasks) / 3600,
         "memory": max(cost.memory for cost in tasks),
         "disk_kept": sum(cost.kept for cost in tasks),

@@ -119,8 +119,9 @@ def expected_seconds(campaign: Campaign, here: bool = False) -> dict[str, float]
     """
     if "images" not in campaign.counts:
         return {}
-    found = cost.estimate(campaign.config, campaign.plan, campaign.counts, machine.expects_gpu(campaign.config, here))
-    totals = dict.fromkeys(campaign.plan.by_stage, 0.0)
+    on_gpu, forks = machine.expects_gpu(campaign.config, here), not machine.is_queued(here)
+    found = cost.estimate(campaign.config, campaign.plan, campaign.counts, on_gpu, forks)
+    totals = {stage: -found.spared[stage] for stage in campaign.plan.by_stage}
     for (stage, _), its in found.tasks.items():
         totals[stage] += its.gpus * its.seconds
     return totals

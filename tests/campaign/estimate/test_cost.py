@@ -354,6 +354,37 @@ def test_constants_that_are_repeated_are_the_same() -> None:
     assert memory.SCORER_CHECKPOINTS == scorer_loop.CHECKPOINTS_KEPT
 
 
+def test_forks_start_once_and_read_the_weights_each() -> None:
+    settings = config(generation__batches_per_block=1, generation__blocks_per_shard=5)
+    counts = with_asked(settings)
+    plan = build(settings, {"CT": [counts["asked"]["CT"]]}, {"CT": 5})
+    jobs, forks = (cost.estimate(settings, plan, counts, on_gpu=True, forks=forked) for forked in (False, True))
+    shards = len(jobs.of("generate"))
+    read = forks.in_all("generate") - shards * (jobs.of("generate")[0].seconds - cost.START_SECONDS)
+    assert shards > 2
+    assert read / shards == pytest.approx(4.2 + cost.CONTINUED_SECONDS, abs=0.6), "3.4 GB at 1 GB/s, a fork each"
+    assert forks.spared["finetune"] == 0, "the first task pays for the process that is forked"
+    assert forks.tasks == jobs.tasks, "a time limit must hold for a task that starts alone"
+    assert forks.hours() < jobs.hours()
+
+
+@pytest.mark.parametrize(
+    ("settings", "starts"),
+    [
+        ({}, 2),
+        ({"cluster__max_parallel": 4}, 4),
+        ({"cluster__continue_in_allocation": False}, 5),
+        ({"cluster__claim": True}, 5),
+    ],
+)
+def test_jobs_that_go_on_with_other_shards_start_once(settings: dict[str, Any], starts: int) -> None:
+    its = estimate(config(generation__batches_per_block=1, generation__blocks_per_shard=5, **settings))
+    work = sum(task.seconds - cost.START_SECONDS for task in its.of("generate"))
+    expected = starts * cost.START_SECONDS + (5 - starts) * cost.CONTINUED_SECONDS
+    assert its.in_all("generate") - work == pytest.approx(expected)
+    assert its.spared["finetune"] == 0
+
+
 def test_a_hundred_thousand_tasks_are_estimated_in_no_time() -> None:
     settings = config(generation__batch_size=1, generation__batches_per_block=1, generation__blocks_per_shard=1)
     found = estimate(settings, {**COUNTS, "prompts": {"CT": 100_000}})

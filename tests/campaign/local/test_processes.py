@@ -8,13 +8,14 @@ import resource
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from medsyn.campaign.local import processes
+from medsyn.campaign.local import fork_server, processes
 from medsyn.campaign.local.processes import Process, Processes, Program
 from tests.helpers.paths import ROOT
 from tests.helpers.trial import wait_until
@@ -204,3 +205,13 @@ assert not (torch.tensor([1e-310], dtype=torch.float64) * 1.0 == 0).any()  # no 
 def test_everything_that_the_stages_import_can_be_forked() -> None:
     result = subprocess.run([sys.executable, "-c", REAL], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_what_a_stage_imports_late_is_imported_before_its_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = types.ModuleType("a_stage")
+    stage.__dict__.update(run=print, IMPORTED_LATE=("colorsys",))
+    monkeypatch.setitem(sys.modules, "a_stage", stage)
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    fork_server._prepare("a_stage:run", 1)
+    assert "colorsys" in sys.modules

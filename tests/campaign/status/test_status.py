@@ -298,6 +298,14 @@ def test_done_markers_carry_the_figures(trial: Trial) -> None:
     assert "filtered  1 of 2 images accepted, 11 attempts, 11.00 per accepted image" in said(status)
     assert figures.stages(status)["generate"].attempts == 2
     assert disk.read_json(campaign.directory.done(*shard.key))["spent"] > 0
+    its = figures.efficiency(status)
+    assert its.seconds["start_up"] > 0
+    facts = as_json.as_dict(status, str)["efficiency"]
+    assert sum(facts["seconds"].values()) == pytest.approx(facts["allocated"])
+    assert sum(facts["shares"].values()) == pytest.approx(1)
+    [line] = [line for line in said(status).splitlines() if line.startswith("spent ")]
+    percents = [int(part.split()[-2]) for part in line.partition(": ")[2].partition(";")[0].split(", ")]
+    assert sum(percents) == 100
 
 
 @pytest.mark.parametrize("damage", ["lost", "torn", "stale"])
@@ -352,6 +360,7 @@ def test_the_status_for_scripts(trial: Trial, slurm: Slurm) -> None:
     tasks = {(task["stage"], task["task"]): task for task in facts["tasks"]}
     assert tasks["finetune", "ct"]["failure"]["error"] == "ValueError"
     assert tasks["finetune", "ct"]["last_line"] == "two"
+    assert facts["efficiency"]["allocated"] > 0, "a failed attempt took its time"
     assert (tasks["finetune", "oct"]["state"], tasks["finetune", "oct"]["job"]) == ("running", "10_1")
     assert tasks["generate", "ct-00000"]["by"] == [{"stage": "finetune", "task": "ct"}]
 
