@@ -104,6 +104,7 @@ class DataSection(Section):
     strict: bool = True
     modalities: list[Modality] = Field([], min_length=1)  # [] stands for null: those of the table, once it is read
     resolution: int = Field(256, ge=32, le=1024, multiple_of=8)
+    text_chunks: int | None = Field(None, ge=2, le=8)  # None: one; the text encoder reads no more of a text
     held_out_fraction: float = Field(0.2, gt=0, lt=1)
     allow_synthetic: bool = False
     phantoms: PhantomsSection = PhantomsSection()
@@ -123,6 +124,11 @@ class DataSection(Section):
     @field_serializer("modalities")
     def _not_known_yet_is_null(self, value: list[Modality]) -> list[Modality] | None:
         return value or None
+
+    @property
+    def chunks(self) -> int:
+        """How many times the text encoder is run for one text."""
+        return self.text_chunks or 1
 
     @field_validator("base_prompt")
     @classmethod
@@ -262,6 +268,7 @@ class FinetuneSection(Section):
         return self.train_batch_size * self.gradient_accumulation_steps
 
 
+_LATER = ("data.text_chunks",)  # at null a campaign is what it was before there was such a key
 GLOBAL_BATCH = "finetune.global_batch"  # what a step sees: no key to set, but what results depend on
 SHARED_OUT = ("train_batch_size", "gradient_accumulation_steps")  # whose product it is
 # which change no sample that a step sees, so that they may change in the middle of a run
@@ -455,7 +462,9 @@ class Config(Section):
     def section_fingerprint(self, *keys: str) -> str:
         """Fingerprint of the named sections or dotted keys: two configurations that agree on them agree here."""
         values = dict(flatten(self.model_dump())) | {GLOBAL_BATCH: self.finetune.global_batch}
+        later = [key for key in _LATER if values[key] is None]
         chosen = {k: v for k, v in values.items() if any(k == key or k.startswith(key + ".") for key in keys)}
+        chosen = {k: v for k, v in chosen.items() if k not in later}
         return fingerprint(chosen)
 
 

@@ -489,6 +489,36 @@ def test_going_on_under_other_conditions_is_refused_by_name(
     assert key in str(caught.value.problem.key)
 
 
+def test_captions_that_differ_late_are_told_apart_where_they_are_read(
+    weights: Path, table: Path, tmp_path: Path
+) -> None:
+    """Two data sets whose captions differ after token 77 alone: one model, or with `text_chunks` two."""
+    filler = "finding " * 90  # a token each
+    models = {}
+    for side in ("left", "right"):
+        own = table.with_name(f"{side}.csv")
+        own.write_text(table.read_text().replace("finding", f"{filler}{side}"))
+        for chunks in (None, 2):
+            root = tmp_path / f"{side}-{chunks}"
+            config = training(weights, own, {"text_chunks": chunks}, max_train_steps=1, use_ema=False)
+            run(config, root)
+            models[side, chunks] = unet_bytes(root)
+    assert models["left", None] == models["right", None]
+    assert models["left", 2] != models["right", 2]
+
+
+def test_how_much_of_a_text_is_read_is_on_record_and_cannot_change_on_the_way(
+    weights: Path, table: Path, tmp_path: Path
+) -> None:
+    config = training(weights, table, {"text_chunks": 2}, max_train_steps=2)
+    with pytest.raises(Saved):
+        run(config, tmp_path, StopAt(1))
+    with pytest.raises(InputError, match=r"data\.text_chunks was 2 and is None"):
+        run(training(weights, table, max_train_steps=2), tmp_path)
+    run(config, tmp_path)
+    assert model_folder.trained_chunks(tmp_path / "work/finetune/ct/model") == 2
+
+
 CONSTANT = {"lr_scheduler": "constant", "ema_every": 4}
 
 

@@ -186,7 +186,7 @@ def check(
     drawn_later = config.data.table == PHANTOMS and not Path(resolved.data.table).is_file()
     has_ratings = not drawn_later or config.data.ratings_file is not None
     has_prompts = not drawn_later or config.data.prompts is not None or config.data.base_prompt is not None
-    tokens = token_count(resolved.model_paths.stable_diffusion)
+    tokens = token_count(resolved.model_paths.stable_diffusion, resolved.data.chunks)
     images = [] if drawn_later else _read_images(resolved, problems, tokens)
     ratings = _read_ratings(resolved, problems, tokens) if has_ratings else []
     source = find_source(config, prompt_source(config), images, problems) if has_prompts else None

@@ -49,7 +49,7 @@ class LatentDataset:
         return tuple(self.cache.read(self.images[0], "mean").shape[-3:])
 
     def batch(self, chosen: Draws) -> tuple[Tensor, Tensor]:
-        """Latents [B, c, h, w], drawn from the VAE's posterior, and text features [B, 77, D]; float32, on the CPU."""
+        """Latents [B, c, h, w], drawn from the VAE's posterior, and text features [B, 77 k, D]; float32, on the CPU."""
         captions = [
             self.empty_caption if dropped else self.captions[i]
             for i, dropped in zip(chosen.samples, chosen.unconditional, strict=True)
@@ -59,7 +59,7 @@ class LatentDataset:
         return mean + std * torch.from_numpy(chosen.posterior), hidden
 
     def plain(self, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Latents [B, c, h, w], the mean of the VAE's posterior, and text features [B, 77, D] of samples."""
+        """Latents [B, c, h, w], the mean of the VAE's posterior, and text features [B, 77 k, D] of samples."""
         mean = torch.stack([self.cache.read(self.images[i], "mean") for i in samples]).float()
         return mean, torch.stack([self.cache.read(self.captions[i], "hidden") for i in samples]).float()
 
@@ -102,7 +102,7 @@ def prepare_dataset(
     Arguments and errors are those of `encode_rows`; `load_system` gives what encodes, and is called only if something
     has to be.
     """
-    weights = weights_fingerprint(config.model_paths.stable_diffusion)
+    weights, chunks = weights_fingerprint(config.model_paths.stable_diffusion), config.data.chunks
     augment, campaign_seed = config.finetune.augment, config.campaign.seed
     is_varied = augment.versions is not None
 
@@ -126,14 +126,14 @@ def prepare_dataset(
         config.data.allow_synthetic,
         [augment.model_dump(), campaign_seed] if is_varied else (),
     )
-    captions = {caption_key(text, weights): text for text in ["", *(row.text for _, row in good)]}
+    captions = {caption_key(text, weights, chunks): text for text in ["", *(row.text for _, row in good)]}
     embedded, _ = cache.fill(captions, str, embed, control, "caption")
     return LatentDataset(
         cache=cache,
         images=[key for key, _ in good],
-        captions=[caption_key(row.text, weights) for _, row in good],
+        captions=[caption_key(row.text, weights, chunks) for _, row in good],
         names=[f"{row.file} (row {row.row})" for _, row in good],
-        empty_caption=caption_key("", weights),
+        empty_caption=caption_key("", weights, chunks),
         counts={
             "samples": len(good),
             "images": len({key for key, _ in good}),

@@ -103,7 +103,7 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
 
         @functools.cache
         def load_system() -> SyntheticSystem:
-            return load_synthetic(base, device, with_unet=False)
+            return load_synthetic(base, device, with_unet=False, text_chunks=config.data.chunks)
 
         tensors = TensorCache(cache)
         dataset = prepare_dataset(config, rows, hashes, load_system, tensors, control)
@@ -243,6 +243,7 @@ def _provenance(
         "data.allow_synthetic": config.data.allow_synthetic,
         "data.resolution": config.data.resolution,
         "data.table": contents(rows),
+        **({"data.text_chunks": config.data.chunks} if config.data.chunks > 1 else {}),
         **({"data.held_out": contents(validated)} if validated else {}),
         "model_paths.stable_diffusion": weights_fingerprint(config.model_paths.stable_diffusion),
         GLOBAL_BATCH: config.finetune.global_batch,
