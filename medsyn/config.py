@@ -213,6 +213,7 @@ class FinetuneSection(Section):
     prediction_type: Literal["epsilon", "v_prediction"] | None = None  # None: the model's own
     zero_terminal_snr: bool = False
     caption_dropout: float = Field(0.1, ge=0, lt=1)
+    rare_captions: int | None = Field(None, ge=2, le=20)  # None: every image once an epoch
     use_8bit_adam: bool = False
     use_ema: bool = False
     ema_decay: float = Field(0.9999, gt=0, lt=1)
@@ -268,7 +269,7 @@ class FinetuneSection(Section):
         return self.train_batch_size * self.gradient_accumulation_steps
 
 
-_LATER = ("data.text_chunks",)  # at null a campaign is what it was before there was such a key
+_LATER = ("data.text_chunks", "finetune.rare_captions")  # at null a campaign is what it was before there were such keys
 GLOBAL_BATCH = "finetune.global_batch"  # what a step sees: no key to set, but what results depend on
 SHARED_OUT = ("train_batch_size", "gradient_accumulation_steps")  # whose product it is
 # which change no sample that a step sees, so that they may change in the middle of a run

@@ -21,12 +21,16 @@ from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import Control
 from medsyn.training.encode_rows import encode_rows
 from medsyn.training.finetune.augment import names_a_side, versions
+from medsyn.training.finetune.balance import repeats
 from medsyn.training.schedule import Draws
 
 
 @dataclass(frozen=True)
 class LatentDataset:
-    """Training samples as keys into a cache of latents and text features; sample i is an image and its caption."""
+    """Training samples as keys into a cache of latents and text features; sample i is an image and its caption.
+
+    One that is seen several times in an epoch is there as often.
+    """
 
     cache: TensorCache
     images: list[str]
@@ -126,23 +130,26 @@ def prepare_dataset(
         config.data.allow_synthetic,
         [augment.model_dump(), campaign_seed] if is_varied else (),
     )
+    times = repeats([row.text for _, row in good], config.finetune.rare_captions)
+    seen = [pair for pair, number in zip(good, times, strict=True) for _ in range(number)]
     captions = {caption_key(text, weights, chunks): text for text in ["", *(row.text for _, row in good)]}
     embedded, _ = cache.fill(captions, str, embed, control, "caption")
     return LatentDataset(
         cache=cache,
-        images=[key for key, _ in good],
-        captions=[caption_key(row.text, weights, chunks) for _, row in good],
-        names=[f"{row.file} (row {row.row})" for _, row in good],
+        images=[key for key, _ in seen],
+        captions=[caption_key(row.text, weights, chunks) for _, row in seen],
+        names=[f"{row.file} (row {row.row})" for _, row in seen],
         empty_caption=caption_key("", weights, chunks),
         counts={
             "samples": len(good),
+            **({"samples_with_repeats": len(seen)} if config.finetune.rare_captions else {}),
             "images": len({key for key, _ in good}),
             "captions": len(captions) - 1,
             "skipped": len(rows) - len(good),
             "vae_encodes": encoded * augment.encoded,
             "text_encoder_calls": embedded,
         },
-        versions=_usable_versions(augment, good) if is_varied else None,
+        versions=_usable_versions(augment, seen) if is_varied else None,
     )
 
 

@@ -204,8 +204,8 @@ def _validated_rows(config: Config, held_out: list[ImageRow]) -> list[ImageRow]:
 
 
 def _plain(config: Config) -> Config:
-    """The configuration without versions of images: held-out images are measured as they are."""
-    section = config.finetune.model_copy(update={"augment": AugmentSection()})
+    """The configuration without versions and repeats of images: held-out images are measured once, as they are."""
+    section = config.finetune.model_copy(update={"augment": AugmentSection(), "rare_captions": None})
     return config.model_copy(update={"finetune": section})
 
 

@@ -537,6 +537,16 @@ def test_a_base_that_was_trained_on_more_of_each_text_is_told(trial: Trial, tmp_
     assert "text_chunks" not in reasons(same, "warning")
 
 
+def test_rare_captions_where_none_is_rare_are_told(trial: Trial) -> None:
+    said = "finetune.rare_captions: no caption is twice as frequent as another of its modality"
+    assert said in reasons(trial.config(finetune__rare_captions=4), "warning")
+    assert said not in reasons(trial.config(), "warning")
+    with (trial.data / "metadata.csv").open("a") as stream:
+        for name in ("ct-0.png", "ct-1.png"):
+            stream.write(f"{name},CT: a caption of two images,CT\n")
+    assert said not in reasons(trial.config(finetune__rare_captions=4), "warning")
+
+
 class TestPhantoms:
     @pytest.fixture
     def small(self) -> dict[str, Any]:
