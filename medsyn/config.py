@@ -106,6 +106,7 @@ class DataSection(Section):
     strict: bool = True
     modalities: list[Modality] = Field([], min_length=1)  # [] stands for null: those of the table, once it is read
     resolution: int = Field(256, ge=32, le=1024, multiple_of=8)
+    text_chunks: int | None = Field(None, ge=2, le=8)  # None: one; the text encoder reads no more of a text
     held_out_fraction: float = Field(0.2, gt=0, lt=1)
     allow_synthetic: bool = False
     phantoms: PhantomsSection = PhantomsSection()
@@ -125,6 +126,11 @@ class DataSection(Section):
     @field_serializer("modalities")
     def _not_known_yet_is_null(self, value: list[Modality]) -> list[Modality] | None:
         return value or None
+
+    @property
+    def chunks(self) -> int:
+        """How many times the text encoder is run for one text."""
+        return self.text_chunks or 1
 
     @field_validator("base_prompt")
     @classmethod
@@ -209,6 +215,7 @@ class FinetuneSection(Section):
     prediction_type: Literal["epsilon", "v_prediction"] | None = None  # None: the model's own
     zero_terminal_snr: bool = False
     caption_dropout: float = Field(0.1, ge=0, lt=1)
+    rare_captions: int | None = Field(None, ge=2, le=20)  # None: every image once an epoch
     use_8bit_adam: bool = False
     use_ema: bool = False
     ema_decay: float = Field(0.9999, gt=0, lt=1)
@@ -264,6 +271,7 @@ class FinetuneSection(Section):
         return self.train_batch_size * self.gradient_accumulation_steps
 
 
+_LATER = ("data.text_chunks", "finetune.rare_captions")  # at null a campaign is what it was before there were such keys
 GLOBAL_BATCH = "finetune.global_batch"  # what a step sees: no key to set, but what results depend on
 SHARED_OUT = ("train_batch_size", "gradient_accumulation_steps")  # whose product it is
 # which change no sample that a step sees, so that they may change in the middle of a run
@@ -475,7 +483,9 @@ class Config(Section):
     def section_fingerprint(self, *keys: str) -> str:
         """Fingerprint of the named sections or dotted keys: two configurations that agree on them agree here."""
         values = dict(flatten(self.model_dump())) | {GLOBAL_BATCH: self.finetune.global_batch}
+        later = [key for key in _LATER if values[key] is None]
         chosen = {k: v for k, v in values.items() if any(k == key or k.startswith(key + ".") for key in keys)}
+        chosen = {k: v for k, v in chosen.items() if k not in later}
         return fingerprint(chosen)
 
 

@@ -57,7 +57,8 @@ _ALWAYS = ("campaign.seed", "device", "data.strict", "data.allow_synthetic")  # 
 _COLUMNS = ("data.modality_column", "data.patient_column")
 _RLHF = (
     *_ALWAYS,
-    *("data.modalities", "data.resolution", "data.held_out_fraction", "raters", "selector", "policy_model"),
+    *("data.modalities", "data.resolution", "data.text_chunks", "data.held_out_fraction"),
+    *("raters", "selector", "policy_model"),
     *("training.max_epochs", "training.batch_size", "training.checkpoints", "training.stage1"),
 )
 
@@ -82,7 +83,7 @@ def _filters_by_modality(config: Config) -> bool:
 READS: dict[str, Reads] = {
     "finetune": Reads(
         (
-            *(*_ALWAYS, *_COLUMNS, "data.resolution", "data.held_out_fraction"),
+            *(*_ALWAYS, *_COLUMNS, "data.resolution", "data.text_chunks", "data.held_out_fraction"),
             *(f"finetune.{key}" for key in FinetuneSection.model_fields if key not in FREE_OF_FINETUNE),
             GLOBAL_BATCH,
         ),
@@ -94,6 +95,7 @@ READS: dict[str, Reads] = {
         (
             *_ALWAYS,
             "data.resolution",
+            "data.text_chunks",
             "training.stage",
             *(key for name in GenerationSection.model_fields if (key := f"generation.{name}") not in RESHARDED_BY),
         ),

@@ -16,7 +16,7 @@ from medsyn import disk
 from medsyn.errors import InputError, Problem
 from medsyn.models.header import differences, read_shapes, refuse_pointer
 from medsyn.models.tensors import Shapes, expected
-from medsyn.models.weights import KEY, PARTS, SCHEDULE, locate
+from medsyn.models.weights import FACTS, KEY, PARTS, SCHEDULE, locate
 from medsyn.text import and_more
 
 
@@ -220,6 +220,15 @@ def text_features(base: Path) -> int:
 def text_positions(base: Path) -> int:
     """How many tokens the text encoder reads; raises InputError if its `config.json` cannot be read."""
     return int(_setting(base / "text_encoder", "max_position_embeddings"))
+
+
+def trained_chunks(directory: Path) -> int | None:
+    """How many chunks of a text were read while a model was fine-tuned; None where that is not on record."""
+    try:
+        recorded = disk.read_json(directory / FACTS)
+        return int(recorded.get("data.text_chunks", 1))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 # the defaults of diffusers and transformers for keys that a config.json lacks

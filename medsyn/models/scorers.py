@@ -17,9 +17,9 @@ from medsyn.errors import InputError
 from medsyn.models.policy import Policy
 from medsyn.models.quality import FEATURES
 from medsyn.models.selector import Selector
-from medsyn.models.weights import SCORER_WEIGHTS
+from medsyn.models.weights import FACTS, SCORER_WEIGHTS
 
-CONFIG, WEIGHTS, PROVENANCE = "config.json", SCORER_WEIGHTS, "facts.json"
+CONFIG, WEIGHTS, PROVENANCE = "config.json", SCORER_WEIGHTS, FACTS
 
 
 def save_scorer(model: Selector | Policy, directory: Path, provenance: dict[str, Any] | None = None) -> None:

@@ -27,7 +27,7 @@ from medsyn.models.header import missing_tensors
 from medsyn.text import and_more
 
 _PROMPTS_TOGETHER = 16  # on a GPU, where one pass of a prompt is as long as one of many
-_EMBEDDED_KEPT = 1024  # prompts; SD's features are 240 kB each, and they are kept on the GPU
+_EMBEDDED_KEPT = 1024  # chunks of prompts; SD's features are 240 kB each, and they are kept on the GPU
 
 
 @dataclass
@@ -43,6 +43,7 @@ class SyntheticSystem:
     dtype: torch.dtype
     decoder_dtype: torch.dtype = torch.float32
     prompts_together: int = 1  # encoded in one pass, which is filled up to that number, because it changes bits
+    text_chunks: int = 1  # that the text encoder reads of a prompt, one after the other; the rest is cut off
     _embedded: OrderedDict[str, tuple[Tensor, Tensor]] = field(default_factory=OrderedDict)
     _half_decoder: nn.Module | None = None
 
@@ -52,14 +53,18 @@ class SyntheticSystem:
         return str(self.scheduler_config.get("prediction_type", "epsilon"))
 
     def embed(self, prompt: str) -> tuple[Tensor, Tensor]:
-        """Text features of one prompt: hidden states [77, D] and the pooled vector [D]."""
+        """Text features of one prompt: hidden states [77 * text_chunks, D] and the pooled vector [D]."""
         return self.embed_all([prompt])[0]
 
     def embed_all(self, prompts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
-        """Text features of each prompt: hidden states [77, D] and the pooled vector [D].
+        """Text features of each prompt: hidden states [77 * text_chunks, D] and the pooled vector [D].
 
         Every unique prompt is encoded once, on a CPU alone, on a GPU in passes of one size: what else is in its pass
         changes nothing.
+
+        With several chunks, each has 75 tokens of the prompt between those of begin and end; a prompt that ends before
+        has empty ones behind it, so that all prompts have as many features. The pooled vector is the mean over those
+        that are not empty.
         """
         features = {prompt: self._embedded[prompt] for prompt in prompts if prompt in self._embedded}
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in features]
@@ -68,7 +73,7 @@ class SyntheticSystem:
         for prompt in dict.fromkeys(prompts):
             self._embedded[prompt] = features[prompt]
             self._embedded.move_to_end(prompt)
-        while len(self._embedded) > _EMBEDDED_KEPT:
+        while len(self._embedded) * self.text_chunks > _EMBEDDED_KEPT:
             self._embedded.popitem(last=False)
         return [features[prompt] for prompt in prompts]
 
@@ -76,19 +81,40 @@ class SyntheticSystem:
         """Encode every prompt anew from now on."""
         self._embedded.clear()
 
-    @torch.no_grad()
     def _encode_prompts(self, prompts: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+        """The features of some prompts; chunks that several of them have are encoded once."""
+        chunks = {prompt: self._chunks(prompt) for prompt in prompts}
+        rows = list(dict.fromkeys(row for rows in chunks.values() for row in rows))
+        encoded: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        for start in range(0, len(rows), self.prompts_together):
+            encoded |= self._encode_rows(rows[start : start + self.prompts_together])
+        if self.text_chunks == 1:
+            return {prompt: encoded[row] for prompt, (row,) in chunks.items()}
+        empty, found = self._row([]), {}
+        for prompt, its in chunks.items():
+            said = [row for row in its if row != empty] or [empty]
+            pooled = torch.stack([encoded[row][1] for row in said]).mean(dim=0)
+            found[prompt] = torch.cat([encoded[row][0] for row in its]), pooled
+        return found
+
+    def _chunks(self, prompt: str) -> list[tuple[int, ...]]:
+        """What the text encoder is given for a prompt: `text_chunks` rows of token numbers."""
+        room = self.tokenizer.model_max_length - 2
+        numbers = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+        return [self._row(numbers[place * room : (place + 1) * room]) for place in range(self.text_chunks)]
+
+    def _row(self, numbers: list[int]) -> tuple[int, ...]:
+        """Token numbers between those of begin and end, padded to the text encoder's length."""
+        row = self.tokenizer.build_inputs_with_special_tokens(numbers)
+        return (*row, *[self.tokenizer.pad_token_id] * (self.tokenizer.model_max_length - len(row)))
+
+    @torch.no_grad()
+    def _encode_rows(self, rows: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[Tensor, Tensor]]:
         """One pass of the text encoder, filled up by repetition."""
-        tokens = self.tokenizer(
-            [*prompts, *[prompts[-1]] * (self.prompts_together - len(prompts))],
-            padding="max_length",
-            truncation=True,
-            max_length=self.tokenizer.model_max_length,
-            return_tensors="pt",
-        )
-        output = self.text_encoder(tokens.input_ids.to(self.device))
-        features = zip(prompts, output.last_hidden_state, output.pooler_output, strict=False)
-        return {prompt: (hidden.clone(), pooled.clone()) for prompt, hidden, pooled in features}
+        filled = [*rows, *[rows[-1]] * (self.prompts_together - len(rows))]
+        output = self.text_encoder(torch.tensor(filled, device=self.device))
+        features = zip(rows, output.last_hidden_state, output.pooler_output, strict=False)
+        return {row: (hidden.clone(), pooled.clone()) for row, hidden, pooled in features}
 
     def latent_shape(self, height: int, width: int | None = None) -> tuple[int, int, int]:
         """(channels, height, width) of the latents of an image of this size in pixels; square if no width is given."""
@@ -196,6 +222,7 @@ def load_synthetic(
     dtype: torch.dtype = torch.float32,
     unet_from: Path | None = None,
     with_unet: bool = True,
+    text_chunks: int = 1,
 ) -> SyntheticSystem:
     """Load a generator.
 
@@ -205,6 +232,7 @@ def load_synthetic(
         dtype: of the UNet and the text encoder; the VAE encodes in float32 and decodes in `decoder_dtype`.
         unet_from: directory that contains a fine-tuned `unet/`.
         with_unet: False loads only what encodes and decodes images and encodes prompts.
+        text_chunks: that are read of a prompt (`data.text_chunks`).
 
     Raises:
         InputProblems: everything that is wrong with the weights.
@@ -227,4 +255,5 @@ def load_synthetic(
         dtype=dtype,
         decoder_dtype=decoder_dtype(device, dtype),
         prompts_together=_PROMPTS_TOGETHER if device.type == "cuda" else 1,
+        text_chunks=text_chunks,
     )

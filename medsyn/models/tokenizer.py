@@ -10,11 +10,12 @@ from medsyn.models.weights import locate
 
 # What CLIP's tokenizer does before byte-pair encoding: words, single digits, runs of marks.
 _PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_ENDS = 2  # tokens that mark begin and end
 _UNKNOWN = "<|endoftext|>"
 
 
-def token_count(source: str) -> TokenCount | None:
-    """How the model that `source` names counts tokens.
+def token_count(source: str, chunks: int = 1) -> TokenCount | None:
+    """How the model that `source` names counts tokens, when its text encoder reads so many chunks of a text.
 
     None if the model or the `tokenizers` library is not on this machine, or cannot be read: `model_folder.problems`
     says what is wrong with a model.
@@ -43,4 +44,5 @@ def token_count(source: str) -> TokenCount | None:
     def of_word(word: str) -> int:
         return len(tokenizer.encode(word).ids)
 
+    limit = chunks * (limit - _ENDS) + _ENDS
     return TokenCount(limit, lambda text: sum(map(of_word, text.split())))  # no token spans a space

@@ -15,6 +15,7 @@ from medsyn.config import EMBEDDED
 from medsyn.disk import fingerprint, read_json, sha256_file
 
 SCORER_WEIGHTS = "model.safetensors"  # of a saved Selector or Policy
+FACTS = "facts.json"  # beside weights that medsyn has trained: what they depend on
 
 PARTS: dict[str, tuple[str, ...]] = {
     "tokenizer": ("vocab.json", "merges.txt"),

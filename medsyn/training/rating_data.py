@@ -111,7 +111,7 @@ def load_rated(
         config, source, rows, hashes, read, cache, control, allow_synthetic=True, variant=("rated", matched)
     )
     modality_of = {row.prompt: row.modality for row in prompts_of}
-    prompts = {caption_key(prompt, weights): prompt for prompt in modality_of}
+    prompts = {caption_key(prompt, weights, config.data.chunks): prompt for prompt in modality_of}
     cache.fill(prompts, str, embed, control, "prompt")
 
     table = pd.DataFrame([row for _, row in kept])

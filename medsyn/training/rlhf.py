@@ -183,6 +183,7 @@ class _Ratings:
                 ]
             ),
             "data.resolution": config.data.resolution,
+            **({"data.text_chunks": config.data.chunks} if config.data.chunks > 1 else {}),
             "model_paths.stable_diffusion": weights_fingerprint(config.model_paths.stable_diffusion),
             "training.batch_size": training.batch_size,
             "training.max_epochs": training.max_epochs,
@@ -195,13 +196,13 @@ class _Ratings:
         self, rows: Sequence[RatingRow], control: Control, prompts_of: Sequence[RatingRow] | None = None
     ) -> RatedSet:
         """Load `rows` as tensors; wrong prompts come from `prompts_of`, by default from `rows`."""
-        source = self._config.model_paths.stable_diffusion
+        source, chunks = self._config.model_paths.stable_diffusion, self._config.data.chunks
 
         @functools.cache
         def load_system() -> SyntheticSystem:
             from medsyn.models.stable_diffusion import load_synthetic  # 7 s to import, for nothing once all is cached
 
-            return load_synthetic(source, self.device, with_unet=False)
+            return load_synthetic(source, self.device, with_unet=False, text_chunks=chunks)
 
         cache = TensorCache(self._cache)
         return load_rated(self._config, rows, self._hashes, prompts_of or rows, load_system, cache, control)

@@ -88,6 +88,66 @@ def test_long_and_foreign_prompts_are_encoded(system: SyntheticSystem) -> None:
     assert torch.isfinite(hidden).all()
 
 
+SHORT, LONG = "CT: nodule, left", "CT: " + "nodule, " * 60 + "left"
+
+
+@pytest.fixture(scope="module")
+def reader(model: Path) -> SyntheticSystem:
+    """One that reads three chunks of a prompt."""
+    return load_synthetic(str(model), CPU, with_unet=False, text_chunks=3)
+
+
+def test_what_comes_after_token_77_counts_where_it_is_read(system: SyntheticSystem, reader: SyntheticSystem) -> None:
+    other = LONG.replace("left", "right")
+    assert 77 < len(system.tokenizer(LONG).input_ids) <= 3 * 75 + 2
+    assert torch.equal(system.embed(LONG)[0], system.embed(other)[0])
+    (hidden, pooled), (its_hidden, its_pooled) = reader.embed(LONG), reader.embed(other)
+    assert hidden.shape == (3 * 77, tiny.TEXT_WIDTH) and pooled.shape == (tiny.TEXT_WIDTH,)
+    assert torch.equal(hidden[:77], system.embed(LONG)[0])
+    assert not torch.allclose(hidden, its_hidden) and not torch.allclose(pooled, its_pooled)
+
+
+def test_a_chunk_is_75_tokens_between_those_of_begin_and_end(system: SyntheticSystem, reader: SyntheticSystem) -> None:
+    tokens = system.tokenizer(LONG, add_special_tokens=False).input_ids
+    ends = system.tokenizer.bos_token_id, system.tokenizer.eos_token_id
+    expected = []
+    for place in range(3):
+        row = [ends[0], *tokens[place * 75 : (place + 1) * 75], ends[1]]
+        row += [system.tokenizer.pad_token_id] * (77 - len(row))
+        expected.append(system.text_encoder(torch.tensor([row])))
+    assert torch.equal(reader.embed(LONG)[0], torch.cat([each.last_hidden_state[0] for each in expected]))
+    pooled = torch.stack([each.pooler_output[0] for each in expected])
+    said = -(-len(tokens) // 75)
+    assert torch.equal(reader.embed(LONG)[1], pooled[:said].mean(dim=0))
+
+
+@pytest.mark.parametrize("text", [SHORT, ""])
+def test_empty_chunks_are_behind_a_prompt_that_ends_before(
+    text: str, system: SyntheticSystem, reader: SyntheticSystem
+) -> None:
+    hidden, pooled = reader.embed(text)
+    empty = system.embed("")[0]
+    assert torch.equal(hidden, torch.cat([system.embed(text)[0], empty, empty]))
+    assert torch.equal(pooled, system.embed(text)[1]), "what a scorer sees of a short prompt stays what it was"
+
+
+def test_companions_of_other_lengths_change_no_bit_of_a_prompts_chunks(model: Path) -> None:
+    prompts = [SHORT, LONG, "", LONG.replace("left", "right"), SHORT + " lung"]
+    systems = [
+        replace(load_synthetic(str(model), CPU, with_unet=False, text_chunks=3), prompts_together=4) for _ in range(2)
+    ]
+    together = systems[0].embed_all(prompts)
+    for prompt, (hidden, pooled) in zip(prompts, together, strict=True):
+        systems[1].forget_prompts()
+        alone = systems[1].embed(prompt)
+        assert torch.equal(hidden, alone[0]) and torch.equal(pooled, alone[1])
+
+
+def test_a_prompt_beyond_the_last_chunk_is_cut_off_there(reader: SyntheticSystem) -> None:
+    hidden, _ = reader.embed("CT: " + "nodule, " * 400)
+    assert hidden.shape == (3 * 77, tiny.TEXT_WIDTH) and torch.isfinite(hidden).all()
+
+
 def test_encode_and_decode_agree_on_shapes_and_ranges(system: SyntheticSystem) -> None:
     pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     mean, deviation = system.encode(pixels)

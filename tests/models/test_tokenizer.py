@@ -68,16 +68,17 @@ def test_the_limit_is_the_text_encoders(model: Path, tmp_path: Path, tokenizer: 
     assert most > 77
     assert problem.reason == (
         f"too long: up to {most} tokens, and the model's text encoder reads 40 (with those of begin and end); the rest "
-        "is ignored (2 rows: 2, 4)"
+        "is ignored, unless data.text_chunks is higher (2 rows: 2, 4)"
     )
 
 
-def test_a_text_of_exactly_the_limit_is_not_too_long(model: Path) -> None:
-    tokens = token_count(str(model))
+@pytest.mark.parametrize("chunks", [1, 2, 3])
+def test_a_text_of_exactly_the_limit_is_not_too_long(chunks: int, model: Path) -> None:
+    tokens = token_count(str(model), chunks)
     assert tokens is not None
-    digits = ["1"] * 38  # of one token each
+    digits = ["1"] * 38 * chunks  # of one token each
     assert tokens.too_many(" ".join(digits)) is None
-    assert tokens.too_many(" ".join([*digits, "1"])) == 41
+    assert tokens.too_many(" ".join([*digits, "1"])) == 38 * chunks + 3
 
 
 @pytest.mark.parametrize(

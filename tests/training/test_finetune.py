@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -487,6 +488,63 @@ def test_going_on_under_other_conditions_is_refused_by_name(
     with pytest.raises(InputError) as caught:
         run(training(weights, table, **change), undisturbed if finished else stopped)
     assert key in str(caught.value.problem.key)
+
+
+def test_captions_that_differ_late_are_told_apart_where_they_are_read(
+    weights: Path, table: Path, tmp_path: Path
+) -> None:
+    """Two data sets whose captions differ after token 77 alone: one model, or with `text_chunks` two."""
+    filler = "finding " * 90  # a token each
+    models = {}
+    for side in ("left", "right"):
+        own = table.with_name(f"{side}.csv")
+        own.write_text(table.read_text().replace("finding", f"{filler}{side}"))
+        for chunks in (None, 2):
+            root = tmp_path / f"{side}-{chunks}"
+            config = training(weights, own, {"text_chunks": chunks}, max_train_steps=1, use_ema=False)
+            run(config, root)
+            models[side, chunks] = unet_bytes(root)
+    assert models["left", None] == models["right", None]
+    assert models["left", 2] != models["right", 2]
+
+
+def test_how_much_of_a_text_is_read_is_on_record_and_cannot_change_on_the_way(
+    weights: Path, table: Path, tmp_path: Path
+) -> None:
+    config = training(weights, table, {"text_chunks": 2}, max_train_steps=2)
+    with pytest.raises(Saved):
+        run(config, tmp_path, StopAt(1))
+    with pytest.raises(InputError, match=r"data\.text_chunks was 2 and is None"):
+        run(training(weights, table, max_train_steps=2), tmp_path)
+    run(config, tmp_path)
+    assert model_folder.trained_chunks(tmp_path / "work/finetune/ct/model") == 2
+
+
+def test_images_with_rare_captions_are_seen_more_often_and_encoded_once(
+    weights: Path, table: Path, tmp_path: Path
+) -> None:
+    own = table.with_name("unbalanced.csv")
+    text = table.read_text()
+    for number in (0, 1, 2):
+        text = text.replace(f"finding {number}", "normal")
+    own.write_text(text)
+    short = {"data": {"held_out_fraction": 0.4}, "validate_every": 3, "max_train_steps": 3, "use_ema": False}
+    config = training(weights, own, **short, rare_captions=3)
+    run(config, tmp_path / "whole")
+    rows, held_out = dataset.training_rows(config, "CT")
+    number = Counter(row.text for row in rows)
+    assert set(number) == {"CT: normal", "CT: finding 3"} and number["CT: normal"] >= 2 * number["CT: finding 3"]
+    times = min(3, number["CT: normal"] // number["CT: finding 3"])
+    found = summary(tmp_path / "whole")
+    assert found["samples"] == found["vae_encodes"] == len(rows)
+    assert found["samples_with_repeats"] == number["CT: normal"] + times * number["CT: finding 3"] > len(rows)
+    assert {len(losses) for losses in per_image(tmp_path / "whole").values()} == {len(held_out)}
+    with pytest.raises(Saved):
+        run(config, tmp_path / "stopped", StopAt(1))
+    with pytest.raises(InputError, match=r"finetune\.rare_captions was 3 and is 2"):
+        run(training(weights, own, **short, rare_captions=2), tmp_path / "stopped")
+    run(config, tmp_path / "stopped")
+    assert_same_end(tmp_path / "stopped", tmp_path / "whole")
 
 
 CONSTANT = {"lr_scheduler": "constant", "ema_every": 4}

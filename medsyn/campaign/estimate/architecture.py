@@ -17,7 +17,7 @@ from medsyn.models.tensors import Shapes
 
 Settings = Mapping[str, Any]  # a diffusers or transformers config.json
 
-TOKENS = 77  # of a prompt, whatever its length
+TOKENS = 77  # of a chunk of a prompt, whatever its length
 # Stable Diffusion v1.5, assumed where the weights are not on this machine; what is not here has diffusers' default
 SD15_UNET: Settings = {"cross_attention_dim": 768}
 SD15_VAE: Settings = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
@@ -83,14 +83,14 @@ def _resnet(inputs: int, outputs: int, side: int, time: int = 0) -> Count:
     return _block(parts, 3 * (inputs + outputs) * side**2, inputs * side**2)
 
 
-def _transformer(width: int, side: int, context: int, depth: int) -> Count:
-    """Self-attention, attention to the prompt and a gated feed-forward layer, `depth` times."""
+def _transformer(width: int, side: int, context: int, depth: int, read: int) -> Count:
+    """Self-attention, attention to the prompt's `read` tokens and a gated feed-forward layer, `depth` times."""
     tokens = side**2
     one = _norm(width) + _attention(width, tokens, width, tokens)
-    one += _norm(width) + _attention(width, tokens, context, TOKENS)
+    one += _norm(width) + _attention(width, tokens, context, read)
     one += _norm(width) + _linear(width, 8 * width, tokens) + _linear(4 * width, width, tokens)
     # norms and their outputs 6, self-attention 4, attention to the prompt 2, gated layer 16; keys and values 2
-    one = _block(one, width * (28 * tokens + 2 * TOKENS), width * tokens)
+    one = _block(one, width * (28 * tokens + 2 * read), width * tokens)
     ends = _norm(width) + _conv(width, width, side, 1) + _conv(width, width, side, 1)
     return sum([one] * depth, replace(ends, saved=3 * width * tokens, inputs=3 * width * tokens))
 
@@ -108,8 +108,8 @@ def _sides(side: int, levels: int) -> list[int]:
     return sides
 
 
-def unet(settings: Settings, side: int) -> Count:
-    """A `UNet2DConditionModel` on latents of side x side."""
+def unet(settings: Settings, side: int, chunks: int = 1) -> Count:
+    """A `UNet2DConditionModel` on latents of side x side, with so many chunks of a prompt."""
     channels: Sequence[int] = settings.get("block_out_channels") or (320, 640, 1280, 1280)
     levels = len(channels)
     down = settings.get("down_block_types") or (*["CrossAttnDownBlock2D"] * (levels - 1), "DownBlock2D")
@@ -121,7 +121,7 @@ def unet(settings: Settings, side: int) -> Count:
     def stage(inputs: int, outputs: int, side: int, kind: str) -> Count:
         attends = "CrossAttn" in kind
         made = _resnet(inputs, outputs, side, time)
-        return made + _transformer(outputs, side, context, depth) if attends else made
+        return made + _transformer(outputs, side, context, depth, chunks * TOKENS) if attends else made
 
     total = _linear(channels[0], time) + _linear(time, time) + _conv(settings.get("in_channels", 4), channels[0], side)
     width, skips = channels[0], [channels[0]]
@@ -215,6 +215,7 @@ class Architecture:
     text: Count  # on one prompt
     latent: int  # numbers in one latent
     text_width: int
+    prompt: int  # numbers in the text features of one prompt
     unet_shapes: Shapes  # of the UNet's tensors
     assumed: bool  # the weights are not here, or their configuration is not understood: SD v1.5's numbers
 
@@ -224,25 +225,30 @@ class Architecture:
         return self.encoder.parameters + self.decoder.parameters
 
 
-def describe(unet_settings: Settings, vae_settings: Settings, text_settings: Settings, resolution: int) -> Architecture:
+def describe(
+    unet_settings: Settings, vae_settings: Settings, text_settings: Settings, resolution: int, chunks: int = 1
+) -> Architecture:
     """The architecture that three configurations describe, on square images of `resolution` pixels."""
     channels = vae_settings.get("block_out_channels") or (64,)
-    side = _sides(resolution, len(channels))[-1]
+    side, text = _sides(resolution, len(channels))[-1], text_encoder(text_settings)
     return Architecture(
-        unet=unet(unet_settings, side),
+        unet=unet(unet_settings, side, chunks),
         encoder=vae_encoder(vae_settings, resolution),
         decoder=vae_decoder(vae_settings, resolution),
-        text=text_encoder(text_settings),
+        text=replace(text, flops=chunks * text.flops),
         latent=vae_settings.get("latent_channels", 4) * side**2,
         text_width=text_settings.get("hidden_size", 512),
+        prompt=chunks * TOKENS * text_settings.get("hidden_size", 512),
         unet_shapes=tensors.unet(unet_settings) or tensors.unet(SD15_UNET) or {},
         assumed=False,
     )
 
 
 @functools.lru_cache(maxsize=32)
-def read(source: str, resolution: int) -> Architecture:
+def read(source: str, resolution: int, chunks: int = 1) -> Architecture:
     """The architecture of `source` (`embedded`, a diffusers directory or a hub id) at `resolution` pixels.
+
+    The text encoder reads so many `chunks` of each prompt.
 
     SD v1.5, marked as assumed, where the configuration files are not on this machine or describe something else.
     """
@@ -251,6 +257,6 @@ def read(source: str, resolution: int) -> Architecture:
         if directory is None:
             raise FileNotFoundError(source)
         parts = [disk.read_json(directory / part / "config.json") for part in ("unet", "vae", "text_encoder")]
-        return describe(parts[0], parts[1], parts[2], resolution)
+        return describe(parts[0], parts[1], parts[2], resolution, chunks)
     except (OSError, ValueError, TypeError, AttributeError, IndexError):  # no such files, or lists for numbers
-        return replace(describe(SD15_UNET, SD15_VAE, SD15_TEXT, resolution), assumed=True)
+        return replace(describe(SD15_UNET, SD15_VAE, SD15_TEXT, resolution, chunks), assumed=True)

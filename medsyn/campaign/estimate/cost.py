@@ -134,7 +134,9 @@ class CostModel:
     @cached_property
     def networks(self) -> Architecture:
         """Of the campaign's generator."""
-        return architecture.read(self.config.model_paths.stable_diffusion, self.config.data.resolution)
+        return architecture.read(
+            self.config.model_paths.stable_diffusion, self.config.data.resolution, self.config.data.chunks
+        )
 
     @cached_property
     def flops_per_second(self) -> float:

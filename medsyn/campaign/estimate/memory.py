@@ -113,7 +113,7 @@ def disk(config: Config, task: Task, model: Architecture, work: Volume, candidat
     if task.stage == "finetune":
         captions = work.images + 1  # at most: many images share one
         posteriors = work.images * config.finetune.augment.encoded
-        cache = HALF * (2 * posteriors * model.latent + captions * architecture.TOKENS * model.text_width)
+        cache = HALF * (2 * posteriors * model.latent + captions * model.prompt)
         section, checkpoint = config.finetune, checkpoint_bytes(config, model)
         last = last_checkpoint_bytes(config, model)
         checkpoints = (section.checkpoints_total_limit + 1) * checkpoint - last

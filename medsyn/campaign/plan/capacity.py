@@ -125,7 +125,7 @@ def _advice(config: Config, stage: str, card: float) -> str:
 
 def _climb(config: Config, stage: str, card: float, ladder: Sequence[tuple[str, Any]]) -> tuple[list[str], int]:
     """The changes of a ladder up to the one that makes the stage fit, or all of them, and the bytes needed then."""
-    network = architecture.read(config.model_paths.stable_diffusion, config.data.resolution)
+    network = architecture.read(config.model_paths.stable_diffusion, config.data.resolution, config.data.chunks)
     tree, changes = config.model_dump(), []
     needed = memory.memory(config, stage, network)
     for key, value in ladder:
@@ -167,5 +167,5 @@ def with_size(config: Config, size: int) -> Config:
 
 def needed(config: Config, size: int) -> int:
     """Bytes of a card's memory that generation in batches of `size` is estimated to need."""
-    networks = architecture.read(config.model_paths.stable_diffusion, config.data.resolution)
+    networks = architecture.read(config.model_paths.stable_diffusion, config.data.resolution, config.data.chunks)
     return memory.memory(with_size(config, size), "generate", networks)

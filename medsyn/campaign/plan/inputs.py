@@ -195,7 +195,7 @@ def check(
     drawn_later = config.data.table == PHANTOMS and not Path(resolved.data.table).is_file()
     has_ratings = not drawn_later or config.data.ratings_file is not None
     has_prompts = not drawn_later or config.data.prompts is not None or config.data.base_prompt is not None
-    tokens = token_count(resolved.model_paths.stable_diffusion)
+    tokens = token_count(resolved.model_paths.stable_diffusion, resolved.data.chunks)
     images = [] if drawn_later else _read_images(resolved, problems, tokens)
     ratings = _read_ratings(resolved, problems, tokens) if has_ratings else []
     source = find_source(config, prompt_source(config), images, problems) if has_prompts else None
@@ -203,6 +203,7 @@ def check(
     if of_the_table:
         problems += _left_out(prompts)
     problems += check_negative(config)
+    problems += _check_rare(resolved, images)
     problems += _check_split(resolved, images)
     rated = {(row.path, row.volume, row.modality) for row in ratings}
     counts: dict[str, Counter[str]] = {
@@ -253,6 +254,19 @@ def _check_kept(section: FinetuneSection) -> list[Problem]:
         "after the last step is the model. Use less, or null"
     )
     return [Problem(CONFIGURATION, reason, key="finetune.keep_every", severity="warning")]
+
+
+def _check_rare(config: Config, images: Sequence[ImageRow]) -> list[Problem]:
+    """A warning where no image would be repeated, although that is asked for: captions are equally frequent."""
+    if config.finetune.rare_captions is None or not images:
+        return []
+    numbers = Counter((row.modality, row.text) for row in images)
+    for modality in config.data.modalities:
+        its = [number for (name, _), number in numbers.items() if name == modality]
+        if its and max(its) >= 2 * min(its):
+            return []
+    reason = "no caption is twice as frequent as another of its modality, so no image is repeated: use null"
+    return [Problem(CONFIGURATION, reason, key="finetune.rare_captions", severity="warning")]
 
 
 def _check_linked_roots(config: Config) -> list[Problem]:

@@ -10,6 +10,7 @@ from medsyn.config import Config
 from medsyn.errors import CONFIGURATION, Problem
 from medsyn.models import lora_targets, model_folder, noise_schedule
 from medsyn.models.visible_gpus import visible_gpus
+from medsyn.models.weights import locate
 from medsyn.stage import CampaignDirectory
 from medsyn.text import counted
 
@@ -20,7 +21,7 @@ def check(config: Config) -> list[Problem]:
     unusable = model_folder.problems(base) or lora_targets.problems(base, config.finetune.lora)
     unusable = unusable or noise_schedule.problems(config)
     too_few = [] if shutil.which("sbatch") else _check_gpus(config)
-    return _check_directory(config) + unusable + _check_packages(config) + too_few
+    return _check_directory(config) + unusable + _check_chunks(config) + _check_packages(config) + too_few
 
 
 def has_gpu(config: Config, here: bool = False) -> bool:
@@ -101,6 +102,16 @@ def _check_packages(config: Config) -> list[Problem]:
             Problem(CONFIGURATION, f"it needs a GPU, but {why}: set it to false", key=f"finetune.{key}") for key in on
         ]
     return problems
+
+
+def _check_chunks(config: Config) -> list[Problem]:
+    """A warning if the base is a model that medsyn has fine-tuned on more or less of each text."""
+    base = locate(config.model_paths.stable_diffusion)
+    trained = None if base is None else model_folder.trained_chunks(base)
+    if trained in (None, config.data.chunks):
+        return []
+    reason = f"the model of model_paths.stable_diffusion was fine-tuned with {trained if trained != 1 else 'null'}"
+    return [Problem(CONFIGURATION, reason, key="data.text_chunks", severity="warning")]
 
 
 def _check_gpus(config: Config) -> list[Problem]:

@@ -40,9 +40,9 @@ def image_key(
     return disk.fingerprint(["image", READER_VERSION, *parts])
 
 
-def caption_key(caption: str, weights: str) -> str:
-    """The key of one caption's text features."""
-    return disk.fingerprint(["caption", caption, weights])
+def caption_key(caption: str, weights: str, chunks: int = 1) -> str:
+    """The key of one caption's text features, of which the text encoder reads so many chunks."""
+    return disk.fingerprint(["caption", caption, weights, *([chunks] if chunks > 1 else [])])
 
 
 class TensorCache:

@@ -123,6 +123,7 @@ def read_texts(
     texts: Iterable[Mapping[str, Any]],
     modality: str | None = None,
     modalities: Collection[str] = MODALITIES,
+    tokens: TokenCount | None = None,
 ) -> tuple[list[PromptRow], list[Problem]]:
     """Prompts that are not in a file, checked like the rows of a list: the good ones, and every problem.
 
@@ -131,8 +132,9 @@ def read_texts(
         texts: for each prompt, the columns of a row.
         modality: of the prompts that do not name theirs.
         modalities: that a prompt may belong to, besides the five.
+        tokens: see `Faults`.
     """
-    faults = Faults(name)
+    faults = Faults(name, tokens=tokens)
     reader = _Reader(faults, modalities)
     read = [reader.row(row, {"modality": modality, **record}) for row, record in enumerate(texts, 1)]
     return [row for row in read if row is not None], [*faults.errors, *faults.warnings(with_rows=False)]

@@ -82,7 +82,12 @@ def _check_length(faults: Faults, row: int, key: str, text: str) -> None:
             faults.warn(row, key, f"longer than about {CLIP_TOKENS} CLIP tokens (an estimate); the rest is ignored")
     elif number := faults.tokens.too_many(text):
         reason = f"too long: up to {{most}} tokens, and the model's text encoder reads {faults.tokens.limit}"
-        faults.warn(row, key, f"{reason} (with those of begin and end); the rest is ignored", number)
+        faults.warn(
+            row,
+            key,
+            f"{reason} (with those of begin and end); the rest is ignored, unless data.text_chunks is higher",
+            number,
+        )
 
 
 def _contradiction(said: Named, modality: str) -> str | None:

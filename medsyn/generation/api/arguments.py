@@ -55,6 +55,10 @@ def given_settings(given: Mapping[str, Any]) -> Settings:
     base = _base(found, model)
     unet = _unet(found, given.get("finetuned"), base)
     selector, policy = (_scorer(found, name, given.get(name), base) for name in ("selector", "policy"))
+    trained = [model_folder.trained_chunks(directory) for directory in (unet, base) if directory is not None]
+    if config is not None and (chunks := next((known for known in trained if known is not None), None)) is not None:
+        data = config.data.model_copy(update={"text_chunks": chunks if chunks > 1 else None})
+        config = config.model_copy(update={"data": data})  # a model reads what it has learned to read
     default = EMBEDDED_SIDE if str(model) == EMBEDDED else DEFAULT_SIDE
     default = campaign.data.resolution if campaign else default
     height = _side(found, "height", given.get("height"), default)

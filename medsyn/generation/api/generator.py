@@ -136,7 +136,8 @@ class Generator:
     def _load(self, settings: Settings) -> None:
         source, chosen = settings.config.model_paths.stable_diffusion, settings.device
         self._settings = settings
-        self._system = load_synthetic(source, chosen.device, chosen.dtype, settings.unet)
+        chunks = settings.config.data.chunks
+        self._system = load_synthetic(source, chosen.device, chosen.dtype, settings.unet, text_chunks=chunks)
         self._selector = None if settings.selector is None else load_selector(settings.selector, chosen.device)
         self._policy = None if settings.policy is None else load_policy(settings.policy, chosen.device)
         self._provenance = {**settings.provenance, **provenance.compute_environment(chosen.device, chosen.dtype)}

@@ -138,7 +138,11 @@ def _defaults(campaign: Config | None, given: Mapping[str, Any]) -> dict[str, An
     candidates = section.num_candidates if "num_candidates" in given else fewer
     return {
         "campaign": {"seed": config.campaign.seed},
-        "data": {"resolution": config.data.resolution, "modalities": config.data.modalities or None},
+        "data": {
+            "resolution": config.data.resolution,
+            "text_chunks": config.data.text_chunks,
+            "modalities": config.data.modalities or None,
+        },
         "model_paths": config.model_paths.model_dump(),
         "device": {"precision": config.device.precision, "use_cuda": given.get("device") != "cpu"},
         "generation": {

@@ -9,10 +9,12 @@ from typing import Any
 from medsyn.config import MOST_IMAGES, Config
 from medsyn.data.modalities import read_prefix
 from medsyn.data.prompts.rows import PromptRow, read_texts
+from medsyn.data.tables.token_count import TokenCount
 from medsyn.errors import InputProblems, Problem
 from medsyn.generation.api.options import modality_of
 from medsyn.generation.block_store import Item
 from medsyn.modality_names import MODALITIES, most_specific
+from medsyn.models.tokenizer import token_count
 from medsyn.schedulers import wrong_steps
 
 
@@ -54,7 +56,7 @@ def check_prompts(
         found.append(Problem("modality", f"{modality!r} was requested, but this generator's models are for {only}"))
     asked = _several(found, prompts)
     places = ["prompts" if isinstance(prompts, (str, Item)) else f"prompts[{place}]" for place in range(len(asked))]
-    rows, of_prompts = _texts(asked, places, name, modalities)
+    rows, of_prompts = _texts(asked, places, name, modalities, _counted(settings))
     for place, prompt in zip(places, asked, strict=True):
         if isinstance(prompt, Item):
             of_prompts += _wrong_with(place, prompt, name, settings, modalities)
@@ -74,6 +76,13 @@ def check_prompts(
     return wanted, [problem for problem in of_prompts if problem.severity == "warning"]
 
 
+def _counted(settings: Config | None) -> TokenCount | None:
+    """How long a prompt may be, where the model reads longer ones; an estimate for the usual length does otherwise."""
+    if settings is None or settings.data.chunks == 1:
+        return None
+    return token_count(settings.model_paths.stable_diffusion, settings.data.chunks)
+
+
 def _several(found: list[Problem], prompts: Any) -> list[Any]:
     """One prompt or several as a list."""
     if isinstance(prompts, (str, Item)):
@@ -91,12 +100,16 @@ def _several(found: list[Problem], prompts: Any) -> list[Any]:
 
 
 def _texts(
-    asked: Sequence[Any], places: Sequence[str], modality: str | None, modalities: Collection[str]
+    asked: Sequence[Any],
+    places: Sequence[str],
+    modality: str | None,
+    modalities: Collection[str],
+    tokens: TokenCount | None,
 ) -> tuple[dict[str, PromptRow], list[Problem]]:
     """The rows that the texts give, by their place, and every problem with the texts."""
     of_text = [place for place, prompt in zip(places, asked, strict=True) if isinstance(prompt, str)]
     texts = [{"prompt": prompt} for prompt in asked if isinstance(prompt, str)]
-    rows, problems = read_texts("prompts", texts, modality, modalities)
+    rows, problems = read_texts("prompts", texts, modality, modalities, tokens)
     told = [replace(one, source=of_text[(one.row or 1) - 1], row=None, key=None) for one in problems]
     return {of_text[row.row - 1]: row for row in rows}, told
 

@@ -45,4 +45,6 @@ class Loader(Sources):
     @cached_property
     def _shared(self) -> SyntheticSystem:
         chosen = choose_device(self.config.device)
-        return load_synthetic(self._source, chosen.device, chosen.dtype, with_unet=False)
+        return load_synthetic(
+            self._source, chosen.device, chosen.dtype, with_unet=False, text_chunks=self.config.data.chunks
+        )

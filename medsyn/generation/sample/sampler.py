@@ -66,7 +66,7 @@ class Guidance:
     """Classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598) for a batch."""
 
     scales: Tensor  # [B], all 1 or none of them: a scale of 1 needs no unconditional half
-    negative_hidden: Tensor  # text features of the negative prompts [B or 1, 77, D]
+    negative_hidden: Tensor  # text features of the negative prompts [B or 1, 77 k, D]
     shortcuts: Shortcuts = NOTHING_LEFT_OUT
 
 
@@ -82,7 +82,7 @@ def sample(
     Args:
         unet: a `UNet2DConditionModel`.
         scheduler: fresh from `build_scheduler`.
-        hidden: text features of the prompts [B, 77, D].
+        hidden: text features of the prompts [B, 77 k, D].
         guidance: towards the prompts and away from the negative prompts.
         noise: unit noise [B, c, h, w] from `initial_noise`.
         seeds: one per image, for stochastic schedulers.

@@ -40,7 +40,7 @@ class UNetCalls:
             index: number of the call.
             rows: latents [N, c, h, w].
             timestep: of all of them.
-            hidden: text features [N, 77, D].
+            hidden: text features [N, 77 k, D].
         """
         call = self._calls[index]
         attention: AbstractContextManager[None] = nullcontext()
@@ -78,7 +78,7 @@ def outermost(unet: Any, rows: Tensor, timestep: Tensor, hidden: Tensor, feature
         unet: a `UNet2DConditionModel`.
         rows: latents [N, c, h, w].
         timestep: of all of them.
-        hidden: text features [N, 77, D].
+        hidden: text features [N, 77 k, D].
         features: [N, C, h, w] for the last layer of the last block.
     """
     time = unet.time_embedding(unet.get_time_embed(sample=rows, timestep=timestep), None)

@@ -34,6 +34,7 @@ _PACKAGES = ("torch", "diffusers", "transformers", "pillow")  # their versions c
 _SETTINGS = (
     "campaign.seed",
     "data.resolution",
+    "data.text_chunks",
     "device.precision",
     "generation.scheduler",
     "generation.num_inference_steps",

@@ -22,12 +22,16 @@ from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import Control
 from medsyn.training.encode_rows import encode_rows
 from medsyn.training.finetune.augment import names_a_side, versions
+from medsyn.training.finetune.balance import repeats
 from medsyn.training.schedule import Draws
 
 
 @dataclass(frozen=True)
 class LatentDataset:
-    """Training samples as keys into a cache of latents and text features; sample i is an image and its caption."""
+    """Training samples as keys into a cache of latents and text features; sample i is an image and its caption.
+
+    One that is seen several times in an epoch is there as often.
+    """
 
     cache: TensorCache
     images: list[str]
@@ -50,7 +54,7 @@ class LatentDataset:
         return tuple(self.cache.read(self.images[0], "mean").shape[-3:])
 
     def batch(self, chosen: Draws) -> tuple[Tensor, Tensor]:
-        """Latents [B, c, h, w], drawn from the VAE's posterior, and text features [B, 77, D]; float32, on the CPU."""
+        """Latents [B, c, h, w], drawn from the VAE's posterior, and text features [B, 77 k, D]; float32, on the CPU."""
         captions = [
             self.empty_caption if dropped else self.captions[i]
             for i, dropped in zip(chosen.samples, chosen.unconditional, strict=True)
@@ -60,7 +64,7 @@ class LatentDataset:
         return mean + std * torch.from_numpy(chosen.posterior), hidden
 
     def plain(self, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Latents [B, c, h, w], the mean of the VAE's posterior, and text features [B, 77, D] of samples."""
+        """Latents [B, c, h, w], the mean of the VAE's posterior, and text features [B, 77 k, D] of samples."""
         mean = torch.stack([self.cache.read(self.images[i], "mean") for i in samples]).float()
         return mean, torch.stack([self.cache.read(self.captions[i], "hidden") for i in samples]).float()
 
@@ -104,7 +108,7 @@ def prepare_dataset(
     Arguments and errors are those of `encode_rows`; `load_system` gives what encodes, and is called only if something
     has to be.
     """
-    weights = weights_fingerprint(config.model_paths.stable_diffusion)
+    weights, chunks = weights_fingerprint(config.model_paths.stable_diffusion), config.data.chunks
     augment, campaign_seed = config.finetune.augment, config.campaign.seed
     is_varied = augment.versions is not None
 
@@ -128,23 +132,26 @@ def prepare_dataset(
         config.data.allow_synthetic,
         [augment.model_dump(), campaign_seed] if is_varied else (),
     )
-    captions = {caption_key(text, weights): text for text in ["", *(row.text for _, row in good)]}
+    times = repeats([row.text for _, row in good], config.finetune.rare_captions)
+    seen = [pair for pair, number in zip(good, times, strict=True) for _ in range(number)]
+    captions = {caption_key(text, weights, chunks): text for text in ["", *(row.text for _, row in good)]}
     embedded, _ = cache.fill(captions, str, embed, control, "caption")
     return LatentDataset(
         cache=cache,
-        images=[key for key, _ in good],
-        captions=[caption_key(row.text, weights) for _, row in good],
-        names=[f"{row.file} (row {row.row})" for _, row in good],
-        empty_caption=caption_key("", weights),
+        images=[key for key, _ in seen],
+        captions=[caption_key(row.text, weights, chunks) for _, row in seen],
+        names=[f"{row.file} (row {row.row})" for _, row in seen],
+        empty_caption=caption_key("", weights, chunks),
         counts={
             "samples": len(good),
+            **({"samples_with_repeats": len(seen)} if config.finetune.rare_captions else {}),
             "images": len({key for key, _ in good}),
             "captions": len(captions) - 1,
             "skipped": len(rows) - len(good),
             "vae_encodes": encoded * augment.encoded,
             "text_encoder_calls": embedded,
         },
-        versions=_usable_versions(augment, good) if is_varied else None,
+        versions=_usable_versions(augment, seen) if is_varied else None,
     )
 
 

@@ -51,7 +51,7 @@ def denoising_errors(
         scheduler: a DDPMScheduler with the model's own noise schedule.
         weights: per timestep [T].
         latents: [N, c, h, w].
-        hidden: text features [N, 77, D].
+        hidden: text features [N, 77 k, D].
         noise: [N, c, h, w].
         timesteps: int64 [N].
     """

@@ -23,16 +23,18 @@ def training_flops(unet: Any, latent_shape: tuple[int, ...], config: Config) -> 
     What gradient checkpointing computes again does not count, as it is usual for the use of a device.
     """
     backward = 2 if config.finetune.lora.rank is None else 1
-    return (1 + backward) * _forward_flops(json.dumps(dict(unet.config), sort_keys=True, default=str), latent_shape)
+    return (1 + backward) * _forward_flops(
+        json.dumps(dict(unet.config), sort_keys=True, default=str), latent_shape, config.data.chunks
+    )
 
 
 @functools.lru_cache(maxsize=8)
-def _forward_flops(settings: str, latent_shape: tuple[int, ...]) -> int:
+def _forward_flops(settings: str, latent_shape: tuple[int, ...], chunks: int) -> int:
     """Of one sample, a multiply-add being two: counted on a UNet without memory, in a second for Stable Diffusion."""
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(json.loads(settings))
         inputs = (torch.zeros(1, *latent_shape), torch.zeros(1, dtype=torch.int64))
-        hidden = torch.zeros(1, _TOKENS, unet.config.cross_attention_dim)
+        hidden = torch.zeros(1, chunks * _TOKENS, unet.config.cross_attention_dim)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             unet(*inputs, hidden)
     return int(counter.get_total_flops())

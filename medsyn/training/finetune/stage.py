@@ -106,7 +106,7 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
 
         @functools.cache
         def load_system() -> SyntheticSystem:
-            return load_synthetic(base, device, with_unet=False)
+            return load_synthetic(base, device, with_unet=False, text_chunks=config.data.chunks)
 
         tensors = TensorCache(cache)
         dataset = prepare_dataset(config, rows, hashes, load_system, tensors, control)
@@ -208,8 +208,8 @@ def _validated_rows(config: Config, modality: str, held_out: list[ImageRow]) -> 
 
 
 def _plain(config: Config) -> Config:
-    """The configuration without versions of images: held-out images are measured as they are."""
-    section = config.finetune.model_copy(update={"augment": AugmentSection()})
+    """The configuration without versions and repeats of images: held-out images are measured once, as they are."""
+    section = config.finetune.model_copy(update={"augment": AugmentSection(), "rare_captions": None})
     return config.model_copy(update={"finetune": section})
 
 
@@ -247,6 +247,7 @@ def _provenance(
         "data.allow_synthetic": config.data.allow_synthetic,
         "data.resolution": config.data.resolution,
         "data.table": contents(rows),
+        **({"data.text_chunks": config.data.chunks} if config.data.chunks > 1 else {}),
         **({"data.held_out": contents(validated)} if validated else {}),
         "model_paths.stable_diffusion": weights_fingerprint(config.model_paths.stable_diffusion),
         GLOBAL_BATCH: config.finetune.global_batch,

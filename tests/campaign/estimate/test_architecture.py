@@ -137,6 +137,13 @@ def test_the_embedded_model_computes_what_torch_counts(unet: Any, vae: Any, text
     assert model.text.flops == flops(text_encoder, torch.zeros(1, 77, dtype=torch.int64))
 
 
+def test_more_of_a_prompt_is_more_work(unet: Any, text_encoder: Any) -> None:
+    once, model = architecture.read("embedded", 64), architecture.read("embedded", 64, chunks=3)
+    assert model.unet.flops == flops(unet, torch.zeros(1, 4, 16, 16), torch.tensor([1]), torch.zeros(1, 3 * 77, 64))
+    assert model.text.flops == 3 * once.text.flops and model.text.parameters == once.text.parameters
+    assert (once.prompt, model.prompt) == (77 * 64, 3 * 77 * 64)
+
+
 def test_what_a_backward_pass_keeps_of_the_embedded_model(unet: Any) -> None:
     kept: dict[int, int] = {}
     own = {parameter.untyped_storage().data_ptr() for parameter in unet.parameters()}

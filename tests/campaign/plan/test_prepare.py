@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from medsyn.config import PHANTOMS, Config
 from medsyn.data import read_images
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.models import model_folder
+from medsyn.models.weights import embedded_directory
 from medsyn.stage import CampaignDirectory
 from tests.helpers.trial import Trial
 
@@ -538,8 +541,29 @@ def test_texts_are_measured_with_the_models_own_tokenizer(trial: Trial) -> None:
     told = reasons(trial.config(), "warning")
     assert told.count("tokens, and the model's text encoder reads 77 (with those of begin and end)") == 2
     assert "an estimate" not in told
+    assert "tokens" not in reasons(trial.config(data__text_chunks=4), "warning"), "what is read is not warned of"
     away = reasons(trial.config(model_paths__stable_diffusion="no/such/model"), "warning")
     assert "tokens" not in away
+
+
+def test_a_base_that_was_trained_on_more_of_each_text_is_told(trial: Trial, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(embedded_directory(), base)
+    (base / "facts.json").write_text('{"data.text_chunks": 3}')
+    said = "data.text_chunks: the model of model_paths.stable_diffusion was fine-tuned with 3"
+    assert said in reasons(trial.config(model_paths__stable_diffusion=str(base)), "warning")
+    same = trial.config(model_paths__stable_diffusion=str(base), data__text_chunks=3)
+    assert "text_chunks" not in reasons(same, "warning")
+
+
+def test_rare_captions_where_none_is_rare_are_told(trial: Trial) -> None:
+    said = "finetune.rare_captions: no caption is twice as frequent as another of its modality"
+    assert said in reasons(trial.config(finetune__rare_captions=4), "warning")
+    assert said not in reasons(trial.config(), "warning")
+    with (trial.data / "metadata.csv").open("a") as stream:
+        for name in ("ct-0.png", "ct-1.png"):
+            stream.write(f"{name},CT: a caption of two images,CT\n")
+    assert said not in reasons(trial.config(finetune__rare_captions=4), "warning")
 
 
 class TestPhantoms:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,19 @@ def test_the_campaigns_settings_are_the_defaults(models: dict[str, Any], monkeyp
     section = made.config.generation
     assert (made.height, made.width, made.config.campaign.seed, section.batch_size) == (96, 96, 7, 3)
     assert (section.guidance_scale, section.num_inference_steps) == (2.5, 9)
+
+
+@pytest.mark.parametrize("recorded", [None, 1, 3])
+def test_a_model_reads_as_much_of_a_prompt_as_it_was_trained_with_wherever_it_is(
+    recorded: int | None, tmp_path: Path
+) -> None:
+    model = tmp_path / "copied"
+    model.mkdir()
+    (model / "unet").symlink_to(locate("embedded") / "unet")
+    if recorded is not None:
+        of_it = {"data.text_chunks": recorded} if recorded > 1 else {}
+        (model / "facts.json").write_text(json.dumps({"finetune.max_train_steps": 6, **of_it}))
+    assert given_settings({"device": "cpu", "finetuned": model}).config.data.chunks == (recorded or 1)
 
 
 def test_what_is_given_wins(models: dict[str, Any]) -> None:

@@ -17,7 +17,9 @@ from medsyn.data.images.read import read_image
 from medsyn.errors import InputError, InputProblems
 from medsyn.generation.api import generator as generator_module
 from medsyn.generation.api.options import OPTIONS, Sampling
+from medsyn.generation.api.prompts import check_prompts
 from medsyn.generation.block_store import Item, read_blocks
+from medsyn.models.weights import locate
 from medsyn.stage import CampaignDirectory
 from tests.helpers.generation_campaign import Campaign
 
@@ -54,6 +56,21 @@ def test_saving_writes_the_marked_file(generator: Generator, tmp_path: Path) -> 
     (image,) = generator.images("CT: normal")
     image.save(tmp_path / "a" / "x.png")
     assert read_image(tmp_path / "a" / "x.png").synthetic
+
+
+def test_a_model_that_was_trained_on_longer_texts_reads_the_end_of_a_prompt(
+    generator: Generator, tmp_path: Path
+) -> None:
+    (tmp_path / "unet").symlink_to(locate("embedded") / "unet")
+    disk.write_json(tmp_path / "facts.json", {"data.text_chunks": 2})
+    settings: dict[str, Any] = {"height": 32, "seed": 3, "num_inference_steps": 2, "batch_size": 2}
+    longer = Generator(device="cpu", finetuned=tmp_path, **settings)
+    prompts = [Item(side, f"CT: {'nodule, ' * 40}{side}", 0, seed=5) for side in ("left", "right")]
+    told = [check_prompts(prompts[0].prompt, 1, None, each._settings.config)[1] for each in (generator, longer)]
+    assert [len(warnings) for warnings in told] == [1, 0]
+    one, other = ([image.pixels for image in each.images(prompts)] for each in (generator, longer))
+    assert np.array_equal(*one) and not np.array_equal(*other)
+    assert generator._provenance["config_fingerprint"] != longer._provenance["config_fingerprint"]
 
 
 def test_mistakes_of_the_caller_are_told(generator: Generator) -> None:
