@@ -33,7 +33,7 @@ __all__ = [
     "read_image",
     "read_manifest",
 ]
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _HOME = {
     "GeneratedImage": "medsyn.generation.api.generator",
