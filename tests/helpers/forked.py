@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import resource
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -36,4 +38,7 @@ if __name__ == "__main__":
         time.sleep(60)
     elif sys.argv[1] == "raise":
         raise ValueError("boom")
+    elif sys.argv[1] == "linger":
+        atexit.register(print, "at exit")
+        threading.Timer(0.05, print, ["a thread"]).start()
     sys.exit(int(sys.argv[2]))

@@ -105,6 +105,12 @@ def test_a_fork_is_what_a_new_process_is(starter: Starter, monkeypatch: pytest.M
     assert new["arguments"] == ["tell", "7", "--parent", str(os.getpid())]
 
 
+def test_a_fork_waits_for_its_threads_and_does_what_is_left_for_its_end(starter: Starter) -> None:
+    with starter.open() as opened:
+        assert code(starter.start(opened, "linger", "9")) == 9
+    assert starter.log().splitlines() == ["a thread", "at exit"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_reaches_a_fork_and_is_its_exit_code(starter: Starter, number: signal.Signals) -> None:
     with starter.open() as opened:
