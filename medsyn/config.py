@@ -227,6 +227,7 @@ class FinetuneSection(Section):
     checkpoints_total_limit: int = Field(2, ge=1)
     keep_every: int | None = Field(None, ge=1)
     validate_every: int | None = Field(None, ge=1)
+    validation_images: int | None = Field(None, ge=1, le=16)
     keep_best: bool = False
     keep_last_checkpoint: bool = True
     gpus: int | Literal["auto"] = 1
@@ -237,6 +238,8 @@ class FinetuneSection(Section):
     def _best_is_known(self) -> FinetuneSection:
         if self.keep_best and self.validate_every is None:
             raise ValueError("keep_best needs validate_every: the best is that of the held-out loss")
+        if self.validation_images is not None and self.validate_every is None:
+            raise ValueError("validation_images needs validate_every, which says how often they are made")
         return self
 
     @model_validator(mode="after")
@@ -277,7 +280,7 @@ SHARED_OUT = ("train_batch_size", "gradient_accumulation_steps")  # whose produc
 # which change no sample that a step sees, so that they may change in the middle of a run
 FREE_OF_FINETUNE = (
     *("checkpointing_steps", "max_lost_minutes", "checkpoints_total_limit", "keep_every", "keep_last_checkpoint"),
-    "gradient_checkpointing",
+    *("gradient_checkpointing", "validation_images"),
     *("gpus", *SHARED_OUT),
 )
 

@@ -174,6 +174,13 @@ def load_unet(
     return _laid_out(unet.to(device), device).eval().requires_grad_(False)
 
 
+def load_vae(source: str, device: torch.device) -> AutoencoderKL:
+    """The VAE of `source` alone, in float32 and in eval mode, without gradients."""
+    base = weights.locate(source)
+    assert base is not None, "model_folder.missing is asked first"
+    return _load(AutoencoderKL, base / "vae", torch.float32).to(device).eval().requires_grad_(False)
+
+
 def _laid_out(network: Any, device: torch.device) -> Any:
     """A network in the layout that the device takes; its weights are on it already."""
     layout = memory_format(device, next(network.parameters()).dtype)
@@ -243,12 +250,12 @@ def load_synthetic(
     base = weights.locate(source)
     assert base is not None
     text_encoder = _load(CLIPTextModel, base / "text_encoder", dtype)
-    vae = _load(AutoencoderKL, base / "vae", torch.float32)
+    vae = load_vae(source, device)
     tokenizer = _load_tokenizer(base / "tokenizer", text_encoder.config)
     return SyntheticSystem(
         tokenizer=tokenizer,
         text_encoder=text_encoder.to(device).eval().requires_grad_(False),
-        vae=vae.to(device).eval().requires_grad_(False),
+        vae=vae,
         unet=load_unet(source, device, dtype, unet_from) if with_unet else None,
         scheduler_config=model_folder.scheduler_config(source, unet_from),
         device=device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import json
 import os
@@ -40,7 +41,7 @@ from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
 from medsyn.training import checkpoint, encode_rows
 from medsyn.training import run as training_run
-from medsyn.training.finetune import dataset, loop, precision, stage, state
+from medsyn.training.finetune import dataset, loop, precision, samples, stage, state
 from medsyn.training.finetune import publish as publishing
 from medsyn.training.finetune.loss import denoising_loss, min_snr_weights
 from medsyn.training.finetune.validation import Validation
@@ -693,6 +694,32 @@ def test_the_held_out_loss_is_measured_and_training_does_not_notice(
         change = np.subtract(losses[step], losses[0])
         assert lines[step].pop("held_out_change")[0] == pytest.approx(change.mean())
     assert list(lines.values()) == metrics(tmp_path), "everything else is as without"
+
+
+def strips(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((root / "work/finetune/ct/samples").iterdir())}
+
+
+def test_held_out_captions_are_drawn_on_the_way_and_training_does_not_notice(
+    weights: Path, table: Path, validated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "_STEPS", 2)
+    config = training(weights, table, **VALIDATED, validation_images=2)
+    run(config, tmp_path / "whole")
+    assert unet_bytes(tmp_path / "whole") == unet_bytes(validated)
+    made = strips(tmp_path / "whole")
+    assert list(made) == [f"step-{step:09d}.png" for step in (0, 2, 4, 6)]
+    assert made["step-000000000.png"] != made["step-000000006.png"]
+    picture = read_image(tmp_path / "whole/work/finetune/ct/samples/step-000000002.png")
+    assert picture.synthetic and picture.pixels.shape[:2] == (32, 64)
+    with Image.open(io.BytesIO(made["step-000000002.png"])) as image:
+        captions = [image.info[f"caption {number}"] for number in (1, 2)]
+    _, held_out = dataset.training_rows(config, "CT")
+    assert captions == list(dict.fromkeys(row.text for row in held_out))[:2]
+    with pytest.raises(Saved):
+        run(config, tmp_path / "stopped", StopAt(3))
+    run(config, tmp_path / "stopped")
+    assert strips(tmp_path / "stopped") == made
 
 
 def test_event_files_have_what_the_metrics_have(weights: Path, table: Path, validated: Path, tmp_path: Path) -> None:

@@ -71,7 +71,10 @@ def _finetuning(config: Config, model: Architecture) -> float:
     frozen = 0 if section.lora.rank is None else unet.parameters
     trained = trained_parameters(section, model)
     batch = min(section.train_batch_size, -(-section.global_batch // ranks(section)))
-    return frozen * weights + trained * (weights + FLOAT + optimizer) + batch * saved * number
+    working: float = batch * saved * number
+    if section.validation_images is not None:  # between two steps the VAE decodes, image by image
+        working = max(working, FLOAT * (model.vae_parameters + WORKING * model.decoder.widest))
+    return frozen * weights + trained * (weights + FLOAT + optimizer) + working
 
 
 def ranks(section: FinetuneSection) -> int:

@@ -23,6 +23,7 @@ from medsyn.training.finetune.loss import denoising_loss, min_snr_weights
 from medsyn.training.finetune.parallel import Team
 from medsyn.training.finetune.precision import autocast
 from medsyn.training.finetune.publish import is_kept, keep_best, keep_unet
+from medsyn.training.finetune.samples import SampleStrips
 from medsyn.training.finetune.speed import figures, training_flops
 from medsyn.training.finetune.state import TrainState
 from medsyn.training.finetune.validation import Validation, best_step, is_due
@@ -45,11 +46,12 @@ def train(
     training: TrainingRun,
     team: Team,
     held_out: LatentDataset | None = None,
+    strips: SampleStrips | None = None,
 ) -> dict[str, Any]:
     """Train from step `start` on; return what the summary says of it.
 
     Every rank of a team does the same, on its part of each batch; only the first one writes, and measures the loss of
-    `held_out`.
+    `held_out`, and makes the `strips`.
     """
     section, unet, device = config.finetune, state.unet, state.unet.device
     prediction_type, num_timesteps = scheduler.config.prediction_type, scheduler.config.num_train_timesteps
@@ -65,6 +67,8 @@ def train(
     if held_out is not None:
         validation = Validation(config, training, held_out, scheduler, weights)
         validation.begin(state, start)
+        if strips is not None and start == 0:
+            strips.write(state, 0)
     flops = batch * training_flops(unet, dataset.latent_shape, config) if team.rank == 0 else 0
 
     def samples_of(step: int) -> tuple[Tensor, ...]:
@@ -151,6 +155,8 @@ def train(
             line |= {"micro_batch": micro_batch} if micro_batch < section.train_batch_size else {}
             if validation is not None and validates:
                 line |= validation.line(state, done)
+                if strips is not None:
+                    strips.write(state, done)
                 kept += keep_best(state, done, training, validation) if section.keep_best else []
             clock, clock_step = time.monotonic(), done
         save = functools.partial(state_to_save, done)

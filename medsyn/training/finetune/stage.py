@@ -19,7 +19,7 @@ from diffusers import DDPMScheduler
 
 from medsyn import disk, time_use
 from medsyn.config import FREE_OF_FINETUNE, GLOBAL_BATCH, AugmentSection, Config, FinetuneSection, flatten
-from medsyn.data.images.latent_cache import TensorCache, hash_files
+from medsyn.data.images.latent_cache import TensorCache, caption_key, hash_files
 from medsyn.data.tables.read import ImageRow
 from medsyn.errors import CONFIGURATION, InputError, InputProblems
 from medsyn.launcher import launched
@@ -36,6 +36,7 @@ from medsyn.training.finetune.loop import train
 from medsyn.training.finetune.parallel import Ranks, Team, meet
 from medsyn.training.finetune.precision import training_dtype
 from medsyn.training.finetune.publish import STEPS, discard_best, keep_first, publish
+from medsyn.training.finetune.samples import SampleStrips
 from medsyn.training.finetune.state import first_state
 from medsyn.training.finetune.validation import MOST_IMAGES
 from medsyn.training.run import FollowedRun, TrainingRun
@@ -113,6 +114,11 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
         measured = (
             prepare_dataset(_plain(config), validated, hashes, load_system, tensors, control) if validated else None
         )
+        strips = None
+        if measured is not None and section.validation_images is not None:
+            weights, chunks = weights_fingerprint(base), config.data.chunks
+            texts = {caption_key(row.text, weights, chunks): row.text for row in validated}
+            strips = SampleStrips(config, training, measured, scheduler, texts)
         load_system.cache_clear()  # VAE and text encoder are no longer needed: training gets their memory
         found = {"step": start, "sha256": sha256_of(training.checkpoints, start) if start else None}
         told: dict[str, Any] = {"checkpoint": found, "dataset": dataset.keys()}
@@ -121,7 +127,7 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
         team.join(told, state.parameters, control)
         steps = section.max_train_steps
         with training:
-            result = train(config, state, start, scheduler, dataset, training, team, measured)
+            result = train(config, state, start, scheduler, dataset, training, team, measured, strips)
             summary = {"steps": steps, **result, **dataset.counts, "held_out": len(held_out)}
             disk.write_json(training.directory / "summary.json", summary)
             try:

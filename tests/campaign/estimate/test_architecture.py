@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel
 
-from medsyn.campaign.estimate import architecture
+from medsyn.campaign.estimate import architecture, memory
 from medsyn.campaign.estimate.architecture import Architecture
-from medsyn.config import ScorerSection
+from medsyn.config import ScorerSection, validate
 from medsyn.models import weights
 from medsyn.models.policy import Policy
 from medsyn.models.selector import Selector
@@ -142,6 +142,16 @@ def test_more_of_a_prompt_is_more_work(unet: Any, text_encoder: Any) -> None:
     assert model.unet.flops == flops(unet, torch.zeros(1, 4, 16, 16), torch.tensor([1]), torch.zeros(1, 3 * 77, 64))
     assert model.text.flops == 3 * once.text.flops and model.text.parameters == once.text.parameters
     assert (once.prompt, model.prompt) == (77 * 64, 3 * 77 * 64)
+
+
+def test_images_on_the_way_take_memory_where_a_step_leaves_less_than_the_vae_needs() -> None:
+    model = architecture.read("no/such-model", 256)  # SD v1.5 is assumed
+    sizes = []
+    for images in (None, 4):
+        small = {"train_batch_size": 1, "gradient_checkpointing": True, "validate_every": 10}
+        config = validate({"finetune": {**small, "validation_images": images}}, "test")
+        sizes.append(memory.memory(config, "finetune", model))
+    assert sizes[0] < sizes[1] < sizes[0] + 4 * (model.vae_parameters + 8 * model.decoder.widest)
 
 
 def test_what_a_backward_pass_keeps_of_the_embedded_model(unet: Any) -> None:
