@@ -106,6 +106,7 @@ class _Images:
         self._folder, self._root = disk.absolute(str(folder)), disk.absolute(str(root))
         self._names: dict[tuple[str, str | None], str] = {}
         self._copies: dict[Path, bytes] = {}
+        self._archives: dict[Path, dict[str, tuple[int, int]]] = {}
         self.problems: list[Problem] = []
 
     def name(self, row: Row, suffix: str = "") -> str:
@@ -127,7 +128,7 @@ class _Images:
         if source == "real":
             reason = f"is a real image outside of {self._root}, and is not copied: name its data directory with --root"
             raise InputError(file, reason)
-        content = _content(file, member)
+        content = _content(file, member, self._archives)
         _require_same(file, hashlib.sha256(content).hexdigest(), sha256)
         suffix = Path(member or file.name).suffix
         copy = self._folder / IMAGES / f"{sha256[:20]}{suffix}"
@@ -149,14 +150,26 @@ class _Images:
                 disk.write_atomic(path, content)
 
 
-def _content(file: Path, member: str | None) -> bytes:
+def _places(archive: Path) -> dict[str, tuple[int, int]]:
+    """Where the members of an archive are: (offset, size) by name."""
+    with tarfile.open(archive, "r:") as opened:
+        return {member.name: (member.offset_data, member.size) for member in opened}
+
+
+def _content(file: Path, member: str | None, archives: dict[Path, dict[str, tuple[int, int]]]) -> bytes:
+    """The bytes of an image; `archives` remembers where members are, since archives have thousands of them."""
     try:
         if member is None:
             return file.read_bytes()
-        with tarfile.open(file) as archive:
-            stream = archive.extractfile(member)
-            return stream.read() if stream else b""
-    except (OSError, KeyError, tarfile.TarError) as error:
+        if file not in archives:
+            archives[file] = _places(file)
+        offset, size = archives[file][member]
+        with disk.open_file(file) as stream:
+            stream.seek(offset)
+            return stream.read(size)
+    except KeyError:
+        raise InputError(f"{file}, {member}", "was rated, and is not in the archive any more") from None
+    except (OSError, tarfile.TarError) as error:
         named = f"{file}, {member}" if member else file
         raise InputError(named, f"was rated, and cannot be read any more: {error}") from None
 

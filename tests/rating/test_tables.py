@@ -80,6 +80,21 @@ def test_members_of_archives_are_copied(made: tuple[Path, list[dict]]) -> None:
     assert copy.read_bytes() == (folder / "images/00.png").read_bytes()
 
 
+def test_an_archive_is_searched_once(made: tuple[Path, list[dict]], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, rows = made
+    opened: list[object] = []
+    search = tarfile.open
+    with tarfile.open(folder / "block.tar", "w") as archive:
+        archive.add(folder / "images", "all")
+    monkeypatch.setattr(tarfile, "open", lambda *given: opened.append(given) or search(*given))
+    cases = [row for row in rows if row["kind"] == "case" and not row["decoy"]]
+    packed = [one | {"file": str(folder / "block.tar"), "member": f"all/{Path(one['file']).name}"} for one in cases]
+    assert write_tables(folder / "ratings.csv", folder, packed)[0] == 2 * sets.CASES
+    assert len(opened) == 1
+    with pytest.raises(InputProblems, match=r"block\.tar, none\.png: was rated, and is not in the archive any more"):
+        write_tables(folder / "ratings.csv", folder, [packed[0] | {"member": "none.png"}])
+
+
 @pytest.mark.parametrize(("content", "says"), [(None, "is gone"), (b"other", "has changed")])
 def test_an_image_that_is_not_what_was_rated_is_refused(
     made: tuple[Path, list[dict]], content: bytes | None, says: str
