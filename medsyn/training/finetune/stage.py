@@ -108,9 +108,9 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
 
         tensors = TensorCache(cache)
         dataset = prepare_dataset(config, rows, hashes, load_system, tensors, control)
-        measured = (
-            prepare_dataset(_plain(config), validated, hashes, load_system, tensors, control) if validated else None
-        )
+        measured = None
+        if validated:
+            measured = prepare_dataset(_plain(config), validated, hashes, load_system, tensors, control)
         load_system.cache_clear()  # VAE and text encoder are no longer needed: training gets their memory
         found = {"step": start, "sha256": sha256_of(training.checkpoints, start) if start else None}
         told: dict[str, Any] = {"checkpoint": found, "dataset": dataset.keys()}
