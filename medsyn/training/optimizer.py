@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medsyn.config import FinetuneSection
-from medsyn.errors import InputError
+from medsyn.errors import CONFIGURATION, InputError
 
 _PREFIX = "optimizer."
 
@@ -17,12 +17,12 @@ _PREFIX = "optimizer."
 def _eight_bit_adam(device: torch.device) -> type[torch.optim.Optimizer]:
     key = "finetune.use_8bit_adam"
     if device.type != "cuda":
-        raise InputError("configuration", "8-bit Adam needs a CUDA GPU, but this run is on the CPU; use false", key=key)
+        raise InputError(CONFIGURATION, "8-bit Adam needs a CUDA GPU, but this run is on the CPU; use false", key=key)
     try:
         import bitsandbytes  # 6 s to import, and only built for CUDA
     except (ImportError, RuntimeError, OSError) as error:
         reason = f"bitsandbytes cannot be imported ({error}); install medsyn-hpc[bnb], or use false"
-        raise InputError("configuration", reason, key=key) from None
+        raise InputError(CONFIGURATION, reason, key=key) from None
     optimizer: type[torch.optim.Optimizer] = bitsandbytes.optim.AdamW8bit
     return optimizer
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +22,8 @@ from medsyn.seeds import seed
 from medsyn.training.schedule import RandomKey
 
 ADAPTER_WEIGHTS = "pytorch_lora_weights.safetensors"  # where diffusers' `load_lora_weights` looks
-_NAME = (
-    "lora"  # of the adapter in its layer: its weights are `<layer>.lora.down.weight` and `.up.weight`, as diffusers'
-)
+# of the adapter in its layer: its weights are `<layer>.lora.down.weight` and `.up.weight`, as diffusers'
+_NAME = "lora"
 
 
 class Adapter(nn.Module):
@@ -133,5 +131,4 @@ def save_adapter(unet: nn.Module, values: Mapping[str, Tensor], directory: Path)
         tensors[f"unet.{layer}.lora.down.weight"] = down.contiguous()
         tensors[f"unet.{layer}.lora.up.weight"] = up.contiguous()
     if tensors:
-        metadata: dict[str, Any] = {"format": "pt"}
-        save_file(tensors, directory / ADAPTER_WEIGHTS, metadata)
+        save_file(tensors, directory / ADAPTER_WEIGHTS, {"format": "pt"})

@@ -111,9 +111,9 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
 
         tensors = TensorCache(cache)
         dataset = prepare_dataset(config, rows, hashes, load_system, tensors, control)
-        measured = (
-            prepare_dataset(_plain(config), validated, hashes, load_system, tensors, control) if validated else None
-        )
+        measured = None
+        if validated:
+            measured = prepare_dataset(_plain(config), validated, hashes, load_system, tensors, control)
         strips = None
         if measured is not None and section.validation_images is not None:
             weights, chunks = weights_fingerprint(base), config.data.chunks

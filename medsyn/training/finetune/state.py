@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from medsyn.config import FinetuneSection
-from medsyn.errors import InputError
+from medsyn.errors import CONFIGURATION, InputError
 from medsyn.models.weights import UNET_WEIGHTS
 from medsyn.stage import NoProgress
 from medsyn.training.checkpoint import conditions_of, load_newest
@@ -122,7 +122,7 @@ def first_state(
     if section.enable_xformers:
         if importlib.util.find_spec("xformers") is None:
             reason = "xformers is not installed; install it, or use false for PyTorch's own memory-efficient attention"
-            raise InputError("configuration", reason, key="finetune.enable_xformers")
+            raise InputError(CONFIGURATION, reason, key="finetune.enable_xformers")
         unet.enable_xformers_memory_efficient_attention()
     if section.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
