@@ -11,6 +11,7 @@ import pytest
 
 from medsyn import efficiency, time_use
 from medsyn.efficiency import IDLE, KINDS, OTHER, REJECTED, REPEATED, START_UP, UNET_VAE, Efficiency, add_up, summarize
+from medsyn.evaluation import report_tables
 from medsyn.time_use import LOADING, PAINTING, SCORING, TRAINING, WRITING
 
 KEY = ("generate", "ct-00000")
@@ -195,6 +196,12 @@ def test_a_job_array_is_queued_when_the_ledger_says() -> None:
 def test_whole_percents_add_up(seconds: dict[str, float]) -> None:
     its = Efficiency(dict.fromkeys(KINDS, 0.0) | seconds, 0.0)
     assert sum(its.whole_percents.values()) == (100 if seconds else 0)
+
+
+def test_the_reports_table_has_the_largest_part_first() -> None:
+    its = Efficiency(dict.fromkeys(KINDS, 0.0) | {OTHER: 1.0, UNET_VAE: 3.0}, queued=5.0)
+    rows = [(row["name"], row["share"], row["width"]) for row in report_tables.spent(its.as_dict())]
+    assert rows == [("UNet and VAE", "75 %", "100.0%"), ("other", "25 %", "33.3%")]
 
 
 def test_stages_and_kinds_have_names() -> None:

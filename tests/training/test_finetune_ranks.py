@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medsyn import disk, forks
+from medsyn import disk, forks, time_use
 from medsyn.campaign import worker
 from medsyn.config import Config, validate
 from medsyn.errors import EXIT_SAVED, InputError, InputProblems, Problem
@@ -468,7 +468,11 @@ def test_a_rank_knows_how_much_time_the_task_has() -> None:
     control.heartbeat(1, 2)
     assert control.asked_here() and not control.stop_requested  # until all have agreed
     assert 95 < (control.seconds_left() or 0) <= 100
-    assert ours.recv() == ("beat", (1, 2), {})
+    assert ours.recv() == ("beat", (1, 2), {}, None)
+    time_use.open_account()
+    control.heartbeat(2, 2)
+    time_use.close_account()
+    assert ours.recv()[-1].keys() == {"seconds", "unsaved"}, "and where its time went"
 
 
 def test_cards_that_would_compute_in_different_precisions_are_refused(
