@@ -9,6 +9,7 @@ from medsyn.doctor import image
 from medsyn.doctor.diagnosis import Diagnosis
 
 DISTRIBUTION = "medsyn-hpc"
+_IN_THE_IMAGE = "bnb"  # the extra that it has
 
 
 def installed_version(package: str) -> str | None:
@@ -20,13 +21,17 @@ def installed_version(package: str) -> str | None:
 
 
 def pins(extras: bool = False) -> dict[str, str]:
-    """Exact versions that medsyn requires, by distribution name; with `extras` its optional packages' too."""
+    """Exact versions that medsyn requires, by distribution name; with `extras` those of the image's extra too."""
     try:
         required = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
         return {}
     wanted = (line.partition(";") for line in required)
-    exact = (name.split("==") for name, _, marker in wanted if "==" in name and (extras or "extra" not in marker))
+    exact = (
+        name.split("==")
+        for name, _, marker in wanted
+        if "==" in name and ("extra" not in marker or (extras and _IN_THE_IMAGE in marker))
+    )
     return {name.strip(): version.strip() for name, version in exact}
 
 

@@ -35,6 +35,7 @@ def make(tiny_model: Path, tmp_path: Path) -> Make:
         section = {
             "modes": ["baseline"],
             "batch_size": 3,
+            "batches_per_block": 4,
             "num_inference_steps": 2,
             "guidance_scale": 3.0,
             **generation,

@@ -77,7 +77,7 @@ def answers(
                 "defects": ["noise"] if rating == 1 else [],
                 "confidence": None,
                 "note": "",
-                "milliseconds": 4000 - 100 * order,
+                "milliseconds": max(0, 4000 - 100 * order),
                 "order": order,
                 "shown": [case.image] if case else list(key.pairs[item]),
                 "rating": rating,

@@ -302,6 +302,7 @@ def test_a_finetune_task_gets_the_gpus_it_shares_its_batches_over(
 ) -> None:
     """`auto` shares them out among the tasks that run at once; other stages have one."""
     trial.prepare(device__use_cuda=True, finetune__gpus=gpus)
+    trial.script({"finetune ct": ["steps:30"], "finetune oct": ["steps:30"]})  # so long that both are at work at once
     trial.submit(parallel, CUDA_VISIBLE_DEVICES="3,5")
     calls = disk.read_jsonl(trial.root / "calls.jsonl")
     of_stage: dict[bool, set[str]] = {True: set(), False: set()}
