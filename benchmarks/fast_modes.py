@@ -38,7 +38,7 @@ from torch import Tensor
 
 from medsyn import config as configuration
 from medsyn import disk
-from medsyn.data.phantoms.phantom import KINDS, Label, draw_phantom
+from medsyn.data.phantoms.phantom import KINDS, PRETRAINING, Label, draw_phantom
 from medsyn.evaluation import judge
 from medsyn.generation.sample.unet_calls import UNetCalls
 from medsyn.models.device import choose_device
@@ -73,6 +73,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default=configuration.EMBEDDED, help="`embedded`, a diffusers directory or a hub id")
     parser.add_argument("--unet", type=Path, help="directory holding a fine-tuned unet/")
     parser.add_argument("--images", type=int, default=216, help="of every combination; best a multiple of 36")
+    parser.add_argument("--first", type=int, default=0, help="of the prompts: another number, other prompts and noise")
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--resolution", type=int, default=64)
@@ -184,10 +185,10 @@ def main() -> None:
     args, console = arguments(), Console(width=180)
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() if args.judge is None else nullcontext(args.judge) as directory:
-        expert = judge.load_or_train(Path(directory))
+        expert = judge.load_or_train(Path(directory), judge.JudgeRecipe(protocol=PRETRAINING))
     chosen = choose_device(configuration.DeviceSection(cpu_threads=args.threads))
     system = load_synthetic(args.model, chosen.device, chosen.dtype, unet_from=args.unet)
-    real, facts = judge.draw(120, REAL_SEED)
+    real, facts = judge.draw(120, REAL_SEED, PRETRAINING)
     decoded = through_autoencoder(system, real)
     quality = QualityJudge(decoded[::2], facts[::2])
     held_out = quality(decoded[1::2], facts[1::2])
@@ -199,7 +200,7 @@ def main() -> None:
         highlight=False,
     )
     phantoms = [
-        draw_phantom(kind, FIRST_INDEX + index, PROMPT_SEED, quality=BEST_QUALITY)
+        draw_phantom(kind, FIRST_INDEX + args.first + index, PROMPT_SEED, quality=BEST_QUALITY, protocol=PRETRAINING)
         for kind in KINDS
         for index in range(args.images // len(KINDS))
     ]
