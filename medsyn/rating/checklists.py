@@ -10,8 +10,6 @@ from medsyn.data.images.pixels import CT_WINDOW
 from medsyn.modality_names import MODALITIES
 from medsyn.rating.formats import Checklist, Defect, Preset
 
-MOST_DEFECTS = 10
-
 _OF_ALL = {
     "anatomy": "Anatomy that cannot be",
     "not-as-described": "Does not show what the text says",

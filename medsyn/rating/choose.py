@@ -22,23 +22,19 @@ def choose_ratings(belief: Belief, strata: Sequence[Hashable], most: int, of: np
         most: how many are wanted.
         of: breaks ties.
     """
-    information = rating_information(belief)
-    order = sorted(range(len(strata)), key=dict(enumerate(_ranked(information, of))).__getitem__)
     taken: Counter[Hashable] = Counter()
     turns: list[tuple[int, int, int]] = []
-    for image in order:
+    for image in _descending(rating_information(belief), of):
         if strata[image] is not None:
             turns.append((taken[strata[image]], len(turns), image))
             taken[strata[image]] += 1
     return [image for _, _, image in sorted(turns)[:most]]
 
 
-def _ranked(information: np.ndarray, of: np.random.Generator) -> np.ndarray:
-    """The place of each in descending order; ties, to a thousandth of a nat, are broken at random."""
-    order = np.lexsort((of.random(len(information)), -np.round(information, 3)))
-    places = np.empty(len(order), int)
-    places[order] = np.arange(len(order))
-    return places
+def _descending(information: np.ndarray, of: np.random.Generator) -> list[int]:
+    """Places in descending order; ties, to a thousandth of a nat, are broken at random."""
+    order: list[int] = np.lexsort((of.random(len(information)), -np.round(information, 3))).tolist()
+    return order
 
 
 def choose_pairs(
@@ -51,7 +47,7 @@ def choose_pairs(
     first, second = _candidates(belief, strata)
     if len(first) == 0:
         return []
-    order = np.lexsort((of.random(len(first)), -np.round(pair_information(belief, first, second), 3)))
+    order = _descending(pair_information(belief, first, second), of)
     return list(_spread_out(((int(first[place]), int(second[place])) for place in order), most))
 
 
