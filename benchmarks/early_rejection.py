@@ -49,7 +49,7 @@ from medsyn.generation.block_store import Item, read_blocks
 from medsyn.generation.sample.batch import ImageSampler
 from medsyn.generation.sample.load import Loader
 from medsyn.generation.sample.pictures import quantise_all
-from medsyn.generation.sample.sampler import build_scheduler, initial_noise, sample
+from medsyn.models.sampler import build_scheduler, initial_noise, sample
 
 RATIOS = {  # of a row, by what they are called
     "UNet": "unet",

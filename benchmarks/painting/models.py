@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from medsyn.config import ScorerSection
-from medsyn.generation.sample.sampler import build_scheduler
 from medsyn.models.policy import Policy
+from medsyn.models.sampler import build_scheduler
 from medsyn.models.selector import Selector
 from medsyn.models.stable_diffusion import SyntheticSystem
 from medsyn.schedulers import SchedulerName

@@ -42,8 +42,8 @@ StageFunction: TypeAlias = Callable[[Config, Task, CampaignDirectory, Control], 
 # Imported when a task of the stage runs, never before: login nodes do not import torch.
 STAGE_FUNCTIONS = {
     "finetune": "medsyn.training.finetune.stage:run",
-    "rlhf-stage1": "medsyn.training.rlhf:run_stage1",
-    "rlhf-stage2": "medsyn.training.rlhf:run_stage2",
+    "rlhf-stage1": "medsyn.training.scorers.stages:run_stage1",
+    "rlhf-stage2": "medsyn.training.scorers.stages:run_stage2",
     "generate": "medsyn.generation.stage:run",
     "evaluate": "medsyn.evaluation.evaluate:run",
 }

@@ -347,11 +347,11 @@ def test_tasks_that_are_done_are_found_by_their_markers(trial: Trial) -> None:
 
 def test_constants_that_are_repeated_are_the_same() -> None:
     from medsyn.generation.write.png import COLOUR_MODALITIES
-    from medsyn.training import scorer_loop, scorer_loss
+    from medsyn.training.scorers import loop, loss
 
     assert memory.COLOURS.keys() == COLOUR_MODALITIES
-    assert memory.JUDGED_TOGETHER == scorer_loss.TOGETHER
-    assert memory.SCORER_CHECKPOINTS == scorer_loop.CHECKPOINTS_KEPT
+    assert memory.JUDGED_TOGETHER == loss.TOGETHER
+    assert memory.SCORER_CHECKPOINTS == loop.CHECKPOINTS_KEPT
 
 
 def test_forks_start_once_and_read_the_weights_each() -> None:

@@ -13,8 +13,8 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from medsyn.config import FinetuneSection
-from medsyn.generation.sample.sampler import Guidance, build_scheduler, initial_noise, sample, sample_finite
 from medsyn.models import noise_schedule, tiny
+from medsyn.models.sampler import Guidance, build_scheduler, initial_noise, sample, sample_finite
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
 from medsyn.schedulers import SOLVERS, SchedulerName, Shortcuts, wrong_steps
 

@@ -13,8 +13,7 @@ from torch.nn import functional
 from medsyn.config import ScorerSection
 from medsyn.models.policy import Policy
 from medsyn.models.selector import Selector
-from medsyn.training.rating_data import RatedSet
-from medsyn.training.scorer_loss import (
+from medsyn.training.scorers.loss import (
     HELD_OUT_DRAWS,
     Judgements,
     Learner,
@@ -23,6 +22,7 @@ from medsyn.training.scorer_loss import (
     cross_entropy,
     wrong_prompt,
 )
+from medsyn.training.scorers.rated import RatedSet
 
 SECTION = ScorerSection(image_size=32, patch_size=16, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=16)
 KEY = (0, "test")
@@ -180,7 +180,7 @@ def test_augmentation_stays_small_and_in_range() -> None:
 def test_held_out_rows_are_judged_the_same_every_time_and_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = learner("policy")
     first = policy.judge_held_out(np.arange(12))
-    monkeypatch.setattr("medsyn.training.scorer_loss.TOGETHER", 5)
+    monkeypatch.setattr("medsyn.training.scorers.loss.TOGETHER", 5)
     policy.key = (7, "another stage")
     second = policy.judge_held_out(np.arange(12))
     assert first is not None and second is not None

@@ -17,8 +17,8 @@ from torch.nn import functional
 from medsyn.models.policy import Policy
 from medsyn.models.selector import Selector
 from medsyn.seeds import seed
-from medsyn.training.rating_data import RatedSet
 from medsyn.training.schedule import RandomKey
+from medsyn.training.scorers.rated import RatedSet
 
 SAME_MODALITY_ODDS = 0.5  # how often a wrong prompt is of the image's own modality: the hard case
 GAIN, OFFSET = 0.05, 0.03  # how far augmentation changes contrast and brightness: less than a rater would notice

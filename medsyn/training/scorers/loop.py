@@ -22,7 +22,7 @@ from medsyn.training.metrics import auroc
 from medsyn.training.optimizer import optimizer_tensors, restore_optimizer
 from medsyn.training.run import TrainingRun
 from medsyn.training.schedule import epoch_order, warmup_cosine
-from medsyn.training.scorer_loss import Judgements, Learner, advantage_loss, cross_entropy
+from medsyn.training.scorers.loss import Judgements, Learner, advantage_loss, cross_entropy
 
 WEIGHT_DECAY = 0.05
 # Learning rate of all but the transformer, relative to the transformer's. At equal rates, training on a few hundred

@@ -24,10 +24,10 @@ from medsyn.errors import InputError, InputProblems
 from medsyn.models import stable_diffusion, tiny
 from medsyn.models.scorers import load_policy, load_selector
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
-from medsyn.training import rlhf
-from medsyn.training import scorer_loop as fit
 from medsyn.training.run import EVENT_FILES
-from medsyn.training.scorer_loss import Judgements, Learner
+from medsyn.training.scorers import loop as fit
+from medsyn.training.scorers import stages
+from medsyn.training.scorers.loss import Judgements, Learner
 from tests.helpers.event_files import assert_as_metrics
 
 STAGE1 = Task("rlhf-stage1", 0, "all")
@@ -107,11 +107,11 @@ class KillAt(StopAt):
 
 
 def stage1(config: Config, root: Path, control: Control | None = None) -> None:
-    rlhf.run_stage1(config, STAGE1, CampaignDirectory(root), control or Control())
+    stages.run_stage1(config, STAGE1, CampaignDirectory(root), control or Control())
 
 
 def stage2(config: Config, root: Path, control: Control | None = None, task: Task = STAGE2) -> None:
-    rlhf.run_stage2(config, task, CampaignDirectory(root), control or Control())
+    stages.run_stage2(config, task, CampaignDirectory(root), control or Control())
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -190,14 +190,14 @@ def test_a_stop_while_images_are_read_saves_them(weights: Path, table: Path, und
 def test_a_kill_between_the_two_scorers_is_made_good(
     weights: Path, table: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = rlhf.save_scorer
+    save = stages.save_scorer
 
     def save_only_the_selector(model: Any, directory: Path, facts: Any) -> None:
         if directory.name == "policy":
             raise KeyboardInterrupt
         save(model, directory, facts)
 
-    monkeypatch.setattr(rlhf, "save_scorer", save_only_the_selector)
+    monkeypatch.setattr(stages, "save_scorer", save_only_the_selector)
     with pytest.raises(KeyboardInterrupt):
         stage1(campaign(weights, table), tmp_path)
     monkeypatch.undo()
@@ -208,7 +208,7 @@ def test_a_kill_between_the_two_scorers_is_made_good(
 def test_what_is_done_is_not_done_again(
     weights: Path, table: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rlhf, "fit", lambda *_: pytest.fail("it trained again"))
+    monkeypatch.setattr(stages, "fit", lambda *_: pytest.fail("it trained again"))
     before = contents(undisturbed / "work")
     stage1(campaign(weights, table), undisturbed)
     stage2(campaign(weights, table), undisturbed)
@@ -400,7 +400,7 @@ def test_without_expert_weights_all_ratings_count_the_same(
     weights: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(rlhf, "fit", lambda learners, *_: seen.append(learners["policy"].rated) or sys.exit())
+    monkeypatch.setattr(stages, "fit", lambda learners, *_: seen.append(learners["policy"].rated) or sys.exit())
     for weighted in (True, False):
         with pytest.raises(SystemExit):
             stage1(campaign(weights, table, raters={"expert_weights": weighted}), tmp_path / str(weighted))
@@ -477,10 +477,10 @@ def test_the_selector_decides_what_stage_2_trains_on(
     weights: Path, table: Path, after_stage1: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Passed rows and rejected poor ones; rejected good ones are left out, and so are other modalities."""
-    monkeypatch.setattr(rlhf.Selector, "score", lambda self, pixels: torch.arange(len(pixels)) % 2 * 0.4)
+    monkeypatch.setattr(stages.Selector, "score", lambda self, pixels: torch.arange(len(pixels)) % 2 * 0.4)
     trained: list[np.ndarray] = []
     monkeypatch.setattr(
-        rlhf, "fit", lambda learners, rows, *_: trained.append((learners["policy"].rated, rows)) or sys.exit()
+        stages, "fit", lambda learners, rows, *_: trained.append((learners["policy"].rated, rows)) or sys.exit()
     )
     with pytest.raises(SystemExit):
         stage2(campaign(weights, table), after_stage1)

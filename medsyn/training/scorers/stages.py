@@ -28,11 +28,11 @@ from medsyn.models.selector import Selector
 from medsyn.models.weights import weights_fingerprint
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control, Task
-from medsyn.training.rating_data import RatedSet, load_rated, rated_rows
 from medsyn.training.run import TrainingRun
-from medsyn.training.scorer_loop import CHECKPOINTS_KEPT, finite, fit, standing
-from medsyn.training.scorer_loss import TOGETHER, Learner
-from medsyn.training.scorer_report import NOTE, describe_scorer, suggest_thresholds
+from medsyn.training.scorers.loop import CHECKPOINTS_KEPT, finite, fit, standing
+from medsyn.training.scorers.loss import TOGETHER, Learner
+from medsyn.training.scorers.rated import RatedSet, load_rated, rated_rows
+from medsyn.training.scorers.report import NOTE, describe_scorer, suggest_thresholds
 
 if TYPE_CHECKING:
     from medsyn.models.stable_diffusion import SyntheticSystem

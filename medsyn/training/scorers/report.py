@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 
 from medsyn.training.metrics import auroc, calibration_error, threshold_keeping
-from medsyn.training.rating_data import RatedSet
-from medsyn.training.scorer_loop import Standing, finite
-from medsyn.training.scorer_loss import Judgements
+from medsyn.training.scorers.loop import Standing, finite
+from medsyn.training.scorers.loss import Judgements
+from medsyn.training.scorers.rated import RatedSet
 
 KEPT_SHARE = 0.9  # of the good held-out images, by a suggested threshold
 FEWEST_GOOD = 5  # held-out images for a suggestion

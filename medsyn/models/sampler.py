@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsyn.generation.sample.unet_calls import UNetCalls
+from medsyn.models.unet_calls import UNetCalls
 from medsyn.schedulers import NOTHING_LEFT_OUT, SOLVERS, SchedulerName, Shortcuts
 from medsyn.seeds import seed
 
