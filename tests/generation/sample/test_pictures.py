@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from medsyn.generation.sample.pictures import HostCopy, quantise_all
+from medsyn.generation.sample.pictures import HostCopy
 from medsyn.generation.write.png import quantise
+from medsyn.models.pictures import quantise_all
 
 
 @pytest.mark.parametrize("modality", ["CT", "Brain MRI", "Fundus"])
