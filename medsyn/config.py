@@ -97,6 +97,7 @@ class DataSection(Section):
     table: str = PHANTOMS
     root: str | None = None
     ratings_file: str | None = None
+    pairs_file: str | None = None
     prompts: str | None = None
     base_prompt: str | None = None
     modality_column: str = "modality"
@@ -304,6 +305,7 @@ class RlhfCheckpointsSection(Section):
 
     save_dir: str = Field("checkpoints", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     save_frequency: int = Field(10, ge=1)
+    keep: bool = False  # scorers as they are at each save
 
 
 class TrainingSection(Section):
@@ -323,11 +325,11 @@ class RatersSection(Section):
 
     expert_weights: bool = True
     mismatch_negatives: bool = True
-    match_decoder: bool = True
+    match_decoder: bool = False
 
 
 class ScorerSection(Section):
-    """The shape of a scorer's vision transformer (Selector or Policy)."""
+    """The shape of a scorer (Selector or Policy): of its vision transformers, and how many there are."""
 
     image_size: int = Field(256, ge=32)
     patch_size: int = Field(16, ge=4)
@@ -335,6 +337,7 @@ class ScorerSection(Section):
     num_layers: int = Field(6, ge=1)
     num_heads: int = Field(6, ge=1)
     mlp_dim: int = Field(1536, ge=16)
+    members: int = Field(5, ge=1, le=20)
 
     @model_validator(mode="after")
     def _shapes_divide(self) -> ScorerSection:
@@ -343,6 +346,12 @@ class ScorerSection(Section):
         if self.hidden_dim % self.num_heads:
             raise ValueError(f"hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}")
         return self
+
+
+class SelectorSection(ScorerSection):
+    """The shape of the Selector, and what it learns from."""
+
+    artifact_detection: bool = True  # from damaged copies of good images too, not from ratings and pairs alone
 
 
 class GenerationSection(Section):
@@ -469,7 +478,7 @@ class Config(Section):
     finetune: FinetuneSection = FinetuneSection()
     training: TrainingSection = TrainingSection()
     raters: RatersSection = RatersSection()
-    selector: ScorerSection = ScorerSection()
+    selector: SelectorSection = SelectorSection()
     policy_model: ScorerSection = ScorerSection()
     generation: GenerationSection = GenerationSection()
     evaluation: EvaluationSection = EvaluationSection()

@@ -137,9 +137,11 @@ class CampaignDirectory:
         """Directory with the fine-tuned `unet/` of a modality (the specification's `--model_used`)."""
         return self.work("finetune", slug(modality)) / "model"
 
-    def selector(self) -> Path:
-        """The trained Selector."""
-        return self.work("rlhf-stage1", "all") / "selector"
+    def selector(self, modality: str | None = None) -> Path:
+        """The trained Selector: of stage 2 for a modality, of stage 1 without one."""
+        if modality is None:
+            return self.work("rlhf-stage1", "all") / "selector"
+        return self.work("rlhf-stage2", slug(modality)) / "selector"
 
     def policy(self, modality: str | None = None) -> Path:
         """The trained Policy: of stage 2 for a modality, of stage 1 without one."""

@@ -86,5 +86,5 @@ class Judge:
         """Which of the grey images [H, W] clear the threshold; the Policy scores them all, as medsyn's does."""
         device = next(self.selector.parameters()).device
         pixels = torch.from_numpy(np.stack(images)).to(device)[:, None].float().expand(-1, 3, -1, -1) / 255
-        self.policy.score(pixels, pooled).tolist()
-        return (self.selector.score(pixels) >= self.threshold).tolist()
+        self.policy.score(pixels, pooled).score.tolist()
+        return (self.selector.score(pixels).score >= self.threshold).tolist()

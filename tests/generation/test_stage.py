@@ -344,7 +344,7 @@ def test_a_score_on_record_is_the_score_of_the_file(reference: Campaign, filtere
             if record["file"] is not None:
                 pixels = torch.from_numpy(read_image(block / record["file"]).pixels).permute(2, 0, 1)[None]
                 assert filtered.selector is not None
-                score = float(filtered.selector.score(pixels.expand(1, 3, -1, -1)))
+                score = float(filtered.selector.score(pixels.expand(1, 3, -1, -1), "CT").score)
                 assert score == pytest.approx(record["selector"], abs=1e-4)
 
 

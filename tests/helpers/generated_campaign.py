@@ -18,7 +18,7 @@ from medsyn.models.tiny import TEXT_WIDTH
 from medsyn.models.weights import embedded_directory
 from medsyn.stage import Control
 
-SCORER = ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=16)
+SCORER = ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=16, members=2)
 
 
 def generated_campaign(root: Path) -> Campaign:

@@ -180,9 +180,9 @@ class ImageSampler:
         pixels = pixels.expand(-1, 3, -1, -1)
         # with some CPUs' matrix libraries a row's last bits depend on the other rows; alone it is always the same
         together = 1 if self.system.device.type == "cpu" else len(pictures)
-        selector = [score for part in pixels.split(together) for score in self.selector.score(part).tolist()]
-        parts = zip(pixels.split(together), pooled.split(together), strict=True)
-        policy = [score for part, text in parts for score in self.policy.score(part, text).tolist()]
+        modality, parts = self.recipe.modality, list(zip(pixels.split(together), pooled.split(together), strict=True))
+        selector = [score for part, _ in parts for score in self.selector.score(part, modality).score.tolist()]
+        policy = [score for part, text in parts for score in self.policy.score(part, text, modality).score.tolist()]
         return list(zip(selector, policy, strict=True))
 
 
