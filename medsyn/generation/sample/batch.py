@@ -23,8 +23,9 @@ from medsyn import time_use
 from medsyn.config import Config
 from medsyn.generation.block_store import Item, image_seed
 from medsyn.generation.filter import Candidate
-from medsyn.generation.sample.pictures import quantise_all, to_host
+from medsyn.generation.sample.pictures import to_host
 from medsyn.generation.write.provenance import device_name
+from medsyn.models.pictures import quantise_all
 from medsyn.models.policy import Policy
 from medsyn.models.sampler import (
     Guidance,

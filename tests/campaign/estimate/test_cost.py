@@ -346,7 +346,7 @@ def test_tasks_that_are_done_are_found_by_their_markers(trial: Trial) -> None:
 
 
 def test_constants_that_are_repeated_are_the_same() -> None:
-    from medsyn.generation.write.png import COLOUR_MODALITIES
+    from medsyn.modality_names import COLOUR_MODALITIES
     from medsyn.training.scorers import loop, loss
 
     assert memory.COLOURS.keys() == COLOUR_MODALITIES

@@ -12,9 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from medsyn.generation.block_store import Item
 from medsyn.generation.filter import Candidate
-from medsyn.generation.sample import sampler
 from medsyn.generation.sample.batch import STEPS_AHEAD, Batch, ImageSampler, Recipe
-from medsyn.models import stable_diffusion
+from medsyn.models import sampler, stable_diffusion
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
 from medsyn.schedulers import FAST, NOTHING_LEFT_OUT, SOLVERS, SchedulerName, Shortcuts
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from medsyn.generation.sample.pictures import quantise_all, to_host
+from medsyn.generation.sample.pictures import to_host
 from medsyn.generation.write.png import quantise
+from medsyn.models.pictures import quantise_all
 
 
 @pytest.mark.parametrize("modality", ["CT", "Brain MRI", "Fundus"])
