@@ -112,8 +112,9 @@ _FAMILIES = (
 )
 _UNSEEN = re.compile(r"\b(?:female|male|woman|man)\b|\d+(?:[.,]\d+)*", re.IGNORECASE)
 _PARTS = frozenset(
-    "head brain skull neck eye retina macula macular chest thorax lung heart breast abdomen liver kidney pelvis "
-    "prostate spine cervical thoracic lumbar shoulder elbow wrist hand hip knee ankle foot and of the".split()
+    {"head", "brain", "skull", "neck", "eye", "retina", "macula", "macular", "chest", "thorax", "lung", "heart"}
+    | {"breast", "abdomen", "liver", "kidney", "pelvis", "prostate", "spine", "cervical", "thoracic", "lumbar"}
+    | {"shoulder", "elbow", "wrist", "hand", "hip", "knee", "ankle", "foot", "and", "of", "the"}
 )
 _PHRASE_END = re.compile(r"\s*[,;]\s*|\.\s+")
 

@@ -40,11 +40,17 @@ def test_the_other_side(caption: str, expected: str | None) -> None:
         ),
         ("MRI: T1-weighted", {("sequence", "MRI: T2-weighted")}),
         ("CT: abdomen without iv contrast", {("contrast", "CT: abdomen with iv contrast")}),
-        ("MRI: temporal lobe lesion", {("anatomy", f"MRI: {p} lobe lesion") for p in ("frontal", "parietal", "occipital")}),
-        ("CT: mild to moderate emphysema", {("severity", "CT: severe to moderate emphysema"), ("severity", "CT: mild to severe emphysema")}),
+        (
+            "MRI: temporal lobe lesion",
+            {("anatomy", f"MRI: {lobe} lobe lesion") for lobe in ("frontal", "parietal", "occipital")},
+        ),
+        (
+            "CT: mild to moderate emphysema",
+            {("severity", f"CT: {degree} emphysema") for degree in ("severe to moderate", "mild to severe")},
+        ),
         ("X-Ray: a temporal change with pain, day 3", set()),
     ],
-)  # fmt: skip
+)
 def test_words_of_the_lists_are_exchanged(caption: str, expected: set[tuple[str, str]]) -> None:
     assert set(listed_swaps(caption)) == expected
 
