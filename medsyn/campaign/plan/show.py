@@ -30,7 +30,7 @@ def show(console: Console, checked: Checked, done: Collection[Key] = ()) -> None
     console.print(f"campaign {checked.config.campaign.name}, {checked.config.campaign.path}", soft_wrap=True)
     console.print(_modalities(checked))
     console.print(_stages(checked))
-    for line in (*sharding(checked), *sharing(checked)):
+    for line in (*sharding(checked), *together(checked), *sharing(checked)):
         console.print(line, soft_wrap=True, highlight=False)
     console.print(cost_table(checked))
     for line in (*cost_totals(checked), *_so_far(checked, done)):
@@ -137,6 +137,19 @@ def _large_blocks(checked: Checked) -> str | None:
     if checked.given.generation.batches_per_block != "auto" or section.batches_per_block == USUAL:
         return None
     return f"{section.block_size} images in a block (generation.batches_per_block={section.batches_per_block})"
+
+
+def together(checked: Checked) -> Iterator[str]:
+    """What one model for all modalities means for each of them."""
+    section = checked.config.finetune
+    if not section.together:
+        return
+    line = "finetune: one model for all modalities (finetune.together)"
+    images = {modality: checked.counts["images"][modality] for modality in checked.config.data.modalities}
+    if (total := sum(images.values())) and section.rare_captions is None:
+        shares = ", ".join(f"{100 * count / total:.0f} % {modality}" for modality, count in images.items())
+        line += f"; the samples of its {counted(section.max_train_steps, 'step')} are {shares}"
+    yield line
 
 
 def sharing(checked: Checked) -> Iterator[str]:
