@@ -147,9 +147,21 @@ class DataSection(Section):
 
 
 class ModelPathsSection(Section):
-    """Where pretrained weights are: diffusers directories, local paths or hub ids, or `embedded`."""
+    """Where pretrained weights are: diffusers directories, local paths or hub ids, or `embedded`.
+
+    Or one file with all weights, which a campaign converts once with the configurations and the tokenizer in
+    `components`; its `stable_diffusion` is then the directory that was made.
+    """
 
     stable_diffusion: str = EMBEDDED
+    components: str | None = None
+
+    @property
+    def described_by(self) -> str:
+        """What has the model's configurations: `stable_diffusion`, or `components` while that is still to be made."""
+        if self.components is None or Path(self.stable_diffusion).is_dir():
+            return self.stable_diffusion
+        return self.components
 
 
 class DeviceSection(Section):
