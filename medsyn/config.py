@@ -333,7 +333,7 @@ class TrainingSection(Section):
     batch_size: int = Field(32, ge=1)
     stage1: Stage1Section = Stage1Section()
     stage2: Stage2Section = Stage2Section()
-    report_to: Literal["tensorboard"] | None = None  # of fine-tuning, too
+    report_to: Literal["tensorboard", "wandb"] | None = None  # of fine-tuning, too
     checkpoints: RlhfCheckpointsSection = RlhfCheckpointsSection()
 
 
