@@ -147,9 +147,21 @@ class DataSection(Section):
 
 
 class ModelPathsSection(Section):
-    """Where pretrained weights are: diffusers directories, local paths or hub ids, or `embedded`."""
+    """Where pretrained weights are: diffusers directories, local paths or hub ids, or `embedded`.
+
+    Or one file with all weights, which a campaign converts once with the configurations and the tokenizer in
+    `components`; its `stable_diffusion` is then the directory that was made.
+    """
 
     stable_diffusion: str = EMBEDDED
+    components: str | None = None
+
+    @property
+    def described_by(self) -> str:
+        """What has the model's configurations: `stable_diffusion`, or `components` while that is still to be made."""
+        if self.components is None or Path(self.stable_diffusion).is_dir():
+            return self.stable_diffusion
+        return self.components
 
 
 class DeviceSection(Section):
@@ -323,7 +335,7 @@ class TrainingSection(Section):
     batch_size: int = Field(32, ge=1)
     stage1: Stage1Section = Stage1Section()
     stage2: Stage2Section = Stage2Section()
-    report_to: Literal["tensorboard"] | None = None  # of fine-tuning, too
+    report_to: Literal["tensorboard", "wandb"] | None = None  # of fine-tuning, too
     checkpoints: RlhfCheckpointsSection = RlhfCheckpointsSection()
 
 
