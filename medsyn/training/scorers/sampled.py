@@ -202,7 +202,7 @@ class _Plan:
                 ]
                 for row in self._rows(subjects, name):
                     wish = way.ask(row.wish, way.strength(_random(row.subject, name)))
-                    is_bad = wish != row.wish or way.spoil is not None or 2 * steps < self._steps(None)
+                    is_bad = wish != row.wish or way.spoil is not None or (way.steps >= 1 and steps < self._steps(None))
                     if is_bad and (row.place + alike.index(name)) % way.every == 0:
                         kind = (steps, wish.guidance == 1, name if way.spoil else "")
                         groups.setdefault(kind, []).append(replace(row, wish=wish))
