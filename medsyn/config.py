@@ -41,6 +41,7 @@ EMBEDDED = "embedded"  # model_paths.stable_diffusion: the tiny model that ships
 MOST_IMAGES = 1_000_000  # of one prompt
 MOST_SEED = 2**63 - 1
 MOST = 10**9  # of any other whole number: what is beyond it is a slip, and no estimate can be made
+TOGETHER = "all"  # the name of a task for all modalities
 PHANTOMS = "phantoms"  # data.table: the procedural data set that medsyn draws itself
 
 Modality = Annotated[str, AfterValidator(canonical_name)]  # one of the five, or of a part of the body: `Brain MRI`
@@ -147,9 +148,21 @@ class DataSection(Section):
 
 
 class ModelPathsSection(Section):
-    """Where pretrained weights are: diffusers directories, local paths or hub ids, or `embedded`."""
+    """Where pretrained weights are: diffusers directories, local paths or hub ids, or `embedded`.
+
+    Or one file with all weights, which a campaign converts once with the configurations and the tokenizer in
+    `components`; its `stable_diffusion` is then the directory that was made.
+    """
 
     stable_diffusion: str = EMBEDDED
+    components: str | None = None
+
+    @property
+    def described_by(self) -> str:
+        """What has the model's configurations: `stable_diffusion`, or `components` while that is still to be made."""
+        if self.components is None or Path(self.stable_diffusion).is_dir():
+            return self.stable_diffusion
+        return self.components
 
 
 class DeviceSection(Section):
@@ -157,6 +170,7 @@ class DeviceSection(Section):
 
     use_cuda: bool = True
     precision: Precision = "auto"
+    compile: bool = False  # the UNet that samples, with torch.compile
     cpu_threads: int = Field(1, ge=1)
 
 
@@ -201,8 +215,9 @@ class AugmentSection(Section):
 
 
 class FinetuneSection(Section):
-    """Fine-tuning of the UNet, once per modality."""
+    """Fine-tuning of the UNet, once per modality or once for all of them."""
 
+    together: bool = False  # one model for all modalities, which their texts name
     max_train_steps: int = Field(2000, ge=1)
     train_batch_size: int = Field(4, ge=1)
     gradient_accumulation_steps: int = Field(8, ge=1)
@@ -269,13 +284,19 @@ class FinetuneSection(Section):
         """Whether a step is the same however many come after it; what came before the best is not kept."""
         return self.lr_scheduler == "constant" and not self.keep_best
 
+    def task_for(self, modality: str) -> str:
+        """The name, in any spelling, of the task whose model a modality is generated with: its own, or `all`."""
+        return TOGETHER if self.together else modality
+
     @property
     def global_batch(self) -> int:
         """Samples of one optimizer step, whatever the micro-batch and the number of GPUs."""
         return self.train_batch_size * self.gradient_accumulation_steps
 
 
-_LATER = ("data.text_chunks", "finetune.rare_captions")  # at null a campaign is what it was before there were such keys
+# at these values a campaign is what it was before there were such keys
+_LATER = {"data.text_chunks": None, "finetune.rare_captions": None, "finetune.together": False}
+_BESIDE = ("device.compile",)  # on record with each image (`records.ENVIRONMENT`), and nothing else depends on it
 GLOBAL_BATCH = "finetune.global_batch"  # what a step sees: no key to set, but what results depend on
 SHARED_OUT = ("train_batch_size", "gradient_accumulation_steps")  # whose product it is
 # which change no sample that a step sees, so that they may change in the middle of a run
@@ -316,7 +337,7 @@ class TrainingSection(Section):
     batch_size: int = Field(32, ge=1)
     stage1: Stage1Section = Stage1Section()
     stage2: Stage2Section = Stage2Section()
-    report_to: Literal["tensorboard"] | None = None  # of fine-tuning, too
+    report_to: Literal["tensorboard", "wandb"] | None = None  # of fine-tuning, too
     checkpoints: RlhfCheckpointsSection = RlhfCheckpointsSection()
 
 
@@ -488,6 +509,11 @@ class Config(Section):
     def _filter_has_its_scorers(self) -> Config:
         if "filtered" in self.generation.modes and not self.training.stage1.train_selector:
             raise ValueError("generation.modes includes filtered, which needs training.stage1.train_selector")
+        if self.device.compile and self.generation.shortcuts.leaves_out_layers:
+            raise ValueError(
+                "device.compile compiles all of the UNet, and generation.fast, deep_cache_every and "
+                "text_attention_until leave parts of it out: choose one of them"
+            )
         if self.training.checkpoints.save_dir in ("selector", "policy"):
             raise ValueError("training.checkpoints.save_dir is a name that the stage uses itself; choose another")
         return self
@@ -495,7 +521,8 @@ class Config(Section):
     def section_fingerprint(self, *keys: str) -> str:
         """Fingerprint of the named sections or dotted keys: two configurations that agree on them agree here."""
         values = dict(flatten(self.model_dump())) | {GLOBAL_BATCH: self.finetune.global_batch}
-        later = [key for key in _LATER if values[key] is None]
+        later = [key for key, usual in _LATER.items() if values[key] == usual]
+        later += [key for key in _BESIDE if key not in keys]
         chosen = {k: v for k, v in values.items() if any(k == key or k.startswith(key + ".") for key in keys)}
         chosen = {k: v for k, v in chosen.items() if k not in later}
         return fingerprint(chosen)
@@ -565,6 +592,7 @@ def changes(before: Mapping[str, Any], after: Config) -> dict[str, tuple[Any, An
     old = dict(flatten(before))
     old[GLOBAL_BATCH] = math.prod(old.get(f"finetune.{key}", 0) for key in SHARED_OUT)
     new = dict(flatten(after.model_dump())) | {GLOBAL_BATCH: after.finetune.global_batch}
+    old = _LATER | old
     return {key: (old.get(key), now) for key, now in new.items() if old.get(key) != now}
 
 

@@ -8,7 +8,7 @@ The campaign's prompts, too: which list a configuration names, and what is in it
 from __future__ import annotations
 
 import importlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from medsyn.data.tables.token_count import TokenCount
 from medsyn.disk import absolute
 from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem
 from medsyn.modality_names import MODALITIES, anatomy_of, most_specific
-from medsyn.models import weights
+from medsyn.models import single_file, weights
 from medsyn.models.tokenizer import token_count
 from medsyn.schedulers import SchedulerName, wrong_steps
 from medsyn.seeds import seed
@@ -51,6 +51,7 @@ Progress = Callable[[str, int, int], None]  # what, how many are done, of how ma
 
 BASE_PROMPT = "data.base_prompt"
 CAPTIONS_PER_MODALITY = 8  # drawn as prompts where there is no prompt list
+MODELS = Path("inputs") / "models"  # of the campaign: what single files were converted to
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,9 @@ def _with_paths(config: Config) -> Config:
         key: str(absolute(source)) if source and absolute(source).is_dir() else source
         for key, source in config.model_paths.model_dump().items()
     }
+    if single_file.is_one(base := config.model_paths.stable_diffusion):
+        name = single_file.folder_name(absolute(base), sources["components"])
+        sources["stable_diffusion"] = str(root / MODELS / name)
     changes: dict[str, Any] = {
         "campaign": {"dir": str(root)},
         "data": {
@@ -160,6 +164,12 @@ def _with_paths(config: Config) -> Config:
     for section, values in changes.items():
         tree[section] |= values
     return Config.model_validate(tree)
+
+
+def is_to_convert(given: Config, resolved: Config) -> bool:
+    """Whether the model is one file that the campaign has not converted yet."""
+    is_made = Path(resolved.model_paths.stable_diffusion).is_dir()
+    return single_file.is_one(given.model_paths.stable_diffusion) and not is_made
 
 
 def prompt_source(config: Config) -> Path | None:
@@ -188,14 +198,14 @@ def check(
     config = with_modalities(config)
     resolved = _resolve(config, problems)
     modalities = resolved.data.modalities
-    problems += machine.check(resolved)
+    problems += machine.check(resolved, config.model_paths)
     problems += notify.problems(resolved) if here else []
     problems += _check_kept(resolved.finetune)
     problems += _check_linked_roots(resolved)
     drawn_later = config.data.table == PHANTOMS and not Path(resolved.data.table).is_file()
     has_ratings = not drawn_later or config.data.ratings_file is not None
     has_prompts = not drawn_later or config.data.prompts is not None or config.data.base_prompt is not None
-    tokens = token_count(resolved.model_paths.stable_diffusion, resolved.data.chunks)
+    tokens = token_count(resolved.model_paths.described_by, resolved.data.chunks)
     images = [] if drawn_later else _read_images(resolved, problems, tokens)
     ratings = _read_ratings(resolved, problems, tokens) if has_ratings else []
     source = find_source(config, prompt_source(config), images, problems) if has_prompts else None
@@ -240,7 +250,9 @@ def check(
     is_planned = earlier is not None and (earlier.asked, earlier.blocks_per_shard) == (asked, sizes)
     plan = earlier.plan if earlier is not None and is_planned else build(resolved, asked, sizes)
     estimate = cost.estimate(resolved, plan, counts, on_gpu, forks=not machine.is_queued(here))
-    problems += capacity.check(resolved, estimate, capacity.marked_done(CampaignDirectory(resolved.campaign.path)))
+    done = capacity.marked_done(CampaignDirectory(resolved.campaign.path))
+    converted = Path(config.model_paths.stable_diffusion).stat().st_size if is_to_convert(config, resolved) else 0
+    problems += capacity.check(resolved, estimate, done, converted)
     problems = list(dict.fromkeys(problems))  # what two readers report is reported once
     return Checked(config, resolved, plan, asked, counts, sizes, estimate, prompts, problems)
 
@@ -260,12 +272,14 @@ def _check_rare(config: Config, images: Sequence[ImageRow]) -> list[Problem]:
     """A warning where no image would be repeated, although that is asked for: captions are equally frequent."""
     if config.finetune.rare_captions is None or not images:
         return []
-    numbers = Counter((row.modality, row.text) for row in images)
-    for modality in config.data.modalities:
-        its = [number for (name, _), number in numbers.items() if name == modality]
-        if its and max(its) >= 2 * min(its):
-            return []
-    reason = "no caption is twice as frequent as another of its modality, so no image is repeated: use null"
+    numbers: dict[str, Counter[str]] = defaultdict(Counter)  # of each caption, by fine-tuning task
+    for row in images:
+        if row.modality in config.data.modalities:
+            numbers[config.finetune.task_for(row.modality)][row.text] += 1
+    if any(max(its.values()) >= 2 * min(its.values()) for its in numbers.values()):
+        return []
+    beside = "" if config.finetune.together else " of its modality"
+    reason = f"no caption is twice as frequent as another{beside}, so no image is repeated: use null"
     return [Problem(CONFIGURATION, reason, key="finetune.rare_captions", severity="warning")]
 
 
@@ -330,7 +344,7 @@ def _check_split(config: Config, images: Sequence[ImageRow]) -> list[Problem]:
 def _check_validated(
     config: Config, images: Sequence[ImageRow], expected: Mapping[str, int] | None = None
 ) -> Iterator[Problem]:
-    """An error where modalities have too few held-out images to measure a loss and its interval on.
+    """An error where models have too few held-out images to measure a loss and its interval on.
 
     `expected` is how many images of each there will be, where they are still to be drawn.
     """
@@ -340,8 +354,11 @@ def _check_validated(
     if expected is not None:
         held = {modality: max(1, round(fraction * n)) for modality, n in expected.items()}
     few = [f"{held[modality]} of {modality}" for modality in config.data.modalities if held.get(modality, 2) < 2]
+    if config.finetune.together and sum(held.get(modality, 2) for modality in config.data.modalities) >= 2:
+        return
     if few:
-        reason = f"validation needs at least 2 held-out images of each modality, and there are {', '.join(few)}: raise "
+        of = "" if config.finetune.together else " of each modality"
+        reason = f"validation needs at least 2 held-out images{of}, and there are {', '.join(few)}: raise "
         yield Problem(CONFIGURATION, reason + "it, or set finetune.validate_every: null", key="data.held_out_fraction")
 
 

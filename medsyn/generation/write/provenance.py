@@ -97,8 +97,10 @@ def software() -> str:
     return ", ".join(versions)
 
 
-def compute_environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def compute_environment(device: torch.device, dtype: torch.dtype, compiled: bool = False) -> dict[str, Any]:
     """The environment of this process, as far as it can be chosen: dtype, kernels, container image and software.
+
+    `compiled` says whether the UNet is.
 
     The container is the value of MEDSYN_IMAGE (a digest, say), or None.
     """
@@ -106,7 +108,7 @@ def compute_environment(device: torch.device, dtype: torch.dtype) -> dict[str, A
 
     return {
         "dtype": str(dtype).removeprefix("torch."),
-        "attention": ", ".join([_attention(device), *kernels(device, dtype)]),
+        "attention": ", ".join([_attention(device), *kernels(device, dtype, compiled)]),
         "container": os.environ.get(IMAGE_VARIABLE) or None,
         "software": software(),
     }
@@ -167,12 +169,16 @@ class Sources:
         if mode == "baseline" and self.config.generation.baseline_model == "pretrained":
             return None
         self._unet.file()
-        return self.directory.finetuned_unet(self.modality)
+        return self.directory.finetuned_unet(self._finetuning)
+
+    @property
+    def _finetuning(self) -> str:
+        return self.config.finetune.task_for(self.modality)
 
     @property
     def _unet(self) -> _Made:
-        path = self.directory.finetuned_unet(self.modality) / "unet" / UNET_WEIGHTS
-        return _Made(path, "finetune", slug(self.modality))
+        path = self.directory.finetuned_unet(self._finetuning) / "unet" / UNET_WEIGHTS
+        return _Made(path, "finetune", slug(self._finetuning))
 
     @property
     def _scorers(self) -> tuple[_Made, _Made]:
