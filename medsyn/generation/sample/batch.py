@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from medsyn.generation.sample.pictures import HostCopy, quantise_all
 from medsyn.generation.write.provenance import device_name
 from medsyn.models.policy import Policy
 from medsyn.models.sampler import Guidance, build_scheduler, initial_noise, sample_finite
+from medsyn.models.score_images import policy_scores, selector_scores, to_pixels
 from medsyn.models.selector import Selector
 from medsyn.models.stable_diffusion import SyntheticSystem
 from medsyn.schedulers import NOTHING_LEFT_OUT, SchedulerName, Shortcuts
@@ -151,7 +153,7 @@ class ImageSampler:
             scores = self.scores(written, torch.stack([pooled for _, pooled in features]))
         pictures = on_the_way.pictures()
         candidates = [
-            _candidate(attempt, seeds[i], samples.finite[i] and decodable[i], *scores[i], samples.precision[i])
+            _candidate(attempt, seeds[i], samples.finite[i] and decodable[i], scores[i], samples.precision[i])
             for i, (_, attempt) in enumerate(wanted)
         ]
         evaluations = samples.evaluations * recipe.batch_size
@@ -171,27 +173,27 @@ class ImageSampler:
         """What it runs on, as the records name it."""
         return device_name(self.system.device)
 
-    def scores(self, pictures: Tensor, pooled: Tensor) -> list[tuple[float | None, float | None]]:
-        """(Selector, Policy) scores of every picture, uint8 [N, H, W, 1 or 3], as it will be written."""
+    def scores(self, pictures: Tensor, pooled: Tensor) -> list[dict[str, Any]]:
+        """What the scorers say of every picture, uint8 [N, H, W, 1 or 3], as it will be written, for `Candidate`."""
         if self.selector is None or self.policy is None:
-            return [(None, None)] * len(pictures)
-        pixels = pictures.to(self.system.device).permute(0, 3, 1, 2).float() / 255
-        pixels = pixels.expand(-1, 3, -1, -1)
-        # with some CPUs' matrix libraries a row's last bits depend on the other rows; alone it is always the same
-        together = 1 if self.system.device.type == "cpu" else len(pictures)
-        selector = [score for part in pixels.split(together) for score in self.selector.score(part).tolist()]
-        parts = zip(pixels.split(together), pooled.split(together), strict=True)
-        policy = [score for part, text in parts for score in self.policy.score(part, text).tolist()]
-        return list(zip(selector, policy, strict=True))
+            return [{}] * len(pictures)
+        pixels = to_pixels(pictures, self.system.device)
+        selector = selector_scores(self.selector, pixels, self.recipe.modality)
+        policy = policy_scores(self.policy, pixels, pooled, self.recipe.modality)
+        columns = {
+            "selector": selector.score,
+            "policy": policy.score,
+            "selector_spread": selector.spread,
+            "policy_spread": policy.spread,
+            "unfamiliar": selector.unfamiliar,
+        }
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def _candidate(
-    attempt: int, image: int, finite: bool, selector: float | None, policy: float | None, precision: str
-) -> Candidate:
-    finite = finite and all(score is None or math.isfinite(score) for score in (selector, policy))
-    if not finite:
-        selector = policy = None
-    return Candidate(attempt, image, finite, selector, policy, precision)
+def _candidate(attempt: int, image: int, finite: bool, scores: Mapping[str, Any], precision: str) -> Candidate:
+    finite = finite and all(math.isfinite(score) for score in scores.values())
+    return Candidate(attempt, image, finite, precision=precision, **(scores if finite else {}))
 
 
 def _numbers(values: Tensor) -> Tensor:
