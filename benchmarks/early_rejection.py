@@ -48,8 +48,8 @@ from medsyn.config import Config
 from medsyn.generation.block_store import Item, read_blocks
 from medsyn.generation.sample.batch import ImageSampler
 from medsyn.generation.sample.load import Loader
-from medsyn.generation.sample.pictures import quantise_all
 from medsyn.generation.write.provenance import Sources, quality_threshold
+from medsyn.models.pictures import quantise_all
 from medsyn.models.sampler import build_scheduler, initial_noise, sample
 
 RATIOS = {  # of a row, by what they are called

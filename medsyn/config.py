@@ -41,6 +41,7 @@ EMBEDDED = "embedded"  # model_paths.stable_diffusion: the tiny model that ships
 MOST_IMAGES = 1_000_000  # of one prompt
 MOST_SEED = 2**63 - 1
 MOST = 10**9  # of any other whole number: what is beyond it is a slip, and no estimate can be made
+TOGETHER = "all"  # the name of a task for all modalities
 PHANTOMS = "phantoms"  # data.table: the procedural data set that medsyn draws itself
 
 Modality = Annotated[str, AfterValidator(canonical_name)]  # one of the five, or of a part of the body: `Brain MRI`
@@ -200,8 +201,9 @@ class AugmentSection(Section):
 
 
 class FinetuneSection(Section):
-    """Fine-tuning of the UNet, once per modality."""
+    """Fine-tuning of the UNet, once per modality or once for all of them."""
 
+    together: bool = False  # one model for all modalities, which their texts name
     max_train_steps: int = Field(2000, ge=1)
     train_batch_size: int = Field(4, ge=1)
     gradient_accumulation_steps: int = Field(8, ge=1)
@@ -268,13 +270,18 @@ class FinetuneSection(Section):
         """Whether a step is the same however many come after it; what came before the best is not kept."""
         return self.lr_scheduler == "constant" and not self.keep_best
 
+    def task_for(self, modality: str) -> str:
+        """The name, in any spelling, of the task whose model a modality is generated with: its own, or `all`."""
+        return TOGETHER if self.together else modality
+
     @property
     def global_batch(self) -> int:
         """Samples of one optimizer step, whatever the micro-batch and the number of GPUs."""
         return self.train_batch_size * self.gradient_accumulation_steps
 
 
-_LATER = ("data.text_chunks", "finetune.rare_captions")  # at null a campaign is what it was before there were such keys
+# at these values a campaign is what it was before there were such keys
+_LATER = {"data.text_chunks": None, "finetune.rare_captions": None, "finetune.together": False}
 GLOBAL_BATCH = "finetune.global_batch"  # what a step sees: no key to set, but what results depend on
 SHARED_OUT = ("train_batch_size", "gradient_accumulation_steps")  # whose product it is
 # which change no sample that a step sees, so that they may change in the middle of a run
@@ -494,7 +501,7 @@ class Config(Section):
     def section_fingerprint(self, *keys: str) -> str:
         """Fingerprint of the named sections or dotted keys: two configurations that agree on them agree here."""
         values = dict(flatten(self.model_dump())) | {GLOBAL_BATCH: self.finetune.global_batch}
-        later = [key for key in _LATER if values[key] is None]
+        later = [key for key, usual in _LATER.items() if values[key] == usual]
         chosen = {k: v for k, v in values.items() if any(k == key or k.startswith(key + ".") for key in keys)}
         chosen = {k: v for k, v in chosen.items() if k not in later}
         return fingerprint(chosen)
@@ -564,6 +571,7 @@ def changes(before: Mapping[str, Any], after: Config) -> dict[str, tuple[Any, An
     old = dict(flatten(before))
     old[GLOBAL_BATCH] = math.prod(old.get(f"finetune.{key}", 0) for key in SHARED_OUT)
     new = dict(flatten(after.model_dump())) | {GLOBAL_BATCH: after.finetune.global_batch}
+    old = _LATER | old
     return {key: (old.get(key), now) for key, now in new.items() if old.get(key) != now}
 
 

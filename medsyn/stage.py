@@ -133,9 +133,9 @@ class CampaignDirectory:
             self.reader.require(stage, name)
         return self.root / "work" / stage / name
 
-    def finetuned_unet(self, modality: str) -> Path:
-        """Directory with the fine-tuned `unet/` of a modality (the specification's `--model_used`)."""
-        return self.work("finetune", slug(modality)) / "model"
+    def finetuned_unet(self, task: str) -> Path:
+        """Directory with the fine-tuned `unet/` of a modality's task or that of `all` (`FinetuneSection.task_for`)."""
+        return self.work("finetune", slug(task)) / "model"
 
     def selector(self) -> Path:
         """The trained Selector."""

@@ -154,7 +154,7 @@ LAYERS: dict[str, list[set[str]]] = {
     ],
     "data": [
         {"modalities"},
-        {"images", "tables", "phantoms"},
+        {"images", "tables", "phantoms", "degradations"},
         {"prompts"},
         {"contents"},
         {"known_images"},

@@ -3,6 +3,8 @@
 finetune[modality] ---------------------> generate[modality, shard] -> evaluate
 rlhf-stage1 -> rlhf-stage2[modality] ---/
 
+With `finetune.together` there is one `finetune` task, `all`, and every generate task reads its model.
+
 The arrows are not written down: they follow from what each stage says that it reads (`READS`).
 
 A plan is data. Whoever runs it (the local scheduler, Slurm) obeys two rules only: a task starts when everything it
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from medsyn.config import FREE_OF_FINETUNE, GLOBAL_BATCH, Config, FinetuneSection, GenerationSection
+from medsyn.config import FREE_OF_FINETUNE, GLOBAL_BATCH, TOGETHER, Config, FinetuneSection, GenerationSection
 from medsyn.data.prompts.store import BlockRanges
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
@@ -51,6 +53,7 @@ class Reads:
     inputs: tuple[str, ...]
     results: tuple[Result, ...] = ()
     partial: bool = False
+    also: Callable[[Config], tuple[str, ...]] = lambda config: ()  # further keys, where a campaign's settings say so
 
 
 _ALWAYS = ("campaign.seed", "device", "data.strict", "data.allow_synthetic")  # threads change bits too
@@ -88,6 +91,7 @@ READS: dict[str, Reads] = {
             GLOBAL_BATCH,
         ),
         ("table", "weights"),
+        also=lambda config: ("data.modalities",) if config.finetune.together else (),
     ),
     "rlhf-stage1": Reads(_RLHF, ("ratings", "weights")),
     "rlhf-stage2": Reads((*_RLHF, "training.stage2"), ("ratings", "weights"), (Result("rlhf-stage1"),)),
@@ -204,6 +208,8 @@ class Plan:
                 return planned
         names = ", ".join(planned.task.name for planned in tasks[:8]) + (", ..." if len(tasks) > 8 else "")
         has = f"the stage has {len(tasks)}: {names}" if tasks else "this campaign has no such stage"
+        if (stage, which) == ("finetune", TOGETHER):
+            has += "; with finetune.together=true one task makes one model for all of them"
         raise InputError(stage, f"there is no task {which!r}; {has}")
 
 
@@ -267,9 +273,11 @@ def _tasks(
 ) -> list[Task]:
     """The tasks of a stage; none where the campaign does without it."""
     if stage in ("rlhf-stage1", "evaluate"):
-        return [Task(stage, 0, "all")]
+        return [Task(stage, 0, TOGETHER)]
     if stage == "rlhf-stage2" and config.training.stage == 1:
         return []
+    if stage == "finetune" and config.finetune.together:
+        return [Task(stage, 0, TOGETHER)]
     if stage != "generate":
         return [Task(stage, index, slug(modality), modality) for index, modality in enumerate(config.data.modalities)]
     shards = [
@@ -305,7 +313,7 @@ def stage_fingerprints(config: Config, inputs: Mapping[str, str]) -> dict[str, s
             {
                 "schema": SCHEMA,
                 "stage": stage,
-                "config": config.section_fingerprint(*reads.keys),
+                "config": config.section_fingerprint(*keys_of(stage, config)),
                 "inputs": {name: inputs[name] for name in reads.inputs},
                 "results": {name: fingerprints[name] for name in results_of(stage, config)},
                 **({"anatomies": anatomies} if anatomies else {}),
@@ -314,9 +322,14 @@ def stage_fingerprints(config: Config, inputs: Mapping[str, str]) -> dict[str, s
     return fingerprints
 
 
-def reads_key(stage: str, key: str) -> bool:
+def keys_of(stage: str, config: Config) -> tuple[str, ...]:
+    """The configuration keys that a stage's own result depends on, or the sections that they are in."""
+    return (*READS[stage].keys, *READS[stage].also(config))
+
+
+def reads_key(stage: str, key: str, config: Config) -> bool:
     """Whether a stage's own result depends on the configuration key."""
-    return any(key == read or key.startswith(read + ".") for read in READS[stage].keys)
+    return any(key == read or key.startswith(read + ".") for read in keys_of(stage, config))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from medsyn.evaluation.tally import SCORE_BINS
-from medsyn.modality_names import MODALITIES, in_order
+from medsyn.modality_names import MODALITIES
 
 # Medium lightness, visible on white and on black; distinguishable with red-green colour blindness.
 COLOURS = ("#3d7fd6", "#dd8a26", "#2f9e77", "#b261b8", "#cf5a5a", "#7f8794")
@@ -184,7 +184,7 @@ def _chance(axes: Axes) -> None:
 
 
 def colours_of(modalities: Collection[str]) -> dict[str, str]:
-    """A colour for each modality: always the same one for each of the five, what is free for the others."""
+    """A colour for each line: always the same one for each of the five modalities, what is free for the others."""
     plain = {name: COLOURS[MODALITIES.index(name)] for name in modalities if name in MODALITIES}
     free = itertools.cycle([colour for colour in COLOURS if colour not in plain.values()] or COLOURS)
-    return plain | {name: next(free) for name in in_order(modalities) if name not in plain}
+    return plain | {name: next(free) for name in sorted(modalities) if name not in plain}

@@ -108,6 +108,7 @@ class Trial:
     considered: int = 0  # this many candidates count; later ones are surplus
     passed: int = 0
     favourite: Candidate | None = None  # the winner if it ended now; ties go to the earlier attempt
+    under_way: int = 0  # attempts behind `candidates` that are being made
 
     @property
     def settled(self) -> bool:
@@ -117,12 +118,14 @@ class Trial:
     @property
     def next_attempts(self) -> range:
         """The attempts that may still be made."""
-        return range(len(self.candidates), len(self.candidates) if self.settled else self.rule.max_attempts)
+        first = len(self.candidates) + self.under_way
+        return range(first, first if self.settled else self.rule.max_attempts)
 
     @property
     def still_needed(self) -> int:
-        """How many of `next_attempts` must be made before the item can be settled, however they turn out."""
-        return min(self.rule.num_candidates - self.passed, len(self.next_attempts)) if not self.settled else 0
+        """How many of `next_attempts` must be made before the item can be settled, however all turn out."""
+        wanted = self.rule.num_candidates - self.passed - self.under_way
+        return max(0, min(wanted, len(self.next_attempts))) if not self.settled else 0
 
     def add(self, candidate: Candidate) -> None:
         """Take the next attempt into account; once the item is settled it is only recorded."""

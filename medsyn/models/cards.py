@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from medsyn import disk
 from medsyn.errors import InputError
 from medsyn.modality_names import base_modality
-from medsyn.models.scores import Card, Threshold
+from medsyn.models.scores import Card, Interval, Threshold
 from medsyn.models.weights import SCORER_CONFIG
 
 
@@ -33,6 +33,15 @@ def known_as(card: Card, modality: str | None) -> str | None:
     if modality is None:
         return None
     return next((name for name in (modality, base_modality(modality)) if name in card.modalities), None)
+
+
+def evidence_for(card: Card, modality: str | None) -> tuple[str | None, Interval]:
+    """(whose, AUROC): how well held-out ratings of a modality are told apart; of all (None) where it has too few."""
+    name = known_as(card, modality)
+    own = None if name is None else card.evidence.by_modality.get(name)
+    if own is not None and own.low is not None:
+        return name, own
+    return None, card.evidence.auroc
 
 
 def threshold_of(card: Card, modality: str | None) -> Threshold | None:

@@ -96,6 +96,13 @@ def decoder_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     return torch.float16 if dtype != torch.float32 and has_tensor_cores(device) else torch.float32
 
 
+def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`values` on `device`. Nobody waits for the copy to a GPU, nor for what that was given to do before."""
+    if device.type != "cuda" or values.device.type == "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
 def memory_format(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
     """The layout in which a device convolves: tensor cores take channels last, and CPUs lost by it (measured)."""
     last = dtype != torch.float32 and has_tensor_cores(device)

@@ -222,7 +222,7 @@ def test_a_changed_file_changes_the_stages_that_read_it(name: str, expected: lis
 def test_every_key_that_a_stage_reads_exists() -> None:
     known = [*(key for key, _ in flatten(Config().model_dump())), GLOBAL_BATCH]
     for stage, reads in READS.items():
-        for key in reads.keys:
+        for key in (*reads.keys, *reads.also(config(finetune={"together": True}))):
             assert any(key == name or name.startswith(key + ".") for name in known), f"{stage} reads {key}"
 
 
@@ -245,7 +245,9 @@ def test_every_configuration_key_is_read_or_known_to_change_no_result() -> None:
         *("data.phantoms.prompts_per_kind", "data.phantoms.image_size"),
         *("training.report_to", "finetune.validation_images", "campaign.gate", "cluster.notify"),
     }
-    unread = {key for key, _ in flatten(Config().model_dump()) if not any(reads_key(stage, key) for stage in STAGES)}
+    unread = {
+        key for key, _ in flatten(Config().model_dump()) if not any(reads_key(stage, key, Config()) for stage in STAGES)
+    }
     assert unread == free
 
 
@@ -266,3 +268,39 @@ def test_reading_more_of_a_text_is_another_result_and_reading_as_before_is_none(
     assert all(stage_fingerprints(longer, INPUTS)[stage] != were[stage] for stage in STAGES)
     keys = [key for key in READS["finetune"].keys if key != "data.text_chunks"]
     assert before.section_fingerprint(*keys) == before.section_fingerprint(*READS["finetune"].keys)
+
+
+# --- one model for all modalities -----------------------------------------------------------------------------------
+
+TOGETHER = {"finetune": {"together": True}}
+
+
+def test_one_task_fine_tunes_for_all_and_every_shard_waits_for_it() -> None:
+    planned = build(
+        config(generation={"batch_size": 4, "batches_per_block": 1}, **TOGETHER),
+        {"CT": [4], "X-Ray": [4]},
+        {"CT": 1, "X-Ray": 1},
+    )
+    assert [key for key in keys(planned) if key[0] == "finetune"] == [("finetune", "all")]
+    for task in planned.by_stage["generate"]:
+        assert ("finetune", "all") in task.needs
+    with pytest.raises(InputError, match=r"with finetune\.together=true one task makes one model for all of them"):
+        plan().find("finetune", "all")
+    assert planned.find("finetune", "all").task.modality is None
+
+
+def test_one_for_all_is_another_result_and_depends_on_which_those_are() -> None:
+    assert changed(**TOGETHER) == ["finetune", "generate", "evaluate"]
+
+    def finetune(*modalities: str) -> str:
+        settings = config(data={"modalities": list(modalities)}, **TOGETHER)
+        return stage_fingerprints(settings, INPUTS)["finetune"]
+
+    assert finetune("MRI") != finetune("MRI", "CT")
+
+
+def test_a_campaign_of_before_there_was_the_key_is_the_same() -> None:
+    before = config().model_dump()
+    del before["finetune"]["together"]
+    assert configuration.changes(before, config()) == {}
+    assert configuration.changes(before, config(**TOGETHER)) == {"finetune.together": (False, True)}

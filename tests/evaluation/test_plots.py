@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from medsyn.evaluation import plots
+from medsyn.evaluation.read_campaign import ALL_MODALITIES
 
 CURVE = pd.DataFrame(
     [{"loss": 1 / step, "policy_loss": 1.0, "policy_auroc": 0.5} for step in range(1, 30)], index=range(1, 30)
@@ -31,6 +32,8 @@ def test_six_kinds_have_six_colours_and_the_five_keep_theirs() -> None:
     six = plots.colours_of(["OCT", "Fundus", "Chest X-Ray", "Chest CT", "Brain MRI", "Breast MRI"])
     assert len(set(six.values())) == 6
     five = plots.colours_of(["OCT", "CT", "X-Ray", "MRI", "Fundus"])
+    together = plots.colours_of([*five, ALL_MODALITIES])
+    assert {name: together[name] for name in five} == five and together[ALL_MODALITIES] not in five.values()
     assert list(five.values()) == list(plots.COLOURS[:5]) and six["Fundus"] == five["Fundus"]
     assert len(plots.colours_of(["MRI", *(f"{part} MRI" for part in "ABCDEFGH")])) == 9, "colours come again"
 

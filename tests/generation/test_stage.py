@@ -26,10 +26,11 @@ from medsyn.generation import filter as rules
 from medsyn.generation.block_store import Item
 from medsyn.generation.sample import batch as sample_batch
 from medsyn.generation.sample import load
+from medsyn.generation.write.provenance import Sources
 from medsyn.generation.write.webdataset import unpacked
 from medsyn.models.scores import Card, Scores, Threshold
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved
-from tests.helpers.generation_campaign import Campaign, StopAfter
+from tests.helpers.generation_campaign import PROMPTS, Campaign, StopAfter
 from tests.helpers.processes import fork, wait
 
 # --- the same files whatever happens -------------------------------------------------------------------------------
@@ -547,6 +548,18 @@ def test_spread_and_marks_are_on_record_of_every_candidate(campaign: Campaign, m
         assert (record["selector_spread"], record["policy_spread"], record["unfamiliar"]) == (None, None, None)
     with Image.open(campaign.block("filtered") / manifest[0]["file"]) as image:
         assert image.text["Unfamiliar"] == "True"  # type: ignore[attr-defined]
+
+
+def test_one_model_for_all_is_what_every_modality_is_made_with(campaign: Campaign) -> None:
+    finetune = campaign.config.finetune.model_copy(update={"together": True})
+    config, unets = campaign.config.model_copy(update={"finetune": finetune}), campaign.directory
+    with pytest.raises(InputError, match="the task 'finetune all' makes it"):
+        Campaign(config, unets).run(blocks=(0, 1))
+    own(unets.finetuned_unet("CT") / "x").parent.parent.rename(unets.finetuned_unet("all").parent)
+    for modality in PROMPTS:
+        assert Sources(config, modality, unets).finetuned("filtered") == unets.finetuned_unet("all")
+    Campaign(config, unets).override(modes=["filtered"]).run(blocks=(0, 1))
+    assert Campaign(config, unets).read("manifest.jsonl", "filtered")
 
 
 def test_the_policy_of_stage_1_is_used_where_there_is_no_stage_2(campaign: Campaign, reference: Campaign) -> None:

@@ -93,16 +93,18 @@ Sampled = tuple[str, str, int, int]  # mode, prompt, replicate, attempt
 
 def tell_sampled(pipe: int, name: str = "-", before: Callable[[], None] = lambda: None) -> None:
     """From now on, in this process, write a line into `pipe` at the start of every batch: whose, and what it is of."""
-    real = sample_batch.ImageSampler.sample
+    real = sample_batch.ImageSampler.begin
 
-    def sample(self: sample_batch.ImageSampler, wanted: Sequence[tuple[Item, int]]) -> sample_batch.Batch:
+    def begin(
+        self: sample_batch.ImageSampler, wanted: Sequence[tuple[Item, int]], *meanwhile: Any
+    ) -> sample_batch.Begun:
         before()
         mode = "baseline" if self.selector is None else "filtered"
         candidates = [(mode, item.prompt_id, item.replicate, attempt) for item, attempt in wanted]
         os.write(pipe, json.dumps([name, candidates]).encode() + b"\n")
-        return real(self, wanted)
+        return real(self, wanted, *meanwhile)
 
-    sample_batch.ImageSampler.sample = sample  # type: ignore[method-assign]
+    sample_batch.ImageSampler.begin = begin  # type: ignore[method-assign]
 
 
 def told(lines: str) -> list[tuple[str, list[Sampled]]]:

@@ -8,7 +8,7 @@ The campaign's prompts, too: which list a configuration names, and what is in it
 from __future__ import annotations
 
 import importlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -260,12 +260,14 @@ def _check_rare(config: Config, images: Sequence[ImageRow]) -> list[Problem]:
     """A warning where no image would be repeated, although that is asked for: captions are equally frequent."""
     if config.finetune.rare_captions is None or not images:
         return []
-    numbers = Counter((row.modality, row.text) for row in images)
-    for modality in config.data.modalities:
-        its = [number for (name, _), number in numbers.items() if name == modality]
-        if its and max(its) >= 2 * min(its):
-            return []
-    reason = "no caption is twice as frequent as another of its modality, so no image is repeated: use null"
+    numbers: dict[str, Counter[str]] = defaultdict(Counter)  # of each caption, by fine-tuning task
+    for row in images:
+        if row.modality in config.data.modalities:
+            numbers[config.finetune.task_for(row.modality)][row.text] += 1
+    if any(max(its.values()) >= 2 * min(its.values()) for its in numbers.values()):
+        return []
+    beside = "" if config.finetune.together else " of its modality"
+    reason = f"no caption is twice as frequent as another{beside}, so no image is repeated: use null"
     return [Problem(CONFIGURATION, reason, key="finetune.rare_captions", severity="warning")]
 
 
@@ -330,7 +332,7 @@ def _check_split(config: Config, images: Sequence[ImageRow]) -> list[Problem]:
 def _check_validated(
     config: Config, images: Sequence[ImageRow], expected: Mapping[str, int] | None = None
 ) -> Iterator[Problem]:
-    """An error where modalities have too few held-out images to measure a loss and its interval on.
+    """An error where models have too few held-out images to measure a loss and its interval on.
 
     `expected` is how many images of each there will be, where they are still to be drawn.
     """
@@ -340,8 +342,11 @@ def _check_validated(
     if expected is not None:
         held = {modality: max(1, round(fraction * n)) for modality, n in expected.items()}
     few = [f"{held[modality]} of {modality}" for modality in config.data.modalities if held.get(modality, 2) < 2]
+    if config.finetune.together and sum(held.get(modality, 2) for modality in config.data.modalities) >= 2:
+        return
     if few:
-        reason = f"validation needs at least 2 held-out images of each modality, and there are {', '.join(few)}: raise "
+        of = "" if config.finetune.together else " of each modality"
+        reason = f"validation needs at least 2 held-out images{of}, and there are {', '.join(few)}: raise "
         yield Problem(CONFIGURATION, reason + "it, or set finetune.validate_every: null", key="data.held_out_fraction")
 
 

@@ -268,7 +268,7 @@ def _stages(key: str, was: Any, now: Any, after: Config) -> list[str]:
     """
     if key == STEPS and after.finetune.can_be_lengthened and now > was:
         return [stage for stage in STAGES if "finetune" in results_of(stage, after)]
-    return [stage for stage in STAGES if reads_key(stage, key)]
+    return [stage for stage in STAGES if reads_key(stage, key, after)]
 
 
 def _how(key: str, was: Any, now: Any, after: Config) -> str:

@@ -18,14 +18,13 @@ from medsyn import __version__
 from medsyn.data.images.read import SYNTHETIC_KEY
 from medsyn.generation.block_store import Item, item_fingerprint
 from medsyn.generation.filter import Candidate, Trial
-from medsyn.modality_names import base_modality
+from medsyn.modality_names import COLOUR_MODALITIES, base_modality
 from medsyn.records import IMAGE_FILE, ImageRecord, fields
 
 NOTICE = "Generated image. It shows no patient. Not for diagnosis."
 # a file cannot contain its own name, size and hash
 NOT_IN_THE_FILE = {one.name for one in fields(ImageRecord) if one.about.group == "file" or not one.about.is_text}
 _SPREADS = ("selector_spread", "policy_spread", "unfamiliar")
-COLOUR_MODALITIES = {"Fundus"}  # everything else is written as grey
 
 
 def quantise(pixels: np.ndarray, modality: str) -> np.ndarray:

@@ -186,12 +186,16 @@ class Sources:
         if mode == "baseline" and self.config.generation.baseline_model == "pretrained":
             return None
         self._unet.file()
-        return self.directory.finetuned_unet(self.modality)
+        return self.directory.finetuned_unet(self._finetuning)
+
+    @property
+    def _finetuning(self) -> str:
+        return self.config.finetune.task_for(self.modality)
 
     @property
     def _unet(self) -> _Made:
-        path = self.directory.finetuned_unet(self.modality) / "unet" / UNET_WEIGHTS
-        return _Made(path, "finetune", slug(self.modality))
+        path = self.directory.finetuned_unet(self._finetuning) / "unet" / UNET_WEIGHTS
+        return _Made(path, "finetune", slug(self._finetuning))
 
     @property
     def _scorers(self) -> tuple[_Made, _Made]:

@@ -14,7 +14,7 @@ from PIL import Image
 from medsyn import config as configuration
 from medsyn import disk
 from medsyn.__main__ import COMMANDS
-from medsyn.campaign.plan import inputs, machine, prepare
+from medsyn.campaign.plan import inputs, machine, prepare, show
 from medsyn.campaign.state import campaign_file, locks
 from medsyn.campaign.tasks import SCHEMA
 from medsyn.cli import app
@@ -368,6 +368,29 @@ def test_too_few_held_out_images_for_a_validation_are_refused(trial: Trial, frac
     told = "data.held_out_fraction: validation needs at least 2 held-out images of each modality, and there are 1 of "
     assert (told in reasons(trial.config(**options, finetune__validate_every=5))) == (fraction in (0.2, 0.02))
     assert told not in reasons(trial.config(**options))
+
+
+def test_one_model_for_all_needs_two_held_out_images_in_all(trial: Trial) -> None:
+    options = {"data__held_out_fraction": 0.2, "finetune__validate_every": 5}
+    assert "held-out images of each modality" in reasons(trial.config(**options))
+    assert reasons(trial.config(**options, finetune__together=True)) == ""
+
+
+def test_the_plan_says_what_one_model_for_all_sees(trial: Trial) -> None:
+    checked = inputs.check(trial.config(finetune__together=True, finetune__max_train_steps=80))
+    (line,) = show.together(checked)
+    assert line == (
+        "finetune: one model for all modalities (finetune.together); the samples of its 80 steps are 50 % CT, 50 % OCT"
+    )
+    assert list(show.together(inputs.check(trial.config()))) == []
+
+
+def test_one_for_each_is_not_made_one_for_all_once_there_are_results(trial: Trial) -> None:
+    trial.prepare()
+    assert trial.prepare(finetune__together=True).plan.by_stage["finetune"][0].task.name == "all"
+    trial.work("finetune", "all")
+    with pytest.raises(InputProblems, match=r"finetune\.together: was True and is now False, but this campaign has"):
+        trial.prepare()
 
 
 def test_a_table_without_patients_is_warned_about_unless_every_image_is_of_another(trial: Trial) -> None:
