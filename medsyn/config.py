@@ -352,6 +352,15 @@ class ScorerSection(Section):
         return self
 
 
+class SelectorSection(ScorerSection):
+    """The shape of the Selector, and what is asked of it."""
+
+    require_auroc: float | None = Field(0.5, ge=0, lt=1)  # held-out AUROC that it must be shown to exceed to choose
+
+
+FREE_OF_SELECTOR = ("require_auroc",)  # changes no scorer
+
+
 class GenerationSection(Section):
     """Batch generation from the prompt list."""
 
@@ -484,7 +493,7 @@ class Config(Section):
     finetune: FinetuneSection = FinetuneSection()
     training: TrainingSection = TrainingSection()
     raters: RatersSection = RatersSection()
-    selector: ScorerSection = ScorerSection()
+    selector: SelectorSection = SelectorSection()
     policy_model: ScorerSection = ScorerSection()
     generation: GenerationSection = GenerationSection()
     evaluation: EvaluationSection = EvaluationSection()

@@ -33,7 +33,7 @@ def save_scorer(model: Selector | Policy, directory: Path, provenance: dict[str,
     """
     described: dict[str, Any] = {
         "kind": type(model).__name__,
-        "section": model.section.model_dump(),
+        "section": model.section.model_dump(include=set(ScorerSection.model_fields)),
         "metrics": list(FEATURES),
         "card": Card().model_dump(),
     }

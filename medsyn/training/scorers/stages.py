@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from medsyn import disk
-from medsyn.config import Config, TrainingSection, flatten
+from medsyn.config import FREE_OF_SELECTOR, Config, TrainingSection, flatten
 from medsyn.data.images.latent_cache import TensorCache, hash_files
 from medsyn.data.tables.read import RatingRow
 from medsyn.errors import InputError
@@ -188,7 +188,7 @@ class _Ratings:
             "training.batch_size": training.batch_size,
             "training.max_epochs": training.max_epochs,
             **dict(flatten(config.raters.model_dump(), "raters.")),
-            **dict(flatten(config.selector.model_dump(), "selector.")),
+            **dict(flatten(config.selector.model_dump(exclude=set(FREE_OF_SELECTOR)), "selector.")),
             **dict(flatten(config.policy_model.model_dump(), "policy_model.")),
         }
 
