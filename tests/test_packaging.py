@@ -132,7 +132,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"local"},
     ],
     "generation": [
-        {"block_store", "filter"},
+        {"block_store", "filter", "evidence"},
         {"write"},
         {"sample"},
         {"make", "verify"},

@@ -18,7 +18,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from medsyn.config import FREE_OF_FINETUNE, GLOBAL_BATCH, TOGETHER, Config, FinetuneSection, GenerationSection
+from medsyn.config import (
+    FREE_OF_FINETUNE,
+    FREE_OF_SELECTOR,
+    GLOBAL_BATCH,
+    TOGETHER,
+    Config,
+    FinetuneSection,
+    GenerationSection,
+    SelectorSection,
+)
 from medsyn.data.prompts.store import BlockRanges
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
@@ -26,7 +35,7 @@ from medsyn.generation.block_store import plan_shards
 from medsyn.modality_names import anatomy_of
 from medsyn.stage import STAGES, Task, slug
 
-SCHEMA = 4  # of campaign.json, of everything below tasks/, and of the records of images
+SCHEMA = 5  # of campaign.json, of everything below tasks/, and of the records of images
 Key = tuple[str, str]  # (stage, task name)
 State = Literal["done", "failed", "blocked", "ready", "waiting"]
 
@@ -61,7 +70,8 @@ _COLUMNS = ("data.modality_column", "data.patient_column")
 _RLHF = (
     *_ALWAYS,
     *("data.modalities", "data.resolution", "data.text_chunks", "data.held_out_fraction"),
-    *("raters", "selector", "policy_model"),
+    *("raters", "policy_model"),
+    *(f"selector.{key}" for key in SelectorSection.model_fields if key not in FREE_OF_SELECTOR),
     *("training.max_epochs", "training.batch_size", "training.checkpoints", "training.stage1"),
 )
 

@@ -245,6 +245,7 @@ def test_every_configuration_key_is_read_or_known_to_change_no_result() -> None:
         *("finetune.gpus", "finetune.train_batch_size", "finetune.gradient_accumulation_steps"),  # but their product
         *("data.phantoms.prompts_per_kind", "data.phantoms.image_size"),
         *("training.report_to", "finetune.validation_images", "campaign.gate", "cluster.notify"),
+        "selector.require_auroc",
     }
     unread = {
         key for key, _ in flatten(Config().model_dump()) if not any(reads_key(stage, key, Config()) for stage in STAGES)

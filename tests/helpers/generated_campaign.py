@@ -29,6 +29,7 @@ def generated_campaign(root: Path) -> Campaign:
         "data": {"modalities": ["X-Ray", "MRI"], "resolution": 32, "phantoms": {"images_per_kind": 5}},
         "device": {"use_cuda": False},
         "training": {"stage": 1},
+        "selector": {"require_auroc": None},
         "generation": {**generation, "max_attempts": 3, "keep_rejected": 1},
     }
     campaign = guards.open_for_change(validate(tree, "test"), here=True)

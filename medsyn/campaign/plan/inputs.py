@@ -50,6 +50,7 @@ Runs = Mapping[str, Sequence[int]]  # images of each run of prompts with equal s
 Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
 
 BASE_PROMPT = "data.base_prompt"
+_GOOD, _FEWEST_RATED = 2, 2  # the rating from which images are good; good and poor images, to tell them apart
 CAPTIONS_PER_MODALITY = 8  # drawn as prompts where there is no prompt list
 MODELS = Path("inputs") / "models"  # of the campaign: what single files were converted to
 
@@ -215,6 +216,7 @@ def check(
     problems += check_negative(config)
     problems += _check_rare(resolved, images)
     problems += _check_split(resolved, images)
+    problems += _check_evidence(resolved, ratings)
     rated = {(row.path, row.volume, row.modality) for row in ratings}
     counts: dict[str, Counter[str]] = {
         "images": Counter(row.modality for row in images if row.modality in modalities),
@@ -417,6 +419,22 @@ def _read_ratings(config: Config, problems: list[Problem], tokens: TokenCount | 
     return _rows(lambda: tables_read.ratings_of(config.data, tokens), config.data.strict, problems)
 
 
+def _check_evidence(config: Config, ratings: Sequence[RatingRow]) -> list[Problem]:
+    """A warning where held-out ratings can never show what the Selector is worth, which generation will ask for."""
+    if config.selector.require_auroc is None or "filtered" not in config.generation.modes or not ratings:
+        return []
+    good = {row.path for row in ratings if row.rating >= _GOOD}
+    poor = {row.path for row in ratings if row.rating < _GOOD}
+    if min(len(good), len(poor)) >= _FEWEST_RATED:
+        return []
+    reason = (
+        f"{counted(len(good), 'image')} rated acceptable or excellent and {len(poor)} rated poor are too few to show "
+        "that the Selector tells them apart, so the campaign will stop before it generates: rate more, or set "
+        "selector.require_auroc=null"
+    )
+    return [Problem(str(config.data.ratings_file), reason, key="data.ratings_file", severity="warning")]
+
+
 def _absent(config: Config, what: str, modalities: Sequence[str]) -> Problem:
     """What it means that a table has nothing of some of the configuration's modalities."""
     data, names = config.data, ", ".join(modalities)
@@ -424,8 +442,11 @@ def _absent(config: Config, what: str, modalities: Sequence[str]) -> Problem:
         return Problem(data.table, f"it has no rows of {names}: remove them from data.modalities")
     nothing_at_all = len(modalities) == len(data.modalities)
     if what == "rated images":
-        needed = nothing_at_all or config.training.stage == 2
+        by_itself = "filtered" in config.generation.modes and config.generation.quality_threshold == "auto"
+        needed = nothing_at_all or config.training.stage == 2 or by_itself
         reason = f"it has no ratings of {names}, so their Policy has nothing to learn from"
+        if by_itself:
+            reason += ", and the Selector no threshold for them (generation.quality_threshold takes a number)"
         return Problem(str(data.ratings_file), reason, key="data.ratings_file", severity=_severity(needed))
     reason = f"there is no prompt for {names}: no images of them will be generated"
     return Problem(CONFIGURATION, reason, key="data.prompts", severity=_severity(nothing_at_all))
