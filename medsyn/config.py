@@ -459,6 +459,13 @@ class GenerationSection(Section):
         return self.images_per_batch * _resolved("batches_per_block", self.batches_per_block)
 
 
+# keys of `generation` that a sampled image depends on, besides its prompt
+SAMPLING = (
+    *("scheduler", "num_inference_steps", "guidance_scale", "guidance_interval", "fast", "deep_cache_every"),
+    *("text_attention_until", "negative_prompt", "batch_size"),
+)
+
+
 def _resolved(name: str, value: int | Literal["auto"]) -> int:
     """The number that a key of `generation` is, once nothing is left to choose."""
     if value == "auto":

@@ -28,9 +28,11 @@ from medsyn.generation.sample import batch as sample_batch
 from medsyn.generation.sample import load
 from medsyn.generation.write.provenance import Sources
 from medsyn.generation.write.webdataset import unpacked
+from medsyn.models.scorers import load_selector, save_scorer
 from medsyn.models.scores import Card, Scores, Threshold
+from medsyn.models.selector import Selector
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved
-from tests.helpers.generation_campaign import PROMPTS, Campaign, StopAfter
+from tests.helpers.generation_campaign import CPU, PROMPTS, Campaign, StopAfter
 from tests.helpers.processes import fork, wait
 
 # --- the same files whatever happens -------------------------------------------------------------------------------
@@ -494,8 +496,13 @@ def test_what_an_earlier_task_should_have_made_is_asked_for_before_any_work(
 
 def say(selector: Path, **card: Any) -> None:
     """Give a Selector a card."""
-    config = own(selector / "config.json")
-    disk.write_json(config, disk.read_json(config) | {"card": Card(**card).model_dump()})
+    made = load_selector(selector, CPU)
+    described = Selector(made.section, Card(**card))
+    described.members = made.members
+    for name in ("slope", "shift"):  # of every modality what it is of any
+        getattr(described.calibration, name).fill_(getattr(made.calibration, name)[0])
+    shutil.rmtree(own(selector / "config.json").parent)
+    save_scorer(described, selector)
 
 
 def test_an_automatic_threshold_is_the_selectors_own_of_the_modality_and_on_record(
