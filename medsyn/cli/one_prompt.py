@@ -52,6 +52,7 @@ def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[Wanted
     from medsyn.generation.api.arguments import given_settings
     from medsyn.generation.api.generator import Generator
     from medsyn.generation.api.prompts import check_prompts
+    from medsyn.generation.evidence import doubts
     from medsyn.generation.write.provenance import quality_threshold
 
     problems: list[Problem] = []
@@ -68,6 +69,9 @@ def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[Wanted
             (wanted,), warnings = check_prompts(*asked, settings)
             if settings is not None and selector is not None:
                 quality_threshold(settings, selector, wanted.modality)
+                doubted = "; ".join(doubts(settings, selector, wanted.modality))
+                if doubted:
+                    warnings.append(Problem("selector", f"{selector}: {doubted}", severity="warning"))
     else:
         reason = "there is no prompt; give a text such as 'Chest X-ray: clear lungs'"
         problems.append(Problem(sources["prompts"], reason))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from medsyn.errors import InputError
 from medsyn.generation.api.options import OPTIONS
 from medsyn.models.policy import Policy
 from medsyn.models.scorers import save_scorer
+from medsyn.models.scores import Card, Evidence, Interval, Threshold
 from medsyn.models.selector import Selector
 from medsyn.models.stable_diffusion import load_unet
 from medsyn.models.tiny import TEXT_WIDTH
@@ -63,6 +65,25 @@ def test_a_prompt_becomes_marked_images_with_the_specifications_names(
     assert len({disk.sha256_file(tmp_path / name) for name in names}) == 4
     records = list(disk.read_jsonl(tmp_path / "manifest.jsonl"))
     assert [record["file"] for record in records] == names[:3]
+
+
+def test_a_selector_asked_for_what_it_has_not_seen_says_so_once(
+    scorers: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(scorers[0], tmp_path / "selector")
+    threshold = Threshold(threshold=0, good=9, poor=9)
+    evidence = Evidence(auroc=Interval(value=0.9, low=0.8, high=1, n=40))
+    card = Card(modalities=["CT"], thresholds={"CT": threshold}, evidence=evidence, sampling={"guidance_scale": [3.0]})
+    described = disk.read_json(tmp_path / "selector" / "config.json") | {"card": card.model_dump()}
+    disk.write_json(tmp_path / "selector" / "config.json", described)
+    filters = ("--selector_checkpoint", str(tmp_path / "selector"), "--policy_checkpoint", scorers[1])
+    code, _, said = call(capsys, tmp_path / "out", "--prompt", "CT: nodule", *filters, "--max_attempts", "1")
+    assert code == 0 and said.count("sampled otherwise: guidance_scale 7.5 (seen: 3.0)") == 1
+    code, _, said = call(capsys, tmp_path / "out", "--prompt", "CT: nodule", *filters, "--guidance_scale", "3")
+    assert code == 0 and said == ""
+    code, _, said = call(capsys, tmp_path / "other", "--prompt", "OCT: drusen", *filters)
+    assert code == 65 and "has no threshold of its own for OCT (it has some for CT)" in said
+    assert not (tmp_path / "other").exists()
 
 
 def test_prompts_one_after_the_other_share_a_folder_and_overwrite_nothing(
