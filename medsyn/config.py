@@ -387,7 +387,7 @@ class GenerationSection(Section):
     blocks_per_shard: int | None = Field(None, ge=1)
     shard_minutes: float = Field(30.0, ge=1)
     num_candidates: int = Field(3, ge=1)
-    quality_threshold: float = Field(0.6, ge=0, le=1)
+    quality_threshold: float | Literal["auto"] = "auto"  # auto: what the Selector's held-out scores say
     min_policy_score: float | None = Field(None, ge=0, le=1)
     max_attempts: int = Field(10, ge=1)
     on_exhausted: Literal["fail", "skip", "keep-best"] = "skip"
@@ -400,6 +400,14 @@ class GenerationSection(Section):
         if not is_number and value != "auto":
             raise ValueError(f"{info.field_name} must be a whole number of at least 1, or auto")
         return value
+
+    @field_validator("quality_threshold", mode="before")
+    @classmethod
+    def _score_or_auto(cls, value: Any) -> Any:
+        is_score = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+        if not is_score and value != "auto":
+            raise ValueError("quality_threshold must be a number from 0 to 1, or auto")
+        return float(value) if is_score else value
 
     @model_validator(mode="after")
     def _candidates_fit(self) -> GenerationSection:

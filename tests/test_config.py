@@ -66,6 +66,8 @@ def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
         ("generation.batch_size=three", "generation.batch_size"),
         ("generation.batch_size=true", "generation.batch_size"),
         ("generation.quality_threshold=1.5", "generation.quality_threshold"),
+        ("generation.quality_threshold=automatic", "generation.quality_threshold"),
+        ("generation.quality_threshold=true", "generation.quality_threshold"),
         ("generation=3", "generation"),
         ("campaign.name=../escape", "campaign.name"),
         ("generation.num_candidates=99", "generation"),

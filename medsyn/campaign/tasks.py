@@ -26,7 +26,7 @@ from medsyn.generation.block_store import plan_shards
 from medsyn.modality_names import anatomy_of
 from medsyn.stage import STAGES, Task, slug
 
-SCHEMA = 4  # of campaign.json, of everything below tasks/, and of the records of images
+SCHEMA = 5  # of campaign.json, of everything below tasks/, and of the records of images
 Key = tuple[str, str]  # (stage, task name)
 State = Literal["done", "failed", "blocked", "ready", "waiting"]
 

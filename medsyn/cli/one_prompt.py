@@ -52,25 +52,29 @@ def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[Wanted
     from medsyn.generation.api.arguments import given_settings
     from medsyn.generation.api.generator import Generator
     from medsyn.generation.api.prompts import check_prompts
+    from medsyn.generation.write.provenance import quality_threshold
 
     problems: list[Problem] = []
-    settings = None
+    settings, selector, wanted = None, None, None
     unreadable = [name for name, value in given.items() if name != "prompts" and not is_unicode(str(value))]
     problems += [Problem(sources[name], f"{ascii(given[name])[:100]} is not Unicode text") for name in unreadable]
     given = {name: value for name, value in given.items() if name not in unreadable}
     with _collect(problems, sources):
-        settings = given_settings(of_generator(given)).config
+        chosen = given_settings(of_generator(given))
+        settings, selector = chosen.config, chosen.selector
     if "prompts" in given:
         with _collect(problems, sources):
             asked = given["prompts"], given.get("count", 1), given.get("modality")
             (wanted,), warnings = check_prompts(*asked, settings)
+            if settings is not None and selector is not None:
+                quality_threshold(settings, selector, wanted.modality)
     else:
         reason = "there is no prompt; give a text such as 'Chest X-ray: clear lungs'"
         problems.append(Problem(sources["prompts"], reason))
     if "output_dir" in given:
         with _collect(problems, sources):
             check_folder(given["output_dir"])
-    if problems:
+    if problems or wanted is None:
         raise InputProblems(dict.fromkeys(problems))
     app.show_problems(replace(one, source=sources.get(one.source, one.source)) for one in warnings)
     if directory := campaign_of(of_generator(given))[0]:
@@ -133,7 +137,7 @@ _HELP = {
     "modality": ("MODALITY", "one of the five, or of the campaign's, unless the prompt starts with it"),
     "selector": ("DIR", "filter: a trained Selector"),
     "policy": ("DIR", "filter: a trained Policy"),
-    "quality_threshold": ("X", "filter: lowest Selector score of an accepted image (0.6)"),
+    "quality_threshold": ("X", "filter: lowest Selector score of an accepted image (auto: the Selector's own)"),
     "min_policy_score": ("X", "filter: lowest Policy score of an accepted image (none)"),
     "num_candidates": ("N", "filter: passing candidates, of which the best by Policy score is kept (3)"),
     "max_attempts": ("N", "filter: most candidates per image (10)"),

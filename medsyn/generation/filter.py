@@ -41,14 +41,22 @@ class Rule:
     on_exhausted: Literal["fail", "skip", "keep-best"]
 
     @classmethod
-    def of(cls, section: GenerationSection, mode: str) -> Rule:
-        """The rule of a mode: `filtered` as configured, `baseline` takes attempt 0 as it is."""
+    def of(cls, section: GenerationSection, mode: str, threshold: float | None = None) -> Rule:
+        """The rule of a mode: `filtered` as configured, `baseline` takes attempt 0 as it is.
+
+        Args:
+            section: what is configured.
+            mode: `filtered` or `baseline`.
+            threshold: the Selector's own for the modality, which counts where `quality_threshold` is `auto`.
+        """
         if mode == "baseline":
             return cls(1, 1, None, None, section.on_exhausted)
+        least = threshold if section.quality_threshold == "auto" else section.quality_threshold
+        assert least is not None, "where auto is configured, the Selector is asked"
         return cls(
             section.num_candidates,
             section.max_attempts,
-            section.quality_threshold,
+            least,
             section.min_policy_score,
             section.on_exhausted,
         )
@@ -64,6 +72,9 @@ class Candidate:
     selector: float | None = None  # None without scorers
     policy: float | None = None
     precision: str = "float32"  # what the UNet computed in
+    selector_spread: float | None = None  # how much the members of each scorer differ
+    policy_spread: float | None = None
+    unfamiliar: bool | None = None  # far from every image that the Selector was trained on
 
 
 def refusal(candidate: Candidate, rule: Rule) -> str | None:

@@ -1,29 +1,31 @@
-"""What a saved scorer says of itself, read without its weights."""
+"""What a saved scorer says of itself, read without its weights and without torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from pydantic import ValidationError
-from torch import nn
 
+from medsyn import disk
 from medsyn.errors import InputError
 from medsyn.modality_names import base_modality
-from medsyn.models.scorers import CONFIG, read_config
-from medsyn.models.scores import Card, Threshold
+from medsyn.models.scores import Card, Interval, Threshold
+from medsyn.models.weights import SCORER_CONFIG
 
 
-def read_card(directory: Path, wanted: type[nn.Module]) -> Card:
-    """The card of the scorer saved in `directory`.
-
-    Raises:
-        InputError: it is missing, is something else than a `wanted`, or is damaged.
-    """
+def read_card(directory: Path) -> Card:
+    """The card of the scorer saved in `directory`; raises InputError if it has none that can be read."""
     try:
-        return Card.model_validate(read_config(directory, wanted).get("card") or {})
+        described = disk.read_json(directory / SCORER_CONFIG)
+        return Card.model_validate(described["card"])
+    except OSError as error:
+        raise InputError(directory, f"is not a saved scorer: {SCORER_CONFIG}: {error.strerror}") from None
     except ValidationError as error:
         what = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise InputError(directory / CONFIG, f"its card is damaged ({what})") from None
+        raise InputError(directory / SCORER_CONFIG, f"its card is damaged ({what})") from None
+    except (ValueError, KeyError, TypeError):
+        reason = "is no scorer of this version: it says nothing of its thresholds and its evidence; train it again"
+        raise InputError(directory, reason) from None
 
 
 def known_as(card: Card, modality: str | None) -> str | None:
@@ -31,6 +33,15 @@ def known_as(card: Card, modality: str | None) -> str | None:
     if modality is None:
         return None
     return next((name for name in (modality, base_modality(modality)) if name in card.modalities), None)
+
+
+def evidence_for(card: Card, modality: str | None) -> tuple[str | None, Interval]:
+    """(whose, AUROC): how well held-out ratings of a modality are told apart; of all (None) where it has too few."""
+    name = known_as(card, modality)
+    own = None if name is None else card.evidence.by_modality.get(name)
+    if own is not None and own.low is not None:
+        return name, own
+    return None, card.evidence.auroc
 
 
 def threshold_of(card: Card, modality: str | None) -> Threshold | None:

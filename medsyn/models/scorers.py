@@ -16,10 +16,11 @@ from medsyn.config import ScorerSection
 from medsyn.errors import InputError
 from medsyn.models.policy import Policy
 from medsyn.models.quality import FEATURES
+from medsyn.models.scores import Card
 from medsyn.models.selector import Selector
-from medsyn.models.weights import FACTS, SCORER_WEIGHTS
+from medsyn.models.weights import FACTS, SCORER_CONFIG, SCORER_WEIGHTS
 
-CONFIG, WEIGHTS, PROVENANCE = "config.json", SCORER_WEIGHTS, FACTS
+CONFIG, WEIGHTS, PROVENANCE = SCORER_CONFIG, SCORER_WEIGHTS, FACTS
 
 
 def save_scorer(model: Selector | Policy, directory: Path, provenance: dict[str, Any] | None = None) -> None:
@@ -34,6 +35,7 @@ def save_scorer(model: Selector | Policy, directory: Path, provenance: dict[str,
         "kind": type(model).__name__,
         "section": model.section.model_dump(),
         "metrics": list(FEATURES),
+        "card": Card().model_dump(),
     }
     if isinstance(model, Policy):
         described["text_dim"] = model.text_dim

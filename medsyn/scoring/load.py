@@ -58,7 +58,8 @@ def load_scorers(
     facts: Mapping[str, Any] = {}
     source, chosen, chunks, card, section = EMBEDDED, torch.device("cpu"), 1, Card(), None
     try:
-        card, section = read_card(Path(selector), Selector), read_config(Path(selector), Selector)["section"]
+        section = read_config(Path(selector), Selector)["section"]
+        card = read_card(Path(selector))
         facts = _facts(Path(selector))
     except InputError as error:
         problems += error.problems

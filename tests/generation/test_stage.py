@@ -29,6 +29,7 @@ from medsyn.generation.sample import load
 from medsyn.generation.write.provenance import Sources, require_same_environment
 from medsyn.generation.write.webdataset import unpacked
 from medsyn.models.device import Device
+from medsyn.models.scores import Card, Scores, Threshold
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved
 from tests.helpers.generation_campaign import CPU, PROMPTS, Campaign, StopAfter
 from tests.helpers.processes import fork, wait
@@ -424,7 +425,9 @@ def test_a_kept_best_is_written_but_not_accepted(campaign: Campaign) -> None:
 
 def own(path: Path) -> Path:
     """A copy of a file in place of the link to it that leads into the shared inputs."""
-    link = next(parent for parent in path.parents if parent.is_symlink())
+    link = next((parent for parent in path.parents if parent.is_symlink()), None)
+    if link is None:
+        return path
     target = link.resolve()
     link.unlink()
     shutil.copytree(target, link)
@@ -488,6 +491,64 @@ def test_what_an_earlier_task_should_have_made_is_asked_for_before_any_work(
     with pytest.raises(InputError, match=task):
         campaign.run()
     assert campaign.snapshot() == {}
+
+
+def say(selector: Path, **card: Any) -> None:
+    """Give a Selector a card."""
+    config = own(selector / "config.json")
+    disk.write_json(config, disk.read_json(config) | {"card": Card(**card).model_dump()})
+
+
+def test_an_automatic_threshold_is_the_selectors_own_of_the_modality_and_on_record(
+    campaign: Campaign, reference: Campaign, tmp_path: Path
+) -> None:
+    found = {"CT": Threshold(threshold=0.6, good=9, poor=3), "Fundus": Threshold(threshold=0.0, good=9, poor=3)}
+    say(campaign.directory.selector(), modalities=list(found), thresholds=found)
+    auto = campaign.override(modes=["filtered"], quality_threshold="auto")
+    auto.run(blocks=(0, 1))
+    made, expected = auto.read("manifest.jsonl", "filtered"), reference.read("manifest.jsonl", "filtered")
+    alike = ("id", "replicate", "reason", "attempt", "selector", "policy", "quality_threshold")
+    for record, other in zip(made, expected, strict=False):
+        assert {key: record[key] for key in alike} == {key: other[key] for key in alike}
+    assert {record["quality_threshold"] for record in made} == {0.6}
+    auto.run("Fundus")
+    records = auto.read("manifest.jsonl", "filtered", "Fundus")
+    assert {record["quality_threshold"] for record in records} == {0.0} and all(one["accepted"] for one in records)
+    with Image.open(auto.block("filtered", 0, "Fundus") / records[0]["file"]) as image:
+        assert image.text["Quality threshold"] == "0.0"  # type: ignore[attr-defined]
+    say(campaign.directory.selector(), modalities=["CT"], thresholds={"CT": found["Fundus"]})
+    with pytest.raises(InputError, match="was made with a different quality_threshold"):
+        auto.run(blocks=(0, 1))
+
+
+def test_a_selector_without_a_threshold_for_a_modality_makes_nothing(campaign: Campaign) -> None:
+    say(campaign.directory.selector(), modalities=["MRI"], thresholds={"MRI": Threshold(threshold=1, good=9, poor=3)})
+    reason = r"selector: has no threshold of its own for CT \(it has some for MRI\): .*generation.quality_threshold"
+    with pytest.raises(InputError, match=reason):
+        campaign.override(quality_threshold="auto").run()
+    assert campaign.snapshot() == {}
+
+
+def test_spread_and_marks_are_on_record_of_every_candidate(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    def says(spread: float, unfamiliar: bool) -> Any:
+        def scores(scorer: Any, pixels: torch.Tensor, *rest: Any) -> Scores:
+            count = len(pixels)
+            numbers = torch.full((count,), 0.75), torch.full((count,), spread)
+            return Scores(*numbers, torch.full((count,), unfamiliar))
+
+        return scores
+
+    monkeypatch.setattr(sample_batch, "selector_scores", says(0.125, True))
+    monkeypatch.setattr(sample_batch, "policy_scores", says(0.25, False))
+    campaign.override(keep_rejected=1, num_candidates=2).run(blocks=(0, 1))
+    rejected = block_store.rejected_directory(campaign.block("filtered"))
+    manifest = campaign.read("manifest.jsonl", "filtered")
+    for record in [*manifest, *campaign.read("attempts.jsonl", "filtered"), *block_store.read_rejected(rejected)]:
+        assert (record["selector_spread"], record["policy_spread"], record["unfamiliar"]) == (0.125, 0.25, True)
+    for record in campaign.read("manifest.jsonl", "baseline"):
+        assert (record["selector_spread"], record["policy_spread"], record["unfamiliar"]) == (None, None, None)
+    with Image.open(campaign.block("filtered") / manifest[0]["file"]) as image:
+        assert image.text["Unfamiliar"] == "True"  # type: ignore[attr-defined]
 
 
 def test_one_model_for_all_is_what_every_modality_is_made_with(campaign: Campaign) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -35,6 +35,7 @@ from medsyn.models.sampler import (
     finite_rows,
     initial_noise,
 )
+from medsyn.models.score_images import policy_scores, selector_scores, to_pixels
 from medsyn.models.selector import Selector
 from medsyn.models.stable_diffusion import SyntheticSystem
 from medsyn.schedulers import NOTHING_LEFT_OUT, SchedulerName, Shortcuts
@@ -195,18 +196,22 @@ class ImageSampler:
         """What it runs on, as the records name it."""
         return device_name(self.system.device)
 
-    def scores(self, pictures: Tensor, pooled: Tensor) -> list[tuple[float | None, float | None]]:
-        """(Selector, Policy) scores of every picture, uint8 [N, H, W, 1 or 3], as it will be written."""
+    def scores(self, pictures: Tensor, pooled: Tensor) -> list[dict[str, Any]]:
+        """What the scorers say of every picture, uint8 [N, H, W, 1 or 3], as it will be written, for `Candidate`."""
         if self.selector is None or self.policy is None:
-            return [(None, None)] * len(pictures)
-        pixels = pictures.to(self.system.device).permute(0, 3, 1, 2).float() / 255
-        pixels = pixels.expand(-1, 3, -1, -1)
-        # with some CPUs' matrix libraries a row's last bits depend on the other rows; alone it is always the same
-        together = 1 if self.system.device.type == "cpu" else len(pictures)
-        selector = [score for part in pixels.split(together) for score in self.selector.score(part).tolist()]
-        parts = zip(pixels.split(together), pooled.split(together), strict=True)
-        policy = [score for part, text in parts for score in self.policy.score(part, text).tolist()]
-        return list(zip(selector, policy, strict=True))
+            return [{}] * len(pictures)
+        pixels = to_pixels(pictures, self.system.device)
+        selector = selector_scores(self.selector, pixels, self.recipe.modality)
+        policy = policy_scores(self.policy, pixels, pooled, self.recipe.modality)
+        columns = {
+            "selector": selector.score,
+            "policy": policy.score,
+            "selector_spread": selector.spread,
+            "policy_spread": policy.spread,
+            "unfamiliar": selector.unfamiliar,
+        }
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -260,7 +265,7 @@ class Begun:
             scores = self.sampler.scores(pictures.written, self.pooled)
         decodable = pictures.decodable.tolist()
         candidates = [
-            _candidate(attempt, seed, samples.finite[i] and decodable[i], *scores[i], samples.precision[i])
+            _candidate(attempt, seed, samples.finite[i] and decodable[i], scores[i], samples.precision[i])
             for i, ((_, attempt), seed) in enumerate(zip(self.wanted, self.run.seeds, strict=False))
         ]
         evaluations = samples.evaluations * self.sampler.recipe.batch_size
@@ -300,13 +305,9 @@ def _paced(device: torch.device, meanwhile: Callable[[], None]) -> Callable[[int
     return after_step
 
 
-def _candidate(
-    attempt: int, image: int, finite: bool, selector: float | None, policy: float | None, precision: str
-) -> Candidate:
-    finite = finite and all(score is None or math.isfinite(score) for score in (selector, policy))
-    if not finite:
-        selector = policy = None
-    return Candidate(attempt, image, finite, selector, policy, precision)
+def _candidate(attempt: int, image: int, finite: bool, scores: Mapping[str, Any], precision: str) -> Candidate:
+    finite = finite and all(math.isfinite(score) for score in scores.values())
+    return Candidate(attempt, image, finite, precision=precision, **(scores if finite else {}))
 
 
 def _numbers(values: Tensor) -> Tensor:

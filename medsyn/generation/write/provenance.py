@@ -19,6 +19,7 @@ import medsyn
 from medsyn import disk
 from medsyn.config import Config, GenerationSection
 from medsyn.errors import InputError
+from medsyn.models.cards import read_card, threshold_of
 from medsyn.models.weights import SCORER_WEIGHTS, UNET_WEIGHTS, model_fingerprint, recorded_sha256, weights_sha256
 from medsyn.records import ENVIRONMENT
 from medsyn.stage import CampaignDirectory, slug
@@ -86,6 +87,23 @@ def settings(section: GenerationSection) -> dict[str, Any]:
         "guidance_scale": section.guidance_scale,
         "negative_prompt": section.negative_prompt,
     }
+
+
+def quality_threshold(config: Config, selector: Path, modality: str) -> float:
+    """The Selector score that an image of a modality needs: what is configured, or what the Selector itself says.
+
+    Raises:
+        InputError: its folder says nothing of that modality.
+    """
+    configured = config.generation.quality_threshold
+    if configured != "auto":
+        return configured
+    card = read_card(selector)
+    if (own := threshold_of(card, modality)) is not None:
+        return own.threshold
+    has = f"it has some for {', '.join(card.thresholds)}" if card.thresholds else "no image was rated acceptable"
+    reason = f"has no threshold of its own for {modality} ({has}): rate some of its images, or give the number as "
+    raise InputError(selector, f"{reason}generation.quality_threshold")
 
 
 def software() -> str:
@@ -157,6 +175,7 @@ class Sources:
         found = common(self.config, self.modality, mode, model)
         if mode == "filtered":
             found["scorers_fingerprint"] = disk.fingerprint([self._sha256(made) for made in self._scorers])
+            found["quality_threshold"] = quality_threshold(self.config, self.scorers()[0].parent, self.modality)
         return found
 
     def scorers(self) -> tuple[Path, Path]:
