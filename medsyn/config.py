@@ -147,9 +147,21 @@ class DataSection(Section):
 
 
 class ModelPathsSection(Section):
-    """Where pretrained weights are: diffusers directories, local paths or hub ids, or `embedded`."""
+    """Where pretrained weights are: diffusers directories, local paths or hub ids, or `embedded`.
+
+    Or one file with all weights, which a campaign converts once with the configurations and the tokenizer in
+    `components`; its `stable_diffusion` is then the directory that was made.
+    """
 
     stable_diffusion: str = EMBEDDED
+    components: str | None = None
+
+    @property
+    def described_by(self) -> str:
+        """What has the model's configurations: `stable_diffusion`, or `components` while that is still to be made."""
+        if self.components is None or Path(self.stable_diffusion).is_dir():
+            return self.stable_diffusion
+        return self.components
 
 
 class DeviceSection(Section):
@@ -157,6 +169,7 @@ class DeviceSection(Section):
 
     use_cuda: bool = True
     precision: Precision = "auto"
+    compile: bool = False  # the UNet that samples, with torch.compile
     cpu_threads: int = Field(1, ge=1)
 
 
@@ -282,6 +295,7 @@ class FinetuneSection(Section):
 
 # at these values a campaign is what it was before there were such keys
 _LATER = {"data.text_chunks": None, "finetune.rare_captions": None, "finetune.together": False}
+_BESIDE = ("device.compile",)  # on record with each image (`records.ENVIRONMENT`), and nothing else depends on it
 GLOBAL_BATCH = "finetune.global_batch"  # what a step sees: no key to set, but what results depend on
 SHARED_OUT = ("train_batch_size", "gradient_accumulation_steps")  # whose product it is
 # which change no sample that a step sees, so that they may change in the middle of a run
@@ -321,7 +335,7 @@ class TrainingSection(Section):
     batch_size: int = Field(32, ge=1)
     stage1: Stage1Section = Stage1Section()
     stage2: Stage2Section = Stage2Section()
-    report_to: Literal["tensorboard"] | None = None  # of fine-tuning, too
+    report_to: Literal["tensorboard", "wandb"] | None = None  # of fine-tuning, too
     checkpoints: RlhfCheckpointsSection = RlhfCheckpointsSection()
 
 
@@ -503,6 +517,11 @@ class Config(Section):
     def _filter_has_its_scorers(self) -> Config:
         if "filtered" in self.generation.modes and not self.training.stage1.train_selector:
             raise ValueError("generation.modes includes filtered, which needs training.stage1.train_selector")
+        if self.device.compile and self.generation.shortcuts.leaves_out_layers:
+            raise ValueError(
+                "device.compile compiles all of the UNet, and generation.fast, deep_cache_every and "
+                "text_attention_until leave parts of it out: choose one of them"
+            )
         if self.training.checkpoints.save_dir in ("selector", "policy"):
             raise ValueError("training.checkpoints.save_dir is a name that the stage uses itself; choose another")
         return self
@@ -511,6 +530,7 @@ class Config(Section):
         """Fingerprint of the named sections or dotted keys: two configurations that agree on them agree here."""
         values = dict(flatten(self.model_dump())) | {GLOBAL_BATCH: self.finetune.global_batch}
         later = [key for key, usual in _LATER.items() if values[key] == usual]
+        later += [key for key in _BESIDE if key not in keys]
         chosen = {k: v for k, v in values.items() if any(k == key or k.startswith(key + ".") for key in keys)}
         chosen = {k: v for k, v in chosen.items() if k not in later}
         return fingerprint(chosen)

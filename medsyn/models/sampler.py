@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import diffusers
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medsyn.models.compiled import WholeUNet
 from medsyn.models.device import sent
 from medsyn.models.unet_calls import UNetCalls
 from medsyn.schedulers import NOTHING_LEFT_OUT, SOLVERS, SchedulerName, Shortcuts
@@ -80,6 +81,7 @@ def sample(
     noise: Tensor,
     seeds: Sequence[int],
     after_step: Callable[[int], None] = lambda _: None,
+    whole: WholeUNet | None = None,
 ) -> tuple[Tensor, int]:
     """Denoise a batch.
 
@@ -94,6 +96,7 @@ def sample(
         noise: unit noise [B, c, h, w] from `initial_noise`.
         seeds: one per image, for stochastic schedulers.
         after_step: called with the number of each step once the device has been given all of it.
+        whole: the UNet's predictions, if they are to be computed otherwise than by calling it.
 
     Returns:
         The latents [B, c, h, w] in float32 on the UNet's device, and the rows that the whole UNet computed
@@ -109,7 +112,7 @@ def sample(
     latents = sent(noise, device).float() * scheduler.init_noise_sigma
     times = sent(scheduler.timesteps, device)  # the UNet would copy each of them and wait for the copy
     calls = guidance.shortcuts.calls(len(scheduler.timesteps), bool((guidance.scales != 1).any()))
-    predict = UNetCalls(unet, calls)
+    predict = UNetCalls(unet, calls, whole)
     for index, (call, timestep) in enumerate(zip(calls, scheduler.timesteps, strict=True)):
         rows = scheduler.scale_model_input(latents, timestep).to(dtype)
         rows, context = (torch.cat([rows, rows]), both) if call.guided else (rows, conditional)
@@ -132,10 +135,12 @@ class Run:
     guidance: Guidance
     noise: Tensor
     seeds: Sequence[int]
+    whole: WholeUNet | None = None  # see `sample`
 
     def begin(self, after_step: Callable[[int], None] = lambda _: None) -> tuple[Tensor, int]:
         """`sample`, in the UNet's precision: latents that may not be finite, and the rows computed."""
-        return sample(self.unet, self.new_scheduler(), self.hidden, self.guidance, self.noise, self.seeds, after_step)
+        run = self.unet, self.new_scheduler(), self.hidden, self.guidance, self.noise, self.seeds
+        return sample(*run, after_step, self.whole)
 
     def finish(self, latents: Tensor, evaluations: int) -> Samples:
         """What `begin` came to, repeated in float32 if half precision overflowed.
@@ -148,7 +153,7 @@ class Run:
             return Samples(latents, finite, [_name(dtype)] * len(finite), evaluations)
         try:
             self.unet.float()  # and back: widening a half-precision weight is exact
-            again, evaluations_again = self.begin()
+            again, evaluations_again = replace(self, whole=None).begin()
             finite_again = finite_rows(again).tolist()
         finally:
             self.unet.to(dtype)

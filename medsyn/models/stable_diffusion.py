@@ -22,6 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from medsyn import time_use
 from medsyn.errors import InputError, InputProblems
 from medsyn.models import model_folder, weights
+from medsyn.models.compiled import WholeUNet
 from medsyn.models.device import decoder_dtype, memory_format, sent
 from medsyn.models.header import missing_tensors
 from medsyn.text import and_more
@@ -43,6 +44,7 @@ class SyntheticSystem:
     dtype: torch.dtype
     decoder_dtype: torch.dtype = torch.float32
     prompts_together: int = 1  # encoded in one pass, which is filled up to that number, because it changes bits
+    whole: WholeUNet | None = None  # all of the UNet, compiled
     text_chunks: int = 1  # that the text encoder reads of a prompt, one after the other; the rest is cut off
     _embedded: OrderedDict[str, tuple[Tensor, Tensor]] = field(default_factory=OrderedDict)
     _half_decoder: nn.Module | None = None

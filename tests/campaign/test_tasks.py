@@ -231,6 +231,7 @@ def test_every_configuration_key_is_read_or_known_to_change_no_result() -> None:
     free = {
         *("campaign.name", "campaign.dir", "data.table", "data.root", "data.ratings_file", "data.prompts"),
         *("data.base_prompt", "data.keep_columns", "data.linked_roots", "model_paths.stable_diffusion"),
+        "model_paths.components",
         *("generation.blocks_per_shard", "generation.shard_minutes", "cluster.max_shards", "cluster.claim"),
         *("cluster.continue_in_allocation",),
         *("cluster.max_parallel", "cluster.max_requeues", "cluster.tflops", "cluster.gpu_memory_gib", "cluster.site"),

@@ -26,11 +26,12 @@ from medsyn.generation import filter as rules
 from medsyn.generation.block_store import Item
 from medsyn.generation.sample import batch as sample_batch
 from medsyn.generation.sample import load
-from medsyn.generation.write.provenance import Sources
+from medsyn.generation.write.provenance import Sources, require_same_environment
 from medsyn.generation.write.webdataset import unpacked
+from medsyn.models.device import Device
 from medsyn.models.scores import Card, Scores, Threshold
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved
-from tests.helpers.generation_campaign import PROMPTS, Campaign, StopAfter
+from tests.helpers.generation_campaign import CPU, PROMPTS, Campaign, StopAfter
 from tests.helpers.processes import fork, wait
 
 # --- the same files whatever happens -------------------------------------------------------------------------------
@@ -638,6 +639,22 @@ def test_shortcuts_save_calls_and_change_images(reference: Campaign) -> None:
         pictures.append(made.pictures[0])
     assert np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
     assert evaluations[0] == evaluations[1] == 3 * 20 > 2 * evaluations[2]
+
+
+def test_a_compiled_unet_is_on_record_and_what_samples(reference: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU that can compile; how it is compiled is shown elsewhere."""
+    device = reference.config.device.model_copy(update={"compile": True})
+    its = replace(reference, config=reference.config.model_copy(update={"device": device}))
+    monkeypatch.setattr(load, "choose_device", lambda section: Device(CPU, torch.float32, (), section.compile))
+    monkeypatch.setattr(load, "compiled", lambda unet: lambda rows, timestep, hidden: asked.append(1) or rows)
+    asked: list[int] = []
+    loader = load.Loader(its.config, "CT", its.directory)
+    assert loader.facts("baseline")["attention"] == "sdpa, compiled UNet"
+    loader.sampler("baseline").sample([(Item("ct-1", "CT: nodule, left", 0, num_inference_steps=4), 0)])
+    assert len(asked) == 4
+    made = its.directory.work("generate", "made-with.json")
+    with pytest.raises(InputError, match="compiled UNet"):
+        require_same_environment(made, loader.facts("baseline"), keep=False)
 
 
 def test_items_of_several_kinds_in_one_block_are_painted_as_each_alone(

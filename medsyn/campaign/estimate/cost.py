@@ -136,7 +136,7 @@ class CostModel:
     def networks(self) -> Architecture:
         """Of the campaign's generator."""
         return architecture.read(
-            self.config.model_paths.stable_diffusion, self.config.data.resolution, self.config.data.chunks
+            self.config.model_paths.described_by, self.config.data.resolution, self.config.data.chunks
         )
 
     @cached_property

@@ -35,7 +35,7 @@ from medsyn.disk import absolute
 from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem
 from medsyn.generation.write.provenance import sampling
 from medsyn.modality_names import MODALITIES, anatomy_of, most_specific
-from medsyn.models import weights
+from medsyn.models import single_file, weights
 from medsyn.models.tokenizer import token_count
 from medsyn.schedulers import SchedulerName, wrong_steps
 from medsyn.seeds import seed
@@ -54,6 +54,7 @@ BASE_PROMPT = "data.base_prompt"
 _GOOD, _FEWEST_RATED = 2, 2  # the rating from which images are good; good and poor images, to tell them apart
 _SAMPLING_READ = 500  # rated images whose settings are looked at, evenly over the table
 CAPTIONS_PER_MODALITY = 8  # drawn as prompts where there is no prompt list
+MODELS = Path("inputs") / "models"  # of the campaign: what single files were converted to
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,9 @@ def _with_paths(config: Config) -> Config:
         key: str(absolute(source)) if source and absolute(source).is_dir() else source
         for key, source in config.model_paths.model_dump().items()
     }
+    if single_file.is_one(base := config.model_paths.stable_diffusion):
+        name = single_file.folder_name(absolute(base), sources["components"])
+        sources["stable_diffusion"] = str(root / MODELS / name)
     changes: dict[str, Any] = {
         "campaign": {"dir": str(root)},
         "data": {
@@ -163,6 +167,12 @@ def _with_paths(config: Config) -> Config:
     for section, values in changes.items():
         tree[section] |= values
     return Config.model_validate(tree)
+
+
+def is_to_convert(given: Config, resolved: Config) -> bool:
+    """Whether the model is one file that the campaign has not converted yet."""
+    is_made = Path(resolved.model_paths.stable_diffusion).is_dir()
+    return single_file.is_one(given.model_paths.stable_diffusion) and not is_made
 
 
 def prompt_source(config: Config) -> Path | None:
@@ -191,14 +201,14 @@ def check(
     config = with_modalities(config)
     resolved = _resolve(config, problems)
     modalities = resolved.data.modalities
-    problems += machine.check(resolved)
+    problems += machine.check(resolved, config.model_paths)
     problems += notify.problems(resolved) if here else []
     problems += _check_kept(resolved.finetune)
     problems += _check_linked_roots(resolved)
     drawn_later = config.data.table == PHANTOMS and not Path(resolved.data.table).is_file()
     has_ratings = not drawn_later or config.data.ratings_file is not None
     has_prompts = not drawn_later or config.data.prompts is not None or config.data.base_prompt is not None
-    tokens = token_count(resolved.model_paths.stable_diffusion, resolved.data.chunks)
+    tokens = token_count(resolved.model_paths.described_by, resolved.data.chunks)
     images = [] if drawn_later else _read_images(resolved, problems, tokens)
     ratings = _read_ratings(resolved, problems, tokens) if has_ratings else []
     source = find_source(config, prompt_source(config), images, problems) if has_prompts else None
@@ -245,7 +255,9 @@ def check(
     is_planned = earlier is not None and (earlier.asked, earlier.blocks_per_shard) == (asked, sizes)
     plan = earlier.plan if earlier is not None and is_planned else build(resolved, asked, sizes)
     estimate = cost.estimate(resolved, plan, counts, on_gpu, forks=not machine.is_queued(here))
-    problems += capacity.check(resolved, estimate, capacity.marked_done(CampaignDirectory(resolved.campaign.path)))
+    done = capacity.marked_done(CampaignDirectory(resolved.campaign.path))
+    converted = Path(config.model_paths.stable_diffusion).stat().st_size if is_to_convert(config, resolved) else 0
+    problems += capacity.check(resolved, estimate, done, converted)
     problems = list(dict.fromkeys(problems))  # what two readers report is reported once
     return Checked(config, resolved, plan, asked, counts, sizes, estimate, prompts, problems)
 

@@ -24,7 +24,9 @@ from medsyn.campaign.state.campaign_file import Campaign, CampaignRecord, FileRe
 from medsyn.campaign.tasks import READS, RESHARDED_BY, Key, reads_key, results_of, stage_fingerprints
 from medsyn.config import PHANTOMS, Config
 from medsyn.data.prompts.store import INDEX
+from medsyn.disk import absolute
 from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem
+from medsyn.models import single_file, weights
 from medsyn.stage import STAGES, CampaignDirectory
 
 STEPS = "finetune.max_train_steps"
@@ -152,8 +154,10 @@ def _write(
     directory = CampaignDirectory(resolved.campaign.path)
     _raise(_refused(checked, before))
     campaign_file.claim(directory)
+    is_new = _convert_model(config, resolved, progress)
     if config.data.table == PHANTOMS:
         _draw_phantoms(config, directory.root / "phantoms", progress)
+    if is_new or config.data.table == PHANTOMS:
         checked = _require(_check(config, before, earlier=checked, here=here), warn)
     source = inputs.prompt_source(config)
     files = _files(checked)
@@ -183,6 +187,23 @@ def _sweep_tables(directory: CampaignDirectory, checked: Checked) -> None:
         for folder in directory.work("generate", mode).glob("*/shards/blocks-*"):
             if folder not in kept:
                 disk.remove(folder)
+
+
+def _convert_model(given: Config, resolved: Config, progress: Progress | None) -> bool:
+    """Convert a model that is one file, if that has not been done, and remove what others were converted to."""
+    model = Path(resolved.model_paths.stable_diffusion)
+    if not single_file.is_one(given.model_paths.stable_diffusion):
+        return False
+    disk.sweep_temporaries(model.parent)
+    is_new = inputs.is_to_convert(given, resolved)
+    if is_new:
+        report = (lambda done, total: progress("converting the model", done, total)) if progress else None
+        file, components = absolute(given.model_paths.stable_diffusion), Path(str(resolved.model_paths.components))
+        single_file.convert(file, components, model, report)
+    for other in model.parent.iterdir():
+        if other != model:
+            disk.remove(other)
+    return is_new
 
 
 def _draw_phantoms(config: Config, directory: Path, progress: Progress | None) -> None:
@@ -286,8 +307,9 @@ _INPUT_KEYS = {
     "table": "data.table",
     "ratings": "data.ratings_file",
     "prompts": "data.prompts",
-    "weights": "model_paths.stable_diffusion",
+    "weights": weights.KEY,
 }
+_MODEL = weights.KEY.rpartition(".")[2]
 
 
 def _changed_inputs(before: CampaignRecord, contents: Mapping[str, str]) -> list[_Change]:
@@ -325,6 +347,9 @@ def _refused(checked: Checked, before: CampaignRecord | None) -> list[Problem]:
     problems = _refused_keys(checked.given, before)
     if before and not checked.errors and Path(checked.config.data.table).is_file():
         changes = _changed_inputs(before, _contents(checked.config, _files(checked)))
+        model = checked.config.model_paths.stable_diffusion
+        if inputs.is_to_convert(checked.given, checked.config) and before["config"]["model_paths"][_MODEL] == model:
+            changes = [change for change in changes if change.key != weights.KEY]  # its name says what is in it
         problems += _depended_on(changes, CampaignDirectory(checked.config.campaign.path))
     return problems
 

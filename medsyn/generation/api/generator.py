@@ -32,6 +32,7 @@ from medsyn.generation.filter import Rule, next_batch
 from medsyn.generation.make.block import Order, Progress
 from medsyn.generation.sample.batch import ImageSampler, Recipe
 from medsyn.generation.write import provenance
+from medsyn.models.compiled import compiled
 from medsyn.models.scorers import load_policy, load_selector
 from medsyn.models.stable_diffusion import load_synthetic
 from medsyn.records import ImageRecord
@@ -141,9 +142,11 @@ class Generator:
         self._doubted: set[str] = set()  # modalities whose scores have been warned of
         chunks = settings.config.data.chunks
         self._system = load_synthetic(source, chosen.device, chosen.dtype, settings.unet, text_chunks=chunks)
+        self._system.whole = compiled(self._system.unet) if chosen.compiled else None
         self._selector = None if settings.selector is None else load_selector(settings.selector, chosen.device)
         self._policy = None if settings.policy is None else load_policy(settings.policy, chosen.device)
-        self._provenance = {**settings.provenance, **provenance.compute_environment(chosen.device, chosen.dtype)}
+        environment = provenance.compute_environment(chosen.device, chosen.dtype, chosen.compiled)
+        self._provenance = {**settings.provenance, **environment}
 
     def next_replicate(self, wanted: Wanted, records: Iterable[Mapping[str, Any]]) -> int:
         """The first replicate of a prompt that is not on record yet: of this model, with this noise and these settings.

@@ -121,8 +121,10 @@ def software() -> str:
     return ", ".join(versions)
 
 
-def compute_environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def compute_environment(device: torch.device, dtype: torch.dtype, compiled: bool = False) -> dict[str, Any]:
     """The environment of this process, as far as it can be chosen: dtype, kernels, container image and software.
+
+    `compiled` says whether the UNet is.
 
     The container is the value of MEDSYN_IMAGE (a digest, say), or None.
     """
@@ -130,7 +132,7 @@ def compute_environment(device: torch.device, dtype: torch.dtype) -> dict[str, A
 
     return {
         "dtype": str(dtype).removeprefix("torch."),
-        "attention": ", ".join([_attention(device), *kernels(device, dtype)]),
+        "attention": ", ".join([_attention(device), *kernels(device, dtype, compiled)]),
         "container": os.environ.get(IMAGE_VARIABLE) or None,
         "software": software(),
     }

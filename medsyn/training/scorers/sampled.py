@@ -20,7 +20,7 @@ from medsyn import disk
 from medsyn.config import Config
 from medsyn.data.images.latent_cache import TensorCache
 from medsyn.models.pictures import quantise_all
-from medsyn.models.sampler import Guidance, Run, build_scheduler, initial_noise
+from medsyn.models.sampler import Guidance, Run, build_scheduler, finite_rows, initial_noise
 from medsyn.schedulers import SOLVERS
 from medsyn.seeds import seed
 from medsyn.stage import Control
@@ -202,7 +202,7 @@ class _Plan:
                 ]
                 for row in self._rows(subjects, name):
                     wish = way.ask(row.wish, way.strength(_random(row.subject, name)))
-                    is_bad = wish != row.wish or way.spoil is not None or 2 * steps < self._steps(None)
+                    is_bad = wish != row.wish or way.spoil is not None or (way.steps >= 1 and steps < self._steps(None))
                     if is_bad and (row.place + alike.index(name)) % way.every == 0:
                         kind = (steps, wish.guidance == 1, name if way.spoil else "")
                         groups.setdefault(kind, []).append(replace(row, wish=wish))
@@ -286,7 +286,7 @@ class _Plan:
         # as the cache keeps them: what is spoilt is made of those
         stored = latents.to(system.device, torch.float16).float().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         decoded = system.decode(torch.cat([stored, stored[-1:].expand(size - count, -1, -1, -1)]))[:count]
-        readable = decoded.isfinite().flatten(1).all(dim=1).tolist()
+        readable = finite_rows(decoded).tolist()
         pictures = quantise_all(decoded.nan_to_num(nan=0.0), self.modality).permute(0, 3, 1, 2)
         return {
             "pixels": pictures,

@@ -85,7 +85,7 @@ def test_what_is_in_the_cache_needs_no_generator(
 
 
 def test_killed_and_run_again_it_ends_with_the_same_bits(everything: tuple[Path, Comparisons], tmp_path: Path) -> None:
-    ways, control = ["few steps", "stitched", "stopped early"], Control()
+    ways, control = ["two steps", "stitched", "stopped early"], Control()
     control.request_stop()
     for _ in range(3):  # one batch each
         with pytest.raises(Saved):
@@ -108,8 +108,8 @@ def bad(found: Comparisons, name: str) -> torch.Tensor:
 
 
 def test_without_guidance_or_a_second_image_there_is_nothing_to_leave_out_or_to_stitch(tmp_path: Path) -> None:
-    found = compare(tmp_path, count=1, ways=["no guidance", "stitched", "few steps"], guidance_scale=1.0)
-    assert found.kind.tolist() == ["few steps"]
+    found = compare(tmp_path, count=1, ways=["no guidance", "stitched", "two steps"], guidance_scale=1.0)
+    assert found.kind.tolist() == ["two steps"]
 
 
 def test_no_images_are_no_pairs(tmp_path: Path) -> None:
