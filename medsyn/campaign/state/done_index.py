@@ -42,7 +42,7 @@ def names(folder: Path) -> set[str]:
 
 
 def count_images(manifests: Iterable[tuple[str, Path]]) -> dict[str, dict[str, int]]:
-    """Images made, accepted and unfamiliar, and candidates sampled for them, by mode; of (mode, manifest of a block) pairs."""
+    """Images made, accepted and unfamiliar, and their candidates, by mode; of (mode, manifest of a block) pairs."""
     counts: dict[str, dict[str, int]] = {}
     for mode, path in manifests:
         mine = counts.setdefault(mode, {"made": 0, "accepted": 0, "candidates": 0, "unfamiliar": 0})
