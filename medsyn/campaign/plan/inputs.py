@@ -34,6 +34,7 @@ from medsyn.data.tables.split import groups, hold_out
 from medsyn.data.tables.token_count import TokenCount
 from medsyn.disk import absolute
 from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem
+from medsyn.generation.write.provenance import sampling
 from medsyn.modality_names import MODALITIES, anatomy_of, most_specific
 from medsyn.models import single_file, weights
 from medsyn.models.tokenizer import token_count
@@ -52,6 +53,7 @@ Progress = Callable[[str, int, int], None]  # what, how many are done, of how ma
 
 BASE_PROMPT = "data.base_prompt"
 _GOOD, _FEWEST_RATED = 2, 2  # the rating from which images are good; good and poor images, to tell them apart
+_SAMPLING_READ = 500  # rated images whose settings are looked at, evenly over the table
 CAPTIONS_PER_MODALITY = 8  # drawn as prompts where there is no prompt list
 MODELS = Path("inputs") / "models"  # of the campaign: what single files were converted to
 
@@ -220,6 +222,7 @@ def check(
     problems += _check_rare(resolved, images)
     problems += _check_split(resolved, images)
     problems += _check_evidence(resolved, ratings)
+    problems += _check_sampling(resolved, ratings)
     rated = {(row.path, row.volume, row.modality) for row in ratings}
     counts: dict[str, Counter[str]] = {
         "images": Counter(row.modality for row in images if row.modality in modalities),
@@ -449,6 +452,26 @@ def _check_evidence(config: Config, ratings: Sequence[RatingRow]) -> list[Proble
         f"{counted(len(good), 'image')} rated acceptable or excellent and {len(poor)} rated poor are too few to show "
         "that the Selector tells them apart, so the campaign will stop before it generates: rate more, or set "
         "selector.require_auroc=null"
+    )
+    return [Problem(str(config.data.ratings_file), reason, key="data.ratings_file", severity="warning")]
+
+
+def _check_sampling(config: Config, ratings: Sequence[RatingRow]) -> list[Problem]:
+    """A warning where the images that the Selector will judge are sampled otherwise than all those that were rated."""
+    if "filtered" not in config.generation.modes or not ratings:
+        return []
+    try:
+        from medsyn.data.images.own_sampling import differences, sampling_of  # needs Pillow
+    except ImportError:  # a login node needs no more than pydantic, PyYAML, rich and submitit
+        return []
+    files = list(dict.fromkeys(row.path for row in ratings))
+    step = -(-len(files) // _SAMPLING_READ)
+    found = differences(sampling_of(files[::step]), sampling(config.generation))
+    if not found:
+        return []
+    reason = (
+        f"the generated images among them were sampled otherwise than this campaign does: {'; '.join(found)}. Scores "
+        "of images unlike those that were rated mean less: rate some of this campaign (medsyn rate), or sample alike"
     )
     return [Problem(str(config.data.ratings_file), reason, key="data.ratings_file", severity="warning")]
 
