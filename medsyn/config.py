@@ -498,7 +498,7 @@ class Config(Section):
     def _filter_has_its_scorers(self) -> Config:
         if "filtered" in self.generation.modes and not self.training.stage1.train_selector:
             raise ValueError("generation.modes includes filtered, which needs training.stage1.train_selector")
-        if self.training.checkpoints.save_dir in ("selector", "policy"):
+        if self.training.checkpoints.save_dir in ("selector", "policy", "tensorboard", "wandb"):
             raise ValueError("training.checkpoints.save_dir is a name that the stage uses itself; choose another")
         return self
 
