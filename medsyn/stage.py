@@ -19,6 +19,7 @@ from medsyn.progress import Progress
 BLOCKS_PER_PART = 1000  # directory entries stay few enough for any file system
 _OF_A_CAMPAIGN = ("campaign.json", "ledger.jsonl")
 KEPT = "checkpoint-"  # begins the names of what finetune.keep_every keeps; no result of the campaign needs it
+REPORTS = ("tensorboard", "wandb")  # folders of a task: its metrics for these programs, and no result either
 GRACE_VARIABLE = "MEDSYN_GRACE_SECONDS"  # between a scheduler's signal to a task and its end
 STAGES = ("finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate")
 
@@ -133,13 +134,15 @@ class CampaignDirectory:
             self.reader.require(stage, name)
         return self.root / "work" / stage / name
 
-    def finetuned_unet(self, modality: str) -> Path:
-        """Directory with the fine-tuned `unet/` of a modality (the specification's `--model_used`)."""
-        return self.work("finetune", slug(modality)) / "model"
+    def finetuned_unet(self, task: str) -> Path:
+        """Directory with the fine-tuned `unet/` of a modality's task or that of `all` (`FinetuneSection.task_for`)."""
+        return self.work("finetune", slug(task)) / "model"
 
-    def selector(self) -> Path:
-        """The trained Selector."""
-        return self.work("rlhf-stage1", "all") / "selector"
+    def selector(self, modality: str | None = None) -> Path:
+        """The trained Selector: of stage 2 for a modality, of stage 1 without one."""
+        if modality is None:
+            return self.work("rlhf-stage1", "all") / "selector"
+        return self.work("rlhf-stage2", slug(modality)) / "selector"
 
     def policy(self, modality: str | None = None) -> Path:
         """The trained Policy: of stage 2 for a modality, of stage 1 without one."""

@@ -116,7 +116,7 @@ LAYERS: dict[str, list[set[str]]] = {
         | {"time_use", "efficiency", "own_ratings"},
         {"data"},
         {"models"},
-        {"training", "generation", "evaluation", "rating"},
+        {"training", "generation", "evaluation", "rating", "scoring"},
         {"campaign", "doctor"},
         {"cli"},
         {"__main__"},
@@ -134,7 +134,7 @@ LAYERS: dict[str, list[set[str]]] = {
     "generation": [
         {"block_store", "filter"},
         {"write"},
-        {"sample"},
+        {"sample", "evidence"},
         {"make", "verify"},
         {"stage", "api"},
     ],
@@ -145,6 +145,12 @@ LAYERS: dict[str, list[set[str]]] = {
         {"compose", "collect", "tables", "report"},
         {"export", "take"},
         {"next_set"},
+    ],
+    "scoring": [
+        {"find", "load"},
+        {"captions"},
+        {"score"},
+        {"table", "api"},
     ],
     "data": [
         {"modalities"},

@@ -74,13 +74,17 @@ class _Counting(Control):
 def medsyn(config: Config, system: SyntheticSystem, root: Path, meter: Meter, warmup: int) -> float:
     """medsyn's loop, as the stage runs it; the seconds of encoding one image and its caption, which is done once."""
     control = _Counting(meter, warmup)
-    rows, _ = training_rows(config, "CT")
+    rows, held_out = training_rows(config, "CT")
     run = TrainingRun(config, TASK, CampaignDirectory(root), control, {}, 1)
     run.directory.mkdir(parents=True)
     began = meter.clock()
     hashes = hash_files((row.path for row in rows), root / "files.json")
     dataset = prepare_dataset(config, rows, hashes, lambda: system, TensorCache(root / "cache"), control)
-    encoding = (meter.clock() - began) / len(rows)
+    encoding, validated = (meter.clock() - began) / len(rows), None
+    if config.finetune.validate_every:
+        hashes = hash_files((row.path for row in held_out), root / "files.json")
+        cache = TensorCache(root / "cache")
+        validated = prepare_dataset(config, held_out, hashes, lambda: system, cache, control)
     scheduler = DDPMScheduler.from_config(system.scheduler_config)
     state = first_state(system.unet, config.finetune, run.key)
     system.vae = system.text_encoder = None
@@ -89,7 +93,7 @@ def medsyn(config: Config, system: SyntheticSystem, root: Path, meter: Meter, wa
         if warmup == 0:
             meter.start()
         try:
-            train(config, state, 0, scheduler, dataset, run, Team())
+            train(config, state, 0, scheduler, dataset, run, Team(), validated)
         except _Enough:
             run.wait()  # a thread may still write a checkpoint into the folder, which the caller removes
             return encoding

@@ -1,7 +1,9 @@
 """What runs, in which order, and what each result depends on: pure functions of the configuration.
 
-finetune[modality] ---------------------> generate[modality, shard] -> evaluate
-rlhf-stage1 -> rlhf-stage2[modality] ---/
+finetune[modality] -> rlhf-stage2[modality] -> generate[modality, shard] -> evaluate
+rlhf-stage1 -------/
+
+With `finetune.together` there is one `finetune` task, `all`, and every generate task reads its model.
 
 The arrows are not written down: they follow from what each stage says that it reads (`READS`).
 
@@ -16,7 +18,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from medsyn.config import FREE_OF_FINETUNE, GLOBAL_BATCH, Config, FinetuneSection, GenerationSection
+from medsyn.config import (
+    FREE_OF_FINETUNE,
+    FREE_OF_SELECTOR,
+    GLOBAL_BATCH,
+    SAMPLING,
+    TOGETHER,
+    Config,
+    FinetuneSection,
+    GenerationSection,
+    SelectorSection,
+)
 from medsyn.data.prompts.store import BlockRanges
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
@@ -24,7 +36,7 @@ from medsyn.generation.block_store import plan_shards
 from medsyn.modality_names import anatomy_of
 from medsyn.stage import STAGES, Task, slug
 
-SCHEMA = 4  # of campaign.json, of everything below tasks/, and of the records of images
+SCHEMA = 5  # of campaign.json, of everything below tasks/, and of the records of images
 Key = tuple[str, str]  # (stage, task name)
 State = Literal["done", "failed", "blocked", "ready", "waiting"]
 
@@ -51,6 +63,7 @@ class Reads:
     inputs: tuple[str, ...]
     results: tuple[Result, ...] = ()
     partial: bool = False
+    also: Callable[[Config], tuple[str, ...]] = lambda config: ()  # further keys, where a campaign's settings say so
 
 
 _ALWAYS = ("campaign.seed", "device", "data.strict", "data.allow_synthetic")  # threads change bits too
@@ -58,9 +71,14 @@ _COLUMNS = ("data.modality_column", "data.patient_column")
 _RLHF = (
     *_ALWAYS,
     *("data.modalities", "data.resolution", "data.text_chunks", "data.held_out_fraction"),
-    *("raters", "selector", "policy_model"),
+    *("raters", "policy_model"),
+    *(f"selector.{key}" for key in SelectorSection.model_fields if key not in FREE_OF_SELECTOR),
     *("training.max_epochs", "training.batch_size", "training.checkpoints", "training.stage1"),
 )
+
+OPTIONAL = ("pairs",)  # inputs that a campaign can be without
+_LEARNED_FROM = ("table", "ratings", "pairs", "weights")
+_SAMPLING = tuple(f"generation.{key}" for key in SAMPLING)
 
 RESHARDED_BY = ("generation.blocks_per_shard", "generation.shard_minutes", "cluster.max_shards")
 
@@ -68,6 +86,11 @@ RESHARDED_BY = ("generation.blocks_per_shard", "generation.shard_minutes", "clus
 def _samples_finetuned(config: Config) -> bool:
     section = config.generation
     return section.baseline_model == "finetuned" or any(mode != "baseline" for mode in section.modes)
+
+
+def _judges_samples(config: Config) -> bool:
+    """Whether a Selector learns from what its modality's generator samples, well and badly."""
+    return config.training.stage1.train_selector and config.selector.artifact_detection
 
 
 def _filters(config: Config) -> bool:
@@ -88,9 +111,15 @@ READS: dict[str, Reads] = {
             GLOBAL_BATCH,
         ),
         ("table", "weights"),
+        also=lambda config: ("data.modalities",) if config.finetune.together else (),
     ),
-    "rlhf-stage1": Reads(_RLHF, ("ratings", "weights")),
-    "rlhf-stage2": Reads((*_RLHF, "training.stage2"), ("ratings", "weights"), (Result("rlhf-stage1"),)),
+    "rlhf-stage1": Reads((*_RLHF, *_COLUMNS), _LEARNED_FROM),
+    "rlhf-stage2": Reads(
+        (*_RLHF, *_COLUMNS, "training.stage2"),
+        _LEARNED_FROM,
+        (Result("rlhf-stage1"), Result("finetune", _judges_samples)),
+        also=lambda config: _SAMPLING if _judges_samples(config) else (),
+    ),
     "generate": Reads(
         (
             *_ALWAYS,
@@ -204,6 +233,8 @@ class Plan:
                 return planned
         names = ", ".join(planned.task.name for planned in tasks[:8]) + (", ..." if len(tasks) > 8 else "")
         has = f"the stage has {len(tasks)}: {names}" if tasks else "this campaign has no such stage"
+        if (stage, which) == ("finetune", TOGETHER):
+            has += "; with finetune.together=true one task makes one model for all of them"
         raise InputError(stage, f"there is no task {which!r}; {has}")
 
 
@@ -267,9 +298,11 @@ def _tasks(
 ) -> list[Task]:
     """The tasks of a stage; none where the campaign does without it."""
     if stage in ("rlhf-stage1", "evaluate"):
-        return [Task(stage, 0, "all")]
+        return [Task(stage, 0, TOGETHER)]
     if stage == "rlhf-stage2" and config.training.stage == 1:
         return []
+    if stage == "finetune" and config.finetune.together:
+        return [Task(stage, 0, TOGETHER)]
     if stage != "generate":
         return [Task(stage, index, slug(modality), modality) for index, modality in enumerate(config.data.modalities)]
     shards = [
@@ -294,7 +327,8 @@ def stage_fingerprints(config: Config, inputs: Mapping[str, str]) -> dict[str, s
 
     Args:
         config: the resolved configuration.
-        inputs: fingerprints of the contents of `table`, `ratings`, `prompts` and `weights`.
+        inputs: fingerprints of the contents of `table`, `ratings`, `prompts` and `weights`, and of `pairs` if there
+            are any.
     """
     fingerprints: dict[str, str] = {}
     # which rows a model learns from depends on the parts of the body that are listed beside it
@@ -305,8 +339,8 @@ def stage_fingerprints(config: Config, inputs: Mapping[str, str]) -> dict[str, s
             {
                 "schema": SCHEMA,
                 "stage": stage,
-                "config": config.section_fingerprint(*reads.keys),
-                "inputs": {name: inputs[name] for name in reads.inputs},
+                "config": config.section_fingerprint(*keys_of(stage, config)),
+                "inputs": {name: inputs[name] for name in reads.inputs if name not in OPTIONAL or name in inputs},
                 "results": {name: fingerprints[name] for name in results_of(stage, config)},
                 **({"anatomies": anatomies} if anatomies else {}),
             }
@@ -314,9 +348,14 @@ def stage_fingerprints(config: Config, inputs: Mapping[str, str]) -> dict[str, s
     return fingerprints
 
 
-def reads_key(stage: str, key: str) -> bool:
+def keys_of(stage: str, config: Config) -> tuple[str, ...]:
+    """The configuration keys that a stage's own result depends on, or the sections that they are in."""
+    return (*READS[stage].keys, *READS[stage].also(config))
+
+
+def reads_key(stage: str, key: str, config: Config) -> bool:
     """Whether a stage's own result depends on the configuration key."""
-    return any(key == read or key.startswith(read + ".") for read in READS[stage].keys)
+    return any(key == read or key.startswith(read + ".") for read in keys_of(stage, config))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from medsyn.cli import app
 from medsyn.config import Config
-from medsyn.errors import EXIT_BAD_NODE, EXIT_DONE, InputProblems
+from medsyn.errors import EXIT_BAD_NODE, EXIT_DONE, InputError, InputProblems
+from medsyn.models.weights import KEY
 from medsyn.stage import BadNode, CampaignDirectory
 from medsyn.text import gib
 
@@ -40,7 +41,11 @@ def calibrate(program: str, arguments: Sequence[str]) -> int:
     from medsyn.campaign.plan import capacity, inputs
     from medsyn.models import model_folder
 
-    resolved = inputs.resolve(app.load(args))
+    given = app.load(args)
+    resolved = inputs.resolve(given)
+    if inputs.is_to_convert(given, resolved):
+        reason = "is converted when the campaign is prepared: submit it, and calibrate with its directory"
+        raise InputError(given.model_paths.stable_diffusion, reason, key=KEY)
     if missing := model_folder.missing(resolved.model_paths.stable_diffusion):
         raise InputProblems(missing)
     try:

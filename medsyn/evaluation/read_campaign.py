@@ -5,7 +5,7 @@ Nothing here fails because a part of the campaign failed: what exists is read, w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from medsyn import disk
-from medsyn.config import Config
+from medsyn.config import TOGETHER, Config
 from medsyn.data.images.pixels import fit_square
 from medsyn.data.images.read import read_image
 from medsyn.data.prompts.store import PromptList, open_lists
@@ -27,6 +27,8 @@ from medsyn.generation.block_store import Item
 from medsyn.modality_names import in_order
 from medsyn.seeds import seed
 from medsyn.stage import STAGES, CampaignDirectory, slug
+
+ALL_MODALITIES = "all modalities"
 
 
 @dataclass
@@ -143,14 +145,18 @@ def prompts_by_modality(config: Config) -> dict[str, PromptList]:
     return {modality: lists[modality] for modality in config.data.modalities if modality in lists}
 
 
+def _finetuned(config: Config) -> dict[str, str]:
+    """The fine-tuning tasks, by what each is for: a modality, or all of them."""
+    if config.finetune.together:
+        return {ALL_MODALITIES: TOGETHER}
+    return {modality: config.finetune.task_for(modality) for modality in in_order(config.data.modalities)}
+
+
 def missing_models(config: Config, directory: CampaignDirectory) -> list[Missing]:
     """The models that training should have made but did not."""
     expected = {
-        f"finetune {slug(modality)}": (
-            directory.finetuned_unet(modality) / "unet",
-            f"the fine-tuned UNet of {modality}",
-        )
-        for modality in config.data.modalities
+        f"finetune {slug(task)}": (directory.finetuned_unet(task) / "unet", f"the fine-tuned UNet of {of}")
+        for of, task in _finetuned(config).items()
     }
     expected["rlhf-stage1 all"] = (directory.policy(), "the Selector and the Policy")
     if config.training.stage == 2:
@@ -170,7 +176,7 @@ def _read_curve(path: Path, unit: str) -> pd.DataFrame:
 class Curves:
     """The metrics that training wrote, by modality where there is one model per modality."""
 
-    finetune: dict[str, pd.DataFrame]  # by step
+    finetune: dict[str, pd.DataFrame]  # by step; of `ALL_MODALITIES` where one model is for all
     stage1: pd.DataFrame  # by epoch, as the next
     stage2: dict[str, pd.DataFrame]
 
@@ -178,15 +184,14 @@ class Curves:
 def read_curves(config: Config, directory: CampaignDirectory) -> Curves:
     """Read every learning curve that exists."""
 
-    def by_modality(stage: str, unit: str) -> dict[str, pd.DataFrame]:
-        names = in_order(config.data.modalities)
-        found = {name: _read_curve(directory.work(stage, slug(name)) / "metrics.jsonl", unit) for name in names}
-        return {name: curve for name, curve in found.items() if len(curve)}
+    def of_tasks(stage: str, tasks: Mapping[str, str], unit: str) -> dict[str, pd.DataFrame]:
+        metrics = {of: directory.work(stage, slug(task)) / "metrics.jsonl" for of, task in tasks.items()}
+        return {of: curve for of, path in metrics.items() if len(curve := _read_curve(path, unit))}
 
     return Curves(
-        finetune=by_modality("finetune", "step"),
+        finetune=of_tasks("finetune", _finetuned(config), "step"),
         stage1=_read_curve(directory.work("rlhf-stage1", "all") / "metrics.jsonl", "epoch"),
-        stage2=by_modality("rlhf-stage2", "epoch"),
+        stage2=of_tasks("rlhf-stage2", {name: name for name in in_order(config.data.modalities)}, "epoch"),
     )
 
 

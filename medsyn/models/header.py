@@ -9,7 +9,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from medsyn import disk
 from medsyn.errors import InputError
@@ -28,8 +28,22 @@ def refuse_pointer(path: Path, beginning: bytes) -> None:
         raise InputError(path, "is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository")
 
 
+class Entry(NamedTuple):
+    """Where in its file a tensor is."""
+
+    dtype: str  # by the library's name: F32
+    shape: tuple[int, ...]
+    begin: int  # bytes from the beginning of the file
+    end: int
+
+
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a safetensors file, by name.
+    """The shape of every tensor of a safetensors file, by name; errors as for `read_entries`."""
+    return {name: entry.shape for name, entry in read_entries(path).items()}
+
+
+def read_entries(path: Path) -> dict[str, Entry]:
+    """Every tensor of a safetensors file, by name.
 
     Raises:
         InputError: it is a Git LFS pointer or no safetensors file, or is not as long as its header says.
@@ -46,40 +60,38 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
                 raise InputError(path, f"is cut off: {size:,} bytes are there, and its header is not complete")
             stream.seek(8)
             header = disk.from_json(stream.read(length))
-        shapes, end = _shapes(path, header)
+        entries, end = _entries(path, header, 8 + length)
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror}") from None
     except InputError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, IndexError):
         raise InputError(path, "is not a safetensors file: its header is not readable") from None
-    whole = 8 + length + end
-    if size != whole:
-        what = "is cut off" if size < whole else "is longer than its header says"
-        raise InputError(path, f"{what}: it has {size:,} bytes, not {whole:,}; copy or download it again")
-    return shapes
+    if size != end:
+        what = "is cut off" if size < end else "is longer than its header says"
+        raise InputError(path, f"{what}: it has {size:,} bytes, not {end:,}; copy or download it again")
+    return entries
 
 
-def _shapes(path: Path, header: Mapping[str, Any]) -> tuple[dict[str, tuple[int, ...]], int]:
-    """The shapes, and where the last tensor ends; raises InputError unless tensor follows tensor, each of its size."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    places: list[tuple[int, int, str]] = []
+def _entries(path: Path, header: Mapping[str, Any], start: int) -> tuple[dict[str, Entry], int]:
+    """The tensors, and where the last one ends; raises InputError unless tensor follows tensor, each of its size."""
+    entries: dict[str, Entry] = {}
     for name, facts in header.items():
         if name == "__metadata__":
             continue
-        shapes[name] = tuple(map(operator.index, facts["shape"]))
+        shape = tuple(map(operator.index, facts["shape"]))
         begin, end = map(operator.index, facts["data_offsets"])
-        places.append((begin, end, name))
         if facts["dtype"] not in _BYTES:
             raise InputError(path, f"cannot be loaded: {name} is of the unknown type {facts['dtype']!r:.40}")
-        if min(shapes[name], default=0) < 0 or end - begin != math.prod(shapes[name]) * _BYTES[facts["dtype"]]:
+        if min(shape, default=0) < 0 or end - begin != math.prod(shape) * _BYTES[facts["dtype"]]:
             raise InputError(path, f"cannot be loaded: the size of {name} is not that of its shape; download it again")
-    reached = 0
-    for begin, end, name in sorted(places):
+        entries[name] = Entry(facts["dtype"], shape, start + begin, start + end)
+    reached = start
+    for begin, end, name in sorted((entry.begin, entry.end, name) for name, entry in entries.items()):
         if begin != reached:
             raise InputError(path, f"cannot be loaded: {name} does not begin where the one before it ends")
         reached = end
-    return shapes, reached
+    return entries, reached
 
 
 def differences(has: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]]) -> str | None:

@@ -15,6 +15,8 @@ MAX_DEVIATIONS = 5.0  # metrics are clamped to this many deviations from the tra
 class Standardise(nn.Module):
     """(x - mean) / deviation, with statistics learnt once from the training rows and saved with the weights."""
 
+    SMALLEST = 1e-6  # deviation of a column that varies at all
+
     mean: Tensor
     deviation: Tensor
 
@@ -28,7 +30,7 @@ class Standardise(nn.Module):
         """Learn the statistics of rows [N, size]; a column that never varies is left at zero."""
         self.mean.copy_(rows.mean(dim=0))
         deviation = rows.std(dim=0, unbiased=False)
-        self.deviation.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
+        self.deviation.copy_(torch.where(deviation > self.SMALLEST, deviation, torch.ones_like(deviation)))
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows [N, size] in deviations from the mean, clamped to +-MAX_DEVIATIONS."""

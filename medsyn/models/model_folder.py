@@ -60,7 +60,9 @@ def _conversion(path: Path) -> str:
     if path.suffix not in (".safetensors", ".ckpt"):
         return ""
     call = f"StableDiffusionPipeline.from_single_file({str(path)!r}).save_pretrained({str(path.with_suffix(''))!r})"
-    return f": convert it once, on a machine with internet access, with diffusers' {call}"
+    itself = "a campaign converts it if it is model_paths.stable_diffusion, with model_paths.components; or "
+    once = f"convert it once, on a machine with internet access, with diffusers' {call}"
+    return f": {itself if path.suffix == '.safetensors' else ''}{once}"
 
 
 def _absent(path: Path) -> str:
@@ -82,14 +84,19 @@ def problems(source: str) -> list[Problem]:
     found, base = missing(source), locate(source)
     if found or base is None:
         return found
-    reasons = [wrong_network(base / part) for part in _NETWORKS]
-    reasons += [_attempt(lambda: _wrong_tokenizer(base)), _attempt(lambda: _wrong_scheduler(base))]
-    with suppress(InputError):  # a configuration that cannot be read has been told
-        reasons.append(misfit(base, base / "unet"))
+    reasons = [*(wrong_network(base / part) for part in NETWORKS), *wrong_settings(base)]
     return [Problem(str(base), reason, key=KEY) for reason in reasons if reason]
 
 
-_NETWORKS = {
+def wrong_settings(base: Path) -> list[str]:
+    """What is wrong with a model's tokenizer and noise schedule, and whether its parts' configurations fit together."""
+    reasons = [_attempt(lambda: _wrong_tokenizer(base)), _attempt(lambda: _wrong_scheduler(base))]
+    with suppress(InputError):  # a configuration that cannot be read is told with its network
+        reasons.append(misfit(base, base / "unet"))
+    return [reason for reason in reasons if reason]
+
+
+NETWORKS = {
     "unet": ("_class_name", "UNet2DConditionModel"),
     "vae": ("_class_name", "AutoencoderKL"),
     "text_encoder": ("model_type", "clip_text_model"),
@@ -109,15 +116,20 @@ def wrong_network(folder: Path) -> str | None:
     part = folder.name
     weights = folder / next(name for name in PARTS[part] if name.endswith(".safetensors"))
     try:
-        settings = _read_settings(folder / "config.json")
-        key, kind = _NETWORKS[part]
-        if settings.get(key, kind) != kind:
-            raise InputError(folder / "config.json", f"describes a {settings[key]}, not a {kind}")
+        settings = network_settings(folder)
         has, wanted = read_shapes(weights), expected(part, settings)
         reason = None if wanted is None else differences(_renamed_attention(has), wanted)
     except InputError as error:
         return f"{part}/{Path(error.problem.source).name} {error.problem.reason}"
     return f"{part}/{weights.name} does not fit {part}/config.json: {reason}" if reason else None
+
+
+def network_settings(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a network; raises InputError if it cannot be read, or is of another kind of network."""
+    settings, (key, kind) = _read_settings(folder / "config.json"), NETWORKS[folder.name]
+    if settings.get(key, kind) != kind:
+        raise InputError(folder / "config.json", f"describes a {settings[key]}, not a {kind}")
+    return settings
 
 
 # of the VAE's attention in older files, which diffusers still reads

@@ -40,7 +40,7 @@ def write_beside(unet_parent: Path, base: Mapping[str, Any], section: FinetuneSe
 
 def problems(config: Config) -> list[Problem]:
     """What fine-tuning and sampling cannot do with the schedule; nothing where the model cannot be read."""
-    source, section = config.model_paths.stable_diffusion, config.finetune
+    source, section = config.model_paths.described_by, config.finetune
     if weights.locate(source) is None:
         return []
     try:

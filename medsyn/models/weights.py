@@ -14,6 +14,7 @@ from pathlib import Path
 from medsyn.config import EMBEDDED
 from medsyn.disk import fingerprint, read_json, sha256_file
 
+SCORER_CONFIG = "config.json"
 SCORER_WEIGHTS = "model.safetensors"  # of a saved Selector or Policy
 FACTS = "facts.json"  # beside weights that medsyn has trained: what they depend on
 
@@ -95,19 +96,19 @@ def _file_digest(path: Path, size: int, modified_ns: int) -> str:
     return digest.hexdigest()
 
 
+def content_digest(path: Path) -> str:
+    """A hash of a file's content, of a large one by samples (see `_file_digest`); raises OSError."""
+    status = path.stat()
+    return _file_digest(path.resolve(), status.st_size, status.st_mtime_ns)
+
+
 def weights_fingerprint(source: str) -> str:
     """A fingerprint that changes whenever the weights or the configuration of `source` change."""
     directory = locate(source)
     if directory is None:
         return fingerprint({"absent": source})
-    digests = {}
-    for part, names in PARTS.items():
-        for name in names:
-            path = directory / part / name
-            if path.is_file():
-                status = path.stat()
-                digests[f"{part}/{name}"] = _file_digest(path.resolve(), status.st_size, status.st_mtime_ns)
-    return fingerprint(digests)
+    paths = {f"{part}/{name}": directory / part / name for part, names in PARTS.items() for name in names}
+    return fingerprint({name: content_digest(path) for name, path in paths.items() if path.is_file()})
 
 
 def model_fingerprint(source: str, unet_sha256: str | None = None, unet_from: Path | None = None) -> str:

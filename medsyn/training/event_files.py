@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-_INTERVAL = ("", "_low", "_high")  # what is measured as [mean, low, high]
+from medsyn.training.scalars import scalars
 
 
 class EventFiles:
@@ -43,7 +43,5 @@ class EventFiles:
         self._writer.close()
 
     def _put(self, line: Mapping[str, Any]) -> None:
-        for name, value in line.items():
-            for ending, number in zip(_INTERVAL, value if isinstance(value, Sequence) else [value], strict=False):
-                if isinstance(number, (int, float)) and name != self._unit:
-                    self._writer.add_scalar(name + ending, number, line[self._unit])
+        for name, number in scalars(line, self._unit).items():
+            self._writer.add_scalar(name, number, line[self._unit])

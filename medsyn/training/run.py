@@ -17,15 +17,16 @@ from medsyn import disk, time_use
 from medsyn.config import Config
 from medsyn.errors import CONFIGURATION, InputError
 from medsyn.models.scorers import PROVENANCE
-from medsyn.stage import CampaignDirectory, Control, Saved, Task
+from medsyn.stage import REPORTS, CampaignDirectory, Control, Saved, Task
 from medsyn.training.background_writer import BackgroundWriter, Job, Tensors
 from medsyn.training.checkpoint import newest_step, refuse_mismatch, save_checkpoint
 from medsyn.training.schedule import RandomKey
 
 if TYPE_CHECKING:
     from medsyn.training.event_files import EventFiles
+    from medsyn.training.wandb_run import WandbRun
 
-EVENT_FILES = "tensorboard"  # of a task's folder: its metrics in TensorBoard's format
+EVENT_FILES, WANDB = REPORTS
 CONDITIONS = "conditions"  # of a published model's provenance: what may differ from step to step
 
 logger = logging.getLogger(__name__)
@@ -66,8 +67,8 @@ class TrainingRun:
         self.conditions: list[dict[str, Any]] = []  # of the steps so far, from the first step of each on
         self._writer, self._saved_at = BackgroundWriter(), time.monotonic()
         self._max_lost = 60 * max_lost_minutes if max_lost_minutes else None
-        self._report_to = config.training.report_to
-        self._events: EventFiles | None = None
+        self._report_to, self._names = config.training.report_to, (f"{task.stage} {task.name}", config.campaign.name)
+        self._events: EventFiles | WandbRun | None = None
         for place in (self.directory, self.checkpoints):
             disk.sweep_temporaries(place)
 
@@ -83,17 +84,19 @@ class TrainingRun:
     def resume_metrics(self, unit: str, last: int) -> list[dict[str, Any]]:
         """Drop the metrics after step `last`, which are made again; return the others.
 
-        `unit` is the key of a line that is its step. The event files of `training.report_to` are made anew.
+        `unit` is the key of a line that is its step. What `training.report_to` asks for is made anew.
 
         Raises:
             InputError: the package that writes them is missing.
         """
         lines = disk.truncate_jsonl(self.metrics, unit, last)
-        folder = self.directory / EVENT_FILES
-        if self._report_to is None:  # what an earlier attempt wrote would be of other steps
-            shutil.rmtree(folder, ignore_errors=True)
-        else:
-            self._events = _event_files(folder, unit, lines)
+        for name in (EVENT_FILES, WANDB):
+            if self._report_to != name:  # what an earlier attempt wrote would be of other steps
+                shutil.rmtree(self.directory / name, ignore_errors=True)
+        if self._report_to == EVENT_FILES:
+            self._events = _event_files(self.directory / EVENT_FILES, unit, lines)
+        elif self._report_to == WANDB:
+            self._events = _wandb_run(self.directory / WANDB, unit, lines, *self._names)
         return lines
 
     def step_done(
@@ -240,3 +243,12 @@ def _event_files(folder: Path, unit: str, lines: Sequence[Mapping[str, Any]]) ->
         reason = f"TensorBoard cannot be imported ({error}); install medsyn-hpc[tensorboard], or use null"
         raise InputError(CONFIGURATION, reason, key="training.report_to") from None
     return EventFiles(folder, unit, lines)
+
+
+def _wandb_run(folder: Path, unit: str, lines: Sequence[Mapping[str, Any]], name: str, group: str) -> WandbRun:
+    try:
+        from medsyn.training.wandb_run import WandbRun
+    except ImportError as error:
+        reason = f"Weights & Biases cannot be imported ({error}); install wandb, or use null"
+        raise InputError(CONFIGURATION, reason, key="training.report_to") from None
+    return WandbRun(folder, unit, lines, name, group)

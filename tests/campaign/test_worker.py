@@ -18,6 +18,7 @@ from medsyn.campaign import worker
 from medsyn.campaign.state import locks, markers
 from medsyn.campaign.tasks import Key
 from medsyn.errors import EXIT_BAD_INPUT
+from medsyn.models.scores import Card, Evidence, Interval
 from medsyn.stage import STAGES
 from tests.helpers.paths import ROOT
 from tests.helpers.trial import Trial, wait_until
@@ -37,9 +38,10 @@ def failure(trial: Trial, stage: str = "finetune", task: str = "ct") -> dict[str
 
 def test_a_task_that_returns_is_done_and_its_marker_lists_what_it_made(trial: Trial) -> None:
     trial.prepare()
-    kept = trial.root / "work/finetune/ct/checkpoint-2/unet/config.json"
-    kept.parent.mkdir(parents=True)
-    kept.touch()  # for the user, who may delete it
+    for for_the_user in ("checkpoint-2/unet/config.json", "tensorboard/events.out", "wandb/run/debug.log"):
+        kept = trial.root / "work/finetune/ct" / for_the_user  # who may delete it
+        kept.parent.mkdir(parents=True)
+        kept.touch()
     assert trial.work(*FINETUNE)[0] == 0
     marker = disk.read_json(trial.campaign().directory.done(*FINETUNE))
     model = trial.root / "work/finetune/ct/model.bin"
@@ -365,3 +367,19 @@ def test_a_stage_that_asks_for_a_result_it_does_not_say_it_reads_is_told(
     if not allowed:
         message = str(failure(trial, *task)["message"])
         assert message.startswith(f"{' '.join(task)} asks for the result of {' '.join(asked)}, which nothing makes")
+
+
+def test_a_selector_that_has_not_earned_it_chooses_nothing_until_it_is_told_to(trial: Trial) -> None:
+    directory = trial.prepare_short().directory
+    for stage, task in (("finetune", "ct"), ("rlhf-stage1", "all")):
+        trial.work(stage, task)
+    evidence = Evidence(auroc=Interval(value=0.55, low=0.45, high=0.66, n=31))
+    for scorer in (directory.selector(), directory.policy()):
+        disk.write_json(disk.make_directory(scorer) / "config.json", {"card": Card(evidence=evidence).model_dump()})
+        (scorer / "model.safetensors").write_bytes(b"")
+    code, said = trial.work("generate", "ct-00000")
+    assert code == 65 and "AUROC on held-out ratings of all modalities together is 0.55" in said
+    assert "generate ct-00000" not in trial.calls()
+    trial.prepare_short(selector__require_auroc=None)
+    assert trial.done() == {"finetune ct", "rlhf-stage1 all"}, "nothing is trained again"
+    assert trial.work("generate", "ct-00000")[0] == 0

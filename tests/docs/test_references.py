@@ -95,7 +95,10 @@ def test_every_path_exists_or_is_known_to_be_elsewhere(page: Path) -> None:
 
 
 # Of a campaign on Slurm, or of one at work, or made by a command.
-NOT_IN_A_FINISHED_CAMPAIGN = ("tasks/slurm", "images.tar", ".block-", ".dcm", "manifest.parquet", "attempts.parquet")
+NOT_IN_A_FINISHED_CAMPAIGN = (
+    *("tasks/slurm", "images.tar", ".block-", ".dcm", "manifest.parquet", "attempts.parquet"),
+    "finetune/all",  # of one with finetune.together
+)
 
 
 def shown_of_a_campaign() -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from medsyn.evaluation import plots
+from medsyn.evaluation.read_campaign import ALL_MODALITIES
 
 CURVE = pd.DataFrame(
     [{"loss": 1 / step, "policy_loss": 1.0, "policy_auroc": 0.5} for step in range(1, 30)], index=range(1, 30)
@@ -31,6 +32,8 @@ def test_six_kinds_have_six_colours_and_the_five_keep_theirs() -> None:
     six = plots.colours_of(["OCT", "Fundus", "Chest X-Ray", "Chest CT", "Brain MRI", "Breast MRI"])
     assert len(set(six.values())) == 6
     five = plots.colours_of(["OCT", "CT", "X-Ray", "MRI", "Fundus"])
+    together = plots.colours_of([*five, ALL_MODALITIES])
+    assert {name: together[name] for name in five} == five and together[ALL_MODALITIES] not in five.values()
     assert list(five.values()) == list(plots.COLOURS[:5]) and six["Fundus"] == five["Fundus"]
     assert len(plots.colours_of(["MRI", *(f"{part} MRI" for part in "ABCDEFGH")])) == 9, "colours come again"
 
@@ -53,8 +56,15 @@ def test_missing_columns_are_left_out() -> None:
 
 
 def test_a_histogram_of_one_kind_only() -> None:
-    assert "rejected (0)" in plots.score_histogram(np.eye(1, 40, 30, dtype=int)[0] * 2, np.zeros(40, int), 0.6)
-    assert "passed (0)" in plots.score_histogram(np.zeros(40, int), np.eye(1, 40, 4, dtype=int)[0], 0.6)
+    assert "rejected (0)" in plots.score_histogram(np.eye(1, 40, 30, dtype=int)[0] * 2, np.zeros(40, int), {"CT": 0.6})
+    assert "passed (0)" in plots.score_histogram(
+        np.zeros(40, int), np.eye(1, 40, 4, dtype=int)[0], {"CT": 0.6, "MRI": 0.9}
+    )
+
+
+def test_each_modality_has_its_threshold_in_the_histogram() -> None:
+    drawn = plots.score_histogram(np.ones(40, int), np.ones(40, int), {"CT": 0.6, "MRI": 0.9, "OCT": 0.6})
+    assert "CT, OCT 0.6" in drawn and "MRI 0.9" in drawn and "threshold" not in drawn
 
 
 def test_drawing_leaves_matplotlibs_settings_alone() -> None:

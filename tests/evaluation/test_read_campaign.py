@@ -218,6 +218,17 @@ def test_a_step_that_was_done_twice_counts_once_and_a_torn_line_not_at_all(build
     assert list(curve.loss.items()) == [(1, 0.9), (2, 0.5), (3, 0.4)]
 
 
+def test_one_model_for_all_is_looked_for_where_it_is_made(builder: Builder) -> None:
+    finetune = builder.config.finetune.model_copy(update={"together": True})
+    config, directory = builder.config.model_copy(update={"finetune": finetune}), builder.directory
+    missing = [one for one in read_campaign.missing_models(config, directory) if "UNet" in one.what]
+    assert missing == [read_campaign.Missing("finetune all", "the fine-tuned UNet of all modalities")]
+    disk.append_jsonl(directory.work("finetune", "all") / "metrics.jsonl", {"step": 1, "loss": 0.5})
+    disk.make_directory(directory.finetuned_unet("all") / "unet")
+    assert list(read_campaign.read_curves(config, directory).finetune) == ["all modalities"]
+    assert not any("UNet" in one.what for one in read_campaign.missing_models(config, directory))
+
+
 def test_curves_that_are_not_there_are_left_out(builder: Builder) -> None:
     curves = read_campaign.read_curves(builder.config, builder.directory)
     assert (curves.finetune, len(curves.stage1), curves.stage2) == ({}, 0, {})

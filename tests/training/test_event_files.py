@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -14,6 +17,7 @@ from medsyn.errors import InputError
 from medsyn.stage import CampaignDirectory, Control, Task
 from medsyn.training.run import EVENT_FILES, TrainingRun
 from tests.helpers.event_files import scalars
+from tests.helpers.paths import ROOT
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 TASK = Task("finetune", 0, "ct", "CT")
@@ -98,7 +102,56 @@ def test_asked_for_later_it_has_the_steps_before_and_no_longer_asked_for_it_is_g
     assert not (first.directory / EVENT_FILES).exists()
 
 
-def test_a_missing_package_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "medsyn.training.event_files", None)
-    with pytest.raises(InputError, match=r"training\.report_to: TensorBoard cannot be imported .*medsyn-hpc\[tensorb"):
-        open_(tmp_path).resume_metrics("step", 0)
+@pytest.mark.parametrize(
+    ("report_to", "module", "told"),
+    [
+        ("tensorboard", "event_files", r"TensorBoard cannot be imported .*medsyn-hpc\[tensorb"),
+        ("wandb", "wandb_run", "Weights & Biases cannot be imported .*; install wandb, or use null"),
+    ],
+)
+def test_a_missing_package_is_one_clear_line(
+    report_to: Literal["tensorboard", "wandb"], module: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, f"medsyn.training.{module}", None)
+    with pytest.raises(InputError, match=rf"training\.report_to: {told}"):
+        open_(tmp_path, Config(training=TrainingSection(report_to=report_to))).resume_metrics("step", 0)
+
+
+WANDB = """
+import sys
+from pathlib import Path
+from medsyn.training.wandb_run import WandbRun
+from wandb.proto.wandb_internal_pb2 import Record
+
+folder = Path(sys.argv[1])
+lines = [{"step": step, "loss": step / 8, "held_out_loss": [0.5, 0.25, 0.75], "reward": None} for step in range(1, 6)]
+first = WandbRun(folder, "step", lines[:4], "finetune ct", "tiny")
+first.close()
+second = WandbRun(folder, "step", lines[:2], "finetune ct", "tiny")  # goes on from step 2
+for line in lines[2:]:
+    second.add(line)
+second.close()
+(file,) = folder.glob("offline-run-*/run-*.wandb")
+content, place, steps = file.read_bytes(), 7, []
+while place < len(content):  # a log as LevelDB has it: checksum, length and kind before each piece; one block here
+    length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
+    record, place = Record(), place + 7 + length
+    assert kind == 1, "a whole record"
+    record.ParseFromString(content[place - length : place])
+    if record.HasField("history"):
+        found = {item.key or "/".join(item.nested_key): float(item.value_json) for item in record.history.item}
+        steps.append((found["_step"], found["loss"], found["held_out_loss_low"]))
+assert steps == [(step, step / 8, 0.25) for step in range(1, 6)], steps
+"""
+
+
+@pytest.mark.slow
+def test_an_offline_run_has_every_step_once(tmp_path: Path) -> None:
+    """With wandb in a folder of its own: medsyn's environment has none."""
+    fetch = ["uv", "pip", "install", "--quiet", "--target", str(tmp_path / "extra"), "wandb==0.31.0"]
+    if subprocess.run(fetch, cwd=ROOT, check=False, capture_output=True, timeout=120).returncode:
+        pytest.skip("wandb cannot be fetched here")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'extra'}:{ROOT}"}
+    command = [sys.executable, "-c", WANDB, str(tmp_path / "run" / "wandb")]
+    (tmp_path / "run").mkdir()
+    subprocess.run(command, env=environment, check=True, timeout=120)

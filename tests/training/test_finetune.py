@@ -808,7 +808,7 @@ def test_the_best_is_published_and_not_the_last(
 
 def test_too_few_held_out_images_are_told(weights: Path, table: Path, tmp_path: Path) -> None:
     config = training(weights, table, validate_every=2, data={"held_out_fraction": 0.05})
-    with pytest.raises(InputError, match="at least 2 held-out images of each modality, and there are 1 of CT"):
+    with pytest.raises(InputError, match="at least 2 held-out images for each model, and there are 1 of CT"):
         run(config, tmp_path)
     with pytest.raises(InputProblems, match="keep_best needs validate_every"):
         training(weights, table, keep_best=True)

@@ -106,16 +106,17 @@ class Finetuning:
     update: float  # gradients summed over the ranks, clipping, the optimizer
     waiting: float  # for the moving average and for checkpoints
     ending: float  # writing the model
+    validating: float = 0.0  # the held-out loss and validation images
 
     @property
     def seconds(self) -> float:
         """All together."""
-        return self.encoding + self.unet + self.update + self.waiting + self.ending
+        return self.encoding + self.unet + self.update + self.waiting + self.ending + self.validating
 
     @property
     def alone(self) -> float:
         """Of one rank, while the others wait."""
-        return self.encoding + self.waiting + self.ending
+        return self.encoding + self.waiting + self.ending + self.validating
 
     @property
     def outside(self) -> float:
@@ -135,7 +136,7 @@ class CostModel:
     def networks(self) -> Architecture:
         """Of the campaign's generator."""
         return architecture.read(
-            self.config.model_paths.stable_diffusion, self.config.data.resolution, self.config.data.chunks
+            self.config.model_paths.described_by, self.config.data.resolution, self.config.data.chunks
         )
 
     @cached_property
@@ -176,7 +177,7 @@ class CostModel:
         memory = estimate_memory.memory(self.config, task.stage, self.networks)
         disk = estimate_memory.disk(self.config, task, self.networks, work, self.candidates[0])
         gpus = estimate_memory.ranks(self.config.finetune) if task.stage == "finetune" else 1
-        waiting = START_SECONDS + self.finetuning(work.images).alone if gpus > 1 else 0.0
+        waiting = START_SECONDS + self.finetuning(work).alone if gpus > 1 else 0.0
         return TaskCost(expected, least, most, memory, disk.kept, disk.scratch, gpus, waiting)
 
     def spared(self, tasks: Mapping[str, int], forks: bool) -> dict[str, float]:
@@ -204,13 +205,14 @@ class CostModel:
         return passes * max(rows * network.flops / self.flops_per_second, network.layers * LAYER_SECONDS)
 
     def _finetune(self, task: Task, work: Volume, _: float) -> float:
-        return self.finetuning(work.images).seconds
+        return self.finetuning(work).seconds
 
-    def finetuning(self, images: float) -> Finetuning:
+    def finetuning(self, work: Volume) -> Finetuning:
         """What a fine-tuning on so many images takes its time for."""
         section, networks = self.config.finetune, self.networks
-        captions = images + 1
-        encoding = self._seconds(networks.encoder, 1, images * section.augment.encoded)
+        validated = estimate_memory.validated(section, work)
+        captions = work.images + validated + 1
+        encoding = self._seconds(networks.encoder, 1, work.images * section.augment.encoded + validated)
         encoding += self._seconds(networks.text, 1, captions)
         passes, steps, ranks = self._passes(), section.max_train_steps, estimate_memory.ranks(section)
         gradients = estimate_memory.FLOAT * self._trained * 2 * (ranks - 1) / ranks
@@ -219,7 +221,23 @@ class CostModel:
         step = passes / steps + update
         waiting = steps * (self._averaging(step) + self._saving(step))
         published = estimate_memory.FLOAT * networks.unet.parameters
-        return Finetuning(encoding, passes, steps * update, waiting, published / WRITE_BYTES_PER_SECOND)
+        ending, validating = published / WRITE_BYTES_PER_SECOND, self._validating(validated)
+        return Finetuning(encoding, passes, steps * update, waiting, ending, validating)
+
+    def _validating(self, images: int) -> float:
+        """Seconds of all measurements of the held-out loss on so many images, and of the images drawn beside them."""
+        section, networks = self.config.finetune, self.networks
+        if section.validate_every is None:
+            return 0.0
+        size = max(1, section.train_batch_size // estimate_memory.VALIDATED_ROWS)
+        each = self._seconds(networks.unet, size * estimate_memory.VALIDATED_ROWS, images / size)
+        drawn = min(section.validation_images or 0, images)
+        each += self._seconds(networks.unet, 2, drawn * estimate_memory.SAMPLE_STEPS)
+        each += self._seconds(networks.decoder, 1, drawn)
+        if section.use_ema:  # goes into the UNet and out again, each time
+            each += 3 * estimate_memory.FLOAT * self._trained / COPY_BYTES_PER_SECOND * (2 if drawn else 1)
+        # before the first step, and after the last one, too
+        return (1 + -(-section.max_train_steps // section.validate_every)) * each
 
     def _passes(self) -> float:
         """Forward and backward: each rank computes its part of every batch, and the longest part counts."""

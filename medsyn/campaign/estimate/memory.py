@@ -23,7 +23,10 @@ ADAM = 8  # bytes of state per parameter: two float32 averages
 ADAM_8BIT = 2
 AUTOCAST_SAVED = 3  # bytes of a number saved under bfloat16 autocast, on average: norms stay in float32
 WORKING = 3  # tensors as large as the widest one, alive at once in a forward pass
-# The next three repeat constants of modules that a login node does not import; a test holds them in step.
+# The next six repeat constants of modules that a login node does not import; a test holds them in step.
+VALIDATED = 64  # held-out images that a loss is measured on, at most
+VALIDATED_ROWS = 4  # of each
+SAMPLE_STEPS = 20  # of a validation image
 JUDGED_TOGETHER = 64  # rated images in one forward pass
 SCORER_CHECKPOINTS = 2  # kept while the scorers learn
 COLOURS = {"Fundus": 3}  # channels of a modality's PNG files; all others are grey
@@ -115,7 +118,7 @@ def disk(config: Config, task: Task, model: Architecture, work: Volume, candidat
     """Bytes of disk that one task needs; `candidates` is how many a filtered image is expected to take."""
     if task.stage == "finetune":
         captions = work.images + 1  # at most: many images share one
-        posteriors = work.images * config.finetune.augment.encoded
+        posteriors = work.images * config.finetune.augment.encoded + validated(config.finetune, work)
         cache = HALF * (2 * posteriors * model.latent + captions * model.prompt)
         section, checkpoint = config.finetune, checkpoint_bytes(config, model)
         last = last_checkpoint_bytes(config, model)
@@ -138,6 +141,11 @@ def disk(config: Config, task: Task, model: Architecture, work: Volume, candidat
     cache = HALF * work.rated * (pixels + model.text_width) if task.stage == "rlhf-stage1" else 0
     # in each: weights, the best ones so far, two averages
     return Disk(cache + weights, (SCORER_CHECKPOINTS + 1) * 4 * weights)
+
+
+def validated(section: FinetuneSection, work: Volume) -> int:
+    """How many held-out images a fine-tuning measures its loss on."""
+    return 0 if section.validate_every is None else min(work.held_out, VALIDATED)
 
 
 def kept_unets(section: FinetuneSection) -> int:

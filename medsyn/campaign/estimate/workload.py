@@ -23,6 +23,7 @@ class Volume:
     """The amount of work of one task; counts of things, not bytes."""
 
     images: int = 0  # to train on
+    held_out: int = 0  # images besides
     rated: int = 0  # rated images
     ratings: int = 0
     asked: int = 0  # images that one mode makes; short blocks count as full ones
@@ -46,8 +47,10 @@ def volume(config: Config, task: Task, counts: Counts) -> Volume:
     calls: tuple[float, float] = (
         (count("guided") / wanted, count("plain") / wanted) if known else unet_calls(config.generation)
     )
+    images = round(count("images") * (1 - config.data.held_out_fraction))
     return Volume(
-        images=round(count("images") * (1 - config.data.held_out_fraction)),
+        images=images,
+        held_out=count("images") - images,
         rated=count("rated images"),
         ratings=max(count("ratings"), count("rated images")),
         asked=asked,

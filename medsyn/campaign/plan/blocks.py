@@ -62,7 +62,7 @@ def _makes_others(record: CampaignRecord, config: Config, index: ListIndex) -> b
     """Whether the campaign has other images to make than on record, so that there are no blocks yet to keep."""
     amounts = {modality: [list(run) for run in runs] for modality, runs in index.amounts().items()}
     changed = configuration.changes(record["config"], config)
-    return record["prompts"] != amounts or any(reads_key("generate", key) for key in changed)
+    return record["prompts"] != amounts or any(reads_key("generate", key, config) for key in changed)
 
 
 def choose(config: Config, model: CostModel) -> int:

@@ -40,9 +40,12 @@ ON_CPU = 8
 RESERVE = 0.1  # of the card's memory: how far off the estimate may be
 
 
-def check(config: Config, estimate: Estimate, done: Collection[Key]) -> list[Problem]:
-    """Stages that do not fit a card of `cluster.gpu_memory_gib`, and a file system too full for what is not done."""
-    return [*_check_memory(config, estimate), *_check_disk(config, estimate, done)]
+def check(config: Config, estimate: Estimate, done: Collection[Key], converted: int = 0) -> list[Problem]:
+    """Stages that do not fit a card of `cluster.gpu_memory_gib`, and a file system too full for what is not done.
+
+    `converted` are the bytes of a model that is still to be converted.
+    """
+    return [*_check_memory(config, estimate), *_check_disk(config, estimate, done, converted)]
 
 
 def marked_done(directory: CampaignDirectory) -> set[Key]:
@@ -63,14 +66,15 @@ def disk_free(config: Config) -> int | None:
     return disk.free_bytes(config.campaign.path)
 
 
-def _check_disk(config: Config, estimate: Estimate, done: Collection[Key]) -> Iterator[Problem]:
+def _check_disk(config: Config, estimate: Estimate, done: Collection[Key], converted: int) -> Iterator[Problem]:
     """An error if the tasks that run at once on one machine find no space, a warning if all at once would not."""
     free = disk_free(config)
-    surely = disk_needed(estimate, done, config.cluster.max_parallel)
-    if free is None or disk_needed(estimate, done) <= free:
+    surely = converted + disk_needed(estimate, done, config.cluster.max_parallel)
+    at_once = converted + disk_needed(estimate, done)
+    if free is None or at_once <= free:
         return
     too_full = surely > free
-    needed = surely if too_full else disk_needed(estimate, done)
+    needed = surely if too_full else at_once
     when = "" if too_full else " if all its tasks run at once"
     section = config.finetune
     keep_fewer = ", or raise finetune.keep_every" if section.keep_every else ""
@@ -125,7 +129,7 @@ def _advice(config: Config, stage: str, card: float) -> str:
 
 def _climb(config: Config, stage: str, card: float, ladder: Sequence[tuple[str, Any]]) -> tuple[list[str], int]:
     """The changes of a ladder up to the one that makes the stage fit, or all of them, and the bytes needed then."""
-    network = architecture.read(config.model_paths.stable_diffusion, config.data.resolution, config.data.chunks)
+    network = architecture.read(config.model_paths.described_by, config.data.resolution, config.data.chunks)
     tree, changes = config.model_dump(), []
     needed = memory.memory(config, stage, network)
     for key, value in ladder:
@@ -167,5 +171,5 @@ def with_size(config: Config, size: int) -> Config:
 
 def needed(config: Config, size: int) -> int:
     """Bytes of a card's memory that generation in batches of `size` is estimated to need."""
-    networks = architecture.read(config.model_paths.stable_diffusion, config.data.resolution, config.data.chunks)
+    networks = architecture.read(config.model_paths.described_by, config.data.resolution, config.data.chunks)
     return memory.memory(with_size(config, size), "generate", networks)

@@ -8,7 +8,7 @@ The campaign's prompts, too: which list a configuration names, and what is in it
 from __future__ import annotations
 
 import importlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,13 +28,15 @@ from medsyn.data.prompts.rows import PromptRow, PromptSource, new_faults, wrong_
 from medsyn.data.prompts.store import INDEX, ListIndex, Run
 from medsyn.data.prompts.write import index_rows, write_lists
 from medsyn.data.tables import read as tables_read
+from medsyn.data.tables.pairs import PairImage, PairRow, pairs_of
 from medsyn.data.tables.read import ImageRow, InputTable, RatingRow
 from medsyn.data.tables.split import groups, hold_out
 from medsyn.data.tables.token_count import TokenCount
 from medsyn.disk import absolute
 from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem
+from medsyn.generation.write.provenance import sampling
 from medsyn.modality_names import MODALITIES, anatomy_of, most_specific
-from medsyn.models import weights
+from medsyn.models import single_file, weights
 from medsyn.models.tokenizer import token_count
 from medsyn.schedulers import SchedulerName, wrong_steps
 from medsyn.seeds import seed
@@ -45,12 +47,15 @@ from medsyn.text import counted
 IMAGES_READ_AT_MOST = 20_000
 BYTES_READ_AT_MOST = 4 * 2**30
 
-Row = TypeVar("Row", ImageRow, RatingRow)
+Row = TypeVar("Row", ImageRow, RatingRow, PairRow)
 Runs = Mapping[str, Sequence[int]]  # images of each run of prompts with equal settings, by modality
 Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
 
 BASE_PROMPT = "data.base_prompt"
+_GOOD, _FEWEST_RATED = 2, 2  # the rating from which images are good; good and poor images, to tell them apart
+_SAMPLING_READ = 500  # rated images whose settings are looked at, evenly over the table
 CAPTIONS_PER_MODALITY = 8  # drawn as prompts where there is no prompt list
+MODELS = Path("inputs") / "models"  # of the campaign: what single files were converted to
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,9 @@ def _with_paths(config: Config) -> Config:
         key: str(absolute(source)) if source and absolute(source).is_dir() else source
         for key, source in config.model_paths.model_dump().items()
     }
+    if single_file.is_one(base := config.model_paths.stable_diffusion):
+        name = single_file.folder_name(absolute(base), sources["components"])
+        sources["stable_diffusion"] = str(root / MODELS / name)
     changes: dict[str, Any] = {
         "campaign": {"dir": str(root)},
         "data": {
@@ -151,6 +159,7 @@ def _with_paths(config: Config) -> Config:
             "root": str(absolute(data.root)) if data.root else None,
             "linked_roots": [str(absolute(folder)) for folder in data.linked_roots],
             "ratings_file": str(ratings),
+            "pairs_file": str(absolute(data.pairs_file)) if data.pairs_file else None,
             "prompts": str(root / "inputs" / "prompts"),
         },
         "cluster": {"site": str(absolute(config.cluster.site)) if config.cluster.site else ""},
@@ -160,6 +169,12 @@ def _with_paths(config: Config) -> Config:
     for section, values in changes.items():
         tree[section] |= values
     return Config.model_validate(tree)
+
+
+def is_to_convert(given: Config, resolved: Config) -> bool:
+    """Whether the model is one file that the campaign has not converted yet."""
+    is_made = Path(resolved.model_paths.stable_diffusion).is_dir()
+    return single_file.is_one(given.model_paths.stable_diffusion) and not is_made
 
 
 def prompt_source(config: Config) -> Path | None:
@@ -188,16 +203,17 @@ def check(
     config = with_modalities(config)
     resolved = _resolve(config, problems)
     modalities = resolved.data.modalities
-    problems += machine.check(resolved)
+    problems += machine.check(resolved, config.model_paths)
     problems += notify.problems(resolved) if here else []
     problems += _check_kept(resolved.finetune)
     problems += _check_linked_roots(resolved)
     drawn_later = config.data.table == PHANTOMS and not Path(resolved.data.table).is_file()
     has_ratings = not drawn_later or config.data.ratings_file is not None
     has_prompts = not drawn_later or config.data.prompts is not None or config.data.base_prompt is not None
-    tokens = token_count(resolved.model_paths.stable_diffusion, resolved.data.chunks)
+    tokens = token_count(resolved.model_paths.described_by, resolved.data.chunks)
     images = [] if drawn_later else _read_images(resolved, problems, tokens)
     ratings = _read_ratings(resolved, problems, tokens) if has_ratings else []
+    pairs = _read_pairs(resolved, problems, tokens)
     source = find_source(config, prompt_source(config), images, problems) if has_prompts else None
     prompts = read_prompts(source, config, problems, tokens)
     if of_the_table:
@@ -205,6 +221,8 @@ def check(
     problems += check_negative(config)
     problems += _check_rare(resolved, images)
     problems += _check_split(resolved, images)
+    problems += _check_evidence(resolved, ratings)
+    problems += _check_sampling(resolved, ratings)
     rated = {(row.path, row.volume, row.modality) for row in ratings}
     counts: dict[str, Counter[str]] = {
         "images": Counter(row.modality for row in images if row.modality in modalities),
@@ -224,11 +242,15 @@ def check(
         absent = [modality for modality in modalities if not counts[what][modality]]
         if number and absent:  # a table without any row has been reported already
             problems.append(_absent(resolved, what, absent))
-    own: dict[Path, Sequence[ImageRow | RatingRow]] = {}  # tables whose images are not medsyn's own drawings
+    own: dict[
+        Path, Sequence[ImageRow | RatingRow | PairImage]
+    ] = {}  # tables whose images are not medsyn's own drawings
     if config.data.table != PHANTOMS:
         own[Path(resolved.data.table)] = images
     if config.data.table != PHANTOMS or config.data.ratings_file:
         own[Path(str(resolved.data.ratings_file))] = ratings
+    if pairs:
+        own[Path(str(resolved.data.pairs_file))] = [side for row in pairs for side in (row.a, row.b)]
     problems += _check_images(resolved.data, own, progress)
     asked = {modality: [run.items(config.generation.img_num) for run in its] for modality, its in runs.items()}
     on_gpu = machine.expects_gpu(resolved, here)
@@ -240,7 +262,9 @@ def check(
     is_planned = earlier is not None and (earlier.asked, earlier.blocks_per_shard) == (asked, sizes)
     plan = earlier.plan if earlier is not None and is_planned else build(resolved, asked, sizes)
     estimate = cost.estimate(resolved, plan, counts, on_gpu, forks=not machine.is_queued(here))
-    problems += capacity.check(resolved, estimate, capacity.marked_done(CampaignDirectory(resolved.campaign.path)))
+    done = capacity.marked_done(CampaignDirectory(resolved.campaign.path))
+    converted = Path(config.model_paths.stable_diffusion).stat().st_size if is_to_convert(config, resolved) else 0
+    problems += capacity.check(resolved, estimate, done, converted)
     problems = list(dict.fromkeys(problems))  # what two readers report is reported once
     return Checked(config, resolved, plan, asked, counts, sizes, estimate, prompts, problems)
 
@@ -260,12 +284,14 @@ def _check_rare(config: Config, images: Sequence[ImageRow]) -> list[Problem]:
     """A warning where no image would be repeated, although that is asked for: captions are equally frequent."""
     if config.finetune.rare_captions is None or not images:
         return []
-    numbers = Counter((row.modality, row.text) for row in images)
-    for modality in config.data.modalities:
-        its = [number for (name, _), number in numbers.items() if name == modality]
-        if its and max(its) >= 2 * min(its):
-            return []
-    reason = "no caption is twice as frequent as another of its modality, so no image is repeated: use null"
+    numbers: dict[str, Counter[str]] = defaultdict(Counter)  # of each caption, by fine-tuning task
+    for row in images:
+        if row.modality in config.data.modalities:
+            numbers[config.finetune.task_for(row.modality)][row.text] += 1
+    if any(max(its.values()) >= 2 * min(its.values()) for its in numbers.values()):
+        return []
+    beside = "" if config.finetune.together else " of its modality"
+    reason = f"no caption is twice as frequent as another{beside}, so no image is repeated: use null"
     return [Problem(CONFIGURATION, reason, key="finetune.rare_captions", severity="warning")]
 
 
@@ -330,7 +356,7 @@ def _check_split(config: Config, images: Sequence[ImageRow]) -> list[Problem]:
 def _check_validated(
     config: Config, images: Sequence[ImageRow], expected: Mapping[str, int] | None = None
 ) -> Iterator[Problem]:
-    """An error where modalities have too few held-out images to measure a loss and its interval on.
+    """An error where models have too few held-out images to measure a loss and its interval on.
 
     `expected` is how many images of each there will be, where they are still to be drawn.
     """
@@ -340,8 +366,11 @@ def _check_validated(
     if expected is not None:
         held = {modality: max(1, round(fraction * n)) for modality, n in expected.items()}
     few = [f"{held[modality]} of {modality}" for modality in config.data.modalities if held.get(modality, 2) < 2]
+    if config.finetune.together and sum(held.get(modality, 2) for modality in config.data.modalities) >= 2:
+        return
     if few:
-        reason = f"validation needs at least 2 held-out images of each modality, and there are {', '.join(few)}: raise "
+        of = "" if config.finetune.together else " of each modality"
+        reason = f"validation needs at least 2 held-out images{of}, and there are {', '.join(few)}: raise "
         yield Problem(CONFIGURATION, reason + "it, or set finetune.validate_every: null", key="data.held_out_fraction")
 
 
@@ -400,6 +429,53 @@ def _read_ratings(config: Config, problems: list[Problem], tokens: TokenCount | 
     return _rows(lambda: tables_read.ratings_of(config.data, tokens), config.data.strict, problems)
 
 
+def _read_pairs(config: Config, problems: list[Problem], tokens: TokenCount | None) -> list[PairRow]:
+    path = config.data.pairs_file
+    if path is None:
+        return []
+    if not Path(path).is_file():
+        reason = "there is no such file; null: the scorers learn from ratings alone"
+        problems.append(Problem(path, reason, key="data.pairs_file"))
+        return []
+    return _rows(lambda: pairs_of(config.data, tokens), config.data.strict, problems)
+
+
+def _check_evidence(config: Config, ratings: Sequence[RatingRow]) -> list[Problem]:
+    """A warning where held-out ratings can never show what the Selector is worth, which generation will ask for."""
+    if config.selector.require_auroc is None or "filtered" not in config.generation.modes or not ratings:
+        return []
+    good = {row.path for row in ratings if row.rating >= _GOOD}
+    poor = {row.path for row in ratings if row.rating < _GOOD}
+    if min(len(good), len(poor)) >= _FEWEST_RATED:
+        return []
+    reason = (
+        f"{counted(len(good), 'image')} rated acceptable or excellent and {len(poor)} rated poor are too few to show "
+        "that the Selector tells them apart, so the campaign will stop before it generates: rate more, or set "
+        "selector.require_auroc=null"
+    )
+    return [Problem(str(config.data.ratings_file), reason, key="data.ratings_file", severity="warning")]
+
+
+def _check_sampling(config: Config, ratings: Sequence[RatingRow]) -> list[Problem]:
+    """A warning where the images that the Selector will judge are sampled otherwise than all those that were rated."""
+    if "filtered" not in config.generation.modes or not ratings:
+        return []
+    try:
+        from medsyn.data.images.own_sampling import differences, sampling_of  # needs Pillow
+    except ImportError:  # a login node needs no more than pydantic, PyYAML, rich and submitit
+        return []
+    files = list(dict.fromkeys(row.path for row in ratings))
+    step = -(-len(files) // _SAMPLING_READ)
+    found = differences(sampling_of(files[::step]), sampling(config.generation))
+    if not found:
+        return []
+    reason = (
+        f"the generated images among them were sampled otherwise than this campaign does: {'; '.join(found)}. Scores "
+        "of images unlike those that were rated mean less: rate some of this campaign (medsyn rate), or sample alike"
+    )
+    return [Problem(str(config.data.ratings_file), reason, key="data.ratings_file", severity="warning")]
+
+
 def _absent(config: Config, what: str, modalities: Sequence[str]) -> Problem:
     """What it means that a table has nothing of some of the configuration's modalities."""
     data, names = config.data, ", ".join(modalities)
@@ -407,8 +483,11 @@ def _absent(config: Config, what: str, modalities: Sequence[str]) -> Problem:
         return Problem(data.table, f"it has no rows of {names}: remove them from data.modalities")
     nothing_at_all = len(modalities) == len(data.modalities)
     if what == "rated images":
-        needed = nothing_at_all or config.training.stage == 2
+        by_itself = "filtered" in config.generation.modes and config.generation.quality_threshold == "auto"
+        needed = nothing_at_all or config.training.stage == 2 or by_itself
         reason = f"it has no ratings of {names}, so their Policy has nothing to learn from"
+        if by_itself:
+            reason += ", and the Selector no threshold for them (generation.quality_threshold takes a number)"
         return Problem(str(data.ratings_file), reason, key="data.ratings_file", severity=_severity(needed))
     reason = f"there is no prompt for {names}: no images of them will be generated"
     return Problem(CONFIGURATION, reason, key="data.prompts", severity=_severity(nothing_at_all))
@@ -428,7 +507,7 @@ def _severity(is_error: bool) -> str:
 
 
 def _check_images(
-    data: DataSection, tables: Mapping[Path, Sequence[ImageRow | RatingRow]], progress: Progress | None
+    data: DataSection, tables: Mapping[Path, Sequence[ImageRow | RatingRow | PairImage]], progress: Progress | None
 ) -> list[Problem]:
     """What is wrong with the images of tables, as far as they are known or few enough to read."""
     if not any(tables.values()):

@@ -5,23 +5,34 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from pathlib import Path
 
-from medsyn.config import Config
+from medsyn.config import Config, ModelPathsSection
+from medsyn.disk import absolute
 from medsyn.errors import CONFIGURATION, Problem
-from medsyn.models import lora_targets, model_folder, noise_schedule
+from medsyn.models import lora_targets, model_folder, noise_schedule, single_file
 from medsyn.models.visible_gpus import visible_gpus
 from medsyn.models.weights import locate
 from medsyn.stage import CampaignDirectory
 from medsyn.text import counted
 
 
-def check(config: Config) -> list[Problem]:
-    """Everything that is missing or in the way, of a resolved configuration."""
-    base = config.model_paths.stable_diffusion
-    unusable = model_folder.problems(base) or lora_targets.problems(base, config.finetune.lora)
-    unusable = unusable or noise_schedule.problems(config)
+def check(config: Config, given: ModelPathsSection) -> list[Problem]:
+    """Everything that is missing or in the way, of a resolved configuration, and of the model as it was given."""
+    unusable = _check_model(config, given) or noise_schedule.problems(config)
     too_few = [] if shutil.which("sbatch") else _check_gpus(config)
     return _check_directory(config) + unusable + _check_chunks(config) + _check_packages(config) + too_few
+
+
+def _check_model(config: Config, given: ModelPathsSection) -> list[Problem]:
+    """What keeps the model from being used, or adapters from being put on its UNet."""
+    base, lora = config.model_paths.stable_diffusion, config.finetune.lora
+    if not single_file.is_one(given.stable_diffusion):
+        return model_folder.problems(base) or lora_targets.problems(base, lora)
+    found = single_file.problems(absolute(given.stable_diffusion), config.model_paths.components)
+    if found or lora.rank is None:
+        return found
+    return lora_targets.misfits(single_file.unet_shapes(Path(str(config.model_paths.components))), lora)
 
 
 def has_gpu(config: Config, here: bool = False) -> bool:
@@ -96,17 +107,16 @@ def _check_packages(config: Config) -> list[Problem]:
             where = "make sure it is on the compute nodes, or in the container"
             reason = f"{package} is not installed here: {where if queued else f'install it, or set this to {off}'}"
             problems.append(Problem(CONFIGURATION, reason, key=key, severity="warning" if queued else "error"))
-    if on and not has_gpu(config):
+    with_gpu = [f"finetune.{key}" for key in on] + ["device.compile"] * config.device.compile
+    if with_gpu and not has_gpu(config):
         why = "no NVIDIA GPU is visible" if config.device.use_cuda else "device.use_cuda is false"
-        problems += [
-            Problem(CONFIGURATION, f"it needs a GPU, but {why}: set it to false", key=f"finetune.{key}") for key in on
-        ]
+        problems += [Problem(CONFIGURATION, f"it needs a GPU, but {why}: set it to false", key=key) for key in with_gpu]
     return problems
 
 
 def _check_chunks(config: Config) -> list[Problem]:
     """A warning if the base is a model that medsyn has fine-tuned on more or less of each text."""
-    base = locate(config.model_paths.stable_diffusion)
+    base = locate(config.model_paths.described_by)
     trained = None if base is None else model_folder.trained_chunks(base)
     if trained in (None, config.data.chunks):
         return []

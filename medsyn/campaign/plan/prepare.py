@@ -24,7 +24,9 @@ from medsyn.campaign.state.campaign_file import Campaign, CampaignRecord, FileRe
 from medsyn.campaign.tasks import READS, RESHARDED_BY, Key, reads_key, results_of, stage_fingerprints
 from medsyn.config import PHANTOMS, Config
 from medsyn.data.prompts.store import INDEX
+from medsyn.disk import absolute
 from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem
+from medsyn.models import single_file, weights
 from medsyn.stage import STAGES, CampaignDirectory
 
 STEPS = "finetune.max_train_steps"
@@ -152,8 +154,10 @@ def _write(
     directory = CampaignDirectory(resolved.campaign.path)
     _raise(_refused(checked, before))
     campaign_file.claim(directory)
+    is_new = _convert_model(config, resolved, progress)
     if config.data.table == PHANTOMS:
         _draw_phantoms(config, directory.root / "phantoms", progress)
+    if is_new or config.data.table == PHANTOMS:
         checked = _require(_check(config, before, earlier=checked, here=here), warn)
     source = inputs.prompt_source(config)
     files = _files(checked)
@@ -185,6 +189,23 @@ def _sweep_tables(directory: CampaignDirectory, checked: Checked) -> None:
                 disk.remove(folder)
 
 
+def _convert_model(given: Config, resolved: Config, progress: Progress | None) -> bool:
+    """Convert a model that is one file, if that has not been done, and remove what others were converted to."""
+    model = Path(resolved.model_paths.stable_diffusion)
+    if not single_file.is_one(given.model_paths.stable_diffusion):
+        return False
+    disk.sweep_temporaries(model.parent)
+    is_new = inputs.is_to_convert(given, resolved)
+    if is_new:
+        report = (lambda done, total: progress("converting the model", done, total)) if progress else None
+        file, components = absolute(given.model_paths.stable_diffusion), Path(str(resolved.model_paths.components))
+        single_file.convert(file, components, model, report)
+    for other in model.parent.iterdir():
+        if other != model:
+            disk.remove(other)
+    return is_new
+
+
 def _draw_phantoms(config: Config, directory: Path, progress: Progress | None) -> None:
     for left in directory.parent.glob(f".{directory.name}.tmp-*"):  # by a submit that was killed: we hold the lock
         shutil.rmtree(left, ignore_errors=True)
@@ -214,6 +235,7 @@ def _files(checked: Checked) -> dict[str, FileRecord]:
         "table": campaign_file.record_file(Path(data.table)),
         "ratings": campaign_file.record_file(Path(str(data.ratings_file))),
         "prompts": _record_text(Path(str(data.prompts)) / INDEX, checked.prompts.index.text()),
+        **({"pairs": campaign_file.record_file(Path(data.pairs_file))} if data.pairs_file else {}),
     }
 
 
@@ -268,7 +290,7 @@ def _stages(key: str, was: Any, now: Any, after: Config) -> list[str]:
     """
     if key == STEPS and after.finetune.can_be_lengthened and now > was:
         return [stage for stage in STAGES if "finetune" in results_of(stage, after)]
-    return [stage for stage in STAGES if reads_key(stage, key)]
+    return [stage for stage in STAGES if reads_key(stage, key, after)]
 
 
 def _how(key: str, was: Any, now: Any, after: Config) -> str:
@@ -286,8 +308,10 @@ _INPUT_KEYS = {
     "table": "data.table",
     "ratings": "data.ratings_file",
     "prompts": "data.prompts",
-    "weights": "model_paths.stable_diffusion",
+    "pairs": "data.pairs_file",
+    "weights": weights.KEY,
 }
+_MODEL = weights.KEY.rpartition(".")[2]
 
 
 def _changed_inputs(before: CampaignRecord, contents: Mapping[str, str]) -> list[_Change]:
@@ -295,7 +319,7 @@ def _changed_inputs(before: CampaignRecord, contents: Mapping[str, str]) -> list
     return [
         _Change(key, "has changed", [stage for stage in STAGES if name in READS[stage].inputs])
         for name, key in _INPUT_KEYS.items()
-        if old[name] != contents[name]
+        if old.get(name) != contents.get(name)
     ]
 
 
@@ -325,6 +349,9 @@ def _refused(checked: Checked, before: CampaignRecord | None) -> list[Problem]:
     problems = _refused_keys(checked.given, before)
     if before and not checked.errors and Path(checked.config.data.table).is_file():
         changes = _changed_inputs(before, _contents(checked.config, _files(checked)))
+        model = checked.config.model_paths.stable_diffusion
+        if inputs.is_to_convert(checked.given, checked.config) and before["config"]["model_paths"][_MODEL] == model:
+            changes = [change for change in changes if change.key != weights.KEY]  # its name says what is in it
         problems += _depended_on(changes, CampaignDirectory(checked.config.campaign.path))
     return problems
 

@@ -104,6 +104,8 @@ def recorded(record: Mapping[str, Any] | None, config: Config, index: ListIndex)
         return None
     changed = configuration.changes(record["config"], config)
     amounts = {modality: [list(run) for run in runs] for modality, runs in index.amounts().items()}
-    if record["prompts"] != amounts or any(key in RESHARDED_BY or reads_key("generate", key) for key in changed):
+    if record["prompts"] != amounts or any(
+        key in RESHARDED_BY or reads_key("generate", key, config) for key in changed
+    ):
         return None
     return dict(record["blocks_per_shard"])

@@ -6,14 +6,15 @@ Costs are hours, memory and disk, all of them estimates.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from medsyn.campaign.estimate import memory
+from medsyn.campaign.estimate import memory, workload
 from medsyn.campaign.estimate.cost import CostModel, Estimate
-from medsyn.campaign.plan import capacity, shards
+from medsyn.campaign.plan import capacity, inputs, shards
 from medsyn.campaign.plan.blocks import USUAL
 from medsyn.campaign.plan.inputs import Checked
 from medsyn.campaign.tasks import Key, Plan, PlannedTask
@@ -30,7 +31,7 @@ def show(console: Console, checked: Checked, done: Collection[Key] = ()) -> None
     console.print(f"campaign {checked.config.campaign.name}, {checked.config.campaign.path}", soft_wrap=True)
     console.print(_modalities(checked))
     console.print(_stages(checked))
-    for line in (*sharding(checked), *sharing(checked)):
+    for line in (*converting(checked), *sharding(checked), *together(checked), *validating(checked), *sharing(checked)):
         console.print(line, soft_wrap=True, highlight=False)
     console.print(cost_table(checked))
     for line in (*cost_totals(checked), *_so_far(checked, done)):
@@ -137,6 +138,44 @@ def _large_blocks(checked: Checked) -> str | None:
     if checked.given.generation.batches_per_block != "auto" or section.batches_per_block == USUAL:
         return None
     return f"{section.block_size} images in a block (generation.batches_per_block={section.batches_per_block})"
+
+
+def converting(checked: Checked) -> Iterator[str]:
+    """That a model in one file will be converted, and to what."""
+    if inputs.is_to_convert(checked.given, checked.config):
+        file = Path(checked.given.model_paths.stable_diffusion)
+        made = checked.config.model_paths.stable_diffusion
+        yield f"model: {file} is converted once, to {made} ({gib(file.stat().st_size)} GiB)"
+
+
+def together(checked: Checked) -> Iterator[str]:
+    """What one model for all modalities means for each of them."""
+    section = checked.config.finetune
+    if not section.together:
+        return
+    line = "finetune: one model for all modalities (finetune.together)"
+    images = {modality: checked.counts["images"][modality] for modality in checked.config.data.modalities}
+    if (total := sum(images.values())) and section.rare_captions is None:
+        shares = ", ".join(f"{100 * count / total:.0f} % {modality}" for modality, count in images.items())
+        line += f"; the samples of its {counted(section.max_train_steps, 'step')} are {shares}"
+    yield line
+
+
+def validating(checked: Checked) -> Iterator[str]:
+    """How much of the longest fine-tuning goes into watching it."""
+    config, costs = checked.config, checked.estimate.of("finetune")
+    if config.finetune.validate_every is None or not costs:
+        return
+    model = CostModel(config, checked.counts, checked.estimate.on_gpu)
+    works = [workload.volume(config, planned.task, checked.counts) for planned in checked.plan.by_stage["finetune"]]
+    cost, work = max(zip(costs, works, strict=True), key=lambda one: one[0].seconds)
+    images = memory.validated(config.finetune, work)
+    drawn = min(config.finetune.validation_images or 0, images)
+    what = f"the loss of {counted(images, 'held-out image')}" + (f" and {counted(drawn, 'sample')}" if drawn else "")
+    yield (
+        f"finetune: {what} every {counted(config.finetune.validate_every, 'step')} "
+        f"(finetune.validate_every), {span(model.finetuning(work).validating)} of {span(cost.seconds)}"
+    )
 
 
 def sharing(checked: Checked) -> Iterator[str]:

@@ -18,13 +18,13 @@ from medsyn import __version__
 from medsyn.data.images.read import SYNTHETIC_KEY
 from medsyn.generation.block_store import Item, item_fingerprint
 from medsyn.generation.filter import Candidate, Trial
-from medsyn.modality_names import base_modality
+from medsyn.modality_names import COLOUR_MODALITIES, base_modality
 from medsyn.records import IMAGE_FILE, ImageRecord, fields
 
 NOTICE = "Generated image. It shows no patient. Not for diagnosis."
 # a file cannot contain its own name, size and hash
 NOT_IN_THE_FILE = {one.name for one in fields(ImageRecord) if one.about.group == "file" or not one.about.is_text}
-COLOUR_MODALITIES = {"Fundus"}  # everything else is written as grey
+_SPREADS = ("selector_spread", "policy_spread", "unfamiliar")
 
 
 def quantise(pixels: np.ndarray, modality: str) -> np.ndarray:
@@ -89,6 +89,7 @@ def describe(item: Item, trial: Trial, facts: Mapping[str, Any], settings: Mappi
         "seed": None if winner is None else winner.seed,
         "selector": None if winner is None else winner.selector,
         "policy": None if winner is None else winner.policy,
+        **{key: None if winner is None else getattr(winner, key) for key in _SPREADS},
         "precision": None if winner is None else winner.precision,
         **{key: value if (own := getattr(item, key)) is None else own for key, value in settings.items()},
         "item_fingerprint": item_fingerprint(item),
@@ -126,7 +127,8 @@ def publish_rejected(
         candidate: one of the trial's.
         picture: uint8 [H, W, 1 or 3] of the candidate.
     """
-    its_own = {key: getattr(candidate, key) for key in ("attempt", "seed", "selector", "policy", "precision")}
+    keys = ("attempt", "seed", "selector", "policy", *_SPREADS, "precision")
+    its_own = {key: getattr(candidate, key) for key in keys}
     record = describe(item, trial, facts, settings) | its_own
     record |= {"accepted": False, "reason": trial.why_not(candidate)}
     return _encoded(record, rejected_name(item, candidate.attempt), picture)

@@ -77,20 +77,20 @@ class LatentDataset:
         return [tensor[place] for tensor, place in zip(tensors, places, strict=True)]
 
 
-def training_rows(config: Config, modality: str) -> tuple[list[ImageRow], list[ImageRow]]:
-    """The training rows of one modality, and those that are held out for evaluation.
+def training_rows(config: Config, modality: str | None) -> tuple[list[ImageRow], list[ImageRow]]:
+    """The training rows of one modality, or of all of the campaign's, and those that are held out for evaluation.
 
     Raises:
         InputProblems: the table has bad rows (`data.strict`) or none.
-        InputError: the table has no image of the modality.
+        InputError: the table has no image of the modality, or of one of them.
     """
-    data = config.data
+    data, wanted = config.data, config.data.modalities if modality is None else [modality]
     everything = dataset_of(data).require(data.strict)
     is_held_out = hold_out(everything, data.held_out_fraction, config.campaign.seed)
-    rows = [row for row in everything if row.modality == modality]
+    rows = [row for row in everything if row.modality in wanted]
     kept = [row for row in rows if not is_held_out(row)]
-    if not rows:
-        raise InputError(data.table, f"has no images of {modality}", key="data.modalities")
+    if absent := [name for name in wanted if all(row.modality != name for row in rows)]:
+        raise InputError(data.table, f"has no images of {', '.join(absent)}", key="data.modalities")
     return kept, [row for row in rows if is_held_out(row)]
 
 

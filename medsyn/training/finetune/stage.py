@@ -1,4 +1,4 @@
-"""The stage `finetune`: fine-tune the UNet of one modality on its real images.
+"""The stage `finetune`: fine-tune the UNet of one modality, or one for all of them, on their real images.
 
 Only the step, the weights and the optimizer's state are saved; everything else is a function of the step. So an
 interrupted run ends with the same bits as an uninterrupted one (on a CPU; a GPU's sums are not that exact).
@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import logging
 import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,8 @@ logger = logging.getLogger(__name__)
 def run(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
     """Fine-tune the UNet of `task.modality`, on one GPU or several (`finetune.gpus`); writes model/ and its records.
 
+    A task without a modality is for all of them (`finetune.together`).
+
     Raises:
         InputProblems: rows or images that cannot be used, with `data.strict`.
         InputError: no images to train on, an option or GPUs that this machine lacks, or a model or checkpoint that was
@@ -77,11 +81,10 @@ def train_as(config: Config, task: Task, directory: CampaignDirectory, control: 
 
 def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Control, team: Team) -> None:
     """Fine-tune as the first or the only rank: the one that writes model/, metrics.jsonl and summary.json."""
-    assert task.modality is not None
-    cache, model = directory.root / "cache" / task.name, directory.finetuned_unet(task.modality)
+    cache, model = directory.root / "cache" / task.name, directory.finetuned_unet(task.name)
     disk.sweep_temporaries(cache)
     rows, held_out = training_rows(config, task.modality)
-    section, validated = config.finetune, _validated_rows(config, task.modality, held_out)
+    section, validated = config.finetune, _validated_rows(config, task, held_out)
     hashes = hash_files((row.path for row in (*rows, *validated)), cache / "files.json")
     provenance = _provenance(config, rows, validated, hashes)
     training = TrainingRun(
@@ -197,8 +200,10 @@ def _follow(control: Control, team: Ranks) -> None:
     train(config, state, start, _scheduler(config), dataset, training, team)
 
 
-def _validated_rows(config: Config, modality: str, held_out: list[ImageRow]) -> list[ImageRow]:
+def _validated_rows(config: Config, task: Task, held_out: list[ImageRow]) -> list[ImageRow]:
     """The held-out rows that the loss is measured on: all, or `MOST_IMAGES` of them by chance, always the same.
+
+    Of several modalities as many of each as possible, in turns.
 
     Raises:
         InputError: it is to be measured, and there are fewer than two.
@@ -206,11 +211,23 @@ def _validated_rows(config: Config, modality: str, held_out: list[ImageRow]) -> 
     if config.finetune.validate_every is None:
         return []
     if len(held_out) < 2:
-        reason = f"validation needs at least 2 held-out images of each modality, and there are {len(held_out)} of "
-        reason += f"{modality}: raise it, or set finetune.validate_every: null"
+        found = f"{len(held_out)} of {task.modality or 'all modalities'}"
+        reason = f"validation needs at least 2 held-out images for each model, and there are {found}: raise it, or set "
+        reason += "finetune.validate_every: null"
         raise InputError(CONFIGURATION, reason, key="data.held_out_fraction")
-    order = np.random.default_rng(seed(config.campaign.seed, "validation")).permutation(len(held_out))
-    return [held_out[place] for place in sorted(order[:MOST_IMAGES])]
+    order = np.random.default_rng(seed(config.campaign.seed, "validation")).permutation(len(held_out)).tolist()
+    chosen = _in_turns(order, held_out)[:MOST_IMAGES]
+    return [held_out[place] for place in _in_turns(sorted(chosen), held_out)]
+
+
+def _in_turns(places: Iterable[int], rows: Sequence[ImageRow]) -> list[int]:
+    """Places of rows, one of each modality after the other and otherwise in their order."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for place in places:
+        turns.append((seen[rows[place].modality], place))
+        seen[rows[place].modality] += 1
+    return [place for _, place in sorted(turns, key=lambda one: one[0])]
 
 
 def _plain(config: Config) -> Config:
@@ -242,6 +259,7 @@ def _provenance(
 ) -> dict[str, Any]:
     """What the weights depend on, under the configuration's key names; a resumed run must agree with all of it."""
     section = {name: value for name, value in config.finetune.model_dump().items() if name not in FREE_OF_FINETUNE}
+    del section["together"]  # the rows say it
     if config.finetune.can_be_lengthened:
         del section["max_train_steps"]
 

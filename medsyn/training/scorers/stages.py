@@ -1,47 +1,52 @@
-"""RLHF: the Selector and the Policy learn from expert ratings.
+"""RLHF: the Selector and the Policy learn from experts.
 
-Stage 1 trains both on all ratings. Stage 2 continues with the Policy, once per modality, on the rated images that pass
-the Selector, which resemble those it will score during generation; if it does not improve on the held-out ratings,
-stage 1's weights are kept.
+Stage 1 trains both on everything. Stage 2 goes on, once per modality: with the Policy on the rated images that pass the
+Selector, which resemble those it will score during generation; with the Selector on the modality's own generator, which
+samples the same prompts well and, on purpose, badly. What is not better afterwards, on groups of images that a member
+has not seen, is left as stage 1 made it.
 """
 
 from __future__ import annotations
 
-import functools
-import math
 import shutil
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from medsyn import disk
-from medsyn.config import Config, TrainingSection, flatten
-from medsyn.data.images.latent_cache import TensorCache, hash_files
-from medsyn.data.tables.read import RatingRow
+from medsyn.config import SAMPLING, Config, flatten
 from medsyn.errors import InputError
-from medsyn.models.device import choose_device
 from medsyn.models.policy import Policy
 from medsyn.models.scorers import WEIGHTS, load_policy, load_selector, save_scorer
+from medsyn.models.scores import Card
 from medsyn.models.selector import Selector
-from medsyn.models.weights import weights_fingerprint
+from medsyn.models.weights import UNET_WEIGHTS, unet_sha256
 from medsyn.seeds import seed
-from medsyn.stage import CampaignDirectory, Control, Task
+from medsyn.stage import CampaignDirectory, Control, Task, slug
 from medsyn.training.run import TrainingRun
-from medsyn.training.scorers.loop import CHECKPOINTS_KEPT, finite, fit, standing
-from medsyn.training.scorers.loss import TOGETHER, Learner
-from medsyn.training.scorers.rated import RatedSet, load_rated, rated_rows
-from medsyn.training.scorers.report import NOTE, describe_scorer, suggest_thresholds
+from medsyn.training.schedule import RandomKey
+from medsyn.training.scorers.degraded import degraded_comparisons
+from medsyn.training.scorers.lessons import Lessons, lessons_of
+from medsyn.training.scorers.loop import CHECKPOINTS_KEPT, State, fit
+from medsyn.training.scorers.measured import TOGETHER
+from medsyn.training.scorers.policy_learner import PolicyLearner
+from medsyn.training.scorers.publish import finish, gain, lines_before
+from medsyn.training.scorers.rated import RatedPairs, RatedSet
+from medsyn.training.scorers.report import ALONE, NOTE, auroc_after, figures_of_epoch
+from medsyn.training.scorers.sampled import sampled_comparisons
+from medsyn.training.scorers.selector_learner import SelectorLearner
+from medsyn.training.scorers.sources import Sources
 
-if TYPE_CHECKING:
-    from medsyn.models.stable_diffusion import SyntheticSystem
-
+Scorer = Selector | Policy
 FEWEST_ROWS = 8  # of a modality, for stage 2 to learn anything
 
 
 def run_stage1(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
-    """Train the Selector and the Policy on all ratings; writes selector/, policy/, metrics.jsonl and summary.json.
+    """Train the Selector and the Policy on everything; writes selector/, policy/, metrics.jsonl and summary.json.
 
     Raises:
         InputProblems: rows or images that cannot be used, with `data.strict`.
@@ -50,30 +55,33 @@ def run_stage1(config: Config, task: Task, directory: CampaignDirectory, control
         Saved: a stop was requested; everything made so far is on disk.
     """
     section = config.training.stage1
-    rows = rated_rows(config)
-    ratings = _Ratings(config, task, directory, rows)
-    provenance = {**ratings.provenance, **dict(flatten(section.model_dump(), "training.stage1."))}
+    sources = Sources(config, task, directory)
+    provenance = {**sources.provenance, **dict(flatten(section.model_dump(), "training.stage1."))}
     folder = config.training.checkpoints.save_dir
     run = TrainingRun(config, task, directory, control, provenance, CHECKPOINTS_KEPT, folder)
     if not run.has_published(directory.policy()):
-        rated = ratings.load(rows, control)
-        train, held_out = np.flatnonzero(~rated.held_out), np.flatnonzero(rated.held_out)
-        if len(np.unique(rated.good[train])) < 2:
-            reason = f"{len(train)} of {len(rows)} ratings are left to train on, and they are all good or all poor"
-            raise InputError(str(config.data.ratings_file), reason, key="data.held_out_fraction")
-        scorers = _new_scorers(config, rated.pooled.shape[1], ratings.device)
-        learners = {
-            name: Learner(scorer, rated, run.key, config.raters.mismatch_negatives) for name, scorer in scorers.items()
-        }
+        loading = sources.loading(control)
+        rated, pairs = sources.load(loading)
+        scorers = _new_scorers(config, sources.folds.count, rated.pooled.shape[1], sources.device)
+        learners: dict[str, SelectorLearner | PolicyLearner] = {}
+        if isinstance(selector := scorers.get("selector"), Selector):
+            damaged = sources.degraded(loading, degraded_comparisons)
+            lessons = lessons_of(rated, pairs, sources.folds, damaged, [])
+            _require_both_kinds(config, lessons)
+            learners["selector"] = SelectorLearner(selector, lessons, run.key)
+        learners["policy"] = _policy_learner(
+            scorers["policy"], config, sources, rated, pairs, run.key, learners.get("selector")
+        )
         for learner in learners.values():
-            learner.learn_statistics(train)
-        state = fit(learners, train, held_out, config.training, section.learning_rate, run, {})
-
-        summary = {**rated.counts, "held_out": _held_out_counts(rated, held_out)}
+            learner.learn_statistics()
+        figures = partial(figures_of_epoch, learners)
+        rows = np.arange(len(rated.line))
+        state = fit(learners, rows, config.training, section.learning_rate, run, figures)
+        summary = {**rated.counts, "held_out": _held_out(sources, rated)}
         for name, learner in learners.items():
-            summary[name] = describe_scorer(state.best[name], state.last[name], learner.judge_held_out(held_out), rated)
-        if "selector" in learners:
-            summary["thresholds"] = suggest_thresholds(learners["selector"].judge_held_out(held_out), rated)
+            summary[name] = _finish(name, scorers[name], learner, state)
+        if "selector" in scorers:
+            summary["thresholds"] = _thresholds(scorers["selector"].card)
         disk.write_json(run.directory / "summary.json", summary)
         if "selector" in scorers:
             save_scorer(scorers["selector"], directory.selector(), provenance)
@@ -82,11 +90,11 @@ def run_stage1(config: Config, task: Task, directory: CampaignDirectory, control
 
 
 def run_stage2(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
-    """Continue training the Policy of `task.modality`; writes policy/, metrics.jsonl and summary.json.
+    """Go on with the scorers of `task.modality`; writes selector/, policy/, metrics.jsonl and summary.json.
 
-    It trains on the images that pass the Selector (`training.stage2.selector_threshold`) and on rejected ones that the
-    experts also rated poor: without them a Policy forgets what poor looks like. Images that only the Selector rejects
-    are left out, since generation never shows such images to a Policy.
+    The Policy trains on the images that pass the Selector (`training.stage2.selector_threshold`) and on rejected ones
+    that the experts also rated poor: without them a Policy forgets what poor looks like. Images that only the Selector
+    rejects are left out, since generation never shows such images to a Policy.
 
     Raises:
         InputProblems: rows or images that cannot be used, with `data.strict`.
@@ -98,126 +106,194 @@ def run_stage2(config: Config, task: Task, directory: CampaignDirectory, control
     section, first = config.training.stage2, directory.policy()
     if not first.is_dir():
         raise InputError(first, "is missing; the task 'rlhf-stage1 all' makes it")
-    everything = rated_rows(config)
-    rows = [row for row in everything if row.modality == task.modality]
-    ratings = _Ratings(config, task, directory, rows)
+    sources = Sources(config, task, directory)
+    has_selector = directory.selector().is_dir()
+    made = [directory.selector(), first] if has_selector else [first]
     provenance = {
-        **ratings.provenance,
+        **sources.provenance,
         **dict(flatten(section.model_dump(), "training.stage2.")),
-        "prompts": disk.fingerprint([row.prompt for row in everything]),
-        "rlhf-stage1": [disk.sha256_file(at / WEIGHTS) for at in (directory.selector(), first) if at.is_dir()],
+        "rlhf-stage1": [disk.sha256_file(at / WEIGHTS) for at in made],
     }
+    generator = None
+    if sources.judges_samples:
+        generator = directory.finetuned_unet(config.finetune.task_for(task.modality))
+        if not (generator / "unet" / UNET_WEIGHTS).is_file():
+            name = slug(config.finetune.task_for(task.modality))
+            raise InputError(generator, f"is missing; the task 'finetune {name}' makes it")
+        sampling = config.generation.model_dump(include=set(SAMPLING))
+        provenance |= {"finetune": unet_sha256(generator), **dict(flatten(sampling, "generation."))}
     folder = config.training.checkpoints.save_dir
     run = TrainingRun(config, task, directory, control, provenance, CHECKPOINTS_KEPT, folder)
     if not run.has_published(directory.policy(task.modality)):
-        policy = load_policy(first, ratings.device)
-        summary: dict[str, Any] = {"ratings": len(rows), "kept": "stage 1", "reason": "too few ratings"}
-        if len(rows) >= FEWEST_ROWS:
-            rated = ratings.load(rows, control, everything)
-            selector = load_selector(directory.selector(), ratings.device) if directory.selector().is_dir() else None
-            passed = _passed(selector, section.selector_threshold, rated)
-            learner = Learner(policy, rated, run.key, config.raters.mismatch_negatives)
-            summary = {**rated.counts, **_continue(learner, passed, config.training, run)}
+        scorers: dict[str, Scorer] = {"policy": load_policy(first, sources.device)}
+        if has_selector:
+            scorers["selector"] = load_selector(directory.selector(), sources.device)
+        summary = _continue(scorers, config, sources, generator, control, run)
         disk.write_json(run.directory / "summary.json", summary)
-        save_scorer(policy, directory.policy(task.modality), provenance)
+        if has_selector:
+            save_scorer(scorers["selector"], directory.selector(task.modality), provenance)
+        save_scorer(scorers["policy"], directory.policy(task.modality), provenance)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
-def _continue(learner: Learner, passed: np.ndarray, section: TrainingSection, run: TrainingRun) -> dict[str, Any]:
-    """Run stage 2's training: leave the learner's Policy with the better weights and return the summary."""
-    rated = learner.rated
-    train = np.flatnonzero(~rated.held_out & (passed | ~rated.good))
-    held_out = np.flatnonzero(rated.held_out)
-    before = standing(0, learner.judge_held_out(held_out))
-    summary: dict[str, Any] = {
+def _continue(
+    scorers: dict[str, Scorer],
+    config: Config,
+    sources: Sources,
+    generator: Path | None,
+    control: Control,
+    run: TrainingRun,
+) -> dict[str, Any]:
+    """Run stage 2's training: leave in `scorers` the better ones and return the summary."""
+    summary: dict[str, Any] = {"ratings": len(sources.ratings), "kept": "stage 1", "reason": "too few ratings"}
+    if len(sources.ratings) < FEWEST_ROWS:
+        return summary
+    loading = sources.loading(control)
+    rated, pairs = sources.load(loading)
+    selector, policy = scorers.get("selector"), scorers["policy"]
+    passed = np.ones(len(rated.line), dtype=bool)
+    learners: dict[str, SelectorLearner | PolicyLearner] = {}
+    if isinstance(selector, Selector):
+        damaged = sources.degraded(loading, degraded_comparisons)
+        sampled = sources.sampled(loading, generator, sampled_comparisons)
+        lessons = lessons_of(rated, pairs, sources.folds, damaged, sampled)
+        passed = _passed(selector, config.training.stage2.selector_threshold, rated, sources)
+    taught = passed | ~rated.good
+    summary = {
+        **rated.counts,
         "pass_rate": float(passed.mean()),
-        "trained_on": {"passed": int(passed[train].sum()), "rejected_poor": int((~passed[train]).sum())},
-        "left_out": int((~rated.held_out & ~passed & rated.good).sum()),
-        "held_out": _held_out_counts(rated, held_out),
-        "auroc_before": finite(before.auroc),
-        "loss_before": finite(before.loss),
+        "trained_on": {"passed": int(passed.sum()), "rejected_poor": int((~passed & ~rated.good).sum())},
+        "left_out": int((~passed & rated.good).sum()),
+        "held_out": _held_out(sources, rated),
         "kept": "stage 1",
     }
-    if len(train) < FEWEST_ROWS:
+    if isinstance(selector, Selector) and lessons.sampled.any():
+        learners["selector"] = SelectorLearner(selector, lessons, run.key)
+    if taught.sum() < FEWEST_ROWS:
         return {**summary, "reason": "too few ratings passed the Selector"}
-    if math.isnan(before.auroc):
-        return {**summary, "reason": "too few ratings are held out to show an improvement"}
-    extra = {"pass_rate": summary["pass_rate"]}
-    peak = section.stage2.learning_rate
-    state = fit({"policy": learner}, train, held_out, section, peak, run, {"policy": before}, extra)
-    best, last = state.best["policy"], state.last["policy"]
-    if best.epoch:
-        summary |= {"kept": "stage 2", "reason": "better on the held-out ratings"}
+    if sources.folds.count == 1:
+        return {**summary, "reason": ALONE}
+    learners["policy"] = _policy_learner(
+        policy, config, sources, rated, pairs, run.key, learners.get("selector"), taught
+    )
+    before = {name: deepcopy(scorers[name]) for name in learners}
+    figures = partial(figures_of_epoch, learners)
+    passing = {"pass_rate": summary["pass_rate"]}
+    state = fit(
+        learners,
+        np.arange(len(rated.line)),
+        config.training,
+        config.training.stage2.learning_rate,
+        run,
+        lambda records, epoch: {**figures(records, epoch), **passing},
+        before=True,
+    )
+    for name, learner in learners.items():
+        found = _decide(name, scorers, before[name], learner, state)
+        summary |= found if name == "policy" else {"selector": {**found.pop(name, {}), **found}}
+    return summary
+
+
+def _decide(
+    name: str, scorers: dict[str, Scorer], before: Scorer, learner: SelectorLearner | PolicyLearner, state: State
+) -> dict[str, Any]:
+    """Keep a scorer as it is now if it is better, else as it came; say which, and why."""
+    record, lines = state.records[name], lines_before(before)
+    its = gain(learner.exam, record, before.card.modalities, lines)
+    found: dict[str, Any] = {"auroc_before": auroc_after(learner, record, 0), "gain": its.ratings.model_dump()}
+    is_better = _above_0(its.ratings.low)
+    if name == "selector":
+        found["gain_on_sampled"] = its.sampled.model_dump()
+        is_better = _above_0(its.sampled.low) and not (its.ratings.high is not None and its.ratings.high < 0)
+    if is_better and record.best > 0:
+        found |= {"kept": "stage 2", "reason": "better on images that its members had not seen"}
+        return found | {name: _finish(name, scorers[name], learner, state, lines)}
+    scorers[name] = before
+    return found | {"kept": "stage 1", "reason": "not better on images that its members had not seen"}
+
+
+def _above_0(low: float | None) -> bool:
+    return low is not None and low > 0
+
+
+def _finish(
+    name: str,
+    scorer: Scorer,
+    learner: SelectorLearner | PolicyLearner,
+    state: State,
+    before: Any = None,
+) -> dict[str, Any]:
+    """Calibrate a scorer and write its card; returns its part of the summary."""
+    if isinstance(learner, SelectorLearner):
+        lessons = learner.lessons
+        its = np.flatnonzero(lessons.familiar)
+        modality, group = lessons.modality[its], lessons.group[its]
     else:
-        summary["reason"] = "no epoch was better on the held-out ratings"
-    return {**summary, "policy": describe_scorer(best, last, learner.judge_held_out(held_out), rated)}
+        its = np.arange(len(learner.rated.pixels))
+        modality, group = learner.rated.image_modality, learner.rated.image_group
+    metrics = learner.images.metrics[0, its].cpu().numpy()
+    return finish(
+        scorer, learner, state.records[name], (metrics, modality, group), before, with_thresholds=name == "selector"
+    )
 
 
-def _passed(selector: Selector | None, threshold: float, rated: RatedSet) -> np.ndarray:
-    """bool [N]: the row's image passes the Selector; all pass if no Selector was trained."""
-    if selector is None:
-        return np.ones(len(rated.rating), dtype=bool)
-    device = next(selector.parameters()).device
-    scores = torch.cat([selector.score(batch.to(device).float() / 255) for batch in rated.pixels.split(TOGETHER)])
-    return (scores.cpu().numpy() >= threshold)[rated.image]
+def _policy_learner(
+    policy: Scorer,
+    config: Config,
+    sources: Sources,
+    rated: RatedSet,
+    pairs: RatedPairs,
+    key: RandomKey,
+    beside: SelectorLearner | PolicyLearner | None,
+    taught: np.ndarray | None = None,
+) -> PolicyLearner:
+    assert isinstance(policy, Policy)
+    taught = np.ones(len(rated.line), dtype=bool) if taught is None else taught
+    same = beside is not None and config.selector.image_size == config.policy_model.image_size
+    measured = beside.images if beside is not None and same else None
+    return PolicyLearner(policy, rated, pairs, sources.folds, taught, key, config.raters.mismatch_negatives, measured)
 
 
-class _Ratings:
-    """The rated images of one task: hashed immediately, since everything depends on them; read on demand."""
-
-    def __init__(self, config: Config, task: Task, directory: CampaignDirectory, rows: Sequence[RatingRow]) -> None:
-        self._config = config
-        self._cache = directory.root / "cache" / "ratings"  # shared: stage 2 reuses what stage 1 has made
-        disk.sweep_temporaries(self._cache)
-        self._hashes = hash_files((row.path for row in rows), self._cache / f"files-{task.stage}-{task.name}.json")
-        self.device = choose_device(config.device).device
-        training = config.training
-        self.provenance: dict[str, Any] = {
-            "campaign.seed": config.campaign.seed,
-            "data.held_out_fraction": config.data.held_out_fraction,
-            "data.ratings_file": disk.fingerprint(
-                [
-                    [row.file, row.rating, row.modality, row.expert_level, row.prompt, self._hashes[row.path]]
-                    + ([row.group] if row.group else [])  # a group changes who is held out
-                    for row in rows
-                ]
-            ),
-            "data.resolution": config.data.resolution,
-            **({"data.text_chunks": config.data.chunks} if config.data.chunks > 1 else {}),
-            "model_paths.stable_diffusion": weights_fingerprint(config.model_paths.stable_diffusion),
-            "training.batch_size": training.batch_size,
-            "training.max_epochs": training.max_epochs,
-            **dict(flatten(config.raters.model_dump(), "raters.")),
-            **dict(flatten(config.selector.model_dump(), "selector.")),
-            **dict(flatten(config.policy_model.model_dump(), "policy_model.")),
-        }
-
-    def load(
-        self, rows: Sequence[RatingRow], control: Control, prompts_of: Sequence[RatingRow] | None = None
-    ) -> RatedSet:
-        """Load `rows` as tensors; wrong prompts come from `prompts_of`, by default from `rows`."""
-        source, chunks = self._config.model_paths.stable_diffusion, self._config.data.chunks
-
-        @functools.cache
-        def load_system() -> SyntheticSystem:
-            from medsyn.models.stable_diffusion import load_synthetic  # 7 s to import, for nothing once all is cached
-
-            return load_synthetic(source, self.device, with_unet=False, text_chunks=chunks)
-
-        cache = TensorCache(self._cache)
-        return load_rated(self._config, rows, self._hashes, prompts_of or rows, load_system, cache, control)
+@torch.no_grad()
+def _passed(selector: Selector, threshold: float, rated: RatedSet, sources: Sources) -> np.ndarray:
+    """bool [N]: the row's image passes the Selector, in the eyes of the member that was not trained on it."""
+    folds, scores = sources.folds.of(rated.image_group.tolist()), np.zeros(len(rated.pixels))
+    for fold in np.unique(folds):
+        for modality in np.unique(rated.image_modality[folds == fold]):
+            places = np.flatnonzero((folds == fold) & (rated.image_modality == modality))
+            for chunk in np.split(places, range(TOGETHER, len(places), TOGETHER)):
+                logits = selector(rated.pixels[torch.from_numpy(chunk)].to(sources.device).float() / 255)[max(fold, 0)]
+                scores[chunk] = selector.calibration(logits, selector.row_of(str(modality))).cpu().numpy()
+    return (scores >= threshold)[rated.image]
 
 
-def _new_scorers(config: Config, text_dim: int, device: torch.device) -> dict[str, Selector | Policy]:
+def _require_both_kinds(config: Config, lessons: Lessons) -> None:
+    """Raise InputError if all that a Selector would learn from is good, or all is poor."""
+    targets = np.concatenate([lessons.ratings.target, lessons.pulls.target])
+    if len(np.unique(targets)) < 2:
+        reason = f"{len(lessons.ratings.target)} ratings are left to train on, and they are all good or all poor"
+        raise InputError(str(config.data.ratings_file), reason, key="rating")
+
+
+def _new_scorers(config: Config, members: int, text_dim: int, device: torch.device) -> dict[str, Scorer]:
     """Untrained scorers; the same ones for the same campaign seed."""
-    scorers: dict[str, Selector | Policy] = {}
+    card = Card(modalities=config.data.modalities)
+    scorers: dict[str, Scorer] = {}
+    selector, policy = (
+        section.model_copy(update={"members": members}) for section in (config.selector, config.policy_model)
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed(config.campaign.seed, "scorers"))
         if config.training.stage1.train_selector:
-            scorers["selector"] = Selector(config.selector)
-        scorers["policy"] = Policy(config.policy_model, text_dim)
+            scorers["selector"] = Selector(selector, card)
+        scorers["policy"] = Policy(policy, text_dim, card)
     return {name: scorer.to(device) for name, scorer in scorers.items()}
 
 
-def _held_out_counts(rated: RatedSet, rows: np.ndarray) -> dict[str, Any]:
-    return {"ratings": len(rows), "images": len(np.unique(rated.image[rows])), "note": NOTE}
+def _thresholds(card: Card) -> dict[str, Any]:
+    return {name: one.model_dump() for name, one in card.thresholds.items()}
+
+
+def _held_out(sources: Sources, rated: RatedSet) -> dict[str, Any]:
+    groups = np.unique(rated.image_group[rated.image])
+    return {"folds": sources.folds.count, "groups": len(groups), "note": NOTE if sources.folds.count > 1 else ALONE}

@@ -15,8 +15,8 @@ from medsyn.campaign.estimate import architecture, memory
 from medsyn.campaign.estimate.architecture import Architecture
 from medsyn.config import ScorerSection, validate
 from medsyn.models import weights
-from medsyn.models.policy import Policy
-from medsyn.models.selector import Selector
+from medsyn.models.policy import PolicyMember
+from medsyn.models.selector import SelectorMember
 
 # of Stable Diffusion v1.5, what its config.json files say about shapes
 SD15_UNET = {
@@ -174,7 +174,7 @@ def test_what_a_backward_pass_keeps_of_the_embedded_model(unet: Any) -> None:
 def test_the_scorers_are_little_more_than_their_transformer() -> None:
     section = ScorerSection()
     count = architecture.scorer(section)
-    selector, policy = Selector(section), Policy(section, text_dim=768)
+    selector, policy = SelectorMember(section), PolicyMember(section, text_dim=768)
     assert count.parameters == parameters(selector.image.transformer)
     assert parameters(selector) < 1.05 * count.parameters
     assert parameters(policy) < 1.15 * count.parameters

@@ -11,6 +11,7 @@ from medsyn import config as configuration
 from medsyn import disk
 from medsyn.campaign.estimate import architecture, cost, memory
 from medsyn.campaign.estimate.cost import Estimate, TaskCost
+from medsyn.campaign.estimate.workload import Volume
 from medsyn.campaign.plan import capacity, inputs, show
 from medsyn.campaign.tasks import build
 from medsyn.config import Config
@@ -76,16 +77,37 @@ class TestHours:
     ) -> None:
         def outside(**changes: Any) -> float:
             settings = config(name, cluster__tflops=tflops, **changes)
-            return cost.CostModel(settings, COUNTS, on_gpu=True).finetuning(800).outside
+            return cost.CostModel(settings, COUNTS, on_gpu=True).finetuning(Volume(images=800)).outside
 
         assert 0 < outside() < 0.01
         assert outside(finetune__ema_every=1) >= every_step
         assert outside(finetune__checkpointing_steps=1) > 0.6, "training waits for the disk"
 
+    @pytest.mark.parametrize("held_out", [200, 20])
+    def test_a_validation_takes_what_its_passes_take(self, held_out: int) -> None:
+        """64 images at most, 4 rows each; 4 samples of 20 guided steps."""
+        work = Volume(images=800, held_out=held_out)
+        changes = {"finetune__validate_every": 200, "finetune__train_batch_size": 4}
+
+        def seconds(**more: Any) -> float:
+            settings = config("sd15", cluster__tflops=5, **changes, **more)
+            return cost.CostModel(settings, COUNTS, on_gpu=True).finetuning(work).validating
+
+        settings = config("sd15", cluster__tflops=5, **changes)
+        shape = cost.CostModel(settings, COUNTS, on_gpu=True).networks
+        averages = 3 * 4 * shape.unet.parameters / cost.COPY_BYTES_PER_SECOND
+        row, eleven = shape.unet.flops / 5e12, 2000 // 200 + 1
+        assert seconds() == pytest.approx(eleven * (min(held_out, 64) * 4 * row + averages), rel=0.01)
+        drawn = seconds(finetune__validation_images=4) - seconds()
+        decoding = shape.decoder.flops / 5e12
+        assert drawn == pytest.approx(eleven * (4 * 20 * 2 * row + 4 * decoding + averages), rel=0.05)
+        more = cost.CostModel(settings, COUNTS, on_gpu=True).finetuning(replace(work, held_out=0))
+        assert more.validating < 0.5 * seconds()
+
     def test_what_is_waited_for(self) -> None:
         """At 30 TFLOP/s a step takes .65 s, averaging 3.4 GB 1.2; 13.8 GB are copied in 3.4 and written in 46."""
         settings = config("sd15", cluster__tflops=30, finetune__ema_every=1, finetune__checkpointing_steps=20)
-        found = cost.CostModel(settings, COUNTS, on_gpu=True).finetuning(800)
+        found = cost.CostModel(settings, COUNTS, on_gpu=True).finetuning(Volume(images=800))
         step = (found.unet + found.update) / 2000
         assert step == pytest.approx(0.576 + 0.069, rel=0.03)
         assert found.waiting / 2000 == pytest.approx(1.2 - step + (3.4 + 46 - 20 * step) / 20, rel=0.03)
@@ -101,6 +123,7 @@ class TestHours:
             ("finetune", {"finetune__train_batch_size": 8}),
             ("finetune", {"finetune__gradient_checkpointing": "true"}),
             ("finetune", {"finetune__use_ema": "true"}),
+            ("finetune", {"finetune__validate_every": 200}),
             ("finetune", {"finetune__checkpointing_steps": 10}),
             ("finetune", {"data__resolution": 512}),
             ("finetune", {"cluster__tflops": 3}),
@@ -346,12 +369,15 @@ def test_tasks_that_are_done_are_found_by_their_markers(trial: Trial) -> None:
 
 
 def test_constants_that_are_repeated_are_the_same() -> None:
-    from medsyn.generation.write.png import COLOUR_MODALITIES
+    from medsyn.modality_names import COLOUR_MODALITIES
+    from medsyn.training.finetune import samples, validation
     from medsyn.training.scorers import loop, loss
 
     assert memory.COLOURS.keys() == COLOUR_MODALITIES
     assert memory.JUDGED_TOGETHER == loss.TOGETHER
     assert memory.SCORER_CHECKPOINTS == loop.CHECKPOINTS_KEPT
+    assert (memory.VALIDATED, memory.VALIDATED_ROWS) == (validation.MOST_IMAGES, validation._PER_IMAGE)
+    assert samples._STEPS == memory.SAMPLE_STEPS
 
 
 def test_forks_start_once_and_read_the_weights_each() -> None:
@@ -397,7 +423,7 @@ def test_a_hundred_thousand_tasks_are_estimated_in_no_time() -> None:
 def test_two_gpus_halve_what_they_share_and_nothing_else() -> None:
     alone, two = (one("finetune", finetune__gpus=number) for number in (1, 2))
     model = cost.CostModel(config(finetune__gpus=1), with_asked(config()), True)
-    shared = (found := model.finetuning(800)).unet + found.update
+    shared = (found := model.finetuning(Volume(images=800))).unet + found.update
     assert two.waiting == pytest.approx(alone.seconds - shared, rel=0.1)  # a shorter run has fewer checkpoints
     assert alone.seconds / 2 < two.seconds < alone.seconds
     assert shared / 2 < two.seconds - two.waiting < 0.75 * shared  # the gradients' way is longer than nothing

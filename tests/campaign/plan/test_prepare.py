@@ -14,7 +14,7 @@ from PIL import Image
 from medsyn import config as configuration
 from medsyn import disk
 from medsyn.__main__ import COMMANDS
-from medsyn.campaign.plan import inputs, machine, prepare
+from medsyn.campaign.plan import inputs, machine, prepare, show
 from medsyn.campaign.state import campaign_file, locks
 from medsyn.campaign.tasks import SCHEMA
 from medsyn.cli import app
@@ -107,7 +107,7 @@ def test_a_modality_without_ratings_is_no_error_where_there_is_no_stage_2(trial:
     ratings = trial.data / "ratings.csv"
     ratings.write_text("".join(line for line in ratings.read_text().splitlines(True) if "OCT" not in line))
     assert "no ratings of OCT" in reasons(trial.config())
-    assert reasons(trial.config(training__stage=1)) == ""
+    assert reasons(trial.config(training__stage=1, generation__quality_threshold=0.5)) == ""
     assert "no ratings of OCT" in reasons(trial.config(training__stage=1, data__modalities=["OCT"]))
 
 
@@ -370,6 +370,29 @@ def test_too_few_held_out_images_for_a_validation_are_refused(trial: Trial, frac
     assert told not in reasons(trial.config(**options))
 
 
+def test_one_model_for_all_needs_two_held_out_images_in_all(trial: Trial) -> None:
+    options = {"data__held_out_fraction": 0.2, "finetune__validate_every": 5}
+    assert "held-out images of each modality" in reasons(trial.config(**options))
+    assert reasons(trial.config(**options, finetune__together=True)) == ""
+
+
+def test_the_plan_says_what_one_model_for_all_sees(trial: Trial) -> None:
+    checked = inputs.check(trial.config(finetune__together=True, finetune__max_train_steps=80))
+    (line,) = show.together(checked)
+    assert line == (
+        "finetune: one model for all modalities (finetune.together); the samples of its 80 steps are 50 % CT, 50 % OCT"
+    )
+    assert list(show.together(inputs.check(trial.config()))) == []
+
+
+def test_one_for_each_is_not_made_one_for_all_once_there_are_results(trial: Trial) -> None:
+    trial.prepare()
+    assert trial.prepare(finetune__together=True).plan.by_stage["finetune"][0].task.name == "all"
+    trial.work("finetune", "all")
+    with pytest.raises(InputProblems, match=r"finetune\.together: was True and is now False, but this campaign has"):
+        trial.prepare()
+
+
 def test_a_table_without_patients_is_warned_about_unless_every_image_is_of_another(trial: Trial) -> None:
     assert "it has no patient column" in reasons(trial.config(), "warning")
     assert reasons(trial.config(data__patient_column="path"), "warning") == ""
@@ -436,11 +459,16 @@ def test_missing_packages_and_gpus_are_known_before_anything_runs(
     monkeypatch.setattr(machine.shutil, "which", lambda name: None)
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
     wanted = {"finetune__use_8bit_adam": True, "finetune__enable_xformers": True, "device__use_cuda": True}
+    wanted |= {"device__compile": True}
     said = reasons(trial.config(**wanted, training__report_to="tensorboard"))
     assert "training.report_to: tensorboard is not installed here: install it, or set this to null" in said
+    assert "training.report_to: wandb is not installed here: install it" in reasons(
+        trial.config(training__report_to="wandb")
+    )
     assert "finetune.use_8bit_adam: bitsandbytes is not installed" in said
     assert "finetune.enable_xformers: xformers is not installed" in said
     assert "finetune.use_8bit_adam: it needs a GPU, but no NVIDIA GPU is visible" in said
+    assert "device.compile: it needs a GPU, but no NVIDIA GPU is visible: set it to false" in said
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(machine, "visible_gpus", lambda: ["0"])
     assert reasons(trial.config(**wanted)) == ""
