@@ -12,6 +12,7 @@ import numpy as np
 from medsyn import disk
 from medsyn.config import PHANTOMS, Config, ScorerSection, flatten
 from medsyn.data.images.latent_cache import TensorCache, hash_files
+from medsyn.data.images.own_sampling import Sampling, sampling_of
 from medsyn.data.tables.pairs import PairRow
 from medsyn.data.tables.read import ImageRow, RatingRow, dataset_of
 from medsyn.data.tables.split import groups, hold_out
@@ -109,6 +110,17 @@ class Sources:
 
     def _fingerprint(self, rows: Any) -> str:
         return disk.fingerprint(list(rows))
+
+    def sampling(self, with_own: bool) -> Sampling | None:
+        """How the rated images that medsyn made were sampled, and the campaign's own; None if there are none."""
+        found = sampling_of(row.path for row in self.ratings)
+        if not with_own:
+            return found
+        section = self.config.generation
+        return {
+            name: sorted({*(found or {}).get(name, []), getattr(section, name)})
+            for name in ("scheduler", "num_inference_steps", "guidance_scale")
+        }
 
     def loading(self, control: Control) -> Loading:
         """Where the images become tensors."""
