@@ -533,7 +533,7 @@ class Config(Section):
                 "device.compile compiles all of the UNet, and generation.fast, deep_cache_every and "
                 "text_attention_until leave parts of it out: choose one of them"
             )
-        if self.training.checkpoints.save_dir in ("selector", "policy"):
+        if self.training.checkpoints.save_dir in ("selector", "policy", "tensorboard", "wandb"):
             raise ValueError("training.checkpoints.save_dir is a name that the stage uses itself; choose another")
         return self
 
