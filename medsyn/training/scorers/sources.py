@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 ORIGINALS = 64  # good images of a modality that are damaged to learn from, at most
 KINDS_PER_IMAGE = 4  # of damage
-SAMPLED = 32  # good images that a modality's generator samples, and again in each way of sampling badly
 
 
 class Sources:
@@ -55,7 +54,10 @@ class Sources:
             config.campaign.seed,
         )
         self.captions = [row.text for row in table if self._belongs(row.modality)]
-        self.judges_samples = config.training.stage1.train_selector and config.selector.artifact_detection
+        learned = config.selector
+        self.judges_samples = (
+            config.training.stage1.train_selector and learned.artifact_detection and learned.sampled_prompts > 0
+        )
         self.prompts = _prompts(everything, every_pair)
         folder = directory.root / "cache" / "ratings"  # shared: stage 2 reuses what stage 1 has made
         disk.sweep_temporaries(folder)
@@ -157,7 +159,8 @@ class Sources:
 
         texts = self.captions or list(dict.fromkeys(row.prompt for row in self.ratings))
         weights = model_fingerprint(source, unet_sha256(generator), generator)
-        return [sample(config, self.modality, texts, SAMPLED, weights, load_system, loading.cache, loading.control)]
+        count, cache = config.selector.sampled_prompts, loading.cache
+        return [sample(config, self.modality, texts, count, weights, load_system, cache, loading.control)]
 
     def load(self, loading: Loading) -> tuple[RatedSet, RatedPairs]:
         """The ratings and pairs as tensors; errors as for `encode_rows`."""

@@ -125,6 +125,7 @@ def run_stage2(config: Config, task: Task, directory: CampaignDirectory, control
             raise InputError(generator, f"is missing; the task 'finetune {name}' makes it")
         sampling = config.generation.model_dump(include=set(SAMPLING))
         provenance |= {"finetune": unet_sha256(generator), **dict(flatten(sampling, "generation."))}
+        provenance["selector.sampled_prompts"] = config.selector.sampled_prompts
     folder = config.training.checkpoints.save_dir
     run = TrainingRun(config, task, directory, control, provenance, CHECKPOINTS_KEPT, folder)
     if not run.has_published(directory.policy(task.modality)):
