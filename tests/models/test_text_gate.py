@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from medsyn.config import PolicySection
@@ -23,29 +23,28 @@ def test_what_is_on_the_left_is_on_the_left_of_the_grid(kind: type[ConvGrid | Vi
     with torch.no_grad():
         seen = grid(pixels)
     assert seen.shape == (2, GRID * GRID, grid.width)
-    change = (seen[1] - seen[0]).abs().sum(dim=1)
-    assert change.argmax() == 0 and change[0] > 2 * change[GRID - 1]
+    change = (seen[1] - seen[0]).abs().sum(dim=1).view(GRID, GRID)  # a little everywhere, by normalisation
+    assert change[0, 0] > 1.2 * change[:, -1].max()
 
 
-def test_a_text_finds_the_same_thing_elsewhere_a_different_thing() -> None:
-    """Learnt from 64 images: a blob above or below, left or right, and texts that say where."""
+def test_a_text_looks_where_it_says() -> None:
+    """A blob in one of four corners, under texts that name a corner."""
     torch.manual_seed(0)
-    where = torch.arange(64) % 4
-    seen = 0.3 * torch.randn(64, GRID * GRID, 8)
-    seen[torch.arange(64), torch.tensor([0, 3, 12, 15])[where], 2] += 2
-    texts, said = torch.randn(4, 6), torch.arange(64) // 4 % 4
+    corners, texts = torch.tensor([0, GRID - 1, GRID * (GRID - 1), GRID * GRID - 1]), torch.randn(4, 6)
+    where, said = torch.arange(64) % 4, torch.arange(64) // 4 % 4
+
+    def images() -> Tensor:
+        seen = 0.3 * torch.randn(64, GRID * GRID, 8)
+        seen[torch.arange(64), corners[where], 2] += 2
+        return seen
+
     gate, head = TextGate(8, 6, 16), nn.Linear(16, 1)
     optimizer = torch.optim.AdamW([*gate.parameters(), *head.parameters()], lr=1e-2)
-    for _ in range(60):
+    for _ in range(40):
         optimizer.zero_grad()
-        loss = functional.binary_cross_entropy_with_logits(
-            head(gate(seen, texts[said])).squeeze(1), (said == where).float()
-        )
-        loss.backward()
+        logits = head(gate(images(), texts[said])).squeeze(1)
+        functional.binary_cross_entropy_with_logits(logits, (said == where).float()).backward()
         optimizer.step()
-    fresh = 0.3 * torch.randn(4, GRID * GRID, 8)
-    fresh[torch.arange(4), [0, 3, 12, 15], 2] += 2
     with torch.no_grad():
-        logits = head(gate(fresh.repeat_interleave(4, dim=0), texts.repeat(4, 1))).view(4, 4)
-    assert logits.argmax(dim=1).tolist() == [0, 1, 2, 3]
-    assert float(logits.diagonal().min()) > 0 > float(logits[~torch.eye(4, dtype=torch.bool)].max())
+        logits = head(gate(images(), texts[said])).squeeze(1)
+    assert ((logits > 0) == (said == where)).float().mean() > 0.9  # always no: 0.75
