@@ -119,7 +119,8 @@ class Convolutions(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Encode images [N, 1, S, S], values about -1..1, to [N, hidden_dim]."""
         seen = self.layers(image).flatten(2)
-        pooled = torch.cat([seen.mean(dim=2), seen.amax(dim=2), seen.std(dim=2)], dim=1)
+        deviation = (seen.var(dim=2) + 1e-6).sqrt()  # of a constant, too, with a finite gradient
+        pooled = torch.cat([seen.mean(dim=2), seen.amax(dim=2), deviation], dim=1)
         read: Tensor = self.read(pooled)
         return read
 
