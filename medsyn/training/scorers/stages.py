@@ -39,7 +39,7 @@ from medsyn.training.scorers.loop import CHECKPOINTS_KEPT, Keep, State, fit
 from medsyn.training.scorers.measured import TOGETHER
 from medsyn.training.scorers.policy_learner import PolicyLearner
 from medsyn.training.scorers.publish import finish, gain, lines_before
-from medsyn.training.scorers.rated import RatedPairs, RatedSet
+from medsyn.training.scorers.rated import Loading, RatedPairs, RatedSet
 from medsyn.training.scorers.report import ALONE, NOTE, auroc_after, figures_of_epoch
 from medsyn.training.scorers.sampled import sampled_comparisons
 from medsyn.training.scorers.selector_learner import SelectorLearner
@@ -74,7 +74,7 @@ def run_stage1(config: Config, task: Task, directory: CampaignDirectory, control
             _require_both_kinds(config, lessons)
             learners["selector"] = SelectorLearner(selector, lessons, run.key)
         learners["policy"] = _policy_learner(
-            scorers["policy"], config, sources, rated, pairs, run.key, learners.get("selector")
+            scorers["policy"], config, sources, loading, rated, pairs, run.key, learners.get("selector")
         )
         for learner in learners.values():
             learner.learn_statistics()
@@ -127,6 +127,7 @@ def run_stage2(config: Config, task: Task, directory: CampaignDirectory, control
             raise InputError(generator, f"is missing; the task 'finetune {name}' makes it")
         sampling = config.generation.model_dump(include=set(SAMPLING))
         provenance |= {"finetune": unet_sha256(generator), **dict(flatten(sampling, "generation."))}
+        provenance["selector.sampled_prompts"] = config.selector.sampled_prompts
     folder = config.training.checkpoints.save_dir
     run = TrainingRun(config, task, directory, control, provenance, CHECKPOINTS_KEPT, folder)
     if not run.has_published(directory.policy(task.modality)):
@@ -179,7 +180,7 @@ def _continue(
     if sources.folds.count == 1:
         return {**summary, "reason": ALONE}
     learners["policy"] = _policy_learner(
-        policy, config, sources, rated, pairs, run.key, learners.get("selector"), taught
+        policy, config, sources, loading, rated, pairs, run.key, learners.get("selector"), taught
     )
     before = {name: deepcopy(scorers[name]) for name in learners}
     figures = partial(figures_of_epoch, learners)
@@ -272,6 +273,7 @@ def _policy_learner(
     policy: Scorer,
     config: Config,
     sources: Sources,
+    loading: Loading,
     rated: RatedSet,
     pairs: RatedPairs,
     key: RandomKey,
@@ -282,7 +284,12 @@ def _policy_learner(
     taught = np.ones(len(rated.line), dtype=bool) if taught is None else taught
     same = beside is not None and config.selector.image_size == config.policy_model.image_size
     measured = beside.images if beside is not None and same else None
-    return PolicyLearner(policy, rated, pairs, sources.folds, taught, key, config.raters.mismatch_negatives, measured)
+    captioned, texts = sources.with_captions(loading)
+    return PolicyLearner(
+        *(policy, rated, pairs, captioned, texts, sources.folds, taught, key),
+        config.raters.mismatch_negatives,
+        measured,
+    )
 
 
 @torch.no_grad()
