@@ -171,8 +171,16 @@ def test_what_a_backward_pass_keeps_of_the_embedded_model(unet: Any) -> None:
     assert architecture.read("embedded", 64).unet.saved == pytest.approx(sum(kept.values()), rel=0.1)
 
 
+def test_convolutions_are_counted_as_built() -> None:
+    section = ScorerSection(encoder="conv")
+    count, built = architecture.scorer(section), SelectorMember(section).image.convolutions
+    assert count.parameters == parameters(built)
+    assert count.flops == pytest.approx(flops(built, torch.zeros(1, 1, 256, 256)), rel=0.01)
+    assert architecture.scorer(ScorerSection(encoder="none")).parameters == 0
+
+
 def test_the_scorers_are_little_more_than_their_transformer() -> None:
-    section = ScorerSection()
+    section = ScorerSection(encoder="vit")
     count = architecture.scorer(section)
     selector, policy = SelectorMember(section), PolicyMember(section, text_dim=768)
     assert count.parameters == parameters(selector.image.transformer)
