@@ -373,7 +373,14 @@ class SelectorSection(ScorerSection):
     """The shape of the Selector, what it learns from, and what is asked of it."""
 
     artifact_detection: bool = True  # from damaged copies of good images too, not from ratings and pairs alone
+    sampled_prompts: int = Field(16, ge=0)  # that a modality's generator samples well, and badly on purpose
     require_auroc: float | None = Field(0.5, ge=0, lt=1)  # held-out AUROC that it must be shown to exceed to choose
+
+
+class PolicySection(ScorerSection):
+    """The shape of the Policy, and what looks at the image for it."""
+
+    encoder: Literal["conv", "vit"] = "conv"
 
 
 FREE_OF_SELECTOR = ("require_auroc",)  # changes no scorer
@@ -519,7 +526,7 @@ class Config(Section):
     training: TrainingSection = TrainingSection()
     raters: RatersSection = RatersSection()
     selector: SelectorSection = SelectorSection()
-    policy_model: ScorerSection = ScorerSection()
+    policy_model: PolicySection = PolicySection()
     generation: GenerationSection = GenerationSection()
     evaluation: EvaluationSection = EvaluationSection()
     cluster: ClusterSection = ClusterSection()
@@ -533,7 +540,7 @@ class Config(Section):
                 "device.compile compiles all of the UNet, and generation.fast, deep_cache_every and "
                 "text_attention_until leave parts of it out: choose one of them"
             )
-        if self.training.checkpoints.save_dir in ("selector", "policy"):
+        if self.training.checkpoints.save_dir in ("selector", "policy", "tensorboard", "wandb"):
             raise ValueError("training.checkpoints.save_dir is a name that the stage uses itself; choose another")
         return self
 

@@ -64,22 +64,23 @@ class VisionTransformer(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode images [N, 1, S, S], S = section.image_size, values about -1..1, to [N, hidden_dim]."""
+        return self.patches(image).mean(dim=1)
+
+    def patches(self, image: Tensor) -> Tensor:
+        """The same of every patch, row by row: [N, patches, hidden_dim]."""
         tokens = self.patch_embedding(image).flatten(2).transpose(1, 2) + self.position
-        return self.norm(self.layers(tokens)).mean(dim=1)
+        encoded: Tensor = self.norm(self.layers(tokens))
+        return encoded
 
 
-class ImageEncoder(nn.Module):
-    """Pixels to one vector: what the transformer sees and what the quality metrics measure, side by side."""
+class MeasuredImage(nn.Module):
+    """What both scorers' image sides share: the size of the image, and what its quality metrics say."""
 
-    def __init__(self, section: ScorerSection) -> None:
+    def __init__(self, image_size: int, hidden_dim: int) -> None:
         super().__init__()
-        self.image_size = section.image_size
-        self.width = 2 * section.hidden_dim
-        self.transformer = VisionTransformer(section)
+        self.image_size = image_size
         self.standardise = Standardise(len(FEATURES))
-        self.metrics = nn.Sequential(
-            nn.Linear(len(FEATURES), section.hidden_dim), nn.GELU(), nn.LayerNorm(section.hidden_dim)
-        )
+        self.metrics = nn.Sequential(nn.Linear(len(FEATURES), hidden_dim), nn.GELU(), nn.LayerNorm(hidden_dim))
 
     def resize(self, pixels: Tensor) -> Tensor:
         """Resize pixels [N, 3, H, W] to [N, 3, S, S], antialiased; unchanged if they fit already."""
@@ -92,6 +93,15 @@ class ImageEncoder(nn.Module):
     def measure(self, pixels: Tensor) -> Tensor:
         """Quality metrics [N, len(FEATURES)] of pixels [N, 3, H, W] as this encoder sees them."""
         return quality_features(self.resize(pixels))
+
+
+class ImageEncoder(MeasuredImage):
+    """Pixels to one vector: what the transformer sees and what the quality metrics measure, side by side."""
+
+    def __init__(self, section: ScorerSection) -> None:
+        super().__init__(section.image_size, section.hidden_dim)
+        self.width = 2 * section.hidden_dim
+        self.transformer = VisionTransformer(section)
 
     def forward(self, pixels: Tensor, metrics: Tensor | None = None) -> Tensor:
         """One vector per image.

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from medsyn import disk, time_use
-from medsyn.config import ScorerSection
+from medsyn.config import PolicySection, ScorerSection
 from medsyn.errors import InputError
 from medsyn.models.policy import Policy
 from medsyn.models.quality import FEATURES
@@ -33,7 +33,7 @@ def save_scorer(model: Selector | Policy, directory: Path, provenance: dict[str,
     """
     described: dict[str, Any] = {
         "kind": type(model).__name__,
-        "section": model.section.model_dump(include=set(ScorerSection.model_fields)),
+        "section": model.section.model_dump(include=set(_section_of(type(model)).model_fields)),
         "metrics": list(FEATURES),
         "card": model.card.model_dump(),
     }
@@ -69,7 +69,7 @@ def load_policy(directory: Path, device: torch.device) -> Policy:
         InputError: it is missing, is something else, or is damaged.
     """
     described = read_config(directory, Policy)
-    policy = Policy(ScorerSection(**described["section"]), described["text_dim"], Card(**described["card"]))
+    policy = Policy(PolicySection(**described["section"]), described["text_dim"], Card(**described["card"]))
     _load_weights(policy, directory)
     return policy.to(device).eval()
 
@@ -97,10 +97,14 @@ def read_config(directory: Path, wanted: type[nn.Module]) -> dict[str, Any]:
     return described
 
 
+def _section_of(kind: type[nn.Module]) -> type[ScorerSection]:
+    return PolicySection if kind is Policy else ScorerSection
+
+
 def _check_sizes(directory: Path, wanted: type[nn.Module], described: dict[str, Any]) -> None:
     """Raise InputError if a scorer's configuration does not say what to build."""
     try:
-        ScorerSection.model_validate(described["section"])
+        _section_of(wanted).model_validate(described["section"])
         Card.model_validate(described["card"])
         features = described["text_dim"] if wanted is Policy else 1
     except (KeyError, ValidationError) as error:

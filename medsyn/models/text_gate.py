@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from medsyn.config import ScorerSection
+from medsyn.models.image_encoder import VisionTransformer
 from medsyn.models.quality import grey
 
 GRID = 4  # places per side at which a text looks at an image
@@ -45,35 +45,18 @@ class ConvGrid(nn.Module):
 
 
 class ViTGrid(nn.Module):
-    """A vision transformer (Dosovitskiy et al., ICLR 2021), pre-norm, whose patches are pooled to a grid.
-
-    No dropout: it would draw from the global generator, and a resumed training run must repeat bit for bit.
-    """
+    """A vision transformer (`VisionTransformer`) whose patches are pooled to a grid."""
 
     def __init__(self, section: ScorerSection) -> None:
         super().__init__()
-        self.width, self._side = section.hidden_dim, section.image_size // section.patch_size
-        self.patch_embedding = nn.Conv2d(1, self.width, section.patch_size, stride=section.patch_size)
-        self.position = nn.Parameter(torch.zeros(1, self._side**2, self.width))
-        nn.init.trunc_normal_(self.position, std=0.02)
-        layer = nn.TransformerEncoderLayer(
-            self.width,
-            section.num_heads,
-            section.mlp_dim,
-            dropout=0.0,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
-        )
-        # the nested-tensor path is for padded sequences; asking for it with norm_first only draws a warning
-        self.layers = nn.TransformerEncoder(layer, section.num_layers, enable_nested_tensor=False)
-        self.norm = nn.LayerNorm(self.width)
+        self.width = section.hidden_dim
+        self.transformer = VisionTransformer(section)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Features [N, GRID * GRID, width] of pixels [N, 3, S, S], values 0..1, row by row."""
-        tokens = self.patch_embedding((grey(pixels) - 0.5) / 0.25).flatten(2).transpose(1, 2)
-        seen = self.norm(self.layers(tokens + self.position)).transpose(1, 2)
-        return functional.adaptive_avg_pool2d(seen.unflatten(2, (self._side, -1)), GRID).flatten(2).transpose(1, 2)
+        patches = self.transformer.patches((grey(pixels) - 0.5) / 0.25).transpose(1, 2)
+        side = math.isqrt(patches.shape[2])
+        return functional.adaptive_avg_pool2d(patches.unflatten(2, (side, side)), GRID).flatten(2).transpose(1, 2)
 
 
 class TextGate(nn.Module):

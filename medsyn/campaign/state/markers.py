@@ -22,7 +22,7 @@ from medsyn.generation.block_store import ATTEMPTS, MANIFEST, TIMING
 from medsyn.generation.evidence import require_evidence
 from medsyn.generation.write.parquet import ATTEMPTS_TABLE, MANIFEST_TABLE
 from medsyn.generation.write.provenance import Sources
-from medsyn.stage import KEPT, STAGES
+from medsyn.stage import KEPT, REPORTS, STAGES
 
 
 def task_fingerprint(campaign: Campaign, planned: PlannedTask, done: Collection[Key] | None = None) -> str:
@@ -96,7 +96,7 @@ def outputs(campaign: Campaign, planned: PlannedTask) -> Iterator[Path]:
     if task.stage == "evaluate":
         yield directory.report
     work = directory.work(*planned.key)
-    passing = {"checkpoints", config.training.checkpoints.save_dir}
+    passing = {"checkpoints", config.training.checkpoints.save_dir, *REPORTS}
     for path in sorted(work.rglob("*")):
         inside = path.relative_to(work)
         hidden = any(part.startswith(".") for part in inside.parts)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from medsyn.data.prompts.attributes import CaptionAttributes, Swap, other_side
@@ -42,9 +43,15 @@ class Captioned:
     """C images with captions that are true of them."""
 
     pixels: Tensor  # uint8 [C, 3, R, R]
-    modality: np.ndarray  # str [C]
+    line: np.ndarray  # int64 [C], of the table
     group: np.ndarray  # str [C], see `medsyn.data.tables.split.groups`
     text: np.ndarray  # int64 [C], into `Texts`
+
+    @classmethod
+    def none(cls, side: int) -> Captioned:
+        """No images, of `side` pixels."""
+        nothing = np.zeros(0, dtype=np.int64)
+        return cls(torch.zeros(0, 3, side, side, dtype=torch.uint8), nothing, nothing.astype(str), nothing)
 
 
 def collect_texts(tables: Mapping[str, str], embed: Callable[[Iterable[str]], Tensor]) -> Texts:

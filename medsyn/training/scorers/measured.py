@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsyn.models.image_encoder import ImageEncoder
+from medsyn.models.image_encoder import MeasuredImage
 from medsyn.models.quality import FEATURES
 from medsyn.seeds import seed
 from medsyn.training.schedule import RandomKey
@@ -52,7 +52,7 @@ class MeasuredImages:
         pixels: Tensor,
         groups: np.ndarray,
         versions: np.ndarray,
-        encoder: ImageEncoder,
+        encoder: MeasuredImage,
         key: RandomKey,
         device: torch.device,
     ) -> None:

@@ -11,7 +11,8 @@ from medsyn.training.metrics import auroc, calibration_error, threshold_keeping
 from medsyn.training.scorers.evidence import FILTER_AT, KEPT_SHARE, best_of, spearman
 from medsyn.training.scorers.exam import Exam, Record
 from medsyn.training.scorers.learner import Learner
-from medsyn.training.scorers.policy_learner import HELD_OUT_DRAWS, Asked, PolicyLearner
+from medsyn.training.scorers.policy_learner import FALSE_PER_IMAGE, PolicyLearner
+from medsyn.training.scorers.questions import Asked
 
 NOTE = (
     "every figure is of members that were not trained on the image's group, at the epoch that the other groups chose. "
@@ -62,7 +63,7 @@ def _even(learner: Learner) -> np.ndarray:
     places = np.flatnonzero(learner.exam.rated)
     if not isinstance(learner, PolicyLearner):
         return places
-    return np.repeat(places, np.where(learner.asked.matched[places], HELD_OUT_DRAWS, 1))
+    return np.repeat(places, np.where(learner.asked.matched[places], FALSE_PER_IMAGE, 1))
 
 
 def describe_scorer(learner: Learner, record: Record, chosen: list[int], scores: np.ndarray) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def _describe_prompts(learner: PolicyLearner, asked: Asked, scores: np.ndarray) 
     rated, own = learner.rated, asked.matched
     scores, good = scores[: len(own)], asked.reward >= 0.5
     known = ~np.isnan(scores)
-    same = rated.prompt_modality[asked.prompts] == rated.modality[asked.rows]
+    same = learner.texts.modality[asked.prompts] == rated.modality[asked.rows]
     ranked = {"auroc_rating": own, "auroc_prompt": good | ~own, "auroc_prompt_same_modality": good | (~own & same)}
     rating = rated.rating[asked.rows]
     return {

@@ -12,6 +12,7 @@ import numpy as np
 from medsyn import disk
 from medsyn.config import PHANTOMS, Config, ScorerSection, flatten
 from medsyn.data.images.latent_cache import TensorCache, hash_files
+from medsyn.data.images.own_sampling import Sampling, sampling_of
 from medsyn.data.tables.pairs import PairRow
 from medsyn.data.tables.read import ImageRow, RatingRow, dataset_of
 from medsyn.data.tables.split import groups, hold_out
@@ -19,6 +20,7 @@ from medsyn.models.device import choose_device
 from medsyn.models.weights import model_fingerprint, unet_sha256, weights_fingerprint
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control, Task
+from medsyn.training.scorers.captions import Captioned, Texts, collect_texts
 from medsyn.training.scorers.comparisons import Comparisons
 from medsyn.training.scorers.folds import split_into_folds
 from medsyn.training.scorers.rated import GOOD, Loading, RatedPairs, RatedSet, load_rated, rated_pairs, rated_rows
@@ -26,9 +28,9 @@ from medsyn.training.scorers.rated import GOOD, Loading, RatedPairs, RatedSet, l
 if TYPE_CHECKING:
     from medsyn.models.stable_diffusion import SyntheticSystem
 
+CAPTIONED = 256  # images of the table, of a modality, that the Policy learns from, at most
 ORIGINALS = 64  # good images of a modality that are damaged to learn from, at most
 KINDS_PER_IMAGE = 4  # of damage
-SAMPLED = 32  # good images that a modality's generator samples, and again in each way of sampling badly
 
 
 class Sources:
@@ -46,7 +48,8 @@ class Sources:
         self.group_of = groups([*everything, *table], ((row.a.file, row.b.file) for row in every_pair))
         self.ratings = [row for row in everything if self._belongs(row.modality)]
         self.pairs = [row for row in every_pair if self._belongs(row.modality)]
-        self.originals = [row for row in self._choose(table) if self._belongs(row.modality)]
+        self.captioned = [row for row in self._choose(table, CAPTIONED) if self._belongs(row.modality)]
+        self.originals = [row for row in self._choose(table, ORIGINALS) if self._belongs(row.modality)]
         # of all modalities in every stage: a member is never trained on what it has not seen before
         self.folds = split_into_folds(
             ((self.group_of[file], modality, good) for file, modality, good in sorted(_judged(everything))),
@@ -54,11 +57,14 @@ class Sources:
             config.campaign.seed,
         )
         self.captions = [row.text for row in table if self._belongs(row.modality)]
-        self.judges_samples = config.training.stage1.train_selector and config.selector.artifact_detection
+        learned = config.selector
+        self.judges_samples = (
+            config.training.stage1.train_selector and learned.artifact_detection and learned.sampled_prompts > 0
+        )
         self.prompts = _prompts(everything, every_pair)
         folder = directory.root / "cache" / "ratings"  # shared: stage 2 reuses what stage 1 has made
         disk.sweep_temporaries(folder)
-        files = [row.path for row in self.ratings] + [row.path for row in self.originals]
+        files = [row.path for row in self.ratings] + [row.path for row in (*self.originals, *self.captioned)]
         files += [side.path for row in self.pairs for side in (row.a, row.b)]
         self._hashes = hash_files(files, folder / f"files-{task.stage}-{task.name}.json")
         self._folder = folder
@@ -67,13 +73,13 @@ class Sources:
     def _belongs(self, modality: str) -> bool:
         return self.modality is None or modality == self.modality
 
-    def _choose(self, rows: Sequence[ImageRow]) -> list[ImageRow]:
-        """A sample of the table's images, in the table's order: as many of each modality as will be damaged."""
+    def _choose(self, rows: Sequence[ImageRow], most: int) -> list[ImageRow]:
+        """A sample of the table's images, in the table's order: at most so many of each modality."""
         chosen: list[ImageRow] = []
         for modality in self.config.data.modalities:
             its = {row.file: row for row in rows if row.modality == modality}.values()
             drawn = sorted(its, key=lambda row: (seed("original", self.config.campaign.seed, row.file), row.file))
-            chosen += drawn[:ORIGINALS]
+            chosen += drawn[:most]
         return sorted(chosen, key=lambda row: row.row)
 
     @property
@@ -89,7 +95,7 @@ class Sources:
             "data.pairs_file": self._fingerprint(
                 [row.preferred, row.prompt, *self._of(row.a), *self._of(row.b)] for row in self.pairs
             ),
-            "data.table": self._fingerprint(self._of(row) for row in self.originals),
+            "data.table": self._fingerprint([row.text, *self._of(row)] for row in self.captioned),
             "prompts": disk.fingerprint(self.prompts),
             "folds": disk.fingerprint([self.folds.count, dict(self.folds.of_group)]),
             "data.resolution": config.data.resolution,
@@ -100,7 +106,7 @@ class Sources:
             **dict(flatten(config.raters.model_dump(), "raters.")),
             **dict(flatten(_shape(config.selector), "selector.")),
             "selector.artifact_detection": config.selector.artifact_detection,
-            **dict(flatten(_shape(config.policy_model), "policy_model.")),
+            **dict(flatten(config.policy_model.model_dump(), "policy_model.")),
         }
 
     def _of(self, row: Any) -> list[Any]:
@@ -109,6 +115,17 @@ class Sources:
 
     def _fingerprint(self, rows: Any) -> str:
         return disk.fingerprint(list(rows))
+
+    def sampling(self, with_own: bool) -> Sampling | None:
+        """How the rated images that medsyn made were sampled, and the campaign's own; None if there are none."""
+        found = sampling_of(row.path for row in self.ratings)
+        if not with_own:
+            return found
+        section = self.config.generation
+        return {
+            name: sorted({*(found or {}).get(name, []), getattr(section, name)})
+            for name in ("scheduler", "num_inference_steps", "guidance_scale")
+        }
 
     def loading(self, control: Control) -> Loading:
         """Where the images become tensors."""
@@ -145,11 +162,26 @@ class Sources:
 
         texts = self.captions or list(dict.fromkeys(row.prompt for row in self.ratings))
         weights = model_fingerprint(source, unet_sha256(generator), generator)
-        return [sample(config, self.modality, texts, SAMPLED, weights, load_system, loading.cache, loading.control)]
+        count, cache = config.selector.sampled_prompts, loading.cache
+        return [sample(config, self.modality, texts, count, weights, load_system, cache, loading.control)]
 
     def load(self, loading: Loading) -> tuple[RatedSet, RatedPairs]:
         """The ratings and pairs as tensors; errors as for `encode_rows`."""
         return load_rated(loading, self.ratings, self.pairs, self.prompts, self.group_of)
+
+    def with_captions(self, loading: Loading) -> tuple[Captioned, Texts]:
+        """The table's captioned images, and all texts, the ratings' prompts first; errors as for `encode_rows`."""
+        table, allowed = self.config.data.table, self.config.data.allow_synthetic
+        kept = loading.pictures(table, self.captioned, "original", allow_synthetic=allowed) if self.captioned else []
+        tables = self.prompts | {row.text: row.modality for _, row in kept if row.text not in self.prompts}
+        place = {text: number for number, text in enumerate(tables)}
+        captioned = Captioned(
+            loading.pixels(key for key, _ in kept),
+            np.array([row.row for _, row in kept], dtype=np.int64),
+            np.array([self.group_of[row.file] for _, row in kept], dtype=str),
+            np.array([place[row.text] for _, row in kept], dtype=np.int64),
+        )
+        return captioned, collect_texts(tables, loading.texts)
 
     def degraded(self, loading: Loading, damage: Callable[..., Comparisons]) -> list[Comparisons]:
         """Good images against damaged copies of themselves: rated good ones, and some of the table's.
