@@ -40,7 +40,7 @@ from medsyn.models.device import choose_device
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control
-from medsyn.training import finetune
+from medsyn.training.finetune import stage as finetune
 
 ROOT = Path(__file__).parents[1]
 TIMESTEPS = range(50, 1000, 100)

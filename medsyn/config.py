@@ -465,6 +465,13 @@ class GenerationSection(Section):
         return self.images_per_batch * _resolved("batches_per_block", self.batches_per_block)
 
 
+# keys of `generation` that a sampled image depends on, besides its prompt
+SAMPLING = (
+    *("scheduler", "num_inference_steps", "guidance_scale", "guidance_interval", "fast", "deep_cache_every"),
+    *("text_attention_until", "negative_prompt", "batch_size"),
+)
+
+
 def _resolved(name: str, value: int | Literal["auto"]) -> int:
     """The number that a key of `generation` is, once nothing is left to choose."""
     if value == "auto":
@@ -532,7 +539,7 @@ class Config(Section):
                 "device.compile compiles all of the UNet, and generation.fast, deep_cache_every and "
                 "text_attention_until leave parts of it out: choose one of them"
             )
-        if self.training.checkpoints.save_dir in ("selector", "policy"):
+        if self.training.checkpoints.save_dir in ("selector", "policy", "tensorboard", "wandb"):
             raise ValueError("training.checkpoints.save_dir is a name that the stage uses itself; choose another")
         return self
 

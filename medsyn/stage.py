@@ -19,6 +19,7 @@ from medsyn.progress import Progress
 BLOCKS_PER_PART = 1000  # directory entries stay few enough for any file system
 _OF_A_CAMPAIGN = ("campaign.json", "ledger.jsonl")
 KEPT = "checkpoint-"  # begins the names of what finetune.keep_every keeps; no result of the campaign needs it
+REPORTS = ("tensorboard", "wandb")  # folders of a task: its metrics for these programs, and no result either
 GRACE_VARIABLE = "MEDSYN_GRACE_SECONDS"  # between a scheduler's signal to a task and its end
 STAGES = ("finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate")
 

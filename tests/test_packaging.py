@@ -132,9 +132,9 @@ LAYERS: dict[str, list[set[str]]] = {
         {"local"},
     ],
     "generation": [
-        {"block_store", "filter", "evidence"},
+        {"block_store", "filter"},
         {"write"},
-        {"sample"},
+        {"sample", "evidence"},
         {"make", "verify"},
         {"stage", "api"},
     ],

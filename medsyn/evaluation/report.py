@@ -51,6 +51,8 @@ def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[s
         sheets=[contact_sheet(gathered, modality, config.evaluation.sheet_columns) for modality in gathered.modalities],
         training=_training_figures(curves),
         scorers=report_tables.scorers(result),
+        selectors=report_tables.selectors(result),
+        selector_warnings=report_tables.selector_warnings(result),
         raters=report_tables.raters(result),
         agreement=report_tables.agreement(result),
         rated=report_tables.rated(result),

@@ -140,6 +140,58 @@ def scorers(result: Mapping[str, Any]) -> ReportTable | None:
     )
 
 
+def selectors(result: Mapping[str, Any]) -> ReportTable | None:
+    """What each modality's Selector is known to be worth, and what it let pass; None where none chose."""
+    if not result["selectors"]:
+        return None
+    rows = []
+    for modality, its in result["selectors"].items():
+        made = result["groups"].get(modality, {}).get("generation", {}).get("filtered", {})
+        rows.append(
+            [
+                TableCell(modality),
+                _evidence_cell(its),
+                _threshold_cell(its),
+                TableCell(percent(made.get("attempt_pass_rate"))),
+                TableCell(percent(made.get("unfamiliar_rate"))),
+                TableCell(number(made.get("selector_spread_mean"), 2)),
+            ]
+        )
+    header = ["", "AUROC", "threshold", "pass", "unfamiliar", "spread"]
+    return ReportTable(header, rows, [("", 1), ("Held-out ratings", 2), ("Candidates", 2), ("Accepted", 1)])
+
+
+def _evidence_cell(its: Mapping[str, Any]) -> TableCell:
+    found = its["auroc"]
+    if found["value"] is None:
+        return TableCell(NONE, "too few ratings", faint=True)
+    interval = "" if found["low"] is None else f"{number(found['low'], 2)} to {number(found['high'], 2)}, "
+    whose = "" if its["evidence_of"] else ", all modalities"
+    return TableCell(number(found["value"], 2), f"{interval}{counted(found['n'], 'group')}{whose}")
+
+
+def _threshold_cell(its: Mapping[str, Any]) -> TableCell:
+    own, used = its["own_threshold"], its["threshold"]
+    if own is None:
+        return TableCell(number(used, 2))
+    if used != own["threshold"]:
+        return TableCell(number(used, 2), f"configured; its own is {number(own['threshold'], 2)}")
+    passing = f"{percent(own['good_passing'])} of good, {percent(own['poor_passing'])} of poor pass"
+    return TableCell(number(used, 2), passing)
+
+
+def selector_warnings(result: Mapping[str, Any]) -> list[str]:
+    """Where a Selector's scores may mean little: it has seen no image that was sampled like these."""
+    said = {
+        modality: "; ".join(its["sampled_otherwise"])
+        for modality, its in result["selectors"].items()
+        if its["sampled_otherwise"]
+    }
+    whose = {what: ", ".join(name for name, its in said.items() if its == what) for what in said.values()}
+    reason = "the Selector has only seen generated images that were sampled otherwise"
+    return [f"{names}: {reason}: {what}" for what, names in whose.items()]
+
+
 def _kept_cell(summary: Mapping[str, Any] | None) -> TableCell:
     """The Policy's AUROC before and after stage 2, and whose weights are in use."""
     if summary is None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from medsyn.config import Config
+from medsyn.data.images.own_sampling import differences
 from medsyn.errors import InputError
+from medsyn.generation.write.provenance import sampling
 from medsyn.models.cards import evidence_for, read_card
 
 
@@ -30,3 +32,12 @@ def lacking(config: Config, selector: Path, modality: str) -> str | None:
         return None
     figure = f"its AUROC on {what} is {found.value:.2f}, 95 % interval {found.low:.2f} to {found.high or 1:.2f}"
     return f"{figure}, from {found.n} groups of images: not shown to be above {least:g} (selector.require_auroc)"
+
+
+def doubts(config: Config, selector: Path, modality: str) -> list[str]:
+    """Why the scores of a Selector may mean little for images of a modality, sampled as configured."""
+    found = [reason] if (reason := lacking(config, selector, modality)) else []
+    others = differences(read_card(selector).sampling, sampling(config.generation))
+    if others:
+        found.append(f"has only seen generated images that were sampled otherwise: {'; '.join(others)}")
+    return found

@@ -17,7 +17,7 @@ from medsyn import disk, time_use
 from medsyn.config import Config
 from medsyn.errors import CONFIGURATION, InputError
 from medsyn.models.scorers import PROVENANCE
-from medsyn.stage import CampaignDirectory, Control, Saved, Task
+from medsyn.stage import REPORTS, CampaignDirectory, Control, Saved, Task
 from medsyn.training.background_writer import BackgroundWriter, Job, Tensors
 from medsyn.training.checkpoint import newest_step, refuse_mismatch, save_checkpoint
 from medsyn.training.schedule import RandomKey
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from medsyn.training.event_files import EventFiles
     from medsyn.training.wandb_run import WandbRun
 
-EVENT_FILES, WANDB = "tensorboard", "wandb"  # of a task's folder: its metrics in the formats of these
+EVENT_FILES, WANDB = REPORTS
 CONDITIONS = "conditions"  # of a published model's provenance: what may differ from step to step
 
 logger = logging.getLogger(__name__)

@@ -38,9 +38,10 @@ def failure(trial: Trial, stage: str = "finetune", task: str = "ct") -> dict[str
 
 def test_a_task_that_returns_is_done_and_its_marker_lists_what_it_made(trial: Trial) -> None:
     trial.prepare()
-    kept = trial.root / "work/finetune/ct/checkpoint-2/unet/config.json"
-    kept.parent.mkdir(parents=True)
-    kept.touch()  # for the user, who may delete it
+    for for_the_user in ("checkpoint-2/unet/config.json", "tensorboard/events.out", "wandb/run/debug.log"):
+        kept = trial.root / "work/finetune/ct" / for_the_user  # who may delete it
+        kept.parent.mkdir(parents=True)
+        kept.touch()
     assert trial.work(*FINETUNE)[0] == 0
     marker = disk.read_json(trial.campaign().directory.done(*FINETUNE))
     model = trial.root / "work/finetune/ct/model.bin"

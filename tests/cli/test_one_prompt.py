@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,11 +21,14 @@ from medsyn.config import ScorerSection
 from medsyn.data.images.read import read_image
 from medsyn.errors import InputError
 from medsyn.generation.api.options import OPTIONS
+from medsyn.generation.write.provenance import Sources
 from medsyn.models.policy import Policy
 from medsyn.models.scorers import save_scorer
+from medsyn.models.scores import Card, Evidence, Interval, Threshold
 from medsyn.models.selector import Selector
 from medsyn.models.stable_diffusion import load_unet
 from medsyn.models.tiny import TEXT_WIDTH
+from tests.helpers.generated_campaign import generated_campaign
 
 FAST = ("--height", "32", "--width", "32", "--num_inference_steps", "2", "--device", "cpu")
 SCORER = ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=16)
@@ -63,6 +67,44 @@ def test_a_prompt_becomes_marked_images_with_the_specifications_names(
     assert len({disk.sha256_file(tmp_path / name) for name in names}) == 4
     records = list(disk.read_jsonl(tmp_path / "manifest.jsonl"))
     assert [record["file"] for record in records] == names[:3]
+
+
+def test_a_selector_asked_for_what_it_has_not_seen_says_so_once(
+    scorers: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(scorers[0], tmp_path / "selector")
+    threshold = Threshold(threshold=0, good=9, poor=9)
+    evidence = Evidence(auroc=Interval(value=0.9, low=0.8, high=1, n=40))
+    card = Card(modalities=["CT"], thresholds={"CT": threshold}, evidence=evidence, sampling={"guidance_scale": [3.0]})
+    described = disk.read_json(tmp_path / "selector" / "config.json") | {"card": card.model_dump()}
+    disk.write_json(tmp_path / "selector" / "config.json", described)
+    filters = ("--selector_checkpoint", str(tmp_path / "selector"), "--policy_checkpoint", scorers[1])
+    code, _, said = call(capsys, tmp_path / "out", "--prompt", "CT: nodule", *filters, "--max_attempts", "1")
+    assert code == 0 and said.count("sampled otherwise: guidance_scale 7.5 (seen: 3.0)") == 1
+    code, _, said = call(capsys, tmp_path / "out", "--prompt", "CT: nodule", *filters, "--guidance_scale", "3")
+    assert code == 0 and said == ""
+    code, _, said = call(capsys, tmp_path / "other", "--prompt", "OCT: drusen", *filters)
+    assert code == 65 and "has no threshold of its own for OCT (it has some for CT)" in said
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_campaign_stands_for_its_models_of_the_prompts_modality(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    campaign = generated_campaign(tmp_path / "tiny")
+    root = campaign.directory.root
+    filters = [
+        word for flag in ("--model_used", "--selector_checkpoint", "--policy_checkpoint") for word in (flag, root)
+    ]
+    asked = ("--prompt", "MRI: tumour", *map(str, filters), "--batch_size", "2")
+    code, _, _ = call(capsys, tmp_path / "out", *asked)
+    assert code == 0
+    (record,) = disk.read_jsonl(tmp_path / "out" / "manifest.jsonl")
+    mri = Sources(campaign.config, "MRI", campaign.directory).facts("filtered")
+    assert (record["model_fingerprint"], record["quality_threshold"]) == (mri["model_fingerprint"], 0.0)
+    shutil.rmtree(campaign.directory.finetuned_unet("MRI"))
+    code, _, said = call(capsys, tmp_path / "other", *asked)
+    assert code == 65 and "--model_used: " in said and "the task 'finetune mri' makes it" in said
 
 
 def test_prompts_one_after_the_other_share_a_folder_and_overwrite_nothing(

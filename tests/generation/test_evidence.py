@@ -10,7 +10,7 @@ import pytest
 from medsyn import disk
 from medsyn.config import Config, validate
 from medsyn.errors import InputError
-from medsyn.generation.evidence import require_evidence
+from medsyn.generation.evidence import doubts, require_evidence
 from medsyn.models.scores import Card, Evidence, Interval
 
 CT = Interval(value=0.52, low=0.41, high=0.63, n=38)
@@ -75,6 +75,15 @@ def test_whoever_asks_for_more_or_for_nothing_gets_it(selector: Any) -> None:
     with pytest.raises(InputError, match=r"not shown to be above 0.8"):
         require_evidence(config(0.8), selector(ALL), "CT")
     require_evidence(config(None), selector(UNKNOWN), "CT")
+
+
+def test_what_makes_scores_doubtful_is_said(tmp_path: Path) -> None:
+    card = Card(evidence=Evidence(auroc=ALL), sampling={"guidance_scale": [9.0], "scheduler": ["dpm"]})
+    disk.write_json(tmp_path / "config.json", {"card": card.model_dump()})
+    assert doubts(config(), tmp_path, "CT") == [
+        "has only seen generated images that were sampled otherwise: guidance_scale 7.5 (seen: 9.0)"
+    ]
+    assert len(doubts(config(0.8), tmp_path, "CT")) == 2
 
 
 def test_a_scorer_without_a_card_is_told_to_be_trained_again(tmp_path: Path) -> None:

@@ -21,16 +21,20 @@ from safetensors.torch import load_file, save_file
 from medsyn import disk, time_use
 from medsyn.data.images.read import read_image
 from medsyn.errors import InputError
-from medsyn.generation import block_store
+from medsyn.generation import block_store, stage
 from medsyn.generation import filter as rules
 from medsyn.generation.block_store import Item
 from medsyn.generation.sample import batch as sample_batch
 from medsyn.generation.sample import load
-from medsyn.generation.write.provenance import Sources
+from medsyn.generation.write import provenance
+from medsyn.generation.write.provenance import Sources, require_same_environment
 from medsyn.generation.write.webdataset import unpacked
+from medsyn.models.device import Device
+from medsyn.models.scorers import load_selector, save_scorer
 from medsyn.models.scores import Card, Scores, Threshold
-from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved
-from tests.helpers.generation_campaign import PROMPTS, Campaign, StopAfter
+from medsyn.models.selector import Selector
+from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
+from tests.helpers.generation_campaign import CPU, PROMPTS, Campaign, StopAfter
 from tests.helpers.processes import fork, wait
 
 # --- the same files whatever happens -------------------------------------------------------------------------------
@@ -494,8 +498,13 @@ def test_what_an_earlier_task_should_have_made_is_asked_for_before_any_work(
 
 def say(selector: Path, **card: Any) -> None:
     """Give a Selector a card."""
-    config = own(selector / "config.json")
-    disk.write_json(config, disk.read_json(config) | {"card": Card(**card).model_dump()})
+    made = load_selector(selector, CPU)
+    described = Selector(made.section, Card(**card))
+    described.members = made.members
+    for name in ("slope", "shift"):  # of every modality what it is of any
+        getattr(described.calibration, name).fill_(getattr(made.calibration, name)[0])
+    shutil.rmtree(own(selector / "config.json").parent)
+    save_scorer(described, selector)
 
 
 def test_an_automatic_threshold_is_the_selectors_own_of_the_modality_and_on_record(
@@ -638,6 +647,73 @@ def test_shortcuts_save_calls_and_change_images(reference: Campaign) -> None:
         pictures.append(made.pictures[0])
     assert np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
     assert evaluations[0] == evaluations[1] == 3 * 20 > 2 * evaluations[2]
+
+
+@pytest.fixture
+def preloaded(reference: Campaign, monkeypatch: pytest.MonkeyPatch) -> Campaign:
+    """The reference's inputs, and its models loaded as in the process whose forks are its tasks."""
+    monkeypatch.setattr(stage, "_preloaded", {})
+    stage.preload(reference.config, Task("generate", 0, "x", "CT", None), reference.directory)
+    assert list(stage._preloaded) == [(reference.directory.root, "CT")]
+    return reference
+
+
+def test_a_fork_takes_the_models_that_are_loaded_and_they_compute_the_same(
+    preloaded: Campaign, filtered: sample_batch.ImageSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load.Loader, "sampler", lambda self, mode: pytest.fail("it loads"))
+    config = preloaded.config.model_copy(deep=True)  # a task reads its own
+    maker = stage._maker(config, "CT", preloaded.directory, Control())
+    wanted = [(Item("ct-1", "CT: nodule, left", 0), 1)]
+    made, expected = maker._sampler("filtered").sample(wanted), filtered.sample(wanted)
+    assert np.array_equal(made.pictures[0], expected.pictures[0]) and made.candidates == expected.candidates
+    assert maker.modes == list(maker.facts) and maker._sampler("baseline").selector is None
+
+
+@pytest.mark.parametrize("difference", ["settings", "weights", "modality", "threads"])
+def test_a_fork_that_would_load_something_else_loads_it(
+    preloaded: Campaign, monkeypatch: pytest.MonkeyPatch, difference: str
+) -> None:
+    config, modality = preloaded.config, "CT"
+    if difference == "settings":
+        config = preloaded.override(guidance_scale=4.0).config
+    elif difference == "weights":
+        monkeypatch.setattr(provenance, "model_fingerprint", lambda *_: "other weights")
+    elif difference == "modality":
+        modality = "Fundus"
+    else:  # how many there are is no matter: a fork sets them
+        config = config.model_copy(update={"device": config.device.model_copy(update={"cpu_threads": 2})})
+    maker = stage._maker(config, modality, preloaded.directory, Control())
+    torch.set_num_threads(1)
+    assert bool(maker._loaded) == (difference == "threads")
+    assert maker.config is config and maker.loader.config is config
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_models_of_other_modalities_make_room_and_what_does_not_fit_is_not_loaded(
+    preloaded: Campaign, monkeypatch: pytest.MonkeyPatch, room: bool
+) -> None:
+    needed = 2 * stage._weights_bytes(preloaded.config)
+    free = iter([4 * needed - 1, 4 * needed]) if room else iter([0, 0])
+    monkeypatch.setattr(stage.host_memory, "available", lambda: next(free))
+    stage.preload(preloaded.config, Task("generate", 0, "x", "Fundus", None), preloaded.directory)
+    assert [modality for _, modality in stage._preloaded] == (["Fundus"] if room else [])
+
+
+def test_a_compiled_unet_is_on_record_and_what_samples(reference: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU that can compile; how it is compiled is shown elsewhere."""
+    device = reference.config.device.model_copy(update={"compile": True})
+    its = replace(reference, config=reference.config.model_copy(update={"device": device}))
+    monkeypatch.setattr(load, "choose_device", lambda section: Device(CPU, torch.float32, (), section.compile))
+    monkeypatch.setattr(load, "compiled", lambda unet: lambda rows, timestep, hidden: asked.append(1) or rows)
+    asked: list[int] = []
+    loader = load.Loader(its.config, "CT", its.directory)
+    assert loader.facts("baseline")["attention"] == "sdpa, compiled UNet"
+    loader.sampler("baseline").sample([(Item("ct-1", "CT: nodule, left", 0, num_inference_steps=4), 0)])
+    assert len(asked) == 4
+    made = its.directory.work("generate", "made-with.json")
+    with pytest.raises(InputError, match="compiled UNet"):
+        require_same_environment(made, loader.facts("baseline"), keep=False)
 
 
 def test_items_of_several_kinds_in_one_block_are_painted_as_each_alone(

@@ -22,6 +22,7 @@ from medsyn.data.prompts import write
 from medsyn.data.prompts.rows import PromptSource, new_faults
 from medsyn.data.prompts.store import open_lists
 from medsyn.generation.block_store import BlockContent, Blocks, commit_block
+from medsyn.models.scores import Card, Evidence, Interval, Threshold
 from medsyn.stage import CampaignDirectory, slug
 
 TWO_KINDS = ("OCT", "Chest CT")
@@ -110,11 +111,16 @@ class Builder:
         disk.write_json(self.directory.campaign_file, {"blocks_per_shard": dict.fromkeys(self.modalities, 1)})
 
     def models(self) -> None:
-        disk.make_directory(self.directory.selector())
+        evidence = Evidence(auroc=Interval(value=0.83, low=0.75, high=0.9, n=120), calibration_error=0.04)
+        threshold = Threshold(threshold=0.6, good=80, poor=40, good_passing=0.95, poor_passing=0.1)
+        thresholds = dict.fromkeys(self.modalities, threshold)
+        card = Card(modalities=self.modalities, thresholds=thresholds, evidence=evidence)
+        disk.write_json(disk.make_directory(self.directory.selector()) / "config.json", {"card": card.model_dump()})
+        (self.directory.selector() / "model.safetensors").write_bytes(b"")
         disk.make_directory(self.directory.policy())
         for modality in self.modalities:
+            (disk.make_directory(self.directory.policy(modality)) / "model.safetensors").write_bytes(b"")
             disk.make_directory(self.directory.finetuned_unet(modality) / "unet")
-            disk.make_directory(self.directory.policy(modality))
 
     def curves(self) -> None:
         rng = np.random.default_rng(0)

@@ -22,7 +22,7 @@ from medsyn.data.phantoms.dataset import write_dataset
 from medsyn.modality_names import canonical_modality
 from medsyn.models.policy import Policy
 from medsyn.models.quality import FEATURES
-from medsyn.models.scorers import CONFIG, save_scorer
+from medsyn.models.scorers import save_scorer
 from medsyn.models.scores import Card, Threshold
 from medsyn.models.selector import Selector
 from medsyn.models.tiny import TEXT_WIDTH
@@ -42,14 +42,12 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scorers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Selector with a card, and a Policy."""
     root = tmp_path_factory.mktemp("scorers")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        save_scorer(Selector(SCORER), root / "selector")
-        save_scorer(Policy(SCORER, TEXT_WIDTH), root / "policy")
     one = Threshold(threshold=0.5, good=20, poor=10)
     card = Card(modalities=["X-Ray", "MRI"], thresholds={"X-Ray": one, "MRI": one.model_copy(update={"threshold": 0})})
-    described = disk.read_json(root / "selector" / CONFIG) | {"card": card.model_dump()}
-    disk.write_json(root / "selector" / CONFIG, described)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        save_scorer(Selector(SCORER, card), root / "selector")
+        save_scorer(Policy(SCORER, TEXT_WIDTH), root / "policy")
     return root
 
 

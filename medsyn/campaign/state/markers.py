@@ -22,7 +22,7 @@ from medsyn.generation.block_store import ATTEMPTS, MANIFEST, TIMING
 from medsyn.generation.evidence import require_evidence
 from medsyn.generation.write.parquet import ATTEMPTS_TABLE, MANIFEST_TABLE
 from medsyn.generation.write.provenance import Sources
-from medsyn.stage import KEPT, STAGES
+from medsyn.stage import KEPT, REPORTS, STAGES
 
 
 def task_fingerprint(campaign: Campaign, planned: PlannedTask, done: Collection[Key] | None = None) -> str:
@@ -96,7 +96,7 @@ def outputs(campaign: Campaign, planned: PlannedTask) -> Iterator[Path]:
     if task.stage == "evaluate":
         yield directory.report
     work = directory.work(*planned.key)
-    passing = {"checkpoints", config.training.checkpoints.save_dir}
+    passing = {"checkpoints", config.training.checkpoints.save_dir, *REPORTS}
     for path in sorted(work.rglob("*")):
         inside = path.relative_to(work)
         hidden = any(part.startswith(".") for part in inside.parts)
@@ -157,7 +157,8 @@ def check_inputs(campaign: Campaign, planned: PlannedTask) -> None:
     So it does if the task waits for ratings that are not there, or would let a Selector choose that has not earned it.
     """
     gate.require_open(campaign, planned.key)
-    _require_evidence(campaign, planned)
+    if reason := why_refused(campaign, planned):
+        raise InputError(" ".join(planned.key), reason)
     root = campaign.directory.root
     for name in READS[planned.task.stage].inputs:
         record = campaign.inputs.get(name)
@@ -171,15 +172,20 @@ def check_inputs(campaign: Campaign, planned: PlannedTask) -> None:
             )
 
 
-def _require_evidence(campaign: Campaign, planned: PlannedTask) -> None:
+def why_refused(campaign: Campaign, planned: PlannedTask) -> str | None:
+    """Why a task's Selector must not choose its images; None where it may, or is not there, or there is no task's."""
     config, modality = campaign.config, planned.task.modality
     if planned.task.stage != "generate" or modality is None or "filtered" not in config.generation.modes:
-        return
+        return None
     try:
         selector, _ = Sources(config, modality, campaign.directory).scorers()
     except InputError:  # told with what else is missing
-        return
-    require_evidence(config, selector.parent, modality)
+        return None
+    try:
+        require_evidence(config, selector.parent, modality)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def done_keys(campaign: Campaign, tasks: Iterable[PlannedTask]) -> set[Key]:

@@ -17,15 +17,20 @@ def own_record(path: Path) -> tuple[str | None, str | None]:
 
     Nothing is decoded. Of a file that cannot be read nothing is said: whoever decodes it says what is wrong.
     """
-    if path.suffix.lower() not in _RASTER:
-        return None, None
-    try:
-        with PillowImage.open(path, formats=("PNG", "JPEG")) as opened:
-            texts = {key: value for key, value in opened.info.items() if isinstance(value, str)}
-    except Exception:  # decoders of damaged files raise anything
-        return None, None
+    texts = own_texts(path)
     prompt = texts.get("Prompt") or None
     return _modality(texts.get("Modality"), prompt), prompt
+
+
+def own_texts(path: Path) -> dict[str, str]:
+    """The texts of a PNG or JPEG file, by their keys; none where there are none, or it cannot be read."""
+    if path.suffix.lower() not in _RASTER:
+        return {}
+    try:
+        with PillowImage.open(path, formats=("PNG", "JPEG")) as opened:
+            return {key: value for key, value in opened.info.items() if isinstance(key, str) and isinstance(value, str)}
+    except Exception:  # decoders of damaged files raise anything
+        return {}
 
 
 def _modality(written: str | None, prompt: str | None) -> str | None:

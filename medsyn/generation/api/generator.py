@@ -27,6 +27,7 @@ from medsyn.generation.api.arguments import Settings, campaign_settings, given_s
 from medsyn.generation.api.options import Mode, Sampling
 from medsyn.generation.api.prompts import Wanted, check_prompts
 from medsyn.generation.block_store import Item
+from medsyn.generation.evidence import doubts
 from medsyn.generation.filter import Rule, next_batch
 from medsyn.generation.make.block import Order, Progress
 from medsyn.generation.sample.batch import ImageSampler, Recipe
@@ -138,6 +139,7 @@ class Generator:
     def _load(self, settings: Settings) -> None:
         source, chosen = settings.config.model_paths.stable_diffusion, settings.device
         self._settings = settings
+        self._doubted: set[str] = set()  # modalities whose scores have been warned of
         chunks = settings.config.data.chunks
         self._system = load_synthetic(source, chosen.device, chosen.dtype, settings.unet, text_chunks=chunks)
         self._system.whole = compiled(self._system.unet) if chosen.compiled else None
@@ -189,6 +191,7 @@ class Generator:
         wanted, warnings = check_prompts(prompts, count, modality, self._settings.config, self._settings.modality)
         for modality in dict.fromkeys(one.modality for one in wanted):
             self._facts(modality)
+            self._tell_doubts(modality)
         for warning in warnings:
             _log.warning("%s", warning)
         return self.images_of(wanted)
@@ -200,6 +203,14 @@ class Generator:
             items = (item for one in neighbours for item in one.items())
             while block := list(islice(items, size)):
                 yield from self._block(block, modality)
+
+    def _tell_doubts(self, modality: str) -> None:
+        """Warn, once, where the Selector's scores may mean little."""
+        if (selector := self._settings.selector) is None or modality in self._doubted:
+            return
+        self._doubted.add(modality)
+        for reason in doubts(self._settings.config, selector, modality):
+            _log.warning("%s: %s", selector, reason)
 
     def _facts(self, modality: str) -> dict[str, Any]:
         """What is recorded with every image of a modality."""

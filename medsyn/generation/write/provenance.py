@@ -80,6 +80,12 @@ def common(config: Config, modality: str, mode: str, model: str) -> dict[str, An
     }
 
 
+def sampling(section: GenerationSection) -> dict[str, Any]:
+    """What scores depend on besides the weights: a scorer that has seen images of other settings may be at a loss."""
+    names = ("scheduler", "num_inference_steps", "guidance_scale")
+    return {name: getattr(section, name) for name in names}
+
+
 def settings(section: GenerationSection) -> dict[str, Any]:
     """What holds for every prompt that does not override it."""
     return {

@@ -46,6 +46,13 @@ def figures_of_epoch(learners: Mapping[str, Learner], records: Mapping[str, Reco
     return line
 
 
+def auroc_after(learner: Learner, record: Record, epoch: int) -> float | None:
+    """The AUROC of the answers after an epoch, 0 for before training; None where there are none."""
+    its = _even(learner)
+    answers = record.answers[epoch].astype(np.float64)[its]
+    return None if np.isnan(answers).any() or not len(its) else auroc(answers, learner.exam.target[its] >= 0.5)
+
+
 def _pass_rate(scores: np.ndarray, good: np.ndarray) -> float | None:
     """The share of rated images that reach what nearly all good ones reach."""
     return float((scores >= threshold_keeping(scores[good], KEPT_SHARE)).mean()) if good.any() else None
@@ -71,14 +78,13 @@ def describe_scorer(learner: Learner, record: Record, chosen: list[int], scores:
     if not record.epochs:
         return {"epoch": None, "reason": ALONE}
     exam, its = learner.exam, _even(learner)
-    last = record.answers[-1].astype(np.float64)[its]
     good = exam.target >= 0.5
     described = {
         "epoch": record.best,
         "epochs_by_fold": chosen,
         "loss": record.loss(record.best),
         "auroc": auroc(scores[its], good[its]),
-        "auroc_last_epoch": auroc(last, good[its]) if not np.isnan(last).any() else None,
+        "auroc_last_epoch": auroc_after(learner, record, -1),
         "auroc_by_modality": {
             str(name): auroc(scores[at], good[at])
             for name in np.unique(exam.modality[its])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from medsyn.data.tables.pairs import PairRow
 from medsyn.data.tables.read import ImageRow, RatingRow, dataset_of
 from medsyn.data.tables.split import groups, hold_out
 from medsyn.models.device import choose_device
-from medsyn.models.weights import weights_fingerprint
+from medsyn.models.weights import model_fingerprint, unet_sha256, weights_fingerprint
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control, Task
 from medsyn.training.scorers.captions import Captioned, Texts, collect_texts
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 CAPTIONED = 256  # images of the table, of a modality, that the Policy learns from, at most
 ORIGINALS = 64  # good images of a modality that are damaged to learn from, at most
 KINDS_PER_IMAGE = 4  # of damage
+SAMPLED = 32  # good images that a modality's generator samples, and again in each way of sampling badly
 
 
 class Sources:
@@ -54,6 +56,8 @@ class Sources:
             config.selector.members,
             config.campaign.seed,
         )
+        self.captions = [row.text for row in table if self._belongs(row.modality)]
+        self.judges_samples = config.training.stage1.train_selector and config.selector.artifact_detection
         self.prompts = _prompts(everything, every_pair)
         folder = directory.root / "cache" / "ratings"  # shared: stage 2 reuses what stage 1 has made
         disk.sweep_temporaries(folder)
@@ -121,6 +125,31 @@ class Sources:
 
         return Loading(self.config, self._hashes, load_system, TensorCache(self._folder), control)
 
+    def sampled(
+        self, loading: Loading, generator: Path | None, sample: Callable[..., Comparisons]
+    ) -> list[Comparisons]:
+        """The modality's generator against itself: the same prompts sampled as the campaign does, and badly.
+
+        Args:
+            loading: where to.
+            generator: folder of the fine-tuned `unet/`.
+            sample: `sampled_comparisons`.
+        """
+        config, source = self.config, self.config.model_paths.stable_diffusion
+        if generator is None:
+            return []
+
+        @functools.cache
+        def load_system() -> SyntheticSystem:
+            from medsyn.models.stable_diffusion import load_synthetic
+
+            chosen = choose_device(config.device)
+            return load_synthetic(source, chosen.device, chosen.dtype, generator, text_chunks=config.data.chunks)
+
+        texts = self.captions or list(dict.fromkeys(row.prompt for row in self.ratings))
+        weights = model_fingerprint(source, unet_sha256(generator), generator)
+        return [sample(config, self.modality, texts, SAMPLED, weights, load_system, loading.cache, loading.control)]
+
     def load(self, loading: Loading) -> tuple[RatedSet, RatedPairs]:
         """The ratings and pairs as tensors; errors as for `encode_rows`."""
         return load_rated(loading, self.ratings, self.pairs, self.prompts, self.group_of)
@@ -128,7 +157,9 @@ class Sources:
     def with_captions(self, loading: Loading) -> tuple[Captioned, Texts]:
         """The table's captioned images, and all texts, the ratings' prompts first; errors as for `encode_rows`."""
         table, allowed = self.config.data.table, self.config.data.allow_synthetic
-        kept = loading.pictures(table, self.captioned, "original", allow_synthetic=allowed) if self.captioned else []
+        poor = {row.path for row in self.ratings if row.rating < GOOD}
+        rows = [row for row in self.captioned if row.path not in poor]
+        kept = loading.pictures(table, rows, "original", allow_synthetic=allowed) if rows else []
         tables = self.prompts | {row.text: row.modality for _, row in kept if row.text not in self.prompts}
         place = {text: number for number, text in enumerate(tables)}
         captioned = Captioned(

@@ -11,20 +11,22 @@ from __future__ import annotations
 import shutil
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from medsyn import disk
-from medsyn.config import Config, flatten
+from medsyn.config import SAMPLING, Config, flatten
 from medsyn.errors import InputError
 from medsyn.models.policy import Policy
 from medsyn.models.scorers import WEIGHTS, load_policy, load_selector, save_scorer
 from medsyn.models.scores import Card
 from medsyn.models.selector import Selector
+from medsyn.models.weights import UNET_WEIGHTS, unet_sha256
 from medsyn.seeds import seed
-from medsyn.stage import CampaignDirectory, Control, Task
+from medsyn.stage import CampaignDirectory, Control, Task, slug
 from medsyn.training.run import TrainingRun
 from medsyn.training.schedule import RandomKey
 from medsyn.training.scorers.degraded import degraded_comparisons
@@ -34,7 +36,8 @@ from medsyn.training.scorers.measured import TOGETHER
 from medsyn.training.scorers.policy_learner import PolicyLearner
 from medsyn.training.scorers.publish import finish, gain, lines_before
 from medsyn.training.scorers.rated import Loading, RatedPairs, RatedSet
-from medsyn.training.scorers.report import ALONE, NOTE, figures_of_epoch
+from medsyn.training.scorers.report import ALONE, NOTE, auroc_after, figures_of_epoch
+from medsyn.training.scorers.sampled import sampled_comparisons
 from medsyn.training.scorers.selector_learner import SelectorLearner
 from medsyn.training.scorers.sources import Sources
 
@@ -111,13 +114,21 @@ def run_stage2(config: Config, task: Task, directory: CampaignDirectory, control
         **dict(flatten(section.model_dump(), "training.stage2.")),
         "rlhf-stage1": [disk.sha256_file(at / WEIGHTS) for at in made],
     }
+    generator = None
+    if sources.judges_samples:
+        generator = directory.finetuned_unet(config.finetune.task_for(task.modality))
+        if not (generator / "unet" / UNET_WEIGHTS).is_file():
+            name = slug(config.finetune.task_for(task.modality))
+            raise InputError(generator, f"is missing; the task 'finetune {name}' makes it")
+        sampling = config.generation.model_dump(include=set(SAMPLING))
+        provenance |= {"finetune": unet_sha256(generator), **dict(flatten(sampling, "generation."))}
     folder = config.training.checkpoints.save_dir
     run = TrainingRun(config, task, directory, control, provenance, CHECKPOINTS_KEPT, folder)
     if not run.has_published(directory.policy(task.modality)):
         scorers: dict[str, Scorer] = {"policy": load_policy(first, sources.device)}
         if has_selector:
             scorers["selector"] = load_selector(directory.selector(), sources.device)
-        summary = _continue(scorers, config, sources, control, run)
+        summary = _continue(scorers, config, sources, generator, control, run)
         disk.write_json(run.directory / "summary.json", summary)
         if has_selector:
             save_scorer(scorers["selector"], directory.selector(task.modality), provenance)
@@ -126,7 +137,12 @@ def run_stage2(config: Config, task: Task, directory: CampaignDirectory, control
 
 
 def _continue(
-    scorers: dict[str, Scorer], config: Config, sources: Sources, control: Control, run: TrainingRun
+    scorers: dict[str, Scorer],
+    config: Config,
+    sources: Sources,
+    generator: Path | None,
+    control: Control,
+    run: TrainingRun,
 ) -> dict[str, Any]:
     """Run stage 2's training: leave in `scorers` the better ones and return the summary."""
     summary: dict[str, Any] = {"ratings": len(sources.ratings), "kept": "stage 1", "reason": "too few ratings"}
@@ -138,7 +154,9 @@ def _continue(
     passed = np.ones(len(rated.line), dtype=bool)
     learners: dict[str, SelectorLearner | PolicyLearner] = {}
     if isinstance(selector, Selector):
-        lessons = lessons_of(rated, pairs, sources.folds, sources.degraded(loading, degraded_comparisons), [])
+        damaged = sources.degraded(loading, degraded_comparisons)
+        sampled = sources.sampled(loading, generator, sampled_comparisons)
+        lessons = lessons_of(rated, pairs, sources.folds, damaged, sampled)
         passed = _passed(selector, config.training.stage2.selector_threshold, rated, sources)
     taught = passed | ~rated.good
     summary = {
@@ -172,7 +190,7 @@ def _continue(
     )
     for name, learner in learners.items():
         found = _decide(name, scorers, before[name], learner, state)
-        summary |= found if name == "policy" else {"selector": found}
+        summary |= found if name == "policy" else {"selector": {**found.pop(name, {}), **found}}
     return summary
 
 
@@ -181,23 +199,17 @@ def _decide(
 ) -> dict[str, Any]:
     """Keep a scorer as it is now if it is better, else as it came; say which, and why."""
     record, lines = state.records[name], lines_before(before)
-    modalities = before.card.modalities
-    its = gain(learner.exam, record, modalities, lines)
-    described: dict[str, Any] = {"gain": its.ratings.model_dump()}
+    its = gain(learner.exam, record, before.card.modalities, lines)
+    found: dict[str, Any] = {"auroc_before": auroc_after(learner, record, 0), "gain": its.ratings.model_dump()}
+    is_better = _above_0(its.ratings.low)
     if name == "selector":
-        described["gain_on_sampled"] = its.sampled.model_dump()
+        found["gain_on_sampled"] = its.sampled.model_dump()
         is_better = _above_0(its.sampled.low) and not (its.ratings.high is not None and its.ratings.high < 0)
-    else:
-        is_better = _above_0(its.ratings.low)
-    is_better = is_better and record.best > 0
-    if is_better:
-        scorer = scorers[name]
-        described |= {"kept": "stage 2", "reason": "better on images that its members had not seen"}
-        described[name] = _finish(name, scorer, learner, state, lines)
-    else:
-        scorers[name] = before
-        described |= {"kept": "stage 1", "reason": "not better on images that its members had not seen"}
-    return described
+    if is_better and record.best > 0:
+        found |= {"kept": "stage 2", "reason": "better on images that its members had not seen"}
+        return found | {name: _finish(name, scorers[name], learner, state, lines)}
+    scorers[name] = before
+    return found | {"kept": "stage 1", "reason": "not better on images that its members had not seen"}
 
 
 def _above_0(low: float | None) -> bool:

@@ -12,6 +12,7 @@ from medsyn import schedulers
 from medsyn.campaign.plan import inputs
 from medsyn.campaign.status import figures, read
 from medsyn.errors import InputProblems, Problem
+from tests.data.images.test_own_sampling import write as write_image
 from tests.helpers.trial import Trial
 
 
@@ -50,6 +51,14 @@ def test_ratings_that_can_show_nothing_are_foreseen(trial: Trial, one: int, othe
     assert "the campaign will stop before it generates" in said[0].reason
     for without in ({"selector__require_auroc": None}, {"generation__modes": ["baseline"]}):
         assert not any("require_auroc" in str(its) for its in inputs.check(trial.config(**without)).problems)
+
+
+@pytest.mark.parametrize("guidance", [7.5, 3.0])
+def test_ratings_of_images_that_were_sampled_otherwise_are_told(trial: Trial, guidance: float) -> None:
+    write_image(trial.data / "ct-0.png", scheduler="dpm", num_inference_steps=25, guidance_scale=7.5)
+    said = [str(one) for one in inputs.check(trial.config(generation__guidance_scale=guidance)).problems]
+    found = [one for one in said if "sampled otherwise" in one]
+    assert len(found) == (guidance != 7.5) and all("guidance_scale 3.0 (seen: 7.5)." in one for one in found)
 
 
 def test_a_modality_without_ratings_has_no_threshold(trial: Trial) -> None:

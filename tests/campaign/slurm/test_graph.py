@@ -9,12 +9,14 @@ import pytest
 
 from medsyn import config as configuration
 from medsyn import disk
-from medsyn.campaign.slurm import graph
+from medsyn.campaign.slurm import graph, sbatch
 from medsyn.campaign.slurm import job as slurm_job
 from medsyn.campaign.slurm import submissions as on_record
 from medsyn.campaign.slurm.graph import Graph, Node, Queued
 from medsyn.campaign.slurm.submissions import Submission
+from medsyn.campaign.state import attempts
 from medsyn.campaign.tasks import Key, Plan, build
+from medsyn.models.scores import Card, Evidence, Interval
 from medsyn.stage import CampaignDirectory
 from tests.helpers.trial import Trial
 
@@ -168,6 +170,31 @@ def test_what_comes_after_several_stages_is_blocked_once_all_of_them_have_failed
         slurm_job.run_gate(str(trial.root), gates[1].name)
     facts = disk.read_json(told)
     assert [facts[name] for name in ("event", "failed", "blocked")] == ["failed", 2, 2]
+
+
+def test_a_gate_takes_out_what_a_selector_without_evidence_would_choose(trial: Trial) -> None:
+    directory = trial.prepare(training__stage=1).directory
+    record(
+        directory,
+        submitted("1", "tasks", "rlhf-stage1", "all"),
+        submitted("2", "gate", "rlhf-stage1", "all"),
+        submitted("3", "tasks", "generate", "ct-00000"),
+        submitted("4", "tasks", "generate", "oct-00000"),
+        submitted("5", "tasks", "evaluate", "all"),
+    )
+    trial.work("rlhf-stage1", "all")
+    proven, guessing = Interval(value=0.9, low=0.8, high=1, n=40), Interval(value=0.5, low=0.4, high=0.6, n=40)
+    evidence = Evidence(auroc=proven, by_modality={"CT": guessing, "OCT": proven})
+    card = Card(modalities=["CT", "OCT"], evidence=evidence).model_dump()
+    for scorer in (directory.selector(), directory.policy()):
+        disk.write_json(disk.make_directory(scorer) / "config.json", {"card": card})
+        (scorer / "model.safetensors").write_bytes(b"")
+    slurm_job.run_gate(str(trial.root), "medsyn-x-2")
+    listed = directory.slurm("medsyn-x-2") / sbatch.CANCEL_LIST
+    assert listed.read_text() == "medsyn-x-3 3\n", "OCT goes on, and so does the report"
+    failure = attempts.read_failure(directory, ("generate", "ct-00000"))
+    assert failure is not None and failure["exit_code"] == 65 and "selector.require_auroc" in failure["message"]
+    assert not directory.failed("generate", "oct-00000").exists()
 
 
 def test_a_gate_waits_for_a_marker_that_the_file_system_shows_late(trial: Trial) -> None:

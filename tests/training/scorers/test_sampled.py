@@ -13,6 +13,7 @@ import torch
 
 from medsyn import config as configuration
 from medsyn.config import Config
+from medsyn.data.degradations.graded import amount
 from medsyn.data.images.latent_cache import TensorCache
 from medsyn.models.sampler import build_scheduler
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
@@ -45,7 +46,23 @@ def compare(
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparisons]:
     cache = tmp_path_factory.mktemp("sampled")
-    return cache, compare(cache)
+    return cache, all_pairs(cache)
+
+
+def all_pairs(cache: Path, **options: Any) -> Comparisons:
+    """However little they differ."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampled, "LEAST_CHANGE", 0.0)
+        return compare(cache, **options)
+
+
+def test_what_hardly_differs_from_the_good_image_is_no_pair(everything: tuple[Path, Comparisons]) -> None:
+    cache, whole = everything
+    found = compare(cache)
+    assert 0 < len(found.better) < len(whole.better)
+    assert torch.equal(found.pixels[:4], whole.pixels[:4])
+    pairs = zip(found.pixels[found.better] / 255, found.pixels[found.worse] / 255, strict=True)
+    assert min(amount(good, bad) for good, bad in pairs) >= sampled.LEAST_CHANGE
 
 
 def test_prompts_are_drawn_evenly_whatever_their_order() -> None:
@@ -79,7 +96,7 @@ def test_what_is_in_the_cache_needs_no_generator(
     cache, first = everything
     monkeypatch.setitem(globals(), "load_synthetic", None)
     generator.cache_clear()
-    again = compare(cache)
+    again = all_pairs(cache)
     assert torch.equal(again.pixels, first.pixels)
     assert (again.kind == first.kind).all()
 
@@ -91,14 +108,14 @@ def test_killed_and_run_again_it_ends_with_the_same_bits(everything: tuple[Path,
         with pytest.raises(Saved):
             compare(tmp_path, ways=ways, control=control)
     assert len(list(tmp_path.glob("*.safetensors"))) == 3
-    again = compare(tmp_path, ways=ways)
+    again = all_pairs(tmp_path, ways=ways)
     for name in ways:
         assert torch.equal(bad(again, name), bad(everything[1], name)), name
 
 
 def test_an_image_does_not_depend_on_the_other_ways(everything: tuple[Path, Comparisons], tmp_path: Path) -> None:
     chosen = ["too much guidance", "noisy weights"]
-    alone = compare(tmp_path, ways=chosen)
+    alone = all_pairs(tmp_path, ways=chosen)
     for name in chosen:
         assert torch.equal(bad(alone, name), bad(everything[1], name)), name
 
@@ -108,7 +125,7 @@ def bad(found: Comparisons, name: str) -> torch.Tensor:
 
 
 def test_without_guidance_or_a_second_image_there_is_nothing_to_leave_out_or_to_stitch(tmp_path: Path) -> None:
-    found = compare(tmp_path, count=1, ways=["no guidance", "stitched", "two steps"], guidance_scale=1.0)
+    found = all_pairs(tmp_path, count=1, ways=["no guidance", "stitched", "two steps"], guidance_scale=1.0)
     assert found.kind.tolist() == ["two steps"]
 
 
