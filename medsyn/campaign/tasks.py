@@ -90,7 +90,8 @@ def _samples_finetuned(config: Config) -> bool:
 
 def _judges_samples(config: Config) -> bool:
     """Whether a Selector learns from what its modality's generator samples, well and badly."""
-    return config.training.stage1.train_selector and config.selector.artifact_detection
+    section = config.selector
+    return config.training.stage1.train_selector and section.artifact_detection and section.sampled_prompts > 0
 
 
 def _filters(config: Config) -> bool:

@@ -8,7 +8,7 @@ Policy score wins. Nothing but the item's own attempts decides, so sharding and 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from medsyn.config import GenerationSection
@@ -159,7 +159,7 @@ class Trial:
         """Every candidate of a settled item, and why it is not the image."""
         return [
             {
-                **asdict(candidate),
+                **vars(candidate),
                 "passed": refusal(candidate, self.rule) is None,
                 "reason": self.why_not(candidate),
                 "chosen": candidate is self.winner,

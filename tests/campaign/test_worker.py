@@ -351,7 +351,8 @@ def test_a_campaigns_files_are_as_private_as_the_user_wants_them(trial: Trial, u
         (("rlhf-stage1", "all"), ("finetune", "ct"), False),
         (("rlhf-stage2", "ct"), ("rlhf-stage1", "all"), True),
         (("rlhf-stage2", "ct"), ("rlhf-stage2", "oct"), True),  # its own stage: there is nothing to wait for
-        (("rlhf-stage2", "ct"), ("finetune", "ct"), False),
+        (("rlhf-stage2", "ct"), ("finetune", "ct"), True),
+        (("rlhf-stage2", "ct"), ("finetune", "oct"), False),
         (("generate", "ct-00000"), ("finetune", "ct"), True),
         (("generate", "ct-00000"), ("finetune", "oct"), False),
         (("evaluate", "all"), ("finetune", "oct"), True),

@@ -219,7 +219,7 @@ def test_the_report_says_what_the_selector_is_worth_and_what_it_let_pass(
     assert "What the Selector is known to be worth" in html and "0.75 to 0.90, 120 groups, all modalities" in html
     assert "configured" not in html and "sampled otherwise" not in html
     builder.everything()
-    config = builder.directory.selector() / "config.json"
+    config = builder.directory.selector("CT") / "config.json"
     card = disk.read_json(config)["card"]
     card["evidence"]["by_modality"] = {"CT": {"value": 0.7, "low": 0.55, "high": 0.8, "n": 30}}
     disk.write_json(config, {"card": card | {"sampling": {"guidance_scale": [3.0, 4.0]}}})
@@ -232,7 +232,8 @@ def test_the_report_says_what_the_selector_is_worth_and_what_it_let_pass(
     html = builder.directory.report.read_text()
     assert "0.55 to 0.80, 30 groups" in html and "configured; its own is 0.60" in html
     assert "generated images that were sampled otherwise: guidance_scale 7.5 (seen: 3.0, 4.0)" in html
-    shutil.rmtree(builder.directory.selector())
+    for modality in builder.modalities:
+        shutil.rmtree(builder.directory.selector(modality))
     assert run(builder)["selectors"] == {}
     assert "known to be worth" not in builder.directory.report.read_text()
 

@@ -455,7 +455,7 @@ def test_a_model_of_nan_makes_a_record_and_no_image(campaign: Campaign, recwarn:
 
 
 def test_a_scorer_of_nan_accepts_nothing(campaign: Campaign) -> None:
-    break_weights(campaign.directory.selector() / "model.safetensors")
+    break_weights(campaign.directory.selector("CT") / "model.safetensors")
     campaign.override(modes=["filtered"]).run(blocks=(0, 1))
     assert {record["reason"] for record in campaign.read("attempts.jsonl", "filtered")} == {rules.NON_FINITE}
 
@@ -483,7 +483,7 @@ def test_one_broken_candidate_costs_its_neighbours_nothing(
     ("missing", "task"),
     [
         (lambda d: d.finetuned_unet("CT"), "finetune ct"),
-        (lambda d: d.selector(), "rlhf-stage1 all"),
+        (lambda d: d.selector("CT"), "rlhf-stage2 ct"),
         (lambda d: d.policy("CT"), "rlhf-stage2 ct"),
     ],
 )
@@ -511,7 +511,8 @@ def test_an_automatic_threshold_is_the_selectors_own_of_the_modality_and_on_reco
     campaign: Campaign, reference: Campaign, tmp_path: Path
 ) -> None:
     found = {"CT": Threshold(threshold=0.6, good=9, poor=3), "Fundus": Threshold(threshold=0.0, good=9, poor=3)}
-    say(campaign.directory.selector(), modalities=list(found), thresholds=found)
+    for name in found:
+        say(campaign.directory.selector(name), modalities=list(found), thresholds=found)
     auto = campaign.override(modes=["filtered"], quality_threshold="auto")
     auto.run(blocks=(0, 1))
     made, expected = auto.read("manifest.jsonl", "filtered"), reference.read("manifest.jsonl", "filtered")
@@ -524,13 +525,17 @@ def test_an_automatic_threshold_is_the_selectors_own_of_the_modality_and_on_reco
     assert {record["quality_threshold"] for record in records} == {0.0} and all(one["accepted"] for one in records)
     with Image.open(auto.block("filtered", 0, "Fundus") / records[0]["file"]) as image:
         assert image.text["Quality threshold"] == "0.0"  # type: ignore[attr-defined]
-    say(campaign.directory.selector(), modalities=["CT"], thresholds={"CT": found["Fundus"]})
+    say(campaign.directory.selector("CT"), modalities=["CT"], thresholds={"CT": found["Fundus"]})
     with pytest.raises(InputError, match="was made with a different quality_threshold"):
         auto.run(blocks=(0, 1))
 
 
 def test_a_selector_without_a_threshold_for_a_modality_makes_nothing(campaign: Campaign) -> None:
-    say(campaign.directory.selector(), modalities=["MRI"], thresholds={"MRI": Threshold(threshold=1, good=9, poor=3)})
+    say(
+        campaign.directory.selector("CT"),
+        modalities=["MRI"],
+        thresholds={"MRI": Threshold(threshold=1, good=9, poor=3)},
+    )
     reason = r"selector: has no threshold of its own for CT \(it has some for MRI\): .*generation.quality_threshold"
     with pytest.raises(InputError, match=reason):
         campaign.override(quality_threshold="auto").run()

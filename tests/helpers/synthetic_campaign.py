@@ -115,8 +115,9 @@ class Builder:
         threshold = Threshold(threshold=0.6, good=80, poor=40, good_passing=0.95, poor_passing=0.1)
         thresholds = dict.fromkeys(self.modalities, threshold)
         card = Card(modalities=self.modalities, thresholds=thresholds, evidence=evidence)
-        disk.write_json(disk.make_directory(self.directory.selector()) / "config.json", {"card": card.model_dump()})
-        (self.directory.selector() / "model.safetensors").write_bytes(b"")
+        for place in (self.directory.selector(), *map(self.directory.selector, self.modalities)):
+            disk.write_json(disk.make_directory(place) / "config.json", {"card": card.model_dump()})
+            (place / "model.safetensors").write_bytes(b"")
         disk.make_directory(self.directory.policy())
         for modality in self.modalities:
             (disk.make_directory(self.directory.policy(modality)) / "model.safetensors").write_bytes(b"")

@@ -7,8 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from medsyn.data.images.own_record import own_texts
-
 _READ_AS: Mapping[str, Callable[[str], Any]] = {
     "scheduler": str,
     "num_inference_steps": int,
@@ -19,6 +17,8 @@ Sampling = dict[str, list[Any]]  # every value that some image was sampled with,
 
 def sampling_of(files: Iterable[Path]) -> Sampling | None:
     """The settings of those of the files that medsyn has made; None if there are none. Nothing is decoded."""
+    from medsyn.data.images.own_record import own_texts  # needs Pillow, which a login node does not have
+
     found: dict[str, set[Any]] = {}
     for file in dict.fromkeys(files):
         texts = own_texts(file)

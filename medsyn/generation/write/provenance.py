@@ -207,11 +207,12 @@ class Sources:
 
     @property
     def _scorers(self) -> tuple[_Made, _Made]:
-        selector = _Made(self.directory.selector() / SCORER_WEIGHTS, "rlhf-stage1", "all")
         if self.config.training.stage == 1:
-            return selector, _Made(self.directory.policy() / SCORER_WEIGHTS, "rlhf-stage1", "all")
-        policy = self.directory.policy(self.modality) / SCORER_WEIGHTS
-        return selector, _Made(policy, "rlhf-stage2", slug(self.modality))
+            modality, task = None, ("rlhf-stage1", "all")
+        else:
+            modality, task = self.modality, ("rlhf-stage2", slug(self.modality))
+        selector, policy = self.directory.selector(modality), self.directory.policy(modality)
+        return _Made(selector / SCORER_WEIGHTS, *task), _Made(policy / SCORER_WEIGHTS, *task)
 
     def _sha256(self, made: _Made) -> str:
         path, recorded = made.file(), None

@@ -22,6 +22,8 @@ from medsyn.training.scorers.comparisons import Comparisons
 MILD = (0.06, 0.3)  # severities, uniform between the two
 SEVERE = (0.5, 1.0)
 APART = 1.5  # a severe change is at least this many times a mild one: else the two are no pair
+MOST_OFFSET = 10 / 255  # by which a background may be brighter
+GAIN = (0.92, 1.04)
 POOR = 0.2  # 1 - SSIM from which no expert would call the image acceptable
 
 
@@ -55,14 +57,20 @@ def degraded_comparisons(
         kinds: only these; all unless given.
 
     Returns:
-        The comparisons; the first N of its images are `pixels`. Kinds that do not change an image make no pair.
+        The comparisons. The first N of its images are `pixels`, and the next N the same with harmless changes (a
+        background that is a few grey levels brighter), which are as good: pairs start from either. A kind that does
+        not change an image makes no pair.
     """
     images, of = list(pixels), list(range(len(pixels)))
+    for image, key in zip(pixels, keys, strict=True):
+        images.append(_harmless(image, np.random.default_rng(seed("harmless", campaign_seed, key))))
+    of += of
     pairs: list[tuple[int, int, str, bool]] = []
     for number, (image, its_modality, key) in enumerate(zip(pixels, modality, keys, strict=True)):
         for kind in _draw_kinds(str(its_modality), key, campaign_seed, per_image, kinds):
-            grades = _grades(image, kind, np.random.default_rng(seed("degraded", campaign_seed, key, kind)))
-            better_ones = [number]
+            rng = np.random.default_rng(seed("degraded", campaign_seed, key, kind))
+            grades = _grades(image, kind, rng)
+            better_ones = [number + len(pixels) * int(rng.random() < 0.5)]
             for damaged, poor in ((grades.mild, False), (grades.severe, grades.poor)):
                 if damaged is None:
                     continue
@@ -98,7 +106,7 @@ def _draw_kinds(
 
 def _grades(image: Tensor, kind: str, rng: np.random.Generator) -> _Grades:
     """A mild and a severe damage of an image [3, R, R], in the same places."""
-    clean = image.float() / 255
+    clean = _between_levels(image, rng)
     mild_severity, severe_severity = rng.uniform(*MILD), rng.uniform(*SEVERE)
     turned = torch.rot90(clean, int(rng.integers(1, 4)), dims=(-2, -1))
     state = rng.integers(2**63)
@@ -110,3 +118,20 @@ def _grades(image: Tensor, kind: str, rng: np.random.Generator) -> _Grades:
     has_mild = changed(clean, mild.float() / 255)
     has_severe = changed(clean, severe.float() / 255) and (not has_mild or much >= APART * little)
     return _Grades(mild if has_mild else None, severe if has_severe else None, much >= POOR)
+
+
+def _between_levels(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """An 8-bit image [3, R, R] as values 0..1 from which it would be rounded.
+
+    Without this a gain leaves gaps in the histogram, which no damage of a real image has: it is rounded once.
+    """
+    rounding = torch.from_numpy(rng.uniform(-0.49, 0.49, image.shape[1:]).astype(np.float32))
+    return ((image.float() + rounding) / 255).clamp(0, 1)
+
+
+def _harmless(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """The image with another black and brightness, by less than anyone would call a fault: [3, R, R]."""
+    values = _between_levels(image, rng)
+    offset, gain, floor = rng.uniform(0, MOST_OFFSET), rng.uniform(*GAIN), rng.uniform(0, MOST_OFFSET)
+    values = (values * gain + offset).clamp(min=floor if rng.random() < 0.5 else 0.0, max=1.0)
+    return (values * 255).round().to(torch.uint8)

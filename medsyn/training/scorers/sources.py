@@ -12,6 +12,7 @@ import numpy as np
 from medsyn import disk
 from medsyn.config import PHANTOMS, Config, ScorerSection, flatten
 from medsyn.data.images.latent_cache import TensorCache, hash_files
+from medsyn.data.images.own_sampling import Sampling, sampling_of
 from medsyn.data.tables.pairs import PairRow
 from medsyn.data.tables.read import ImageRow, RatingRow, dataset_of
 from medsyn.data.tables.split import groups, hold_out
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 CAPTIONED = 256  # images of the table, of a modality, that the Policy learns from, at most
 ORIGINALS = 64  # good images of a modality that are damaged to learn from, at most
 KINDS_PER_IMAGE = 4  # of damage
-SAMPLED = 32  # good images that a modality's generator samples, and again in each way of sampling badly
 
 
 class Sources:
@@ -57,7 +57,10 @@ class Sources:
             config.campaign.seed,
         )
         self.captions = [row.text for row in table if self._belongs(row.modality)]
-        self.judges_samples = config.training.stage1.train_selector and config.selector.artifact_detection
+        learned = config.selector
+        self.judges_samples = (
+            config.training.stage1.train_selector and learned.artifact_detection and learned.sampled_prompts > 0
+        )
         self.prompts = _prompts(everything, every_pair)
         folder = directory.root / "cache" / "ratings"  # shared: stage 2 reuses what stage 1 has made
         disk.sweep_temporaries(folder)
@@ -113,6 +116,17 @@ class Sources:
     def _fingerprint(self, rows: Any) -> str:
         return disk.fingerprint(list(rows))
 
+    def sampling(self, with_own: bool) -> Sampling | None:
+        """How the rated images that medsyn made were sampled, and the campaign's own; None if there are none."""
+        found = sampling_of(row.path for row in self.ratings)
+        if not with_own:
+            return found
+        section = self.config.generation
+        return {
+            name: sorted({*(found or {}).get(name, []), getattr(section, name)})
+            for name in ("scheduler", "num_inference_steps", "guidance_scale")
+        }
+
     def loading(self, control: Control) -> Loading:
         """Where the images become tensors."""
         source, chunks = self.config.model_paths.stable_diffusion, self.config.data.chunks
@@ -148,7 +162,8 @@ class Sources:
 
         texts = self.captions or list(dict.fromkeys(row.prompt for row in self.ratings))
         weights = model_fingerprint(source, unet_sha256(generator), generator)
-        return [sample(config, self.modality, texts, SAMPLED, weights, load_system, loading.cache, loading.control)]
+        count, cache = config.selector.sampled_prompts, loading.cache
+        return [sample(config, self.modality, texts, count, weights, load_system, cache, loading.control)]
 
     def load(self, loading: Loading) -> tuple[RatedSet, RatedPairs]:
         """The ratings and pairs as tensors; errors as for `encode_rows`."""

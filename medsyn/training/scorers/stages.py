@@ -9,6 +9,7 @@ has not seen, is left as stage 1 made it.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 
 from medsyn import disk
 from medsyn.config import SAMPLING, Config, flatten
+from medsyn.data.images.own_sampling import Sampling
 from medsyn.errors import InputError
 from medsyn.models.policy import Policy
 from medsyn.models.scorers import WEIGHTS, load_policy, load_selector, save_scorer
@@ -29,6 +31,7 @@ from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control, Task, slug
 from medsyn.training.run import TrainingRun
 from medsyn.training.schedule import RandomKey
+from medsyn.training.scorers.calibration import Line
 from medsyn.training.scorers.degraded import degraded_comparisons
 from medsyn.training.scorers.lessons import Lessons, lessons_of
 from medsyn.training.scorers.loop import CHECKPOINTS_KEPT, State, fit
@@ -79,7 +82,7 @@ def run_stage1(config: Config, task: Task, directory: CampaignDirectory, control
         state = fit(learners, rows, config.training, section.learning_rate, run, figures)
         summary = {**rated.counts, "held_out": _held_out(sources, rated)}
         for name, learner in learners.items():
-            summary[name] = _finish(name, scorers[name], learner, state)
+            summary[name] = _finish(name, scorers[name], learner, state, sources.sampling(False))
         if "selector" in scorers:
             summary["thresholds"] = _thresholds(scorers["selector"].card)
         disk.write_json(run.directory / "summary.json", summary)
@@ -122,6 +125,7 @@ def run_stage2(config: Config, task: Task, directory: CampaignDirectory, control
             raise InputError(generator, f"is missing; the task 'finetune {name}' makes it")
         sampling = config.generation.model_dump(include=set(SAMPLING))
         provenance |= {"finetune": unet_sha256(generator), **dict(flatten(sampling, "generation."))}
+        provenance["selector.sampled_prompts"] = config.selector.sampled_prompts
     folder = config.training.checkpoints.save_dir
     run = TrainingRun(config, task, directory, control, provenance, CHECKPOINTS_KEPT, folder)
     if not run.has_published(directory.policy(task.modality)):
@@ -189,13 +193,18 @@ def _continue(
         before=True,
     )
     for name, learner in learners.items():
-        found = _decide(name, scorers, before[name], learner, state)
+        found = _decide(name, scorers, before[name], learner, state, sources.sampling(name == "selector"))
         summary |= found if name == "policy" else {"selector": {**found.pop(name, {}), **found}}
     return summary
 
 
 def _decide(
-    name: str, scorers: dict[str, Scorer], before: Scorer, learner: SelectorLearner | PolicyLearner, state: State
+    name: str,
+    scorers: dict[str, Scorer],
+    before: Scorer,
+    learner: SelectorLearner | PolicyLearner,
+    state: State,
+    sampling: Sampling | None,
 ) -> dict[str, Any]:
     """Keep a scorer as it is now if it is better, else as it came; say which, and why."""
     record, lines = state.records[name], lines_before(before)
@@ -207,7 +216,7 @@ def _decide(
         is_better = _above_0(its.sampled.low) and not (its.ratings.high is not None and its.ratings.high < 0)
     if is_better and record.best > 0:
         found |= {"kept": "stage 2", "reason": "better on images that its members had not seen"}
-        return found | {name: _finish(name, scorers[name], learner, state, lines)}
+        return found | {name: _finish(name, scorers[name], learner, state, sampling, lines)}
     scorers[name] = before
     return found | {"kept": "stage 1", "reason": "not better on images that its members had not seen"}
 
@@ -221,7 +230,8 @@ def _finish(
     scorer: Scorer,
     learner: SelectorLearner | PolicyLearner,
     state: State,
-    before: Any = None,
+    sampling: Sampling | None,
+    before: Sequence[Line] | None = None,
 ) -> dict[str, Any]:
     """Calibrate a scorer and write its card; returns its part of the summary."""
     if isinstance(learner, SelectorLearner):
@@ -232,9 +242,8 @@ def _finish(
         its = np.arange(len(learner.rated.pixels))
         modality, group = learner.rated.image_modality, learner.rated.image_group
     metrics = learner.images.metrics[0, its].cpu().numpy()
-    return finish(
-        scorer, learner, state.records[name], (metrics, modality, group), before, with_thresholds=name == "selector"
-    )
+    images, with_thresholds = (metrics, modality, group), name == "selector"
+    return finish(scorer, learner, state.records[name], images, before, sampling, with_thresholds)
 
 
 def _policy_learner(

@@ -52,6 +52,7 @@ def test_a_modality_waits_for_its_own_gate_only() -> None:
     assert built["gate-finetune-ct"].after == ("finetune",)
     assert built["rlhf-stage1"].gates == ()
     assert built["generate-ct"].gates == ("gate-finetune-ct", "gate-rlhf-stage1", "gate-rlhf-stage2-ct")
+    assert built["rlhf-stage2-ct"].gates == ("gate-rlhf-stage1", "gate-finetune-ct")
     assert built["gate-rlhf-stage2-ct"].tasks == ("ct",)
     assert {"gate-generate-ct", "gate-generate-oct"} <= set(built["evaluate"].gates)
 
@@ -96,8 +97,8 @@ def test_only_what_is_missing_is_queued_and_waits_for_what_is_missing() -> None:
     of = plan()
     done = everything(of) - {STAGE1, ("rlhf-stage2", "oct"), ("evaluate", "all")}
     built = nodes(graph.build(of, done, Queued(), 1001))
-    assert set(built) == {"rlhf-stage1", "gate-rlhf-stage1", "rlhf-stage2", "gate-rlhf-stage2-oct", "evaluate"}
-    assert built["rlhf-stage2"].gates == ("gate-rlhf-stage1",)
+    assert set(built) == {"rlhf-stage1", "gate-rlhf-stage1", "rlhf-stage2-oct", "gate-rlhf-stage2-oct", "evaluate"}
+    assert built["rlhf-stage2-oct"].gates == ("gate-rlhf-stage1",)
 
 
 def test_nothing_is_missing_and_nothing_is_queued() -> None:
@@ -109,7 +110,8 @@ def test_what_is_in_the_queue_is_waited_for_by_its_gate_there() -> None:
     of = plan()
     built = nodes(graph.build(of, set(), Queued({STAGE1: "7"}, {STAGE1: "8"}), 1001))
     assert "rlhf-stage1" not in built
-    assert (built["rlhf-stage2"].gates, built["rlhf-stage2"].queued_gates) == ((), ("8",))
+    stage2 = built["rlhf-stage2-ct"]
+    assert (stage2.gates, stage2.queued_gates) == (("gate-finetune-ct",), ("8",))
 
 
 def test_a_task_whose_gate_was_cancelled_gets_another() -> None:
