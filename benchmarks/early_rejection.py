@@ -48,8 +48,9 @@ from medsyn.config import Config
 from medsyn.generation.block_store import Item, read_blocks
 from medsyn.generation.sample.batch import ImageSampler
 from medsyn.generation.sample.load import Loader
-from medsyn.generation.sample.pictures import quantise_all
-from medsyn.generation.sample.sampler import build_scheduler, initial_noise, sample
+from medsyn.generation.write.provenance import Sources, quality_threshold
+from medsyn.models.pictures import quantise_all
+from medsyn.models.sampler import build_scheduler, initial_noise, sample
 
 RATIOS = {  # of a row, by what they are called
     "UNet": "unet",
@@ -166,8 +167,9 @@ def observe(sampler: ImageSampler, wanted: Sequence[tuple[Item, int]], looks: Se
     pictures = clock("decode", lambda: decode(latents))
     pooled = torch.stack([one for _, one in features])
     scores = clock("score", lambda: sampler.scores(pictures, pooled))
-    early = [[selected for selected, _ in sampler.scores(decode(seen[look]), pooled)] for look in looks]
-    return Scores(np.array(early), np.array([s for s, _ in scores]), np.array([p for _, p in scores]))
+    early = [[one["selector"] for one in sampler.scores(decode(seen[look]), pooled)] for look in looks]
+    final, policy = (np.array([one[scorer] for one in scores]) for scorer in ("selector", "policy"))
+    return Scores(np.array(early), final, policy)
 
 
 def candidates(config: Config, modality: str, batches: int) -> Iterator[list[tuple[Item, int]]]:
@@ -306,13 +308,15 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def measure(root: Path, args: argparse.Namespace, console: Console) -> tuple[list[Row], dict[str, Any]]:
     """All rows, and the facts of the run."""
-    config = campaign_file.open_campaign(root).config
+    campaign = campaign_file.open_campaign(root)
+    config = campaign.config
     steps, size = config.generation.num_inference_steps, config.generation.images_per_batch
     looks = sorted({max(1, round(fraction * steps)) for fraction in args.fractions})
     scores, costs = sample_all(root, args.candidates, looks, console)
     halves = [one.halves(size) for one in scores.values()]
     shares = [np.quantile(first.final, 1 - share) for share in args.accepted for first, _ in halves]
-    thresholds = [[config.generation.quality_threshold] * len(halves)]
+    selectors = {name: Sources(config, name, campaign.directory).scorers()[0].parent for name in scores}
+    thresholds = [[quality_threshold(config, selector, name) for name, selector in selectors.items()]]
     thresholds += [shares[start : start + len(halves)] for start in range(0, len(shares), len(halves))]
     both = costs, sd15_costs(config)
     rows = [

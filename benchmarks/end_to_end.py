@@ -3,6 +3,7 @@
     python benchmarks/end_to_end.py                          # runs configs/tiny.yaml in a temporary directory
     python benchmarks/end_to_end.py --campaign runs/tiny     # reads one that has run
     python benchmarks/end_to_end.py --forks 2                # tasks as forks against tasks as new processes, two turns
+    python benchmarks/end_to_end.py --against COMMIT         # this state of the repository against another
 
 Wall time of a stage is the time during which one of its tasks was running; task time is that of all its tasks added
 up. Of the task time, `working` is what the stages themselves recorded (optimizer steps, batches of images). The rest is
@@ -10,7 +11,9 @@ loading, encoding, saving and waiting, and importing where tasks are not forks (
 end is working to task time.
 
 With `--forks` the campaign runs both ways in turns, new processes first, after the judge has been made; the ratios are
-of the better turns.
+of the better turns. So it does with `--against`, the other state first, which runs its own configuration from a clone
+in the same environment, where its packages must be. Each has a cache of its own, in which a turn that does not count
+has made the judge (`--cold`: no such turn, as for somebody who runs it for the first time).
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ from medsyn.evaluation.read_campaign import stage_times
 from medsyn.evaluation.report_tables import duration
 from medsyn.generation.block_store import TIMING
 from medsyn.stage import slug
+from medsyn.user_cache import CACHE_VARIABLE
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,11 +64,17 @@ def main() -> int:
     parser.add_argument("--campaign", type=Path, help="directory of a campaign that has run")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "tiny.yaml", help="what to run otherwise")
     parser.add_argument("--forks", type=int, metavar="TURNS", help="compare both ways to start tasks")
+    parser.add_argument("--against", metavar="COMMIT", help="compare with another state of this repository")
+    parser.add_argument("--turns", type=int, default=1, help="with --against (1)")
+    parser.add_argument("--cold", action="store_true", help="with --against: nothing is in a user's cache")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     parser.add_argument("overrides", metavar="key=value", nargs="*")
     args = parser.parse_intermixed_args()
-    if args.forks:
-        turns = compare(args.config, args.overrides, args.forks)
+    if args.forks or args.against:
+        if args.against:
+            turns = compare_states(args.against, args.config, args.overrides, args.turns, args.cold)
+        else:
+            turns = compare(args.config, args.overrides, args.forks)
         show_turns(Console(), turns)
         if args.json:
             disk.write_json(args.json, turns)
@@ -84,10 +94,10 @@ def main() -> int:
     return 0
 
 
-def submit(config: Path, directory: Path, overrides: list[str]) -> None:
-    """Run a whole campaign in `directory`, as a user would."""
+def submit(config: Path, directory: Path, overrides: list[str], root: Path = ROOT) -> None:
+    """Run a whole campaign in `directory`, as a user would, with the checkout `root`."""
     command = [sys.executable, "launch.py", "submit", str(config.absolute()), "--cluster", "local"]
-    subprocess.run([*command, f"campaign.dir={directory}", *overrides], cwd=ROOT, check=True)
+    subprocess.run([*command, f"campaign.dir={directory}", *overrides], cwd=root, check=True)
 
 
 Turn = dict[str, float]  # seconds, "wall" and "cpu"
@@ -101,10 +111,33 @@ def compare(config: Path, overrides: list[str], turns: int) -> dict[str, list[Tu
     for _ in range(turns):
         for number, its in enumerate(found.values()):
             os.environ[FORK_VARIABLE] = str(number)
-            with tempfile.TemporaryDirectory() as directory:
-                cpu, wall = child_seconds(), time.perf_counter()
-                submit(config, Path(directory) / "campaign", overrides)
-                its.append({"wall": time.perf_counter() - wall, "cpu": child_seconds() - cpu})
+            its.append(turn(config, overrides))
+    return found
+
+
+def turn(config: Path, overrides: list[str], root: Path = ROOT) -> Turn:
+    """What one run takes."""
+    with tempfile.TemporaryDirectory() as directory:
+        cpu, wall = child_seconds(), time.perf_counter()
+        submit(config, Path(directory) / "campaign", overrides, root)
+        return {"wall": time.perf_counter() - wall, "cpu": child_seconds() - cpu}
+
+
+def compare_states(commit: str, config: Path, overrides: list[str], turns: int, cold: bool) -> dict[str, list[Turn]]:
+    """Run a campaign with another state of the repository and with this one in turns; what each took."""
+    found: dict[str, list[Turn]] = {commit: [], "this": []}
+    with tempfile.TemporaryDirectory() as folder:
+        other = Path(folder) / "checkout"
+        subprocess.run(["git", "clone", "-q", "--no-checkout", str(ROOT), str(other)], check=True)
+        subprocess.run(["git", "checkout", "-q", commit], cwd=other, check=True)
+        roots = {commit: other, "this": ROOT}
+        for number in range(turns + (not cold)):
+            for name, root in roots.items():
+                os.environ["PYTHONPATH"] = str(root)
+                os.environ[CACHE_VARIABLE] = str(Path(folder) / f"cache-{name == 'this'}")
+                its = turn(root / config.absolute().relative_to(ROOT), overrides, root)
+                if cold or number:
+                    found[name].append(its)
     return found
 
 
@@ -121,8 +154,9 @@ def show_turns(console: Console, turns: dict[str, list[Turn]]) -> None:
         table.add_row(name, *(" ".join(f"{turn[clock]:.1f}" for turn in its) for clock in ("wall", "cpu")))
     console.print(table)
     best = {name: {clock: min(turn[clock] for turn in its) for clock in ("wall", "cpu")} for name, its in turns.items()}
-    ratios = [best["forks"][clock] / best["new processes"][clock] for clock in ("wall", "cpu")]
-    console.print(f"forks : new processes, wall {ratios[0]:.2f}, CPU {ratios[1]:.2f}")
+    old, new = best
+    ratios = [best[new][clock] / best[old][clock] for clock in ("wall", "cpu")]
+    console.print(f"{new} : {old}, wall {ratios[0]:.2f}, CPU {ratios[1]:.2f}")
 
 
 def measure(campaign: Campaign) -> list[Row]:

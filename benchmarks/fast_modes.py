@@ -40,10 +40,10 @@ from medsyn import config as configuration
 from medsyn import disk
 from medsyn.data.phantoms.phantom import KINDS, PRETRAINING, Label, draw_phantom
 from medsyn.evaluation import judge
-from medsyn.generation.sample.unet_calls import UNetCalls
 from medsyn.models.device import choose_device
 from medsyn.models.quality import quality_features
 from medsyn.models.stable_diffusion import load_synthetic
+from medsyn.models.unet_calls import UNetCalls
 from medsyn.schedulers import FAST, Call, Shortcuts
 
 BEST_QUALITY = 3

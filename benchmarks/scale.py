@@ -122,6 +122,7 @@ def generate(root: Path, share: slice) -> None:
         """Paints nothing."""
 
         device_name = "stub"
+        overlaps = False
 
         def __init__(self, recipe: Recipe) -> None:
             self.recipe = recipe

@@ -108,6 +108,7 @@ class Stub:
     """A sampler that hands out pictures."""
 
     device_name = "stub"
+    overlaps = False
 
     def __init__(self, recipe: Recipe, pictures: Pictures) -> None:
         self.recipe = recipe

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from medsyn.data.prompts.store import Item
     from medsyn.errors import InputError, InputProblems
     from medsyn.generation.api.generator import GeneratedImage, Generator
+    from medsyn.scoring.api import score
+    from medsyn.scoring.score import ScoredImage
 
 __all__ = [
     "GeneratedImage",
@@ -25,6 +27,7 @@ __all__ = [
     "InputError",
     "InputProblems",
     "Item",
+    "ScoredImage",
     "__version__",
     "check_tables",
     "load_config",
@@ -32,6 +35,7 @@ __all__ = [
     "read_attempts",
     "read_image",
     "read_manifest",
+    "score",
 ]
 __version__ = "0.4.0"
 
@@ -41,12 +45,14 @@ _HOME = {
     "InputError": "medsyn.errors",
     "InputProblems": "medsyn.errors",
     "Item": "medsyn.data.prompts.store",
+    "ScoredImage": "medsyn.scoring.score",
     "check_tables": "medsyn.data.check",
     "load_config": "medsyn.config:load",
     "open_campaign": "medsyn.campaign.state.campaign_file",
     "read_attempts": "medsyn.campaign.tables",
     "read_image": "medsyn.data.images.read",
     "read_manifest": "medsyn.campaign.tables",
+    "score": "medsyn.scoring.api",
 }
 
 

@@ -40,6 +40,9 @@ _TABLE = {
     "ratings": {
         "rate": ("ratings by experts: export a page, import answers, report agreement", "rate:main"),
     },
+    "scores": {
+        "score": ("score any images with a trained Selector and Policy", "score:main"),
+    },
     "tools": {
         "init": ("copy the configurations and site profiles that come with medsyn", "init:init"),
         "doctor": ("check whether this machine is fit for a campaign", "tools:doctor"),

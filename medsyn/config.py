@@ -98,6 +98,7 @@ class DataSection(Section):
     table: str = PHANTOMS
     root: str | None = None
     ratings_file: str | None = None
+    pairs_file: str | None = None
     prompts: str | None = None
     base_prompt: str | None = None
     modality_column: str = "modality"
@@ -169,6 +170,7 @@ class DeviceSection(Section):
 
     use_cuda: bool = True
     precision: Precision = "auto"
+    compile: bool = False  # the UNet that samples, with torch.compile
     cpu_threads: int = Field(1, ge=1)
 
 
@@ -294,6 +296,7 @@ class FinetuneSection(Section):
 
 # at these values a campaign is what it was before there were such keys
 _LATER = {"data.text_chunks": None, "finetune.rare_captions": None, "finetune.together": False}
+_BESIDE = ("device.compile",)  # on record with each image (`records.ENVIRONMENT`), and nothing else depends on it
 GLOBAL_BATCH = "finetune.global_batch"  # what a step sees: no key to set, but what results depend on
 SHARED_OUT = ("train_batch_size", "gradient_accumulation_steps")  # whose product it is
 # which change no sample that a step sees, so that they may change in the middle of a run
@@ -323,6 +326,7 @@ class RlhfCheckpointsSection(Section):
 
     save_dir: str = Field("checkpoints", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     save_frequency: int = Field(10, ge=1)
+    keep: bool = False  # scorers as they are at each save
 
 
 class TrainingSection(Section):
@@ -342,18 +346,20 @@ class RatersSection(Section):
 
     expert_weights: bool = True
     mismatch_negatives: bool = True
-    match_decoder: bool = True
+    match_decoder: bool = False
 
 
 class ScorerSection(Section):
-    """The shape of a scorer's vision transformer (Selector or Policy)."""
+    """The shape of a scorer (Selector or Policy): what sees the image beside the quality metrics, how many times."""
 
+    encoder: Literal["none", "conv", "vit"] = "vit"
     image_size: int = Field(256, ge=32)
     patch_size: int = Field(16, ge=4)
     hidden_dim: int = Field(384, ge=16)
     num_layers: int = Field(6, ge=1)
     num_heads: int = Field(6, ge=1)
     mlp_dim: int = Field(1536, ge=16)
+    members: int = Field(5, ge=1, le=20)
 
     @model_validator(mode="after")
     def _shapes_divide(self) -> ScorerSection:
@@ -362,6 +368,23 @@ class ScorerSection(Section):
         if self.hidden_dim % self.num_heads:
             raise ValueError(f"hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}")
         return self
+
+
+class SelectorSection(ScorerSection):
+    """The shape of the Selector, what it learns from, and what is asked of it."""
+
+    artifact_detection: bool = True  # from damaged copies of good images too, not from ratings and pairs alone
+    sampled_prompts: int = Field(16, ge=0)  # that a modality's generator samples well, and badly on purpose
+    require_auroc: float | None = Field(0.5, ge=0, lt=1)  # held-out AUROC that it must be shown to exceed to choose
+
+
+class PolicySection(ScorerSection):
+    """The shape of the Policy, and what looks at the image for it."""
+
+    encoder: Literal["conv", "vit"] = "conv"
+
+
+FREE_OF_SELECTOR = ("require_auroc",)  # changes no scorer
 
 
 class GenerationSection(Section):
@@ -385,7 +408,7 @@ class GenerationSection(Section):
     blocks_per_shard: int | None = Field(None, ge=1)
     shard_minutes: float = Field(30.0, ge=1)
     num_candidates: int = Field(3, ge=1)
-    quality_threshold: float = Field(0.6, ge=0, le=1)
+    quality_threshold: float | Literal["auto"] = "auto"  # auto: what the Selector's held-out scores say
     min_policy_score: float | None = Field(None, ge=0, le=1)
     max_attempts: int = Field(10, ge=1)
     on_exhausted: Literal["fail", "skip", "keep-best"] = "skip"
@@ -398,6 +421,14 @@ class GenerationSection(Section):
         if not is_number and value != "auto":
             raise ValueError(f"{info.field_name} must be a whole number of at least 1, or auto")
         return value
+
+    @field_validator("quality_threshold", mode="before")
+    @classmethod
+    def _score_or_auto(cls, value: Any) -> Any:
+        is_score = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+        if not is_score and value != "auto":
+            raise ValueError("quality_threshold must be a number from 0 to 1, or auto")
+        return float(value) if is_score else value
 
     @model_validator(mode="after")
     def _candidates_fit(self) -> GenerationSection:
@@ -434,6 +465,13 @@ class GenerationSection(Section):
     def block_size(self) -> int:
         """Images in one block; raises InputError while `batch_size` or `batches_per_block` is `auto`."""
         return self.images_per_batch * _resolved("batches_per_block", self.batches_per_block)
+
+
+# keys of `generation` that a sampled image depends on, besides its prompt
+SAMPLING = (
+    *("scheduler", "num_inference_steps", "guidance_scale", "guidance_interval", "fast", "deep_cache_every"),
+    *("text_attention_until", "negative_prompt", "batch_size"),
+)
 
 
 def _resolved(name: str, value: int | Literal["auto"]) -> int:
@@ -488,8 +526,8 @@ class Config(Section):
     finetune: FinetuneSection = FinetuneSection()
     training: TrainingSection = TrainingSection()
     raters: RatersSection = RatersSection()
-    selector: ScorerSection = ScorerSection()
-    policy_model: ScorerSection = ScorerSection()
+    selector: SelectorSection = SelectorSection()
+    policy_model: PolicySection = PolicySection()
     generation: GenerationSection = GenerationSection()
     evaluation: EvaluationSection = EvaluationSection()
     cluster: ClusterSection = ClusterSection()
@@ -498,6 +536,11 @@ class Config(Section):
     def _filter_has_its_scorers(self) -> Config:
         if "filtered" in self.generation.modes and not self.training.stage1.train_selector:
             raise ValueError("generation.modes includes filtered, which needs training.stage1.train_selector")
+        if self.device.compile and self.generation.shortcuts.leaves_out_layers:
+            raise ValueError(
+                "device.compile compiles all of the UNet, and generation.fast, deep_cache_every and "
+                "text_attention_until leave parts of it out: choose one of them"
+            )
         if self.training.checkpoints.save_dir in ("selector", "policy", "tensorboard", "wandb"):
             raise ValueError("training.checkpoints.save_dir is a name that the stage uses itself; choose another")
         return self
@@ -506,6 +549,7 @@ class Config(Section):
         """Fingerprint of the named sections or dotted keys: two configurations that agree on them agree here."""
         values = dict(flatten(self.model_dump())) | {GLOBAL_BATCH: self.finetune.global_batch}
         later = [key for key, usual in _LATER.items() if values[key] == usual]
+        later += [key for key in _BESIDE if key not in keys]
         chosen = {k: v for k, v in values.items() if any(k == key or k.startswith(key + ".") for key in keys)}
         chosen = {k: v for k, v in chosen.items() if k not in later}
         return fingerprint(chosen)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from medsyn.text import did_you_mean
 
 MODALITIES: tuple[str, ...] = ("OCT", "CT", "X-Ray", "MRI", "Fundus")
+COLOUR_MODALITIES = {"Fundus"}  # everything else is generated as grey
 
 # Spellings are compared without case, spaces, hyphens and underscores: `X-ray`, `x_ray`, `XRAY`.
 # The short ones without a vowel, `opt` and `op` are DICOM's modality codes.

@@ -48,6 +48,13 @@ class ImageRecord(TypedDict):
     attempt: Annotated[int | None, About("the candidate that became the image, from 0")]
     selector: Annotated[float | None, About("its Selector score, 0 to 1; null without a filter")]
     policy: Annotated[float | None, About("its Policy score, 0 to 1; null without a filter")]
+    selector_spread: Annotated[
+        float | None, About("how much the Selector's networks differ: the standard deviation of their scores")
+    ]
+    policy_spread: Annotated[float | None, About("the same of the Policy's")]
+    unfamiliar: Annotated[
+        bool | None, About("whether it is unlike all that the Selector has learned from; null without a filter")
+    ]
     precision: Annotated[str | None, About("its UNet's precision: `float32` where `dtype` gave non-finite values")]
     num_inference_steps: Annotated[int, About("denoising steps in effect")]
     guidance_scale: Annotated[float, About("classifier-free guidance in effect; 1 means none")]
@@ -83,6 +90,9 @@ class ImageRecord(TypedDict):
     config_fingerprint: Annotated[str, About("of the settings that an image of this mode depends on")]
     scorers_fingerprint: NotRequired[
         Annotated[str, About("of the weights that chose it, in a filtered campaign", when=("filtered",))]
+    ]
+    quality_threshold: NotRequired[
+        Annotated[float, About("the Selector score that was needed, in a filtered campaign", when=("filtered",))]
     ]
     item_fingerprint: Annotated[
         str, About("of the prompt list's row and the replicate", is_column=False, is_text=False)
@@ -125,6 +135,9 @@ class AttemptRecord(TypedDict):
     finite: Annotated[bool, About("whether every pixel and every score is a number")]
     selector: Annotated[float | None, About("its Selector score, 0 to 1")]
     policy: Annotated[float | None, About("its Policy score, 0 to 1")]
+    selector_spread: Annotated[float | None, About("the standard deviation of the Selector's networks")]
+    policy_spread: Annotated[float | None, About("the standard deviation of the Policy's networks")]
+    unfamiliar: Annotated[bool | None, About("whether it is unlike all that the Selector has learned from")]
     precision: Annotated[str, About("its UNet's precision")]
     passed: Annotated[bool, About("whether it passed the filter")]
     reason: Annotated[

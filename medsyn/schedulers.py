@@ -92,6 +92,11 @@ class Shortcuts:
     deep_cache_every: int = 1  # DeepCache, Ma et al. 2023, https://arxiv.org/abs/2312.00858
     text_attention_until: float = 1.0  # T-GATE, Zhang et al. 2024, https://arxiv.org/abs/2404.02747
 
+    @property
+    def leaves_out_layers(self) -> bool:
+        """Whether any call computes less than all of the UNet's layers."""
+        return self.deep_cache_every > 1 or self.text_attention_until < 1
+
     def calls(self, count: int, with_guidance: bool = True) -> list[Call]:
         """What each of `count` UNet calls computes.
 

@@ -138,9 +138,11 @@ class CampaignDirectory:
         """Directory with the fine-tuned `unet/` of a modality's task or that of `all` (`FinetuneSection.task_for`)."""
         return self.work("finetune", slug(task)) / "model"
 
-    def selector(self) -> Path:
-        """The trained Selector."""
-        return self.work("rlhf-stage1", "all") / "selector"
+    def selector(self, modality: str | None = None) -> Path:
+        """The trained Selector: of stage 2 for a modality, of stage 1 without one."""
+        if modality is None:
+            return self.work("rlhf-stage1", "all") / "selector"
+        return self.work("rlhf-stage2", slug(modality)) / "selector"
 
     def policy(self, modality: str | None = None) -> Path:
         """The trained Policy: of stage 2 for a modality, of stage 1 without one."""

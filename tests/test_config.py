@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,6 +66,8 @@ def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
         ("generation.batch_size=three", "generation.batch_size"),
         ("generation.batch_size=true", "generation.batch_size"),
         ("generation.quality_threshold=1.5", "generation.quality_threshold"),
+        ("generation.quality_threshold=automatic", "generation.quality_threshold"),
+        ("generation.quality_threshold=true", "generation.quality_threshold"),
         ("generation=3", "generation"),
         ("campaign.name=../escape", "campaign.name"),
         ("generation.num_candidates=99", "generation"),
@@ -146,6 +149,21 @@ def test_section_fingerprints_see_their_sections_only() -> None:
     assert base.section_fingerprint(*keys) == moved.section_fingerprint(*keys)
     assert base.section_fingerprint(*keys) != trained.section_fingerprint(*keys)
     assert list(config.changes(base.model_dump(), trained)) == ["finetune.max_train_steps"]
+
+
+def test_a_compiled_unet_is_the_images_affair_and_no_stages() -> None:
+    """It is in the environment that images are made in, which is compared; weights do not depend on it."""
+    base, compiled = Config(), config.validate({"device": {"compile": True}}, "test")
+    assert base.section_fingerprint("device") == compiled.section_fingerprint("device")
+    assert base.section_fingerprint("device.compile") != compiled.section_fingerprint("device.compile")
+
+
+@pytest.mark.parametrize("shortcut", [{"fast": True}, {"deep_cache_every": 2}, {"text_attention_until": 0.5}])
+def test_a_compiled_unet_leaves_nothing_out(shortcut: dict[str, Any]) -> None:
+    with pytest.raises(InputProblems, match=r"device.compile compiles all of the UNet, and generation.fast, .* choose"):
+        config.validate({"device": {"compile": True}, "generation": shortcut}, "test")
+    off = {"fast": True, "deep_cache_every": 1, "text_attention_until": 1.0}
+    config.validate({"device": {"compile": True}, "generation": off}, "test")
 
 
 def sources_of(path: Path, overrides: list[str], environment: dict[str, str]) -> dict[str | None, str]:

@@ -14,15 +14,17 @@ from tests.helpers.paths import ROOT
 
 IMAGE_COLUMNS = """
 id string, prompt string, modality string, mode string, replicate int32, seed int64, accepted bool, reason string,
-attempts int32, attempt int32, selector float64, policy float64, precision string, num_inference_steps int32,
-guidance_scale float64, negative_prompt string, file string, member string, offset int64, bytes int64, sha256 string,
-width int32, height int32, dicom string, dicom_sha256 string, model_fingerprint string, config_fingerprint string,
-scorers_fingerprint string, synthetic bool, scheduler string, batch_size int32, dtype string, attention string,
-container string, software string, device string, block int32, gpu_seconds float64
+attempts int32, attempt int32, selector float64, policy float64, selector_spread float64, policy_spread float64,
+unfamiliar bool, precision string, num_inference_steps int32, guidance_scale float64, negative_prompt string, file
+string, member string, offset int64, bytes int64, sha256 string, width int32, height int32, dicom string, dicom_sha256
+string, model_fingerprint string, config_fingerprint string, scorers_fingerprint string, quality_threshold float64,
+synthetic bool, scheduler string, batch_size int32, dtype string, attention string, container string, software string,
+device string, block int32, gpu_seconds float64
 """
 ATTEMPT_COLUMNS = """
 id string, replicate int32, modality string, mode string, attempt int32, seed int64, finite bool, selector float64,
-policy float64, precision string, passed bool, reason string, chosen bool, block int32, gpu_seconds float64
+policy float64, selector_spread float64, policy_spread float64, unfamiliar bool, precision string, passed bool, reason
+string, chosen bool, block int32, gpu_seconds float64
 """
 
 

@@ -32,6 +32,7 @@ SMALL = [
     "training.max_epochs=3",
     "generation.num_inference_steps=3",
     "generation.quality_threshold=0.3",
+    "selector.require_auroc=null",
     "evaluation.kid_subsets=3",
 ]
 JOB = "medsyn.campaign.slurm.job"  # what a job imports before its stage

@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from medsyn.config import ScorerSection
-from medsyn.generation.sample.sampler import build_scheduler
 from medsyn.models.policy import Policy
+from medsyn.models.sampler import build_scheduler
+from medsyn.models.score_images import selector_scores
 from medsyn.models.selector import Selector
 from medsyn.models.stable_diffusion import SyntheticSystem
 from medsyn.schedulers import SchedulerName
@@ -86,5 +87,5 @@ class Judge:
         """Which of the grey images [H, W] clear the threshold; the Policy scores them all, as medsyn's does."""
         device = next(self.selector.parameters()).device
         pixels = torch.from_numpy(np.stack(images)).to(device)[:, None].float().expand(-1, 3, -1, -1) / 255
-        self.policy.score(pixels, pooled).tolist()
-        return (self.selector.score(pixels) >= self.threshold).tolist()
+        self.policy.score(pixels, pooled)
+        return (selector_scores(self.selector, pixels, None).score >= self.threshold).tolist()

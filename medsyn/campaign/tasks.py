@@ -1,7 +1,7 @@
 """What runs, in which order, and what each result depends on: pure functions of the configuration.
 
-finetune[modality] ---------------------> generate[modality, shard] -> evaluate
-rlhf-stage1 -> rlhf-stage2[modality] ---/
+finetune[modality] -> rlhf-stage2[modality] -> generate[modality, shard] -> evaluate
+rlhf-stage1 -------/
 
 With `finetune.together` there is one `finetune` task, `all`, and every generate task reads its model.
 
@@ -18,7 +18,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from medsyn.config import FREE_OF_FINETUNE, GLOBAL_BATCH, TOGETHER, Config, FinetuneSection, GenerationSection
+from medsyn.config import (
+    FREE_OF_FINETUNE,
+    FREE_OF_SELECTOR,
+    GLOBAL_BATCH,
+    SAMPLING,
+    TOGETHER,
+    Config,
+    FinetuneSection,
+    GenerationSection,
+    SelectorSection,
+)
 from medsyn.data.prompts.store import BlockRanges
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
@@ -26,7 +36,7 @@ from medsyn.generation.block_store import plan_shards
 from medsyn.modality_names import anatomy_of
 from medsyn.stage import STAGES, Task, slug
 
-SCHEMA = 4  # of campaign.json, of everything below tasks/, and of the records of images
+SCHEMA = 5  # of campaign.json, of everything below tasks/, and of the records of images
 Key = tuple[str, str]  # (stage, task name)
 State = Literal["done", "failed", "blocked", "ready", "waiting"]
 
@@ -61,9 +71,14 @@ _COLUMNS = ("data.modality_column", "data.patient_column")
 _RLHF = (
     *_ALWAYS,
     *("data.modalities", "data.resolution", "data.text_chunks", "data.held_out_fraction"),
-    *("raters", "selector", "policy_model"),
+    *("raters", "policy_model"),
+    *(f"selector.{key}" for key in SelectorSection.model_fields if key not in FREE_OF_SELECTOR),
     *("training.max_epochs", "training.batch_size", "training.checkpoints", "training.stage1"),
 )
+
+OPTIONAL = ("pairs",)  # inputs that a campaign can be without
+_LEARNED_FROM = ("table", "ratings", "pairs", "weights")
+_SAMPLING = tuple(f"generation.{key}" for key in SAMPLING)
 
 RESHARDED_BY = ("generation.blocks_per_shard", "generation.shard_minutes", "cluster.max_shards")
 
@@ -71,6 +86,12 @@ RESHARDED_BY = ("generation.blocks_per_shard", "generation.shard_minutes", "clus
 def _samples_finetuned(config: Config) -> bool:
     section = config.generation
     return section.baseline_model == "finetuned" or any(mode != "baseline" for mode in section.modes)
+
+
+def _judges_samples(config: Config) -> bool:
+    """Whether a Selector learns from what its modality's generator samples, well and badly."""
+    section = config.selector
+    return config.training.stage1.train_selector and section.artifact_detection and section.sampled_prompts > 0
 
 
 def _filters(config: Config) -> bool:
@@ -93,8 +114,13 @@ READS: dict[str, Reads] = {
         ("table", "weights"),
         also=lambda config: ("data.modalities",) if config.finetune.together else (),
     ),
-    "rlhf-stage1": Reads(_RLHF, ("ratings", "weights")),
-    "rlhf-stage2": Reads((*_RLHF, "training.stage2"), ("ratings", "weights"), (Result("rlhf-stage1"),)),
+    "rlhf-stage1": Reads((*_RLHF, *_COLUMNS), _LEARNED_FROM),
+    "rlhf-stage2": Reads(
+        (*_RLHF, *_COLUMNS, "training.stage2"),
+        _LEARNED_FROM,
+        (Result("rlhf-stage1"), Result("finetune", _judges_samples)),
+        also=lambda config: _SAMPLING if _judges_samples(config) else (),
+    ),
     "generate": Reads(
         (
             *_ALWAYS,
@@ -302,7 +328,8 @@ def stage_fingerprints(config: Config, inputs: Mapping[str, str]) -> dict[str, s
 
     Args:
         config: the resolved configuration.
-        inputs: fingerprints of the contents of `table`, `ratings`, `prompts` and `weights`.
+        inputs: fingerprints of the contents of `table`, `ratings`, `prompts` and `weights`, and of `pairs` if there
+            are any.
     """
     fingerprints: dict[str, str] = {}
     # which rows a model learns from depends on the parts of the body that are listed beside it
@@ -314,7 +341,7 @@ def stage_fingerprints(config: Config, inputs: Mapping[str, str]) -> dict[str, s
                 "schema": SCHEMA,
                 "stage": stage,
                 "config": config.section_fingerprint(*keys_of(stage, config)),
-                "inputs": {name: inputs[name] for name in reads.inputs},
+                "inputs": {name: inputs[name] for name in reads.inputs if name not in OPTIONAL or name in inputs},
                 "results": {name: fingerprints[name] for name in results_of(stage, config)},
                 **({"anatomies": anatomies} if anatomies else {}),
             }

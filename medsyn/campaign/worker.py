@@ -42,14 +42,16 @@ StageFunction: TypeAlias = Callable[[Config, Task, CampaignDirectory, Control], 
 # Imported when a task of the stage runs, never before: login nodes do not import torch.
 STAGE_FUNCTIONS = {
     "finetune": "medsyn.training.finetune.stage:run",
-    "rlhf-stage1": "medsyn.training.rlhf:run_stage1",
-    "rlhf-stage2": "medsyn.training.rlhf:run_stage2",
+    "rlhf-stage1": "medsyn.training.scorers.stages:run_stage1",
+    "rlhf-stage2": "medsyn.training.scorers.stages:run_stage2",
     "generate": "medsyn.generation.stage:run",
     "evaluate": "medsyn.evaluation.evaluate:run",
 }
 # Of those stages that several processes of a launcher share: what the others than the first one run.
 FOLLOW_FUNCTIONS = {"finetune": "medsyn.training.finetune.stage:follow"}
 DISMISS_FUNCTIONS = {"finetune": "medsyn.training.finetune.stage:dismiss"}  # and the first, if they need not
+# Of those stages whose tasks load much: what loads it in a process that is forked, once for many. It touches no GPU.
+PRELOAD_FUNCTIONS = {"generate": "medsyn.generation.stage:preload"}
 # What the seconds of a stage go to, besides those that it books as something else.
 BOOKED_AS = {"rlhf-stage1": time_use.SCORING, "rlhf-stage2": time_use.SCORING, "evaluate": time_use.EVALUATING}
 LOCK_POLL_SECONDS = 0.2
@@ -145,6 +147,23 @@ class Session:
             return None
         finally:
             progress.close()
+
+
+def preload(function: str, root: Path, stage: str, which: str) -> None:
+    """Load what a task and others like it need, for forks of this process.
+
+    Args:
+        function: `module:function` of the stage in `PRELOAD_FUNCTIONS`, whose module has been imported.
+        root: the campaign's directory.
+        stage: one of `medsyn.stage.STAGES`.
+        which: the task's name or index.
+    """
+    campaign = campaign_file.open_campaign(root)
+    task = campaign.plan.find(stage, which).task
+    reader = Reader(task, results_of(stage, campaign.config))
+    load(function, 1)(campaign.config, task, replace(campaign.directory, reader=reader))  # type: ignore[call-arg]
+    gc.collect()
+    gc.freeze()  # a collection writes to what it looks at, and what is written to is shared no longer
 
 
 def follow(stage: str) -> int:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from medsyn.cli.contact_sheet import Picture
     from medsyn.generation.api.generator import GeneratedImage
 
+_OF_ALL_VERSIONS = {"id", "prompt", "mode", "replicate", "seed", "file", "sha256", "item_fingerprint", "synthetic"}
 SHEET = "contact_sheet.png"
 SHEET_IMAGES = 100  # at most; of more images the newest
 
@@ -131,6 +132,8 @@ def _stem(name: str) -> str:
 
 
 def _is_ours(record: dict[str, Any], known: Mapping[str, tuple[type, ...]]) -> bool:
-    if not record.keys() >= known.keys() or not all(isinstance(record[key], types) for key, types in known.items()):
+    if not record.keys() >= _OF_ALL_VERSIONS:
+        return False
+    if not all(isinstance(record[key], types) for key, types in known.items() if key in record):
         return False
     return record["file"] is None or Path(record["file"]).name == record["file"]

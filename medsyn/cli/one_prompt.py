@@ -17,7 +17,7 @@ from medsyn.cli.image_folder import ImageFolder, check_folder, make_folder
 from medsyn.config import Precision, is_unicode
 from medsyn.data.prompts.formats import meant_column
 from medsyn.errors import EXIT_BAD_NODE, EXIT_DONE, EXIT_NO_PROGRESS, InputError, InputProblems, Problem
-from medsyn.generation.api.defaults import campaign_of
+from medsyn.generation.api.defaults import campaign_of, models_of
 from medsyn.generation.api.options import OPTIONS, mode_of
 from medsyn.generation.block_store import MANIFEST
 from medsyn.schedulers import SchedulerName
@@ -52,25 +52,36 @@ def _check(given: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[Wanted
     from medsyn.generation.api.arguments import given_settings
     from medsyn.generation.api.generator import Generator
     from medsyn.generation.api.prompts import check_prompts
+    from medsyn.generation.evidence import doubts
+    from medsyn.generation.write.provenance import quality_threshold
 
     problems: list[Problem] = []
-    settings = None
+    settings, selector, wanted = None, None, None
     unreadable = [name for name, value in given.items() if name != "prompts" and not is_unicode(str(value))]
     problems += [Problem(sources[name], f"{ascii(given[name])[:100]} is not Unicode text") for name in unreadable]
     given = {name: value for name, value in given.items() if name not in unreadable}
     with _collect(problems, sources):
-        settings = given_settings(of_generator(given)).config
+        asked = given.get("prompts"), 1, given.get("modality")
+        given = {**given, **models_of(of_generator(given), lambda config: check_prompts(*asked, config)[0][0].modality)}
+    with _collect(problems, sources):
+        chosen = given_settings(of_generator(given))
+        settings, selector = chosen.config, chosen.selector
     if "prompts" in given:
         with _collect(problems, sources):
             asked = given["prompts"], given.get("count", 1), given.get("modality")
             (wanted,), warnings = check_prompts(*asked, settings)
+            if settings is not None and selector is not None:
+                quality_threshold(settings, selector, wanted.modality)
+                doubted = "; ".join(doubts(settings, selector, wanted.modality))
+                if doubted:
+                    warnings.append(Problem("selector", f"{selector}: {doubted}", severity="warning"))
     else:
         reason = "there is no prompt; give a text such as 'Chest X-ray: clear lungs'"
         problems.append(Problem(sources["prompts"], reason))
     if "output_dir" in given:
         with _collect(problems, sources):
             check_folder(given["output_dir"])
-    if problems:
+    if problems or wanted is None:
         raise InputProblems(dict.fromkeys(problems))
     app.show_problems(replace(one, source=sources.get(one.source, one.source)) for one in warnings)
     if directory := campaign_of(of_generator(given))[0]:
@@ -118,7 +129,7 @@ def _make(generator: Generator, wanted: Wanted, output: Path) -> int:
 _HELP = {
     "prompts": ("PROMPT", "what the images show (BASE_PROMPT)"),
     "model": ("MODEL", "`embedded` (the default), a diffusers directory or a hub id (MODEL_NAME)"),
-    "finetuned": ("DIR", "directory with a fine-tuned unet/"),
+    "finetuned": ("DIR", "directory with a fine-tuned unet/, or a campaign: its own of the prompt's modality"),
     "device": ("DEVICE", "auto (the default), cpu or cuda:N (DEVICE)"),
     "precision": ("PRECISION", f"{', '.join(get_args(Precision))}; auto by default"),
     "count": ("N", "images (NUM_IMAGES; 1)"),
@@ -131,9 +142,9 @@ _HELP = {
     "batch_size": ("N", "candidates denoised together (as many as needed, at most 8)"),
     "seed": ("N", "0 by default"),
     "modality": ("MODALITY", "one of the five, or of the campaign's, unless the prompt starts with it"),
-    "selector": ("DIR", "filter: a trained Selector"),
-    "policy": ("DIR", "filter: a trained Policy"),
-    "quality_threshold": ("X", "filter: lowest Selector score of an accepted image (0.6)"),
+    "selector": ("DIR", "filter: a trained Selector, or a campaign: that of the prompt's modality"),
+    "policy": ("DIR", "filter: a trained Policy, or a campaign"),
+    "quality_threshold": ("X", "filter: lowest Selector score of an accepted image (auto: the Selector's own)"),
     "min_policy_score": ("X", "filter: lowest Policy score of an accepted image (none)"),
     "num_candidates": ("N", "filter: passing candidates, of which the best by Policy score is kept (3)"),
     "max_attempts": ("N", "filter: most candidates per image (10)"),

@@ -99,7 +99,7 @@ def read_tables(paths: Iterable[str | Path], how: Reading, progress: Progress | 
 
 
 def check_images(
-    rows: Mapping[Path, Sequence[ImageRow | RatingRow]],
+    rows: Mapping[Path, Sequence[ImageRow | RatingRow | PairImage]],
     allow_synthetic: bool,
     progress: Progress | None = None,
     limit: Limit | None = None,
@@ -115,7 +115,13 @@ def check_images(
     Returns:
         The problems, as `check_tables` returns them, and how many images were not read.
     """
-    tables = [_Table(path, [], [*its]) for path, its in rows.items()]
+    tables = [
+        _Table(
+            *(path, [], [row for row in its if not isinstance(row, PairImage)]),
+            pairs=[row for row in its if isinstance(row, PairImage)],
+        )
+        for path, its in rows.items()
+    ]
     problems, found = _check_images(tables, allow_synthetic, progress, limit)
     return problems, found.unread
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from medsyn import __version__, disk
 from medsyn.config import PHANTOMS, Config
-from medsyn.evaluation import coverage, features, judge, metrics, rated, read_campaign, report, tally
+from medsyn.evaluation import coverage, features, judge, metrics, rated, read_campaign, report, selectors, tally
 from medsyn.evaluation.generated import Picture
 from medsyn.evaluation.read_campaign import Gathered
 from medsyn.evaluation.report_tables import OVERALL
@@ -82,6 +82,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
             for name, group in groups.items()
         },
         "achieved": coverage.measure(gathered, config.generation.modes, config.generation.img_num),
+        "selectors": selectors.describe(config, directory),
         "rlhf": read_campaign.read_summaries(config, directory),
         "raters": read_campaign.read_agreement(config),
         "rated": rated.measure(directory, config.campaign.seed),

@@ -144,13 +144,13 @@ def stage2_curves(curves: Mapping[str, pd.DataFrame], colours: Mapping[str, str]
     return _svg("rlhf-stage2", "RLHF stage 2: loss, AUROC and rewards over epochs", 3, draw)
 
 
-def score_histogram(passed: np.ndarray, rejected: np.ndarray, threshold: float) -> str:
-    """Histogram of the Selector scores of filtered generation's candidates, with the threshold.
+def score_histogram(passed: np.ndarray, rejected: np.ndarray, thresholds: Mapping[str, float]) -> str:
+    """Histogram of the Selector scores of filtered generation's candidates, with the thresholds.
 
     Args:
         passed: candidates in each bin of `SCORE_BINS`, int [40], of those that passed.
         rejected: the same for the others.
-        threshold: the required score.
+        thresholds: the required score of each modality.
     """
 
     def draw(panels: Sequence[Axes]) -> None:
@@ -161,11 +161,15 @@ def score_histogram(passed: np.ndarray, rejected: np.ndarray, threshold: float) 
             [middles, middles], SCORE_BINS.tolist(), weights=[passed, rejected], stacked=True,
             color=[COLOURS[2], COLOURS[4]], label=labels, alpha=0.85,
         )  # fmt: skip
-        axes.axvline(threshold, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
-        axes.annotate(
-            f"threshold {threshold:g}", (threshold, 1), (4, -2), xycoords=("data", "axes fraction"),
-            textcoords="offset points", va="top", fontsize=8,
-        )  # fmt: skip
+        for row, threshold in enumerate(sorted(set(thresholds.values()))):
+            whose = ", ".join(name for name, its in thresholds.items() if its == threshold)
+            label = f"threshold {threshold:.3g}" if len(set(thresholds.values())) == 1 else f"{whose} {threshold:.3g}"
+            axes.axvline(threshold, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+            is_right = threshold > 0.7
+            axes.annotate(
+                label, (threshold, 1), (-4 if is_right else 4, -2 - 10 * row), xycoords=("data", "axes fraction"),
+                textcoords="offset points", va="top", ha="right" if is_right else "left", fontsize=8,
+            )  # fmt: skip
         axes.set_xlim(0, 1)
         _finish(axes, "", "Selector score", "candidates")
         axes.xaxis.set_major_locator(MultipleLocator(0.2))

@@ -51,6 +51,8 @@ def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[s
         sheets=[contact_sheet(gathered, modality, config.evaluation.sheet_columns) for modality in gathered.modalities],
         training=_training_figures(curves),
         scorers=report_tables.scorers(result),
+        selectors=report_tables.selectors(result),
+        selector_warnings=report_tables.selector_warnings(result),
         raters=report_tables.raters(result),
         agreement=report_tables.agreement(result),
         rated=report_tables.rated(result),
@@ -58,7 +60,7 @@ def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[s
         rated_agreement=report_tables.agreement(result["rated"] or {}),
         rated_warnings=(result["rated"] or {"raters": {}})["raters"].get("warnings", []),
         rating_warnings=(result["raters"] or {}).get("warnings", []),
-        scores=_score_figure(config, gathered),
+        scores=_score_figure(gathered),
         generation=report_tables.generation(result),
         achieved=report_tables.achieved(result),
         dropped=result["achieved"]["dropped"],
@@ -101,9 +103,9 @@ def _training_figures(curves: Curves) -> list[tuple[str, Markup]]:
     return [(title, Markup(draw(data))) for title, draw, data in drawn if len(data)]
 
 
-def _score_figure(config: Config, gathered: Gathered) -> Markup | None:
+def _score_figure(gathered: Gathered) -> Markup | None:
     made = tally.total(modes["filtered"].tally for modes in gathered.made.values() if "filtered" in modes)
     passed, rejected = made.passed_scores, made.rejected_scores
     if not (passed.any() or rejected.any()):
         return None
-    return Markup(plots.score_histogram(passed, rejected, config.generation.quality_threshold))
+    return Markup(plots.score_histogram(passed, rejected, made.thresholds))

@@ -128,25 +128,79 @@ def scorers(result: Mapping[str, Any]) -> ReportTable | None:
     if first is None:
         return None
     trained = [name for name in ("selector", "policy") if name in first]
-    rows = [[TableCell("All"), *(TableCell(number(first[name]["auroc"], 2)) for name in trained), TableCell("")]]
+    nothing = [TableCell("")] * len(trained)
+    rows = [[TableCell("All"), *(TableCell(number(first[name].get("auroc"), 2)) for name in trained), *nothing]]
     for modality in result["campaign"]["modalities"]:
         found = [first[name].get("auroc_by_modality", {}).get(modality) for name in trained]
-        rows.append(
-            [TableCell(modality), *(TableCell(number(auroc, 2)) for auroc in found), _kept_cell(second.get(modality))]
-        )
+        kept = [_kept_cell(second.get(modality), name) for name in trained]
+        rows.append([TableCell(modality), *(TableCell(number(auroc, 2)) for auroc in found), *kept])
     titles = [name.capitalize() for name in trained]
-    return ReportTable(
-        ["", *titles, "Policy"], rows, [("", 1), ("Stage 1: AUROC", len(trained)), ("Stage 2: AUROC", 1)]
-    )
+    groups = [("", 1), ("Stage 1: AUROC", len(trained)), ("Stage 2: kept", len(trained))]
+    return ReportTable(["", *titles, *titles], rows, groups)
 
 
-def _kept_cell(summary: Mapping[str, Any] | None) -> TableCell:
-    """The Policy's AUROC before and after stage 2, and whose weights are in use."""
-    if summary is None:
+def selectors(result: Mapping[str, Any]) -> ReportTable | None:
+    """What each modality's Selector is known to be worth, and what it let pass; None where none chose."""
+    if not result["selectors"]:
+        return None
+    rows = []
+    for modality, its in result["selectors"].items():
+        made = result["groups"].get(modality, {}).get("generation", {}).get("filtered", {})
+        rows.append(
+            [
+                TableCell(modality),
+                _evidence_cell(its),
+                _threshold_cell(its),
+                TableCell(percent(made.get("attempt_pass_rate"))),
+                TableCell(percent(made.get("unfamiliar_rate"))),
+                TableCell(number(made.get("selector_spread_mean"), 2)),
+            ]
+        )
+    header = ["", "AUROC", "threshold", "pass", "unfamiliar", "spread"]
+    return ReportTable(header, rows, [("", 1), ("Held-out ratings", 2), ("Candidates", 2), ("Accepted", 1)])
+
+
+def _evidence_cell(its: Mapping[str, Any]) -> TableCell:
+    found = its["auroc"]
+    if found["value"] is None:
+        return TableCell(NONE, "too few ratings", faint=True)
+    interval = "" if found["low"] is None else f"{number(found['low'], 2)} to {number(found['high'], 2)}, "
+    whose = "" if its["evidence_of"] else ", all modalities"
+    return TableCell(number(found["value"], 2), f"{interval}{counted(found['n'], 'group')}{whose}")
+
+
+def _threshold_cell(its: Mapping[str, Any]) -> TableCell:
+    own, used = its["own_threshold"], its["threshold"]
+    if own is None:
+        return TableCell(number(used, 2))
+    if used != own["threshold"]:
+        return TableCell(number(used, 2), f"configured; its own is {number(own['threshold'], 2)}")
+    passing = f"{percent(own['good_passing'])} of good, {percent(own['poor_passing'])} of poor pass"
+    return TableCell(number(used, 2), passing)
+
+
+def selector_warnings(result: Mapping[str, Any]) -> list[str]:
+    """Where a Selector's scores may mean little: it has seen no image that was sampled like these."""
+    said = {
+        modality: "; ".join(its["sampled_otherwise"])
+        for modality, its in result["selectors"].items()
+        if its["sampled_otherwise"]
+    }
+    whose = {what: ", ".join(name for name, its in said.items() if its == what) for what in said.values()}
+    reason = "the Selector has only seen generated images that were sampled otherwise"
+    return [f"{names}: {reason}: {what}" for what, names in whose.items()]
+
+
+def _kept_cell(summary: Mapping[str, Any] | None, scorer: str) -> TableCell:
+    """Whose weights are in use, and by how much stage 2 was better on images that its networks had not seen."""
+    its = summary if scorer == "policy" or summary is None else summary.get("selector")
+    if its is None:
         return TableCell(NONE, faint=True)
-    before, after = summary.get("auroc_before"), (summary.get("policy") or {}).get("auroc")
-    kept = f"{summary['kept']} kept: {summary['reason']}"
-    return TableCell(f"{number(before, 2)} → {number(after, 2)}" if after is not None else number(before, 2), kept)
+    gain = its.get("gain_on_sampled" if scorer == "selector" else "gain") or {}
+    if gain.get("value") is None:
+        return TableCell(its["kept"], its["reason"])
+    interval = "" if gain.get("low") is None else f", {number(gain['low'], 2)} to {number(gain['high'], 2)}"
+    return TableCell(its["kept"], f"gain {number(gain['value'], 2)}{interval}")
 
 
 def _estimate_cell(estimate: Mapping[str, Any]) -> TableCell:

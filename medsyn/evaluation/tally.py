@@ -90,6 +90,11 @@ class Tally:
     exhausted_prompts: list[str] = field(default_factory=list)  # the first of them
     selector: Mean = field(default_factory=Mean)  # of accepted images
     policy: Mean = field(default_factory=Mean)
+    spread: Mean = field(default_factory=Mean)  # of the Selector's networks, on accepted images
+    marked: int = 0  # candidates of which it is known whether they are unfamiliar to the Selector, and
+    unfamiliar: int = 0  # those that are
+    unfamiliar_accepted: int = 0
+    thresholds: dict[str, float] = field(default_factory=dict)  # the Selector score that was needed, by modality
     seconds: float | None = None
     unet_evaluations: int | None = None
     passed_scores: np.ndarray = field(default_factory=lambda: np.zeros(len(SCORE_BINS) - 1, np.int64))  # candidates
@@ -101,10 +106,14 @@ class Tally:
         """Count a block's records of images, in the order of the prompt list."""
         for line in manifest:
             self.requested += 1
+            if (threshold := line.get("quality_threshold")) is not None:
+                self.thresholds[modality] = threshold
             if line["accepted"]:
                 self.accepted += 1
                 self.selector.add(line["selector"])
                 self.policy.add(line["policy"])
+                self.spread.add(line.get("selector_spread"))
+                self.unfamiliar_accepted += bool(line.get("unfamiliar"))
                 self.cells.add(modality, line.get("extra", {}), 1)
             elif line["id"] != self._last:
                 self._last = line["id"]
@@ -116,6 +125,9 @@ class Tally:
         """Count a block's records of candidates."""
         self.attempts += len(attempts)
         self.passed += sum(bool(line["passed"]) for line in attempts)
+        marks = [mark for line in attempts if (mark := line.get("unfamiliar")) is not None]
+        self.marked += len(marks)
+        self.unfamiliar += sum(marks)
         for passed, counts in ((True, self.passed_scores), (False, self.rejected_scores)):
             scores = [line["selector"] for line in attempts if bool(line["passed"]) == passed]
             counts += np.histogram([score for score in scores if score is not None], SCORE_BINS)[0]
@@ -136,6 +148,11 @@ class Tally:
         self.exhausted_prompts = [*self.exhausted_prompts, *other.exhausted_prompts][:EXHAUSTED_NAMED]
         self.selector.merge(other.selector)
         self.policy.merge(other.policy)
+        self.spread.merge(other.spread)
+        self.marked += other.marked
+        self.unfamiliar += other.unfamiliar
+        self.unfamiliar_accepted += other.unfamiliar_accepted
+        self.thresholds |= other.thresholds
         if other.seconds is not None:
             self.add_timing({"seconds": other.seconds, "unet_evaluations": other.unet_evaluations})
         self.passed_scores += other.passed_scores
@@ -153,6 +170,10 @@ class Tally:
             "attempts_per_accepted": self.attempts / accepted if accepted and self.attempts else None,
             "selector_mean": self.selector.value,
             "policy_mean": self.policy.value,
+            "selector_spread_mean": self.spread.value,
+            "quality_thresholds": self.thresholds,
+            "unfamiliar_rate": self.unfamiliar / self.marked if self.marked else None,
+            "unfamiliar_accepted": self.unfamiliar_accepted,
             "exhausted": self.exhausted,
             "exhausted_prompts": self.exhausted_prompts,
             "seconds": self.seconds,

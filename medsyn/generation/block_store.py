@@ -13,7 +13,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 def item_fingerprint(item: Item) -> str:
     """Fingerprint of a requested item, 16 hex digits."""
-    return disk.fingerprint(asdict(item))[:16]
+    return disk.fingerprint(vars(item))[:16]
 
 
 def image_seed(campaign_seed: int, item: Item, attempt: int) -> int:

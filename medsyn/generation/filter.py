@@ -8,7 +8,7 @@ Policy score wins. Nothing but the item's own attempts decides, so sharding and 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from medsyn.config import GenerationSection
@@ -41,14 +41,22 @@ class Rule:
     on_exhausted: Literal["fail", "skip", "keep-best"]
 
     @classmethod
-    def of(cls, section: GenerationSection, mode: str) -> Rule:
-        """The rule of a mode: `filtered` as configured, `baseline` takes attempt 0 as it is."""
+    def of(cls, section: GenerationSection, mode: str, threshold: float | None = None) -> Rule:
+        """The rule of a mode: `filtered` as configured, `baseline` takes attempt 0 as it is.
+
+        Args:
+            section: what is configured.
+            mode: `filtered` or `baseline`.
+            threshold: the Selector's own for the modality, which counts where `quality_threshold` is `auto`.
+        """
         if mode == "baseline":
             return cls(1, 1, None, None, section.on_exhausted)
+        least = threshold if section.quality_threshold == "auto" else section.quality_threshold
+        assert least is not None, "where auto is configured, the Selector is asked"
         return cls(
             section.num_candidates,
             section.max_attempts,
-            section.quality_threshold,
+            least,
             section.min_policy_score,
             section.on_exhausted,
         )
@@ -64,6 +72,9 @@ class Candidate:
     selector: float | None = None  # None without scorers
     policy: float | None = None
     precision: str = "float32"  # what the UNet computed in
+    selector_spread: float | None = None  # how much the members of each scorer differ
+    policy_spread: float | None = None
+    unfamiliar: bool | None = None  # far from every image that the Selector was trained on
 
 
 def refusal(candidate: Candidate, rule: Rule) -> str | None:
@@ -97,6 +108,7 @@ class Trial:
     considered: int = 0  # this many candidates count; later ones are surplus
     passed: int = 0
     favourite: Candidate | None = None  # the winner if it ended now; ties go to the earlier attempt
+    under_way: int = 0  # attempts behind `candidates` that are being made
 
     @property
     def settled(self) -> bool:
@@ -106,12 +118,14 @@ class Trial:
     @property
     def next_attempts(self) -> range:
         """The attempts that may still be made."""
-        return range(len(self.candidates), len(self.candidates) if self.settled else self.rule.max_attempts)
+        first = len(self.candidates) + self.under_way
+        return range(first, first if self.settled else self.rule.max_attempts)
 
     @property
     def still_needed(self) -> int:
-        """How many of `next_attempts` must be made before the item can be settled, however they turn out."""
-        return min(self.rule.num_candidates - self.passed, len(self.next_attempts)) if not self.settled else 0
+        """How many of `next_attempts` must be made before the item can be settled, however all turn out."""
+        wanted = self.rule.num_candidates - self.passed - self.under_way
+        return max(0, min(wanted, len(self.next_attempts))) if not self.settled else 0
 
     def add(self, candidate: Candidate) -> None:
         """Take the next attempt into account; once the item is settled it is only recorded."""
@@ -145,7 +159,7 @@ class Trial:
         """Every candidate of a settled item, and why it is not the image."""
         return [
             {
-                **asdict(candidate),
+                **vars(candidate),
                 "passed": refusal(candidate, self.rule) is None,
                 "reason": self.why_not(candidate),
                 "chosen": candidate is self.winner,

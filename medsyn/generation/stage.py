@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from medsyn import disk, time_use
+from medsyn import disk, host_memory, time_use
 from medsyn.config import Config
 from medsyn.errors import InputError
 from medsyn.generation.block_store import read_blocks
@@ -30,6 +30,8 @@ from medsyn.generation.sample.load import Loader
 from medsyn.generation.write.parquet import write_shard_tables
 from medsyn.generation.write.provenance import ENVIRONMENT_FILE, require_same_environment
 from medsyn.lease import Leases, lease_file
+from medsyn.models.device import choose_device
+from medsyn.models.weights import locate
 from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
 from medsyn.text import and_more
 
@@ -81,16 +83,75 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         raise NoProgress(_exhausted(list(shard.work.failed)))
 
 
+_preloaded: dict[tuple[Path, str], BlockMaker] = {}  # by campaign and modality
+
+
+def preload(config: Config, task: Task, directory: CampaignDirectory) -> None:
+    """Load the models of a task for forks of this process that compute on a CPU: they share them.
+
+    A task takes them only if it would load the same. If they take more than a quarter of the memory that is free, it
+    loads them itself.
+
+    Args:
+        config: the campaign's.
+        task: any of those of its modality.
+        directory: the campaign's.
+
+    Raises:
+        InputError: something is missing.
+    """
+    modality = task.modality
+    assert modality is not None, "a generate task has a modality"
+    key = directory.root, modality
+    size = len(config.generation.modes) * _weights_bytes(config)
+    for other in [other for other in _preloaded if other != key]:
+        if not _has_room(size):
+            del _preloaded[other]
+    if key not in _preloaded and _has_room(size):
+        maker = _new_maker(_on_one_thread(config), modality, directory)
+        maker.load()
+        _preloaded[key] = maker
+
+
+def _on_one_thread(config: Config) -> Config:
+    """The configuration for a process that is forked, which has no GPU and no second thread."""
+    device = config.device.model_copy(update={"use_cuda": False, "cpu_threads": 1})
+    return config.model_copy(update={"device": device})
+
+
+def _weights_bytes(config: Config) -> int:
+    base = locate(config.model_paths.stable_diffusion)
+    return 0 if base is None else sum(file.stat().st_size for file in base.rglob("*.safetensors"))
+
+
+def _has_room(size: int) -> bool:
+    free = host_memory.available()
+    return free is not None and size <= free / 4
+
+
 def _maker(config: Config, modality: str, directory: CampaignDirectory, control: Control) -> BlockMaker:
-    """What makes the modality's blocks; that of this process's task before, with its models, if it will do."""
+    """What makes the modality's blocks, with models that are loaded already if they will do.
+
+    They may be those of this process's task before, or of the process that it is a fork of.
+    """
     kept = control.kept.get("maker")
     if isinstance(kept, BlockMaker) and kept.config is config and kept.loader.modality == modality:
         return kept
-    loader = Loader(config, modality, directory)
     with time_use.of(time_use.LOADING):
-        facts: dict[str, dict[str, Any]] = {mode: loader.facts(mode) for mode in config.generation.modes}
-    control.kept["maker"] = maker = BlockMaker(config, loader, read_blocks(config, modality), facts)
+        maker = _new_maker(config, modality, directory, _preloaded.get((directory.root, modality)))
+    control.kept["maker"] = maker
     return maker
+
+
+def _new_maker(
+    config: Config, modality: str, directory: CampaignDirectory, preloaded: BlockMaker | None = None
+) -> BlockMaker:
+    loader = Loader(config, modality, directory)
+    facts: dict[str, dict[str, Any]] = {mode: loader.facts(mode) for mode in config.generation.modes}
+    same = preloaded is not None and preloaded.facts == facts and preloaded.config == _on_one_thread(config)
+    if preloaded is not None and same and choose_device(config.device).device.type == "cpu":
+        return preloaded.of(config, loader)
+    return BlockMaker(config, loader, read_blocks(config, modality), facts)
 
 
 @dataclass

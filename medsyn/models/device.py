@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from medsyn.stage import BadNode
 
 _TENSOR_CORES = (7, 0)  # below sm_70 half precision is stored but computed in fp32: no faster, only smaller
 _BFLOAT16 = _TF32 = (8, 0)
+_TRITON = (7, 0)  # with which torch.compile writes its kernels
 _CPU_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86, and of ARM: as Linux names them
 _CPU_FEATURES = Path("/proc/cpuinfo")
 
@@ -26,6 +28,7 @@ class Device:
     device: torch.device
     dtype: torch.dtype
     reasons: tuple[str, ...]
+    compiled: bool = False  # whether the UNet is to be compiled
 
 
 def choose_device(section: DeviceSection, number: int | None = None) -> Device:
@@ -36,7 +39,8 @@ def choose_device(section: DeviceSection, number: int | None = None) -> Device:
         number: the visible GPU that must be used; by default the first one, or the CPU if there is none.
 
     Raises:
-        InputError: the device lacks the requested precision, or the requested GPU does not exist.
+        InputError: the device lacks the requested precision or cannot run what is compiled, or the requested GPU does
+            not exist.
         BadNode: a GPU was assigned to this process but cannot be used; days on a CPU are not what was meant.
     """
     torch.set_num_threads(section.cpu_threads)
@@ -49,6 +53,8 @@ def choose_device(section: DeviceSection, number: int | None = None) -> Device:
         raise InputError("configuration", f"there is no GPU cuda:{number} ({there}); use auto or cpu", key="device")
     if not (section.use_cuda and torch.cuda.is_available()):
         why = "device.use_cuda is false" if not section.use_cuda else "no CUDA device is visible"
+        if section.compile:
+            raise _cannot_compile(f"a GPU, but {why}")
         if section.precision == "bfloat16" and cpu_has_bfloat16():
             return Device(torch.device("cpu"), torch.bfloat16, (f"CPU: {why}", "bfloat16: configured"))
         if section.precision in {"float16", "bfloat16"}:
@@ -66,16 +72,24 @@ def choose_device(section: DeviceSection, number: int | None = None) -> Device:
     if section.precision == "bfloat16" and capability < _BFLOAT16:
         reason = f"bfloat16 needs sm_80 or newer, but this GPU is {name}; use auto, float16 or float32"
         raise InputError("configuration", reason, key="device.precision")
+    if section.compile and capability < _TRITON:
+        raise _cannot_compile(f"sm_70 or newer, for Triton, but this GPU is {name}")
+    if section.compile and importlib.util.find_spec("triton") is None:
+        raise _cannot_compile("the package triton, which is not installed")
     tf32 = capability >= _TF32 and section.precision != "float32"  # for what is float32 beside half precision
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     if section.precision != "auto":
         reasons.append(f"{section.precision}: configured")
-        return Device(device, getattr(torch, section.precision), tuple(reasons))
+        return Device(device, getattr(torch, section.precision), tuple(reasons), section.compile)
     if capability < _TENSOR_CORES:
         reasons.append("float32: below sm_70 there are no tensor cores, and fp32 is the fastest exact choice")
-        return Device(device, torch.float32, tuple(reasons))
+        return Device(device, torch.float32, tuple(reasons), section.compile)
     reasons.append("float16: tensor cores")
-    return Device(device, torch.float16, tuple(reasons))
+    return Device(device, torch.float16, tuple(reasons), section.compile)
+
+
+def _cannot_compile(needs: str) -> InputError:
+    return InputError("configuration", f"it needs {needs}: set it to false", key="device.compile")
 
 
 def cpu_has_bfloat16() -> bool:
@@ -96,17 +110,24 @@ def decoder_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     return torch.float16 if dtype != torch.float32 and has_tensor_cores(device) else torch.float32
 
 
+def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`values` on `device`. Nobody waits for the copy to a GPU, nor for what that was given to do before."""
+    if device.type != "cuda" or values.device.type == "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
 def memory_format(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
     """The layout in which a device convolves: tensor cores take channels last, and CPUs lost by it (measured)."""
     last = dtype != torch.float32 and has_tensor_cores(device)
     return torch.channels_last if last else torch.contiguous_format
 
 
-def kernels(device: torch.device, dtype: torch.dtype) -> list[str]:
+def kernels(device: torch.device, dtype: torch.dtype, compiled: bool = False) -> list[str]:
     """What is chosen besides the device and the dtype and changes bits, as records name it."""
+    found = ["compiled UNet"] if compiled else []
     if device.type != "cuda":
-        return []
-    found = []
+        return found
     if decoder_dtype(device, dtype) != torch.float32:
         found.append("VAE decoder in float16")
     if memory_format(device, dtype) == torch.channels_last:

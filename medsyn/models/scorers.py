@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from medsyn import disk, time_use
-from medsyn.config import ScorerSection
+from medsyn.config import PolicySection, ScorerSection
 from medsyn.errors import InputError
 from medsyn.models.policy import Policy
 from medsyn.models.quality import FEATURES
+from medsyn.models.scores import Card
 from medsyn.models.selector import Selector
 from medsyn.models.weights import FACTS, SCORER_WEIGHTS
 
@@ -32,8 +33,9 @@ def save_scorer(model: Selector | Policy, directory: Path, provenance: dict[str,
     """
     described: dict[str, Any] = {
         "kind": type(model).__name__,
-        "section": model.section.model_dump(),
+        "section": model.section.model_dump(include=set(_section_of(type(model)).model_fields)),
         "metrics": list(FEATURES),
+        "card": model.card.model_dump(),
     }
     if isinstance(model, Policy):
         described["text_dim"] = model.text_dim
@@ -54,7 +56,7 @@ def load_selector(directory: Path, device: torch.device) -> Selector:
         InputError: it is missing, is something else, or is damaged.
     """
     described = read_config(directory, Selector)
-    selector = Selector(ScorerSection(**described["section"]))
+    selector = Selector(ScorerSection(**described["section"]), Card(**described["card"]))
     _load_weights(selector, directory)
     return selector.to(device).eval()
 
@@ -67,7 +69,7 @@ def load_policy(directory: Path, device: torch.device) -> Policy:
         InputError: it is missing, is something else, or is damaged.
     """
     described = read_config(directory, Policy)
-    policy = Policy(ScorerSection(**described["section"]), described["text_dim"])
+    policy = Policy(PolicySection(**described["section"]), described["text_dim"], Card(**described["card"]))
     _load_weights(policy, directory)
     return policy.to(device).eval()
 
@@ -87,16 +89,23 @@ def read_config(directory: Path, wanted: type[nn.Module]) -> dict[str, Any]:
         raise InputError(directory, f"is not a saved {wanted.__name__}, but another program's model")
     if described.get("kind") != wanted.__name__:
         raise InputError(directory, f"is a {described.get('kind')}, not a {wanted.__name__}")
+    if "card" not in described:
+        raise InputError(directory, "was made by an earlier version of medsyn, as a single network; train it again")
     if described.get("metrics") != list(FEATURES):
         raise InputError(directory, "was trained with different quality metrics from this version's; train it again")
     _check_sizes(directory, wanted, described)
     return described
 
 
+def _section_of(kind: type[nn.Module]) -> type[ScorerSection]:
+    return PolicySection if kind is Policy else ScorerSection
+
+
 def _check_sizes(directory: Path, wanted: type[nn.Module], described: dict[str, Any]) -> None:
     """Raise InputError if a scorer's configuration does not say what to build."""
     try:
-        ScorerSection.model_validate(described["section"])
+        _section_of(wanted).model_validate(described["section"])
+        Card.model_validate(described["card"])
         features = described["text_dim"] if wanted is Policy else 1
     except (KeyError, ValidationError) as error:
         what = "; ".join(one["msg"] for one in error.errors()) if isinstance(error, ValidationError) else f"no {error}"

@@ -22,7 +22,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from medsyn import time_use
 from medsyn.errors import InputError, InputProblems
 from medsyn.models import model_folder, weights
-from medsyn.models.device import decoder_dtype, memory_format
+from medsyn.models.compiled import WholeUNet
+from medsyn.models.device import decoder_dtype, memory_format, sent
 from medsyn.models.header import missing_tensors
 from medsyn.text import and_more
 
@@ -43,6 +44,7 @@ class SyntheticSystem:
     dtype: torch.dtype
     decoder_dtype: torch.dtype = torch.float32
     prompts_together: int = 1  # encoded in one pass, which is filled up to that number, because it changes bits
+    whole: WholeUNet | None = None  # all of the UNet, compiled
     text_chunks: int = 1  # that the text encoder reads of a prompt, one after the other; the rest is cut off
     _embedded: OrderedDict[str, tuple[Tensor, Tensor]] = field(default_factory=OrderedDict)
     _half_decoder: nn.Module | None = None
@@ -112,7 +114,7 @@ class SyntheticSystem:
     def _encode_rows(self, rows: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[Tensor, Tensor]]:
         """One pass of the text encoder, filled up by repetition."""
         filled = [*rows, *[rows[-1]] * (self.prompts_together - len(rows))]
-        output = self.text_encoder(torch.tensor(filled, device=self.device))
+        output = self.text_encoder(sent(torch.tensor(filled), self.device))
         features = zip(rows, output.last_hidden_state, output.pooler_output, strict=False)
         return {row: (hidden.clone(), pooled.clone()) for row, hidden, pooled in features}
 
@@ -135,14 +137,28 @@ class SyntheticSystem:
         Where half precision overflows, float32 decodes again: all of them, because the number changes bits, but only
         the images that were not finite take the new result.
         """
-        scaled = latents.to(torch.float32) / self.vae.config.scaling_factor
+        images, sound = self.decode_once(latents)
+        if self.decoder_dtype == torch.float32 or bool(sound.all()):
+            return images
+        return torch.where(sound.view(-1, 1, 1, 1), images, self._pixels(self.vae.decode(self._scaled(latents)).sample))
+
+    @torch.no_grad()
+    def decode_once(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """What `decode` begins with, and which images half precision has not overflowed for, bool [N].
+
+        On a GPU nothing waits for either.
+        """
+        scaled = self._scaled(latents)
         if self.decoder_dtype == torch.float32:
             images = self.vae.decode(scaled).sample
         else:
             images = self.decoder(scaled.to(self.decoder_dtype)).float()
-            finite = images.isfinite().flatten(1).all(dim=1)
-            if not bool(finite.all()):
-                images = torch.where(finite.view(-1, 1, 1, 1), images, self.vae.decode(scaled).sample)
+        return self._pixels(images), images.isfinite().flatten(1).all(dim=1)
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        return latents.to(torch.float32) / self.vae.config.scaling_factor
+
+    def _pixels(self, images: Tensor) -> Tensor:
         return (images / 2 + 0.5).clamp(0, 1)
 
     @property

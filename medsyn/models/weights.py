@@ -14,6 +14,7 @@ from pathlib import Path
 from medsyn.config import EMBEDDED
 from medsyn.disk import fingerprint, read_json, sha256_file
 
+SCORER_CONFIG = "config.json"
 SCORER_WEIGHTS = "model.safetensors"  # of a saved Selector or Policy
 FACTS = "facts.json"  # beside weights that medsyn has trained: what they depend on
 

@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image as PillowImage
-
 from medsyn import disk
 from medsyn.config import Config
-from medsyn.data.modalities import split_prefix
+from medsyn.data.images.own_record import own_record
 from medsyn.data.prompts.store import open_lists
 from medsyn.data.tables.csv_rows import check_text_file, csv_records, require_csv
 from medsyn.data.tables.data_folder import IMAGE_SUFFIXES, DataFolder, Refused
@@ -32,7 +30,7 @@ from medsyn.generation.block_store import (
     rejected_directory,
     stored_files,
 )
-from medsyn.modality_names import MODALITIES, canonical_modality
+from medsyn.modality_names import MODALITIES, base_modality, canonical_modality
 from medsyn.rating.formats import Origin
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory
@@ -106,7 +104,6 @@ class Source:
         return seed(of, what, name, *of_it, self.modality, self.prompt, *attempt)
 
 
-_RASTER = (".png", ".jpg", ".jpeg")
 _FACTS = ("accepted", "mode", "replicate", "attempt", "selector", "policy")
 
 
@@ -211,16 +208,9 @@ def of_folder(folder: Path, modality: str | None = None) -> list[Source]:
 
 
 def _of_image(path: Path, modality: str | None) -> Source | None:
-    texts: dict[Any, Any] = {}
-    if path.suffix.lower() in _RASTER:
-        try:
-            with PillowImage.open(path, formats=("PNG", "JPEG")) as opened:
-                texts = dict(opened.info)
-        except Exception:  # whoever decodes it says what is wrong
-            texts = {}
-    prompt = str(texts.get("Prompt") or "")
-    said = canonical_modality(str(texts.get("Modality") or "")) or split_prefix(prompt)[0] or modality
-    return Source(path.absolute(), said, prompt) if said else None
+    named, prompt = own_record(path)
+    said = base_modality(named) if named else modality
+    return Source(path.absolute(), said, prompt or "") if said else None
 
 
 # --- a table --------------------------------------------------------------------------------------------------------

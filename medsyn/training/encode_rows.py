@@ -15,12 +15,13 @@ from medsyn.config import Config
 from medsyn.data.images.latent_cache import TensorCache, image_key
 from medsyn.data.images.pixels import fit_square
 from medsyn.data.images.read import Image, read_image
+from medsyn.data.tables.pairs import PairImage
 from medsyn.data.tables.read import ImageRow, RatingRow
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import Control
 
-Row = TypeVar("Row", ImageRow, RatingRow)
+Row = TypeVar("Row", ImageRow, RatingRow, PairImage)
 
 
 def encode_rows(

@@ -57,6 +57,26 @@ def test_both_ways_to_start_tasks_run_in_turns(monkeypatch: pytest.MonkeyPatch) 
     assert "wall 0.25, CPU 0.75" in console.export_text()
 
 
+@pytest.mark.parametrize("cold", [True, False])
+def test_two_states_run_in_turns_each_with_its_own_code_configuration_and_cache(
+    monkeypatch: pytest.MonkeyPatch, cold: bool
+) -> None:
+    end_to_end, ran = load("end_to_end"), []
+    for name in ("PYTHONPATH", "MEDSYN_CACHE"):
+        monkeypatch.setenv(name, "unset")
+    monkeypatch.setattr(end_to_end.subprocess, "run", lambda *arguments, **options: None)
+
+    def turn(config: Path, overrides: list[str], root: Path) -> dict[str, float]:
+        assert config == root / "configs" / "tiny.yaml" and os.environ["PYTHONPATH"] == str(root)
+        ran.append((root == end_to_end.ROOT, Path(os.environ["MEDSYN_CACHE"]).name))
+        return {"wall": 1.0, "cpu": 1.0}
+
+    monkeypatch.setattr(end_to_end, "turn", turn)
+    turns = end_to_end.compare_states("a1b2c3", end_to_end.ROOT / "configs" / "tiny.yaml", [], 1, cold)
+    assert ran == [(False, "cache-False"), (True, "cache-True")] * (1 if cold else 2)
+    assert {name: len(its) for name, its in turns.items()} == {"a1b2c3": 1, "this": 1}
+
+
 def test_prompts_of_the_benchmark_are_balanced() -> None:
     prompt_following = load("prompt_following")
     assert judge.RECIPE.seed not in (prompt_following.PROMPT_SEED, prompt_following.REAL_SEED)

@@ -12,8 +12,8 @@ from diffusers import DPMSolverMultistepScheduler
 from medsyn.config import ScorerSection
 from medsyn.generation.block_store import Item
 from medsyn.generation.sample.batch import ImageSampler, Recipe
-from medsyn.generation.sample.sampler import build_scheduler
 from medsyn.models import weights
+from medsyn.models.sampler import build_scheduler
 from medsyn.models.stable_diffusion import load_synthetic
 
 SMALL = ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=16)

@@ -107,7 +107,7 @@ def test_finetuning_and_stage_1_which_read_nothing_of_each_other_are_ready_at_fi
 
 def test_where_there_is_room_for_few_the_longest_chain_leads() -> None:
     assert [planned.task.stage for planned in plan().by_urgency] == [
-        *("rlhf-stage1", "finetune", "finetune", "rlhf-stage2", "rlhf-stage2"),
+        *("finetune", "finetune", "rlhf-stage1", "rlhf-stage2", "rlhf-stage2"),
         *(["generate"] * 4),
         "evaluate",
     ]
@@ -152,7 +152,7 @@ def test_one_line_says_what_a_stage_reads_and_the_order_follows(monkeypatch: pyt
 def test_a_failed_modality_blocks_its_own_branch_only() -> None:
     now = settle(plan(), {FINETUNE, STAGE1, STAGE2}, {("finetune", "x-ray")})
     assert now.states["generate", "ct-00000"] == "ready"
-    assert now.states["rlhf-stage2", "x-ray"] == "ready"
+    assert now.states["rlhf-stage2", "x-ray"] == "blocked"
     assert now.states["generate", "x-ray-00000"] == "blocked"
     assert now.blocked_by["generate", "x-ray-00000"] == (("finetune", "x-ray"),)
     assert now.states["evaluate", "all"] == "waiting"
@@ -188,9 +188,10 @@ def changed(**sections: dict[str, object]) -> list[str]:
 
 
 def test_a_changed_value_changes_the_stages_that_read_it_and_those_that_read_their_results() -> None:
-    assert changed(finetune={"learning_rate": 1e-4}) == ["finetune", "generate", "evaluate"]
+    assert changed(finetune={"learning_rate": 1e-4}) == ["finetune", "rlhf-stage2", "generate", "evaluate"]
     assert changed(training={"stage2": {"selector_threshold": 0.3}}) == ["rlhf-stage2", "generate", "evaluate"]
-    assert changed(generation={"guidance_scale": 5.0}) == ["generate", "evaluate"]
+    assert changed(generation={"guidance_scale": 5.0}) == ["rlhf-stage2", "generate", "evaluate"]
+    assert changed(generation={"max_attempts": 11}) == ["generate", "evaluate"]
     assert changed(evaluation={"kid_subsets": 7}) == ["evaluate"]
     assert changed(campaign={"seed": 1}) == list(STAGES)
     assert changed(device={"cpu_threads": 3}) == list(STAGES)  # it changes bits
@@ -202,13 +203,14 @@ def test_what_changes_no_result_changes_no_fingerprint() -> None:
     assert changed(data={"modalities": ["CT", "X-Ray"], "table": "/elsewhere/metadata.csv"}) == []
     assert changed(finetune={"gpus": 2}) == []
     assert changed(finetune={"train_batch_size": 2, "gradient_accumulation_steps": 16}) == []
-    assert changed(finetune={"train_batch_size": 2}) == ["finetune", "generate", "evaluate"]
+    assert changed(finetune={"train_batch_size": 2}) == ["finetune", "rlhf-stage2", "generate", "evaluate"]
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("table", ["finetune", "generate", "evaluate"]),
+        ("table", list(STAGES)),
+        ("pairs", ["rlhf-stage1", "rlhf-stage2", "generate", "evaluate"]),
         ("ratings", ["rlhf-stage1", "rlhf-stage2", "generate", "evaluate"]),
         ("prompts", ["generate", "evaluate"]),
         ("weights", list(STAGES)),
@@ -230,6 +232,7 @@ def test_every_configuration_key_is_read_or_known_to_change_no_result() -> None:
     """A new key must be put into a stage's list, or here."""
     free = {
         *("campaign.name", "campaign.dir", "data.table", "data.root", "data.ratings_file", "data.prompts"),
+        "data.pairs_file",
         *("data.base_prompt", "data.keep_columns", "data.linked_roots", "model_paths.stable_diffusion"),
         "model_paths.components",
         *("generation.blocks_per_shard", "generation.shard_minutes", "cluster.max_shards", "cluster.claim"),
@@ -245,6 +248,7 @@ def test_every_configuration_key_is_read_or_known_to_change_no_result() -> None:
         *("finetune.gpus", "finetune.train_batch_size", "finetune.gradient_accumulation_steps"),  # but their product
         *("data.phantoms.prompts_per_kind", "data.phantoms.image_size"),
         *("training.report_to", "finetune.validation_images", "campaign.gate", "cluster.notify"),
+        "selector.require_auroc",
     }
     unread = {
         key for key, _ in flatten(Config().model_dump()) if not any(reads_key(stage, key, Config()) for stage in STAGES)
@@ -291,7 +295,7 @@ def test_one_task_fine_tunes_for_all_and_every_shard_waits_for_it() -> None:
 
 
 def test_one_for_all_is_another_result_and_depends_on_which_those_are() -> None:
-    assert changed(**TOGETHER) == ["finetune", "generate", "evaluate"]
+    assert changed(**TOGETHER) == ["finetune", "rlhf-stage2", "generate", "evaluate"]
 
     def finetune(*modalities: str) -> str:
         settings = config(data={"modalities": list(modalities)}, **TOGETHER)

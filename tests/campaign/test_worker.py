@@ -18,6 +18,7 @@ from medsyn.campaign import worker
 from medsyn.campaign.state import locks, markers
 from medsyn.campaign.tasks import Key
 from medsyn.errors import EXIT_BAD_INPUT
+from medsyn.models.scores import Card, Evidence, Interval
 from medsyn.stage import STAGES
 from tests.helpers.paths import ROOT
 from tests.helpers.trial import Trial, wait_until
@@ -350,7 +351,8 @@ def test_a_campaigns_files_are_as_private_as_the_user_wants_them(trial: Trial, u
         (("rlhf-stage1", "all"), ("finetune", "ct"), False),
         (("rlhf-stage2", "ct"), ("rlhf-stage1", "all"), True),
         (("rlhf-stage2", "ct"), ("rlhf-stage2", "oct"), True),  # its own stage: there is nothing to wait for
-        (("rlhf-stage2", "ct"), ("finetune", "ct"), False),
+        (("rlhf-stage2", "ct"), ("finetune", "ct"), True),
+        (("rlhf-stage2", "ct"), ("finetune", "oct"), False),
         (("generate", "ct-00000"), ("finetune", "ct"), True),
         (("generate", "ct-00000"), ("finetune", "oct"), False),
         (("evaluate", "all"), ("finetune", "oct"), True),
@@ -366,3 +368,19 @@ def test_a_stage_that_asks_for_a_result_it_does_not_say_it_reads_is_told(
     if not allowed:
         message = str(failure(trial, *task)["message"])
         assert message.startswith(f"{' '.join(task)} asks for the result of {' '.join(asked)}, which nothing makes")
+
+
+def test_a_selector_that_has_not_earned_it_chooses_nothing_until_it_is_told_to(trial: Trial) -> None:
+    directory = trial.prepare_short().directory
+    for stage, task in (("finetune", "ct"), ("rlhf-stage1", "all")):
+        trial.work(stage, task)
+    evidence = Evidence(auroc=Interval(value=0.55, low=0.45, high=0.66, n=31))
+    for scorer in (directory.selector(), directory.policy()):
+        disk.write_json(disk.make_directory(scorer) / "config.json", {"card": Card(evidence=evidence).model_dump()})
+        (scorer / "model.safetensors").write_bytes(b"")
+    code, said = trial.work("generate", "ct-00000")
+    assert code == 65 and "AUROC on held-out ratings of all modalities together is 0.55" in said
+    assert "generate ct-00000" not in trial.calls()
+    trial.prepare_short(selector__require_auroc=None)
+    assert trial.done() == {"finetune ct", "rlhf-stage1 all"}, "nothing is trained again"
+    assert trial.work("generate", "ct-00000")[0] == 0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,15 +17,19 @@ from medsyn import disk
 from medsyn.__main__ import COMMANDS
 from medsyn.campaign.state import locks
 from medsyn.cli import app, contact_sheet, image_folder, one_prompt
-from medsyn.config import ScorerSection
+from medsyn.config import ScorerSection, save, validate
 from medsyn.data.images.read import read_image
 from medsyn.errors import InputError
 from medsyn.generation.api.options import OPTIONS
+from medsyn.generation.write.provenance import Sources
 from medsyn.models.policy import Policy
 from medsyn.models.scorers import save_scorer
+from medsyn.models.scores import Card, Evidence, Interval, Threshold
 from medsyn.models.selector import Selector
 from medsyn.models.stable_diffusion import load_unet
 from medsyn.models.tiny import TEXT_WIDTH
+from medsyn.models.weights import embedded_directory
+from medsyn.stage import CampaignDirectory
 
 FAST = ("--height", "32", "--width", "32", "--num_inference_steps", "2", "--device", "cpu")
 SCORER = ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=16)
@@ -63,6 +68,53 @@ def test_a_prompt_becomes_marked_images_with_the_specifications_names(
     assert len({disk.sha256_file(tmp_path / name) for name in names}) == 4
     records = list(disk.read_jsonl(tmp_path / "manifest.jsonl"))
     assert [record["file"] for record in records] == names[:3]
+
+
+def test_a_selector_asked_for_what_it_has_not_seen_says_so_once(
+    scorers: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(scorers[0], tmp_path / "selector")
+    threshold = Threshold(threshold=0, good=9, poor=9)
+    evidence = Evidence(auroc=Interval(value=0.9, low=0.8, high=1, n=40))
+    card = Card(modalities=["CT"], thresholds={"CT": threshold}, evidence=evidence, sampling={"guidance_scale": [3.0]})
+    described = disk.read_json(tmp_path / "selector" / "config.json") | {"card": card.model_dump()}
+    disk.write_json(tmp_path / "selector" / "config.json", described)
+    filters = ("--selector_checkpoint", str(tmp_path / "selector"), "--policy_checkpoint", scorers[1])
+    code, _, said = call(capsys, tmp_path / "out", "--prompt", "CT: nodule", *filters, "--max_attempts", "1")
+    assert code == 0 and said.count("sampled otherwise: guidance_scale 7.5 (seen: 3.0)") == 1
+    code, _, said = call(capsys, tmp_path / "out", "--prompt", "CT: nodule", *filters, "--guidance_scale", "3")
+    assert code == 0 and said == ""
+    code, _, said = call(capsys, tmp_path / "other", "--prompt", "OCT: drusen", *filters)
+    assert code == 65 and "has no threshold of its own for OCT (it has some for CT)" in said
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_campaign_stands_for_its_models_of_the_prompts_modality(
+    scorers: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = {
+        "campaign": {"name": "mine", "dir": str(tmp_path / "mine")},
+        "data": {"resolution": 32},
+        "training": {"stage": 1},
+        "selector": {"require_auroc": None},
+        "generation": {"num_candidates": 1, "quality_threshold": 0.0},
+    }
+    config, directory = validate(tree, "test"), CampaignDirectory(tmp_path / "mine")
+    unet = disk.make_directory(directory.finetuned_unet("MRI")) / "unet"
+    shutil.copytree(embedded_directory() / "unet", unet)
+    for scorer, place in zip(scorers, (directory.selector(), directory.policy()), strict=True):
+        shutil.copytree(scorer, place)
+    directory.config.write_text(save(config))
+    directory.campaign_file.write_text("{}")
+    flags = ("--model_used", "--selector_checkpoint", "--policy_checkpoint")
+    asked = ("--prompt", "MRI: tumour", *(word for flag in flags for word in (flag, str(directory.root))))
+    assert call(capsys, tmp_path / "out", *asked)[0] == 0
+    (record,) = disk.read_jsonl(tmp_path / "out" / "manifest.jsonl")
+    mri = Sources(config, "MRI", directory).facts("filtered")
+    assert (record["model_fingerprint"], record["quality_threshold"]) == (mri["model_fingerprint"], 0.0)
+    unet.rename(tmp_path / "unet")
+    code, _, said = call(capsys, tmp_path / "other", *asked)
+    assert code == 65 and "--model_used: " in said and "the task 'finetune mri' makes it" in said
 
 
 def test_prompts_one_after_the_other_share_a_folder_and_overwrite_nothing(

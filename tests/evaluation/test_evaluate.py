@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medsyn import disk
 from medsyn.data.phantoms.phantom import parse_caption
 from medsyn.evaluation import evaluate, judge
 from medsyn.stage import Control, Saved, Task
@@ -199,7 +200,9 @@ def test_heartbeats_say_what_it_is_doing(evaluated: Builder) -> None:
 def test_the_scorers_standing_is_shown_where_it_is_known(
     evaluated: Builder, builder: Builder, run: Callable[[Builder], dict[str, Any]]
 ) -> None:
-    assert "0.85 → 0.90" in evaluated.directory.report.read_text()
+    html = evaluated.directory.report.read_text()
+    assert "gain 0.25, 0.020 to 0.13" in html and "gain 0.080, 0.020 to 0.13" in html
+    assert "too few ratings passed the Selector" in html
     builder.everything()
     summary = builder.directory.work("rlhf-stage1", "all") / "summary.json"
     summary.write_text('{"policy": {"epoch": 0, "auroc": null, "loss": null}}')
@@ -209,6 +212,32 @@ def test_the_scorers_standing_is_shown_where_it_is_known(
     summary.unlink()
     assert run(builder)["rlhf"]["stage1"] is None
     assert "How well the scorers rank" not in builder.directory.report.read_text()
+
+
+def test_the_report_says_what_the_selector_is_worth_and_what_it_let_pass(
+    evaluated: Builder, builder: Builder, run: Callable[[Builder], dict[str, Any]]
+) -> None:
+    html = evaluated.directory.report.read_text()
+    assert "What the Selector is known to be worth" in html and "0.75 to 0.90, 120 groups, all modalities" in html
+    assert "configured" not in html and "sampled otherwise" not in html
+    builder.everything()
+    config = builder.directory.selector("CT") / "config.json"
+    card = disk.read_json(config)["card"]
+    card["evidence"]["by_modality"] = {"CT": {"value": 0.7, "low": 0.55, "high": 0.8, "n": 30}}
+    disk.write_json(config, {"card": card | {"sampling": {"guidance_scale": [3.0, 4.0]}}})
+    builder.config = builder.config.model_copy(
+        update={"generation": builder.config.generation.model_copy(update={"quality_threshold": 0.5})}
+    )
+    its = run(builder)["selectors"]["CT"]
+    assert (its["evidence_of"], its["auroc"]["low"], its["threshold"]) == ("CT", 0.55, 0.5)
+    assert its["sampled_otherwise"] == ["guidance_scale 7.5 (seen: 3.0, 4.0)"]
+    html = builder.directory.report.read_text()
+    assert "0.55 to 0.80, 30 groups" in html and "configured; its own is 0.60" in html
+    assert "generated images that were sampled otherwise: guidance_scale 7.5 (seen: 3.0, 4.0)" in html
+    for modality in builder.modalities:
+        shutil.rmtree(builder.directory.selector(modality))
+    assert run(builder)["selectors"] == {}
+    assert "known to be worth" not in builder.directory.report.read_text()
 
 
 def test_neither_patients_nor_paths_are_in_what_people_are_shown(evaluated: Builder) -> None:

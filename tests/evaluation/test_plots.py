@@ -56,8 +56,15 @@ def test_missing_columns_are_left_out() -> None:
 
 
 def test_a_histogram_of_one_kind_only() -> None:
-    assert "rejected (0)" in plots.score_histogram(np.eye(1, 40, 30, dtype=int)[0] * 2, np.zeros(40, int), 0.6)
-    assert "passed (0)" in plots.score_histogram(np.zeros(40, int), np.eye(1, 40, 4, dtype=int)[0], 0.6)
+    assert "rejected (0)" in plots.score_histogram(np.eye(1, 40, 30, dtype=int)[0] * 2, np.zeros(40, int), {"CT": 0.6})
+    assert "passed (0)" in plots.score_histogram(
+        np.zeros(40, int), np.eye(1, 40, 4, dtype=int)[0], {"CT": 0.6, "MRI": 0.9}
+    )
+
+
+def test_each_modality_has_its_threshold_in_the_histogram() -> None:
+    drawn = plots.score_histogram(np.ones(40, int), np.ones(40, int), {"CT": 0.6, "MRI": 0.9, "OCT": 0.6})
+    assert "CT, OCT 0.6" in drawn and "MRI 0.9" in drawn and "threshold" not in drawn
 
 
 def test_drawing_leaves_matplotlibs_settings_alone() -> None:

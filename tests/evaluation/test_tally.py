@@ -35,6 +35,18 @@ def test_a_summary_counts_what_was_asked_for_not_what_was_made() -> None:
     assert made.passed_scores.sum() == 1 and made.rejected_scores.sum() == 6, "what has no score is in no bin"
 
 
+def test_marks_and_thresholds_are_counted() -> None:
+    made = Tally()
+    marks = [True, False, False, True, None]
+    made.add_images("CT", [{**image("a", True, 0.8), "quality_threshold": 0.4, "unfamiliar": True}])
+    made.add_candidates([{"passed": True, "selector": 0.9, "unfamiliar": mark} for mark in marks])
+    other = Tally()
+    other.add_images("MRI", [{**image("b", True, 0.8), "quality_threshold": 0.7, "selector_spread": 0.1}])
+    summary = tally.total([made, other]).summary()
+    assert (summary["unfamiliar_rate"], summary["unfamiliar_accepted"]) == (0.5, 1)
+    assert (summary["quality_thresholds"], summary["selector_spread_mean"]) == ({"CT": 0.4, "MRI": 0.7}, 0.1)
+
+
 def test_a_summary_of_nothing_has_no_numbers_and_no_error() -> None:
     summary = Tally().summary()
     assert summary["requested"] == 0 and summary["acceptance_rate"] is None and summary["seconds"] is None

@@ -117,7 +117,8 @@ def inputs(settings: Config, finetuned_unets: list[Path], tmp_path_factory: pyte
         for seed, modality in enumerate((*PROMPTS, None)):
             selector, policy = random_scorers(partial(sampler, load_synthetic(source, CPU, unet_from=unet)), seed)
             save_scorer(policy, directory.policy(modality))
-        save_scorer(selector, directory.selector())
+        for modality in (*PROMPTS, None):
+            save_scorer(selector, directory.selector(modality))
 
     return once(tmp_path_factory, "generation-inputs", make)
 

@@ -23,6 +23,7 @@ from medsyn import disk
 from medsyn.data.images.read import SYNTHETIC_KEY
 from medsyn.generation.block_store import REJECTED, plan_shards, read_blocks, read_rejected, rejected_directory
 from medsyn.generation.make import journal
+from medsyn.generation.sample.batch import ImageSampler
 from medsyn.generation.verify.campaign import Images
 from medsyn.generation.write.parquet import merge, shard_directories
 from medsyn.stage import Control
@@ -145,6 +146,19 @@ def test_kill_9_at_twenty_random_moments_loses_doubles_and_changes_nothing(
         assert campaign.snapshot() == expected
         twice = len(began) - len(set(began))
         assert twice <= 2 * kills * batch_size, "a kill costs the batch in hand and the one being written"
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_batches_that_are_begun_ahead_as_on_a_gpu_end_in_the_same_files(
+    maker: Maker, undisturbed: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: bool
+) -> None:
+    campaign = maker.new(tmp_path / "campaign")
+    monkeypatch.setattr(ImageSampler, "overlaps", True)
+    if kill:
+        stop_within_a_block(campaign.override(modes=["filtered"]), 5)
+        assert len(kept_batches(campaign)) == 4, "the fifth is under way, and of the sixth nothing"
+    campaign.run()
+    assert campaign.snapshot() == undisturbed.snapshot()
 
 
 @pytest.fixture

@@ -107,6 +107,9 @@ def test_the_filtered_rule_is_the_configured_one() -> None:
         num_candidates=2, max_attempts=5, quality_threshold=0.4, min_policy_score=0.1, on_exhausted="fail"
     )
     assert Rule.of(section, "filtered") == Rule(2, 5, 0.4, 0.1, "fail")
+    assert Rule.of(section, "filtered", 0.9).quality_threshold == 0.4, "what is configured counts"
+    auto = section.model_copy(update={"quality_threshold": "auto"})
+    assert Rule.of(auto, "filtered", 0.9) == Rule(2, 5, 0.9, 0.1, "fail")
 
 
 def test_a_missing_score_never_passes_a_filter() -> None:

@@ -18,18 +18,23 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from medsyn import disk, time_use
+from medsyn import disk, score, time_use
 from medsyn.data.images.read import read_image
 from medsyn.errors import InputError
-from medsyn.generation import block_store
+from medsyn.generation import block_store, stage
 from medsyn.generation import filter as rules
 from medsyn.generation.block_store import Item
 from medsyn.generation.sample import batch as sample_batch
 from medsyn.generation.sample import load
-from medsyn.generation.write.provenance import Sources
+from medsyn.generation.write import provenance
+from medsyn.generation.write.provenance import Sources, require_same_environment
 from medsyn.generation.write.webdataset import unpacked
-from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved
-from tests.helpers.generation_campaign import PROMPTS, Campaign, StopAfter
+from medsyn.models.device import Device
+from medsyn.models.scorers import load_selector, save_scorer
+from medsyn.models.scores import Card, Scores, Threshold
+from medsyn.models.selector import Selector
+from medsyn.stage import CampaignDirectory, Control, NoProgress, Saved, Task
+from tests.helpers.generation_campaign import CPU, PROMPTS, Campaign, StopAfter
 from tests.helpers.processes import fork, wait
 
 # --- the same files whatever happens -------------------------------------------------------------------------------
@@ -345,8 +350,24 @@ def test_a_score_on_record_is_the_score_of_the_file(reference: Campaign, filtere
             if record["file"] is not None:
                 pixels = torch.from_numpy(read_image(block / record["file"]).pixels).permute(2, 0, 1)[None]
                 assert filtered.selector is not None
-                score = float(filtered.selector.score(pixels.expand(1, 3, -1, -1)))
+                score = float(filtered.selector.score(pixels.expand(1, 3, -1, -1), "CT").score)
                 assert score == pytest.approx(record["selector"], abs=1e-4)
+
+
+def test_images_of_a_campaign_that_are_scored_again_get_the_scores_on_record(reference: Campaign) -> None:
+    directory, blocks = reference.directory, reference.block("filtered").parent
+    scorers = Sources(reference.config, "CT", directory).scorers()
+    model = reference.config.model_paths.stable_diffusion
+    selector, policy = (file.parent for file in scorers)
+    scored = {Path(one.file).name: one for one in score(blocks, selector, policy, model=model, device="cpu")}
+    for record in reference.read("manifest.jsonl", "filtered"):
+        if record["file"] is not None:
+            its = scored.pop(record["file"])
+            assert (its.selector, its.modality) == (record["selector"], "CT")
+            assert its.policy == pytest.approx(
+                record["policy"], rel=1e-5
+            )  # last bits depend on where rows lie in memory
+    assert scored == {}
 
 
 def test_work_is_counted(reference: Campaign) -> None:
@@ -423,7 +444,9 @@ def test_a_kept_best_is_written_but_not_accepted(campaign: Campaign) -> None:
 
 def own(path: Path) -> Path:
     """A copy of a file in place of the link to it that leads into the shared inputs."""
-    link = next(parent for parent in path.parents if parent.is_symlink())
+    link = next((parent for parent in path.parents if parent.is_symlink()), None)
+    if link is None:
+        return path
     target = link.resolve()
     link.unlink()
     shutil.copytree(target, link)
@@ -448,7 +471,7 @@ def test_a_model_of_nan_makes_a_record_and_no_image(campaign: Campaign, recwarn:
 
 
 def test_a_scorer_of_nan_accepts_nothing(campaign: Campaign) -> None:
-    break_weights(campaign.directory.selector() / "model.safetensors")
+    break_weights(campaign.directory.selector("CT") / "model.safetensors")
     campaign.override(modes=["filtered"]).run(blocks=(0, 1))
     assert {record["reason"] for record in campaign.read("attempts.jsonl", "filtered")} == {rules.NON_FINITE}
 
@@ -476,7 +499,7 @@ def test_one_broken_candidate_costs_its_neighbours_nothing(
     ("missing", "task"),
     [
         (lambda d: d.finetuned_unet("CT"), "finetune ct"),
-        (lambda d: d.selector(), "rlhf-stage1 all"),
+        (lambda d: d.selector("CT"), "rlhf-stage2 ct"),
         (lambda d: d.policy("CT"), "rlhf-stage2 ct"),
     ],
 )
@@ -487,6 +510,74 @@ def test_what_an_earlier_task_should_have_made_is_asked_for_before_any_work(
     with pytest.raises(InputError, match=task):
         campaign.run()
     assert campaign.snapshot() == {}
+
+
+def say(selector: Path, **card: Any) -> None:
+    """Give a Selector a card."""
+    made = load_selector(selector, CPU)
+    described = Selector(made.section, Card(**card))
+    described.members = made.members
+    for name in ("slope", "shift"):  # of every modality what it is of any
+        getattr(described.calibration, name).fill_(getattr(made.calibration, name)[0])
+    shutil.rmtree(own(selector / "config.json").parent)
+    save_scorer(described, selector)
+
+
+def test_an_automatic_threshold_is_the_selectors_own_of_the_modality_and_on_record(
+    campaign: Campaign, reference: Campaign, tmp_path: Path
+) -> None:
+    found = {"CT": Threshold(threshold=0.6, good=9, poor=3), "Fundus": Threshold(threshold=0.0, good=9, poor=3)}
+    for name in found:
+        say(campaign.directory.selector(name), modalities=list(found), thresholds=found)
+    auto = campaign.override(modes=["filtered"], quality_threshold="auto")
+    auto.run(blocks=(0, 1))
+    made, expected = auto.read("manifest.jsonl", "filtered"), reference.read("manifest.jsonl", "filtered")
+    alike = ("id", "replicate", "reason", "attempt", "selector", "policy", "quality_threshold")
+    for record, other in zip(made, expected, strict=False):
+        assert {key: record[key] for key in alike} == {key: other[key] for key in alike}
+    assert {record["quality_threshold"] for record in made} == {0.6}
+    auto.run("Fundus")
+    records = auto.read("manifest.jsonl", "filtered", "Fundus")
+    assert {record["quality_threshold"] for record in records} == {0.0} and all(one["accepted"] for one in records)
+    with Image.open(auto.block("filtered", 0, "Fundus") / records[0]["file"]) as image:
+        assert image.text["Quality threshold"] == "0.0"  # type: ignore[attr-defined]
+    say(campaign.directory.selector("CT"), modalities=["CT"], thresholds={"CT": found["Fundus"]})
+    with pytest.raises(InputError, match="was made with a different quality_threshold"):
+        auto.run(blocks=(0, 1))
+
+
+def test_a_selector_without_a_threshold_for_a_modality_makes_nothing(campaign: Campaign) -> None:
+    say(
+        campaign.directory.selector("CT"),
+        modalities=["MRI"],
+        thresholds={"MRI": Threshold(threshold=1, good=9, poor=3)},
+    )
+    reason = r"selector: has no threshold of its own for CT \(it has some for MRI\): .*generation.quality_threshold"
+    with pytest.raises(InputError, match=reason):
+        campaign.override(quality_threshold="auto").run()
+    assert campaign.snapshot() == {}
+
+
+def test_spread_and_marks_are_on_record_of_every_candidate(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    def says(spread: float, unfamiliar: bool) -> Any:
+        def scores(scorer: Any, pixels: torch.Tensor, *rest: Any) -> Scores:
+            count = len(pixels)
+            numbers = torch.full((count,), 0.75), torch.full((count,), spread)
+            return Scores(*numbers, torch.full((count,), unfamiliar))
+
+        return scores
+
+    monkeypatch.setattr(sample_batch, "selector_scores", says(0.125, True))
+    monkeypatch.setattr(sample_batch, "policy_scores", says(0.25, False))
+    campaign.override(keep_rejected=1, num_candidates=2).run(blocks=(0, 1))
+    rejected = block_store.rejected_directory(campaign.block("filtered"))
+    manifest = campaign.read("manifest.jsonl", "filtered")
+    for record in [*manifest, *campaign.read("attempts.jsonl", "filtered"), *block_store.read_rejected(rejected)]:
+        assert (record["selector_spread"], record["policy_spread"], record["unfamiliar"]) == (0.125, 0.25, True)
+    for record in campaign.read("manifest.jsonl", "baseline"):
+        assert (record["selector_spread"], record["policy_spread"], record["unfamiliar"]) == (None, None, None)
+    with Image.open(campaign.block("filtered") / manifest[0]["file"]) as image:
+        assert image.text["Unfamiliar"] == "True"  # type: ignore[attr-defined]
 
 
 def test_one_model_for_all_is_what_every_modality_is_made_with(campaign: Campaign) -> None:
@@ -577,6 +668,73 @@ def test_shortcuts_save_calls_and_change_images(reference: Campaign) -> None:
         pictures.append(made.pictures[0])
     assert np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
     assert evaluations[0] == evaluations[1] == 3 * 20 > 2 * evaluations[2]
+
+
+@pytest.fixture
+def preloaded(reference: Campaign, monkeypatch: pytest.MonkeyPatch) -> Campaign:
+    """The reference's inputs, and its models loaded as in the process whose forks are its tasks."""
+    monkeypatch.setattr(stage, "_preloaded", {})
+    stage.preload(reference.config, Task("generate", 0, "x", "CT", None), reference.directory)
+    assert list(stage._preloaded) == [(reference.directory.root, "CT")]
+    return reference
+
+
+def test_a_fork_takes_the_models_that_are_loaded_and_they_compute_the_same(
+    preloaded: Campaign, filtered: sample_batch.ImageSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load.Loader, "sampler", lambda self, mode: pytest.fail("it loads"))
+    config = preloaded.config.model_copy(deep=True)  # a task reads its own
+    maker = stage._maker(config, "CT", preloaded.directory, Control())
+    wanted = [(Item("ct-1", "CT: nodule, left", 0), 1)]
+    made, expected = maker._sampler("filtered").sample(wanted), filtered.sample(wanted)
+    assert np.array_equal(made.pictures[0], expected.pictures[0]) and made.candidates == expected.candidates
+    assert maker.modes == list(maker.facts) and maker._sampler("baseline").selector is None
+
+
+@pytest.mark.parametrize("difference", ["settings", "weights", "modality", "threads"])
+def test_a_fork_that_would_load_something_else_loads_it(
+    preloaded: Campaign, monkeypatch: pytest.MonkeyPatch, difference: str
+) -> None:
+    config, modality = preloaded.config, "CT"
+    if difference == "settings":
+        config = preloaded.override(guidance_scale=4.0).config
+    elif difference == "weights":
+        monkeypatch.setattr(provenance, "model_fingerprint", lambda *_: "other weights")
+    elif difference == "modality":
+        modality = "Fundus"
+    else:  # how many there are is no matter: a fork sets them
+        config = config.model_copy(update={"device": config.device.model_copy(update={"cpu_threads": 2})})
+    maker = stage._maker(config, modality, preloaded.directory, Control())
+    torch.set_num_threads(1)
+    assert bool(maker._loaded) == (difference == "threads")
+    assert maker.config is config and maker.loader.config is config
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_models_of_other_modalities_make_room_and_what_does_not_fit_is_not_loaded(
+    preloaded: Campaign, monkeypatch: pytest.MonkeyPatch, room: bool
+) -> None:
+    needed = 2 * stage._weights_bytes(preloaded.config)
+    free = iter([4 * needed - 1, 4 * needed]) if room else iter([0, 0])
+    monkeypatch.setattr(stage.host_memory, "available", lambda: next(free))
+    stage.preload(preloaded.config, Task("generate", 0, "x", "Fundus", None), preloaded.directory)
+    assert [modality for _, modality in stage._preloaded] == (["Fundus"] if room else [])
+
+
+def test_a_compiled_unet_is_on_record_and_what_samples(reference: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU that can compile; how it is compiled is shown elsewhere."""
+    device = reference.config.device.model_copy(update={"compile": True})
+    its = replace(reference, config=reference.config.model_copy(update={"device": device}))
+    monkeypatch.setattr(load, "choose_device", lambda section: Device(CPU, torch.float32, (), section.compile))
+    monkeypatch.setattr(load, "compiled", lambda unet: lambda rows, timestep, hidden: asked.append(1) or rows)
+    asked: list[int] = []
+    loader = load.Loader(its.config, "CT", its.directory)
+    assert loader.facts("baseline")["attention"] == "sdpa, compiled UNet"
+    loader.sampler("baseline").sample([(Item("ct-1", "CT: nodule, left", 0, num_inference_steps=4), 0)])
+    assert len(asked) == 4
+    made = its.directory.work("generate", "made-with.json")
+    with pytest.raises(InputError, match="compiled UNet"):
+        require_same_environment(made, loader.facts("baseline"), keep=False)
 
 
 def test_items_of_several_kinds_in_one_block_are_painted_as_each_alone(

@@ -18,7 +18,7 @@ from medsyn.models.tiny import TEXT_WIDTH
 from medsyn.models.weights import embedded_directory
 from medsyn.stage import Control
 
-SCORER = ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=16)
+SCORER = ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=16, members=2)
 
 
 def generated_campaign(root: Path) -> Campaign:
@@ -29,6 +29,7 @@ def generated_campaign(root: Path) -> Campaign:
         "data": {"modalities": ["X-Ray", "MRI"], "resolution": 32, "phantoms": {"images_per_kind": 5}},
         "device": {"use_cuda": False},
         "training": {"stage": 1},
+        "selector": {"require_auroc": None},
         "generation": {**generation, "max_attempts": 3, "keep_rejected": 1},
     }
     campaign = guards.open_for_change(validate(tree, "test"), here=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from medsyn import config as configuration
 from medsyn import disk
@@ -27,7 +26,9 @@ PROMPTS = {
     "CT": ["CT: normal", "CT: nodule, left", "CT: effusion, right", "CT: nodule, right"],
     "Fundus": ["Fundus: drusen"],
 }
-SCORER = configuration.ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=16)
+SCORER = configuration.ScorerSection(
+    image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=16, members=1
+)
 CPU = torch.device("cpu")
 BLOCKS = 7  # of the campaigns with many
 
@@ -93,16 +94,18 @@ Sampled = tuple[str, str, int, int]  # mode, prompt, replicate, attempt
 
 def tell_sampled(pipe: int, name: str = "-", before: Callable[[], None] = lambda: None) -> None:
     """From now on, in this process, write a line into `pipe` at the start of every batch: whose, and what it is of."""
-    real = sample_batch.ImageSampler.sample
+    real = sample_batch.ImageSampler.begin
 
-    def sample(self: sample_batch.ImageSampler, wanted: Sequence[tuple[Item, int]]) -> sample_batch.Batch:
+    def begin(
+        self: sample_batch.ImageSampler, wanted: Sequence[tuple[Item, int]], *meanwhile: Any
+    ) -> sample_batch.Begun:
         before()
         mode = "baseline" if self.selector is None else "filtered"
         candidates = [(mode, item.prompt_id, item.replicate, attempt) for item, attempt in wanted]
         os.write(pipe, json.dumps([name, candidates]).encode() + b"\n")
-        return real(self, wanted)
+        return real(self, wanted, *meanwhile)
 
-    sample_batch.ImageSampler.sample = sample  # type: ignore[method-assign]
+    sample_batch.ImageSampler.begin = begin  # type: ignore[method-assign]
 
 
 def told(lines: str) -> list[tuple[str, list[Sampled]]]:
@@ -125,10 +128,8 @@ def on_record(campaign: Campaign) -> set[Sampled]:
 def standardise(model: Selector | Policy, scores: list[float | None]) -> None:
     """Random scorers say nearly the same of every image; give the logits behind `scores` mean 0 and deviation 1."""
     logits = torch.tensor(scores, dtype=torch.float64).logit()
-    last = [module for module in model.head if isinstance(module, nn.Linear)][-1]
-    with torch.no_grad():
-        last.weight /= logits.std()
-        last.bias.sub_(logits.mean()).div_(logits.std())
+    model.calibration.slope.fill_(1 / logits.std())
+    model.calibration.shift.fill_(-logits.mean() / logits.std())
 
 
 def random_scorers(

@@ -27,6 +27,7 @@ SMALLER = [
     "generation.batches_per_block=1",
     "generation.blocks_per_shard=2",
     "generation.quality_threshold=0.3",
+    "selector.require_auroc=null",
     "generation.max_attempts=4",
     "evaluation.kid_subsets=3",
 ]

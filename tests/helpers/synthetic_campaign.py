@@ -22,6 +22,7 @@ from medsyn.data.prompts import write
 from medsyn.data.prompts.rows import PromptSource, new_faults
 from medsyn.data.prompts.store import open_lists
 from medsyn.generation.block_store import BlockContent, Blocks, commit_block
+from medsyn.models.scores import Card, Evidence, Interval, Threshold
 from medsyn.stage import CampaignDirectory, slug
 
 TWO_KINDS = ("OCT", "Chest CT")
@@ -110,11 +111,17 @@ class Builder:
         disk.write_json(self.directory.campaign_file, {"blocks_per_shard": dict.fromkeys(self.modalities, 1)})
 
     def models(self) -> None:
-        disk.make_directory(self.directory.selector())
+        evidence = Evidence(auroc=Interval(value=0.83, low=0.75, high=0.9, n=120), calibration_error=0.04)
+        threshold = Threshold(threshold=0.6, good=80, poor=40, good_passing=0.95, poor_passing=0.1)
+        thresholds = dict.fromkeys(self.modalities, threshold)
+        card = Card(modalities=self.modalities, thresholds=thresholds, evidence=evidence)
+        for place in (self.directory.selector(), *map(self.directory.selector, self.modalities)):
+            disk.write_json(disk.make_directory(place) / "config.json", {"card": card.model_dump()})
+            (place / "model.safetensors").write_bytes(b"")
         disk.make_directory(self.directory.policy())
         for modality in self.modalities:
+            (disk.make_directory(self.directory.policy(modality)) / "model.safetensors").write_bytes(b"")
             disk.make_directory(self.directory.finetuned_unet(modality) / "unet")
-            disk.make_directory(self.directory.policy(modality))
 
     def curves(self) -> None:
         rng = np.random.default_rng(0)
@@ -148,9 +155,11 @@ class Builder:
         disk.write_json(first, {"ratings": 200, "selector": scorer, "policy": scorer})
         for modality in self.modalities:
             path = self.directory.work("rlhf-stage2", slug(modality)) / "summary.json"
-            kept = {"kept": "stage 2", "reason": "better on the held-out ratings", "policy": {"auroc": 0.9}}
+            gain = {"value": 0.08, "low": 0.02, "high": 0.13, "n": 30}
+            reason = "better on images that its members had not seen"
+            its = {"kept": "stage 2", "reason": reason, "gain": gain, "gain_on_sampled": gain | {"value": 0.25}}
             rejected = {"kept": "stage 1", "reason": "too few ratings passed the Selector"}
-            disk.write_json(path, {"auroc_before": 0.85, **(kept if modality == self.modalities[0] else rejected)})
+            disk.write_json(path, {**its, "selector": its} if modality == self.modalities[0] else rejected)
 
     def attempts(self) -> None:
         for number, (stage, seconds) in enumerate((("finetune", 61.0), ("rlhf-stage1", 24.5), ("generate", 95.0))):

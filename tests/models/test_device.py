@@ -91,6 +91,35 @@ def test_capability_decides_the_kernels_and_float32_is_float32(
     assert torch.backends.cudnn.allow_tf32 == ("TF32" in expected)
 
 
+@pytest.mark.parametrize("capability", [(7, 0), (9, 0)])
+def test_a_unet_is_compiled_from_sm_70_on(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    pretend_gpu(monkeypatch, capability)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert not choose_device(DeviceSection()).compiled, "never unasked: it changes bits"
+    for precision in ("auto", "float32"):
+        chosen = choose_device(DeviceSection(compile=True, precision=precision))
+        assert chosen.compiled
+        assert kernels(chosen.device, chosen.dtype, chosen.compiled)[0] == "compiled UNet"
+
+
+@pytest.mark.parametrize(
+    ("capability", "said"),
+    [
+        ((6, 1), "device.compile: it needs sm_70 or newer, for Triton, but this GPU is sm_61: set it to false"),
+        ((8, 0), "device.compile: it needs the package triton, which is not installed: set it to false"),
+        (None, "device.compile: it needs a GPU, but no CUDA device is visible: set it to false"),
+    ],
+)
+def test_where_a_unet_cannot_be_compiled_that_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] | None, said: str
+) -> None:
+    if capability is not None:
+        pretend_gpu(monkeypatch, capability)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=said):
+        choose_device(DeviceSection(compile=True))
+
+
 def test_a_cpu_decodes_in_float32_and_keeps_its_layout() -> None:
     cpu = torch.device("cpu")
     assert decoder_dtype(cpu, torch.bfloat16) == torch.float32

@@ -16,7 +16,7 @@ from medsyn.models.policy import Policy
 from medsyn.models.scorers import CONFIG, load_policy, save_scorer
 from medsyn.models.selector import Selector
 
-SECTION = ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32)
+SECTION = ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32, members=2)
 TEXT_DIM = 12
 
 
@@ -42,7 +42,7 @@ def texts() -> Tensor:
 
 def test_scores_are_probabilities_that_depend_on_image_and_prompt(policy: Policy, texts: Tensor) -> None:
     pixels = bars(torch.tensor([True, False]), seed=0)
-    table = torch.stack([policy.score(pixels, text.expand(2, -1)) for text in texts])
+    table = torch.stack([policy.score(pixels, text.expand(2, -1)).score for text in texts])
     assert table.shape == (2, 2) and bool(((table > 0) & (table < 1)).all())
     assert len(table.unique()) == 4
 
@@ -52,34 +52,39 @@ def test_it_learns_which_prompt_belongs_to_which_image(policy: Policy, texts: Te
     upright = torch.arange(64) % 2 == 0
     says_upright = torch.arange(64) % 4 < 2
     pixels, pooled, right = bars(upright, 0), texts[says_upright.long()], upright == says_upright
-    metrics = policy.image.measure(pixels)
-    policy.image.standardise.fit(metrics)
-    policy.standardise_text.fit(texts)
+    metrics = policy.members[0].image.measure(pixels)
+    for member in policy.members:
+        member.image.standardise.fit(metrics)
+        member.standardise_text.fit(texts)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=5e-3)
     for _ in range(40):
         optimizer.zero_grad()
-        functional.binary_cross_entropy_with_logits(policy(pixels, pooled, metrics), right.float()).backward()
+        logits = policy(pixels, pooled, metrics)
+        functional.binary_cross_entropy_with_logits(logits, right.float().expand_as(logits)).backward()
         optimizer.step()
-    scores = policy.score(bars(upright, seed=1), pooled)
+    scores = policy.score(bars(upright, seed=1), pooled).score
     assert float(scores[right].min()) > 0.5 > float(scores[~right].max())
 
 
 def test_aligning_an_encoded_image_is_scoring_it(policy: Policy, texts: Tensor) -> None:
     pixels = bars(torch.tensor([True, False]), seed=0)
-    torch.testing.assert_close(policy.align(policy.image(pixels), texts), policy(pixels, texts))
+    for member, logits in zip(policy.members, policy(pixels, texts), strict=True):
+        torch.testing.assert_close(member.align(member.image(pixels), texts), logits)
 
 
 def test_half_precision_text_features_are_accepted(policy: Policy, texts: Tensor) -> None:
     pixels = bars(torch.tensor([True, False]), seed=0)
-    torch.testing.assert_close(policy.score(pixels, texts.half()), policy.score(pixels, texts), atol=1e-2, rtol=0)
+    torch.testing.assert_close(
+        policy.score(pixels, texts.half()).score, policy.score(pixels, texts).score, atol=1e-2, rtol=0
+    )
 
 
 def test_what_is_saved_scores_the_same_when_loaded(policy: Policy, texts: Tensor, tmp_path: Path) -> None:
-    policy.standardise_text.fit(texts)
+    policy.members[1].standardise_text.fit(texts)
     save_scorer(policy, tmp_path / "policy")
     loaded = load_policy(tmp_path / "policy", torch.device("cpu"))
     pixels = bars(torch.tensor([True, False]), seed=0)
-    assert torch.equal(loaded.score(pixels, texts), policy.eval().score(pixels, texts))
+    assert torch.equal(loaded.score(pixels, texts).score, policy.eval().score(pixels, texts).score)
 
 
 def test_a_selector_is_not_taken_for_a_policy(tmp_path: Path) -> None:

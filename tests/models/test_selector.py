@@ -12,13 +12,15 @@ from torch.nn import functional
 from medsyn import disk
 from medsyn.config import ScorerSection
 from medsyn.errors import InputError
+from medsyn.models.ensemble import Calibration, Familiarity
 from medsyn.models.image_encoder import ImageEncoder, Standardise
 from medsyn.models.policy import Policy
 from medsyn.models.quality import FEATURES
 from medsyn.models.scorers import CONFIG, PROVENANCE, WEIGHTS, load_policy, load_selector, save_scorer
+from medsyn.models.scores import Card, Threshold
 from medsyn.models.selector import Selector
 
-SECTION = ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32)
+SECTION = ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=32, members=2)
 CPU = torch.device("cpu")
 
 
@@ -36,6 +38,15 @@ def spoiled(pixels: Tensor, seed: int = 0) -> Tensor:
     return (pixels + 0.15 * noise).clamp(0, 1)
 
 
+def measure(selector: Selector, pixels: Tensor) -> Tensor:
+    return selector.members[0].image.measure(pixels)
+
+
+def standardise(selector: Selector, pixels: Tensor) -> None:
+    for member in selector.members:
+        member.image.standardise.fit(measure(selector, pixels))
+
+
 @pytest.fixture
 def selector() -> Selector:
     torch.manual_seed(0)
@@ -43,54 +54,91 @@ def selector() -> Selector:
 
 
 def test_scores_are_probabilities_that_depend_on_the_image(selector: Selector) -> None:
-    scores = selector.score(pictures(16))
+    scores = selector.score(pictures(16)).score
     assert scores.shape == (16,) and bool(((scores > 0) & (scores < 1)).all())
     assert len(scores.unique()) == 16
+
+
+def test_a_score_is_the_mean_of_the_members_and_its_spread_their_deviation(selector: Selector) -> None:
+    pixels, card = pictures(4), Card(modalities=["CT", "MRI"])
+    ensemble = Selector(SECTION, card)
+    ensemble.members.load_state_dict(selector.members.state_dict())
+    ensemble.calibration.shift.copy_(torch.tensor([0.0, 1.0, -1.0]))
+    alone = torch.stack([member(pixels) for member in ensemble.members])
+    for modality, shift in (("CT", 1.0), ("MRI", -1.0), ("OCT", 0.0), (None, 0.0)):
+        scores, expected = ensemble.score(pixels, modality), (alone + shift).sigmoid()
+        torch.testing.assert_close(scores.score, expected.mean(dim=0))
+        torch.testing.assert_close(scores.spread, (expected[0] - expected[1]).abs() / 2)
+
+
+def test_an_image_unlike_all_others_is_unfamiliar() -> None:
+    known = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 10.0, 0.1])
+    familiarity = Familiarity(1, metrics=3)
+    assert not familiarity(known + 1e6).any()  # nothing is known yet
+    familiarity.scale.copy_(known.std(dim=0))
+    familiarity.limit.fill_(20.0)
+    assert not familiarity(known).any() and familiarity(known + torch.tensor([0.0, 0.0, 1.0])).all()
 
 
 @pytest.mark.parametrize("half", ["transformer", "metrics"])
 def test_both_halves_of_the_encoder_reach_the_score(selector: Selector, half: str) -> None:
     pixels = pictures(4)
-    metrics = selector.image.measure(pixels)
+    metrics = measure(selector, pixels)
     other_pixels, other_metrics = (pixels.flip(-1), metrics) if half == "transformer" else (pixels, metrics + 1)
     assert not torch.allclose(selector(pixels, metrics), selector(other_pixels, other_metrics))
+
+
+@pytest.mark.parametrize("encoder", ["none", "conv", "vit"])
+def test_what_sees_the_image_beside_the_metrics_is_a_choice(encoder: str) -> None:
+    torch.manual_seed(0)
+    image = ImageEncoder(SECTION.model_copy(update={"encoder": encoder}))
+    pixels = pictures(3)
+    metrics = image.measure(pixels)
+    seen = image(pixels, metrics)
+    assert seen.shape == (3, image.width) and bool(seen.isfinite().all())
+    moved = (image(pixels.flip(-1), metrics) - seen).abs().amax(dim=1)
+    assert bool((moved == 0).all()) if encoder == "none" else bool((moved > 1e-4).all())
+    seen.sum().backward()
+    assert [name for name, value in image.named_parameters() if value.grad is None] == []
 
 
 def test_it_learns_what_poor_is_on_images_it_has_not_seen(selector: Selector) -> None:
     clean = pictures(32)
     pixels = torch.cat([clean, spoiled(clean)])
     good = torch.arange(64) < 32
-    metrics = selector.image.measure(pixels)
-    selector.image.standardise.fit(metrics)
+    metrics = measure(selector, pixels)
+    standardise(selector, pixels)
     optimizer = torch.optim.AdamW(selector.parameters(), lr=3e-3)
     for _ in range(30):
         optimizer.zero_grad()
-        functional.binary_cross_entropy_with_logits(selector(pixels, metrics), good.float()).backward()
+        logits = selector(pixels, metrics)
+        functional.binary_cross_entropy_with_logits(logits, good.float().expand_as(logits)).backward()
         optimizer.step()
     new = pictures(32, seed=1)
-    assert float(selector.score(new).min()) > 0.5 > float(selector.score(spoiled(new, seed=1)).max())
+    assert float(selector.score(new).score.min()) > 0.5 > float(selector.score(spoiled(new, seed=1)).score.max())
 
 
 def test_any_size_is_seen_at_the_configured_one(selector: Selector) -> None:
     large = functional.interpolate(pictures(3), (80, 80), mode="bilinear")
-    torch.testing.assert_close(selector.score(large), selector.score(selector.image.resize(large)))
-    assert selector.image.resize(large).shape == (3, 3, 32, 32)
+    resized = selector.members[0].image.resize(large)
+    torch.testing.assert_close(selector.score(large).score, selector.score(resized).score)
+    assert resized.shape == (3, 3, 32, 32)
 
 
 def test_companions_do_not_change_a_score(selector: Selector) -> None:
     pixels = pictures(5)
-    alone = torch.cat([selector.score(picture[None]) for picture in pixels])
-    torch.testing.assert_close(selector.score(pixels), alone, atol=1e-5, rtol=1e-4)
+    alone = torch.cat([selector.score(picture[None]).score for picture in pixels])
+    torch.testing.assert_close(selector.score(pixels).score, alone, atol=1e-5, rtol=1e-4)
 
 
 def test_measured_in_advance_is_measured_the_same(selector: Selector) -> None:
     pixels = pictures(3)
-    torch.testing.assert_close(selector(pixels, selector.image.measure(pixels)), selector(pixels))
+    torch.testing.assert_close(selector(pixels, measure(selector, pixels)), selector(pixels))
 
 
 def test_a_blank_image_has_a_finite_score(selector: Selector) -> None:
-    selector.image.standardise.fit(selector.image.measure(pictures(8)))
-    assert bool(selector.score(torch.zeros(1, 3, 32, 32)).isfinite().all())
+    standardise(selector, pictures(8))
+    assert bool(selector.score(torch.zeros(1, 3, 32, 32)).score.isfinite().all())
 
 
 def test_standardised_columns_have_mean_0_and_deviation_1_and_constant_ones_vanish() -> None:
@@ -110,10 +158,15 @@ def test_an_outlier_is_clamped() -> None:
 
 
 def test_what_is_saved_scores_the_same_when_loaded(selector: Selector, tmp_path: Path) -> None:
-    selector.image.standardise.fit(selector.image.measure(pictures(8)))
+    standardise(selector, pictures(8))
+    selector.card = Card(modalities=["CT"], thresholds={"CT": Threshold(threshold=0.25, good=9, poor=3)})
+    selector.calibration, selector.familiarity = Calibration(1), Familiarity(1)
+    selector.calibration.slope[1] = 2.0
     save_scorer(selector, tmp_path / "selector", {"campaign.seed": 3})
     loaded = load_selector(tmp_path / "selector", CPU)
-    assert torch.equal(loaded.score(pictures(4)), selector.eval().score(pictures(4)))
+    assert torch.equal(loaded.score(pictures(4), "CT").score, selector.eval().score(pictures(4), "CT").score)
+    assert not torch.equal(loaded.score(pictures(4), "CT").score, loaded.score(pictures(4)).score)
+    assert loaded.card == selector.card
     assert not loaded.training
     assert disk.read_json(tmp_path / "selector" / PROVENANCE) == {"campaign.seed": 3}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["selector"]
@@ -155,6 +208,15 @@ def test_a_scorer_of_other_metrics_is_refused(selector: Selector, tmp_path: Path
     described = disk.read_json(tmp_path / "selector" / CONFIG)
     disk.write_json(tmp_path / "selector" / CONFIG, {**described, "metrics": list(FEATURES[:-1])})
     with pytest.raises(InputError, match="different quality metrics"):
+        load_selector(tmp_path / "selector", CPU)
+
+
+def test_a_scorer_of_a_single_network_is_refused(selector: Selector, tmp_path: Path) -> None:
+    save_scorer(selector, tmp_path / "selector")
+    described = disk.read_json(tmp_path / "selector" / CONFIG)
+    del described["card"], described["section"]["members"]
+    disk.write_json(tmp_path / "selector" / CONFIG, described)
+    with pytest.raises(InputError, match="by an earlier version of medsyn, as a single network; train it again"):
         load_selector(tmp_path / "selector", CPU)
 
 

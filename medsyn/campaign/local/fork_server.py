@@ -10,6 +10,7 @@ Requests and replies are JSON, one packet each, on the socket whose descriptor i
 server's parent, the third is how many threads a task computes with:
 
     {"import": "module:function"}                                 ->  {"unfit": null, or why it cannot be forked}
+    {"load": ["module:function", campaign, stage, task]}          ->  the same; forks then have what such tasks load
     {"module": "...", "arguments": [...], "environment": {...}}   ->  {"process": id}     with the log's descriptor
 """
 
@@ -27,6 +28,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from medsyn import prctl
@@ -50,6 +52,8 @@ def main(descriptor: int, parent: int, threads: int) -> None:
         request = json.loads(packet)
         if "import" in request:
             reply: dict[str, Any] = {"unfit": _prepare(request["import"], threads)}
+        elif "load" in request:
+            reply = {"unfit": _load(*request["load"])}
         else:
             process = _fork()
             if process is None:
@@ -72,6 +76,13 @@ def _prepare(function: str, threads: int) -> str | None:
             return f"{type(error).__name__}: {error}"
     if (torch := sys.modules.get("torch")) is not None:
         getattr(torch.cuda.device_count, "cache_clear", lambda: None)()  # a task may see fewer GPUs
+    return unfit()
+
+
+def _load(function: str, root: str, stage: str, which: str) -> str | None:
+    """Load what a task needs, if it can be loaded; return why this process cannot be forked, or None."""
+    with suppress(Exception):  # the task's own process meets it as well, and tells
+        worker.preload(function, Path(root), stage, which)
     return unfit()
 
 

@@ -34,9 +34,10 @@ class Program:
     module: str = "medsyn"
     arguments: tuple[str, ...] = ("worker",)
     functions: Mapping[str, str] = field(default_factory=lambda: worker.STAGE_FUNCTIONS)  # of each stage
+    preloads: Mapping[str, str] = field(default_factory=dict)  # of the stages that have one
 
 
-WORKER = Program()
+WORKER = Program(preloads=worker.PRELOAD_FUNCTIONS)
 
 
 class Process(Protocol):
@@ -88,8 +89,8 @@ class ForkServer:
         Raises:
             OSError: this system cannot.
         """
-        self._imported: set[str] = set()
-        self._importing: str | None = None
+        self._prepared: set[str] = set()
+        self._preparing: str | None = None
         prctl.adopt_orphans(True)
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -109,21 +110,28 @@ class ForkServer:
         """Its process id."""
         return self._process.pid
 
-    def is_ready(self, function: str) -> bool:
-        """Whether a task with this function can be forked now; the first call has it imported, and does not wait.
+    def is_ready(self, *requests: Mapping[str, Any]) -> bool:
+        """Whether it has done these requests, and can be forked; the first calls have it do them, and do not wait.
+
+        Args:
+            requests: to import and to load, in this order.
 
         Raises:
             Lost: it cannot be forked, or the server has ended.
         """
-        if self._importing is None and function not in self._imported:
-            self._send({"import": function})
-            self._importing = function
-        if self._importing is not None and select.select([self._channel], [], [], 0)[0]:
+        if self._preparing is not None:
+            if not select.select([self._channel], [], [], 0)[0]:
+                return False
             if reason := self._receive()["unfit"]:
                 raise Lost(reason)
-            self._imported.add(self._importing)
-            self._importing = None
-        return self._importing is None and function in self._imported
+            self._prepared.add(self._preparing)
+            self._preparing = None
+        for request in requests:
+            if (name := json.dumps(request)) not in self._prepared:
+                self._send(request)
+                self._preparing = name
+                return False
+        return True
 
     def fork(self, module: str, arguments: Sequence[str], environment: Mapping[str, str], log: int) -> Fork:
         """Fork it: the child is `python -m MODULE ARGUMENTS` with further variables and its output in `log`.
@@ -134,7 +142,7 @@ class ForkServer:
         self._send({"module": module, "arguments": list(arguments), "environment": dict(environment)}, log)
         return Fork(self._receive()["process"])
 
-    def _send(self, request: dict[str, Any], *descriptors: int) -> None:
+    def _send(self, request: Mapping[str, Any], *descriptors: int) -> None:
         try:
             socket.send_fds(self._channel, [json.dumps(request).encode()], descriptors)
         except OSError as error:
@@ -185,12 +193,20 @@ class Processes:
     ) -> None:
         self._close()
 
-    def is_ready(self, stage: str) -> bool:
-        """Whether a task of a stage can be started now; if not, ask again."""
+    def is_ready(self, stage: str, like: Sequence[str] = ()) -> bool:
+        """Whether a task of a stage can be started now; if not, ask again.
+
+        Args:
+            stage: its stage.
+            like: campaign directory, stage and name of a task that loads the same, if that is worth loading once.
+        """
         if self._server is None:
             return True
+        requests: list[Mapping[str, Any]] = [{"import": self._program.functions[stage]}]
+        if like and stage in self._program.preloads:
+            requests.append({"load": [self._program.preloads[stage], *like]})
         try:
-            return self._server.is_ready(self._program.functions[stage])
+            return self._server.is_ready(*requests)
         except Lost as lost:
             self._give_up(lost)
             return True

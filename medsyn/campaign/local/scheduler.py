@@ -7,10 +7,11 @@ and left, or was killed, is started again; so is one that crashed, until it cras
 from __future__ import annotations
 
 import os
+import select
 import signal
-import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -76,10 +77,22 @@ class _Scheduler:
                 return False
             is_ready = settled.states[planned.key] == "ready" and planned.key in self.chosen
             if is_ready and planned.key not in self.running:
-                if not self.processes.is_ready(planned.key[0]):
+                if not self.processes.is_ready(planned.key[0], self._like(planned)):
                     return True
                 self.start(planned)
         return False
+
+    def _like(self, planned: PlannedTask) -> Sequence[str]:
+        """The task that stands for all that load the same, if there are several left; none that a GPU is for.
+
+        Neither are models shared by processes there, nor may the process that is forked touch it.
+        """
+        stage, modality = planned.task.stage, planned.task.modality
+        alike = [other.key for other in self.campaign.plan.by_stage[stage] if other.task.modality == modality]
+        left = [key for key in alike if key in self.chosen and key not in self.done and key not in self.failed]
+        if self.gpus or len(left) < 2:
+            return ()
+        return str(self.campaign.directory.root), *alike[0]
 
     def start(self, planned: PlannedTask) -> None:
         """Start a worker in a session of its own (Ctrl-C is ours to forward), its output in the task's log."""
@@ -236,9 +249,20 @@ def _loop(scheduler: _Scheduler, stop: _Stop) -> None:
         if not scheduler.running and not waits:
             return
         scheduler.display.show(settled, scheduler.running)
-        time.sleep(POLL_SECONDS)
+        _wait_for_an_end(scheduler.running.values(), POLL_SECONDS)
         if scheduler.collect(stop.number is not None):
             settled = scheduler.settled()
+
+
+def _wait_for_an_end(running: Collection[Running], seconds: float) -> None:
+    """Until one of the workers has ended, but no longer than so many seconds."""
+    with ExitStack() as stack:
+        ends = []
+        for one in running:
+            with suppress(OSError):  # an old kernel
+                ends.append(os.pidfd_open(one.process.pid))
+                stack.callback(os.close, ends[-1])
+        select.select(ends, [], [], seconds)
 
 
 def _say(code: int) -> str:

@@ -28,11 +28,13 @@ from medsyn.data.prompts.rows import PromptRow, PromptSource, new_faults, wrong_
 from medsyn.data.prompts.store import INDEX, ListIndex, Run
 from medsyn.data.prompts.write import index_rows, write_lists
 from medsyn.data.tables import read as tables_read
+from medsyn.data.tables.pairs import PairImage, PairRow, pairs_of
 from medsyn.data.tables.read import ImageRow, InputTable, RatingRow
 from medsyn.data.tables.split import groups, hold_out
 from medsyn.data.tables.token_count import TokenCount
 from medsyn.disk import absolute
 from medsyn.errors import CONFIGURATION, InputError, InputProblems, Problem
+from medsyn.generation.write.provenance import sampling
 from medsyn.modality_names import MODALITIES, anatomy_of, most_specific
 from medsyn.models import single_file, weights
 from medsyn.models.tokenizer import token_count
@@ -45,11 +47,13 @@ from medsyn.text import counted
 IMAGES_READ_AT_MOST = 20_000
 BYTES_READ_AT_MOST = 4 * 2**30
 
-Row = TypeVar("Row", ImageRow, RatingRow)
+Row = TypeVar("Row", ImageRow, RatingRow, PairRow)
 Runs = Mapping[str, Sequence[int]]  # images of each run of prompts with equal settings, by modality
 Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
 
 BASE_PROMPT = "data.base_prompt"
+_GOOD, _FEWEST_RATED = 2, 2  # the rating from which images are good; good and poor images, to tell them apart
+_SAMPLING_READ = 500  # rated images whose settings are looked at, evenly over the table
 CAPTIONS_PER_MODALITY = 8  # drawn as prompts where there is no prompt list
 MODELS = Path("inputs") / "models"  # of the campaign: what single files were converted to
 
@@ -155,6 +159,7 @@ def _with_paths(config: Config) -> Config:
             "root": str(absolute(data.root)) if data.root else None,
             "linked_roots": [str(absolute(folder)) for folder in data.linked_roots],
             "ratings_file": str(ratings),
+            "pairs_file": str(absolute(data.pairs_file)) if data.pairs_file else None,
             "prompts": str(root / "inputs" / "prompts"),
         },
         "cluster": {"site": str(absolute(config.cluster.site)) if config.cluster.site else ""},
@@ -208,6 +213,7 @@ def check(
     tokens = token_count(resolved.model_paths.described_by, resolved.data.chunks)
     images = [] if drawn_later else _read_images(resolved, problems, tokens)
     ratings = _read_ratings(resolved, problems, tokens) if has_ratings else []
+    pairs = _read_pairs(resolved, problems, tokens)
     source = find_source(config, prompt_source(config), images, problems) if has_prompts else None
     prompts = read_prompts(source, config, problems, tokens)
     if of_the_table:
@@ -215,6 +221,8 @@ def check(
     problems += check_negative(config)
     problems += _check_rare(resolved, images)
     problems += _check_split(resolved, images)
+    problems += _check_evidence(resolved, ratings)
+    problems += _check_sampling(resolved, ratings)
     rated = {(row.path, row.volume, row.modality) for row in ratings}
     counts: dict[str, Counter[str]] = {
         "images": Counter(row.modality for row in images if row.modality in modalities),
@@ -234,11 +242,15 @@ def check(
         absent = [modality for modality in modalities if not counts[what][modality]]
         if number and absent:  # a table without any row has been reported already
             problems.append(_absent(resolved, what, absent))
-    own: dict[Path, Sequence[ImageRow | RatingRow]] = {}  # tables whose images are not medsyn's own drawings
+    own: dict[
+        Path, Sequence[ImageRow | RatingRow | PairImage]
+    ] = {}  # tables whose images are not medsyn's own drawings
     if config.data.table != PHANTOMS:
         own[Path(resolved.data.table)] = images
     if config.data.table != PHANTOMS or config.data.ratings_file:
         own[Path(str(resolved.data.ratings_file))] = ratings
+    if pairs:
+        own[Path(str(resolved.data.pairs_file))] = [side for row in pairs for side in (row.a, row.b)]
     problems += _check_images(resolved.data, own, progress)
     asked = {modality: [run.items(config.generation.img_num) for run in its] for modality, its in runs.items()}
     on_gpu = machine.expects_gpu(resolved, here)
@@ -417,6 +429,53 @@ def _read_ratings(config: Config, problems: list[Problem], tokens: TokenCount | 
     return _rows(lambda: tables_read.ratings_of(config.data, tokens), config.data.strict, problems)
 
 
+def _read_pairs(config: Config, problems: list[Problem], tokens: TokenCount | None) -> list[PairRow]:
+    path = config.data.pairs_file
+    if path is None:
+        return []
+    if not Path(path).is_file():
+        reason = "there is no such file; null: the scorers learn from ratings alone"
+        problems.append(Problem(path, reason, key="data.pairs_file"))
+        return []
+    return _rows(lambda: pairs_of(config.data, tokens), config.data.strict, problems)
+
+
+def _check_evidence(config: Config, ratings: Sequence[RatingRow]) -> list[Problem]:
+    """A warning where held-out ratings can never show what the Selector is worth, which generation will ask for."""
+    if config.selector.require_auroc is None or "filtered" not in config.generation.modes or not ratings:
+        return []
+    good = {row.path for row in ratings if row.rating >= _GOOD}
+    poor = {row.path for row in ratings if row.rating < _GOOD}
+    if min(len(good), len(poor)) >= _FEWEST_RATED:
+        return []
+    reason = (
+        f"{counted(len(good), 'image')} rated acceptable or excellent and {len(poor)} rated poor are too few to show "
+        "that the Selector tells them apart, so the campaign will stop before it generates: rate more, or set "
+        "selector.require_auroc=null"
+    )
+    return [Problem(str(config.data.ratings_file), reason, key="data.ratings_file", severity="warning")]
+
+
+def _check_sampling(config: Config, ratings: Sequence[RatingRow]) -> list[Problem]:
+    """A warning where the images that the Selector will judge are sampled otherwise than all those that were rated."""
+    if "filtered" not in config.generation.modes or not ratings:
+        return []
+    try:
+        from medsyn.data.images.own_sampling import differences, sampling_of  # needs Pillow
+    except ImportError:  # a login node needs no more than pydantic, PyYAML, rich and submitit
+        return []
+    files = list(dict.fromkeys(row.path for row in ratings))
+    step = -(-len(files) // _SAMPLING_READ)
+    found = differences(sampling_of(files[::step]), sampling(config.generation))
+    if not found:
+        return []
+    reason = (
+        f"the generated images among them were sampled otherwise than this campaign does: {'; '.join(found)}. Scores "
+        "of images unlike those that were rated mean less: rate some of this campaign (medsyn rate), or sample alike"
+    )
+    return [Problem(str(config.data.ratings_file), reason, key="data.ratings_file", severity="warning")]
+
+
 def _absent(config: Config, what: str, modalities: Sequence[str]) -> Problem:
     """What it means that a table has nothing of some of the configuration's modalities."""
     data, names = config.data, ", ".join(modalities)
@@ -424,8 +483,11 @@ def _absent(config: Config, what: str, modalities: Sequence[str]) -> Problem:
         return Problem(data.table, f"it has no rows of {names}: remove them from data.modalities")
     nothing_at_all = len(modalities) == len(data.modalities)
     if what == "rated images":
-        needed = nothing_at_all or config.training.stage == 2
+        by_itself = "filtered" in config.generation.modes and config.generation.quality_threshold == "auto"
+        needed = nothing_at_all or config.training.stage == 2 or by_itself
         reason = f"it has no ratings of {names}, so their Policy has nothing to learn from"
+        if by_itself:
+            reason += ", and the Selector no threshold for them (generation.quality_threshold takes a number)"
         return Problem(str(data.ratings_file), reason, key="data.ratings_file", severity=_severity(needed))
     reason = f"there is no prompt for {names}: no images of them will be generated"
     return Problem(CONFIGURATION, reason, key="data.prompts", severity=_severity(nothing_at_all))
@@ -445,7 +507,7 @@ def _severity(is_error: bool) -> str:
 
 
 def _check_images(
-    data: DataSection, tables: Mapping[Path, Sequence[ImageRow | RatingRow]], progress: Progress | None
+    data: DataSection, tables: Mapping[Path, Sequence[ImageRow | RatingRow | PairImage]], progress: Progress | None
 ) -> list[Problem]:
     """What is wrong with the images of tables, as far as they are known or few enough to read."""
     if not any(tables.values()):

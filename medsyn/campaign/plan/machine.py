@@ -107,11 +107,10 @@ def _check_packages(config: Config) -> list[Problem]:
             where = "make sure it is on the compute nodes, or in the container"
             reason = f"{package} is not installed here: {where if queued else f'install it, or set this to {off}'}"
             problems.append(Problem(CONFIGURATION, reason, key=key, severity="warning" if queued else "error"))
-    if on and not has_gpu(config):
+    with_gpu = [f"finetune.{key}" for key in on] + ["device.compile"] * config.device.compile
+    if with_gpu and not has_gpu(config):
         why = "no NVIDIA GPU is visible" if config.device.use_cuda else "device.use_cuda is false"
-        problems += [
-            Problem(CONFIGURATION, f"it needs a GPU, but {why}: set it to false", key=f"finetune.{key}") for key in on
-        ]
+        problems += [Problem(CONFIGURATION, f"it needs a GPU, but {why}: set it to false", key=key) for key in with_gpu]
     return problems
 
 

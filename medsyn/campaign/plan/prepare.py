@@ -235,6 +235,7 @@ def _files(checked: Checked) -> dict[str, FileRecord]:
         "table": campaign_file.record_file(Path(data.table)),
         "ratings": campaign_file.record_file(Path(str(data.ratings_file))),
         "prompts": _record_text(Path(str(data.prompts)) / INDEX, checked.prompts.index.text()),
+        **({"pairs": campaign_file.record_file(Path(data.pairs_file))} if data.pairs_file else {}),
     }
 
 
@@ -307,6 +308,7 @@ _INPUT_KEYS = {
     "table": "data.table",
     "ratings": "data.ratings_file",
     "prompts": "data.prompts",
+    "pairs": "data.pairs_file",
     "weights": weights.KEY,
 }
 _MODEL = weights.KEY.rpartition(".")[2]
@@ -317,7 +319,7 @@ def _changed_inputs(before: CampaignRecord, contents: Mapping[str, str]) -> list
     return [
         _Change(key, "has changed", [stage for stage in STAGES if name in READS[stage].inputs])
         for name, key in _INPUT_KEYS.items()
-        if old[name] != contents[name]
+        if old.get(name) != contents.get(name)
     ]
 
 

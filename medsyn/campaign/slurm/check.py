@@ -195,6 +195,7 @@ def _unbindable(config: Config) -> list[Problem]:
         ("data.root", config.data.root),
         *(("data.linked_roots", folder) for folder in config.data.linked_roots),
         ("data.ratings_file", config.data.ratings_file),
+        ("data.pairs_file", config.data.pairs_file),
         (weights.KEY, config.model_paths.stable_diffusion),
     ]
     reason = "contains a colon or a comma, so it cannot be bound into a container; choose a path without them"

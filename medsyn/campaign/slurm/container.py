@@ -83,6 +83,8 @@ def binds(campaign: Campaign, site: Site) -> list[str]:
     """
     config = campaign.config
     folders = {campaign.directory.root, Path(config.data.table).parent, Path(str(config.data.ratings_file)).parent}
+    if config.data.pairs_file:
+        folders.add(Path(config.data.pairs_file).parent)
     if config.data.root:
         folders.add(Path(config.data.root))
     folders |= {Path(folder) for folder in config.data.linked_roots}

@@ -1,7 +1,7 @@
 """Which job arrays and gates a campaign needs, and what each waits for: pure functions of the plan.
 
-finetune[modality] ----------------------------> gate per modality
-rlhf-stage1 -> gate -> rlhf-stage2[modality] --> gate per modality
+finetune[modality] -> gate per modality -->
+rlhf-stage1 -> gate --------------------> rlhf-stage2 per modality -> gate per modality
     -> generate[shard] per modality, in chunks of what one array may hold -> gate per modality -> evaluate
 
 The number of nodes depends on modalities and chunks, never on tasks or prompts. A gate comes after the tasks it looks
@@ -136,12 +136,15 @@ def queued(submissions: Sequence[Submission], tasks: Mapping[Key, str], gates: C
 
 
 def _groups(tasks: Iterable[PlannedTask]) -> dict[str, list[PlannedTask]]:
-    """Tasks by the array they belong to: one per stage, of generation one per modality."""
+    """Tasks by the array they belong to: one per stage.
+
+    It is one per modality where tasks wait for another of their modality: one that fails stops its own branch alone.
+    """
     groups: dict[str, list[PlannedTask]] = {}
     for planned in tasks:
-        stage = planned.task.stage
-        name = f"{stage}-{slug(planned.task.modality or '')}" if stage == "generate" else stage
-        groups.setdefault(name, []).append(planned)
+        stage, its = planned.task.stage, slug(planned.task.modality or "")
+        apart = stage == "generate" or (its and any(name == its for _, name in planned.needs))
+        groups.setdefault(f"{stage}-{its}" if apart else stage, []).append(planned)
     return groups
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from medsyn import disk, errors
 from medsyn.campaign import notify, worker
@@ -112,10 +113,14 @@ def run_gate(root: str, name: str) -> None:
         disk.write_atomic(listed, "")
         campaign = campaign_file.open_campaign(Path(root))
         settled = settled_at(campaign, name)
+        refused = refusals(campaign, settled)
     except (InputError, InputProblems) as error:
         print(error, file=sys.stderr, flush=True)
         sys.exit(errors.EXIT_BAD_INPUT)
-    lines = [f"{job_name} {' '.join(jobs)}" for job_name, jobs in blocked_jobs(campaign, settled).items()]
+    for key, reason in refused.items():
+        attempts.write_failure(campaign.directory, key, _failure(reason))
+    settled = with_failed(campaign, settled, refused)
+    lines = [f"{job_name} {' '.join(jobs)}" for job_name, jobs in blocked_jobs(campaign, settled, refused).items()]
     print(f"{name}: cancelling {'; '.join(lines) or 'nothing'}", flush=True)
     disk.write_atomic(listed, "".join(f"{line}\n" for line in lines))
     notify.tell(campaign, settled)
@@ -168,11 +173,42 @@ def settled_at(campaign: Campaign, name: str, latency_seconds: float = campaign_
     return settle(campaign.plan, done, its - done)
 
 
-def blocked_jobs(campaign: Campaign, settled: Settled) -> dict[str, list[str]]:
-    """The jobs that can no longer run: {job name: Slurm's ids}."""
+def refusals(campaign: Campaign, settled: Settled) -> dict[Key, str]:
+    """The tasks that would refuse to run, and why: their Selector is there and has not earned that it chooses.
+
+    Without this a thousand shards would each wait for a card to say the same.
+    """
+    found: dict[Key, str] = {}
+    by_modality: dict[str | None, str | None] = {}
+    for planned in campaign.plan.by_stage.get("generate", []):
+        scorers = [key for key in planned.needs if key[0].startswith("rlhf")]
+        if settled.states[planned.key] == "done" or any(settled.states[key] != "done" for key in scorers):
+            continue
+        modality = planned.task.modality
+        if modality not in by_modality:
+            by_modality[modality] = markers.why_refused(campaign, planned)
+        if reason := by_modality[modality]:
+            found[planned.key] = reason
+    return found
+
+
+def with_failed(campaign: Campaign, settled: Settled, refused: Collection[Key]) -> Settled:
+    """Where the tasks stand if these have failed, too."""
+    if not refused:
+        return settled
+    done, failed = ({key for key, its in settled.states.items() if its == state} for state in ("done", "failed"))
+    return settle(campaign.plan, done, {*failed, *refused})
+
+
+def _failure(reason: str) -> dict[str, Any]:
+    return {"exit_code": errors.EXIT_BAD_INPUT, "error": InputError.__name__, "message": reason, "step": None}
+
+
+def blocked_jobs(campaign: Campaign, settled: Settled, refused: Collection[Key] = ()) -> dict[str, list[str]]:
+    """The jobs that can no longer run, or would refuse to: {job name: Slurm's ids}."""
     submissions = on_record.read(campaign.directory.ledger)
     newest = on_record.newest(submissions)
-    blocked = [key for key, state in settled.states.items() if state == "blocked"]
+    blocked = [key for key, state in settled.states.items() if state == "blocked" or key in refused]
     return ids(submissions, [key for key in blocked if key in newest], newest)
 
 

@@ -41,7 +41,7 @@ class Campaign:
     config: Config
     plan: Plan
     fingerprints: Mapping[str, str]  # of each stage
-    inputs: Mapping[str, FileRecord]  # table, ratings, prompts
+    inputs: Mapping[str, FileRecord]  # table, ratings, prompts, pairs if there are any
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # of images, ratings, …, by modality
 
 
@@ -49,6 +49,7 @@ class _Inputs(BaseModel):
     table: FileRecord
     ratings: FileRecord
     prompts: FileRecord
+    pairs: FileRecord | None = None
 
 
 class _RecordSchema(BaseModel):
@@ -155,7 +156,7 @@ def _moved_configuration(config: Config, root: Path) -> Config:
     tree, old = config.model_dump(), config.campaign.path
     for section, keys in (
         ("campaign", ["dir"]),
-        ("data", ["table", "root", "ratings_file", "prompts"]),
+        ("data", ["table", "root", "ratings_file", "pairs_file", "prompts"]),
         ("model_paths", tree["model_paths"]),
     ):
         tree[section] |= {key: moved(tree[section][key], old, root) for key in keys}

@@ -42,13 +42,14 @@ def names(folder: Path) -> set[str]:
 
 
 def count_images(manifests: Iterable[tuple[str, Path]]) -> dict[str, dict[str, int]]:
-    """Images made and accepted, and candidates sampled for them, by mode; of (mode, manifest of a block) pairs."""
+    """Images made, accepted and unfamiliar, and their candidates, by mode; of (mode, manifest of a block) pairs."""
     counts: dict[str, dict[str, int]] = {}
     for mode, path in manifests:
-        mine = counts.setdefault(mode, {"made": 0, "accepted": 0, "candidates": 0})
+        mine = counts.setdefault(mode, {"made": 0, "accepted": 0, "candidates": 0, "unfamiliar": 0})
         for line in path.read_bytes().splitlines():
             record = disk.from_json(line)
             mine["made"] += record.get("file") is not None
             mine["accepted"] += bool(record.get("accepted"))
+            mine["unfamiliar"] += record.get("file") is not None and record.get("unfamiliar") is True
             mine["candidates"] += record.get("attempts") or 0
     return counts

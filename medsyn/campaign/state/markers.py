@@ -19,7 +19,9 @@ from medsyn.campaign.state.campaign_file import Campaign, FileRecord, difference
 from medsyn.campaign.tasks import READS, Key, PlannedTask
 from medsyn.errors import InputError
 from medsyn.generation.block_store import ATTEMPTS, MANIFEST, TIMING
+from medsyn.generation.evidence import require_evidence
 from medsyn.generation.write.parquet import ATTEMPTS_TABLE, MANIFEST_TABLE
+from medsyn.generation.write.provenance import Sources
 from medsyn.stage import KEPT, REPORTS, STAGES
 
 
@@ -152,9 +154,11 @@ def ready_since(campaign: Campaign, planned: PlannedTask) -> float | None:
 def check_inputs(campaign: Campaign, planned: PlannedTask) -> None:
     """Raise InputError if an input file, or the result of a task this one needs, differs from its record.
 
-    So it does if the task waits for ratings that are not there.
+    So it does if the task waits for ratings that are not there, or would let a Selector choose that has not earned it.
     """
     gate.require_open(campaign, planned.key)
+    if reason := why_refused(campaign, planned):
+        raise InputError(" ".join(planned.key), reason)
     root = campaign.directory.root
     for name in READS[planned.task.stage].inputs:
         record = campaign.inputs.get(name)
@@ -166,6 +170,22 @@ def check_inputs(campaign: Campaign, planned: PlannedTask) -> None:
                 f"{planned.task.stage} {planned.task.name}",
                 f"it needs {' '.join(key)}, but {reason}: run {' '.join(key)} first (`medsyn submit` does)",
             )
+
+
+def why_refused(campaign: Campaign, planned: PlannedTask) -> str | None:
+    """Why a task's Selector must not choose its images; None where it may, or is not there, or there is no task's."""
+    config, modality = campaign.config, planned.task.modality
+    if planned.task.stage != "generate" or modality is None or "filtered" not in config.generation.modes:
+        return None
+    try:
+        selector, _ = Sources(config, modality, campaign.directory).scorers()
+    except InputError:  # told with what else is missing
+        return None
+    try:
+        require_evidence(config, selector.parent, modality)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def done_keys(campaign: Campaign, tasks: Iterable[PlannedTask]) -> set[Key]:

@@ -103,7 +103,9 @@ def _images(status: Status) -> Iterator[Text]:
     for mode, its in figures.images(status).items():
         if its.candidates:
             rate = f", {its.candidates / its.accepted:.2f} per accepted image" if its.accepted else ""
-            yield _line(f"{mode:<9} {its.accepted} of {its.asked} images accepted, {its.candidates} attempts{rate}")
+            strange = f", {its.unfamiliar} unfamiliar to the Selector" if its.unfamiliar else ""
+            accepted = f"{its.accepted} of {its.asked} images accepted, {its.candidates} attempts"
+            yield _line(f"{mode:<9} {accepted}{rate}{strange}")
 
 
 def _efficiency(status: Status) -> Iterator[Text]:

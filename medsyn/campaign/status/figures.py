@@ -41,6 +41,7 @@ class ImageFigures:
     made: int
     accepted: int
     candidates: int
+    unfamiliar: int  # of those made: unlike all that the Selector has learned from
 
 
 def stages(status: Status, expected: Mapping[str, float] | None = None) -> dict[str, StageFigures]:
@@ -104,7 +105,7 @@ def images(status: Status) -> dict[str, ImageFigures]:
             if mode in counts:
                 counts[mode].update(made)
     return {
-        mode: ImageFigures(asked, its["made"], its["accepted"], its["candidates"])
+        mode: ImageFigures(asked, its["made"], its["accepted"], its["candidates"], its["unfamiliar"])
         for mode, its in counts.items()
         if asked
     }

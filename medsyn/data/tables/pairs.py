@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from medsyn.data.modalities import clean_text, read_prefix
 from medsyn.data.tables.csv_rows import check_text_file, csv_records, require_csv
@@ -15,6 +15,9 @@ from medsyn.data.tables.row_errors import Faults, show
 from medsyn.data.tables.text_checks import check_modality, check_text
 from medsyn.data.tables.token_count import TokenCount
 from medsyn.modality_names import MODALITIES
+
+if TYPE_CHECKING:
+    from medsyn.config import DataSection
 
 Preferred = Literal["a", "b", "same", "neither"]
 PAIR_COLUMNS = ("image_a", "image_b", "preferred", "prompt")
@@ -85,6 +88,11 @@ def read_pairs(
             )
             rows.append(PairRow(line, a, b, answer, modality, checked, rater or None))
     return require_table(path, rows, faults, folder)
+
+
+def pairs_of(data: DataSection, tokens: TokenCount | None = None) -> InputTable[PairRow]:
+    """Read the pairs that a resolved configuration names; raises as `read_pairs` does."""
+    return read_pairs(str(data.pairs_file), data.root, data.linked_roots, data.modalities, tokens)
 
 
 def _check_preferred(faults: Faults, row: int, written: str) -> Preferred | None:

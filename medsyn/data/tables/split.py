@@ -31,13 +31,15 @@ def hold_out(rows: Iterable[Row], fraction: float, campaign_seed: int) -> Callab
     return lambda row: group_of[row.file] in chosen
 
 
-def groups(rows: Iterable[Row]) -> dict[str, str]:
+def groups(rows: Iterable[Row], together: Iterable[tuple[str, str]] = ()) -> dict[str, str]:
     """The group of every file, which stays together: images of one patient, of one family, or linked by such images.
 
     A group is called after its patient, else its family, else its file as the table names it (moving the data is no
-    change).
+    change). Two files that are `together` are of one group, whatever the rows say.
     """
     files = _DisjointSets()
+    for one, other in together:
+        files.join((_FILE, one), (_FILE, other))
     for row in rows:
         files.find((_FILE, row.file))
         if row.patient_id:

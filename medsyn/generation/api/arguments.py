@@ -12,6 +12,7 @@ from medsyn.config import EMBEDDED, Config, DeviceSection
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.generation.api.defaults import origin
 from medsyn.generation.api.options import Mode, configuration, modality_of, mode_of
+from medsyn.generation.evidence import require_evidence
 from medsyn.generation.write.provenance import Sources, common
 from medsyn.modality_names import MODALITIES
 from medsyn.models import model_folder, weights
@@ -92,6 +93,8 @@ def campaign_settings(config: Config, modality: Any, mode: Any) -> Settings:
     sources = Sources(config, name, CampaignDirectory(config.campaign.path))
     known, side = sources.facts(mode), config.data.resolution
     selector, policy = (file.parent for file in sources.scorers()) if mode == "filtered" else (None, None)
+    if selector is not None:
+        require_evidence(config, selector, name)
     models = sources.finetuned(mode), selector, policy
     return Settings(config, mode, name, *models, choose_device(config.device), side, side, known)
 

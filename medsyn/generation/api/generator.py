@@ -27,10 +27,12 @@ from medsyn.generation.api.arguments import Settings, campaign_settings, given_s
 from medsyn.generation.api.options import Mode, Sampling
 from medsyn.generation.api.prompts import Wanted, check_prompts
 from medsyn.generation.block_store import Item
+from medsyn.generation.evidence import doubts
 from medsyn.generation.filter import Rule, next_batch
 from medsyn.generation.make.block import Order, Progress
 from medsyn.generation.sample.batch import ImageSampler, Recipe
 from medsyn.generation.write import provenance
+from medsyn.models.compiled import compiled
 from medsyn.models.scorers import load_policy, load_selector
 from medsyn.models.stable_diffusion import load_synthetic
 from medsyn.records import ImageRecord
@@ -96,13 +98,14 @@ class Generator:
             width: pixels; defaults to the height.
             seed: of all images, from 0 (the default) to 2^63 - 1.
             sampling: how images are sampled: `num_inference_steps` (1 to 1000), `scheduler` (a name of
-                `medsyn.schedulers.SOLVERS`), `guidance_scale` (1 to 1000; 1 is off), `guidance_interval` ([start,
-                end], shares of the steps), `fast` (leave out what was measured to change little), or its parts
+                `medsyn.schedulers.SOLVERS`), `guidance_scale` (1 to 1000; 1 is off), `guidance_interval` ([start, end],
+                shares of the steps), `fast` (leave out what was measured to change little), or its parts
                 `deep_cache_every` and `text_attention_until`, `negative_prompt`, `batch_size` (candidates denoised
                 together; 4), `batches_per_block` (4); with the filter `quality_threshold` (Selector score 0 to 1 that
-                an image needs), `min_policy_score` (0 to 1), `num_candidates` (passing ones to choose from; 3),
-                `max_attempts` (candidates of one image at most), `on_exhausted` (`fail`, `skip` or `keep-best`). Where
-                no default is said it is that of the configuration's section `generation`.
+                an image needs, or `auto`: what the Selector says itself), `min_policy_score` (0 to 1), `num_candidates`
+                (passing ones to choose from; 3), `max_attempts` (candidates of one image at most), `on_exhausted`
+                (`fail`, `skip` or `keep-best`). Where no default is said it is that of the configuration's section
+                `generation`.
 
         Raises:
             InputProblems: everything wrong with the arguments, each named, before anything is loaded.
@@ -136,11 +139,14 @@ class Generator:
     def _load(self, settings: Settings) -> None:
         source, chosen = settings.config.model_paths.stable_diffusion, settings.device
         self._settings = settings
+        self._doubted: set[str] = set()  # modalities whose scores have been warned of
         chunks = settings.config.data.chunks
         self._system = load_synthetic(source, chosen.device, chosen.dtype, settings.unet, text_chunks=chunks)
+        self._system.whole = compiled(self._system.unet) if chosen.compiled else None
         self._selector = None if settings.selector is None else load_selector(settings.selector, chosen.device)
         self._policy = None if settings.policy is None else load_policy(settings.policy, chosen.device)
-        self._provenance = {**settings.provenance, **provenance.compute_environment(chosen.device, chosen.dtype)}
+        environment = provenance.compute_environment(chosen.device, chosen.dtype, chosen.compiled)
+        self._provenance = {**settings.provenance, **environment}
 
     def next_replicate(self, wanted: Wanted, records: Iterable[Mapping[str, Any]]) -> int:
         """The first replicate of a prompt that is not on record yet: of this model, with this noise and these settings.
@@ -180,8 +186,12 @@ class Generator:
 
         Raises:
             InputProblems: everything wrong with the arguments, raised by the call itself and not at the first image.
+            InputError: the threshold is `auto`, and the Selector has none for a prompt's modality.
         """
         wanted, warnings = check_prompts(prompts, count, modality, self._settings.config, self._settings.modality)
+        for modality in dict.fromkeys(one.modality for one in wanted):
+            self._facts(modality)
+            self._tell_doubts(modality)
         for warning in warnings:
             _log.warning("%s", warning)
         return self.images_of(wanted)
@@ -194,12 +204,28 @@ class Generator:
             while block := list(islice(items, size)):
                 yield from self._block(block, modality)
 
+    def _tell_doubts(self, modality: str) -> None:
+        """Warn, once, where the Selector's scores may mean little."""
+        if (selector := self._settings.selector) is None or modality in self._doubted:
+            return
+        self._doubted.add(modality)
+        for reason in doubts(self._settings.config, selector, modality):
+            _log.warning("%s: %s", selector, reason)
+
+    def _facts(self, modality: str) -> dict[str, Any]:
+        """What is recorded with every image of a modality."""
+        facts = {**self._provenance, "modality": modality}
+        if self._settings.selector is not None:
+            where = self._settings.selector
+            facts["quality_threshold"] = provenance.quality_threshold(self._settings.config, where, modality)
+        return facts
+
     def _block(self, items: Sequence[Item], modality: str) -> Iterator[GeneratedImage]:
         settings, section = self._settings, self._settings.config.generation
         recipe = replace(Recipe.of(settings.config, modality), height=settings.height, width=settings.width)
         sampler = ImageSampler(recipe, self._system, self._selector, self._policy)
-        rule = Rule.of(section, settings.mode)
-        facts = {**self._provenance, "modality": modality}
+        facts = self._facts(modality)
+        rule = Rule.of(section, settings.mode, facts.get("quality_threshold"))
         order = Order(Path(), items, rule, facts, provenance.settings(section))
         progress = Progress.begin(order, recipe)
         told = 0

@@ -37,7 +37,7 @@ class Sampling(TypedDict, total=False):
     negative_prompt: str
     batch_size: int
     batches_per_block: int
-    quality_threshold: float
+    quality_threshold: float | Literal["auto"]
     num_candidates: int
     min_policy_score: float | None
     max_attempts: int

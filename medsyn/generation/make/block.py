@@ -48,7 +48,7 @@ class Order:
         return cls(
             place,
             items,
-            Rule.of(section, facts["mode"]),
+            Rule.of(section, facts["mode"], facts.get("quality_threshold")),
             facts,
             settings(section),
             archive=section.output == "webdataset",

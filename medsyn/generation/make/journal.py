@@ -16,7 +16,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ class Journal:
         record = {
             "identity": self.identity,
             "places": [list(place) for place in places],
-            "candidates": [asdict(candidate) for candidate in batch.candidates],
+            "candidates": [vars(candidate) for candidate in batch.candidates],
             "unet_evaluations": batch.unet_evaluations,
             "seconds": batch.seconds,
             "device": batch.device,

@@ -83,6 +83,15 @@ class BlockMaker:
         """All modes, first the one whose models are loaded."""
         return sorted(self.facts, key=lambda mode: mode not in self._loaded)
 
+    def load(self) -> None:
+        """Load the models of every mode: for who has the room."""
+        for mode in self.facts:
+            self._loaded[mode] = self.loader.sampler(mode)
+
+    def of(self, config: Config, loader: Loader) -> BlockMaker:
+        """The same with its models, for a configuration that computes the same."""
+        return BlockMaker(config, loader, self.blocks, self.facts, _loaded=dict(self._loaded))
+
     def make(self, places: Iterable[Place], writer: Writer, work: Work, tell: Callable[[], None]) -> None:
         """Make the blocks that do not exist.
 

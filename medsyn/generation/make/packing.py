@@ -3,11 +3,17 @@
 An image does not depend on the others in its batch, so neither does any file depend on the packing. Blocks are opened
 in order and only when those that are open cannot fill a batch; so few are open at a time, and only at the end are there
 places for attempts that may not be needed.
+
+On a GPU a batch is begun before the one before it is read back, scored and judged. It is planned without those
+verdicts: of attempts that are needed whatever they will be. Where there are not enough of them to fill it, verdicts are
+waited for; so no place is lost by it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,7 +22,7 @@ from medsyn.generation.filter import Trial, next_batch
 from medsyn.generation.make.block import Order, Progress
 from medsyn.generation.make.journal import Journal, Places
 from medsyn.generation.make.writer_thread import Writer
-from medsyn.generation.sample.batch import Batch, ImageSampler, Recipe
+from medsyn.generation.sample.batch import Batch, Begun, ImageSampler, Recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,20 +76,27 @@ def make_blocks(
         block.progress.commit(sampler.device_name, block.journal)
         committed(block)
 
-    while True:
-        batch = _next_batch(opened, further, sampler.recipe.batch_size)
-        for block in [block for block in opened if block.progress.settled]:
-            opened.remove(block)
-            writer.submit(partial(commit, block))
-            yield block
-        if not batch:
-            return
-        before_batch()
-        if all(block in opened for (block, _), _ in batch):
-            _sample(batch, sampler, writer)
+    batches = _Batches(opened, sampler, writer)
+    with batches.kept():
+        while True:
+            seats = _next_batch(opened, further, sampler.recipe.batch_size, batches.is_under_way)
+            if not seats and batches.is_under_way:
+                batches.read_back()
+                continue
+            for block in [block for block in opened if block.progress.settled]:
+                opened.remove(block)
+                writer.submit(partial(commit, block))
+                yield block
+            if not seats:
+                return
+            before_batch()
+            if all(block in opened for (block, _), _ in seats):
+                batches.make(seats)
 
 
-def _next_batch(opened: list[OpenBlock], further: Iterator[OpenBlock], size: int) -> list[tuple[Seat, int]]:
+def _next_batch(
+    opened: list[OpenBlock], further: Iterator[OpenBlock], size: int, is_under_way: bool
+) -> list[tuple[Seat, int]]:
     """The (item, attempt) of the next batch; opens as many blocks as that takes."""
     seats: list[Seat] = []
 
@@ -93,7 +106,34 @@ def _next_batch(opened: list[OpenBlock], further: Iterator[OpenBlock], size: int
                 seats.append((block, position))
                 yield trial
 
-    return [(seats[number], attempt) for number, attempt in next_batch(trials(), size)]
+    return [(seats[number], attempt) for number, attempt in plan_batch(trials(), size, is_under_way)]
+
+
+def plan_batch(trials: Iterable[Trial], size: int, is_under_way: bool) -> list[tuple[int, int]]:
+    """`next_batch`; while another batch is under way, only one that is full of attempts that are needed anyway.
+
+    Args:
+        trials: one per item; read only until the batch is full.
+        size: places in a batch.
+        is_under_way: whether a batch has been begun and not been judged.
+    """
+    seen: list[Trial] = []
+
+    def watched() -> Iterator[Trial]:
+        for trial in trials:
+            seen.append(trial)
+            yield trial
+
+    batch = next_batch(watched(), size)
+    if not is_under_way:
+        return batch
+    needed = [attempt < seen[number].next_attempts.start + seen[number].still_needed for number, attempt in batch]
+    return batch if len(batch) == size and all(needed) else []
+
+
+def _trial(seat: Seat) -> Trial:
+    block, position = seat
+    return block.progress.trials[position]
 
 
 def _growing(opened: list[OpenBlock], further: Iterator[OpenBlock]) -> Iterator[OpenBlock]:
@@ -111,24 +151,77 @@ def _may_share(opened: Sequence[OpenBlock]) -> bool:
     return kind is None or any(trial.kind == kind for trial in opened[-1].progress.trials)
 
 
-def _sample(batch: Sequence[tuple[Seat, int]], sampler: ImageSampler, writer: Writer) -> None:
-    """Sample a batch and deal it to its blocks."""
-    wanted = [(block.progress.order.items[position], attempt) for (block, position), attempt in batch]
-    made = replace(sampler.sample(wanted), device=sampler.device_name)
-    places: dict[OpenBlock, list[tuple[int, int]]] = {}
-    for (block, position), attempt in batch:
-        places.setdefault(block, []).append((position, attempt))
-    parts = made.split([block for (block, _), _ in batch])
-    settled = [block.progress.take(mine, part) for (block, mine), part in zip(places.items(), parts, strict=True)]
-    winners = [
-        block.progress.trials[place].winner for block, mine in zip(places, settled, strict=True) for place in mine
-    ]
-    time_use.count(places=sampler.recipe.batch_size, used=sum(winner is not None for winner in winners))
-    kept = time_use.mark()
+class _Batches:
+    """Samples batches and deals them to their blocks; on a GPU one is begun before the one before it is read back."""
 
-    def write() -> None:
-        for (block, mine), part, positions in zip(places.items(), parts, settled, strict=True):
-            block.write(mine, part, positions)
-        kept()
+    def __init__(self, opened: Sequence[OpenBlock], sampler: ImageSampler, writer: Writer) -> None:
+        """Begin none.
 
-    writer.submit(write)
+        Args:
+            opened: the blocks that are being made; what is made for others is thrown away.
+            sampler: what samples.
+            writer: saves what has been read back.
+        """
+        self._opened, self._sampler, self._writer = opened, sampler, writer
+        self._begun: tuple[Begun, Sequence[tuple[Seat, int]]] | None = None
+        self._read = 0.0  # when the last one had been read back
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a batch has been begun and not been read back."""
+        return self._begun is not None
+
+    def make(self, seats: Sequence[tuple[Seat, int]]) -> None:
+        """Make a batch of these items and attempts, or begin it where the one before it is read back meanwhile."""
+        wanted = [(block.progress.order.items[position], attempt) for (block, position), attempt in seats]
+        if not self._sampler.overlaps:
+            return self._deal(self._sampler.sample(wanted), seats)
+        begun = self._sampler.begin(wanted, self.read_back)
+        self.read_back()  # if that had too few steps
+        for seat, _ in seats:
+            _trial(seat).under_way += 1
+        self._begun = begun, seats
+
+    def read_back(self) -> None:
+        """Wait for the batch that is under way, if one is, and deal it to its blocks."""
+        if self._begun is None:
+            return
+        (begun, seats), self._begun = self._begun, None
+        with time_use.of(time_use.OTHER):
+            made = begun.finish()
+            now = time.perf_counter()
+            made = replace(made, seconds=min(made.seconds, now - self._read))  # seconds count once
+            self._read = now
+            for seat, _ in seats:
+                _trial(seat).under_way -= 1
+            self._deal(made, seats)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """What is under way is read back if an error or a stop ends this."""
+        try:
+            yield
+        except Exception:
+            with suppress(Exception):  # the first error is the one to tell
+                self.read_back()
+            raise
+
+    def _deal(self, made: Batch, seats: Sequence[tuple[Seat, int]]) -> None:
+        """Hand every block its part of a batch, and have it written."""
+        made = replace(made, device=self._sampler.device_name)
+        places: dict[OpenBlock, list[tuple[int, int]]] = {}
+        for (block, position), attempt in seats:
+            places.setdefault(block, []).append((position, attempt))
+        parts = dict(zip(places, made.split([block for (block, _), _ in seats]), strict=True))
+        mine = [block for block in places if block in self._opened]
+        settled = {block: block.progress.take(places[block], parts[block]) for block in mine}
+        winners = [block.progress.trials[place].winner for block in mine for place in settled[block]]
+        time_use.count(places=self._sampler.recipe.batch_size, used=sum(winner is not None for winner in winners))
+        kept = time_use.mark()
+
+        def write() -> None:
+            for block in mine:
+                block.write(places[block], parts[block], settled[block])
+            kept()
+
+        self._writer.submit(write)

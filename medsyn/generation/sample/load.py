@@ -8,6 +8,7 @@ from typing import Any
 
 from medsyn.generation.sample.batch import ImageSampler, Recipe
 from medsyn.generation.write.provenance import Sources, compute_environment
+from medsyn.models.compiled import compiled
 from medsyn.models.device import choose_device
 from medsyn.models.model_folder import scheduler_config
 from medsyn.models.scorers import load_policy, load_selector
@@ -25,13 +26,16 @@ class Loader(Sources):
             InputError: one of the models has not been made yet.
         """
         chosen = choose_device(self.config.device)
-        return {**super().facts(mode), **compute_environment(chosen.device, chosen.dtype)}
+        return {**super().facts(mode), **compute_environment(chosen.device, chosen.dtype, chosen.compiled)}
 
     def sampler(self, mode: str) -> ImageSampler:
         """Load the models of a mode."""
         finetuned = self.finetuned(mode)
         unet = load_unet(self._source, self._shared.device, self._shared.dtype, finetuned)
-        system = replace(self._shared, unet=unet, scheduler_config=scheduler_config(self._source, finetuned))
+        whole = compiled(unet) if self.config.device.compile else None
+        system = replace(
+            self._shared, unet=unet, whole=whole, scheduler_config=scheduler_config(self._source, finetuned)
+        )
         recipe = Recipe.of(self.config, self.modality)
         if mode == "baseline":
             return ImageSampler(recipe, system)

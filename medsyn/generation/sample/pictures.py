@@ -1,52 +1,11 @@
-"""From decoded pixels to the pictures that are scored and written, on the device that decoded them."""
+"""Pictures on their way from the device that decoded them."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from medsyn.generation.write.png import COLOUR_MODALITIES
-from medsyn.modality_names import base_modality
 
-
-def quantise_all(pixels: Tensor, modality: str) -> Tensor:
-    """`medsyn.generation.write.png.quantise` of many images, bit for bit, without leaving the device.
-
-    Args:
-        pixels: [N, 3, H, W] in 0..1, finite.
-        modality: grey or colour.
-
-    Returns:
-        uint8 [N, H, W, 1 or 3].
-    """
-    if base_modality(modality) not in COLOUR_MODALITIES:
-        red, green, blue = pixels.split(1, dim=1)
-        # a tensor: on a GPU the division by a number is a multiplication by its reciprocal, which differs
-        pixels = (red + green + blue) / pixels.new_full((1,), 3)
-    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-
-
-class HostCopy:
-    """Pictures on their way from the device: nobody waits for them before they are asked for."""
-
-    def __init__(self, pictures: Tensor) -> None:
-        """Begin the copy.
-
-        Args:
-            pictures: uint8 [N, H, W, channels].
-        """
-        self._copied: torch.cuda.Event | None = None
-        if pictures.device.type != "cuda":
-            self._host = pictures.contiguous()
-            return
-        self._host = torch.empty(pictures.shape, dtype=pictures.dtype, pin_memory=True)
-        self._host.copy_(pictures, non_blocking=True)
-        self._copied = torch.cuda.Event()
-        self._copied.record(torch.cuda.current_stream(pictures.device))
-
-    def pictures(self) -> list[np.ndarray]:
-        """Each picture as an array of its own; waits for the copy."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return [picture.copy() for picture in self._host.numpy()]
+def to_host(pictures: Tensor) -> list[np.ndarray]:
+    """Each of the pictures uint8 [N, H, W, channels] as an array of its own; waits for the device."""
+    return [picture.copy() for picture in pictures.contiguous().cpu().numpy()]

@@ -5,6 +5,7 @@ The filter is a pure function of an item's candidates, so its decisions are repe
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections import Counter
@@ -188,8 +189,8 @@ def _try_again(asked: Asked, item: Item, attempts: Sequence[AttemptRecord]) -> t
     if len(numbers) > rule.max_attempts:
         return trial, f"has {counted(len(numbers), 'attempt')}, more than the {rule.max_attempts} allowed"
     for attempt in attempts:
-        made = attempt["attempt"], attempt["seed"], attempt["finite"]
-        trial.add(Candidate(*made, attempt["selector"], attempt["policy"], attempt["precision"]))
+        said: Mapping[str, Any] = attempt
+        trial.add(Candidate(**{one.name: said[one.name] for one in dataclasses.fields(Candidate)}))
     if not trial.settled:
         return trial, f"has {counted(len(numbers), 'attempt')}, too few to settle it: some are missing"
     expected = [{"id": item.prompt_id, "replicate": item.replicate, **record} for record in trial.records()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from medsyn.config import Config
 from medsyn.errors import InputError
-from medsyn.generation.block_store import REJECTED, Blocks
+from medsyn.generation.block_store import REJECTED, Blocks, parse_manifest
 from medsyn.generation.filter import Rule
 from medsyn.generation.verify.block import Asked, Content, check_block, read_block
 from medsyn.generation.verify.files import IN_USE
@@ -112,7 +113,7 @@ class Images:
         section = self.config.generation
         return Asked(
             items=self.blocks.items(number),
-            rule=Rule.of(section, self.mode),
+            rule=Rule.of(section, self.mode, self._threshold),
             campaign_seed=self.config.campaign.seed,
             facts=self._facts,
             shared=self._shared,
@@ -127,8 +128,24 @@ class Images:
         return {key: value for key, value in found.items() if key != "model_fingerprint"}
 
     @cached_property
+    def _threshold(self) -> float | None:
+        """The Selector score that was needed: what its folder says, or where that is gone, what a block does."""
+        if self.mode == "baseline":
+            return None
+        with suppress(InputError):
+            selector, _ = provenance.Sources(self.config, self.modality, self.directory).scorers()
+            return provenance.quality_threshold(self.config, selector.parent, self.modality)
+        said = (record.get("quality_threshold") for record in self._records())
+        return next((float(one) for one in said if isinstance(one, (int, float))), 1.0)
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        """The first record of every block that can be read."""
+        for number in range(self.blocks.count):
+            yield from (parse_manifest(self.block(number)) or [])[:1]
+
+    @cached_property
     def _shared(self) -> tuple[str, ...]:
-        scorers = ("scorers_fingerprint",) if self.mode == "filtered" else ()
+        scorers = ("scorers_fingerprint", "quality_threshold") if self.mode == "filtered" else ()
         return ("model_fingerprint", *ENVIRONMENT, *scorers)
 
     def environments(self) -> set[tuple[str, ...]]:

@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from medsyn import __version__
 from medsyn.data.images.read import SYNTHETIC_KEY
 from medsyn.generation.block_store import Item, item_fingerprint
 from medsyn.generation.filter import Candidate, Trial
-from medsyn.modality_names import base_modality
+from medsyn.modality_names import COLOUR_MODALITIES, base_modality
 from medsyn.records import IMAGE_FILE, ImageRecord, fields
 
+_AFTER_IHDR = 8 + 25  # bytes of the signature and of the first chunk
 NOTICE = "Generated image. It shows no patient. Not for diagnosis."
 # a file cannot contain its own name, size and hash
 NOT_IN_THE_FILE = {one.name for one in fields(ImageRecord) if one.about.group == "file" or not one.about.is_text}
-COLOUR_MODALITIES = {"Fundus"}  # everything else is written as grey
+_SPREADS = ("selector_spread", "policy_spread", "unfamiliar")
 
 
 def quantise(pixels: np.ndarray, modality: str) -> np.ndarray:
@@ -49,16 +52,25 @@ def rejected_name(item: Item, attempt: int) -> str:
 
 def encode_png(picture: np.ndarray, facts: Mapping[str, Any]) -> bytes:
     """A PNG file of uint8 pixels [H, W, 1 or 3], marked as synthetic, with a text chunk per value that is not None."""
-    text = PngImagePlugin.PngInfo()
-    for key, value in {SYNTHETIC_KEY: "YES", "Notice": NOTICE, "Software": f"medsyn {__version__}", **facts}.items():
-        if value is not None:
-            text.add_text(key, str(value))  # beyond Latin-1 it becomes an international text chunk
+    texts = {SYNTHETIC_KEY: "YES", "Notice": NOTICE, "Software": f"medsyn {__version__}", **facts}
+    chunks = b"".join(_text_chunk(key, str(value)) for key, value in texts.items() if value is not None)
     stream = io.BytesIO()
     # After PNG's filters medical images repeat nothing but runs: to look for more takes three times as long and finds
     # nothing (benchmarks/storage.py).
     image = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
-    image.save(stream, format="PNG", pnginfo=text, compress_type=zlib.Z_RLE)
-    return stream.getvalue()
+    image.save(stream, format="PNG", compress_type=zlib.Z_RLE)
+    with stream.getbuffer() as made:
+        return b"".join((made[:_AFTER_IHDR], chunks, made[_AFTER_IHDR:]))
+
+
+@lru_cache(256)  # most are those of the image before
+def _text_chunk(key: str, text: str) -> bytes:
+    """A text chunk of the PNG specification (3rd edition, 11.3.3), beyond Latin-1 an international one."""
+    try:
+        kind, content = b"tEXt", key.encode("latin-1") + b"\0" + text.encode("latin-1")
+    except UnicodeError:
+        kind, content = b"iTXt", key.encode() + b"\0\0\0\0\0" + text.encode()
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def png_text(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,6 +101,7 @@ def describe(item: Item, trial: Trial, facts: Mapping[str, Any], settings: Mappi
         "seed": None if winner is None else winner.seed,
         "selector": None if winner is None else winner.selector,
         "policy": None if winner is None else winner.policy,
+        **{key: None if winner is None else getattr(winner, key) for key in _SPREADS},
         "precision": None if winner is None else winner.precision,
         **{key: value if (own := getattr(item, key)) is None else own for key, value in settings.items()},
         "item_fingerprint": item_fingerprint(item),
@@ -126,7 +139,8 @@ def publish_rejected(
         candidate: one of the trial's.
         picture: uint8 [H, W, 1 or 3] of the candidate.
     """
-    its_own = {key: getattr(candidate, key) for key in ("attempt", "seed", "selector", "policy", "precision")}
+    keys = ("attempt", "seed", "selector", "policy", *_SPREADS, "precision")
+    its_own = {key: getattr(candidate, key) for key in keys}
     record = describe(item, trial, facts, settings) | its_own
     record |= {"accepted": False, "reason": trial.why_not(candidate)}
     return _encoded(record, rejected_name(item, candidate.attempt), picture)

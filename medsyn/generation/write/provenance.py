@@ -19,6 +19,7 @@ import medsyn
 from medsyn import disk
 from medsyn.config import Config, GenerationSection
 from medsyn.errors import InputError
+from medsyn.models.cards import read_card, threshold_of
 from medsyn.models.weights import SCORER_WEIGHTS, UNET_WEIGHTS, model_fingerprint, recorded_sha256, weights_sha256
 from medsyn.records import ENVIRONMENT
 from medsyn.stage import CampaignDirectory, slug
@@ -79,6 +80,12 @@ def common(config: Config, modality: str, mode: str, model: str) -> dict[str, An
     }
 
 
+def sampling(section: GenerationSection) -> dict[str, Any]:
+    """What scores depend on besides the weights: a scorer that has seen images of other settings may be at a loss."""
+    names = ("scheduler", "num_inference_steps", "guidance_scale")
+    return {name: getattr(section, name) for name in names}
+
+
 def settings(section: GenerationSection) -> dict[str, Any]:
     """What holds for every prompt that does not override it."""
     return {
@@ -86,6 +93,23 @@ def settings(section: GenerationSection) -> dict[str, Any]:
         "guidance_scale": section.guidance_scale,
         "negative_prompt": section.negative_prompt,
     }
+
+
+def quality_threshold(config: Config, selector: Path, modality: str) -> float:
+    """The Selector score that an image of a modality needs: what is configured, or what the Selector itself says.
+
+    Raises:
+        InputError: its folder says nothing of that modality.
+    """
+    configured = config.generation.quality_threshold
+    if configured != "auto":
+        return configured
+    card = read_card(selector)
+    if (own := threshold_of(card, modality)) is not None:
+        return own.threshold
+    has = f"it has some for {', '.join(card.thresholds)}" if card.thresholds else "no image was rated acceptable"
+    reason = f"has no threshold of its own for {modality} ({has}): rate some of its images, or give the number as "
+    raise InputError(selector, f"{reason}generation.quality_threshold")
 
 
 def software() -> str:
@@ -97,8 +121,10 @@ def software() -> str:
     return ", ".join(versions)
 
 
-def compute_environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def compute_environment(device: torch.device, dtype: torch.dtype, compiled: bool = False) -> dict[str, Any]:
     """The environment of this process, as far as it can be chosen: dtype, kernels, container image and software.
+
+    `compiled` says whether the UNet is.
 
     The container is the value of MEDSYN_IMAGE (a digest, say), or None.
     """
@@ -106,7 +132,7 @@ def compute_environment(device: torch.device, dtype: torch.dtype) -> dict[str, A
 
     return {
         "dtype": str(dtype).removeprefix("torch."),
-        "attention": ", ".join([_attention(device), *kernels(device, dtype)]),
+        "attention": ", ".join([_attention(device), *kernels(device, dtype, compiled)]),
         "container": os.environ.get(IMAGE_VARIABLE) or None,
         "software": software(),
     }
@@ -155,6 +181,7 @@ class Sources:
         found = common(self.config, self.modality, mode, model)
         if mode == "filtered":
             found["scorers_fingerprint"] = disk.fingerprint([self._sha256(made) for made in self._scorers])
+            found["quality_threshold"] = quality_threshold(self.config, self.scorers()[0].parent, self.modality)
         return found
 
     def scorers(self) -> tuple[Path, Path]:
@@ -180,11 +207,12 @@ class Sources:
 
     @property
     def _scorers(self) -> tuple[_Made, _Made]:
-        selector = _Made(self.directory.selector() / SCORER_WEIGHTS, "rlhf-stage1", "all")
         if self.config.training.stage == 1:
-            return selector, _Made(self.directory.policy() / SCORER_WEIGHTS, "rlhf-stage1", "all")
-        policy = self.directory.policy(self.modality) / SCORER_WEIGHTS
-        return selector, _Made(policy, "rlhf-stage2", slug(self.modality))
+            modality, task = None, ("rlhf-stage1", "all")
+        else:
+            modality, task = self.modality, ("rlhf-stage2", slug(self.modality))
+        selector, policy = self.directory.selector(modality), self.directory.policy(modality)
+        return _Made(selector / SCORER_WEIGHTS, *task), _Made(policy / SCORER_WEIGHTS, *task)
 
     def _sha256(self, made: _Made) -> str:
         path, recorded = made.file(), None

@@ -9,7 +9,7 @@ from medsyn.campaign.estimate.workload import scheduler_calls, unet_calls
 from medsyn.campaign.plan import inputs
 from medsyn.campaign.plan.inputs import Checked
 from medsyn.config import GenerationSection
-from medsyn.generation.sample.sampler import build_scheduler
+from medsyn.models.sampler import build_scheduler
 from medsyn.schedulers import SchedulerName
 from tests.helpers.trial import Trial
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,15 @@ path.write_bytes(b"a driver")
 with path.open("rb") as stream:
     loaded = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 """
+LOADS = """
+import os, pathlib
+from medsyn.campaign import worker
+def preload(*asked):
+    {then}
+    with pathlib.Path(__file__).with_name("loaded").open("a") as stream:
+        print(os.getpid(), *asked, file=stream)
+worker.preload = preload
+"""
 MATHS = "import numpy\nnumpy.ones((400, 400)) @ numpy.ones((400, 400))\n"
 
 
@@ -44,11 +53,11 @@ class Starter:
     def open(self, stage: str = "", threads: int = 1, tasks: int = 2) -> Processes:
         """Processes whose stage is a module with this source."""
         (self.folder / "a_stage.py").write_text(f"{stage}\ndef run(): ...\n")
-        program = Program("tests.helpers.forked", (), {STAGE: "a_stage:run"})
+        program = Program("tests.helpers.forked", (), {STAGE: "a_stage:run"}, {STAGE: "a_stage:preload"})
         return Processes(program, self.said.append, threads, tasks)
 
-    def start(self, opened: Processes, *arguments: str, **environment: str) -> Process:
-        wait_until(lambda: opened.is_ready(STAGE))
+    def start(self, opened: Processes, *arguments: str, like: Sequence[str] = (), **environment: str) -> Process:
+        wait_until(lambda: opened.is_ready(STAGE, like))
         with (self.folder / "log").open("ab") as log:
             self.started.append(opened.start(arguments, environment, log.fileno()))
         return self.started[-1]
@@ -164,6 +173,25 @@ def test_what_cannot_be_forked_is_started_anew(starter: Starter, stage: str, rea
         assert isinstance(process, subprocess.Popen)
         assert code(process) == 7
     assert [reason in line for line in starter.said] == [True]
+
+
+def test_what_tasks_have_in_common_is_loaded_once_before_they_are_forked(starter: Starter) -> None:
+    with starter.open(LOADS.format(then="")) as opened:
+        for like in (("campaign", STAGE, "ct"), ("campaign", STAGE, "ct"), ("campaign", STAGE, "oct"), ()):
+            assert code(starter.start(opened, "tell", "7", like=like)) == 7
+        asked = [f"{server(opened)} a_stage:preload campaign {STAGE} {name}" for name in ("ct", "oct")]
+    assert (starter.folder / "loaded").read_text().splitlines() == asked
+
+
+@pytest.mark.parametrize(
+    ("then", "said"), [("raise ValueError('no weights')", []), (THREAD.replace("\n", "; ")[:-2], ["started threads"])]
+)
+def test_a_task_is_started_whatever_comes_of_loading(starter: Starter, then: str, said: list[str]) -> None:
+    with starter.open(LOADS.format(then=then)) as opened:
+        process = starter.start(opened, "tell", "7", like=("campaign", STAGE, "ct"))
+        assert code(process) == 7
+        assert isinstance(process, subprocess.Popen) == bool(said), "a fork unless that is not safe"
+    assert [reason in line for line, reason in zip(starter.said, said, strict=True)] == [True] * len(said)
 
 
 def test_threads_that_a_library_ends_before_a_fork_do_no_harm(starter: Starter) -> None:

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -284,6 +285,24 @@ def test_a_worker_that_says_done_without_a_marker_has_failed(trial: Trial, monke
     code = scheduler.run(campaign, Silent(), 2, Program("this", (), FUNCTIONS))  # type: ignore[arg-type]
     assert code == 1
     assert any("ended as if done, but it is not done" in line for line in said)
+
+
+def test_models_are_loaded_before_the_fork_for_several_tasks_of_a_modality_and_no_gpu(trial: Trial) -> None:
+    trial.write_tables(prompts=6)
+    trial.prepare(generation__blocks_per_shard=1)
+    campaign = trial.campaign()
+    its = [planned for planned in campaign.plan.by_stage["generate"] if planned.task.modality == "CT"]
+    assert len(its) == 3
+    keys = {planned.key for planned in campaign.plan.tasks}
+
+    def like(which: int, gpus: list[str], done: int) -> Any:
+        finished = {planned.key for planned in its[:done]}
+        its_scheduler = scheduler._Scheduler(campaign, 1, None, None, gpus, finished, keys)  # type: ignore[arg-type]
+        return its_scheduler._like(its[which])
+
+    for_all = (str(campaign.directory.root), *its[0].key)
+    assert like(0, [], 0) == like(1, [], 0) == like(2, [], 1) == for_all
+    assert like(2, [], 2) == () == like(1, ["0"], 0)
 
 
 def test_gpus_are_dealt_round_robin(trial: Trial) -> None:

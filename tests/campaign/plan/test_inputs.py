@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from medsyn import config as configuration
 from medsyn import schedulers
 from medsyn.campaign.plan import inputs
 from medsyn.campaign.status import figures, read
-from medsyn.errors import InputProblems
+from medsyn.errors import InputProblems, Problem
+from tests.data.images.test_own_sampling import write as write_image
 from tests.helpers.trial import Trial
 
 
@@ -38,6 +40,38 @@ def test_blocks_hold_items_that_can_share_a_batch_and_the_plan_counts_them(trial
             (number, number + 1) for number in range(5)
         ], "seven images with the configuration's steps, two with ten steps, two a block"
     assert trial.prepare(**asked, generation__img_num=2).plan.tasks == checked.plan.tasks
+
+
+@pytest.mark.parametrize(("one", "others"), [(1, 3), (3, 1)])
+def test_ratings_that_can_show_nothing_are_foreseen(trial: Trial, one: int, others: int) -> None:
+    table = trial.data / "ratings.csv"
+    table.write_text(re.sub(r"png,\d", f"png,{others}", table.read_text()).replace(f",{others},", f",{one},", 1))
+    said = [its for its in inputs.check(trial.config()).problems if "require_auroc" in str(its)]
+    assert [(its.severity, its.key) for its in said] == [("warning", "data.ratings_file")]
+    assert "the campaign will stop before it generates" in said[0].reason
+    for without in ({"selector__require_auroc": None}, {"generation__modes": ["baseline"]}):
+        assert not any("require_auroc" in str(its) for its in inputs.check(trial.config(**without)).problems)
+
+
+@pytest.mark.parametrize("guidance", [7.5, 3.0])
+def test_ratings_of_images_that_were_sampled_otherwise_are_told(trial: Trial, guidance: float) -> None:
+    write_image(trial.data / "ct-0.png", scheduler="dpm", num_inference_steps=25, guidance_scale=7.5)
+    said = [str(one) for one in inputs.check(trial.config(generation__guidance_scale=guidance)).problems]
+    found = [one for one in said if "sampled otherwise" in one]
+    assert len(found) == (guidance != 7.5) and all("guidance_scale 3.0 (seen: 7.5)." in one for one in found)
+
+
+def test_a_modality_without_ratings_has_no_threshold(trial: Trial) -> None:
+    table = trial.data / "ratings.csv"
+    table.write_text("\n".join(row for row in table.read_text().splitlines() if "OCT" not in row))
+
+    def said(**given: Any) -> list[Problem]:
+        found = inputs.check(trial.config(training__stage=1, **given)).problems
+        return [one for one in found if "no ratings of OCT" in str(one)]
+
+    (automatic,), (number,) = said(), said(generation__quality_threshold=0.5)
+    assert automatic.severity == "error" and "the Selector no threshold" in automatic.reason
+    assert number.severity == "warning" and "threshold" not in number.reason
 
 
 def test_everything_wrong_with_a_list_is_told_before_anything_is_written(trial: Trial) -> None:

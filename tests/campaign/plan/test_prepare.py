@@ -107,7 +107,7 @@ def test_a_modality_without_ratings_is_no_error_where_there_is_no_stage_2(trial:
     ratings = trial.data / "ratings.csv"
     ratings.write_text("".join(line for line in ratings.read_text().splitlines(True) if "OCT" not in line))
     assert "no ratings of OCT" in reasons(trial.config())
-    assert reasons(trial.config(training__stage=1)) == ""
+    assert reasons(trial.config(training__stage=1, generation__quality_threshold=0.5)) == ""
     assert "no ratings of OCT" in reasons(trial.config(training__stage=1, data__modalities=["OCT"]))
 
 
@@ -459,6 +459,7 @@ def test_missing_packages_and_gpus_are_known_before_anything_runs(
     monkeypatch.setattr(machine.shutil, "which", lambda name: None)
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
     wanted = {"finetune__use_8bit_adam": True, "finetune__enable_xformers": True, "device__use_cuda": True}
+    wanted |= {"device__compile": True}
     said = reasons(trial.config(**wanted, training__report_to="tensorboard"))
     assert "training.report_to: tensorboard is not installed here: install it, or set this to null" in said
     assert "training.report_to: wandb is not installed here: install it" in reasons(
@@ -467,6 +468,7 @@ def test_missing_packages_and_gpus_are_known_before_anything_runs(
     assert "finetune.use_8bit_adam: bitsandbytes is not installed" in said
     assert "finetune.enable_xformers: xformers is not installed" in said
     assert "finetune.use_8bit_adam: it needs a GPU, but no NVIDIA GPU is visible" in said
+    assert "device.compile: it needs a GPU, but no NVIDIA GPU is visible: set it to false" in said
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(machine, "visible_gpus", lambda: ["0"])
     assert reasons(trial.config(**wanted)) == ""

@@ -9,12 +9,14 @@ import pytest
 
 from medsyn import config as configuration
 from medsyn import disk
-from medsyn.campaign.slurm import graph
+from medsyn.campaign.slurm import graph, sbatch
 from medsyn.campaign.slurm import job as slurm_job
 from medsyn.campaign.slurm import submissions as on_record
 from medsyn.campaign.slurm.graph import Graph, Node, Queued
 from medsyn.campaign.slurm.submissions import Submission
+from medsyn.campaign.state import attempts
 from medsyn.campaign.tasks import Key, Plan, build
+from medsyn.models.scores import Card, Evidence, Interval
 from medsyn.stage import CampaignDirectory
 from tests.helpers.trial import Trial
 
@@ -50,6 +52,7 @@ def test_a_modality_waits_for_its_own_gate_only() -> None:
     assert built["gate-finetune-ct"].after == ("finetune",)
     assert built["rlhf-stage1"].gates == ()
     assert built["generate-ct"].gates == ("gate-finetune-ct", "gate-rlhf-stage1", "gate-rlhf-stage2-ct")
+    assert built["rlhf-stage2-ct"].gates == ("gate-rlhf-stage1", "gate-finetune-ct")
     assert built["gate-rlhf-stage2-ct"].tasks == ("ct",)
     assert {"gate-generate-ct", "gate-generate-oct"} <= set(built["evaluate"].gates)
 
@@ -94,8 +97,8 @@ def test_only_what_is_missing_is_queued_and_waits_for_what_is_missing() -> None:
     of = plan()
     done = everything(of) - {STAGE1, ("rlhf-stage2", "oct"), ("evaluate", "all")}
     built = nodes(graph.build(of, done, Queued(), 1001))
-    assert set(built) == {"rlhf-stage1", "gate-rlhf-stage1", "rlhf-stage2", "gate-rlhf-stage2-oct", "evaluate"}
-    assert built["rlhf-stage2"].gates == ("gate-rlhf-stage1",)
+    assert set(built) == {"rlhf-stage1", "gate-rlhf-stage1", "rlhf-stage2-oct", "gate-rlhf-stage2-oct", "evaluate"}
+    assert built["rlhf-stage2-oct"].gates == ("gate-rlhf-stage1",)
 
 
 def test_nothing_is_missing_and_nothing_is_queued() -> None:
@@ -107,7 +110,8 @@ def test_what_is_in_the_queue_is_waited_for_by_its_gate_there() -> None:
     of = plan()
     built = nodes(graph.build(of, set(), Queued({STAGE1: "7"}, {STAGE1: "8"}), 1001))
     assert "rlhf-stage1" not in built
-    assert (built["rlhf-stage2"].gates, built["rlhf-stage2"].queued_gates) == ((), ("8",))
+    stage2 = built["rlhf-stage2-ct"]
+    assert (stage2.gates, stage2.queued_gates) == (("gate-finetune-ct",), ("8",))
 
 
 def test_a_task_whose_gate_was_cancelled_gets_another() -> None:
@@ -168,6 +172,31 @@ def test_what_comes_after_several_stages_is_blocked_once_all_of_them_have_failed
         slurm_job.run_gate(str(trial.root), gates[1].name)
     facts = disk.read_json(told)
     assert [facts[name] for name in ("event", "failed", "blocked")] == ["failed", 2, 2]
+
+
+def test_a_gate_takes_out_what_a_selector_without_evidence_would_choose(trial: Trial) -> None:
+    directory = trial.prepare(training__stage=1).directory
+    record(
+        directory,
+        submitted("1", "tasks", "rlhf-stage1", "all"),
+        submitted("2", "gate", "rlhf-stage1", "all"),
+        submitted("3", "tasks", "generate", "ct-00000"),
+        submitted("4", "tasks", "generate", "oct-00000"),
+        submitted("5", "tasks", "evaluate", "all"),
+    )
+    trial.work("rlhf-stage1", "all")
+    proven, guessing = Interval(value=0.9, low=0.8, high=1, n=40), Interval(value=0.5, low=0.4, high=0.6, n=40)
+    evidence = Evidence(auroc=proven, by_modality={"CT": guessing, "OCT": proven})
+    card = Card(modalities=["CT", "OCT"], evidence=evidence).model_dump()
+    for scorer in (directory.selector(), directory.policy()):
+        disk.write_json(disk.make_directory(scorer) / "config.json", {"card": card})
+        (scorer / "model.safetensors").write_bytes(b"")
+    slurm_job.run_gate(str(trial.root), "medsyn-x-2")
+    listed = directory.slurm("medsyn-x-2") / sbatch.CANCEL_LIST
+    assert listed.read_text() == "medsyn-x-3 3\n", "OCT goes on, and so does the report"
+    failure = attempts.read_failure(directory, ("generate", "ct-00000"))
+    assert failure is not None and failure["exit_code"] == 65 and "selector.require_auroc" in failure["message"]
+    assert not directory.failed("generate", "oct-00000").exists()
 
 
 def test_a_gate_waits_for_a_marker_that_the_file_system_shows_late(trial: Trial) -> None:

@@ -286,8 +286,8 @@ def test_done_markers_carry_the_figures(trial: Trial) -> None:
             trial.work(*planned.key)
     block = campaign.directory.block("filtered", "CT", 0)
     items = [
-        {"file": "a.png", "bytes": 4, "accepted": True, "attempts": 3},
-        {"file": None, "accepted": False, "attempts": 8},
+        {"file": "a.png", "bytes": 4, "accepted": True, "attempts": 3, "unfamiliar": True},
+        {"file": None, "accepted": False, "attempts": 8, "unfamiliar": None},
     ]
     disk.write_atomic(block / "manifest.jsonl", "".join(json.dumps(item) + "\n" for item in items))
     shard = campaign.plan.by_key["generate", "ct-00000"]
@@ -295,7 +295,10 @@ def test_done_markers_carry_the_figures(trial: Trial) -> None:
     status = status_read.read(campaign)
     filtered = figures.images(status)["filtered"]
     assert (filtered.asked, filtered.made, filtered.accepted, filtered.candidates) == (2, 1, 1, 11)
-    assert "filtered  1 of 2 images accepted, 11 attempts, 11.00 per accepted image" in said(status)
+    assert (
+        "filtered  1 of 2 images accepted, 11 attempts, 11.00 per accepted image, 1 unfamiliar to the Selector"
+        in said(status)
+    )
     assert figures.stages(status)["generate"].attempts == 2
     assert disk.read_json(campaign.directory.done(*shard.key))["spent"] > 0
     its = figures.efficiency(status)
@@ -356,7 +359,7 @@ def test_the_status_for_scripts(trial: Trial, slurm: Slurm) -> None:
     assert (facts["schema"], facts["cluster"], facts["exit_code"]) == (1, "slurm", 1)
     assert facts["next"] == {"why": "once the cause is fixed", "command": "x resume"}
     assert facts["stages"]["finetune"]["states"]["failed"] == 1
-    assert facts["images"]["baseline"] == {"asked": 4, "made": 0, "accepted": 0, "candidates": 0}
+    assert facts["images"]["baseline"] == {"asked": 4, "made": 0, "accepted": 0, "candidates": 0, "unfamiliar": 0}
     tasks = {(task["stage"], task["task"]): task for task in facts["tasks"]}
     assert tasks["finetune", "ct"]["failure"]["error"] == "ValueError"
     assert tasks["finetune", "ct"]["last_line"] == "two"

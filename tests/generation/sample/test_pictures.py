@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from medsyn.generation.sample.pictures import HostCopy, quantise_all
+from medsyn.generation.sample.pictures import to_host
 from medsyn.generation.write.png import quantise
+from medsyn.models.pictures import quantise_all
 
 
 @pytest.mark.parametrize("modality", ["CT", "Brain MRI", "Fundus"])
@@ -23,6 +24,6 @@ def test_pictures_are_quantised_as_each_is_alone(modality: str) -> None:
 
 def test_every_picture_is_an_array_of_its_own() -> None:
     pictures = torch.randint(0, 256, (3, 4, 4, 1), dtype=torch.uint8)
-    copied = HostCopy(pictures).pictures()
+    copied = to_host(pictures)
     assert np.array_equal(np.stack(copied), pictures.numpy())
     assert all(one.base is None and one.flags.c_contiguous for one in copied), "one that is kept keeps no batch"

@@ -13,8 +13,8 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from medsyn.config import FinetuneSection
-from medsyn.generation.sample.sampler import Guidance, build_scheduler, initial_noise, sample, sample_finite
 from medsyn.models import noise_schedule, tiny
+from medsyn.models.sampler import Guidance, Run, build_scheduler, initial_noise, sample
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
 from medsyn.schedulers import SOLVERS, SchedulerName, Shortcuts, wrong_steps
 
@@ -236,9 +236,10 @@ def half_oracle(**broken: set[int]) -> Iterator[Oracle]:
 def finite(oracle: Oracle) -> Any:
     hidden = torch.zeros(4, 77, 8, dtype=oracle.dtype)
     noise = initial_noise(SEEDS, SHAPE)
-    return sample_finite(
+    run = Run(
         oracle, lambda: build_scheduler("dpm", scheduler_config(), 5), hidden, guide(1.0, hidden[:1]), noise, SEEDS
     )
+    return run.finish(*run.begin())
 
 
 def test_an_overflow_in_half_precision_is_repeated_in_float32_for_the_images_concerned() -> None:

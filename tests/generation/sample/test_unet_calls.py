@@ -12,11 +12,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from medsyn.generation.sample.sampler import Guidance, build_scheduler, initial_noise, sample
-from medsyn.generation.sample.unet_calls import UNetCalls, outermost
 from medsyn.models import weights
 from medsyn.models.device import cpu_has_bfloat16
+from medsyn.models.sampler import Guidance, build_scheduler, initial_noise, sample
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
+from medsyn.models.unet_calls import UNetCalls, outermost
 from medsyn.schedulers import FAST, Call, Shortcuts
 
 SEEDS, SHAPE = [11, 22, 33, 44], (4, 8, 8)

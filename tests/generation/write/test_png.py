@@ -3,11 +3,12 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from medsyn import __version__
 from medsyn.data.images.read import read_image
@@ -52,6 +53,15 @@ def test_the_mark_notice_and_version_are_in_every_file() -> None:
     assert "not for diagnosis" in text["Notice"].lower()
     assert text["Software"] == f"medsyn {__version__}"
     assert text["Seed"] == "5" and "Scorers" not in text
+
+
+def test_the_files_bytes_are_those_that_pillow_writes_with_these_texts() -> None:
+    texts = {"Seed": 2**62, "Prompt": "Fundus: \u00e9, 5 \u00b5m", "Note": "\u80f8\u90e8 \u2602"}
+    info, stream = PngImagePlugin.PngInfo(), io.BytesIO()
+    for key, value in {**text_of(encode_png(picture(3), {})), **texts}.items():
+        info.add_text(key, str(value))
+    Image.fromarray(picture(3)).save(stream, format="PNG", pnginfo=info, compress_type=zlib.Z_RLE)
+    assert encode_png(picture(3), texts) == stream.getvalue()
 
 
 def test_an_accepted_image_says_how_it_was_made() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import diffusers
@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsyn.generation.sample.unet_calls import UNetCalls
+from medsyn.models.compiled import WholeUNet
+from medsyn.models.device import sent
+from medsyn.models.unet_calls import UNetCalls
 from medsyn.schedulers import NOTHING_LEFT_OUT, SOLVERS, SchedulerName, Shortcuts
 from medsyn.seeds import seed
 
@@ -72,12 +74,19 @@ class Guidance:
 
 @torch.no_grad()
 def sample(
-    unet: Any, scheduler: Any, hidden: Tensor, guidance: Guidance, noise: Tensor, seeds: Sequence[int]
+    unet: Any,
+    scheduler: Any,
+    hidden: Tensor,
+    guidance: Guidance,
+    noise: Tensor,
+    seeds: Sequence[int],
+    after_step: Callable[[int], None] = lambda _: None,
+    whole: WholeUNet | None = None,
 ) -> tuple[Tensor, int]:
     """Denoise a batch.
 
     Latents stay in float32 whatever the UNet's dtype. Both halves of the guidance go through the UNet as one
-    batch.
+    batch. On a GPU nothing waits for the result, unless the sampler adds noise at every step.
 
     Args:
         unet: a `UNet2DConditionModel`.
@@ -86,6 +95,8 @@ def sample(
         guidance: towards the prompts and away from the negative prompts.
         noise: unit noise [B, c, h, w] from `initial_noise`.
         seeds: one per image, for stochastic schedulers.
+        after_step: called with the number of each step once the device has been given all of it.
+        whole: the UNet's predictions, if they are to be computed otherwise than by calling it.
 
     Returns:
         The latents [B, c, h, w] in float32 on the UNet's device, and the rows that the whole UNet computed
@@ -94,58 +105,70 @@ def sample(
     device, dtype = unet.device, unet.dtype
     conditional = hidden.to(device, dtype)
     both = torch.cat([guidance.negative_hidden.to(device, dtype).expand_as(conditional), conditional])
-    scales = guidance.scales.to(device, torch.float32).view(-1, 1, 1, 1)
+    scales = sent(guidance.scales, device).float().view(-1, 1, 1, 1)
     options: dict[str, Any] = {}
     if "generator" in inspect.signature(scheduler.step).parameters:
         options["generator"] = _step_generators(seeds)
-    latents = noise.to(device, torch.float32) * scheduler.init_noise_sigma
+    latents = sent(noise, device).float() * scheduler.init_noise_sigma
+    times = sent(scheduler.timesteps, device)  # the UNet would copy each of them and wait for the copy
     calls = guidance.shortcuts.calls(len(scheduler.timesteps), bool((guidance.scales != 1).any()))
-    predict = UNetCalls(unet, calls)
+    predict = UNetCalls(unet, calls, whole)
     for index, (call, timestep) in enumerate(zip(calls, scheduler.timesteps, strict=True)):
         rows = scheduler.scale_model_input(latents, timestep).to(dtype)
         rows, context = (torch.cat([rows, rows]), both) if call.guided else (rows, conditional)
-        prediction = predict(index, rows, timestep, context).float()
+        prediction = predict(index, rows, times[index], context).float()
         if call.guided:
             away, towards = prediction.chunk(2)
             prediction = away + scales * (towards - away)
         latents = scheduler.step(prediction, timestep, latents, **options).prev_sample
+        after_step(index)
     return latents, sum(2 if call.guided else 1 for call in calls if call.deep)
 
 
-def sample_finite(
-    unet: Any,
-    new_scheduler: Callable[[], Any],
-    hidden: Tensor,
-    guidance: Guidance,
-    noise: Tensor,
-    seeds: Sequence[int],
-) -> Samples:
-    """`sample`, repeated in float32 if half precision overflowed; only the images that overflowed take the new result.
+@dataclass(frozen=True)
+class Run:
+    """A batch to denoise: what `sample` takes, with a function that makes a fresh scheduler."""
 
-    The repetition runs the whole batch, so that its size is the same; finite images keep their bits whatever the other
-    images do. The arguments are those of `sample`, with a function that makes a fresh scheduler.
-    """
-    dtype = unet.dtype
+    unet: Any
+    new_scheduler: Callable[[], Any]
+    hidden: Tensor
+    guidance: Guidance
+    noise: Tensor
+    seeds: Sequence[int]
+    whole: WholeUNet | None = None  # see `sample`
 
-    def attempt() -> tuple[Tensor, list[bool], int]:
-        latents, evaluations = sample(unet, new_scheduler(), hidden, guidance, noise, seeds)
-        return latents, latents.isfinite().flatten(1).all(dim=1).tolist(), evaluations
+    def begin(self, after_step: Callable[[int], None] = lambda _: None) -> tuple[Tensor, int]:
+        """`sample`, in the UNet's precision: latents that may not be finite, and the rows computed."""
+        run = self.unet, self.new_scheduler(), self.hidden, self.guidance, self.noise, self.seeds
+        return sample(*run, after_step, self.whole)
 
-    latents, finite, evaluations = attempt()
-    if dtype == torch.float32 or all(finite):
-        return Samples(latents, finite, [_name(dtype)] * len(finite), evaluations)
-    try:
-        unet.float()  # and back: widening a half-precision weight is exact
-        again, finite_again, evaluations_again = attempt()
-    finally:
-        unet.to(dtype)
-    keep = torch.tensor(finite, device=latents.device).view(-1, 1, 1, 1)
-    return Samples(
-        latents=torch.where(keep, latents, again),
-        finite=[first or second for first, second in zip(finite, finite_again, strict=True)],
-        precision=[_name(dtype) if first else "float32" for first in finite],
-        evaluations=evaluations + evaluations_again,
-    )
+    def finish(self, latents: Tensor, evaluations: int) -> Samples:
+        """What `begin` came to, repeated in float32 if half precision overflowed.
+
+        Only the images that overflowed take the new result. The repetition runs the whole batch, so that its size is
+        the same; finite images keep their bits whatever the other images do.
+        """
+        dtype, finite = self.unet.dtype, finite_rows(latents).tolist()
+        if dtype == torch.float32 or all(finite):
+            return Samples(latents, finite, [_name(dtype)] * len(finite), evaluations)
+        try:
+            self.unet.float()  # and back: widening a half-precision weight is exact
+            again, evaluations_again = replace(self, whole=None).begin()
+            finite_again = finite_rows(again).tolist()
+        finally:
+            self.unet.to(dtype)
+        keep = torch.tensor(finite, device=latents.device).view(-1, 1, 1, 1)
+        return Samples(
+            latents=torch.where(keep, latents, again),
+            finite=[first or second for first, second in zip(finite, finite_again, strict=True)],
+            precision=[_name(dtype) if first else "float32" for first in finite],
+            evaluations=evaluations + evaluations_again,
+        )
+
+
+def finite_rows(values: Tensor) -> Tensor:
+    """Which of [N, ...] have only finite numbers: bool [N], on the same device."""
+    return values.isfinite().flatten(1).all(dim=1)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -13,20 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medsyn.models.compiled import WholeUNet, plain
 from medsyn.schedulers import Call
 
 
 class UNetCalls:
     """The calls of one run, in order; each is given its rows, the unconditional half first where it is guided."""
 
-    def __init__(self, unet: Any, calls: Sequence[Call]) -> None:
+    def __init__(self, unet: Any, calls: Sequence[Call], whole: WholeUNet | None = None) -> None:
         """Prepare a run.
 
         Args:
             unet: a `UNet2DConditionModel`.
             calls: what each call computes.
+            whole: computes the UNet's predictions; by default it is called. Only for calls that leave nothing out.
         """
         self._unet, self._calls = unet, calls
+        self._whole = whole or plain(unet)
         self._features: Tensor | None = None  # what the outermost layer of the way up is given from below
         self._text = _TextAttention(unet)
         frozen = next((index for index, call in enumerate(calls) if call.text_frozen), 0)
@@ -61,10 +64,6 @@ class UNetCalls:
         with _seen(self._unet.up_blocks[-1].resnets[-1]) as given:
             prediction = self._whole(rows, timestep, hidden)
         self._features = given[0][:, : -self._unet.conv_in.out_channels]
-        return prediction
-
-    def _whole(self, rows: Tensor, timestep: Tensor, hidden: Tensor) -> Tensor:
-        prediction: Tensor = self._unet(rows, timestep, encoder_hidden_states=hidden).sample
         return prediction
 
 

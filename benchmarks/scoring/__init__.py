@@ -1,0 +1,1 @@
+"""What `benchmarks/scorers.py` measures, by scorer."""

@@ -1,0 +1,1 @@
+"""Scores of any images, without a campaign: `medsyn score` and `medsyn.score`."""
