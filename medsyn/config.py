@@ -350,8 +350,9 @@ class RatersSection(Section):
 
 
 class ScorerSection(Section):
-    """The shape of a scorer (Selector or Policy): of its vision transformers, and how many there are."""
+    """The shape of a scorer (Selector or Policy): what sees the image beside the quality metrics, how many times."""
 
+    encoder: Literal["none", "conv", "vit"] = "vit"
     image_size: int = Field(256, ge=32)
     patch_size: int = Field(16, ge=4)
     hidden_dim: int = Field(384, ge=16)

@@ -1,6 +1,9 @@
-"""The image half of both scorers: a small vision transformer beside the quality metrics of `medsyn.models.quality`."""
+"""The image half of the scorers: the quality metrics of `medsyn.models.quality`, and a network beside them."""
 
 from __future__ import annotations
+
+import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +12,7 @@ from torch.nn import functional
 from medsyn.config import ScorerSection
 from medsyn.models.quality import FEATURES, grey, quality_features
 
+LAST_SIDE = 8  # pixels of a convolutional network's last features
 MAX_DEVIATIONS = 5.0  # metrics are clamped to this many deviations from the training images' mean
 
 
@@ -95,26 +99,55 @@ class MeasuredImage(nn.Module):
         return quality_features(self.resize(pixels))
 
 
+class Convolutions(nn.Module):
+    """A small convolutional network on one grey channel, read by mean, maximum and deviation of its last features.
+
+    The maximum tells that there is a fault somewhere, such as a seam; a mean would thin it out.
+    """
+
+    def __init__(self, section: ScorerSection) -> None:
+        super().__init__()
+        stages = max(2, round(math.log2(section.image_size / LAST_SIDE)))
+        widths = [1, *(max(8, section.hidden_dim >> (stages - 1 - stage)) for stage in range(stages))]
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(widths):
+            # SiLU: the backward pass of torch's GELU after a convolution gives NaN on some CPUs
+            layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.GroupNorm(1, outputs), nn.SiLU()]
+        self.layers = nn.Sequential(*layers)
+        self.read = nn.Sequential(nn.Linear(3 * widths[-1], section.hidden_dim), nn.LayerNorm(section.hidden_dim))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Encode images [N, 1, S, S], values about -1..1, to [N, hidden_dim]."""
+        seen = self.layers(image).flatten(2)
+        deviation = (seen.var(dim=2) + 1e-6).sqrt()  # of a constant, too, with a finite gradient
+        pooled = torch.cat([seen.mean(dim=2), seen.amax(dim=2), deviation], dim=1)
+        read: Tensor = self.read(pooled)
+        return read
+
+
 class ImageEncoder(MeasuredImage):
-    """Pixels to one vector: what the transformer sees and what the quality metrics measure, side by side."""
+    """Pixels to one vector: what the quality metrics measure and, beside it, what a network sees (`encoder`)."""
 
     def __init__(self, section: ScorerSection) -> None:
         super().__init__(section.image_size, section.hidden_dim)
-        self.width = 2 * section.hidden_dim
-        self.transformer = VisionTransformer(section)
+        self.width = section.hidden_dim * (1 if section.encoder == "none" else 2)
+        self.transformer = VisionTransformer(section) if section.encoder == "vit" else None
+        self.convolutions = Convolutions(section) if section.encoder == "conv" else None
 
     def forward(self, pixels: Tensor, metrics: Tensor | None = None) -> Tensor:
         """One vector per image.
 
         Args:
             pixels: [N, 3, H, W], values 0..1.
-            metrics: the result of `measure`, if already known: training measures every image once and shows the
-                transformer augmented copies.
+            metrics: the result of `measure`, if already known: training measures every image once.
 
         Returns:
             [N, width].
         """
         pixels = self.resize(pixels)
         metrics = self.measure(pixels) if metrics is None else metrics
-        seen = self.transformer((grey(pixels) - 0.5) / 0.25)
-        return torch.cat([seen, self.metrics(self.standardise(metrics))], dim=1)
+        parts = [self.metrics(self.standardise(metrics))]
+        for network in (self.transformer, self.convolutions):
+            if network is not None:
+                parts.insert(0, network((grey(pixels) - 0.5) / 0.25))
+        return torch.cat(parts, dim=1)

@@ -20,12 +20,12 @@ def to_pixels(pictures: Tensor, device: torch.device) -> Tensor:
 
 def selector_scores(selector: Selector, pixels: Tensor, modality: str | None) -> Scores:
     """What the Selector says of pixels [N, 3, H, W] of one modality."""
-    return _in_parts(lambda part: _scores(selector.score(pixels[part], modality)), pixels)
+    return _in_parts(lambda part: selector.score(pixels[part], modality), pixels)
 
 
 def policy_scores(policy: Policy, pixels: Tensor, pooled: Tensor, modality: str | None) -> Scores:
     """What the Policy says of pixels [N, 3, H, W] of one modality under pooled text features [N, D]."""
-    return _in_parts(lambda part: _scores(policy.score(pixels[part], pooled[part], modality)), pixels)
+    return _in_parts(lambda part: policy.score(pixels[part], pooled[part], modality), pixels)
 
 
 def _in_parts(score: Callable[[slice], Scores], pixels: Tensor) -> Scores:
@@ -37,9 +37,3 @@ def _in_parts(score: Callable[[slice], Scores], pixels: Tensor) -> Scores:
 def _joined(parts: Sequence[Scores]) -> Scores:
     columns = ([getattr(part, name) for part in parts] for name in ("score", "spread", "unfamiliar"))
     return Scores(*(torch.cat(column) for column in columns))
-
-
-def _scores(found: Tensor | Scores) -> Scores:
-    if isinstance(found, Scores):
-        return found
-    return Scores(found, torch.zeros_like(found), torch.zeros_like(found, dtype=torch.bool))

@@ -88,6 +88,20 @@ def test_both_halves_of_the_encoder_reach_the_score(selector: Selector, half: st
     assert not torch.allclose(selector(pixels, metrics), selector(other_pixels, other_metrics))
 
 
+@pytest.mark.parametrize("encoder", ["none", "conv", "vit"])
+def test_what_sees_the_image_beside_the_metrics_is_a_choice(encoder: str) -> None:
+    torch.manual_seed(0)
+    image = ImageEncoder(SECTION.model_copy(update={"encoder": encoder}))
+    pixels = pictures(3)
+    metrics = image.measure(pixels)
+    seen = image(pixels, metrics)
+    assert seen.shape == (3, image.width) and bool(seen.isfinite().all())
+    moved = (image(pixels.flip(-1), metrics) - seen).abs().amax(dim=1)
+    assert bool((moved == 0).all()) if encoder == "none" else bool((moved > 1e-4).all())
+    seen.sum().backward()
+    assert [name for name, value in image.named_parameters() if value.grad is None] == []
+
+
 def test_it_learns_what_poor_is_on_images_it_has_not_seen(selector: Selector) -> None:
     clean = pictures(32)
     pixels = torch.cat([clean, spoiled(clean)])

@@ -6,12 +6,14 @@ Login nodes plan with these numbers. One `Count` is one network, or a part of on
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from medsyn import disk
-from medsyn.config import ScorerSection
+from medsyn.config import PolicySection, ScorerSection
 from medsyn.models import tensors, weights
 from medsyn.models.tensors import Shapes
 
@@ -197,12 +199,42 @@ def text_encoder(settings: Settings) -> Count:
 
 @functools.lru_cache(maxsize=32)
 def scorer(section: ScorerSection) -> Count:
-    """The vision transformer of a Selector or a Policy on one image; their heads are small beside it."""
+    """What looks at one image in a member of a Selector or a Policy; the rest of a member is small beside it."""
+    if section.encoder == "none":
+        return Count()
+    if isinstance(section, PolicySection) and section.encoder == "conv":
+        return _conv_grid(section)
+    if section.encoder == "conv":
+        return _convolutions(section)
     side = section.image_size // section.patch_size
     patches = _conv(1, section.hidden_dim, side, section.patch_size)
     positions = Count(parameters=side**2 * section.hidden_dim)
     layers = _encoder_layers(section.hidden_dim, section.mlp_dim, side**2, section.num_layers)
     return patches + positions + layers + _norm(section.hidden_dim)
+
+
+def _convolutions(section: ScorerSection) -> Count:
+    """Halves the picture until 8 pixels per side are left (`medsyn.models.image_encoder.Convolutions`)."""
+    stages = max(2, round(math.log2(section.image_size / 8)))
+    widths = [1, *(max(8, section.hidden_dim >> (stages - 1 - stage)) for stage in range(stages))]
+    count, side = _linear(3 * widths[-1], section.hidden_dim) + _norm(section.hidden_dim), section.image_size
+    return count + _halving(widths, side)
+
+
+def _conv_grid(section: PolicySection) -> Count:
+    """The Policy's convolutional network: halves the picture until four places per side are left."""
+    stages = max(1, round(math.log2(section.image_size / 4)))
+    widths = [3, *(max(4, section.hidden_dim >> max(0, 2 - stage)) for stage in range(stages))]
+    return _halving(widths, section.image_size)
+
+
+def _halving(widths: Sequence[int], side: int) -> Count:
+    """Convolutions of stride 2, one after another."""
+    count = Count()
+    for inputs, outputs in pairwise(widths):
+        side = (side + 1) // 2
+        count += _block(_conv(inputs, outputs, side) + _norm(outputs), 3 * outputs * side**2, inputs * 4 * side**2)
+    return count
 
 
 @dataclass(frozen=True)
