@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from medsyn.data.phantoms.phantom import KINDS, draw_phantom, parse_caption
 
 
