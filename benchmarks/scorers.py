@@ -12,7 +12,7 @@ Rows of the Selector: `ratings` (AUROC of rating 1 against 2-3), `calibration`, 
 with 5 grey levels more), `rejected` (shuffled, stitched, white noise), `triples` (clean > mild > strong, of those whose
 severities change the image by amounts that differ), `kinds` (whole families of damage never shown, in turn), `faults`
 (generators' own: families of ways of sampling badly never shown, in turn) and `filtering` (what choosing by the scorers
-gains with a poor generator). The Policy's are printed by benchmarks/scoring/policy.py.
+gains with a poor generator). The Policy's are printed by benchmarks/policy.py.
 """
 
 from __future__ import annotations
