@@ -13,7 +13,7 @@ with 5 grey levels more), `rejected` (shuffled, stitched, white noise), `triples
 severities change the image by amounts that differ), `kinds` (whole families of damage never shown, in turn), `faults`
 (generators' own: families of ways of sampling badly never shown, in turn) and `filtering` (what choosing by the scorers
 gains with a poor generator). `ways` (are bad samples really worse?) trains no scorer. The Policy's rows are printed by
-benchmarks/scoring/policy.py.
+benchmarks/policy.py.
 """
 
 from __future__ import annotations
