@@ -42,23 +42,28 @@ RENAMED: dict[str, str] = {
     "synthetic_system.guidance_scale": "generation.guidance_scale",
     "synthetic_system.max_attempts": "generation.max_attempts",
     "synthetic_system.image_size": "data.resolution",
+    "selector.quality_metrics.artifact_detection": "selector.artifact_detection",
     "synthetic_system.training.learning_rate": "finetune.learning_rate",
     "synthetic_system.training.batch_size": "finetune.train_batch_size",
     "synthetic_system.training.gradient_accumulation_steps": "finetune.gradient_accumulation_steps",
 }
+
+_SCALE = "ratings are 1 (poor), 2 (acceptable) or 3 (excellent); a table with others is refused, row by row"
 
 # Those that set nothing, and what does it here. Whatever is below such a key goes with it.
 OTHER_KEYS: dict[str, str] = {
     "training.load_latest_checkpoint": "a task always continues from its newest checkpoint",
     "model_paths.clip": "the text encoder is that of model_paths.stable_diffusion",
     "data.num_workers": OTHER_VARIABLES["DATALOADER_NUM_WORKERS"],
-    "data.rating_range": "ratings are 1 (poor), 2 (acceptable) or 3 (excellent)",
+    "data.rating_range": _SCALE,
+    "raters.min": _SCALE,
+    "raters.max": _SCALE,
     "data.augmentation": "images are not altered: a flip would contradict a caption that says left",
     "synthetic_system.enable_training": "fine-tuning is a stage of its own, before RLHF (section finetune)",
     "synthetic_system.medical_settings": "how an image is read follows from its file and its modality (docs/data.md)",
-    "policy_model.pretrained": "the Policy learns from the ratings alone",
+    "policy_model.pretrained": "the Policy learns from the ratings and the captioned images alone",
     "selector.pretrained": "the Selector learns from the ratings alone",
-    "selector.quality_metrics": "the Selector learns SNR, contrast and artifacts from the ratings",
+    "selector.quality_metrics": "the Selector learns what SNR and contrast are good from the ratings",
 }
 
 

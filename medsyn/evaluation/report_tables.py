@@ -128,16 +128,15 @@ def scorers(result: Mapping[str, Any]) -> ReportTable | None:
     if first is None:
         return None
     trained = [name for name in ("selector", "policy") if name in first]
-    rows = [[TableCell("All"), *(TableCell(number(first[name]["auroc"], 2)) for name in trained), TableCell("")]]
+    nothing = [TableCell("")] * len(trained)
+    rows = [[TableCell("All"), *(TableCell(number(first[name].get("auroc"), 2)) for name in trained), *nothing]]
     for modality in result["campaign"]["modalities"]:
         found = [first[name].get("auroc_by_modality", {}).get(modality) for name in trained]
-        rows.append(
-            [TableCell(modality), *(TableCell(number(auroc, 2)) for auroc in found), _kept_cell(second.get(modality))]
-        )
+        kept = [_kept_cell(second.get(modality), name) for name in trained]
+        rows.append([TableCell(modality), *(TableCell(number(auroc, 2)) for auroc in found), *kept])
     titles = [name.capitalize() for name in trained]
-    return ReportTable(
-        ["", *titles, "Policy"], rows, [("", 1), ("Stage 1: AUROC", len(trained)), ("Stage 2: AUROC", 1)]
-    )
+    groups = [("", 1), ("Stage 1: AUROC", len(trained)), ("Stage 2: kept", len(trained))]
+    return ReportTable(["", *titles, *titles], rows, groups)
 
 
 def selectors(result: Mapping[str, Any]) -> ReportTable | None:
@@ -192,13 +191,16 @@ def selector_warnings(result: Mapping[str, Any]) -> list[str]:
     return [f"{names}: {reason}: {what}" for what, names in whose.items()]
 
 
-def _kept_cell(summary: Mapping[str, Any] | None) -> TableCell:
-    """The Policy's AUROC before and after stage 2, and whose weights are in use."""
-    if summary is None:
+def _kept_cell(summary: Mapping[str, Any] | None, scorer: str) -> TableCell:
+    """Whose weights are in use, and by how much stage 2 was better on images that its networks had not seen."""
+    its = summary if scorer == "policy" or summary is None else summary.get("selector")
+    if its is None:
         return TableCell(NONE, faint=True)
-    before, after = summary.get("auroc_before"), (summary.get("policy") or {}).get("auroc")
-    kept = f"{summary['kept']} kept: {summary['reason']}"
-    return TableCell(f"{number(before, 2)} → {number(after, 2)}" if after is not None else number(before, 2), kept)
+    gain = its.get("gain_on_sampled" if scorer == "selector" else "gain") or {}
+    if gain.get("value") is None:
+        return TableCell(its["kept"], its["reason"])
+    interval = "" if gain.get("low") is None else f", {number(gain['low'], 2)} to {number(gain['high'], 2)}"
+    return TableCell(its["kept"], f"gain {number(gain['value'], 2)}{interval}")
 
 
 def _estimate_cell(estimate: Mapping[str, Any]) -> TableCell:

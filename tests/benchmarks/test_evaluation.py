@@ -96,3 +96,21 @@ def test_the_quick_starts_interval_is_over_seeds_and_images() -> None:
     mean, low, high = quick_start.interval([np.zeros(36), np.ones(36)])
     assert (mean, low, high) == (0.5, 0, 1), "seeds that disagree are no evidence, however many images they have"
     assert quick_start.differences("finding", better, "MRI") == []
+
+
+def test_the_distance_to_real_images_is_clean_fids_and_its_interval_is_over_images() -> None:
+    real_images = load("finetune_real")
+    kernel_distance = pytest.importorskip("cleanfid.fid").kernel_distance
+    rng = np.random.default_rng(0)
+    real, near, far = (rng.normal(shift, 1, size=(40, 16)) for shift in (0.0, 0.1, 1.0))
+    kernels = [real_images.Kernels.of(real, painted) for painted in (far, near)]
+    once = np.ones(40)
+    for one, painted in zip(kernels, (far, near), strict=True):
+        expected = kernel_distance(real, painted, num_subsets=1, max_subset_size=40)
+        assert one.distance(once, once) == pytest.approx(expected, abs=1e-6)
+    assert kernels[0].distance(2 * once, once) == pytest.approx(kernels[0].distance(once, once), rel=0.1)
+    found = real_images.Found(np.zeros((40, 2)), tuple(kernels))
+    means, low, high = real_images.distance_interval([[found], [found]], draws=100)
+    assert means[1] < means[0] and low < means[1] - means[0] < high < 0
+    _, low, high = real_images.distance_interval([[real_images.Found(np.zeros((40, 2)), (kernels[1],) * 2)]], draws=50)
+    assert low == high == 0, "the same images are drawn for both"

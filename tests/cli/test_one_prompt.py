@@ -17,7 +17,7 @@ from medsyn import disk
 from medsyn.__main__ import COMMANDS
 from medsyn.campaign.state import locks
 from medsyn.cli import app, contact_sheet, image_folder, one_prompt
-from medsyn.config import ScorerSection
+from medsyn.config import ScorerSection, save, validate
 from medsyn.data.images.read import read_image
 from medsyn.errors import InputError
 from medsyn.generation.api.options import OPTIONS
@@ -28,7 +28,8 @@ from medsyn.models.scores import Card, Evidence, Interval, Threshold
 from medsyn.models.selector import Selector
 from medsyn.models.stable_diffusion import load_unet
 from medsyn.models.tiny import TEXT_WIDTH
-from tests.helpers.generated_campaign import generated_campaign
+from medsyn.models.weights import embedded_directory
+from medsyn.stage import CampaignDirectory
 
 FAST = ("--height", "32", "--width", "32", "--num_inference_steps", "2", "--device", "cpu")
 SCORER = ScorerSection(image_size=32, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2, mlp_dim=16)
@@ -89,20 +90,29 @@ def test_a_selector_asked_for_what_it_has_not_seen_says_so_once(
 
 
 def test_a_campaign_stands_for_its_models_of_the_prompts_modality(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scorers: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    campaign = generated_campaign(tmp_path / "tiny")
-    root = campaign.directory.root
-    filters = [
-        word for flag in ("--model_used", "--selector_checkpoint", "--policy_checkpoint") for word in (flag, root)
-    ]
-    asked = ("--prompt", "MRI: tumour", *map(str, filters), "--batch_size", "2")
-    code, _, _ = call(capsys, tmp_path / "out", *asked)
-    assert code == 0
+    tree = {
+        "campaign": {"name": "mine", "dir": str(tmp_path / "mine")},
+        "data": {"resolution": 32},
+        "training": {"stage": 1},
+        "selector": {"require_auroc": None},
+        "generation": {"num_candidates": 1, "quality_threshold": 0.0},
+    }
+    config, directory = validate(tree, "test"), CampaignDirectory(tmp_path / "mine")
+    unet = disk.make_directory(directory.finetuned_unet("MRI")) / "unet"
+    shutil.copytree(embedded_directory() / "unet", unet)
+    for scorer, place in zip(scorers, (directory.selector(), directory.policy()), strict=True):
+        shutil.copytree(scorer, place)
+    directory.config.write_text(save(config))
+    directory.campaign_file.write_text("{}")
+    flags = ("--model_used", "--selector_checkpoint", "--policy_checkpoint")
+    asked = ("--prompt", "MRI: tumour", *(word for flag in flags for word in (flag, str(directory.root))))
+    assert call(capsys, tmp_path / "out", *asked)[0] == 0
     (record,) = disk.read_jsonl(tmp_path / "out" / "manifest.jsonl")
-    mri = Sources(campaign.config, "MRI", campaign.directory).facts("filtered")
+    mri = Sources(config, "MRI", directory).facts("filtered")
     assert (record["model_fingerprint"], record["quality_threshold"]) == (mri["model_fingerprint"], 0.0)
-    shutil.rmtree(campaign.directory.finetuned_unet("MRI"))
+    unet.rename(tmp_path / "unet")
     code, _, said = call(capsys, tmp_path / "other", *asked)
     assert code == 65 and "--model_used: " in said and "the task 'finetune mri' makes it" in said
 

@@ -200,7 +200,9 @@ def test_heartbeats_say_what_it_is_doing(evaluated: Builder) -> None:
 def test_the_scorers_standing_is_shown_where_it_is_known(
     evaluated: Builder, builder: Builder, run: Callable[[Builder], dict[str, Any]]
 ) -> None:
-    assert "0.85 → 0.90" in evaluated.directory.report.read_text()
+    html = evaluated.directory.report.read_text()
+    assert "gain 0.25, 0.020 to 0.13" in html and "gain 0.080, 0.020 to 0.13" in html
+    assert "too few ratings passed the Selector" in html
     builder.everything()
     summary = builder.directory.work("rlhf-stage1", "all") / "summary.json"
     summary.write_text('{"policy": {"epoch": 0, "auroc": null, "loss": null}}')

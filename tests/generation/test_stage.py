@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from medsyn import disk, time_use
+from medsyn import disk, score, time_use
 from medsyn.data.images.read import read_image
 from medsyn.errors import InputError
 from medsyn.generation import block_store, stage
@@ -352,6 +352,19 @@ def test_a_score_on_record_is_the_score_of_the_file(reference: Campaign, filtere
                 assert filtered.selector is not None
                 score = float(filtered.selector.score(pixels.expand(1, 3, -1, -1), "CT").score)
                 assert score == pytest.approx(record["selector"], abs=1e-4)
+
+
+def test_images_of_a_campaign_that_are_scored_again_get_the_scores_on_record(reference: Campaign) -> None:
+    directory, blocks = reference.directory, reference.block("filtered").parent
+    scorers = Sources(reference.config, "CT", directory).scorers()
+    model = reference.config.model_paths.stable_diffusion
+    selector, policy = (file.parent for file in scorers)
+    scored = {Path(one.file).name: one for one in score(blocks, selector, policy, model=model, device="cpu")}
+    for record in reference.read("manifest.jsonl", "filtered"):
+        if record["file"] is not None:
+            its = scored.pop(record["file"])
+            assert (its.selector, its.policy, its.modality) == (record["selector"], record["policy"], "CT")
+    assert scored == {}
 
 
 def test_work_is_counted(reference: Campaign) -> None:

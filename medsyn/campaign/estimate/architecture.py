@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from medsyn import disk
-from medsyn.config import ScorerSection
+from medsyn.config import PolicySection, ScorerSection
 from medsyn.models import tensors, weights
 from medsyn.models.tensors import Shapes
 
@@ -199,9 +199,11 @@ def text_encoder(settings: Settings) -> Count:
 
 @functools.lru_cache(maxsize=32)
 def scorer(section: ScorerSection) -> Count:
-    """What sees one image in a Selector or a Policy beside the quality metrics; their heads are small beside it."""
+    """What looks at one image in a member of a Selector or a Policy; the rest of a member is small beside it."""
     if section.encoder == "none":
         return Count()
+    if isinstance(section, PolicySection) and section.encoder == "conv":
+        return _conv_grid(section)
     if section.encoder == "conv":
         return _convolutions(section)
     side = section.image_size // section.patch_size
@@ -216,6 +218,19 @@ def _convolutions(section: ScorerSection) -> Count:
     stages = max(2, round(math.log2(section.image_size / 8)))
     widths = [1, *(max(8, section.hidden_dim >> (stages - 1 - stage)) for stage in range(stages))]
     count, side = _linear(3 * widths[-1], section.hidden_dim) + _norm(section.hidden_dim), section.image_size
+    return count + _halving(widths, side)
+
+
+def _conv_grid(section: PolicySection) -> Count:
+    """The Policy's convolutional network: halves the picture until four places per side are left."""
+    stages = max(1, round(math.log2(section.image_size / 4)))
+    widths = [3, *(max(4, section.hidden_dim >> max(0, 2 - stage)) for stage in range(stages))]
+    return _halving(widths, section.image_size)
+
+
+def _halving(widths: Sequence[int], side: int) -> Count:
+    """Convolutions of stride 2, one after another."""
+    count = Count()
     for inputs, outputs in pairwise(widths):
         side = (side + 1) // 2
         count += _block(_conv(inputs, outputs, side) + _norm(outputs), 3 * outputs * side**2, inputs * 4 * side**2)

@@ -37,6 +37,8 @@ UPDATE_BYTES = 40  # read and written for a trained weight by clipping and AdamW
 UPDATE_BYTES_PER_SECOND = {True: 500e9, False: 8e9}  # with a card, and without
 SUM_BYTES_PER_SECOND = 8e9  # of gradients, from a card to another over PCIe 3.0; most of 12e9
 CANDIDATES_PER_PASS = 1.5  # two of three candidates pass the Selector
+MEASURING_SECONDS = {True: 5e-9, False: 1e-6}  # a pixel's part of the quality metrics, with a card, and without
+VERSIONS = 4  # of each image that the scorers are shown, at most
 EVALUATION_SECONDS = 0.03  # for one image
 JUDGE_SECONDS = 15.0  # to train the judge of phantoms
 
@@ -278,27 +280,49 @@ class CostModel:
         return waiting + kept / COPY_BYTES_PER_SECOND / section.max_train_steps
 
     def _rlhf(self, task: Task, work: Volume, _: float) -> float:
-        """Stage 2 finds the images of stage 1 in the cache."""
-        section, seconds = self.config.training, 0.0
+        """Stage 2 finds the images of stage 1 in the cache, and samples others."""
+        section, config, seconds = self.config.training, self.config, 0.0
         if task.stage == "rlhf-stage1":
-            if self.config.raters.match_decoder:
+            if config.raters.match_decoder:
                 seconds += self._seconds(self.networks.encoder, 1, work.rated)
                 seconds += self._seconds(self.networks.decoder, 1, work.rated)
             seconds += self._seconds(self.networks.text, 1, work.rated)
-        held_out = work.ratings * self.config.data.held_out_fraction
-        steps = -(-(work.ratings - held_out) // section.batch_size)
-        for network in estimate_memory.scorers(self.config, task.stage):
-            training = self._seconds(network, section.batch_size, steps * (1 + BACKWARD))
-            judging = self._seconds(
-                network, estimate_memory.JUDGED_TOGETHER, held_out / estimate_memory.JUDGED_TOGETHER
-            )
-            seconds += section.max_epochs * (training + judging)
+        originals = estimate_memory.damaged(config, work, task.modality)
+        sampled = estimate_memory.samples(config, task.stage) * estimate_memory.SAMPLED_PICTURES
+        copies = originals * (1 + estimate_memory.KINDS_PER_IMAGE * estimate_memory.GRADES)
+        seconds += self._sampling(task) + self._measuring(VERSIONS * work.rated + VERSIONS / 2 * (copies + sampled))
+        steps = -(-work.ratings // section.batch_size)
+        learning = max(1, config.selector.members - 1)  # none learns from the images that it is asked about
+        networks = zip(estimate_memory.scorers(config), estimate_memory.seen_for_a_rating(config), strict=True)
+        for network, rows in networks:
+            size = round(section.batch_size * rows)
+            training = learning * self._seconds(network, size, steps * (1 + BACKWARD))
+            asked = work.rated + (rows > 1) * min(copies + sampled, 2 * estimate_memory.EXAMINED)
+            together = estimate_memory.JUDGED_TOGETHER
+            seconds += section.max_epochs * (training + self._seconds(network, together, asked / together))
         return seconds
+
+    def _sampling(self, task: Task) -> float:
+        """Good images of the modality's generator, and bad ones."""
+        section, networks = self.config.generation, self.networks
+        if not (count := estimate_memory.samples(self.config, task.stage)):
+            return 0.0
+        size, (guided, plain) = section.images_per_batch, unet_calls(section)
+        runs = estimate_memory.SAMPLED_RUNS + estimate_memory.SAMPLED_CALLS / (guided + plain)
+        each = self._seconds(networks.unet, 2 * size, runs * guided) + self._seconds(networks.unet, size, runs * plain)
+        each += self._seconds(networks.decoder, size, estimate_memory.SAMPLED_PICTURES)
+        return -(-count // size) * each
+
+    def _measuring(self, images: float) -> float:
+        """The quality metrics of so many images."""
+        return images * self.config.selector.image_size**2 * MEASURING_SECONDS[self.on_gpu]
 
     def _generate(self, task: Task, work: Volume, candidates: float) -> float:
         section, networks, size = self.config.generation, self.networks, self.config.generation.images_per_batch
         batch = self.batch(work.guided, work.plain)
-        judging = sum(self._seconds(network, size) for network in estimate_memory.scorers(self.config, task.stage))
+        scorers, members = estimate_memory.scorers(self.config), self.config.selector.members
+        # the quality metrics take little beside an image, and without a card are part of any rate that was measured
+        judging = members * sum(self._seconds(network, size) for network in scorers)
         batches = work.places / size
         seconds = self._seconds(networks.text, 1, work.asked / section.img_num)
         for mode in section.modes:

@@ -23,12 +23,21 @@ ADAM = 8  # bytes of state per parameter: two float32 averages
 ADAM_8BIT = 2
 AUTOCAST_SAVED = 3  # bytes of a number saved under bfloat16 autocast, on average: norms stay in float32
 WORKING = 3  # tensors as large as the widest one, alive at once in a forward pass
-# The next six repeat constants of modules that a login node does not import; a test holds them in step.
+# The next ones repeat constants of modules that a login node does not import; a test holds them in step.
 VALIDATED = 64  # held-out images that a loss is measured on, at most
 VALIDATED_ROWS = 4  # of each
 SAMPLE_STEPS = 20  # of a validation image
 JUDGED_TOGETHER = 64  # rated images in one forward pass
 SCORER_CHECKPOINTS = 2  # kept while the scorers learn
+ORIGINALS, KINDS_PER_IMAGE, GRADES = (
+    64,
+    4,
+    2,
+)  # good images of a modality that are damaged, in how many ways and degrees
+# for each good image that a modality's generator samples: whole runs of the sampler, single steps besides, and pictures
+SAMPLED_RUNS, SAMPLED_CALLS, SAMPLED_PICTURES = 1.8, 5, 16
+EXAMINED = 512  # comparisons that are looked at after every epoch, of each kind, at most
+PULLS, COMPARED = 0.5, 2.0  # images that a step of the Selector sees for each rating besides it
 COLOURS = {"Fundus": 3}  # channels of a modality's PNG files; all others are grey
 
 PNG_BYTES_PER_VALUE = 0.8  # of a noisy grey or colour image; smooth ones need half of it
@@ -39,12 +48,28 @@ BLOCK_FILES = 3  # of a block of images, beside the images
 REPORT = 5 * 2**20  # bytes of report, metrics and judge
 
 
-def scorers(config: Config, stage: str) -> list[Count]:
-    """The scorers that a stage trains or scores with."""
+def scorers(config: Config) -> list[Count]:
+    """One network of each scorer; there are `selector.members` of each. The Selector is the first, if there is one."""
     policy = architecture.scorer(config.policy_model)
-    if stage == "rlhf-stage2" or not config.training.stage1.train_selector:
-        return [policy]
-    return [architecture.scorer(config.selector), policy]
+    return [architecture.scorer(config.selector), policy] if config.training.stage1.train_selector else [policy]
+
+
+def scorer_parameters(config: Config) -> int:
+    """Of all networks of all scorers."""
+    return config.selector.members * sum(count.parameters for count in scorers(config))
+
+
+def seen_for_a_rating(config: Config) -> list[float]:
+    """How many images each scorer sees in a step for one rating; comparisons and assumed ones are the Selector's."""
+    further = PULLS + COMPARED if config.selector.artifact_detection else 0.0
+    return [1 + further, 1.0][-len(scorers(config)) :]
+
+
+def samples(config: Config, stage: str) -> int:
+    """How many good images a stage samples to learn what bad ones are."""
+    section = config.selector
+    judges = stage == "rlhf-stage2" and config.training.stage1.train_selector and section.artifact_detection
+    return section.sampled_prompts if judges else 0
 
 
 def memory(config: Config, stage: str, model: Architecture) -> int:
@@ -55,7 +80,8 @@ def memory(config: Config, stage: str, model: Architecture) -> int:
         return round(CONTEXT + _generating(config, model))
     if stage == "evaluate":
         return 0  # it computes on the processor
-    return round(CONTEXT + _encoding(model, False) + _fitting(config, stage))
+    fitting = _encoding(model, False) + _fitting(config)
+    return round(CONTEXT + max(fitting, _generating(config, model) if samples(config, stage) else 0))
 
 
 def _encoding(model: Architecture, with_unet: bool) -> float:
@@ -95,15 +121,16 @@ def _generating(config: Config, model: Architecture) -> float:
     section, size = config.generation, config.generation.images_per_batch
     rows = size * (2 if section.guidance_scale != 1 else 1)
     working = WORKING * max(rows * model.unet.widest, size * model.decoder.widest)
-    beside = sum(count.parameters for count in scorers(config, "generate")) if "filtered" in section.modes else 0
+    beside = scorer_parameters(config) if "filtered" in section.modes else 0
     return FLOAT * (model.unet.parameters + model.vae_parameters + model.text.parameters + beside + working)
 
 
-def _fitting(config: Config, stage: str) -> float:
-    """Weights, gradients, two averages and the best weights so far of each scorer."""
-    trained = scorers(config, stage)
-    batch = max(config.training.batch_size * max(count.saved for count in trained), JUDGED_TOGETHER * trained[0].widest)
-    return FLOAT * (5 * sum(count.parameters for count in trained) + batch)
+def _fitting(config: Config) -> float:
+    """Weights, gradients, two averages and the best weights so far of each network; they see a batch one by one."""
+    trained, size = scorers(config), config.training.batch_size
+    saved = max(size * rows * count.saved for rows, count in zip(seen_for_a_rating(config), trained, strict=True))
+    batch = max(saved, JUDGED_TOGETHER * trained[0].widest)
+    return FLOAT * (5 * scorer_parameters(config) + batch)
 
 
 @dataclass(frozen=True)
@@ -135,12 +162,22 @@ def disk(config: Config, task: Task, model: Architecture, work: Volume, candidat
         return Disk(round(_images(config, task, work, candidates)))
     if task.stage == "evaluate":
         return Disk(REPORT)
-    weights = FLOAT * sum(count.parameters for count in scorers(config, task.stage))
+    weights = FLOAT * scorer_parameters(config)
     pixels = 3 * config.data.resolution**2
-    # stage 2 finds its images in stage 1's cache
-    cache = HALF * work.rated * (pixels + model.text_width) if task.stage == "rlhf-stage1" else 0
+    # stage 2 finds its images in stage 1's cache, and adds what it samples
+    cache = HALF * samples(config, task.stage) * SAMPLED_PICTURES * pixels
+    if task.stage == "rlhf-stage1":
+        cache += HALF * (work.rated * (pixels + model.text_width) + damaged(config, work, task.modality) * pixels)
     # in each: weights, the best ones so far, two averages
     return Disk(cache + weights, (SCORER_CHECKPOINTS + 1) * 4 * weights)
+
+
+def damaged(config: Config, work: Volume, modality: str | None) -> int:
+    """How many good images are damaged, at most, to learn from what that does."""
+    if not (config.training.stage1.train_selector and config.selector.artifact_detection):
+        return 0
+    modalities = 1 if modality else max(1, len(config.data.modalities))
+    return min(ORIGINALS * modalities, work.images + work.held_out + work.rated)
 
 
 def validated(section: FinetuneSection, work: Volume) -> int:

@@ -29,7 +29,7 @@ _REMEDIES: dict[str, tuple[tuple[str, Any], ...]] = {
     ),
     "generate": (("generation.batch_size", 1),),
     "rlhf-stage1": (("training.batch_size", 1),),
-    "rlhf-stage2": (("training.batch_size", 1),),
+    "rlhf-stage2": (("generation.batch_size", 1), ("training.batch_size", 1), ("selector.artifact_detection", False)),
 }
 
 # another kind of fine-tuning, where none of those is enough

@@ -162,4 +162,5 @@ def _put(familiarity: torch.nn.Module, statistics: tuple[np.ndarray, np.ndarray,
 
 
 def _sigmoid(values: np.ndarray) -> np.ndarray:
-    return np.asarray(np.exp(-np.logaddexp(0, -values)))
+    with np.errstate(invalid="ignore"):  # NaN of what nobody could answer stays NaN
+        return np.asarray(np.exp(-np.logaddexp(0, -values)))

@@ -77,7 +77,8 @@ class Exam:
 
 def cross_entropy(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Of targets 0..1, [N], given logits [N]; never infinite."""
-    return np.logaddexp(0, logits) - target * logits
+    with np.errstate(invalid="ignore"):  # NaN of what nobody could answer stays NaN
+        return np.asarray(np.logaddexp(0, logits) - target * logits)
 
 
 def total(sums: np.ndarray) -> float:
@@ -98,6 +99,12 @@ class Record:
     def add(self, epoch: int, answers: np.ndarray) -> None:
         """Put down the answers, logits [M], after an epoch."""
         self.answers[epoch] = answers
+
+    def only(self, epoch: int) -> Record:
+        """What it says of one epoch alone."""
+        one = Record(self.exam, epoch)
+        one.add(epoch, self.answers[epoch])
+        return one
 
     @property
     def epochs(self) -> list[int]:

@@ -34,6 +34,7 @@ MAX_GRAD_NORM = 1.0
 CHECKPOINTS_KEPT = 2
 
 Figures = Callable[[Mapping[str, Record], int], dict[str, Any]]  # of the answers after an epoch, for the metrics
+Keep = Callable[[int, Mapping[str, Record]], None]  # of the number of epochs done, and the answers
 
 
 @dataclass
@@ -100,6 +101,7 @@ def fit(
     run: TrainingRun,
     figures: Figures,
     before: bool = False,
+    keep: Keep | None = None,
 ) -> State:
     """Train ensembles side by side and leave the members of each with the weights of its best epoch.
 
@@ -111,6 +113,7 @@ def fit(
         run: where to save and report; a stop request is obeyed between steps.
         figures: what the answers after an epoch say, for its line of the metrics.
         before: whether the members as they come are a choice, too: they are kept if no epoch is better.
+        keep: called at every epoch that is saved, with the number of epochs done and what was answered in them.
 
     Raises:
         InputError: a checkpoint was made with different settings.
@@ -147,6 +150,8 @@ def fit(
                 losses = _mean_losses(state, steps, epoch + 1)
                 state.examine(epoch + 1, learners)
                 rates = {f"{name}_learning_rate": rate for name in learners}
+                if keep is not None and (epoch + 1) % section.checkpoints.save_frequency == 0:
+                    keep(epoch + 1, state.records)
                 line = newest = {"epoch": epoch + 1, **losses, **figures(state.records, epoch + 1), **rates}
             shown = {name: newest.get(name) for scorer in learners for name in (f"{scorer}_loss", f"{scorer}_auroc")}
             told: dict[str, Any] = {"epoch": epoch + 1, **shown, "learning_rate": rate}

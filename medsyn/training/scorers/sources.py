@@ -172,7 +172,9 @@ class Sources:
     def with_captions(self, loading: Loading) -> tuple[Captioned, Texts]:
         """The table's captioned images, and all texts, the ratings' prompts first; errors as for `encode_rows`."""
         table, allowed = self.config.data.table, self.config.data.allow_synthetic
-        kept = loading.pictures(table, self.captioned, "original", allow_synthetic=allowed) if self.captioned else []
+        poor = {row.path for row in self.ratings if row.rating < GOOD}
+        rows = [row for row in self.captioned if row.path not in poor]
+        kept = loading.pictures(table, rows, "original", allow_synthetic=allowed) if rows else []
         tables = self.prompts | {row.text: row.modality for _, row in kept if row.text not in self.prompts}
         place = {text: number for number, text in enumerate(tables)}
         captioned = Captioned(

@@ -8,8 +8,7 @@ has not seen, is left as stage 1 made it.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -33,8 +32,10 @@ from medsyn.training.run import TrainingRun
 from medsyn.training.schedule import RandomKey
 from medsyn.training.scorers.calibration import Line
 from medsyn.training.scorers.degraded import degraded_comparisons
+from medsyn.training.scorers.exam import Record
+from medsyn.training.scorers.kept import kept_epoch, remove_checkpoints
 from medsyn.training.scorers.lessons import Lessons, lessons_of
-from medsyn.training.scorers.loop import CHECKPOINTS_KEPT, State, fit
+from medsyn.training.scorers.loop import CHECKPOINTS_KEPT, Keep, State, fit
 from medsyn.training.scorers.measured import TOGETHER
 from medsyn.training.scorers.policy_learner import PolicyLearner
 from medsyn.training.scorers.publish import finish, gain, lines_before
@@ -79,17 +80,18 @@ def run_stage1(config: Config, task: Task, directory: CampaignDirectory, control
             learner.learn_statistics()
         figures = partial(figures_of_epoch, learners)
         rows = np.arange(len(rated.line))
-        state = fit(learners, rows, config.training, section.learning_rate, run, figures)
+        keep = _keeper(config, run, scorers, learners, sources.sampling(False))
+        state = fit(learners, rows, config.training, section.learning_rate, run, figures, keep=keep)
         summary = {**rated.counts, "held_out": _held_out(sources, rated)}
         for name, learner in learners.items():
-            summary[name] = _finish(name, scorers[name], learner, state, sources.sampling(False))
+            summary[name] = _finish(scorers[name], learner, state.records[name], sources.sampling(False))
         if "selector" in scorers:
             summary["thresholds"] = _thresholds(scorers["selector"].card)
         disk.write_json(run.directory / "summary.json", summary)
         if "selector" in scorers:
             save_scorer(scorers["selector"], directory.selector(), provenance)
         save_scorer(scorers["policy"], directory.policy(), provenance)  # last: where it is, everything is
-    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    remove_checkpoints(run.checkpoints, config.training.checkpoints.keep)
 
 
 def run_stage2(config: Config, task: Task, directory: CampaignDirectory, control: Control) -> None:
@@ -137,7 +139,7 @@ def run_stage2(config: Config, task: Task, directory: CampaignDirectory, control
         if has_selector:
             save_scorer(scorers["selector"], directory.selector(task.modality), provenance)
         save_scorer(scorers["policy"], directory.policy(task.modality), provenance)
-    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    remove_checkpoints(run.checkpoints, config.training.checkpoints.keep)
 
 
 def _continue(
@@ -191,6 +193,7 @@ def _continue(
         run,
         lambda records, epoch: {**figures(records, epoch), **passing},
         before=True,
+        keep=_keeper(config, run, scorers, learners, sources.sampling(True)),
     )
     for name, learner in learners.items():
         found = _decide(name, scorers, before[name], learner, state, sources.sampling(name == "selector"))
@@ -216,7 +219,7 @@ def _decide(
         is_better = _above_0(its.sampled.low) and not (its.ratings.high is not None and its.ratings.high < 0)
     if is_better and record.best > 0:
         found |= {"kept": "stage 2", "reason": "better on images that its members had not seen"}
-        return found | {name: _finish(name, scorers[name], learner, state, sampling, lines)}
+        return found | {name: _finish(scorers[name], learner, record, sampling, lines)}
     scorers[name] = before
     return found | {"kept": "stage 1", "reason": "not better on images that its members had not seen"}
 
@@ -225,11 +228,31 @@ def _above_0(low: float | None) -> bool:
     return low is not None and low > 0
 
 
+def _keeper(
+    config: Config,
+    run: TrainingRun,
+    scorers: Mapping[str, Scorer],
+    learners: Mapping[str, SelectorLearner | PolicyLearner],
+    sampling: Sampling | None,
+) -> Keep | None:
+    """What keeps the scorers as they are after an epoch, where `training.checkpoints.keep` asks for it."""
+    if not config.training.checkpoints.keep:
+        return None
+
+    def keep(epoch: int, records: Mapping[str, Record]) -> None:
+        folder = kept_epoch(run.checkpoints, epoch)
+        for name, learner in learners.items():
+            scorer = deepcopy(scorers[name])
+            described = _finish(scorer, learner, records[name].only(epoch), sampling)
+            save_scorer(scorer, folder / name, run.provenance | {"epoch": epoch, "described": described})
+
+    return keep
+
+
 def _finish(
-    name: str,
     scorer: Scorer,
     learner: SelectorLearner | PolicyLearner,
-    state: State,
+    record: Record,
     sampling: Sampling | None,
     before: Sequence[Line] | None = None,
 ) -> dict[str, Any]:
@@ -242,8 +265,8 @@ def _finish(
         its = np.arange(len(learner.rated.pixels))
         modality, group = learner.rated.image_modality, learner.rated.image_group
     metrics = learner.images.metrics[0, its].cpu().numpy()
-    images, with_thresholds = (metrics, modality, group), name == "selector"
-    return finish(scorer, learner, state.records[name], images, before, sampling, with_thresholds)
+    images, with_thresholds = (metrics, modality, group), isinstance(learner, SelectorLearner)
+    return finish(scorer, learner, record, images, before, sampling, with_thresholds)
 
 
 def _policy_learner(
