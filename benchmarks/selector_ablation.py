@@ -1,6 +1,6 @@
 """What the Selector should see: quality metrics, a network, or both?
 
-    python benchmarks/scoring/ablation.py --data DIRECTORY [--resolution 64] [--steps 300] [--batch 16]
+    python benchmarks/selector_ablation.py --data DIRECTORY [--resolution 64] [--steps 300] [--batch 16] [--seed 0]
 
 Trains one member of the Selector in each of five ways on the same ratings and on the same images with damage, and asks
 it about images of groups, and about families of damage, that it has not seen. The groups are halved, and so are the
@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
+from scoring.figures import Figure, figure, show
+from scoring.images import FAMILY_OF, RatedImages, real
 from torch import Tensor
 from torch.nn import functional
 
@@ -35,8 +37,6 @@ from medsyn.training.schedule import warmup_cosine
 from medsyn.training.scorers.comparisons import Comparisons
 from medsyn.training.scorers.degraded import degraded_comparisons
 from medsyn.training.scorers.evidence import Statistic, weighted_auroc, weighted_mean
-from scoring.figures import Figure, figure, show
-from scoring.images import FAMILY_OF, RatedImages, real
 
 Way = tuple[str, str, bool]  # what sees the image: name, encoder, with metrics
 WAYS: tuple[Way, ...] = (
@@ -61,6 +61,7 @@ class Training:
 
     steps: int
     ratings: int  # in a step; twice as many pairs, and as many good images
+    seed: int
 
 
 @dataclass
@@ -103,7 +104,7 @@ def train(
         image_size=rated.pixels.shape[-1], patch_size=8, hidden_dim=64, num_layers=3, num_heads=4, mlp_dim=128,
         encoder=encoder, members=1,
     )  # fmt: skip
-    torch.manual_seed(0)
+    torch.manual_seed(given.seed)
     member = SelectorMember(section)
     if with_metrics:
         member.image.standardise.fit(torch.cat([rated.metrics, images.metrics]))
@@ -116,7 +117,7 @@ def train(
     ]
     optimizer = torch.optim.AdamW(groups, lr=RATE, weight_decay=0.05)
     originals = np.setdiff1d(np.arange(len(images.pixels)), made.worse)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(given.seed)
     size = given.ratings
     for step in range(given.steps):
         for group in optimizer.param_groups:
@@ -284,12 +285,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=16, help="ratings in a step; twice as many pairs")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and order; images and halves stay the same")
     names = [name for name, _, _ in WAYS]
     parser.add_argument("--ways", nargs="+", choices=names, default=names)
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     ways = [way for way in WAYS if way[0] in given.ways]
-    compare(real(given.data), given.resolution, Training(given.steps, given.batch), ways, Console(width=130))
+    training = Training(given.steps, given.batch, given.seed)
+    compare(real(given.data), given.resolution, training, ways, Console(width=130))
 
 
 if __name__ == "__main__":
