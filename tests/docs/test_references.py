@@ -47,6 +47,8 @@ IN_A_FOLDER_OF_IT |= {
     "manifest.jsonl",
     "attempts.jsonl",
     "timing.json",
+    "metrics.jsonl",
+    "summary.json",
     "manifest.parquet",
     "attempts.parquet",
     "images.tar",
@@ -65,6 +67,7 @@ ELSEWHERE = {
     r"^proctrack/": "a setting of Slurm's",
     r"^(unet/|config\.json|text_encoder/config\.json)$": "of a diffusers directory",
     r"^checkpoint-1000/unet$": "what a fine-tuning leaves that is asked to",
+    r"^checkpoints/<timestamp>/epoch_10$": "what the scorers' stages leave that are asked to",
     r"^(start\.sh|scripts/train\.sh|main\.py|generate\.py)$": "the specification's scripts",
 }
 _SUFFIXES = "py|md|yaml|yml|csv|json|jsonl|def|toml|txt|sh|html|parquet|tar|offsets"

@@ -245,6 +245,29 @@ def test_a_table_with_other_content_is_a_changed_key(trial: Trial, file: str, ta
     assert f"configuration, {key}: has changed, but this campaign has results of {task.split()[0]}" in refused(trial)
 
 
+def test_a_table_of_pairs_is_checked_and_is_part_of_what_scorers_depend_on(trial: Trial) -> None:
+    pairs = trial.data / "pairs.csv"
+    given = {"data__pairs_file": str(pairs)}
+    assert "pairs.csv, data.pairs_file: there is no such file; null: the scorers learn from ratings alone" in reasons(
+        trial.config(**given)
+    )
+    pairs.write_text("image_a,image_b,preferred,prompt\nct-0.png,ct-1.png,b,CT: x\nct-1.png,gone.png,left,CT: x\n")
+    said = reasons(trial.config(**given))
+    assert "line 3" in said and "gone.png" in said and "'left' is not a, b, same or neither" in said
+    pairs.write_text("image_a,image_b,preferred,prompt\nct-0.png,ct-1.png,b,CT: x\n")
+    with_pairs = trial.prepare(**given)
+    assert with_pairs.inputs["pairs"].path == str(pairs)
+    trial.work("finetune", "ct")
+    trial.prepare()  # finetuning does not read it
+    trial.prepare(**given)
+    trial.work("rlhf-stage1", "all")
+    pairs.write_text(pairs.read_text().replace(",b,", ",a,"))
+    assert "configuration, data.pairs_file: has changed, but this campaign has results of rlhf-stage1" in refused(
+        trial, **given
+    )
+    assert "data.pairs_file" in refused(trial)  # nor can it be left out now
+
+
 def test_other_prompts_are_refused_once_there_are_images_and_not_before(trial: Trial) -> None:
     trial.prepare()
     trial.work("finetune", "ct")

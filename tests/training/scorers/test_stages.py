@@ -150,7 +150,7 @@ def after_stage1(undisturbed: Path, tmp_path: Path) -> Path:
 # --- interrupted is uninterrupted
 
 
-@pytest.mark.parametrize("stops", [[1], [4], [3, 9], [2, 5, 8, 11, 12, 16]], ids=str)
+@pytest.mark.parametrize("stops", [[4], [1, 3, 8, 11, 12, 16]], ids=str)
 def test_a_run_that_was_asked_to_leave_ends_in_the_same_bytes(
     weights: Path, table: Path, undisturbed: Path, tmp_path: Path, stops: list[int]
 ) -> None:
@@ -161,7 +161,7 @@ def test_a_run_that_was_asked_to_leave_ends_in_the_same_bytes(
     assert contents(tmp_path / "work/rlhf-stage1") == contents(undisturbed / "work/rlhf-stage1")
 
 
-@pytest.mark.parametrize("step", [1, 9, 15])
+@pytest.mark.parametrize("step", [1, 9])
 def test_a_run_that_was_killed_ends_in_the_same_bytes(
     weights: Path, table: Path, undisturbed: Path, tmp_path: Path, step: int
 ) -> None:
@@ -586,7 +586,7 @@ def learning(weights: Path, table: Path) -> Config:
         table,
         data={"table": str(folder / "metadata.csv"), "pairs_file": str(folder / "pairs.csv")},
         training={"max_epochs": 2, "checkpoints": {"save_frequency": 1, "keep": True}},
-        selector={"artifact_detection": True},
+        selector={"artifact_detection": True, "sampled_prompts": 2},
         generation={"num_inference_steps": 3, "batch_size": 4},
     )
 
@@ -595,7 +595,6 @@ def learning(weights: Path, table: Path) -> Config:
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medsyn.training.scorers.sources.ORIGINALS", 3)
     monkeypatch.setattr("medsyn.training.scorers.sources.KINDS_PER_IMAGE", 2)
-    monkeypatch.setattr("medsyn.training.scorers.sources.SAMPLED", 3)
 
 
 def comparable(root: Path) -> dict[str, bytes]:
@@ -623,7 +622,7 @@ def test_a_run_that_learns_from_everything_ends_in_the_same_bytes_wherever_it_is
     assert said["pairs"] == 5 and said["selector"]["comparisons"]["rated"]["pairs"] >= 1
     second = summary(tmp_path / "whole", STAGE2)
     its = second["selector"]
-    assert its["kept"] in ("stage 1", "stage 2") and its["gain_on_sampled"]["n"] == 3
+    assert its["kept"] in ("stage 1", "stage 2") and its["gain_on_sampled"]["n"] == 2
     directory = CampaignDirectory(tmp_path / "whole")
     card = load_selector(directory.selector("CT"), CPU).card
     assert (card.sampling is not None) == (its["kept"] == "stage 2")
