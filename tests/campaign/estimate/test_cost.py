@@ -250,7 +250,7 @@ class TestMemory:
 
     def test_where_nothing_helps_that_is_said(self) -> None:
         problems = {problem.reason.split()[0]: problem for problem in said(config(cluster__gpu_memory_gib=4))}
-        assert problems.keys() == {"finetune", "rlhf-stage1", "rlhf-stage2", "generate"}
+        assert problems.keys() == {"finetune", "rlhf-stage2", "generate"}
         assert "is not enough; lower data.resolution, or use a card with more memory" in problems["finetune"].reason
 
     def test_generation_names_its_own_batch_size(self) -> None:
