@@ -208,6 +208,43 @@ def roofline(
     }
 
 
+@torch.no_grad()
+def allowed(
+    system: SyntheticSystem, sampler: ImageSampler, judge: Judge, clock: Callable[[], float]
+) -> dict[str, float]:
+    """What (c) could be of (a) if both did nothing but their UNet calls, decoding and scoring.
+
+    (a) has 51 guided calls of 2 rows, (c) as many as it has steps, of 2 rows for each image of the batch.
+    """
+    recipe, device = sampler.recipe, system.device
+    shape, width = system.latent_shape(recipe.height), system.text_encoder.config.hidden_size
+
+    def milliseconds(body: Callable[[], Any]) -> float:
+        return 1000 * min(timed(device, body, clock)[0] for _ in range(4))
+
+    def row(count: int) -> float:
+        rows = torch.randn(count, *shape, device=device, dtype=system.dtype)
+        hidden = torch.randn(count, 77, width, device=device, dtype=system.dtype)
+        return milliseconds(lambda: system.unet(rows, torch.tensor(5), encoder_hidden_states=hidden)) / count
+
+    def decoding(count: int) -> float:
+        latents = torch.randn(count, *shape, device=device)
+        return milliseconds(lambda: system.decode(latents)) / count
+
+    pixels, pooled = torch.rand(1, 3, recipe.height, recipe.width, device=device), torch.randn(1, width, device=device)
+    scoring = milliseconds(lambda: (judge.selector.score(pixels), judge.policy.score(pixels, pooled)))
+    few, many, size = row(2), row(2 * recipe.batch_size), recipe.batch_size
+    one = 2 * (SPECIFICATION_STEPS + 1) * few + decoding(1)
+    ours = 2 * recipe.num_inference_steps * many + decoding(size)
+    return {
+        "ms of a UNet row, 2 in a call": few,
+        f"ms of a UNet row, {2 * size} in a call": many,
+        "ms of scoring an image alone": scoring,
+        "(c) : (a) by these and decoding alone": one / ours,
+        "with scoring": (one + scoring) / (ours + scoring),
+    }
+
+
 def half(sampler: ImageSampler, judge: Judge) -> Judge:
     """The judge with the threshold that half of a few batches clear; also warms the sampler up."""
     judged = replace(sampler, selector=judge.selector, policy=judge.policy)
@@ -247,6 +284,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         },
         "share of time in UNet and VAE": inside.seconds / watched,
         **roofline(system, sampler, found["c", "painting"].value, clock),
+        **allowed(system, sampler, judge, clock),
     }
 
 

@@ -129,7 +129,8 @@ class Generator:
 
         Raises:
             InputProblems: `modality` or `mode` is unknown, or the pretrained weights are missing.
-            InputError: the campaign has not made the models yet, or `generation.batch_size` is `auto`.
+            InputError: the campaign has not made the models yet, `generation.batch_size` is `auto`, or its Selector is
+                not shown to be better than chance (`selector.require_auroc`).
             BadNode: a GPU was assigned to this process but cannot be used.
         """
         made = cls.__new__(cls)
