@@ -12,7 +12,8 @@ Rows of the Selector: `ratings` (AUROC of rating 1 against 2-3), `calibration`, 
 with 5 grey levels more), `rejected` (shuffled, stitched, white noise), `triples` (clean > mild > strong, of those whose
 severities change the image by amounts that differ), `kinds` (whole families of damage never shown, in turn), `faults`
 (generators' own: families of ways of sampling badly never shown, in turn) and `filtering` (what choosing by the scorers
-gains with a poor generator). The Policy's are printed by benchmarks/scoring/policy.py.
+gains with a poor generator). `policy`: its win rates, by benchmarks/policy.py, which has further questions.
+`ways` (are bad samples really worse?) trains no scorer.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from scoring import faults, filtering, selector
+from scoring import faults, filtering, policy, selector, worse
 from scoring.figures import show
 from scoring.images import RatedImages, phantoms, real
 
 from medsyn.data.degradations.kinds import DEGRADATIONS
 
 CROSSED = ("ratings", "calibration", "clean", "rejected", "triples")
-ROWS = (*CROSSED, "kinds", "faults", "filtering")
+ROWS = (*CROSSED, "kinds", "faults", "filtering", "policy", "ways")
+ON_PHANTOMS = {"filtering": filtering.figures, "ways": worse.figures}  # whose truth is known
+POLICY_PHANTOMS = 48  # fresh ones of each kind
 FAMILIES = tuple(dict.fromkeys(kind.family for kind in DEGRADATIONS.values()))
 
 
@@ -51,12 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sets.insert(0, real(args.data))
         for images in sets:
             measure(console, images, args)
-        if args.phantoms and "filtering" in args.rows:
-            show(console, f"filtering, phantoms, {args.seeds} seeds", filtering.figures(sets[-1], args.seeds, args.set))
+        if "policy" in args.rows:
+            ask_the_policy(console, args)
+        for name in ON_PHANTOMS:
+            if args.phantoms and name in args.rows:
+                show(
+                    console, f"{name}, phantoms, {args.seeds} seeds", ON_PHANTOMS[name](sets[-1], args.seeds, args.set)
+                )
 
 
 def measure(console: Console, images: RatedImages, args: argparse.Namespace) -> None:
-    """All rows but `filtering`, on one set of images."""
+    """The rows that any images can be asked for."""
     how = f"default configuration{' with ' + ' '.join(args.set) if args.set else ''}"
     parts = {
         "known": (set(CROSSED) & set(args.rows), selector.cross_fitted),
@@ -69,6 +77,16 @@ def measure(console: Console, images: RatedImages, args: argparse.Namespace) -> 
             found = ask(images, rows, args.seeds, args.folds, args.set)
             seconds = time.perf_counter() - started
             show(console, f"{name}: {images.name}, {how}, {args.seeds} seeds, {seconds:.0f} s", found)
+
+
+def ask_the_policy(console: Console, args: argparse.Namespace) -> None:
+    """The Policy's rows, on phantoms and on real images."""
+    if args.phantoms:
+        found = policy.on_phantoms(args.set, None, args.seeds, POLICY_PHANTOMS)
+        policy.show(console, f"policy: phantoms, {args.seeds} seeds", *found)
+    if args.data is not None:
+        outcomes = policy.on_real(args.data, args.set, None, args.seeds, args.folds)
+        policy.show(console, f"policy: real images, {args.seeds} seeds", outcomes, None)
 
 
 def parser() -> argparse.ArgumentParser:

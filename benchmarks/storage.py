@@ -8,9 +8,10 @@ pictures drawn before. CPU seconds are user and system time of all threads, in t
 work in another process. `fsync` is fsync, fdatasync, syncfs and sync; `metadata` is every call that names a path or
 lists a directory: open, stat, chmod, mkdir, rename, unlink, getdents and their like.
 
-Beside it the same pictures in one PNG file each, as Pillow writes them without being told anything, and as webdataset
-writes them, each with its record: PNG as it encodes it by itself, and PNG as medsyn encodes it, which shows what all
-the rest costs. None of these synchronises anything, says of an image how it was made, or goes on where it was killed.
+Beside it medsyn's tars without a journal, which is what a killed task goes on from; and the same pictures in one PNG
+file each, as Pillow writes them without being told anything, and as webdataset writes them, each with its record: PNG
+as it encodes it by itself, and PNG as medsyn encodes it, which shows what all the rest costs. None of the latter
+synchronises anything, says of an image how it was made, or goes on where it was killed.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from medsyn.data.prompts.rows import PromptSource, new_faults
 from medsyn.generation import stage
 from medsyn.generation.block_store import read_blocks
 from medsyn.generation.filter import Candidate
+from medsyn.generation.make.journal import Journal
 from medsyn.generation.sample.batch import Batch, Recipe
 from medsyn.generation.sample.load import Loader
 from medsyn.generation.write.png import encode_png
@@ -60,6 +62,7 @@ MILLION = 1_000_000
 SHARDS = (4096, 8192)  # images of one task
 DRAWN = 64  # different pictures
 OUTPUTS = {"webdataset": "medsyn, tar", "png": "medsyn, PNG"}
+NO_JOURNAL = "medsyn, tar, no journal"
 SAVE, SHARD_WRITER, SAME_PNG = "Image.save", "ShardWriter", "ShardWriter, our PNG"
 PEERS = (SAVE, SHARD_WRITER, SAME_PNG)
 SYNC = {"fsync", "fdatasync", "syncfs", "sync", "sync_file_range"}
@@ -137,6 +140,20 @@ def generate(
     return run
 
 
+def without_journal(run: Callable[[], None]) -> Callable[[], None]:
+    """The same, but a kill costs whole blocks."""
+
+    def without() -> None:
+        real = Journal.append
+        Journal.append = lambda self, places, batch: None  # type: ignore[method-assign]
+        try:
+            run()
+        finally:
+            Journal.append = real  # type: ignore[method-assign]
+
+    return without
+
+
 def save(root: Path, pictures: Pictures, images: int) -> Callable[[], None]:
     """`Image.save` of every picture."""
     root.mkdir()
@@ -170,6 +187,8 @@ def ready(name: str, root: Path, pictures: Pictures, images: int) -> Callable[[]
     """A way of writing images into the new directory `root`, ready to be timed; None if it is not installed."""
     if name in OUTPUTS:
         return generate(root, name, pictures, images)
+    if name == NO_JOURNAL:
+        return without_journal(generate(root, "webdataset", pictures, images))
     return save(root, pictures, images) if name == SAVE else write_shards(root, pictures, images, name == SAME_PNG)
 
 
@@ -177,7 +196,7 @@ def images_per_second(folder: Path, pictures: Pictures, images: int, turns: int)
     """Images per CPU second of every way, in turns; the first turn is not counted."""
     found: dict[str, list[float]] = {}
     for turn in range(turns + 1):
-        for name in (*OUTPUTS, *PEERS):
+        for name in (*OUTPUTS, NO_JOURNAL, *PEERS):
             if (run := ready(name, folder / "turn", pictures, images)) is None:
                 continue
             before = time.process_time()

@@ -61,7 +61,7 @@ OTHER_KEYS: dict[str, str] = {
     "data.augmentation": "images are not altered: a flip would contradict a caption that says left",
     "synthetic_system.enable_training": "fine-tuning is a stage of its own, before RLHF (section finetune)",
     "synthetic_system.medical_settings": "how an image is read follows from its file and its modality (docs/data.md)",
-    "policy_model.pretrained": "the Policy learns from the ratings alone",
+    "policy_model.pretrained": "the Policy learns from the ratings and the captioned images alone",
     "selector.pretrained": "the Selector learns from the ratings alone",
     "selector.quality_metrics": "the Selector learns what SNR and contrast are good from the ratings",
 }

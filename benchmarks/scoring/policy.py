@@ -1,9 +1,9 @@
 """Does the Policy know what its prompts say? Win rates against false prompts, with ever more ratings.
 
-    python benchmarks/scoring/policy.py                                   # phantoms, default configuration
-    python benchmarks/scoring/policy.py --ratings 50 100 200 all --seeds 5
-    python benchmarks/scoring/policy.py --data DIRECTORY                  # captioned images and ratings of your own
-    python benchmarks/scoring/policy.py --set policy_model.encoder=vit    # any key of the configuration
+    python benchmarks/policy.py                                   # phantoms, default configuration
+    python benchmarks/policy.py --ratings 50 100 200 all --seeds 5
+    python benchmarks/policy.py --data DIRECTORY                  # captioned images and ratings of your own
+    python benchmarks/policy.py --set policy_model.encoder=vit    # any key of the configuration
 
 On phantoms: stage 1 of RLHF as `configs/tiny.yaml` has it (the Policy alone), then phantoms of another seed, that
 nobody chose anything by, each under its own caption and under captions with another finding, the other side, or of
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -344,7 +343,3 @@ def ask_about_real(
         outcomes.add("same modality", patient[row.file], own, same)
         outcomes.add(f"same modality, {row.modality}", patient[row.file], own, same)
         outcomes.add("other modality", patient[row.file], own, other)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

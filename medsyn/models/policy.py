@@ -65,9 +65,9 @@ class Policy(Ensemble):
     """Prompt-image alignment 0..1: the rating an expert would give this image for this prompt, from 1..3 to 0..1."""
 
     def __init__(self, section: ScorerSection, text_dim: int, card: Card | None = None) -> None:
-        """A section that says nothing of the encoder stands for the default one."""
+        """A section that is not a Policy's own stands for one with the default encoder."""
         if not isinstance(section, PolicySection):
-            section = PolicySection(**section.model_dump())
+            section = PolicySection(**section.model_dump(exclude={"encoder"}))
         super().__init__((PolicyMember(section, text_dim) for _ in range(section.members)), card)
         self.section = section
         self.text_dim = text_dim

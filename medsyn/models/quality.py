@@ -11,6 +11,7 @@ brighter is no fault.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,9 +28,9 @@ PERIODS = (2, 4, 8, 16)  # pixels of the grids of decoders and of JPEG
 NEIGHBOURS = 3  # lines on either side that a line's step is compared with
 EXTREME = 0.02  # share of pixels that are darker than black, or brighter than white
 
-_NOISE_KERNEL = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]])
-_LAPLACIAN = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
-_BINOMIAL = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+_SECOND = (1.0, -2.0, 1.0)  # difference
+_BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
+_GAUSS = tuple(math.exp(-(offset**2) / (2 * (7 / 6) ** 2)) for offset in range(-3, 4))
 
 
 def grey(pixels: Tensor) -> Tensor:
@@ -59,8 +60,8 @@ def _prepare(values: Tensor) -> _Picture:
     black = ordered[:, cut]
     white = ordered[:, -1 - cut] - black
     image = values - black.view(-1, 1, 1, 1)
-    around = functional.avg_pool2d(_padded(image, 2), 5, stride=1)
-    mean = functional.avg_pool2d(image, 3, stride=1)
+    around = _box(_padded(image, 2), 5)
+    mean = _box(image, 3)
     return _Picture(
         image=image,
         ordered=ordered,
@@ -68,9 +69,9 @@ def _prepare(values: Tensor) -> _Picture:
         foreground=(around > 0.1 * white.view(-1, 1, 1, 1)).float(),
         across=image[..., 1:] - image[..., :-1],
         down=image[..., 1:, :] - image[..., :-1, :],
-        residual=_filter(image, _NOISE_KERNEL).abs() * (math.sqrt(math.pi / 2) / 6),
-        spread=(functional.avg_pool2d(image.square(), 3, stride=1) - mean.square()).clamp(min=0).sqrt(),
-        laplacian=_filter(image, _LAPLACIAN),
+        residual=_filtered(image, _SECOND).abs() * (math.sqrt(math.pi / 2) / 6),
+        spread=(_box(image.square(), 3) - mean.square()).clamp(min=0).sqrt(),
+        laplacian=_along(image[..., 1:-1, :], _SECOND, -1) + _along(image[..., 1:-1], _SECOND, -2),
     )
 
 
@@ -78,15 +79,28 @@ def _padded(image: Tensor, width: int) -> Tensor:
     return functional.pad(image, (width, width, width, width), mode="replicate")
 
 
-def _filter(image: Tensor, kernel: Tensor) -> Tensor:
-    return functional.conv2d(image, kernel.to(image).view(1, 1, *kernel.shape))
+def _along(image: Tensor, kernel: Sequence[float], side: int) -> Tensor:
+    """The picture under a kernel along one side, which gets shorter; many times faster than conv2d of one channel."""
+    length = image.shape[side] - len(kernel) + 1
+    total = kernel[0] * image.narrow(side, 0, length)
+    for at, weight in enumerate(kernel[1:], 1):
+        total.add_(image.narrow(side, at, length), alpha=weight)
+    return total
 
 
-def _smoothed(image: Tensor, kernel: Tensor) -> Tensor:
-    """The picture under a separable kernel; edges are continued."""
-    kernel = kernel.to(image)
-    padded = _padded(image, len(kernel) // 2)
-    return functional.conv2d(functional.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+def _filtered(image: Tensor, kernel: Sequence[float]) -> Tensor:
+    """The picture under a separable kernel, the same along both sides."""
+    return _along(_along(image, kernel, -1), kernel, -2)
+
+
+def _box(image: Tensor, width: int) -> Tensor:
+    """Means of windows of `width` x `width`."""
+    return _filtered(image, (1 / width,) * width)
+
+
+def _smoothed(image: Tensor, kernel: Sequence[float]) -> Tensor:
+    """The picture under a separable kernel that sums to 1; edges are continued."""
+    return _filtered(_padded(image, len(kernel) // 2), kernel)
 
 
 def _mean(values: Tensor) -> Tensor:
@@ -261,7 +275,7 @@ def _levels(picture: _Picture) -> Metrics:
 
 def _banding(picture: _Picture) -> Metrics:
     """Lines that differ from their neighbours, and how much of the fine structure they make up."""
-    fine = picture.image - functional.avg_pool2d(_padded(picture.image, 2), 5, stride=1)
+    fine = picture.image - _box(_padded(picture.image, 2), 5)
     energy = _mean(fine.square())
     metrics = {}
     for name, side in (("rows", -1), ("columns", -2)):
@@ -323,9 +337,7 @@ def _natural_scene(picture: _Picture) -> Metrics:
     A. Mittal, A. K. Moorthy, A. C. Bovik, "No-reference image quality assessment in the spatial domain", IEEE
     Transactions on Image Processing 21 (2012).
     """
-    offsets = torch.arange(-3, 4, dtype=picture.image.dtype)
-    gauss = torch.exp(-offsets.square() / (2 * (7 / 6) ** 2))
-    gauss = gauss / gauss.sum()
+    gauss = [weight / sum(_GAUSS) for weight in _GAUSS]
     mean = _smoothed(picture.image, gauss)
     deviation = (_smoothed(picture.image.square(), gauss) - mean.square()).clamp(min=0).sqrt()
     mscn = (picture.image - mean) / (deviation + LEVEL)

@@ -15,7 +15,7 @@ from medsyn.models.selector import Selector
 def to_pixels(pictures: Tensor, device: torch.device) -> Tensor:
     """What scorers take, float32 [N, 3, H, W] in 0..1, of pictures as they are written, uint8 [N, H, W, 1 or 3]."""
     pixels = pictures.to(device).permute(0, 3, 1, 2).float() / 255
-    return pixels.expand(-1, 3, -1, -1)
+    return pixels.expand(-1, 3, -1, -1).contiguous()  # another layout has other last bits
 
 
 def selector_scores(selector: Selector, pixels: Tensor, modality: str | None) -> Scores:

@@ -21,7 +21,7 @@ from medsyn.rating.formats import RatingSet, SetKey, read_key, seal
 from medsyn.rating.order import order_for
 from medsyn.rating.sessions import SESSIONS_TABLE
 from medsyn.stage import CampaignDirectory, Control, Task
-from medsyn.training import rlhf
+from medsyn.training.scorers import stages
 from tests.helpers import rating as expert
 from tests.helpers.generated_campaign import SCORER, generated_campaign
 
@@ -145,7 +145,7 @@ def test_from_a_campaigns_images_to_scorers_that_learn_from_an_expert(
         **{"selector": scorer, "policy_model": scorer},
     }
     second = guards.open_for_change(validate(tree, "test"), here=True)
-    rlhf.run_stage1(second.config, Task("rlhf-stage1", 0, "all"), second.directory, Control())
+    stages.run_stage1(second.config, Task("rlhf-stage1", 0, "all"), second.directory, Control())
     assert second.directory.selector().is_dir() and second.directory.policy().is_dir()
     ratings = read_ratings(first / "ratings" / "ratings.csv").require(strict=True)
     assert len(ratings) > 20 and {row.rating for row in ratings} == {1, 2, 3}

@@ -34,9 +34,8 @@ ORIGINALS, KINDS_PER_IMAGE, GRADES = (
     4,
     2,
 )  # good images of a modality that are damaged, in how many ways and degrees
-SAMPLED = 32  # good images that a modality's generator samples, and for each of them
-SAMPLED_RUNS, SAMPLED_CALLS = 1.8, 5  # whole runs of the sampler, and single steps besides, and
-SAMPLED_PICTURES = 16  # pictures, good and bad
+# for each good image that a modality's generator samples: whole runs of the sampler, single steps besides, and pictures
+SAMPLED_RUNS, SAMPLED_CALLS, SAMPLED_PICTURES = 1.8, 5, 16
 EXAMINED = 512  # comparisons that are looked at after every epoch, of each kind, at most
 PULLS, COMPARED = 0.5, 2.0  # images that a step of the Selector sees for each rating besides it
 COLOURS = {"Fundus": 3}  # channels of a modality's PNG files; all others are grey
@@ -70,7 +69,7 @@ def samples(config: Config, stage: str) -> int:
     """How many good images a stage samples to learn what bad ones are."""
     section = config.selector
     judges = stage == "rlhf-stage2" and config.training.stage1.train_selector and section.artifact_detection
-    return SAMPLED if judges else 0
+    return section.sampled_prompts if judges else 0
 
 
 def memory(config: Config, stage: str, model: Architecture) -> int:

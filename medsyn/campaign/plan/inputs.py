@@ -23,6 +23,7 @@ from medsyn.campaign.state import campaign_file
 from medsyn.campaign.state.campaign_file import CampaignRecord
 from medsyn.campaign.tasks import Plan, build, count_blocks
 from medsyn.config import PHANTOMS, Config, DataSection, FinetuneSection
+from medsyn.data.images.own_sampling import differences, sampling_of
 from medsyn.data.modalities import read_prefix
 from medsyn.data.prompts.rows import PromptRow, PromptSource, new_faults, wrong_negative
 from medsyn.data.prompts.store import INDEX, ListIndex, Run
@@ -460,13 +461,13 @@ def _check_sampling(config: Config, ratings: Sequence[RatingRow]) -> list[Proble
     """A warning where the images that the Selector will judge are sampled otherwise than all those that were rated."""
     if "filtered" not in config.generation.modes or not ratings:
         return []
-    try:
-        from medsyn.data.images.own_sampling import differences, sampling_of  # needs Pillow
-    except ImportError:  # a login node needs no more than pydantic, PyYAML, rich and submitit
-        return []
     files = list(dict.fromkeys(row.path for row in ratings))
     step = -(-len(files) // _SAMPLING_READ)
-    found = differences(sampling_of(files[::step]), sampling(config.generation))
+    try:
+        seen = sampling_of(files[::step])
+    except ImportError:  # Pillow: a login node needs no more than pydantic, PyYAML, rich and submitit
+        return []
+    found = differences(seen, sampling(config.generation))
     if not found:
         return []
     reason = (

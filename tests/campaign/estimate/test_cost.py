@@ -129,7 +129,7 @@ class TestHours:
             ("finetune", {"data__resolution": 512}),
             ("finetune", {"cluster__tflops": 3}),
             ("rlhf-stage1", {"training__max_epochs": 200}),
-            ("rlhf-stage2", {"policy_model__num_layers": 12}),
+            ("rlhf-stage2", {"policy_model__hidden_dim": 768}),
             ("generate", {"generation__num_inference_steps": 50}),
             ("generate", {"generation__scheduler": "pndm"}),
             ("generate", {"generation__num_candidates": 4}),
@@ -194,6 +194,7 @@ class TestHours:
             ("rlhf-stage1", {"selector__members": 3}),
             ("rlhf-stage1", {"selector__artifact_detection": "false"}),
             ("rlhf-stage2", {"selector__artifact_detection": "false"}),
+            ("rlhf-stage2", {"selector__sampled_prompts": 4}),
             ("rlhf-stage2", {"generation__num_inference_steps": 5}),
             ("generate", {"selector__members": 1}),
         ],
@@ -406,7 +407,7 @@ def test_constants_that_are_repeated_are_the_same() -> None:
     assert (memory.VALIDATED, memory.VALIDATED_ROWS) == (validation.MOST_IMAGES, validation._PER_IMAGE)
     assert samples._STEPS == memory.SAMPLE_STEPS
     assert (memory.ORIGINALS, memory.KINDS_PER_IMAGE) == (sources.ORIGINALS, sources.KINDS_PER_IMAGE)
-    assert memory.SAMPLED == sources.SAMPLED and memory.EXAMINED == selector_learner.EXAMINED
+    assert memory.EXAMINED == selector_learner.EXAMINED
     assert memory.PULLS == selector_learner.PULLS_PER_RATING
     assert memory.COMPARED == 2 * selector_learner.COMPARISONS_PER_RATING
     assert cost.VERSIONS == measured.VERSIONS == 2 * measured.VERSIONS_COMPARED
