@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from medsyn.models.ensemble import Ensemble
+from medsyn.models.quality import FEATURES
 from medsyn.models.scores import Card
 from medsyn.training.metrics import calibration_error
 from medsyn.training.scorers.calibration import (
@@ -87,7 +88,7 @@ def test_an_ensemble_calibrates_by_the_lines_that_it_was_given() -> None:
     set_calibration(scorer, lines)
     logits = np.array([-1.0, 2.0])
     for name in (*NAMES, "OCT"):
-        scores = scorer.combine(torch.tensor([logits], dtype=torch.float32), torch.zeros(2, 29), name).score
+        scores = scorer.combine(torch.tensor([logits], dtype=torch.float32), torch.zeros(2, len(FEATURES)), name).score
         np.testing.assert_allclose(scores, calibrated(logits, np.full(2, name), lines, NAMES), atol=1e-6)
     assert [pytest.approx(line, abs=1e-6) for line in lines] == lines_of(scorer, NAMES)
 
@@ -112,5 +113,5 @@ def test_what_is_far_from_every_modality_is_unfamiliar_and_new_groups_are_not() 
 
 def test_from_a_handful_of_images_nothing_is_called_unfamiliar() -> None:
     scorer = Ensemble([], Card(modalities=NAMES))
-    set_familiarity(scorer, np.zeros((8, 29)), np.full(8, "CT"), np.arange(8).astype(str))
-    assert not scorer.familiarity(torch.full((3, 29), 1e6)).any()
+    set_familiarity(scorer, np.zeros((8, len(FEATURES))), np.full(8, "CT"), np.arange(8).astype(str))
+    assert not scorer.familiarity(torch.full((3, len(FEATURES)), 1e6)).any()
