@@ -373,7 +373,7 @@ class ScorerSection(Section):
 class SelectorSection(ScorerSection):
     """The shape of the Selector, what it learns from, and what is asked of it."""
 
-    encoder: Literal["none", "conv", "vit"] = "conv"
+    encoder: Literal["none", "conv", "vit"] = "none"
     artifact_detection: bool = True  # from damaged copies of good images too, not from ratings and pairs alone
     sampled_prompts: int = Field(16, ge=0)  # that a modality's generator samples well, and badly on purpose
     require_auroc: float | None = Field(0.5, ge=0, lt=1)  # held-out AUROC that it must be shown to exceed to choose
