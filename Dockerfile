@@ -52,7 +52,7 @@ ENV PATH=/opt/medsyn/bin:/usr/local/bin:/usr/bin:/bin \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 LABEL org.opencontainers.image.title="medsyn" \
       org.opencontainers.image.description="Stable Diffusion for medical images as resumable Slurm campaigns" \
-      org.opencontainers.image.version="0.4.0"
+      org.opencontainers.image.version="0.5.0"
 USER 1000
 WORKDIR /home/medsyn
 ENTRYPOINT ["/usr/bin/tini", "--", "/opt/medsyn/bin/medsyn"]

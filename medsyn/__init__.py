@@ -37,7 +37,7 @@ __all__ = [
     "read_manifest",
     "score",
 ]
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 _HOME = {
     "GeneratedImage": "medsyn.generation.api.generator",
