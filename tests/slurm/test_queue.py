@@ -29,7 +29,7 @@ def all_tasks(trial: SlurmTrial) -> set[str]:
 def test_the_whole_graph_runs_and_every_task_once(trial: SlurmTrial) -> None:
     trial.prepare()
     outcome = trial.queue()
-    assert (outcome.queued, outcome.arrays, outcome.gates) == (8, 6, 7)
+    assert (outcome.queued, outcome.arrays, outcome.gates) == (8, 7, 7)
     trial.finish()
     assert trial.done() == all_tasks(trial)
     assert set(Counter(trial.calls()).values()) == {1}
@@ -122,13 +122,13 @@ def test_a_failed_modality_takes_its_own_branch_out_of_the_queue_and_no_other(tr
     trial.script({"finetune oct": ["input", "work"]})
     trial.queue()
     trial.finish()
-    branch = {"finetune oct", "generate oct-00000"}
+    branch = {"finetune oct", "rlhf-stage2 oct", "generate oct-00000"}
     assert trial.done() == all_tasks(trial) - branch
     assert trial.codes("finetune", "oct") == [EXIT_BAD_INPUT]
     first = disk.read_json(trial.campaign().directory.done("evaluate", "all"))["fingerprint"]
 
     again = trial.queue()
-    assert again.queued == 3  # the branch, and the evaluation of what there will be then
+    assert again.queued == 4  # the branch, and the evaluation of what there will be then
     trial.finish()
     assert trial.done() == all_tasks(trial)
     assert Counter(trial.calls())["finetune ct"] == 1
@@ -152,7 +152,7 @@ def test_a_retry_makes_dependents_in_the_queue_wait_for_it(trial: SlurmTrial) ->
     trial.script({"finetune ct": ["steps:400"], "finetune oct": ["input", "steps:500"]})
     trial.queue()
     directory = trial.campaign().directory
-    branch = {("finetune", "oct"), ("generate", "oct-00000")}
+    branch = {("finetune", "oct"), ("rlhf-stage2", "oct"), ("generate", "oct-00000")}
     trial.cluster.wait_until(directory.failed("finetune", "oct").is_file, what="oct to fail")
     trial.wait_for_steps("finetune ct")
     trial.cluster.wait_until(lambda: not branch & trial.view().tasks.keys(), what="its branch to leave the queue")
@@ -237,15 +237,15 @@ def test_a_cluster_without_accounting_with_small_arrays_that_forgets_quickly(
     trial.script({"finetune oct": ["input", "work"], "generate ct-00003": ["kill:SIGKILL", "work"]})
     outcome = trial.queue()
     assert outcome.queued == 14
-    assert outcome.arrays == 8  # of four shards three and one, for each of two modalities
+    assert outcome.arrays == 9  # of four shards three and one, for each of two modalities
     trial.finish()
     missing = all_tasks(trial) - trial.done()
-    assert missing == {"finetune oct", *(f"generate oct-{number:05d}" for number in range(4))}
+    assert missing == {"finetune oct", "rlhf-stage2 oct", *(f"generate oct-{number:05d}" for number in range(4))}
     settle_down(5)
     failed = trial.job("finetune", "oct")
     trial.cluster.wait_until(lambda: not trial.cluster.job(failed), what="the failed job to be forgotten")
     assert trial.cluster.run("sacct", check=False).returncode != 0
-    assert trial.queue().queued == 6
+    assert trial.queue().queued == 7
     trial.finish()
     assert trial.done() == all_tasks(trial)
     assert attempts.read_failure(trial.campaign().directory, ("finetune", "oct")) is None
