@@ -101,6 +101,27 @@ def test_every_fault_moves_its_metric(fault, name: str, direction: int, seed: in
     assert direction * (measure(fault(clean), name) - measure(clean, name)) > 0.005
 
 
+def test_where_edges_are_and_how_they_run_is_measured() -> None:
+    pixels = torch.full((1, 3, SIDE, SIDE), 0.2)
+    pixels[..., :16, :16] += (torch.arange(16) % 8 < 4) * 0.2  # stripes that run down, in a corner
+    edges = {name: measure(pixels, name) for name in FEATURES if name.startswith("edges")}
+    assert max(edges, key=edges.__getitem__) == "edges_0_0_0"
+    moved = torch.roll(pixels, SIDE // 3, -2)
+    assert max(edges, key=lambda name: measure(moved, name)) == "edges_0_1_0"
+    turned = pixels.transpose(-1, -2)
+    assert max(edges, key=lambda name: measure(turned, name)) == "edges_2_0_0"
+
+
+@pytest.mark.parametrize("side", [SIDE, SIDE - 1])
+def test_a_picture_and_its_mirror_image_have_the_same_edges(side: int) -> None:
+    """Training mirrors pictures and does not measure them again."""
+    pixels = noisy(scene(), 0.02)[..., :side, :side]
+    before, after = (
+        [measure(one, name) for name in FEATURES if name.startswith("edges")] for one in (pixels, pixels.flip(-1))
+    )
+    assert after == pytest.approx(before, abs=1e-3) and np.ptp(before) > 0.1
+
+
 @pytest.mark.parametrize("side", [16, 33, 256])
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_a_blank_picture_of_any_size_has_finite_metrics(side: int, value: float) -> None:
