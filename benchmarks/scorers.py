@@ -31,6 +31,7 @@ from scoring.figures import show
 from scoring.images import RatedImages, phantoms, real
 
 from medsyn.data.degradations.kinds import DEGRADATIONS
+from medsyn.training.scorers.ways import WAYS
 
 CROSSED = ("ratings", "calibration", "clean", "rejected", "triples")
 ROWS = (*CROSSED, "kinds", "faults", "filtering", "policy", "ways")
@@ -69,7 +70,7 @@ def measure(console: Console, images: RatedImages, args: argparse.Namespace) -> 
     parts = {
         "known": (set(CROSSED) & set(args.rows), selector.cross_fitted),
         "kinds": ({"kinds"} & set(args.rows), lambda *rest: selector.never_shown(images, args.families, *rest[2:])),
-        "faults": ({"faults"} & set(args.rows), lambda *rest: faults.figures(images, args.seeds, args.set)),
+        "faults": ({"faults"} & set(args.rows), lambda *rest: faults.figures(images, args.seeds, args.set, args.ways)),
     }
     for name, (rows, ask) in parts.items():
         if rows:
@@ -96,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("--phantoms", type=int, default=60, help="of each kind; 0: none")
     described.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     described.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES, help="of damage, for `kinds`")
+    described.add_argument("--ways", nargs="+", choices=WAYS, default=tuple(WAYS), help="left out, for `faults`")
     described.add_argument("--seeds", type=int, default=5)
     described.add_argument("--folds", type=int, default=4)
     described.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="on top of configs/tiny.yaml")

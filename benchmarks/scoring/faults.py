@@ -49,14 +49,15 @@ PROMPTS = 16  # of each modality
 OTHER_SEED = 1_000_003  # added to the campaign's: other noise than any stage draws
 
 
-def figures(images: RatedImages, seeds: int, changes: Sequence[str]) -> list[Figure]:
-    """All figures of the row."""
+def figures(images: RatedImages, seeds: int, changes: Sequence[str], ways: Collection[str]) -> list[Figure]:
+    """All figures of the row; only families with one of the `ways` are left out."""
+    families = [family for family in FAMILIES if set(family) & set(ways)]
     first, second = Answers(), Answers()
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
             images.write(Path(folder), images.ratings, [])
             config = settings(images, Path(folder), seed, changes)
-            _ask(images, config, CampaignDirectory(Path(folder) / "campaign"), seed, first, second)
+            _ask(images, config, CampaignDirectory(Path(folder) / "campaign"), seed, families, first, second)
     found = _described("stage 1's Selector, that saw no sample", first)
     return found + (_described("stage 2's, ways left out in turn", second) if second.score else [])
 
@@ -79,7 +80,13 @@ def _described(name: str, answers: Answers) -> list[Figure]:
 
 
 def _ask(
-    images: RatedImages, config: Config, directory: CampaignDirectory, seed: int, first: Answers, second: Answers
+    images: RatedImages,
+    config: Config,
+    directory: CampaignDirectory,
+    seed: int,
+    families: Sequence[Collection[str]],
+    first: Answers,
+    second: Answers,
 ) -> None:
     """Fine-tune, train and ask, in one campaign."""
     modalities = config.data.modalities
@@ -92,13 +99,13 @@ def _ask(
         _answer(selector, its, modality, seed, tuple(WAYS), first)
     if not hasattr(stages, "sampled_comparisons"):
         return
-    for family in FAMILIES:
+    for family in families:
         with never_sampled(family):
             for number, modality in enumerate(modalities):
                 task = Task("rlhf-stage2", number, slug(modality), modality)
                 stages.run_stage2(config, task, directory, Control())
                 selector = load_selector(directory.selector(modality), CPU)
-                _answer(selector, samples[modality], modality, seed, family, second)
+                _answer(selector, samples[modality], modality, seed, tuple(family), second)
         shutil.rmtree(directory.root / "work" / "rlhf-stage2")
 
 
