@@ -40,7 +40,7 @@ def test_a_task_runs_waits_again_and_is_done_while_a_failed_branch_is_blocked(tr
     wait_for(trial, "finetune", "ct", "preempted")
     trial.finish()
     states = {" ".join(key): state for key, state in now(trial).states.items()}
-    blocked = {"generate oct-00000"}
+    blocked = {"rlhf-stage2 oct", "generate oct-00000"}
     assert {key for key, its in states.items() if its == "blocked"} == blocked
     assert {its for key, its in states.items() if key not in {*blocked, "finetune oct"}} == {"done"}
     assert "finetune ct" in trial.done()
