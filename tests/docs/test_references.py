@@ -18,7 +18,7 @@ from medsyn.campaign.worker import STAGE_FUNCTIONS
 from medsyn.cli import app
 from medsyn.config import Config
 from medsyn.data.prompts.formats import COLUMNS
-from medsyn.specification import ENVIRONMENT, OTHER_KEYS
+from medsyn.specification import ENVIRONMENT, OTHER_KEYS, RENAMED
 from medsyn.stage import STAGES
 from tests import test_packaging
 from tests.docs.pages import (
@@ -135,7 +135,7 @@ SITE_KEYS = set(site._known_keys())
 
 
 def is_key(dotted: str) -> bool:
-    known = {*KEYS, *SITE_KEYS, *Config.model_fields, *OTHER_KEYS}
+    known = {*KEYS, *SITE_KEYS, *Config.model_fields, *OTHER_KEYS, *RENAMED}
     return dotted in known or any(key.startswith(dotted + ".") for key in known)
 
 

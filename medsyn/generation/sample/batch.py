@@ -172,6 +172,7 @@ class ImageSampler:
             self.guidance([item for item, _ in padded]),
             initial_noise(seeds, system.latent_shape(recipe.height, recipe.width)),
             seeds,
+            system.whole,
         )
         latents, evaluations = run.begin(_paced(system.device, meanwhile))
         pixels, sound = system.decode_once(_numbers(latents))

@@ -64,16 +64,19 @@ def test_another_spelling_and_another_column_are_read_as_everywhere(trial: Trial
 
 
 def test_a_row_of_a_further_one_is_a_changed_table(trial: Trial) -> None:
-    campaign = trial.prepare_config(own(trial, training__stage=1))
+    def its() -> Config:
+        return own(trial, training__stage=1, generation__quality_threshold=0.5)
+
+    campaign = trial.prepare_config(its())
     with (trial.data / "metadata.csv").open("a") as stream:
         stream.write("ct-0.png,MRI: a finding,MRI\n")
-    assert unchanged(own(trial, training__stage=1)) is None
-    assert trial.prepare_config(own(trial, training__stage=1)).config.data.modalities == ["OCT", "CT", "MRI"]
+    assert unchanged(its()) is None
+    assert trial.prepare_config(its()).config.data.modalities == ["OCT", "CT", "MRI"]
     disk.write_json(campaign.directory.work("finetune", "ct") / "made.json", {})
     with (trial.data / "metadata.csv").open("a") as stream:
         stream.write("ct-0.png,Fundus: a finding,Fundus\n")
     with pytest.raises(InputProblems) as caught:
-        trial.prepare_config(own(trial, training__stage=1))
+        trial.prepare_config(its())
     assert "data.table: has changed, but this campaign has results of finetune" in str(caught.value)
 
 

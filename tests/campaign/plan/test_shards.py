@@ -234,10 +234,9 @@ class TestBatchSize:
         run_all(trial)
         with pytest.raises(InputProblems) as caught:
             trial.prepare(generation__batch_size="auto")
-        assert (
-            "generation.batch_size: was 4, and auto now gives 8, but this campaign has results of generate: set it to 4"
-            in (str(caught.value))
-        )
+        said = str(caught.value)
+        assert "generation.batch_size: was 4, and auto now gives 8, but this campaign has results of" in said
+        assert "rlhf-stage2, generate: set it to 4" in said
 
     @pytest.mark.parametrize("wrong", [0, True, "three", 2.5, None])
     def test_anything_else_is_no_batch_size(self, trial: Trial, wrong: Any) -> None:

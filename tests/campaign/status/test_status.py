@@ -229,7 +229,7 @@ def test_a_failure_blocks_its_branch_and_no_other(trial: Trial, slurm: Slurm) ->
     slurm.queue("20_0|PENDING|Dependency|||1|trial-generate", "20_1|PENDING|Dependency|||1|trial-generate")
     status = status_read.read(campaign)
     assert states(status, "finetune") == {"ct": "failed", "oct": "done"}
-    assert states(status, "rlhf-stage2") == {"ct": "idle", "oct": "idle"}
+    assert states(status, "rlhf-stage2") == {"ct": "blocked", "oct": "idle"}
     assert states(status, "generate") == {"ct-00000": "blocked", "oct-00000": "pending"}
     text = said(status)
     assert "finetune ct failed InputError: table.csv, line 3: row 3 is wrong" in text
