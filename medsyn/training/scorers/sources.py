@@ -139,6 +139,11 @@ class Sources:
 
         return Loading(self.config, self._hashes, load_system, TensorCache(self._folder), control)
 
+    @functools.cached_property
+    def _rated_poor(self) -> set[Path]:
+        """Images that an expert called poor: no examples of good ones, whatever table has them."""
+        return {row.path for row in self.ratings if row.rating < GOOD}
+
     def sampled(
         self, loading: Loading, generator: Path | None, sample: Callable[..., Comparisons]
     ) -> list[Comparisons]:
@@ -172,8 +177,7 @@ class Sources:
     def with_captions(self, loading: Loading) -> tuple[Captioned, Texts]:
         """The table's captioned images, and all texts, the ratings' prompts first; errors as for `encode_rows`."""
         table, allowed = self.config.data.table, self.config.data.allow_synthetic
-        poor = {row.path for row in self.ratings if row.rating < GOOD}
-        rows = [row for row in self.captioned if row.path not in poor]
+        rows = [row for row in self.captioned if row.path not in self._rated_poor]
         kept = loading.pictures(table, rows, "original", allow_synthetic=allowed) if rows else []
         tables = self.prompts | {row.text: row.modality for _, row in kept if row.text not in self.prompts}
         place = {text: number for number, text in enumerate(tables)}
@@ -199,9 +203,8 @@ class Sources:
         own = loading.pictures(table, self.originals, "original", allow_synthetic=allowed) if self.originals else []
         best = [row for row in self.ratings if row.rating >= GOOD]
         rated = loading.pictures(str(self.config.data.ratings_file), best, "rated") if best else []
-        poor = {row.path for row in self.ratings if row.rating < GOOD}
         found: dict[str, RatingRow | ImageRow] = {**dict(rated), **dict(own)}
-        good = {key: row for key, row in found.items() if row.path not in poor}
+        good = {key: row for key, row in found.items() if row.path not in self._rated_poor}
         keys = _spread(good, self.config.campaign.seed)
         made = []
         for number, key in enumerate(keys, 1):  # one by one: a stop is obeyed in between
