@@ -176,7 +176,7 @@ class Sources:
         Raises:
             InputError: one of the models has not been made yet.
         """
-        unet = None if self.finetuned(mode) is None else self._sha256(self._unet)
+        unet = None if self.finetuned(mode) is None else self._sha256(self._unet(mode))
         model = model_fingerprint(self.config.model_paths.stable_diffusion, unet, self.finetuned(mode))
         found = common(self.config, self.modality, mode, model)
         if mode == "filtered":
@@ -193,15 +193,17 @@ class Sources:
         """Directory of the fine-tuned `unet/` that a mode samples with, None for the pretrained one."""
         if mode == "baseline" and self.config.generation.baseline_model == "pretrained":
             return None
-        self._unet.file()
-        return self.directory.finetuned_unet(self._finetuning)
+        return self._unet(mode).file().parents[1]
 
     @property
     def _finetuning(self) -> str:
         return self.config.finetune.task_for(self.modality)
 
-    @property
-    def _unet(self) -> _Made:
+    def _unet(self, mode: str) -> _Made:
+        """The weights that a mode samples with: aligned ones where there are any and it takes the best there are."""
+        if mode == "filtered" and self.config.align.enabled:
+            made = self.directory.aligned_unet(self.modality) / "unet" / UNET_WEIGHTS
+            return _Made(made, "align", slug(self.modality))
         path = self.directory.finetuned_unet(self._finetuning) / "unet" / UNET_WEIGHTS
         return _Made(path, "finetune", slug(self._finetuning))
 
