@@ -30,6 +30,7 @@ from pydantic import (
     model_validator,
 )
 
+from medsyn.arms import Arm, Mode, Weights, arm_of, filters, same
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.modality_names import MODALITIES, canonical_name
@@ -391,7 +392,7 @@ FREE_OF_SELECTOR = ("require_auroc",)  # changes no scorer
 class GenerationSection(Section):
     """Batch generation from the prompt list."""
 
-    modes: list[Literal["baseline", "filtered"]] = Field(["baseline", "filtered"], min_length=1)
+    modes: list[Mode] = Field(["baseline", "filtered"], min_length=1)
     baseline_model: Literal["pretrained", "finetuned"] = "pretrained"
     img_num: int = Field(1, ge=1, le=MOST_IMAGES)
     scheduler: SchedulerName = "dpm"
@@ -445,6 +446,11 @@ class GenerationSection(Section):
         if not 0 <= start < end <= 1:
             raise ValueError(f"guidance_interval must be [start, end] with 0 <= start < end <= 1, got [{start}, {end}]")
         return self
+
+    @property
+    def filters(self) -> bool:
+        """Whether scorers choose the images of any mode."""
+        return any(map(filters, self.modes))
 
     @property
     def shortcuts(self) -> Shortcuts:
@@ -535,8 +541,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _filter_has_its_scorers(self) -> Config:
-        if "filtered" in self.generation.modes and not self.training.stage1.train_selector:
-            raise ValueError("generation.modes includes filtered, which needs training.stage1.train_selector")
+        filtering = [mode for mode in self.generation.modes if filters(mode)]
+        if filtering and not self.training.stage1.train_selector:
+            raise ValueError(f"generation.modes includes {filtering[0]}, which needs training.stage1.train_selector")
         if self.device.compile and self.generation.shortcuts.leaves_out_layers:
             raise ValueError(
                 "device.compile compiles all of the UNet, and generation.fast, deep_cache_every and "
@@ -545,6 +552,41 @@ class Config(Section):
         if self.training.checkpoints.save_dir in ("selector", "policy", "tensorboard", "wandb"):
             raise ValueError("training.checkpoints.save_dir is a name that the stage uses itself; choose another")
         return self
+
+    @model_validator(mode="after")
+    def _arms_differ(self) -> Config:
+        if "aligned" in self.generation.modes and not self.aligns:
+            raise ValueError("generation.modes includes aligned, which needs align.enabled=true")
+        for one, other in same(self.arms):
+            names = f"{one.mode} twice" if one == other else f"{one.mode} and {other.mode}"
+            filtered = ", filtered" if one.filters else ""
+            what = f"which would be the same images (of the {one.weights} model{filtered}): leave one out"
+            hint = ""
+            if "baseline" in (one.mode, other.mode) and one != other:
+                hint = ", or choose another generation.baseline_model"
+            elif "finetuned-filtered" in (one.mode, other.mode) and one != other:
+                hint = ", or set align.enabled=true, after which filtered samples with the aligned model"
+            raise ValueError(f"generation.modes includes {names}, {what}{hint}")
+        return self
+
+    @property
+    def aligns(self) -> bool:
+        """Whether there are aligned models, by modality."""
+        section = getattr(self, "align", None)
+        return section is not None and bool(section.enabled)
+
+    def arm(self, mode: str) -> Arm:
+        """What a mode of `generation.modes` stands for in this campaign."""
+        return arm_of(mode, self.generation.baseline_model, "aligned" if self.aligns else "finetuned")
+
+    @property
+    def arms(self) -> list[Arm]:
+        """All arms of the campaign, as `generation.modes` lists them."""
+        return [self.arm(mode) for mode in self.generation.modes]
+
+    def samples_with(self, weights: Weights) -> bool:
+        """Whether any arm samples with these weights."""
+        return any(arm.weights == weights for arm in self.arms)
 
     def section_fingerprint(self, *keys: str) -> str:
         """Fingerprint of the named sections or dotted keys: two configurations that agree on them agree here."""

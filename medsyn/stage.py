@@ -138,6 +138,10 @@ class CampaignDirectory:
         """Directory with the fine-tuned `unet/` of a modality's task or that of `all` (`FinetuneSection.task_for`)."""
         return self.work("finetune", slug(task)) / "model"
 
+    def aligned_unet(self, task: str) -> Path:
+        """Directory with the aligned `unet/` of a modality's task."""
+        return self.work("align", slug(task)) / "model"
+
     def selector(self, modality: str | None = None) -> Path:
         """The trained Selector: of stage 2 for a modality, of stage 1 without one."""
         if modality is None:

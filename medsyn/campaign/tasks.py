@@ -84,8 +84,11 @@ RESHARDED_BY = ("generation.blocks_per_shard", "generation.shard_minutes", "clus
 
 
 def _samples_finetuned(config: Config) -> bool:
-    section = config.generation
-    return section.baseline_model == "finetuned" or any(mode != "baseline" for mode in section.modes)
+    return config.samples_with("finetuned")
+
+
+def _samples_aligned(config: Config) -> bool:
+    return config.samples_with("aligned")
 
 
 def _judges_samples(config: Config) -> bool:
@@ -95,7 +98,7 @@ def _judges_samples(config: Config) -> bool:
 
 
 def _filters(config: Config) -> bool:
-    return "filtered" in config.generation.modes
+    return config.generation.filters
 
 
 def _filters_by_modality(config: Config) -> bool:
@@ -134,6 +137,7 @@ READS: dict[str, Reads] = {
             Result("finetune", _samples_finetuned),
             Result("rlhf-stage1", _filters),
             Result("rlhf-stage2", _filters_by_modality),
+            Result("align", _samples_aligned),
         ),
     ),
     "evaluate": Reads(
