@@ -296,7 +296,11 @@ class FinetuneSection(Section):
 
 
 # at these values a campaign is what it was before there were such keys
-_LATER = {"data.text_chunks": None, "finetune.rare_captions": None, "finetune.together": False}
+_LATER: dict[str, Any] = {
+    **{"data.text_chunks": None, "finetune.rare_captions": None, "finetune.together": False},
+    **{"evaluation.min_images": 50, "evaluation.min_auroc": 0.5, "evaluation.min_diversity": 0.9},
+    "evaluation.fail_on": None,
+}
 _BESIDE = ("device.compile",)  # on record with each image (`records.ENVIRONMENT`), and nothing else depends on it
 GLOBAL_BATCH = "finetune.global_batch"  # what a step sees: no key to set, but what results depend on
 SHARED_OUT = ("train_batch_size", "gradient_accumulation_steps")  # whose product it is
@@ -496,6 +500,11 @@ class EvaluationSection(Section):
     kid_subsets: int = Field(50, ge=1)
     kid_subset_size: int = Field(100, ge=2)
     sheet_columns: int = Field(8, ge=1)
+    # what the verdict asks for
+    min_images: int = Field(50, ge=1)  # of a set, in one modality
+    min_auroc: float = Field(0.5, ge=0.5, lt=1)  # of the Selector on held-out ratings, with all of its interval
+    min_diversity: float = Field(0.9, ge=0, le=1)  # part of the held-out real images'
+    fail_on: Literal["bad", "unclear"] | None = None  # the verdict from which on evaluation fails
 
 
 class ClusterSection(Section):
