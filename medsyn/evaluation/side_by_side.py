@@ -18,11 +18,11 @@ from medsyn import arms
 from medsyn.arms import Arm
 from medsyn.config import Config
 from medsyn.evaluation import judge, paired
-from medsyn.evaluation.features import grey, shrink
 from medsyn.evaluation.generated import GeneratedImages, Picture, Record
 from medsyn.evaluation.paired import Figure
 from medsyn.evaluation.read_campaign import Gathered
 from medsyn.evaluation.tally import total
+from medsyn.models.image_features import grey, shrink
 from medsyn.seeds import seed
 
 Key = tuple[str, str, int]  # modality, prompt id, replicate

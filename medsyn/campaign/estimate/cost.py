@@ -173,6 +173,7 @@ class CostModel:
             "finetune": self._finetune,
             "rlhf-stage1": self._rlhf,
             "rlhf-stage2": self._rlhf,
+            "align": self._align,
             "generate": self._generate,
             "evaluate": self._evaluate,
         }[task.stage]
@@ -313,6 +314,29 @@ class CostModel:
         each = self._seconds(networks.unet, 2 * size, runs * guided) + self._seconds(networks.unet, size, runs * plain)
         each += self._seconds(networks.decoder, size, estimate_memory.SAMPLED_PICTURES)
         return -(-count // size) * each
+
+    def _align(self, task: Task, work: Volume, _: float) -> float:
+        """Each round: candidates, what the model before it predicts, training, and the judge's looks."""
+        section, networks = self.config.align, self.networks
+        finetune = section.as_finetuning(self.config.finetune)
+        reference = min(section.max_train_steps, estimate_memory.LEVELS * section.prompts) * section.learned
+        looks = 1 + -(-section.max_train_steps // section.judge_every)
+        training = CostModel(self.config.model_copy(update={"finetune": finetune}), self.counts, self.on_gpu)
+        each = self._sampled(section.prompts * section.candidates) + looks * self._sampled(section.judge_images)
+        each += self._seconds(networks.unet, section.train_batch_size, reference / section.train_batch_size)
+        each += training.finetuning(Volume()).seconds
+        kept = estimate_memory.FLOAT * networks.unet.parameters / WRITE_BYTES_PER_SECOND
+        looked_at = self._measuring(min(work.images, estimate_memory.REAL_IMAGES))
+        return section.rounds * (each + looks * kept) + looked_at
+
+    def _sampled(self, images: int) -> float:
+        """So many images as the campaign samples them, decoded and scored."""
+        section = self.config.generation
+        guided, plain = unet_calls(section)
+        size = section.images_per_batch
+        members = self.config.selector.members
+        judging = members * sum(self._seconds(network, size) for network in estimate_memory.scorers(self.config))
+        return -(-images // size) * (self.batch(guided, plain) + judging) + self._measuring(2 * images)
 
     def _measuring(self, images: float) -> float:
         """The quality metrics of so many images."""
