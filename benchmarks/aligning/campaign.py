@@ -31,9 +31,9 @@ from medsyn.training.scorers import stages
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 CPU = torch.device("cpu")
-KINDS, MODALITY = ("Brain MRI", "Breast MRI"), "MRI"
+KINDS, MODALITY = ("Chest X-ray",), "X-Ray"
 # of the generator that is wrong: long enough to draw well what its captions say
-WRONG = ("finetune.max_train_steps=300", "finetune.learning_rate=4e-4", "data.held_out_fraction=0.1")
+WRONG = ("finetune.max_train_steps=240", "data.held_out_fraction=0.1")
 TWICE_RATED = 40  # images that all raters have seen; each of the others was seen by one
 ATTEMPTS = 4  # of best-of-4
 
@@ -42,7 +42,7 @@ ATTEMPTS = 4  # of best-of-4
 class Sizes:
     """How much of everything there is."""
 
-    images_per_kind: int = 400
+    images_per_kind: int = 600
     ratings: int = 500
     judged: int = 320
 
