@@ -21,7 +21,7 @@ _OF_A_CAMPAIGN = ("campaign.json", "ledger.jsonl")
 KEPT = "checkpoint-"  # begins the names of what finetune.keep_every keeps; no result of the campaign needs it
 REPORTS = ("tensorboard", "wandb")  # folders of a task: its metrics for these programs, and no result either
 GRACE_VARIABLE = "MEDSYN_GRACE_SECONDS"  # between a scheduler's signal to a task and its end
-STAGES = ("finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate")
+STAGES = ("finetune", "rlhf-stage1", "rlhf-stage2", "align", "generate", "evaluate")
 
 
 def slug(name: str) -> str:
@@ -137,6 +137,10 @@ class CampaignDirectory:
     def finetuned_unet(self, task: str) -> Path:
         """Directory with the fine-tuned `unet/` of a modality's task or that of `all` (`FinetuneSection.task_for`)."""
         return self.work("finetune", slug(task)) / "model"
+
+    def aligned_unet(self, modality: str) -> Path:
+        """Directory with the `unet/` of a modality after alignment; that of fine-tuning, if no other was better."""
+        return self.work("align", slug(modality)) / "model"
 
     def selector(self, modality: str | None = None) -> Path:
         """The trained Selector: of stage 2 for a modality, of stage 1 without one."""

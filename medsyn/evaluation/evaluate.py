@@ -16,10 +16,11 @@ import numpy as np
 
 from medsyn import __version__, disk
 from medsyn.config import PHANTOMS, Config
-from medsyn.evaluation import coverage, features, judge, metrics, rated, read_campaign, report, selectors, tally
+from medsyn.evaluation import coverage, judge, metrics, rated, read_campaign, report, selectors, tally
 from medsyn.evaluation.generated import Picture
 from medsyn.evaluation.read_campaign import Gathered
 from medsyn.evaluation.report_tables import OVERALL
+from medsyn.models import image_features
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control, Task
 
@@ -129,7 +130,7 @@ def _distances(
     The references: `floor`, two halves of the held-out images; `other_modalities`, the held-out images of this modality
     against those of all others.
     """
-    info = {"available": True, "reason": None, "features": features.NAME, "meaningful_from": metrics.MEANINGFUL}
+    info = {"available": True, "reason": None, "features": image_features.NAME, "meaningful_from": metrics.MEANINGFUL}
     try:
         kernel_distance = metrics.load_kernel_distance()
     except metrics.NotAvailable as error:
@@ -157,7 +158,7 @@ def _similarity(config: Config, name: str, group: Group) -> dict[str, float | No
 
     def of(key: str, pictures: Sequence[Picture]) -> float | None:
         def image(place: int) -> np.ndarray:
-            return features.grey(features.shrink(pictures[place].pixels, _SSIM_SIDE))
+            return image_features.grey(image_features.shrink(pictures[place].pixels, _SSIM_SIDE))
 
         return metrics.pairwise_similarity(
             len(pictures), image, _SSIM_PAIRS, seed(config.campaign.seed, "ssim", name, key)

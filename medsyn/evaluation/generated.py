@@ -21,7 +21,6 @@ from PIL import Image
 from medsyn import disk
 from medsyn.config import Config
 from medsyn.data.prompts.store import PromptList
-from medsyn.evaluation.features import describe, shrink
 from medsyn.evaluation.tally import Tally
 from medsyn.generation.block_store import (
     ATTEMPTS,
@@ -33,6 +32,7 @@ from medsyn.generation.block_store import (
     recorded_shards,
 )
 from medsyn.generation.filter import SURPLUS
+from medsyn.models.image_features import describe, shrink
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, slug
 from medsyn.text import counted

@@ -36,8 +36,8 @@ from medsyn.data.phantoms.phantom import (
     parse_caption,
     render,
 )
-from medsyn.evaluation.features import shrink
 from medsyn.evaluation.metrics import proportion
+from medsyn.models.image_features import shrink
 from medsyn.seeds import seed
 
 SIDE = 64  # pixels the judge sees

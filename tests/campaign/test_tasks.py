@@ -113,6 +113,24 @@ def test_where_there_is_room_for_few_the_longest_chain_leads() -> None:
     ]
 
 
+ALIGNED = {"align": {"enabled": True}}
+
+
+def test_alignment_comes_between_the_scorers_and_generation_where_it_is_enabled() -> None:
+    of = {"data": {"modalities": ["CT"]}, "generation": {"batch_size": 4, "batches_per_block": 1}}
+    planned = {task.key: task for task in build(config(**of, **ALIGNED), {"CT": [4]}, {"CT": 1})}
+    assert planned["align", "ct"].needs == (FINETUNE, STAGE2)
+    assert planned["generate", "ct-00000"].needs == (FINETUNE, STAGE1, STAGE2, ("align", "ct"))
+    assert ("align", "ct") in planned["evaluate", "all"].after
+    assert "align" not in {stage for stage, _ in keys(plan())}
+
+
+def test_whether_there_is_an_alignment_is_another_result_of_what_samples_with_it() -> None:
+    """The scorers', too: a part of the ratings is the judge's alone."""
+    assert changed(**ALIGNED) == ["rlhf-stage1", "rlhf-stage2", "align", "generate", "evaluate"]
+    assert changed(**ALIGNED, training={"stage": 1}) == list(STAGES[1:])
+
+
 STAGE1, FINETUNE, STAGE2 = ("rlhf-stage1", "all"), ("finetune", "ct"), ("rlhf-stage2", "ct")
 
 
@@ -188,9 +206,10 @@ def changed(**sections: dict[str, object]) -> list[str]:
 
 
 def test_a_changed_value_changes_the_stages_that_read_it_and_those_that_read_their_results() -> None:
-    assert changed(finetune={"learning_rate": 1e-4}) == ["finetune", "rlhf-stage2", "generate", "evaluate"]
-    assert changed(training={"stage2": {"selector_threshold": 0.3}}) == ["rlhf-stage2", "generate", "evaluate"]
-    assert changed(generation={"guidance_scale": 5.0}) == ["rlhf-stage2", "generate", "evaluate"]
+    assert changed(finetune={"learning_rate": 1e-4}) == ["finetune", "rlhf-stage2", "align", "generate", "evaluate"]
+    assert changed(training={"stage2": {"selector_threshold": 0.3}}) == ["rlhf-stage2", "align", "generate", "evaluate"]
+    assert changed(generation={"guidance_scale": 5.0}) == ["rlhf-stage2", "align", "generate", "evaluate"]
+    assert changed(align={"beta": 5.0}) == ["align"]  # which nothing reads while it is not enabled
     assert changed(generation={"max_attempts": 11}) == ["generate", "evaluate"]
     assert changed(evaluation={"kid_subsets": 7}) == ["evaluate"]
     assert changed(campaign={"seed": 1}) == list(STAGES)
@@ -203,16 +222,16 @@ def test_what_changes_no_result_changes_no_fingerprint() -> None:
     assert changed(data={"modalities": ["CT", "X-Ray"], "table": "/elsewhere/metadata.csv"}) == []
     assert changed(finetune={"gpus": 2}) == []
     assert changed(finetune={"train_batch_size": 2, "gradient_accumulation_steps": 16}) == []
-    assert changed(finetune={"train_batch_size": 2}) == ["finetune", "rlhf-stage2", "generate", "evaluate"]
+    assert changed(finetune={"train_batch_size": 2}) == ["finetune", "rlhf-stage2", "align", "generate", "evaluate"]
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("table", list(STAGES)),
-        ("pairs", ["rlhf-stage1", "rlhf-stage2", "generate", "evaluate"]),
-        ("ratings", ["rlhf-stage1", "rlhf-stage2", "generate", "evaluate"]),
-        ("prompts", ["generate", "evaluate"]),
+        ("pairs", ["rlhf-stage1", "rlhf-stage2", "align", "generate", "evaluate"]),
+        ("ratings", ["rlhf-stage1", "rlhf-stage2", "align", "generate", "evaluate"]),
+        ("prompts", ["align", "generate", "evaluate"]),
         ("weights", list(STAGES)),
     ],
 )
@@ -249,6 +268,8 @@ def test_every_configuration_key_is_read_or_known_to_change_no_result() -> None:
         *("data.phantoms.prompts_per_kind", "data.phantoms.image_size"),
         *("training.report_to", "finetune.validation_images", "campaign.gate", "cluster.notify"),
         "selector.require_auroc",
+        "align.enabled",  # but whether there is such a stage, whose results others read
+        *("align.checkpointing_steps", "align.max_lost_minutes", "align.checkpoints_total_limit"),
     }
     unread = {
         key for key, _ in flatten(Config().model_dump()) if not any(reads_key(stage, key, Config()) for stage in STAGES)
@@ -295,7 +316,7 @@ def test_one_task_fine_tunes_for_all_and_every_shard_waits_for_it() -> None:
 
 
 def test_one_for_all_is_another_result_and_depends_on_which_those_are() -> None:
-    assert changed(**TOGETHER) == ["finetune", "rlhf-stage2", "generate", "evaluate"]
+    assert changed(**TOGETHER) == ["finetune", "rlhf-stage2", "align", "generate", "evaluate"]
 
     def finetune(*modalities: str) -> str:
         settings = config(data={"modalities": list(modalities)}, **TOGETHER)
@@ -306,6 +327,6 @@ def test_one_for_all_is_another_result_and_depends_on_which_those_are() -> None:
 
 def test_a_campaign_of_before_there_was_the_key_is_the_same() -> None:
     before = config().model_dump()
-    del before["finetune"]["together"]
+    del before["finetune"]["together"], before["align"]
     assert configuration.changes(before, config()) == {}
     assert configuration.changes(before, config(**TOGETHER)) == {"finetune.together": (False, True)}

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from medsyn.arms import filters
 from medsyn.campaign.estimate import architecture
 from medsyn.campaign.estimate import memory as estimate_memory
 from medsyn.campaign.estimate.architecture import Architecture, Count
@@ -172,6 +173,7 @@ class CostModel:
             "finetune": self._finetune,
             "rlhf-stage1": self._rlhf,
             "rlhf-stage2": self._rlhf,
+            "align": self._align,
             "generate": self._generate,
             "evaluate": self._evaluate,
         }[task.stage]
@@ -313,6 +315,29 @@ class CostModel:
         each += self._seconds(networks.decoder, size, estimate_memory.SAMPLED_PICTURES)
         return -(-count // size) * each
 
+    def _align(self, task: Task, work: Volume, _: float) -> float:
+        """Each round: candidates, what the model before it predicts, training, and the judge's looks."""
+        section, networks = self.config.align, self.networks
+        finetune = section.as_finetuning(self.config.finetune)
+        reference = min(section.max_train_steps, estimate_memory.LEVELS * section.prompts) * section.learned
+        looks = 1 + -(-section.max_train_steps // section.judge_every)
+        training = CostModel(self.config.model_copy(update={"finetune": finetune}), self.counts, self.on_gpu)
+        each = self._sampled(section.prompts * section.candidates) + looks * self._sampled(section.judge_images)
+        each += self._seconds(networks.unet, section.train_batch_size, reference / section.train_batch_size)
+        each += training.finetuning(Volume()).seconds
+        kept = estimate_memory.FLOAT * networks.unet.parameters / WRITE_BYTES_PER_SECOND
+        looked_at = self._measuring(min(work.images, estimate_memory.REAL_IMAGES))
+        return section.rounds * (each + looks * kept) + looked_at
+
+    def _sampled(self, images: int) -> float:
+        """So many images as the campaign samples them, decoded and scored."""
+        section = self.config.generation
+        guided, plain = unet_calls(section)
+        size = section.images_per_batch
+        members = self.config.selector.members
+        judging = members * sum(self._seconds(network, size) for network in estimate_memory.scorers(self.config))
+        return -(-images // size) * (self.batch(guided, plain) + judging) + self._measuring(2 * images)
+
     def _measuring(self, images: float) -> float:
         """The quality metrics of so many images."""
         return images * self.config.selector.image_size**2 * MEASURING_SECONDS[self.on_gpu]
@@ -326,7 +351,7 @@ class CostModel:
         batches = work.places / size
         seconds = self._seconds(networks.text, 1, work.asked / section.img_num)
         for mode in section.modes:
-            seconds += batches * (candidates * (batch + judging) if mode == "filtered" else batch)
+            seconds += batches * (candidates * (batch + judging) if filters(mode) else batch)
         return seconds
 
     def batch(self, guided: float, plain: float) -> float:
