@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medsyn import config as configuration
-from medsyn.models.stable_diffusion import load_synthetic
+from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
 
 RATERS_EYE, JUDGE, GOOD, GOOD_TOO = 777_001, 777_002, 777_003, 777_004  # seeds of phantoms, all different
 MAIN = (BEFORE, BEST_OF, PLAIN, ALIGNED, TWICE)
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _show(console, found, sizes)
 
 
-def _good_phantoms(judge: Observer, count: int, own_seed: int, system: object) -> Sight:
+def _good_phantoms(judge: Observer, count: int, own_seed: int, system: SyntheticSystem) -> Sight:
     """What the judge sees in `count` excellent phantoms, as the generator's autoencoder shows them."""
     facts, pixels = phantoms(KINDS, count // len(KINDS), own_seed, (3,))
     return judge.look(through_autoencoder(system, pixels), facts)
