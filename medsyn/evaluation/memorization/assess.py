@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from medsyn.evaluation.memorization import planted
 from medsyn.evaluation.memorization.control import Control, control_group
 from medsyn.evaluation.memorization.search import (
     Finding,
@@ -34,6 +36,14 @@ class Effort:
 
     honest: int = 200
     planted: int = 20  # copies of each kind
+
+    def looks(self, *sets: Sequence[Picture]) -> int:
+        """How often an image is looked at, about: each once, and those that are asked about on top of that."""
+        real: Counter[str] = Counter(picture.modality for pictures in sets[:-1] for picture in pictures)
+        asked = {picture.modality for picture in sets[-1]} & real.keys()
+        kinds = len(planted.CHANGES) + 1
+        beside = sum(2 * min(self.honest, real[name]) + kinds * min(self.planted, real[name]) for name in asked)
+        return beside + sum(real[name] for name in asked) + sum(picture.modality in asked for picture in sets[-1])
 
 
 @dataclass(frozen=True)
@@ -77,11 +87,11 @@ class Memorization:
         }
 
 
-def _share(found: int, planted: int) -> dict[str, float | int] | None:
-    if not planted:
+def _share(found: int, of: int) -> dict[str, float | int] | None:
+    if not of:
         return None
-    low, high = wilson(found, planted)
-    return {"value": found / planted, "low": low, "high": high, "n": planted}
+    low, high = wilson(found, of)
+    return {"value": found / of, "low": low, "high": high, "n": of}
 
 
 def assess(
@@ -171,10 +181,3 @@ def _by_patient(one: Match) -> dict[str, float]:
 
 def _patients(pictures: Sequence[Picture]) -> Mapping[str, str]:
     return {picture.patient: picture.modality for picture in pictures}
-
-
-def csv_rows(findings: Iterable[Finding]) -> Iterator[tuple[str, str, str, str]]:
-    """Rows of exclude.csv: the synthetic file, its source, the kind of evidence, the score."""
-    yield "file", "source", "evidence", "score"
-    for one in findings:
-        yield one.name, one.source, f"{one.kind} ({one.evidence})", f"{one.score:.3f}"
