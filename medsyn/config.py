@@ -30,6 +30,7 @@ from pydantic import (
     model_validator,
 )
 
+from medsyn.arms import Arm, Mode, Weights, arm_of, filters, same
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.modality_names import MODALITIES, canonical_name
@@ -295,7 +296,11 @@ class FinetuneSection(Section):
 
 
 # at these values a campaign is what it was before there were such keys
-_LATER = {"data.text_chunks": None, "finetune.rare_captions": None, "finetune.together": False}
+_LATER: dict[str, Any] = {
+    **{"data.text_chunks": None, "finetune.rare_captions": None, "finetune.together": False},
+    **{"evaluation.min_images": 50, "evaluation.min_auroc": 0.5, "evaluation.min_diversity": 0.9},
+    "evaluation.fail_on": None,
+}
 _BESIDE = ("device.compile",)  # on record with each image (`records.ENVIRONMENT`), and nothing else depends on it
 GLOBAL_BATCH = "finetune.global_batch"  # what a step sees: no key to set, but what results depend on
 SHARED_OUT = ("train_batch_size", "gradient_accumulation_steps")  # whose product it is
@@ -464,7 +469,7 @@ FREE_OF_SELECTOR = ("require_auroc",)  # changes no scorer
 class GenerationSection(Section):
     """Batch generation from the prompt list."""
 
-    modes: list[Literal["baseline", "filtered"]] = Field(["baseline", "filtered"], min_length=1)
+    modes: list[Mode] = Field(["baseline", "filtered"], min_length=1)
     baseline_model: Literal["pretrained", "finetuned"] = "pretrained"
     img_num: int = Field(1, ge=1, le=MOST_IMAGES)
     scheduler: SchedulerName = "dpm"
@@ -520,6 +525,11 @@ class GenerationSection(Section):
         return self
 
     @property
+    def filters(self) -> bool:
+        """Whether scorers choose the images of any mode."""
+        return any(map(filters, self.modes))
+
+    @property
     def shortcuts(self) -> Shortcuts:
         """What the sampler leaves out: what `fast` says, unless the key of a shortcut says otherwise."""
         usual = FAST if self.fast else Shortcuts()
@@ -563,6 +573,11 @@ class EvaluationSection(Section):
     kid_subsets: int = Field(50, ge=1)
     kid_subset_size: int = Field(100, ge=2)
     sheet_columns: int = Field(8, ge=1)
+    # what the verdict asks for
+    min_images: int = Field(50, ge=1)  # of a set, in one modality
+    min_auroc: float = Field(0.5, ge=0.5, lt=1)  # of the Selector on held-out ratings, with all of its interval
+    min_diversity: float = Field(0.9, ge=0, le=1)  # part of the held-out real images'
+    fail_on: Literal["bad", "unclear"] | None = None  # the verdict from which on evaluation fails
 
 
 class ClusterSection(Section):
@@ -609,8 +624,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _filter_has_its_scorers(self) -> Config:
-        if "filtered" in self.generation.modes and not self.training.stage1.train_selector:
-            raise ValueError("generation.modes includes filtered, which needs training.stage1.train_selector")
+        filtering = [mode for mode in self.generation.modes if filters(mode)]
+        if filtering and not self.training.stage1.train_selector:
+            raise ValueError(f"generation.modes includes {filtering[0]}, which needs training.stage1.train_selector")
         if self.align.enabled and not self.training.stage1.train_selector:
             raise ValueError("align.enabled needs training.stage1.train_selector: its rewards are the scorers'")
         if self.device.compile and self.generation.shortcuts.leaves_out_layers:
@@ -621,6 +637,40 @@ class Config(Section):
         if self.training.checkpoints.save_dir in ("selector", "policy", "tensorboard", "wandb"):
             raise ValueError("training.checkpoints.save_dir is a name that the stage uses itself; choose another")
         return self
+
+    @model_validator(mode="after")
+    def _arms_differ(self) -> Config:
+        if "aligned" in self.generation.modes and not self.aligns:
+            raise ValueError("generation.modes includes aligned, which needs align.enabled=true")
+        for one, other in same(self.arms):
+            names = f"{one.mode} twice" if one == other else f"{one.mode} and {other.mode}"
+            filtered = ", filtered" if one.filters else ""
+            what = f"which would be the same images (of the {one.weights} model{filtered}): leave one out"
+            hint = ""
+            if "baseline" in (one.mode, other.mode) and one != other:
+                hint = ", or choose another generation.baseline_model"
+            elif "finetuned-filtered" in (one.mode, other.mode) and one != other:
+                hint = ", or set align.enabled=true, after which filtered samples with the aligned model"
+            raise ValueError(f"generation.modes includes {names}, {what}{hint}")
+        return self
+
+    @property
+    def aligns(self) -> bool:
+        """Whether there are aligned models, by modality."""
+        return self.align.enabled
+
+    def arm(self, mode: str) -> Arm:
+        """What a mode of `generation.modes` stands for in this campaign."""
+        return arm_of(mode, self.generation.baseline_model, "aligned" if self.aligns else "finetuned")
+
+    @property
+    def arms(self) -> list[Arm]:
+        """All arms of the campaign, as `generation.modes` lists them."""
+        return [self.arm(mode) for mode in self.generation.modes]
+
+    def samples_with(self, weights: Weights) -> bool:
+        """Whether any arm samples with these weights."""
+        return any(arm.weights == weights for arm in self.arms)
 
     def section_fingerprint(self, *keys: str) -> str:
         """Fingerprint of the named sections or dotted keys: two configurations that agree on them agree here."""

@@ -88,8 +88,11 @@ RESHARDED_BY = ("generation.blocks_per_shard", "generation.shard_minutes", "clus
 
 
 def _samples_finetuned(config: Config) -> bool:
-    section = config.generation
-    return section.baseline_model == "finetuned" or any(mode != "baseline" for mode in section.modes)
+    return config.samples_with("finetuned")
+
+
+def _samples_aligned(config: Config) -> bool:
+    return config.samples_with("aligned")
 
 
 def _judges_samples(config: Config) -> bool:
@@ -99,15 +102,11 @@ def _judges_samples(config: Config) -> bool:
 
 
 def _filters(config: Config) -> bool:
-    return "filtered" in config.generation.modes
+    return config.generation.filters
 
 
 def _filters_by_modality(config: Config) -> bool:
     return _filters(config) and config.training.stage == 2
-
-
-def _uses_aligned(config: Config) -> bool:
-    return config.align.enabled and _filters(config)
 
 
 def _kept_for_the_judge(config: Config) -> tuple[str, ...]:
@@ -160,7 +159,7 @@ READS: dict[str, Reads] = {
             Result("finetune", _samples_finetuned),
             Result("rlhf-stage1", _filters),
             Result("rlhf-stage2", _filters_by_modality),
-            Result("align", _uses_aligned),
+            Result("align", _samples_aligned),
         ),
     ),
     "evaluate": Reads(

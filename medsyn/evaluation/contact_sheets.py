@@ -1,4 +1,4 @@
-"""Contact sheets: real, baseline and filtered images under the prompts that asked for them."""
+"""Contact sheets: real images and those of each arm under the prompts that asked for them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from medsyn.arms import title
 from medsyn.evaluation.generated import GeneratedImages, Picture
 from medsyn.evaluation.read_campaign import Gathered
-from medsyn.evaluation.report_tables import SET_NAMES
 from medsyn.generation.filter import ACCEPTED, FAILED, KEPT_BEST, SKIPPED, UNFILTERED
 
 _FATES = {
@@ -103,5 +103,5 @@ def contact_sheet(gathered: Gathered, modality: str, most: int) -> Sheet:
     pairs = zip(closest_captions(texts, real), texts, strict=True)
     rows = [("Real", f"{origin}, closest caption", [_real_frame(picture, text) for picture, text in pairs])]
     for mode, images in gathered.made.get(modality, {}).items():
-        rows.append((SET_NAMES[mode], "synthetic", [_generated_frame(images, row.prompt_id, mode) for row in chosen]))
+        rows.append((title(mode), "synthetic", [_generated_frame(images, row.prompt_id, mode) for row in chosen]))
     return Sheet(modality, texts, rows)

@@ -57,6 +57,8 @@ class GeneratedImages:
 
     tally: Tally = field(default_factory=Tally)
     pictures: list[Picture] = field(default_factory=list)  # of a sample of the accepted images, in the prompts' order
+    records: list[Record] = field(default_factory=list)  # of the pictures
+    sampled: list[Record] = field(default_factory=list)  # of a sample of all items: the same ones in every mode
     shown: dict[str, tuple[Record, Picture | None]] = field(default_factory=dict)  # by prompt id, of the contact sheet
 
     @property
@@ -66,7 +68,7 @@ class GeneratedImages:
 
 
 class _Sample:
-    """The accepted images with the lowest hashes, independent of their number and order."""
+    """The images with the lowest hashes, independent of their number and order."""
 
     def __init__(self, most: int, campaign_seed: int) -> None:
         self._most, self._seed = most, campaign_seed
@@ -107,14 +109,14 @@ def read_generated(
     Args:
         config: the campaign's.
         directory: where it is.
-        mode: `baseline` or `filtered`.
+        mode: one of the configuration's.
         modality: one of the five.
         prompts: its prompts.
         chosen: the prompts of its contact sheet.
         tick: called before each block and each image.
     """
     made, lost = GeneratedImages(), dict[str, int]()
-    sample = _Sample(config.evaluation.max_images, config.campaign.seed)
+    sample, items = (_Sample(config.evaluation.max_images, config.campaign.seed) for _ in range(2))
     wanted = {item.prompt_id for item in chosen}
     shown: dict[str, tuple[Path, Record]] = {}
     blocks = Blocks(prompts, config.generation.img_num, config.generation.block_size)
@@ -129,11 +131,13 @@ def read_generated(
                 continue
             _count(made.tally, block, modality, manifest)
             for line in manifest:
+                items.add(block, line)
                 if line["accepted"] and line["file"] is not None:
                     sample.add(block, line)
                 if line["id"] in wanted and _is_better(line, shown.get(line["id"])):
                     shown[line["id"]] = block, line
     made.pictures = [_read(block, line, modality, tick) for block, line in sample]
+    made.records, made.sampled = ([line for _, line in its] for its in (sample, items))
     made.shown = {
         name: (line, None if line["file"] is None else _read(block, line, modality, tick))
         for name, (block, line) in shown.items()

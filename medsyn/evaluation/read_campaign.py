@@ -49,7 +49,7 @@ class Gathered:
 
     real: RealImages
     prompts: dict[str, PromptList]  # by modality
-    made: dict[str, dict[str, GeneratedImages]]  # by modality, then by mode
+    made: dict[str, dict[str, GeneratedImages]]  # by modality, then by mode, in the order of the steps to them
     missing: list[Missing]
     chosen: dict[str, list[Item]] = field(default_factory=dict)  # prompts of the contact sheets, by modality
 
@@ -68,8 +68,9 @@ def gather(config: Config, directory: CampaignDirectory, tick: Tick) -> Gathered
     made: dict[str, dict[str, GeneratedImages]] = {}
     for modality, rows in prompts.items():
         made[modality] = {}
-        for mode in config.generation.modes:
-            made[modality][mode], lost = read_generated(config, directory, mode, modality, rows, chosen[modality], tick)
+        for arm in sorted(config.arms, key=lambda arm: arm.step):
+            its = read_generated(config, directory, arm.mode, modality, rows, chosen[modality], tick)
+            made[modality][arm.mode], lost = its
             missing += lost
     return Gathered(real, prompts, made, missing, chosen)
 

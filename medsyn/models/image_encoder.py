@@ -134,17 +134,23 @@ class ImageEncoder(MeasuredImage):
         self.transformer = VisionTransformer(section) if section.encoder == "vit" else None
         self.convolutions = Convolutions(section) if section.encoder == "conv" else None
 
+    @property
+    def looks(self) -> bool:
+        """Whether it sees more of an image than its metrics."""
+        return self.transformer is not None or self.convolutions is not None
+
     def forward(self, pixels: Tensor, metrics: Tensor | None = None) -> Tensor:
         """One vector per image.
 
         Args:
-            pixels: [N, 3, H, W], values 0..1.
+            pixels: [N, 3, H, W], values 0..1; anything, where it does not look and the metrics are known.
             metrics: the result of `measure`, if already known: training measures every image once.
 
         Returns:
             [N, width].
         """
-        pixels = self.resize(pixels)
+        if self.looks or metrics is None:
+            pixels = self.resize(pixels)
         metrics = self.measure(pixels) if metrics is None else metrics
         parts = [self.metrics(self.standardise(metrics))]
         for network in (self.transformer, self.convolutions):

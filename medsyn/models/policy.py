@@ -9,9 +9,10 @@ from medsyn.config import PolicySection, ScorerSection
 from medsyn.models.ensemble import Ensemble
 from medsyn.models.image_encoder import MeasuredImage, Standardise
 from medsyn.models.scores import Card, Scores
-from medsyn.models.text_gate import GRID, ConvGrid, TextGate, ViTGrid
+from medsyn.models.text_gate import CHANNELS, GRID, ConvGrid, Places, TextGate, ViTGrid
 
-PLACES = GRID * GRID
+NETWORK = 2  # raise it when the same section builds other weights
+SEEN = GRID * GRID * CHANNELS  # numbers that a text looks at
 
 
 class PolicyImage(MeasuredImage):
@@ -20,18 +21,14 @@ class PolicyImage(MeasuredImage):
     def __init__(self, section: PolicySection) -> None:
         super().__init__(section.image_size, section.hidden_dim)
         self.grid = {"conv": ConvGrid, "vit": ViTGrid}[section.encoder](section)
-        self.width = PLACES * self.grid.width + section.hidden_dim
+        self.places = Places(self.grid.width)
+        self.width = SEEN + section.hidden_dim
 
     def forward(self, pixels: Tensor, metrics: Tensor | None = None) -> Tensor:
         """One vector per image, [N, width]; arguments as for `ImageEncoder`."""
         pixels = self.resize(pixels)
         metrics = self.measure(pixels) if metrics is None else metrics
-        return torch.cat([self.grid(pixels).flatten(1), self.metrics(self.standardise(metrics))], dim=1)
-
-    def places(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors [N, width] as features of the grid [N, PLACES, C] and what the metrics say [N, hidden_dim]."""
-        count = PLACES * self.grid.width
-        return vectors[:, :count].unflatten(1, (PLACES, -1)), vectors[:, count:]
+        return torch.cat([self.places(self.grid(pixels)), self.metrics(self.standardise(metrics))], dim=1)
 
 
 class PolicyMember(nn.Module):
@@ -46,14 +43,13 @@ class PolicyMember(nn.Module):
         width = section.hidden_dim
         self.image = PolicyImage(section)
         self.standardise_text = Standardise(text_dim)
-        self.gate = TextGate(self.image.grid.width, text_dim, width)
+        self.gate = TextGate(text_dim, width)
         self.head = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, 1))
 
     def align(self, image: Tensor, pooled_text: Tensor) -> Tensor:
         """Logits [N] of image vectors [N, image.width] under pooled text features [N, text_dim]."""
-        places, quality = self.image.places(image)
-        found = self.gate(places, self.standardise_text(pooled_text.float()))
-        logits: Tensor = self.head(torch.cat([found, quality], dim=1)).squeeze(1)
+        found = self.gate(image[:, :SEEN], self.standardise_text(pooled_text.float()))
+        logits: Tensor = self.head(torch.cat([found, image[:, SEEN:]], dim=1)).squeeze(1)
         return logits
 
     def forward(self, pixels: Tensor, pooled_text: Tensor, metrics: Tensor | None = None) -> Tensor:

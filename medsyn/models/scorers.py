@@ -14,7 +14,7 @@ from torch import nn
 from medsyn import disk, time_use
 from medsyn.config import PolicySection, ScorerSection
 from medsyn.errors import InputError
-from medsyn.models.policy import Policy
+from medsyn.models.policy import NETWORK, Policy
 from medsyn.models.quality import FEATURES
 from medsyn.models.scores import Card
 from medsyn.models.selector import Selector
@@ -38,7 +38,7 @@ def save_scorer(model: Selector | Policy, directory: Path, provenance: dict[str,
         "card": model.card.model_dump(),
     }
     if isinstance(model, Policy):
-        described["text_dim"] = model.text_dim
+        described |= {"text_dim": model.text_dim, "network": NETWORK}
     with disk.atomic_directory(directory) as temporary:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         with disk.writing(directory / WEIGHTS):
@@ -93,6 +93,8 @@ def read_config(directory: Path, wanted: type[nn.Module]) -> dict[str, Any]:
         raise InputError(directory, "was made by an earlier version of medsyn, as a single network; train it again")
     if described.get("metrics") != list(FEATURES):
         raise InputError(directory, "was trained with different quality metrics from this version's; train it again")
+    if wanted is Policy and described.get("network") != NETWORK:
+        raise InputError(directory, "is another network than this version's Policy; train it again")
     _check_sizes(directory, wanted, described)
     return described
 
@@ -118,5 +120,6 @@ def _load_weights(model: nn.Module, directory: Path) -> None:
     try:
         model.load_state_dict(load_file(directory / WEIGHTS))
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(directory / WEIGHTS, f"is damaged or does not fit its {CONFIG}: {reason}") from None
+        # torch says what differs from the second line on
+        reason = "; ".join(line.strip().rstrip(".") for line in str(error).splitlines())
+        raise InputError(directory / WEIGHTS, f"is damaged or does not fit its {CONFIG}: {reason:.1000}") from None

@@ -48,5 +48,6 @@ class Selector(Ensemble):
     def _seen(self, pixels: Tensor, metrics: Tensor | None) -> tuple[Tensor, Tensor]:
         """The image as all members see it, and its metrics: once for all of them."""
         image: ImageEncoder = self.members[0].image
-        pixels = image.resize(pixels)
+        if image.looks or metrics is None:
+            pixels = image.resize(pixels)
         return pixels, image.measure(pixels) if metrics is None else metrics

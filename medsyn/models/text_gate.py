@@ -22,19 +22,23 @@ CHANNELS = 16  # that it looks at, of each place
 
 
 class ConvGrid(nn.Module):
-    """A small convolutional network: halves the picture until GRID places per side are left."""
+    """A small convolutional network: a quarter of the picture's side at once, then halves, until GRID places are left.
+
+    At full and at half the side such a network spends three quarters of its time and learns nothing more
+    (docs/scorers.md).
+    """
 
     def __init__(self, section: ScorerSection) -> None:
         super().__init__()
-        stages = max(1, round(math.log2(section.image_size / GRID)))
-        self.width = section.hidden_dim
-        widths = [3, *(max(4, self.width >> max(0, 2 - stage)) for stage in range(stages))]
+        halvings = max(1, round(math.log2(section.image_size / GRID)) - 2)
+        widths = [3, *(max(4, section.hidden_dim >> max(0, 2 - stage)) for stage in range(1 + halvings))]
         layers: list[nn.Module] = []
-        for inputs, outputs in pairwise(widths):
-            groups = math.gcd(4, outputs)
-            # SiLU: the backward pass of torch's GELU after a convolution gives NaN on some CPUs
+        for number, (inputs, outputs) in enumerate(pairwise(widths)):
             convolution = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
-            layers += [convolution, nn.GroupNorm(groups, outputs), nn.SiLU()]
+            if number == 0:
+                convolution = nn.Conv2d(inputs, outputs, 4, stride=4)
+            # SiLU: the backward pass of torch's GELU after a convolution gives NaN on some CPUs
+            layers += [convolution, nn.GroupNorm(math.gcd(4, outputs), outputs), nn.SiLU()]
         self.layers = nn.Sequential(*layers)
         self.width = widths[-1]
 
@@ -59,17 +63,30 @@ class ViTGrid(nn.Module):
         return functional.adaptive_avg_pool2d(patches.unflatten(2, (side, side)), GRID).flatten(2).transpose(1, 2)
 
 
-class TextGate(nn.Module):
-    """A text looks at an image: it weighs every channel at every place, and a small network reads what is left."""
+class Places(nn.Module):
+    """What texts can look at: CHANNELS of the features at every place, once for all texts."""
 
-    def __init__(self, width: int, text_dim: int, hidden_dim: int, places: int = GRID * GRID) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.channels = nn.Linear(width, CHANNELS)
-        self.gate = nn.Linear(text_dim, CHANNELS * places)
-        self.read = nn.Sequential(nn.LayerNorm(CHANNELS * places), nn.Linear(CHANNELS * places, hidden_dim), nn.SiLU())
 
-    def forward(self, seen: Tensor, text: Tensor) -> Tensor:
-        """What N texts [N, text_dim], standardised, find in features [N, places, width]: [N, hidden_dim]."""
-        found: Tensor = self.read(self.channels(self.norm(seen)).flatten(1) * self.gate(text))
+    def forward(self, seen: Tensor) -> Tensor:
+        """Features [N, places, width] as [N, places * CHANNELS]."""
+        looked_at: Tensor = self.channels(self.norm(seen))
+        return looked_at.flatten(1)
+
+
+class TextGate(nn.Module):
+    """A text looks at an image: it weighs every channel at every place, and a small network reads what is left."""
+
+    def __init__(self, text_dim: int, hidden_dim: int, places: int = GRID * GRID) -> None:
+        super().__init__()
+        size = CHANNELS * places
+        self.gate = nn.Linear(text_dim, size)
+        self.read = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, hidden_dim), nn.SiLU())
+
+    def forward(self, looked_at: Tensor, text: Tensor) -> Tensor:
+        """What N texts [N, text_dim], standardised, find in what `Places` gives of N images: [N, hidden_dim]."""
+        found: Tensor = self.read(looked_at * self.gate(text))
         return found

@@ -100,7 +100,8 @@ def test_a_selector_is_not_taken_for_a_policy(tmp_path: Path) -> None:
         ({"section": 3}, "does not describe a Policy of this version"),
         ({"section": None}, "does not describe a Policy of this version"),
         ({"text_dim": "8"}, "text_dim must be a whole number from 1, got '8'"),
-        ({"text_dim": 9}, "is damaged or does not fit its config.json"),
+        ({"text_dim": 9}, "does not fit its config.json: .*size mismatch for members.0.standardise_text.mean"),
+        ({"network": None}, "is another network than this version's Policy; train it again"),
     ],
 )
 def test_a_configuration_that_builds_nothing_is_an_input_error(

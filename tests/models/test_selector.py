@@ -220,6 +220,14 @@ def test_a_scorer_of_a_single_network_is_refused(selector: Selector, tmp_path: P
         load_selector(tmp_path / "selector", CPU)
 
 
+def test_pixels_that_nothing_looks_at_are_not_needed() -> None:
+    """With the metrics known; a Selector of the default configuration is trained without them."""
+    torch.manual_seed(0)
+    selector = Selector(SECTION.model_copy(update={"encoder": "none"}))
+    metrics = selector.members[0].image.measure(pictures(3))
+    assert torch.equal(selector(torch.empty(3, 3, 0, 0), metrics), selector(pictures(3), metrics))
+
+
 def test_training_and_scoring_draw_no_random_numbers(selector: Selector) -> None:
     before = torch.random.get_rng_state()
     selector.train()(pictures(2)).sum().backward()

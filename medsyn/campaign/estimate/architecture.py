@@ -222,10 +222,12 @@ def _convolutions(section: ScorerSection) -> Count:
 
 
 def _conv_grid(section: PolicySection) -> Count:
-    """The Policy's convolutional network: halves the picture until four places per side are left."""
-    stages = max(1, round(math.log2(section.image_size / 4)))
-    widths = [3, *(max(4, section.hidden_dim >> max(0, 2 - stage)) for stage in range(stages))]
-    return _halving(widths, section.image_size)
+    """The Policy's convolutional network: a quarter of the side, then halves, until four places per side are left."""
+    halvings = max(1, round(math.log2(section.image_size / 4)) - 2)
+    widths = [max(4, section.hidden_dim >> max(0, 2 - stage)) for stage in range(1 + halvings)]
+    side = section.image_size // 4
+    first = _conv(3, widths[0], side, kernel=4) + _norm(widths[0])
+    return _block(first, 3 * widths[0] * side**2, 3 * section.image_size**2) + _halving(widths, side)
 
 
 def _halving(widths: Sequence[int], side: int) -> Count:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from medsyn.arms import filters
 from medsyn.campaign.estimate import architecture
 from medsyn.campaign.estimate import memory as estimate_memory
 from medsyn.campaign.estimate.architecture import Architecture, Count
@@ -350,7 +351,7 @@ class CostModel:
         batches = work.places / size
         seconds = self._seconds(networks.text, 1, work.asked / section.img_num)
         for mode in section.modes:
-            seconds += batches * (candidates * (batch + judging) if mode == "filtered" else batch)
+            seconds += batches * (candidates * (batch + judging) if filters(mode) else batch)
         return seconds
 
     def batch(self, guided: float, plain: float) -> float:

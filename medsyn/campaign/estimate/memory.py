@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from medsyn.arms import filters
 from medsyn.campaign.estimate import architecture
 from medsyn.campaign.estimate.architecture import Architecture, Count
 from medsyn.campaign.estimate.workload import Volume
@@ -143,7 +144,7 @@ def _generating(config: Config, model: Architecture, scores: bool = False) -> fl
     section, size = config.generation, config.generation.images_per_batch
     rows = size * (2 if section.guidance_scale != 1 else 1)
     working = WORKING * max(rows * model.unet.widest, size * model.decoder.widest)
-    beside = scorer_parameters(config) if scores or "filtered" in section.modes else 0
+    beside = scorer_parameters(config) if scores or section.filters else 0
     return FLOAT * (model.unet.parameters + model.vae_parameters + model.text.parameters + beside + working)
 
 
@@ -255,7 +256,7 @@ def _images(config: Config, task: Task, work: Volume, candidates: float) -> floa
     blocks = work.places / config.generation.block_size
     total = 0.0
     for mode in config.generation.modes:
-        attempts = candidates if mode == "filtered" else 1
+        attempts = candidates if filters(mode) else 1
         kept = 1 + min(config.generation.keep_rejected, attempts - 1)  # not all are rejected: at most
         total += work.asked * (kept * image + attempts * ATTEMPT_RECORD) + blocks * BLOCK_FILES * DISK_BLOCK
     return total

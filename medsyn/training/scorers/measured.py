@@ -6,6 +6,7 @@ not a new one in every epoch: measuring costs more than a small network's step, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,12 +37,19 @@ def augment(pixels: Tensor, key: RandomKey, version: int, groups: Sequence[str])
     reach, along = round(SHIFT * side), torch.arange(side, device=pixels.device)
     copies = []
     for picture, group in zip(pixels, groups, strict=True):
-        rng = np.random.default_rng(seed(*key, "augment", version, str(group)))
-        gain, offset = 1 + rng.uniform(-GAIN, GAIN), rng.uniform(-OFFSET, OFFSET)
-        down, right = rng.integers(-reach, reach + 1, 2).tolist()
+        gain, offset, down, right = _change(key, version, str(group), reach)
         copy = picture[:, (along + down).clamp(0, side - 1)][:, :, (along + right).clamp(0, side - 1)]
         copies.append((copy * gain + offset).clamp(0, 1))
     return torch.stack(copies)
+
+
+@functools.lru_cache(maxsize=1 << 16)  # asked for again in every epoch, and by all images of a group
+def _change(key: RandomKey, version: int, group: str, reach: int) -> tuple[float, float, int, int]:
+    """Gain, offset, and pixels down and to the right."""
+    rng = np.random.default_rng(seed(*key, "augment", version, group))
+    gain, offset = 1 + rng.uniform(-GAIN, GAIN), rng.uniform(-OFFSET, OFFSET)
+    down, right = rng.integers(-reach, reach + 1, 2).tolist()
+    return gain, offset, down, right
 
 
 class MeasuredImages:
@@ -75,13 +83,18 @@ class MeasuredImages:
                 if len(chunk):
                     self.metrics[version, chunk] = encoder.measure(self._version(chunk, version))
 
-    def training(self, images: np.ndarray, epoch: int) -> tuple[Tensor, Tensor]:
+    def training(self, images: np.ndarray, epoch: int, look: bool = True) -> tuple[Tensor, Tensor]:
         """Pixels and metrics of images [N], as for `seen`, each in the version that an epoch shows."""
-        return self.seen(images, epoch % self.versions[images])
+        return self.seen(images, epoch % self.versions[images], look)
 
-    def seen(self, images: np.ndarray, versions: np.ndarray | int = 0) -> tuple[Tensor, Tensor]:
-        """Pixels [N, 3, S, S] and metrics [N, metrics] of images [N], each in one of its versions (int64 [N])."""
+    def seen(self, images: np.ndarray, versions: np.ndarray | int = 0, look: bool = True) -> tuple[Tensor, Tensor]:
+        """Pixels [N, 3, S, S] and metrics [N, metrics] of images [N], each in one of its versions (int64 [N]).
+
+        Unless somebody will `look` at them, there are no pixels: [N, 3, 0, 0].
+        """
         versions = np.broadcast_to(versions, images.shape).copy()
+        if not look:
+            return self.metrics.new_empty(len(images), 3, 0, 0), self.metrics[versions, images]
         pixels = None
         for version in np.unique(versions).tolist():
             places = np.flatnonzero(versions == version)

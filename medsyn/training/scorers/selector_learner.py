@@ -31,6 +31,7 @@ class SelectorLearner(Learner):
         self.members, self.lessons, self._key = selector.members, lessons, key
         self._device = next(selector.parameters()).device
         encoder = selector.members[0].image
+        self._looks = encoder.looks
         self.images = MeasuredImages(lessons.pixels, lessons.group, lessons.versions, encoder, key, self._device)
         self._places, self.exam = _exam(lessons, key)
 
@@ -53,7 +54,7 @@ class SelectorLearner(Learner):
             lessons.worse[pairs],
         ]
         ends = np.cumsum([len(part) for part in images])
-        pixels, metrics = self._mirrored(self.images.training(np.concatenate(images), step.epoch), step.epoch)
+        pixels, metrics = self._shown(np.concatenate(images), step.epoch)
         folds = lessons.fold[np.concatenate(images)]
         losses = []
         for fold, member in enumerate(self.members):
@@ -77,7 +78,7 @@ class SelectorLearner(Learner):
         return answer_by_fold(
             self.exam.fold,
             TOGETHER,
-            lambda member, places: self.members[member](*self.images.seen(self._places[places])),
+            lambda member, places: self.members[member](*self.images.seen(self._places[places], look=self._looks)),
         )
 
     def _drawn(self, what: str, step: int, size: int, count: int) -> np.ndarray:
@@ -86,9 +87,9 @@ class SelectorLearner(Learner):
             return np.zeros(0, dtype=np.int64)
         return samples_of_step((*self._key, what), step, size, count)
 
-    def _mirrored(self, seen: tuple[Tensor, Tensor], epoch: int) -> tuple[Tensor, Tensor]:
-        """Every other epoch's pictures mirrored, which makes no picture better or worse."""
-        pixels, metrics = seen
+    def _shown(self, images: np.ndarray, epoch: int) -> tuple[Tensor, Tensor]:
+        """Pixels and metrics in an epoch; every other one's are mirrored, which makes no picture better or worse."""
+        pixels, metrics = self.images.training(images, epoch, self._looks)
         return (pixels.flip(-1) if epoch % 2 else pixels), metrics
 
     def _compared(self, better: Tensor, worse: Tensor, pairs: np.ndarray, seen: np.ndarray) -> Tensor:

@@ -17,6 +17,7 @@ from medsyn.data.tables.pairs import PairRow
 from medsyn.data.tables.read import ImageRow, RatingRow, dataset_of
 from medsyn.data.tables.split import groups, hold_out
 from medsyn.models.device import choose_device
+from medsyn.models.policy import NETWORK
 from medsyn.models.weights import model_fingerprint, unet_sha256, weights_fingerprint
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Control, Task
@@ -112,6 +113,7 @@ class Sources:
             **dict(flatten(_shape(config.selector), "selector.")),
             "selector.artifact_detection": config.selector.artifact_detection,
             **dict(flatten(config.policy_model.model_dump(), "policy_model.")),
+            "policy_model.network": NETWORK,
         }
 
     def _of(self, row: Any) -> list[Any]:

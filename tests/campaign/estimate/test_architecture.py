@@ -194,7 +194,7 @@ def test_the_policy_is_little_more_than_its_convolutions(size: int) -> None:
     section = PolicySection(image_size=size)
     count, policy = architecture.scorer(section), PolicyMember(section, text_dim=768)
     assert count.parameters == parameters(policy.image.grid)
-    assert parameters(policy) < 1.3 * count.parameters
+    assert parameters(policy) < 1.8 * count.parameters
     assert count.flops == pytest.approx(flops(policy.image.grid, torch.zeros(1, 3, size, size)), rel=0.01)
     of_transformer = architecture.scorer(PolicySection(image_size=size, encoder="vit"))
     assert of_transformer == architecture.scorer(ScorerSection(image_size=size))

@@ -1,0 +1,157 @@
+"""The arms: ways to come from one wrong generator to images, each by the project's own stages."""
+
+from __future__ import annotations
+
+import csv
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from aligning.aims import BEFORE
+from aligning.campaign import CPU, MODALITY, Candidates, World, task
+from aligning.world import label_of
+from medsyn import disk
+from medsyn.data.images.pixels import fit_square
+from medsyn.models.cards import threshold_of
+from medsyn.models.score_images import selector_scores
+from medsyn.models.scorers import load_selector
+from medsyn.stage import Control
+from medsyn.training.alignment import stage as alignment
+from medsyn.training.finetune import stage as finetuning
+
+JUDGED = "judged"  # names the set of prompts and noise that every arm has
+ATTEMPTS = 4  # of best of 4
+RATE = 2e-4  # of the plain fine-tuning, by trial the best of 1e-4, 2e-4 and 4e-4
+
+
+@dataclass(frozen=True)
+class Made:
+    """What an arm came to."""
+
+    candidates: Candidates
+    chosen_of: int = 1  # attempts of each image, of which the scorers choose one
+    note: str = ""
+
+    @property
+    def pixels(self) -> Tensor:
+        """The judged images, uint8 [N, 3, R, R]."""
+        return self.candidates.first(self.chosen_of)
+
+
+Arm = Callable[[World], Made]
+
+
+def before(of: World) -> Made:
+    """The generator as it was fine-tuned."""
+    return Made(_judged(of, BEFORE, of.directory().finetuned_unet(MODALITY), ATTEMPTS))
+
+
+def best_of_four(of: World) -> Made:
+    """The same generator, and the scorers choose."""
+    return Made(before(of).candidates, ATTEMPTS)
+
+
+def plain(of: World) -> Made:
+    """Fine-tuned once more, on the well-rated real images alone: the hard baseline, as many steps as alignment."""
+    folder = of.folder / PLAIN
+    section = of.config().align
+    table = folder / "metadata.csv"
+    if not table.exists():
+        _write_well_rated(of, table)
+    config = of.config(
+        f"data.table={table}",
+        f"data.root={of.folder}",
+        "data.held_out_fraction=0",
+        f"model_paths.stable_diffusion={of.directory().finetuned_unet(MODALITY)}",
+        f"finetune.max_train_steps={section.max_train_steps * section.rounds}",
+        f"finetune.train_batch_size={section.global_batch}",
+        f"finetune.learning_rate={RATE}",
+        at=PLAIN,
+    )
+    finetuning.run(config, task("finetune"), of.directory(PLAIN), Control())
+    made = _judged(of, PLAIN, of.directory(PLAIN).finetuned_unet(MODALITY))
+    return Made(made, note=f"{_lines(table)} real images,")
+
+
+def aligned(of: World, at: str = "aligned", changes: tuple[str, ...] = (), base: str = "campaign") -> Made:
+    """The stage `align`, with changes to its configuration, from the generator of the campaign `base`."""
+    _link(of, at, base)
+    alignment.run(of.config("align.enabled=true", *changes, at=at), task("align"), of.directory(at), Control())
+    summary = disk.read_json(of.directory(at).work("align", task("align").name) / "summary.json")
+    made = _judged(of, at, of.directory(at).aligned_unet(MODALITY))
+    return Made(made, note=f"kept {summary['kept']} {summary.get('reason', '')},")
+
+
+def after_plain(of: World) -> Made:
+    """Aligned from the plain fine-tune."""
+    plain(of)
+    return aligned(of, "aligned-after-plain", base=PLAIN)
+
+
+PLAIN = "plain"
+ARMS: dict[str, Arm] = {
+    "before": before,
+    "best of 4": best_of_four,
+    "plain fine-tune": plain,
+    "aligned": aligned,
+    "aligned twice": functools.partial(aligned, at="aligned-twice", changes=("align.rounds=2",)),
+    "aligned, plain first": after_plain,
+    **{
+        method: functools.partial(aligned, at=f"aligned-{method}", changes=(f"align.method={method}",))
+        for method in ("rejection", "nft", "awm")
+    },
+    "dpo, no real images": functools.partial(aligned, at="aligned-no-real", changes=("align.real_share=0",)),
+}
+
+
+def _judged(of: World, at: str, unet: Path, attempts: int = 1) -> Candidates:
+    """The judged images of a generator, from the file that an earlier run left, if it did."""
+    kept, count = of.folder / at / "judged.npz", of.sizes.judged
+    if not kept.exists():
+        made = of.sample(unet, count, JUDGED, attempts)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_name("partial.npz")
+        np.savez(partial, pixels=made.pixels, selector=made.selector, reward=made.reward)
+        partial.replace(kept)
+    with np.load(kept) as found:
+        asked = [label_of(text) for text in of.asked(count)]
+        return Candidates(found["pixels"], found["selector"], found["reward"], asked)
+
+
+def _link(of: World, at: str, base: str) -> None:
+    """A campaign with the results of what comes before alignment: `base`'s fine-tuning, the world's scorers."""
+    for stage, source in {"finetune": base, "rlhf-stage1": "campaign", "rlhf-stage2": "campaign"}.items():
+        link = of.directory(at).root / "work" / stage
+        if not link.is_symlink():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(of.directory(source).root / "work" / stage)
+
+
+def _write_well_rated(of: World, table: Path) -> None:
+    """The training images that alignment has in its batches: those that the Selector accepts."""
+    selector = load_selector(of.directory().selector(MODALITY), CPU)
+    edge = threshold_of(selector.card, MODALITY)
+    with (of.folder / "metadata.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    kept = [row for row in rows if edge is None or _score(of, row["path"], selector) >= edge.threshold]
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(kept)
+
+
+def _score(of: World, file: str, selector: object) -> float:
+    picture = np.asarray(Image.open(of.folder / file).convert("RGB"), dtype=np.float32) / 255
+    pixels = torch.from_numpy(np.round(fit_square(picture, 64) * 255)).permute(2, 0, 1)[None] / 255
+    return float(selector_scores(selector, pixels.contiguous(), MODALITY).score[0])  # type: ignore[arg-type]
+
+
+def _lines(table: Path) -> int:
+    return len(table.read_text().splitlines()) - 1
