@@ -200,10 +200,11 @@ class _Round:
         sources = self.sources
         if not self.section.real:
             return None
-        passed = real_images.accepted(
-            *(self.config, sources.candidates_for_real, sources.hashes, lambda: sources.scorers.selector),
-            *(sources.scorers_sha256, sources.threshold, sources.cache, self.control),
+        asking = real_images.Asking(
+            *(self.config, sources.hashes, load_system, lambda: sources.scorers, sources.scorers_sha256),
+            *(sources.threshold, sources.cache, self.control),
         )
+        passed = real_images.accepted(asking, sources.candidates_for_real)
         rows = passed + sources.rated_good
         if not rows:
             logger.warning("no real image of %s is known to be good: none is in the batches", sources.modality)
