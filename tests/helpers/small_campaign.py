@@ -22,6 +22,7 @@ SMALLER = [
     "finetune.checkpointing_steps=2",
     "training.max_epochs=3",
     "training.checkpoints.save_frequency=1",
+    "generation.modes=[baseline, filtered]",
     "generation.num_inference_steps=3",
     "generation.batch_size=2",
     "generation.batches_per_block=1",
