@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medsyn import config as configuration
-from medsyn.models.stable_diffusion import load_synthetic
+from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
 
 RATERS_EYE, JUDGE, GOOD, GOOD_TOO = 777_001, 777_002, 777_003, 777_004  # seeds of phantoms, all different
 MAIN = (BEFORE, BEST_OF, PLAIN, ALIGNED, TWICE)
@@ -64,8 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for arm in args.arms:
                 started = time.perf_counter()
                 made = making.ARMS[arm](this)
-                pictures = made.pictures(this)
-                seen[arm] = _seen(judge.look(pictures.pixels, pictures.asked), reference, scale)
+                seen[arm] = _seen(judge.look(made.pixels, made.candidates.asked), reference, scale)
                 console.print(
                     f"seed {number}: {arm}: {_line(seen[arm])}; {made.note} {time.perf_counter() - started:.0f} s"
                 )
@@ -73,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _show(console, found, sizes)
 
 
-def _good_phantoms(judge: Observer, count: int, own_seed: int, system: object) -> Sight:
+def _good_phantoms(judge: Observer, count: int, own_seed: int, system: SyntheticSystem) -> Sight:
     """What the judge sees in `count` excellent phantoms, as the generator's autoencoder shows them."""
     facts, pixels = phantoms(KINDS, count // len(KINDS), own_seed, (3,))
     return judge.look(through_autoencoder(system, pixels), facts)

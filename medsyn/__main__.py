@@ -41,8 +41,9 @@ _TABLE = {
     "ratings": {
         "rate": ("ratings by experts: export a page, import answers, report agreement", "rate:main"),
     },
-    "scores": {
-        "score": ("score any images with a trained Selector and Policy", "score:main"),
+    "any images": {
+        "score": ("score them with a trained Selector and Policy", "score:main"),
+        "copies": ("search synthetic ones for copies of real ones", "copies:main"),
     },
     "tools": {
         "init": ("copy the configurations and site profiles that come with medsyn", "init:init"),

@@ -10,19 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from medsyn.training.alignment import stage as alignment
 from PIL import Image
+from torch import Tensor
 
-from aligning.campaign import ATTEMPTS, CPU, MODALITY, Pictures, World, task
+from aligning.aims import BEFORE
+from aligning.campaign import CPU, MODALITY, Candidates, World, task
+from aligning.world import label_of
 from medsyn import disk
 from medsyn.data.images.pixels import fit_square
 from medsyn.models.cards import threshold_of
 from medsyn.models.score_images import selector_scores
 from medsyn.models.scorers import load_selector
 from medsyn.stage import Control
+from medsyn.training.alignment import stage as alignment
 from medsyn.training.finetune import stage as finetuning
 
 JUDGED = "judged"  # names the set of prompts and noise that every arm has
+ATTEMPTS = 4  # of best of 4
 RATE = 2e-4  # of the plain fine-tuning, by trial the best of 1e-4, 2e-4 and 4e-4
 
 
@@ -30,13 +34,14 @@ RATE = 2e-4  # of the plain fine-tuning, by trial the best of 1e-4, 2e-4 and 4e-
 class Made:
     """What an arm came to."""
 
-    unet: Path
-    attempts: int = 1  # candidates of each image, of which the scorers choose one
+    candidates: Candidates
+    chosen_of: int = 1  # attempts of each image, of which the scorers choose one
     note: str = ""
 
-    def pictures(self, of: World) -> Pictures:
-        """The judged images."""
-        return of.sample(self.unet, of.sizes.judged, JUDGED, self.attempts)
+    @property
+    def pixels(self) -> Tensor:
+        """The judged images, uint8 [N, 3, R, R]."""
+        return self.candidates.first(self.chosen_of)
 
 
 Arm = Callable[[World], Made]
@@ -44,12 +49,12 @@ Arm = Callable[[World], Made]
 
 def before(of: World) -> Made:
     """The generator as it was fine-tuned."""
-    return Made(of.directory().finetuned_unet(MODALITY))
+    return Made(_judged(of, BEFORE, of.directory().finetuned_unet(MODALITY), ATTEMPTS))
 
 
 def best_of_four(of: World) -> Made:
     """The same generator, and the scorers choose."""
-    return Made(of.directory().finetuned_unet(MODALITY), ATTEMPTS)
+    return Made(before(of).candidates, ATTEMPTS)
 
 
 def plain(of: World) -> Made:
@@ -70,7 +75,8 @@ def plain(of: World) -> Made:
         at=PLAIN,
     )
     finetuning.run(config, task("finetune"), of.directory(PLAIN), Control())
-    return Made(of.directory(PLAIN).finetuned_unet(MODALITY), note=f"{_lines(table)} real images,")
+    made = _judged(of, PLAIN, of.directory(PLAIN).finetuned_unet(MODALITY))
+    return Made(made, note=f"{_lines(table)} real images,")
 
 
 def aligned(of: World, at: str = "aligned", changes: tuple[str, ...] = (), base: str = "campaign") -> Made:
@@ -78,7 +84,8 @@ def aligned(of: World, at: str = "aligned", changes: tuple[str, ...] = (), base:
     _link(of, at, base)
     alignment.run(of.config("align.enabled=true", *changes, at=at), task("align"), of.directory(at), Control())
     summary = disk.read_json(of.directory(at).work("align", task("align").name) / "summary.json")
-    return Made(of.directory(at).aligned_unet(MODALITY), note=f"kept {summary['kept']} {summary.get('reason', '')},")
+    made = _judged(of, at, of.directory(at).aligned_unet(MODALITY))
+    return Made(made, note=f"kept {summary['kept']} {summary.get('reason', '')},")
 
 
 def after_plain(of: World) -> Made:
@@ -101,6 +108,20 @@ ARMS: dict[str, Arm] = {
     },
     "dpo, no real images": functools.partial(aligned, at="aligned-no-real", changes=("align.real_share=0",)),
 }
+
+
+def _judged(of: World, at: str, unet: Path, attempts: int = 1) -> Candidates:
+    """The judged images of a generator, from the file that an earlier run left, if it did."""
+    kept, count = of.folder / at / "judged.npz", of.sizes.judged
+    if not kept.exists():
+        made = of.sample(unet, count, JUDGED, attempts)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_name("partial.npz")
+        np.savez(partial, pixels=made.pixels, selector=made.selector, reward=made.reward)
+        partial.replace(kept)
+    with np.load(kept) as found:
+        asked = [label_of(text) for text in of.asked(count)]
+        return Candidates(found["pixels"], found["selector"], found["reward"], asked)
 
 
 def _link(of: World, at: str, base: str) -> None:

@@ -31,29 +31,35 @@ from medsyn.training.scorers import stages
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 CPU = torch.device("cpu")
-KINDS, MODALITY = ("Brain MRI", "Breast MRI"), "MRI"
+KINDS, MODALITY = ("Chest X-ray",), "X-Ray"
 # of the generator that is wrong: long enough to draw well what its captions say
-WRONG = ("finetune.max_train_steps=300", "finetune.learning_rate=4e-4", "data.held_out_fraction=0.1")
-TWICE_RATED = 40  # images that all raters have seen; each of the others was seen by one
-ATTEMPTS = 4  # of best-of-4
+WRONG = ("finetune.max_train_steps=240", "data.held_out_fraction=0.1")
+RATED_BY_ALL = 40  # images that all raters have seen; each of the others was seen by one
 
 
 @dataclass(frozen=True)
 class Sizes:
     """How much of everything there is."""
 
-    images_per_kind: int = 400
+    images_per_kind: int = 600
     ratings: int = 500
     judged: int = 320
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """N images of one arm, and what was asked for."""
+class Candidates:
+    """A attempts at each of N images, and what was asked for."""
 
-    pixels: Tensor  # uint8 [N, 3, R, R]
+    pixels: np.ndarray  # uint8 [A, N, 1, R, R]
+    selector: np.ndarray  # [A, N], 0 where nobody was asked
+    reward: np.ndarray  # [A, N]
     asked: list[Label]
-    reward: np.ndarray | None = None  # [N], by the scorers, where they were asked
+
+    def first(self, attempts: int = 1) -> Tensor:
+        """Of the first so many attempts the one with the highest reward: uint8 [N, 3, R, R]."""
+        best = self.reward[:attempts].argmax(axis=0)
+        chosen = self.pixels[best, np.arange(len(best))]
+        return torch.from_numpy(chosen).expand(-1, 3, -1, -1)
 
 
 @dataclass(frozen=True)
@@ -97,18 +103,21 @@ class World:
 
     def _have_rated(self, eye: Observer) -> None:
         """Write `ratings.csv`: three raters see the first images, one of them each of the others."""
-        count = self.sizes.ratings - (world.RATERS - 1) * TWICE_RATED
-        texts, drawn = self.asked(count), self.sample(self.directory().finetuned_unet(MODALITY), count, "rated")
-        seen = eye.look(drawn.pixels, drawn.asked)
+        count = self.sizes.ratings - (world.RATERS - 1) * RATED_BY_ALL
+        texts, drawn = (
+            self.asked(count),
+            self.sample(self.directory().finetuned_unet(MODALITY), count, "rated", scored=False),
+        )
+        seen = eye.look(drawn.first(), drawn.asked)
         right, quality = seen.is_right, seen.quality.argmax(axis=1)
         votes = [world.rate(right, quality, rater, self.number) for rater in range(world.RATERS)]
         (self.folder / "rated").mkdir(exist_ok=True)
         rows: list[dict[str, object]] = []
         for number, text in enumerate(texts):
             file = f"rated/{number:04d}.png"
-            picture = drawn.pixels[number, :1].permute(1, 2, 0).numpy()
+            picture = drawn.pixels[0, number].transpose(1, 2, 0)
             disk.write_atomic(self.folder / file, encode_png(picture, {}))
-            raters = range(world.RATERS) if number < TWICE_RATED else [number % world.RATERS]
+            raters = range(world.RATERS) if number < RATED_BY_ALL else [number % world.RATERS]
             rows += [
                 {
                     "image_path": file,
@@ -127,43 +136,37 @@ class World:
         texts = world.captions(KINDS)
         return [texts[number % len(texts)] for number in range(count)]
 
-    def sample(self, unet: Path, count: int, what: str, attempts: int = 1, scored: bool = False) -> Pictures:
-        """`count` images as the campaign samples them; the same noise for the same `what` whatever the UNet.
+    def sample(self, unet: Path, count: int, what: str, attempts: int = 1, scored: bool = True) -> Candidates:
+        """Candidates of `count` images as the campaign samples them; for one `what` the same noise whatever the UNet.
 
         Args:
             unet: folder with the weights.
             count: of images.
             what: names the set; another one has other noise.
-            attempts: candidates of each image, of which the one with the highest reward is taken.
-            scored: whether rewards are asked for; they are with several attempts.
+            attempts: candidates of each image.
+            scored: whether the scorers are asked.
         """
-        config, directory = self.config(), self.directory()
+        config, directory, texts = self.config(), self.directory(), self.asked(count)
         recipe = Recipe.of(config, MODALITY)
         system = load_synthetic(config.model_paths.stable_diffusion, CPU, unet_from=unet)
-        scorers = (
-            (load_selector(directory.selector(MODALITY), CPU), load_policy(directory.policy(MODALITY), CPU))
-            if scored or attempts > 1
-            else (None, None)
-        )
-        sampler = ImageSampler(recipe, system, *scorers)
+        sampler = ImageSampler(recipe, system)
+        if scored:
+            selector, policy = directory.selector(MODALITY), directory.policy(MODALITY)
+            sampler = ImageSampler(recipe, system, load_selector(selector, CPU), load_policy(policy, CPU))
         wanted = [
             (Item(f"{what}-{number:04d}", text, 0), attempt)
-            for number, text in enumerate(self.asked(count))
             for attempt in range(attempts)
+            for number, text in enumerate(texts)
         ]
         pictures: list[np.ndarray] = []
-        rewards: list[float] = []
+        scores: list[tuple[float, float]] = []
         for start in range(0, len(wanted), recipe.batch_size):
             batch = sampler.sample(wanted[start : start + recipe.batch_size])
             pictures += batch.pictures
-            rewards += [_reward(vars(candidate)) for candidate in batch.candidates] if scorers[0] else []
-        best = np.arange(count) * attempts
-        if rewards:
-            best = best + np.array(rewards).reshape(count, attempts).argmax(axis=1)
-        pixels = np.stack([pictures[place] for place in best]).transpose(0, 3, 1, 2)
-        colour = torch.from_numpy(pixels).expand(-1, 3, -1, -1)
-        labels = [world.label_of(text) for text in self.asked(count)]
-        return Pictures(colour, labels, np.array(rewards)[best] if rewards else None)
+            scores += [(one.selector or 0.0, _reward(vars(one)) if scored else 0.0) for one in batch.candidates]
+        pixels = np.stack(pictures).transpose(0, 3, 1, 2).reshape(attempts, count, -1, *pictures[0].shape[:2])
+        columns = np.array(scores).reshape(attempts, count, 2)
+        return Candidates(pixels, columns[..., 0], columns[..., 1], [world.label_of(text) for text in texts])
 
 
 def _reward(scores: dict[str, float]) -> float:

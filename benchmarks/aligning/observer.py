@@ -24,8 +24,8 @@ from medsyn.seeds import seed
 
 SIDE = 64  # pixels that it sees
 FIRST_INDEX = 3_000_000  # of the phantoms that it knows, beyond those of every table; a multiple of six
-PHANTOMS = 252  # of each kind, a third of each quality
-EPOCHS, BATCH, RATE, WIDTH = 10, 48, 3e-3, 24
+PHANTOMS = 360  # of each kind, a third of each quality
+EPOCHS, BATCH, RATE, WIDTH = 20, 32, 3e-3, 24
 
 
 @dataclass(frozen=True)
