@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import csv
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
-from aligning.aims import BEFORE
+from aligning.aims import BEFORE, BEST_OF
 from aligning.campaign import CPU, MODALITY, Candidates, World, task
 from aligning.world import label_of
 from medsyn import disk
@@ -35,13 +34,7 @@ class Made:
     """What an arm came to."""
 
     candidates: Candidates
-    chosen_of: int = 1  # attempts of each image, of which the scorers choose one
     note: str = ""
-
-    @property
-    def pixels(self) -> Tensor:
-        """The judged images, uint8 [N, 3, R, R]."""
-        return self.candidates.first(self.chosen_of)
 
 
 Arm = Callable[[World], Made]
@@ -49,12 +42,13 @@ Arm = Callable[[World], Made]
 
 def before(of: World) -> Made:
     """The generator as it was fine-tuned."""
-    return Made(_judged(of, BEFORE, of.directory().finetuned_unet(MODALITY), ATTEMPTS))
+    return Made(_judged(of, BEFORE, of.directory().finetuned_unet(MODALITY)))
 
 
 def best_of_four(of: World) -> Made:
     """The same generator, and the scorers choose."""
-    return Made(before(of).candidates, ATTEMPTS)
+    more = _judged(of, BEST_OF, of.directory().finetuned_unet(MODALITY), range(1, ATTEMPTS))
+    return Made(before(of).candidates.with_more(more))
 
 
 def plain(of: World) -> Made:
@@ -110,7 +104,7 @@ ARMS: dict[str, Arm] = {
 }
 
 
-def _judged(of: World, at: str, unet: Path, attempts: int = 1) -> Candidates:
+def _judged(of: World, at: str, unet: Path, attempts: Sequence[int] = (0,)) -> Candidates:
     """The judged images of a generator, from the file that an earlier run left, if it did."""
     kept, count = of.folder / at / "judged.npz", of.sizes.judged
     if not kept.exists():
