@@ -59,8 +59,9 @@ class Candidates:
 
     def with_more(self, others: Candidates) -> Candidates:
         """And more attempts at the same images."""
-        pairs = ((self.pixels, others.pixels), (self.selector, others.selector), (self.reward, others.reward))
-        return Candidates(*(np.concatenate(pair) for pair in pairs), self.asked)
+        pixels = np.concatenate([self.pixels, others.pixels])
+        selector = np.concatenate([self.selector, others.selector])
+        return Candidates(pixels, selector, np.concatenate([self.reward, others.reward]), self.asked)
 
     @property
     def best(self) -> Tensor:
