@@ -29,7 +29,6 @@ from medsyn.training.finetune import stage as finetuning
 
 JUDGED = "judged"  # names the set of prompts and noise that every arm has
 ATTEMPTS = 4  # of best of 4
-RATE = 2e-4  # of the plain fine-tuning, by trial the best of 1e-4, 2e-4 and 4e-4
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def plain(of: World) -> Made:
         f"model_paths.stable_diffusion={of.directory().finetuned_unet(MODALITY)}",
         f"finetune.max_train_steps={section.max_train_steps * section.rounds}",
         f"finetune.train_batch_size={section.global_batch}",
-        f"finetune.learning_rate={RATE}",
+        f"finetune.learning_rate={section.learning_rate}",
         at=PLAIN,
     )
     finetuning.run(config, task("finetune"), of.directory(PLAIN), Control())
