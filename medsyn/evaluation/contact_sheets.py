@@ -120,7 +120,7 @@ def _candidate_frame(folder: Path, row: Mapping[str, str]) -> Frame:
         return Frame(None, "no picture", notes)
     with Image.open(path) as image:
         pixels = shrink(np.asarray(image.convert("RGB")), min(PICTURE_SIDE, image.height))
-    return Frame(_data_uri(pixels), f"synthetic image, candidate: {row['prompt']}", notes)
+    return Frame(data_uri(pixels), f"synthetic image, candidate: {row['prompt']}", notes)
 
 
 def contact_sheet(gathered: Gathered, modality: str, most: int) -> Sheet:
