@@ -151,14 +151,23 @@ class Judging:
         return {name: self._lines[step][name] for name in ("reward", "accepted")}
 
     def _why_not_diverse(self, step: int, rows: np.ndarray) -> str | None:
-        """Why the images are not diverse enough; None if they are."""
-        least = self.seat.config.align.min_diversity
-        now, before = (float(self._looks[one].value("diversity", rows) or 0) for one in (step, self.first))
-        real = self.seat.judge.notes["real_diversity"]
-        wanted = least * (before if real is None else min(before, real))
-        if now >= wanted:
+        """Why the images are not diverse enough; None if they are.
+
+        Wrong and noisy images are unlike one another, too, and getting better costs that kind of diversity: so it is
+        shown to have fallen, and fewer real images are covered besides.
+        """
+        least, now, before = self.seat.config.align.min_diversity, self._looks[step], self._looks[self.first]
+        real, was = self.seat.judge.notes["real_diversity"], before.value("diversity", rows) or 0.0
+        wanted = least * (was if real is None else min(was, real))
+        figure = now.figures(rows, self._lot("diversity"))["diversity"]
+        if figure[2] >= wanted:
             return None
-        return f"diversity {now:.3f} is below {wanted:.3f} (align.min_diversity)"
+        reason = f"diversity {figure[0]:.3f} (at most {figure[2]:.3f}) is below {wanted:.3f}"
+        if now.recalled is not None and before.recalled is not None:
+            if now.recalled >= least * before.recalled:
+                return None
+            reason += f", and recall fell from {before.recalled:.2f} to {now.recalled:.2f}"
+        return f"{reason} (align.min_diversity)"
 
     @property
     def _all(self) -> np.ndarray:
