@@ -18,6 +18,7 @@ from torch import Tensor
 
 from medsyn import disk, time_use
 from medsyn.config import Config
+from medsyn.errors import InputError
 from medsyn.models.image_features import describe, grey, shrink
 from medsyn.models.stable_diffusion import SyntheticSystem
 from medsyn.seeds import seed
@@ -73,7 +74,11 @@ class Judging:
             else:
                 self._take(step, load_file(path))
         if self.first not in self._looks:
-            assert start == self.first
+            if start > self.first:
+                reason = (
+                    "has no look at what the round began with: remove the checkpoints beside it to begin anew"
+                )
+                raise InputError(self._folder, reason)
             self._see(state, self.first)
 
     def look(self, state: TrainState, step: int) -> dict[str, Any]:

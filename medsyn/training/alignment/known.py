@@ -26,6 +26,13 @@ Row = TypeVar("Row", ImageRow, RatingRow)
 MOST = 512  # real images that a judge compares with, by lot
 
 
+def by_lot(held_out: Sequence[ImageRow], campaign_seed: int) -> list[ImageRow]:
+    """At most `MOST` of the rows, each image once, in the table's order."""
+    once = {row.file: row for row in reversed(held_out)}.values()
+    drawn = sorted(once, key=lambda row: (seed("judge's image", campaign_seed, row.file), row.row))
+    return sorted(drawn[:MOST], key=lambda row: row.row)
+
+
 def known_to(
     config: Config,
     held_out: Sequence[ImageRow],
@@ -41,7 +48,7 @@ def known_to(
 
     Args:
         config: the campaign's.
-        held_out: images of the modality whose patients are not trained on.
+        held_out: images of the modality whose patients are not trained on, by lot.
         judged: ratings of every modality that no scorer learned from.
         group_of: the group of every file.
         modality: whose images will be judged.
@@ -50,10 +57,8 @@ def known_to(
         cache: where what is seen of an image is kept.
         control: receives progress.
     """
-    drawn = sorted(held_out, key=lambda row: (seed("judge's image", config.campaign.seed, row.file), row.row))
-    rows = sorted({row.file: row for row in reversed(drawn[:MOST])}.values(), key=lambda row: row.row)
     poor = {row.path for row in judged if row.rating < GOOD}
-    kept = _seen(config, config.data.table, [row for row in rows if row.path not in poor], hashes, cache, control)
+    kept = _seen(config, config.data.table, [row for row in held_out if row.path not in poor], hashes, cache, control)
     # an image is as good as its raters say together
     of_image: dict[str, list[RatingRow]] = {}
     for row in judged:
