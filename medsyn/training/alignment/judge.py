@@ -141,7 +141,7 @@ class Judge:
             quality=None if quality is None else quality[:, 0],
             prompt=None if prompt is None else nearer(prompt, self.texts, self.known.texts),
             similarity=similarities(seen.small),
-            recalled=recalled(seen.features, self._real),
+            covered=covered(seen.features, self._real),
         )
 
 
@@ -180,7 +180,12 @@ class Look:
     quality: np.ndarray | None  # float64 [N]
     prompt: np.ndarray | None  # float64 [N], 0..1
     similarity: np.ndarray  # float64 [N]
-    recalled: float | None
+    covered: np.ndarray | None  # bool [M], of each real image
+
+    @property
+    def recalled(self) -> float | None:
+        """The share of real images that are covered."""
+        return None if self.covered is None else float(self.covered.mean())
 
     def values(self, aspect: str, rows: np.ndarray) -> np.ndarray | None:
         """One figure of each of B sets of images, [B], from rows [B, n]."""
@@ -291,8 +296,8 @@ def diversity(small: np.ndarray) -> float:
     return 1 - float(similarities(small).mean())
 
 
-def recalled(images: np.ndarray, real: np.ndarray) -> float | None:
-    """The share of real images [M, D] that are nearer to some image [N, D] than its `NEIGHBOURS`-th neighbour is.
+def covered(images: np.ndarray, real: np.ndarray) -> np.ndarray | None:
+    """Which real images [M, D] are nearer to some image [N, D] than its `NEIGHBOURS`-th neighbour is: bool [M].
 
     None where there are too few of either.
     """
@@ -301,7 +306,8 @@ def recalled(images: np.ndarray, real: np.ndarray) -> float | None:
     own = squared_distances(images, images)
     np.fill_diagonal(own, np.inf)
     radius = np.partition(own, NEIGHBOURS - 1, axis=1)[:, NEIGHBOURS - 1]
-    return float((squared_distances(real, images) <= radius).any(axis=1).mean())
+    found: np.ndarray = (squared_distances(real, images) <= radius).any(axis=1)
+    return found
 
 
 def squared_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:

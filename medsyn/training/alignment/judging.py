@@ -25,7 +25,7 @@ from medsyn.seeds import seed
 from medsyn.stage import Control
 from medsyn.training.alignment.advantage import rewards
 from medsyn.training.alignment.candidates import Scorers, Wanted, sampled_pictures, scores_of
-from medsyn.training.alignment.judge import ASPECTS, Judge, Look, Seen, gains
+from medsyn.training.alignment.judge import ASPECTS, Judge, Look, Seen, draws, gains
 from medsyn.training.finetune.precision import autocast
 from medsyn.training.finetune.state import TrainState
 from medsyn.training.run import TrainingRun
@@ -75,9 +75,7 @@ class Judging:
                 self._take(step, load_file(path))
         if self.first not in self._looks:
             if start > self.first:
-                reason = (
-                    "has no look at what the round began with: remove the checkpoints beside it to begin anew"
-                )
+                reason = "has no look at what the round began with: remove the checkpoints beside it to begin anew"
                 raise InputError(self._folder, reason)
             self._see(state, self.first)
 
@@ -168,8 +166,10 @@ class Judging:
         if figure[2] >= wanted:
             return None
         reason = f"diversity {figure[0]:.3f} (at most {figure[2]:.3f}) is below {wanted:.3f}"
-        if now.recalled is not None and before.recalled is not None:
-            if now.recalled >= least * before.recalled:
+        if now.covered is not None and before.covered is not None:
+            fell = now.covered.astype(float) - least * before.covered
+            drawn = fell[draws(len(fell), self._lot("recall"))].mean(axis=1)
+            if np.percentile(drawn, 97.5) >= 0:
                 return None
             reason += f", and recall fell from {before.recalled:.2f} to {now.recalled:.2f}"
         return f"{reason} (align.min_diversity)"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medsyn.training.alignment import judge
-from medsyn.training.alignment.judge import Judge, Known, Look, Seen, gains, nearer, recalled, similarities
+from medsyn.training.alignment.judge import Judge, Known, Look, Seen, covered, gains, nearer, similarities
 
 SIZE, TEXTS = 30, 6
 
@@ -95,8 +95,10 @@ def test_copies_of_one_image_are_neither_diverse_nor_all_there_is() -> None:
     rng = np.random.default_rng(6)
     real = rng.normal(size=(40, 3))
     same = np.repeat(real[:1], 40, axis=0) + 1e-3 * rng.normal(size=(40, 3))
-    assert (recalled(same, real) or 0) < 0.1 < 0.6 < (recalled(rng.normal(size=(40, 3)), real) or 0)
-    assert recalled(same[:3], real) is None
+    few, most = covered(same, real), covered(rng.normal(size=(40, 3)), real)
+    assert few is not None and most is not None
+    assert few.mean() < 0.1 < 0.6 < most.mean()
+    assert covered(same[:3], real) is None
     small = rng.random((6, 16, 16)).astype(np.float32)
     assert similarities(np.repeat(small[:1], 6, axis=0)) == pytest.approx(1)
     assert similarities(small).mean() < 0.3
@@ -112,6 +114,6 @@ def test_nearer_is_a_half_by_chance_and_texts_that_are_equal_do_not_count() -> N
 
 
 def test_a_look_says_what_it_does_not_know() -> None:
-    look = Look(None, None, None, np.full(8, 0.4), 0.5)
+    look = Look(None, None, None, np.full(8, 0.4), np.arange(4) > 1)
     assert look.figures(np.arange(8), 0).keys() == {"recall", "diversity"}
     assert gains(look, look, np.arange(8), 0) == {}
