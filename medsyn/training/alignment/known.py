@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,6 +36,7 @@ def by_lot(held_out: Sequence[ImageRow], campaign_seed: int) -> list[ImageRow]:
 def known_to(
     config: Config,
     held_out: Sequence[ImageRow],
+    examples: Collection[str],
     judged: Sequence[RatingRow],
     group_of: Mapping[str, str],
     modality: str,
@@ -49,6 +50,7 @@ def known_to(
     Args:
         config: the campaign's.
         held_out: images of the modality whose patients are not trained on, by lot.
+        examples: the files of those that are of good quality: what else is real is nothing to be near to.
         judged: ratings of every modality that no scorer learned from.
         group_of: the group of every file.
         modality: whose images will be judged.
@@ -79,6 +81,7 @@ def known_to(
             if kept
             else np.zeros((0, 8, 8)),
         ),
+        example=np.array([row.file in examples for _, row in kept], dtype=bool),
         texts=embed([row.text for _, row in kept]) if kept else np.zeros((0, 1)),
         text_groups=[group_of[row.file] for _, row in kept],
         rated=features,
