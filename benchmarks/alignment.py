@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for arm in args.arms:
                 started = time.perf_counter()
                 made = making.ARMS[arm](this)
-                seen[arm] = _seen(judge.look(made.pixels, made.candidates.asked), reference, scale)
+                seen[arm] = _seen(judge.look(made.candidates.best, made.candidates.asked), reference, scale)
                 console.print(
                     f"seed {number}: {arm}: {_line(seen[arm])}; {made.note} {time.perf_counter() - started:.0f} s"
                 )

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import csv
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from aligning.aims import BEFORE
+from aligning.aims import BEFORE, BEST_OF
 from aligning.campaign import CPU, MODALITY, Candidates, World, task
-from aligning.world import label_of
+from aligning.world import label_of, write_table
 from medsyn import disk
 from medsyn.data.images.pixels import fit_square
+from medsyn.data.images.read import read_image
 from medsyn.models.cards import threshold_of
-from medsyn.models.score_images import selector_scores
-from medsyn.models.scorers import load_selector
+from medsyn.models.score_images import policy_scores, selector_scores
+from medsyn.models.scorers import load_policy, load_selector
+from medsyn.models.stable_diffusion import load_synthetic
 from medsyn.stage import Control
 from medsyn.training.alignment import stage as alignment
+from medsyn.training.alignment.real_images import ACCEPTABLE
 from medsyn.training.finetune import stage as finetuning
 
 JUDGED = "judged"  # names the set of prompts and noise that every arm has
 ATTEMPTS = 4  # of best of 4
-RATE = 2e-4  # of the plain fine-tuning, by trial the best of 1e-4, 2e-4 and 4e-4
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,7 @@ class Made:
     """What an arm came to."""
 
     candidates: Candidates
-    chosen_of: int = 1  # attempts of each image, of which the scorers choose one
     note: str = ""
-
-    @property
-    def pixels(self) -> Tensor:
-        """The judged images, uint8 [N, 3, R, R]."""
-        return self.candidates.first(self.chosen_of)
 
 
 Arm = Callable[[World], Made]
@@ -49,12 +44,13 @@ Arm = Callable[[World], Made]
 
 def before(of: World) -> Made:
     """The generator as it was fine-tuned."""
-    return Made(_judged(of, BEFORE, of.directory().finetuned_unet(MODALITY), ATTEMPTS))
+    return Made(_judged(of, BEFORE, of.directory().finetuned_unet(MODALITY)))
 
 
 def best_of_four(of: World) -> Made:
     """The same generator, and the scorers choose."""
-    return Made(before(of).candidates, ATTEMPTS)
+    more = _judged(of, BEST_OF, of.directory().finetuned_unet(MODALITY), range(1, ATTEMPTS))
+    return Made(before(of).candidates.with_more(more))
 
 
 def plain(of: World) -> Made:
@@ -71,7 +67,7 @@ def plain(of: World) -> Made:
         f"model_paths.stable_diffusion={of.directory().finetuned_unet(MODALITY)}",
         f"finetune.max_train_steps={section.max_train_steps * section.rounds}",
         f"finetune.train_batch_size={section.global_batch}",
-        f"finetune.learning_rate={RATE}",
+        f"finetune.learning_rate={section.learning_rate}",
         at=PLAIN,
     )
     finetuning.run(config, task("finetune"), of.directory(PLAIN), Control())
@@ -110,7 +106,7 @@ ARMS: dict[str, Arm] = {
 }
 
 
-def _judged(of: World, at: str, unet: Path, attempts: int = 1) -> Candidates:
+def _judged(of: World, at: str, unet: Path, attempts: Sequence[int] = (0,)) -> Candidates:
     """The judged images of a generator, from the file that an earlier run left, if it did."""
     kept, count = of.folder / at / "judged.npz", of.sizes.judged
     if not kept.exists():
@@ -134,23 +130,28 @@ def _link(of: World, at: str, base: str) -> None:
 
 
 def _write_well_rated(of: World, table: Path) -> None:
-    """The training images that alignment has in its batches: those that the Selector accepts."""
-    selector = load_selector(of.directory().selector(MODALITY), CPU)
+    """The training images that alignment has in its batches: the Selector accepts the image, the Policy its caption."""
+    directory = of.directory()
+    selector = load_selector(directory.selector(MODALITY), CPU)
+    policy = load_policy(directory.policy(MODALITY), CPU)
+    system = load_synthetic(of.config().model_paths.stable_diffusion, CPU, with_unet=False)
     edge = threshold_of(selector.card, MODALITY)
     with (of.folder / "metadata.csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))
-    kept = [row for row in rows if edge is None or _score(of, row["path"], selector) >= edge.threshold]
+    pixels = torch.cat([_pixels(of.folder / row["path"]) for row in rows])
+    pooled = torch.stack([pooled for _, pooled in system.embed_all([row["Text"] for row in rows])])
+    quality = selector_scores(selector, pixels, MODALITY).score.numpy()
+    fit = policy_scores(policy, pixels, pooled, MODALITY).score.numpy()
+    passes = (quality >= (edge.threshold if edge else 0.5)) & (fit >= min(ACCEPTABLE, float(np.median(fit))))
+    kept: list[dict[str, object]] = [dict(row) for row, one in zip(rows, passes, strict=True) if one]
     table.parent.mkdir(parents=True, exist_ok=True)
-    with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(kept)
+    write_table(table, kept)
 
 
-def _score(of: World, file: str, selector: object) -> float:
-    picture = np.asarray(Image.open(of.folder / file).convert("RGB"), dtype=np.float32) / 255
-    pixels = torch.from_numpy(np.round(fit_square(picture, 64) * 255)).permute(2, 0, 1)[None] / 255
-    return float(selector_scores(selector, pixels.contiguous(), MODALITY).score[0])  # type: ignore[arg-type]
+def _pixels(file: Path) -> Tensor:
+    """Float [1, 3, R, R] in 0..1, as a campaign reads it."""
+    square = fit_square(read_image(file, MODALITY).pixels, 64)
+    return torch.from_numpy(np.round(square.transpose(2, 0, 1) * 255)).float()[None].expand(-1, 3, -1, -1) / 255
 
 
 def _lines(table: Path) -> int:

@@ -34,6 +34,8 @@ CPU = torch.device("cpu")
 KINDS, MODALITY = ("Chest X-ray",), "X-Ray"
 # of the generator that is wrong: long enough to draw well what its captions say
 WRONG = ("finetune.max_train_steps=240", "data.held_out_fraction=0.1")
+# more of the same than the quick start has
+ALIGNING = ("align.prompts=40", "align.candidates=8", "align.train_batch_size=32")
 RATED_BY_ALL = 40  # images that all raters have seen; each of the others was seen by one
 
 
@@ -55,9 +57,16 @@ class Candidates:
     reward: np.ndarray  # [A, N]
     asked: list[Label]
 
-    def first(self, attempts: int = 1) -> Tensor:
-        """Of the first so many attempts the one with the highest reward: uint8 [N, 3, R, R]."""
-        best = self.reward[:attempts].argmax(axis=0)
+    def with_more(self, others: Candidates) -> Candidates:
+        """And more attempts at the same images."""
+        pixels = np.concatenate([self.pixels, others.pixels])
+        selector = np.concatenate([self.selector, others.selector])
+        return Candidates(pixels, selector, np.concatenate([self.reward, others.reward]), self.asked)
+
+    @property
+    def best(self) -> Tensor:
+        """Of each image the attempt with the highest reward: uint8 [N, 3, R, R]."""
+        best = self.reward.argmax(axis=0)
         chosen = self.pixels[best, np.arange(len(best))]
         return torch.from_numpy(chosen).expand(-1, 3, -1, -1)
 
@@ -80,7 +89,7 @@ class World:
             f"campaign.seed={self.number}",
             f"campaign.dir={self.folder / at}",
         ]
-        return configuration.load(TINY, [*own, *WRONG, *self.changes, *changes], {})
+        return configuration.load(TINY, [*own, *WRONG, *ALIGNING, *self.changes, *changes], {})
 
     def directory(self, at: str = "campaign") -> CampaignDirectory:
         """Where a campaign is."""
@@ -108,7 +117,7 @@ class World:
             self.asked(count),
             self.sample(self.directory().finetuned_unet(MODALITY), count, "rated", scored=False),
         )
-        seen = eye.look(drawn.first(), drawn.asked)
+        seen = eye.look(drawn.best, drawn.asked)
         right, quality = seen.is_right, seen.quality.argmax(axis=1)
         votes = [world.rate(right, quality, rater, self.number) for rater in range(world.RATERS)]
         (self.folder / "rated").mkdir(exist_ok=True)
@@ -136,14 +145,16 @@ class World:
         texts = world.captions(KINDS)
         return [texts[number % len(texts)] for number in range(count)]
 
-    def sample(self, unet: Path, count: int, what: str, attempts: int = 1, scored: bool = True) -> Candidates:
+    def sample(
+        self, unet: Path, count: int, what: str, attempts: Sequence[int] = (0,), scored: bool = True
+    ) -> Candidates:
         """Candidates of `count` images as the campaign samples them; for one `what` the same noise whatever the UNet.
 
         Args:
             unet: folder with the weights.
             count: of images.
             what: names the set; another one has other noise.
-            attempts: candidates of each image.
+            attempts: which candidates of each image.
             scored: whether the scorers are asked.
         """
         config, directory, texts = self.config(), self.directory(), self.asked(count)
@@ -155,7 +166,7 @@ class World:
             sampler = ImageSampler(recipe, system, load_selector(selector, CPU), load_policy(policy, CPU))
         wanted = [
             (Item(f"{what}-{number:04d}", text, 0), attempt)
-            for attempt in range(attempts)
+            for attempt in attempts
             for number, text in enumerate(texts)
         ]
         pictures: list[np.ndarray] = []
@@ -164,8 +175,8 @@ class World:
             batch = sampler.sample(wanted[start : start + recipe.batch_size])
             pictures += batch.pictures
             scores += [(one.selector or 0.0, _reward(vars(one)) if scored else 0.0) for one in batch.candidates]
-        pixels = np.stack(pictures).transpose(0, 3, 1, 2).reshape(attempts, count, -1, *pictures[0].shape[:2])
-        columns = np.array(scores).reshape(attempts, count, 2)
+        pixels = np.stack(pictures).transpose(0, 3, 1, 2).reshape(len(attempts), count, -1, *pictures[0].shape[:2])
+        columns = np.array(scores).reshape(len(attempts), count, 2)
         return Candidates(pixels, columns[..., 0], columns[..., 1], [world.label_of(text) for text in texts])
 
 

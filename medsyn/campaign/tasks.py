@@ -136,7 +136,7 @@ READS: dict[str, Reads] = {
     "align": Reads(
         (
             *(*_ALWAYS, *_COLUMNS, *_SAMPLING, "data.modalities", "data.resolution", "data.text_chunks"),
-            *("data.held_out_fraction", "generation.quality_threshold"),
+            *("data.held_out_fraction", "generation.quality_threshold", "selector.require_auroc"),
             *(f"align.{key}" for key in AlignSection.model_fields if key not in FREE_OF_ALIGN),
         ),
         ("table", "ratings", "pairs", "prompts", "weights"),

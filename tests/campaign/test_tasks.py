@@ -267,7 +267,6 @@ def test_every_configuration_key_is_read_or_known_to_change_no_result() -> None:
         *("finetune.gpus", "finetune.train_batch_size", "finetune.gradient_accumulation_steps"),  # but their product
         *("data.phantoms.prompts_per_kind", "data.phantoms.image_size"),
         *("training.report_to", "finetune.validation_images", "campaign.gate", "cluster.notify"),
-        "selector.require_auroc",
         "align.enabled",  # but whether there is such a stage, whose results others read
         *("align.checkpointing_steps", "align.max_lost_minutes", "align.checkpoints_total_limit"),
     }

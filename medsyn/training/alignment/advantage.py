@@ -21,7 +21,7 @@ class Rewards:
     """The rewards of N candidates of several prompts."""
 
     reward: np.ndarray  # float64 [N], 0..1; NaN for one that is not finite
-    error: np.ndarray  # float64 [N], by how much the members disagree on it
+    error: np.ndarray  # float64 [N], `align.spread_weight` times how much the members disagree on it
     advantage: np.ndarray  # float64 [N]: how far above its group's mean, in spreads of all candidates; 0 for NaN
 
 
@@ -41,7 +41,8 @@ def rewards(scores: Mapping[str, np.ndarray], finite: np.ndarray, group: np.ndar
     quality, fit = (
         np.clip(scores[name] - spread_weight * scores[f"{name}_spread"], 0, 1) for name in ("selector", "policy")
     )
-    error = np.hypot(scores["selector_spread"] * scores["policy"], scores["policy_spread"] * scores["selector"])
+    spreads = scores["selector_spread"] * scores["policy"], scores["policy_spread"] * scores["selector"]
+    error = spread_weight * np.hypot(*spreads)
     reward = np.where(finite, quality * fit, np.nan)
     known = reward[finite]
     scale = float(known.std()) if len(known) > 1 else 0.0

@@ -16,7 +16,6 @@ than chance decides nothing.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -162,12 +161,15 @@ class Distances:
         np.fill_diagonal(among, 0)
         return cls(own, kernel(images, real).mean(axis=1), float(among.sum() / (len(real) * (len(real) - 1))))
 
-    def of(self, rows: np.ndarray) -> float:
-        """The squared distance of the images `rows`, which may be there several times (those are no two images)."""
-        count = np.bincount(rows, minlength=len(self.own)).astype(float)
-        pairs = count.sum() ** 2 - (count**2).sum()
-        inside = float(count @ self.own @ count) / pairs if pairs else 0.0
-        return inside + self.real - 2 * float(self.other @ count / count.sum())
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """The squared distances [B] of B sets of images, rows [B, n]; one that is there twice is no two images."""
+        count = np.zeros((len(rows), len(self.own)))
+        np.add.at(count, (np.arange(len(rows))[:, None], rows), 1)
+        size = rows.shape[1]
+        pairs = np.maximum(size**2 - (count**2).sum(axis=1), 1)
+        inside = ((count @ self.own) * count).sum(axis=1) / pairs
+        found: np.ndarray = inside + self.real - 2 * (count @ self.other) / size
+        return found
 
 
 @dataclass(frozen=True)
@@ -180,55 +182,53 @@ class Look:
     similarity: np.ndarray  # float64 [N]
     recalled: float
 
-    def value(self, aspect: str, rows: np.ndarray) -> float | None:
-        """One figure of the images `rows`."""
+    def values(self, aspect: str, rows: np.ndarray) -> np.ndarray | None:
+        """One figure of each of B sets of images, [B], from rows [B, n]."""
         if aspect == "distance":
             return None if self.distances is None else self.distances.of(rows)
         if aspect == "diversity":
-            return 1 - float(self.similarity[rows].mean())
+            found: np.ndarray = 1 - self.similarity[rows].mean(axis=1)
+            return found
         each = {"quality": self.quality, "prompt": self.prompt}[aspect]
-        return None if each is None else float(each[rows].mean())
+        return None if each is None else each[rows].mean(axis=1)
+
+    def value(self, aspect: str, rows: np.ndarray) -> float | None:
+        """One figure of the images `rows` [n]."""
+        found = self.values(aspect, rows[None])
+        return None if found is None else float(found[0])
 
     def figures(self, rows: np.ndarray, lot: int) -> dict[str, Any]:
-        """Every figure of the images `rows`, with its 95 % interval over them."""
+        """Every figure of the images `rows`: recall, and [value, low, high] of the others."""
         found: dict[str, Any] = {"recall": self.recalled}
+        drawn = rows[draws(len(rows), lot)]
         for aspect in (*ASPECTS, "diversity"):
-            if self.value(aspect, rows) is not None:
-                found[aspect] = interval_of(functools.partial(self._drawn, aspect, rows), len(rows), lot)
+            if (values := self.values(aspect, drawn)) is not None:
+                low, high = np.percentile(values, [2.5, 97.5])
+                found[aspect] = [self.value(aspect, rows), float(low), float(high)]
         return found
-
-    def _drawn(self, aspect: str, rows: np.ndarray, drawn: np.ndarray) -> float | None:
-        return self.value(aspect, rows[drawn])
 
 
 def gains(before: Look, after: Look, rows: np.ndarray, lot: int) -> dict[str, list[float]]:
     """By how much each aspect is better after: [value, low, high, standard error], paired over the images `rows`."""
-    found = {}
+    found, sets = {}, np.concatenate([rows[None], rows[draws(len(rows), lot)]])
     for aspect in ASPECTS:
-        if before.value(aspect, rows) is None:
+        old, new = before.values(aspect, sets), after.values(aspect, sets)
+        if old is None or new is None:
             continue
-        sign = -1 if aspect == "distance" else 1
-
-        def gain(drawn: np.ndarray, aspect: str = aspect, sign: int = sign) -> float:
-            places = rows[drawn]
-            return sign * (float(after.value(aspect, places) or 0) - float(before.value(aspect, places) or 0))
-
-        drawn = resampled(gain, len(rows), lot)
+        value, *drawn = (old - new if aspect == "distance" else new - old).tolist()
         low, high = np.percentile(drawn, [2.5, 97.5])
-        found[aspect] = [gain(np.arange(len(rows))), float(low), float(high), float(drawn.std())]
+        found[aspect] = [value, float(low), float(high), float(np.std(drawn))]
     return found
 
 
-def resampled(statistic: Callable[[np.ndarray], float | None], count: int, lot: int) -> np.ndarray:
-    """The statistic of rows drawn with replacement, `RESAMPLES` times; those that have none are left out."""
-    rng = np.random.default_rng(lot)
-    found = (statistic(rng.integers(0, count, count)) for _ in range(RESAMPLES))
-    return np.array([value for value in found if value is not None])
+def draws(count: int, lot: int) -> np.ndarray:
+    """`RESAMPLES` sets of `count` rows, drawn with replacement: [RESAMPLES, count]."""
+    return np.random.default_rng(lot).integers(0, count, (RESAMPLES, count))
 
 
 def interval_of(statistic: Callable[[np.ndarray], float | None], count: int, lot: int) -> list[float | None]:
     """[value, low, high]: the statistic of all rows, and its 95 % interval."""
-    drawn = resampled(statistic, count, lot)
+    drawn = [value for rows in draws(count, lot) if (value := statistic(rows)) is not None]
     if len(drawn) < RESAMPLES / 2:
         return [statistic(np.arange(count)), None, None]
     low, high = np.percentile(drawn, [2.5, 97.5])

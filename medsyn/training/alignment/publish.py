@@ -45,6 +45,7 @@ def keep_candidates(
 ) -> None:
     """Write a round's candidates as marked PNG files and a table of their scores; what is there stays."""
     path = work / _CANDIDATES / f"round-{number}"
+    disk.sweep_temporaries(path.parent)
     if path.exists():
         return
     rows: list[dict[str, Any]] = []

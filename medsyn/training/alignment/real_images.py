@@ -1,33 +1,35 @@
 """The real images beside the candidates in every batch: what keeps the generator from running after its scorers.
 
-They are those that experts rated good, and training images that the modality's Selector accepts. Latents are those of
-the fine-tuning, from its cache.
+They are those that experts rated good, and training images that the modality's Selector and Policy accept. Latents are
+those of the fine-tuning, from its cache.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from medsyn.config import AugmentSection, Config
+from medsyn import disk
+from medsyn.config import Config
 from medsyn.data.images.latent_cache import TensorCache
 from medsyn.data.images.read import Image
 from medsyn.data.tables.read import ImageRow, RatingRow
-from medsyn.models.score_images import selector_scores
-from medsyn.models.selector import Selector
 from medsyn.models.stable_diffusion import SyntheticSystem
 from medsyn.seeds import seed
 from medsyn.stage import Control
+from medsyn.training.alignment.candidates import Scorers, scores_of
 from medsyn.training.encode_rows import encode_rows
 from medsyn.training.finetune.dataset import LatentDataset, prepare_dataset
 from medsyn.training.scorers.rated import GOOD
 
-MOST = 2048  # training images that the Selector looks at, by lot
-
-logger = logging.getLogger(__name__)
+MOST = 2048  # training images that are looked at, by lot
+ACCEPTABLE = 0.5  # on the Policy's scale: a rating of 2 on that of 1 to 3
+_TOGETHER = 64
 
 
 def rated_good(ratings: Sequence[RatingRow]) -> list[ImageRow]:
@@ -44,41 +46,50 @@ def by_lot(rows: Sequence[ImageRow], campaign_seed: int) -> list[ImageRow]:
     return sorted(drawn[:MOST], key=lambda row: row.row)
 
 
-def accepted(
-    config: Config,
-    rows: Sequence[ImageRow],
-    hashes: dict[Path, str],
-    load_selector: Callable[[], Selector],
-    selector: str,
-    threshold: float,
-    cache: TensorCache,
-    control: Control,
-) -> list[ImageRow]:
-    """The rows whose image the Selector accepts; errors as for `encode_rows`.
+@dataclass(frozen=True)
+class Asking:
+    """What says which images are good."""
 
-    Args:
-        config: the campaign's.
-        rows: of the data set, of one modality.
-        hashes: SHA-256 of every row's file.
-        load_selector: called only if something must be scored.
-        selector: fingerprint of its weights.
-        threshold: the least score that is accepted.
-        cache: where scores are kept.
-        control: receives progress.
+    config: Config
+    hashes: dict[Path, str]
+    load_system: Callable[[], SyntheticSystem]  # called only if something must be scored, as is the next
+    load_scorers: Callable[[], Scorers]
+    scorers: str  # fingerprint of their weights
+    threshold: float  # of the Selector
+    cache: TensorCache  # where pictures and scores are kept
+    control: Control
+
+
+def accepted(asking: Asking, rows: Sequence[ImageRow]) -> list[ImageRow]:
+    """The rows of one modality whose image the Selector accepts, and the Policy under the row's own caption.
+
+    A caption may be wrong, and a model that is to follow its prompts must not learn that. What the Policy accepts is
+    what it expects a rating of at least acceptable for (half of its scale), or the better half of the rows, if those
+    are more. Errors as for `encode_rows`.
     """
     if not rows:
         return []
 
-    def score(_: Image, pixels: Tensor) -> dict[str, Tensor]:
-        scorer = load_selector()
-        device = scorer.calibration.slope.device
-        seen = (pixels * 255).round().to(device) / 255  # 8-bit, as candidates are scored
-        return {"score": selector_scores(scorer, seen, rows[0].modality).score.float().cpu()}
+    def keep(_: Image, pixels: Tensor) -> dict[str, Tensor]:
+        return {"picture": (pixels[0].permute(1, 2, 0) * 255).round().to(torch.uint8)}
 
-    allowed = config.data.allow_synthetic
-    its = (config, config.data.table, rows, hashes, score, cache, control, allowed, ("selector", selector))
-    kept, _ = encode_rows(*its)
-    return [row for key, row in kept if float(cache.read(key, "score")) >= threshold]
+    config, cache = asking.config, asking.cache
+    its = (config, config.data.table, rows, asking.hashes, keep, cache, asking.control, config.data.allow_synthetic)
+    kept, _ = encode_rows(*its, ("picture",))
+    keys = [disk.fingerprint(["real image", asking.scorers, key, row.text]) for key, row in kept]
+    for start in range(0, len(kept), _TOGETHER):
+        part = slice(start, start + _TOGETHER)
+        if any(key not in cache for key in keys[part]):
+            pictures = torch.stack([cache.read(key, "picture") for key, _ in kept[part]])
+            texts = [row.text for _, row in kept[part]]
+            found = scores_of(asking.load_scorers(), asking.load_system(), rows[0].modality, texts, pictures)
+            cache.add({key: {"scores": found[place]} for place, key in enumerate(keys[part])})
+            asking.control.leave_if_asked()
+        asking.control.heartbeat(min(part.stop, len(kept)), len(kept), "real image")
+    quality, _, fit, _ = np.array([cache.read(key, "scores").tolist() for key in keys]).reshape(-1, 4).T
+    least = min(ACCEPTABLE, float(np.median(fit))) if len(fit) else ACCEPTABLE
+    passes = (quality >= asking.threshold) & (fit >= least)
+    return [row for (_, row), one in zip(kept, passes, strict=True) if one]
 
 
 def prepare(
@@ -91,8 +102,6 @@ def prepare(
 ) -> LatentDataset:
     """The rows' latents and text features, as fine-tuning has them; generated ones among them are left out."""
     lenient = config.data.model_copy(update={"strict": False})  # fine-tuning and RLHF have told what is wrong
-    plain = config.finetune.model_copy(update={"rare_captions": None})
-    if config.finetune.augment.versions is None:
-        plain = plain.model_copy(update={"augment": AugmentSection()})
-    changed = config.model_copy(update={"data": lenient, "finetune": plain})
+    once = config.finetune.model_copy(update={"rare_captions": None})
+    changed = config.model_copy(update={"data": lenient, "finetune": once})
     return prepare_dataset(changed, rows, hashes, load_system, cache, control)

@@ -16,7 +16,7 @@ from medsyn.data.prompts.store import open_lists
 from medsyn.data.tables.read import ImageRow
 from medsyn.data.tables.split import groups
 from medsyn.errors import InputError
-from medsyn.models.cards import read_card, threshold_of
+from medsyn.models.cards import lacking, read_card, threshold_of
 from medsyn.models.device import Device, choose_device
 from medsyn.models.scorers import WEIGHTS, load_policy, load_selector
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
@@ -95,6 +95,11 @@ class Sources:
         own = threshold_of(read_card(self._selector), self.modality)
         return 0.5 if own is None else own.threshold
 
+    @property
+    def doubt(self) -> str | None:
+        """Why the Selector must not choose what is learned; None if it may: the rule by which it chooses images."""
+        return lacking(self.config, self._selector, self.modality)
+
     @functools.cached_property
     def scorers(self) -> Scorers:
         """The Selector and the Policy, loaded."""
@@ -161,6 +166,7 @@ class Sources:
             "finetune": unet_sha256(self.finetuned),
             "rlhf": self.scorers_sha256,
             "generation.quality_threshold": self.threshold,
+            "selector.require_auroc": config.selector.require_auroc,
             **dict(flatten(sampling, "generation.")),
             **dict(flatten(section, "align.")),
         }

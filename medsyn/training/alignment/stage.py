@@ -46,7 +46,7 @@ from medsyn.training.finetune.precision import training_dtype
 from medsyn.training.finetune.publish import best_folder, discard_best
 from medsyn.training.finetune.stage import noise_scheduler
 from medsyn.training.finetune.state import first_state
-from medsyn.training.run import TrainingRun
+from medsyn.training.run import CONDITIONS, TrainingRun
 
 logger = logging.getLogger(__name__)
 
@@ -72,12 +72,17 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         max_lost_minutes=section.max_lost_minutes,
     )
     if not training.has_published(model):
-        generator, verdicts = sources.finetuned, []
-        for number in range(1, section.rounds + 1):
+        generator = sources.finetuned
+        verdicts: list[dict[str, Any]] = []
+        if (doubt := sources.doubt) is not None:
+            verdicts.append({"kept": False, "reason": f"nothing was learned from this Selector: {doubt}"})
+            logger.warning(verdicts[0]["reason"])
+        for number in range(1, section.rounds + 1) if doubt is None else ():
             folder = round_folder(training.directory, number)
             if not folder.is_dir():
                 _Round(sources, training, control, number, generator).run()
             verdicts.append(disk.read_json(folder / ROUND))
+            training.conditions = verdicts[-1].pop(CONDITIONS)
             if not verdicts[-1]["kept"]:
                 break
             generator = folder
@@ -110,6 +115,7 @@ class _Round:
         sampler, scored, found, units = self._candidates()
         self._keep_candidates(sampler, scored, found, units)
         told: dict[str, Any] = {"round": self.number, "candidates": len(scored.wanted), "units": len(units)}
+        told[CONDITIONS] = self.training.conditions
         if not len(units):
             reason = "no two candidates of a prompt differ by more than the scorers disagree on them"
             if self.section.method == "rejection":
@@ -122,6 +128,7 @@ class _Round:
         verdict = judging.verdict(end)
         best = best_folder(self.training, verdict["step"]) if verdict["kept"] else None
         self.training.wait()
+        told[CONDITIONS] = self.training.conditions
         end_round(self.training.directory, self.number, {**told, **verdict}, best)
         discard_best(self.training)
         shutil.rmtree(self.training.checkpoints, ignore_errors=True)
@@ -177,6 +184,7 @@ class _Round:
             per_step=section.learned // units.rows.shape[1],
         )
         unet = load_unet(source, device, torch.float32, self.generator)
+        unet.register_to_config(_name_or_path=source)  # and not where this campaign is
         lessons.predict(unet, scheduler, dtype, section.max_train_steps, section.train_batch_size, control)
         state = first_state(unet, section.as_finetuning(config.finetune), self.key, dtype)
         state.loss_sum = torch.zeros(len(FIGURES), device=device)
@@ -192,10 +200,11 @@ class _Round:
         sources = self.sources
         if not self.section.real:
             return None
-        passed = real_images.accepted(
-            *(self.config, sources.candidates_for_real, sources.hashes, lambda: sources.scorers.selector),
-            *(sources.scorers_sha256, sources.threshold, sources.cache, self.control),
+        asking = real_images.Asking(
+            *(self.config, sources.hashes, load_system, lambda: sources.scorers, sources.scorers_sha256),
+            *(sources.threshold, sources.cache, self.control),
         )
+        passed = real_images.accepted(asking, sources.candidates_for_real)
         rows = passed + sources.rated_good
         if not rows:
             logger.warning("no real image of %s is known to be good: none is in the batches", sources.modality)
