@@ -46,10 +46,11 @@ def caption_key(caption: str, weights: str, chunks: int = 1) -> str:
 
 
 class TensorCache:
-    """Named float16 tensors under content keys; read on demand from mapped files, so it may be larger than memory."""
+    """Named tensors under content keys; read on demand from mapped files, so it may be larger than memory."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = disk.make_directory(directory)
+    def __init__(self, directory: Path, dtype: torch.dtype | None = torch.float16) -> None:
+        """The cache in `directory`; it keeps tensors as `dtype`, None for as they are."""
+        self._directory, self._dtype = disk.make_directory(directory), dtype
         self._shard_of: dict[str, Any] = {}  # entry's key -> open shard
         for path in sorted(directory.glob(f"*{_SUFFIX}")):
             if disk.sha256_file(path) == path.stem:
@@ -62,7 +63,7 @@ class TensorCache:
         return key in self._shard_of
 
     def read(self, key: str, name: str) -> Tensor:
-        """Tensor `name` of entry `key`, float16 on the CPU; a view into a file, not to be written to."""
+        """Tensor `name` of entry `key`, on the CPU; a view into a file, not to be written to."""
         tensor: Tensor = self._shard_of[key].get_tensor(f"{key}.{name}")
         return tensor
 
@@ -72,7 +73,7 @@ class TensorCache:
             return
         content = save(
             {
-                f"{key}.{name}": tensor.detach().to("cpu", torch.float16).contiguous()
+                f"{key}.{name}": tensor.detach().to("cpu", self._dtype).contiguous()
                 for key, tensors in entries.items()
                 for name, tensor in tensors.items()
             }
