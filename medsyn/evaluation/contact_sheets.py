@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from medsyn.arms import title
-from medsyn.evaluation.generated import GeneratedImages, Picture
+from medsyn.evaluation.generated import PICTURE_SIDE, GeneratedImages, Picture
 from medsyn.evaluation.read_campaign import Gathered
 from medsyn.generation.filter import ACCEPTED, FAILED, KEPT_BEST, SKIPPED, UNFILTERED
+from medsyn.models.image_features import shrink
+from medsyn.stage import CampaignDirectory, slug
 
+_PARTS = {"best": ("Best", "learned towards"), "worst": ("Worst", "learned away from")}
 _FATES = {
     FAILED: "none of {} candidates passed",
     SKIPPED: "none of {} candidates passed",
@@ -87,6 +92,35 @@ def _generated_frame(images: GeneratedImages, prompt_id: str, mode: str) -> Fram
         notes.append(f"accepted, {line['attempt'] + 1} of {line['attempts']}")
     image = None if picture is None else _data_uri(picture.pixels)
     return Frame(image, f"synthetic image, {mode}: {line['prompt']}", notes, accepted=bool(line["accepted"]))
+
+
+def candidate_sheet(directory: CampaignDirectory, modality: str, most: int) -> Sheet | None:
+    """The best and the worst candidate of prompts that alignment learned from, in its last round; None without any."""
+    folders = sorted((directory.work("align", slug(modality)) / "candidates").glob("round-*"))
+    if not folders or not (folders[-1] / "candidates.csv").is_file():
+        return None
+    with (folders[-1] / "candidates.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    by_part = {part: {row["file"].split("-")[0]: row for row in rows if row["part"] == part} for part in _PARTS}
+    groups = sorted(set(by_part["best"]) & set(by_part["worst"]))
+    groups = [groups[k * len(groups) // min(most, len(groups))] for k in range(min(most, len(groups)))]
+    if not groups:
+        return None
+    shown = [
+        (name, what, [_candidate_frame(folders[-1], by_part[part][group]) for group in groups])
+        for part, (name, what) in _PARTS.items()
+    ]
+    return Sheet(modality, [by_part["best"][group]["prompt"] for group in groups], shown)
+
+
+def _candidate_frame(folder: Path, row: Mapping[str, str]) -> Frame:
+    notes = [f"{name} {float(row[name]):.2f}" for name in ("reward", "selector", "policy")]
+    path = folder / row["file"]
+    if not path.is_file():
+        return Frame(None, "no picture", notes)
+    with Image.open(path) as image:
+        pixels = shrink(np.asarray(image.convert("RGB")), min(PICTURE_SIDE, image.height))
+    return Frame(_data_uri(pixels), f"synthetic image, candidate: {row['prompt']}", notes)
 
 
 def contact_sheet(gathered: Gathered, modality: str, most: int) -> Sheet:

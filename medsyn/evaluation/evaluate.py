@@ -116,7 +116,8 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     part = 3
     tick()
     disk.write_atomic(
-        directory.report, report.render(config, gathered, read_campaign.read_curves(config, directory), result)
+        directory.report,
+        report.render(config, directory, gathered, read_campaign.read_curves(config, directory), result),
     )
     control.heartbeat(len(_PARTS), len(_PARTS), "part")
     if verdict.fails(judged, config.evaluation):

@@ -164,6 +164,8 @@ def missing_models(config: Config, directory: CampaignDirectory) -> list[Missing
         for modality in config.data.modalities:
             name = f"rlhf-stage2 {slug(modality)}"
             expected[name] = (directory.policy(modality), f"the Policy of {modality}")
+    for modality in config.data.modalities if config.aligns else ():
+        expected[f"align {slug(modality)}"] = (directory.aligned_unet(modality), f"the aligned UNet of {modality}")
     return [Missing(task, what) for task, (path, what) in expected.items() if not path.is_dir()]
 
 

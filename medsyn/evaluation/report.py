@@ -16,18 +16,22 @@ from markupsafe import Markup
 from medsyn.arms import steps
 from medsyn.config import PHANTOMS, Config
 from medsyn.evaluation import alignment, arm_tables, plots, report_tables, tally, verdict
-from medsyn.evaluation.contact_sheets import contact_sheet
+from medsyn.evaluation.contact_sheets import candidate_sheet, contact_sheet
 from medsyn.evaluation.read_campaign import Curves, Gathered
+from medsyn.stage import CampaignDirectory
 from medsyn.text import counted
 
 NOTICE = "All generated images are synthetic. Not for diagnosis."
 
 
-def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[str, Any]) -> str:
+def render(
+    config: Config, directory: CampaignDirectory, gathered: Gathered, curves: Curves, result: Mapping[str, Any]
+) -> str:
     """The report as HTML.
 
     Args:
         config: the campaign's configuration.
+        directory: where it is.
         gathered: the pictures and records that `result` was computed from.
         curves: the learning curves.
         result: the content of metrics.json.
@@ -81,6 +85,11 @@ def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[s
         asked={one["question"] for its in result["verdict"]["modalities"].values() for one in its},
         to_do=_to_do(result["verdict"]),
         alignment=alignment.table(result["alignment"] or {}),
+        candidates=[
+            sheet
+            for modality in result["alignment"] or {}
+            if (sheet := candidate_sheet(directory, modality, config.evaluation.sheet_columns))
+        ],
         alignment_sentences={name: alignment.sentence(its) for name, its in (result["alignment"] or {}).items()},
         alignment_figure=_alignment_figure(alignment.curves(result["alignment"] or {})),
     )

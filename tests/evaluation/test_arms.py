@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from medsyn import disk
@@ -14,7 +15,7 @@ from medsyn.config import EvaluationSection
 from medsyn.evaluation import alignment, arm_tables, evaluate, judge, report, verdict
 from medsyn.stage import Control, NoProgress
 from tests.evaluation.test_evaluate import TASK, metrics_of
-from tests.helpers.synthetic_campaign import Builder
+from tests.helpers.synthetic_campaign import Builder, png
 
 MODES = ["aligned", "pretrained", "filtered", "finetuned"]  # in no order
 # what the stage leaves of a modality: of each figure value, low and high
@@ -34,6 +35,16 @@ def summary(**changes: Any) -> dict[str, Any]:
     return {**ROUND, "rounds": [ROUND], **changes}
 
 
+def candidates(folder: Path) -> None:
+    """Of three prompts a best and a worst candidate, and one prompt whose candidates differ too little."""
+    rows = [(group, number, part) for group in range(3) for number, part in enumerate(("worst", "left out", "best"))]
+    lines = ["file,prompt,selector,policy,reward,part"]
+    for group, number, part in [*rows, (3, 0, "left out")]:
+        lines.append(f"{group:04d}-{number:02d}.png,CT: prompt {group},0.5,0.6,{number / 4},{part}")
+        (folder / f"{group:04d}-{number:02d}.png").write_bytes(png(np.full((8, 8, 3), 40 * number, np.uint8)))
+    (folder / "candidates.csv").write_text("\n".join(lines) + "\n")
+
+
 @pytest.fixture(scope="module")
 def of_arms(tmp_path_factory: pytest.TempPathFactory, expert_directory: Path) -> Iterator[Builder]:
     """A campaign whose fine-tuning repairs every second image, and whose alignment and filter change little."""
@@ -41,7 +52,9 @@ def of_arms(tmp_path_factory: pytest.TempPathFactory, expert_directory: Path) ->
     builder = Builder(tmp_path_factory.mktemp("arms"), prompts_per_kind=24, overrides=overrides).everything()
     for modality in builder.modalities:
         builder.directory.aligned_unet(modality).mkdir(parents=True)
-    disk.write_json(builder.directory.work("align", "ct") / "summary.json", summary())
+    work = builder.directory.work("align", "ct")
+    disk.write_json(work / "summary.json", summary())
+    candidates(disk.make_directory(work / "candidates" / "round-1"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judge, "load_or_train", lambda *_, **__: judge._saved(expert_directory, judge.RECIPE))
         evaluate.run(builder.config, TASK, builder.directory, Control())
@@ -102,6 +115,8 @@ def test_the_page_shows_arms_in_rows_the_verdict_in_words_and_alignment(of_arms:
         in section
     )
     assert "no expert was asked" in section and "<svg" in section
+    assert section.count('alt="synthetic image, candidate: CT: prompt') == 6 and "reward 0.50" in section
+    assert section.index("learned towards") < section.index("learned away from") and "prompt 3" not in section
 
 
 def answers(result: dict[str, Any], modality: str = "CT", **section: Any) -> dict[str, dict[str, str]]:

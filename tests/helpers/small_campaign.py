@@ -28,6 +28,7 @@ SMALLER = [
     "align.train_batch_size=4",
     "align.judge_every=2",
     "align.judge_images=8",
+    "generation.modes=[baseline, filtered]",
     "generation.num_inference_steps=3",
     "generation.batch_size=2",
     "generation.batches_per_block=1",

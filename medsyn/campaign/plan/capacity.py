@@ -28,11 +28,10 @@ _REMEDIES: dict[str, tuple[tuple[str, Any], ...]] = {
         ("finetune.train_batch_size", 1),
     ),
     "align": (
-        ("finetune.use_8bit_adam", True),
+        ("align.lora.rank", 16),
         ("finetune.gradient_checkpointing", True),
         ("align.train_batch_size", 2),
         ("generation.batch_size", 1),
-        ("align.lora.rank", 16),
     ),
     "generate": (("generation.batch_size", 1),),
     "rlhf-stage1": (("training.batch_size", 1),),

@@ -180,7 +180,7 @@ class Look:
     quality: np.ndarray | None  # float64 [N]
     prompt: np.ndarray | None  # float64 [N], 0..1
     similarity: np.ndarray  # float64 [N]
-    recalled: float
+    recalled: float | None
 
     def values(self, aspect: str, rows: np.ndarray) -> np.ndarray | None:
         """One figure of each of B sets of images, [B], from rows [B, n]."""
@@ -289,10 +289,13 @@ def diversity(small: np.ndarray) -> float:
     return 1 - float(similarities(small).mean())
 
 
-def recalled(images: np.ndarray, real: np.ndarray) -> float:
-    """The share of real images [M, D] that are nearer to some image [N, D] than its `NEIGHBOURS`-th neighbour is."""
+def recalled(images: np.ndarray, real: np.ndarray) -> float | None:
+    """The share of real images [M, D] that are nearer to some image [N, D] than its `NEIGHBOURS`-th neighbour is.
+
+    None where there are too few of either.
+    """
     if min(len(images), len(real)) <= NEIGHBOURS:
-        return float("nan")
+        return None
     own = squared_distances(images, images)
     np.fill_diagonal(own, np.inf)
     radius = np.partition(own, NEIGHBOURS - 1, axis=1)[:, NEIGHBOURS - 1]
