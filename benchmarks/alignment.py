@@ -9,7 +9,9 @@ configs/tiny.yaml but for the sizes that the table names. A judge that was train
 and that neither raters nor campaign know, counts on the same prompts and noise in every arm:
 
 - right: finding and side are those that were asked for; good: right, and not poor;
-- KID to good phantoms, recall of them, diversity (mean distance of two images), in the judge's own features.
+- KID to good phantoms, recall of them, diversity (mean distance of two images), in the judge's own features;
+- accepted: by the scorers themselves, at the reward that a quarter of the images reach before. What an accepted image
+  costs is 1 : that share.
 
 Intervals are 95 %: a bootstrap that draws campaign seeds and then images. Everything is kept in `--work`, and a run
 that was stopped goes on there. Prints the issue's aims with what was reached.
@@ -24,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 from aligning import arms as making
 from aligning.aims import AIMS, ALIGNED, BEFORE, BEST_OF, PERFECT, PLAIN, TWICE
@@ -60,11 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             started = time.perf_counter()
             this.prepare(eye)
             console.print(f"seed {number}: generator, ratings and scorers in {time.perf_counter() - started:.0f} s")
-            seen = {PERFECT: _seen(good, reference, scale)}
+            seen = {PERFECT: _seen(good, reference, scale, np.full(len(good.right), np.nan))}
+            threshold = _threshold(making.before(this).candidates.reward)
             for arm in args.arms:
                 started = time.perf_counter()
                 made = making.ARMS[arm](this)
-                seen[arm] = _seen(judge.look(made.candidates.best, made.candidates.asked), reference, scale)
+                sight = judge.look(made.candidates.best, made.candidates.asked)
+                accepted = made.candidates.reward.max(axis=0) >= threshold
+                seen[arm] = _seen(sight, reference, scale, accepted.astype(float))
                 console.print(
                     f"seed {number}: {arm}: {_line(seen[arm])}; {made.note} {time.perf_counter() - started:.0f} s"
                 )
@@ -78,8 +84,13 @@ def _good_phantoms(judge: Observer, count: int, own_seed: int, system: Synthetic
     return judge.look(through_autoencoder(system, pixels), facts)
 
 
-def _seen(sight: Sight, reference: Sight, scale: float) -> Seen:
-    return Seen(sight.is_right, sight.is_good, sight.features / scale, reference.features / scale)
+def _threshold(rewards: np.ndarray) -> float:
+    """The reward that a quarter of the images reach before alignment."""
+    return float(np.quantile(rewards, 0.75))
+
+
+def _seen(sight: Sight, reference: Sight, scale: float, accepted: np.ndarray) -> Seen:
+    return Seen(sight.is_right, sight.is_good, sight.features / scale, reference.features / scale, accepted)
 
 
 def _line(seen: Seen) -> str:

@@ -56,6 +56,9 @@ AIMS: dict[str, Aim] = {
     "diversity: aligned / good phantoms": Aim(
         ".95", (ALIGNED, PERFECT), share(ALIGNED, PERFECT, "diversity"), _above(0.95)
     ),
+    "accepted: aligned - before": Aim(
+        "above 0", (ALIGNED, BEFORE), gain(ALIGNED, BEFORE, "accepted"), _surely_above(0)
+    ),
     "good: second round - first": Aim("above 0", (TWICE, ALIGNED), gain(TWICE, ALIGNED, "good"), _surely_above(0)),
     "KID: second round - first": Aim(
         f"not above {KID_WORSE_BY}", (TWICE, ALIGNED), gain(TWICE, ALIGNED, "KID"), _surely_below(KID_WORSE_BY)

@@ -34,8 +34,6 @@ CPU = torch.device("cpu")
 KINDS, MODALITY = ("Chest X-ray",), "X-Ray"
 # of the generator that is wrong: long enough to draw well what its captions say
 WRONG = ("finetune.max_train_steps=240", "data.held_out_fraction=0.1")
-# more of the same than the quick start has
-ALIGNING = ("align.prompts=40", "align.candidates=8", "align.train_batch_size=32")
 RATED_BY_ALL = 40  # images that all raters have seen; each of the others was seen by one
 
 
@@ -89,7 +87,7 @@ class World:
             f"campaign.seed={self.number}",
             f"campaign.dir={self.folder / at}",
         ]
-        return configuration.load(TINY, [*own, *WRONG, *ALIGNING, *self.changes, *changes], {})
+        return configuration.load(TINY, [*own, *WRONG, *self.changes, *changes], {})
 
     def directory(self, at: str = "campaign") -> CampaignDirectory:
         """Where a campaign is."""

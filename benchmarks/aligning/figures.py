@@ -16,7 +16,7 @@ from medsyn.seeds import seed
 
 NEIGHBOURS = 3  # of recall
 DRAWS = 1000  # of the bootstrap
-FIGURES = ("right", "good", "KID", "recall", "diversity")
+FIGURES = ("right", "good", "KID", "recall", "diversity", "accepted")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Seen:
     good: np.ndarray  # bool [N]: right and not poor
     features: np.ndarray  # [N, D], in units of the good phantoms' deviation
     reference: np.ndarray  # [R, D]
+    accepted: np.ndarray  # [N], whether the scorers' reward reaches a fixed threshold; NaN where nobody asked them
 
     def figures(self) -> dict[str, float]:
         """Every figure of all images."""
@@ -40,6 +41,7 @@ class Seen:
             "KID": self._kernel_distance(times, reference_times),
             "recall": float(reference_times @ self._covered / reference_times.sum()),
             "diversity": _mean_of_pairs(self._distances, times),
+            "accepted": float(times @ self.accepted / times.sum()),
         }
 
     def _kernel_distance(self, times: np.ndarray, reference_times: np.ndarray) -> float:
@@ -73,7 +75,7 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+        return "-" if np.isnan(self.value) else f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 Combine = Callable[[Mapping[str, Mapping[str, float]]], float]  # {arm: {figure: value}} to a number

@@ -15,7 +15,7 @@ def seen(centre: float = 0.0, spread: float = 1.0, good: float = 0.5, count: int
     rng = np.random.default_rng(own_seed)
     is_good = np.arange(count) < good * count
     features = centre + spread * rng.standard_normal((count, 8))
-    return Seen(is_good, is_good, features, np.random.default_rng(99).standard_normal((80, 8)))
+    return Seen(is_good, is_good, features, np.random.default_rng(99).standard_normal((80, 8)), 1.0 * is_good)
 
 
 def test_images_like_the_good_ones_are_near_and_cover_them() -> None:

@@ -109,6 +109,7 @@ class _Round:
 
     def run(self) -> None:
         """Leaves the round's folder."""
+        self.control.about = {"round": self.number, "rounds": self.section.rounds}
         for step in saved_steps(self.training.checkpoints):
             if step <= self.first:  # of the round before, killed on the way from its folder to here
                 discard(path_of(self.training.checkpoints, step))
