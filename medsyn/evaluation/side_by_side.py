@@ -7,7 +7,7 @@ filters the accepted ones. What is compared was neither trained nor used to choo
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -127,6 +127,7 @@ class _Group:
     sets: Mapping[str, _Set]
     real: np.ndarray  # features of held-out images [M, D]
     lot: int
+    _distances: dict[tuple[str, tuple[Key, ...]], Figure] = field(default_factory=dict)
 
     def own(self, arm: Arm) -> dict[str, Any]:
         """The figures of one arm, each of all of its images."""
@@ -176,7 +177,7 @@ class _Group:
             if np.isfinite(values).any():
                 found[name] = paired.mean(values)
         if len(keys) > 1 and len(self.real) > 1:
-            found["distance"] = paired.distance(np.stack([its.pictures[key].features for key in keys]), self.real)
+            found["distance"] = self._distance(mode, tuple(keys))
         place = {key: number for number, key in enumerate(keys)}
         pairs = [(pair, value) for pair, value in self._unlike[mode] if place.keys() >= set(pair)]
         if pairs:
@@ -188,6 +189,17 @@ class _Group:
             if np.isfinite(scores).any():
                 found[name] = paired.mean(scores)
         return found
+
+    def _distance(self, mode: str, keys: tuple[Key, ...]) -> Figure:
+        """Kept for as long as the group: several steps begin or end with the same images."""
+        if (mode, keys) not in self._distances:
+            features = np.stack([self.sets[mode].pictures[key].features for key in keys])
+            self._distances[mode, keys] = paired.distance(features, self.real, self._among)
+        return self._distances[mode, keys]
+
+    @cached_property
+    def _among(self) -> float:
+        return paired.among(self.real)
 
     @cached_property
     def _unlike(self) -> dict[str, list[tuple[tuple[Key, Key], float]]]:
