@@ -649,8 +649,8 @@ class Config(Section):
             )
         for one, other in same(self.arms):
             names = f"{one.mode} twice" if one == other else f"{one.mode} and {other.mode}"
-            filtered = ", filtered" if one.filters else ""
-            what = f"which would be the same images (of the {one.weights.replace('finetuned', 'fine-tuned')} model{filtered}): leave one out"
+            model = one.weights.replace("finetuned", "fine-tuned") + (" model, filtered" if one.filters else " model")
+            what = f"which would be the same images (of the {model}): leave one out"
             hint = ""
             if "baseline" in (one.mode, other.mode) and one != other:
                 hint = ", or choose another generation.baseline_model"
