@@ -644,11 +644,13 @@ class Config(Section):
     @model_validator(mode="after")
     def _arms_differ(self) -> Config:
         if "aligned" in self.generation.modes and not self.aligns:
-            raise ValueError("generation.modes includes aligned, which needs align.enabled=true")
+            raise ValueError(
+                "generation.modes includes aligned, which needs align.enabled=true: set it, or leave aligned out"
+            )
         for one, other in same(self.arms):
             names = f"{one.mode} twice" if one == other else f"{one.mode} and {other.mode}"
-            filtered = ", filtered" if one.filters else ""
-            what = f"which would be the same images (of the {one.weights} model{filtered}): leave one out"
+            model = one.weights.replace("finetuned", "fine-tuned") + (" model, filtered" if one.filters else " model")
+            what = f"which would be the same images (of the {model}): leave one out"
             hint = ""
             if "baseline" in (one.mode, other.mode) and one != other:
                 hint = ", or choose another generation.baseline_model"

@@ -37,7 +37,7 @@ def test_baseline_and_filtered_mean_what_the_configuration_says() -> None:
     [
         (["baseline", "pretrained"], {}, r"baseline and pretrained, .* or choose another generation\.baseline_model"),
         (["finetuned", "baseline"], {"baseline_model": "finetuned"}, "finetuned and baseline, which would be the same"),
-        (["filtered", "finetuned-filtered"], {}, r"of the finetuned model, filtered.*or set align\.enabled=true"),
+        (["filtered", "finetuned-filtered"], {}, r"of the fine-tuned model, filtered.*or set align\.enabled=true"),
         (["baseline", "baseline"], {}, r"baseline twice.*: leave one out$"),
         (["aligned"], {}, r"aligned, which needs align\.enabled=true"),
         (["best"], {}, "'finetuned-filtered'"),

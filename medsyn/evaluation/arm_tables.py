@@ -8,6 +8,7 @@ from typing import Any
 
 from medsyn.arms import title
 from medsyn.evaluation.report_tables import NONE, OVERALL, ReportTable, TableCell, duration, number, percent
+from medsyn.evaluation.side_by_side import ASPECTS, SCORES
 from medsyn.text import counted
 
 WEIGHTS = {"pretrained": "pretrained", "finetuned": "fine-tuned", "aligned": "aligned"}
@@ -20,8 +21,9 @@ MEASURES = {
     "attempts": "attempts for an accepted image",
     "selector": "Selector score (not independent)",
     "policy": "Policy score (not independent)",
+    "passes": "share that the filter would pass (not independent)",
 }
-_SHARES = ("finding", "side", "right")
+_SHARES = (*ASPECTS, "passes")
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,8 @@ def table(result: Mapping[str, Any]) -> ReportTable:
             row += [_accepted_cell(its), _plain(its["attempts_per_accepted"])]
             row.append(TableCell(duration(its["seconds_per_accepted"])))
             rows.append(row)
-    judged = [name for name in columns if name in _SHARES]
-    scored = [name for name in columns if name in ("selector", "policy")]
+    judged = [name for name in columns if name in ASPECTS]
+    scored = [name for name in columns if name in SCORES]
     rest = len(columns) - len(judged) - len(scored)
     groups = [("", 1), ("Right, by the judge", len(judged)), ("Held-out real images", rest)]
     groups += [("Scores: not independent", len(scored)), ("An accepted image", 3)]
@@ -115,6 +117,7 @@ _COLUMNS = {
     "diversity": "diversity",
     "selector": "Selector",
     "policy": "Policy",
+    "passes": "pass",
 }
 
 

@@ -58,6 +58,7 @@ class GeneratedImages:
     tally: Tally = field(default_factory=Tally)
     pictures: list[Picture] = field(default_factory=list)  # of a sample of the accepted images, in the prompts' order
     records: list[Record] = field(default_factory=list)  # of the pictures
+    blocks: list[Path] = field(default_factory=list)  # that they are in
     sampled: list[Record] = field(default_factory=list)  # of a sample of all items: the same ones in every mode
     shown: dict[str, tuple[Record, Picture | None]] = field(default_factory=dict)  # by prompt id, of the contact sheet
 
@@ -138,6 +139,7 @@ def read_generated(
                     shown[line["id"]] = block, line
     made.pictures = [_read(block, line, modality, tick) for block, line in sample]
     made.records, made.sampled = ([line for _, line in its] for its in (sample, items))
+    made.blocks = [block for block, _ in sample]
     made.shown = {
         name: (line, None if line["file"] is None else _read(block, line, modality, tick))
         for name, (block, line) in shown.items()
@@ -157,9 +159,14 @@ def _is_better(line: Record, shown: tuple[Path, Record] | None) -> bool:
     return shown is None or (shown[1]["file"] is None and line["file"] is not None)
 
 
+def open_image(block: Path, line: Record) -> io.BytesIO:
+    """The file of an image of a block; raises InputError if it is not as recorded."""
+    return io.BytesIO(read_image_bytes(block, line))
+
+
 def _read(block: Path, line: Record, modality: str, tick: Tick) -> Picture:
     tick()
-    with Image.open(io.BytesIO(read_image_bytes(block, line))) as image:
+    with Image.open(open_image(block, line)) as image:
         pixels = np.asarray(image.convert("RGB"))
     return picture(pixels, modality, line["prompt"], f"{block.parent.name}/{block.name}/{line['file']}")
 

@@ -74,16 +74,23 @@ def ratio(above: np.ndarray, below: np.ndarray) -> Figure:
     return figure
 
 
-def distance(images: np.ndarray, real: np.ndarray) -> Figure:
+def among(real: np.ndarray) -> float:
+    """The mean of KID's kernel over the pairs of different images of features [M, D]; NaN of fewer than two."""
+    if len(real) < 2:
+        return float("nan")
+    found = _kernel(real, real)
+    np.fill_diagonal(found, 0)
+    return float(found.sum()) / (len(real) * (len(real) - 1))
+
+
+def distance(images: np.ndarray, real: np.ndarray, constant: float) -> Figure:
     """Unbiased squared MMD with KID's kernel (Binkowski et al. 2018) of features [N, D] to those of real images [M, D].
 
-    Two copies of an image in a draw are no pair. The real images are not drawn.
+    Two copies of an image in a draw are no pair. The real images are not drawn; `constant` is `among` them.
     """
-    own, among = _kernel(images, images), _kernel(real, real)
+    own = _kernel(images, images)
     np.fill_diagonal(own, 0)
-    np.fill_diagonal(among, 0)
     to_real = _kernel(images, real).mean(axis=1)
-    constant = float(among.sum()) / (len(real) * (len(real) - 1)) if len(real) > 1 else np.nan
 
     def figure(drawn: Draws) -> np.ndarray:
         return _of_pairs(drawn, own) + constant - 2 * (drawn @ to_real) / np.maximum(drawn.sum(axis=1), 1)

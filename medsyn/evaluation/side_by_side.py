@@ -6,8 +6,8 @@ filters the accepted ones. What is compared was neither trained nor used to choo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ from skimage.metrics import structural_similarity
 from medsyn import arms
 from medsyn.arms import Arm
 from medsyn.config import Config
-from medsyn.evaluation import judge, paired
+from medsyn.evaluation import judge, paired, scored
 from medsyn.evaluation.generated import GeneratedImages, Picture, Record
 from medsyn.evaluation.paired import Figure
 from medsyn.evaluation.read_campaign import Gathered
@@ -30,7 +30,7 @@ Key = tuple[str, str, int]  # modality, prompt id, replicate
 MOST = 1000  # images that a comparison is of: its cost grows with their square
 PAIRS = 150  # of images whose structural similarity is measured
 _SIDE = 64
-SCORES = ("selector", "policy")  # of the models that chose: not independent
+SCORES = ("selector", "policy", "passes")  # of the models that chose: not independent
 ASPECTS = ("finding", "side", "right")  # what the judge says
 LOWER_IS_BETTER = ("distance", "attempts")
 
@@ -40,6 +40,7 @@ def measure(
     gathered: Gathered,
     groups: Mapping[str, Sequence[str]],
     seen: judge.Seen,
+    scores: Mapping[int, scored.Scores],
     tick: Callable[[], None],
 ) -> dict[str, Any]:
     """Compare the arms, for metrics.json.
@@ -49,6 +50,7 @@ def measure(
         gathered: its images and records.
         groups: the modalities of each group that is compared.
         seen: what the judge saw in the pictures; nothing without a judge.
+        scores: what the scorers say of pictures that they did not choose, by their `id`.
         tick: called between two comparisons.
 
     Returns:
@@ -60,7 +62,7 @@ def measure(
         tick()
         real = [one for one in gathered.real.held_out if one.modality in modalities]
         sets = {
-            arm.mode: _Set.of(arm, {m: gathered.made[m][arm.mode] for m in modalities if m in gathered.made}, seen)
+            arm.mode: _Set.of({m: gathered.made[m][arm.mode] for m in modalities if m in gathered.made}, seen, scores)
             for arm in ordered
         }
         compared = _Group(sets, _features(real), seed(config.campaign.seed, "arms", name))
@@ -84,20 +86,22 @@ class _Set:
     """The images of one arm in one group."""
 
     pictures: Mapping[Key, Picture]
-    records: Mapping[Key, Record]
+    scores: Mapping[Key, Mapping[str, float]]
     sampled: Mapping[Key, Record]  # of the same items in all arms, accepted or not
     values: Mapping[Key, Mapping[str, float]]  # what the judge says of each picture
     yields: Mapping[str, Any]
 
     @classmethod
-    def of(cls, arm: Arm, made: Mapping[str, GeneratedImages], seen: judge.Seen) -> _Set:
+    def of(cls, made: Mapping[str, GeneratedImages], seen: judge.Seen, scores: Mapping[int, scored.Scores]) -> _Set:
         """The images of the modalities of a group."""
         pictures: dict[Key, Picture] = {}
-        records: dict[Key, Record] = {}
+        found: dict[Key, Mapping[str, float]] = {}
         sampled: dict[Key, Record] = {}
         for modality, its in made.items():
             for picture, line in zip(its.pictures, its.records, strict=True):
-                pictures[_key(modality, line)], records[_key(modality, line)] = picture, line
+                key = _key(modality, line)
+                own = {name: float(line[name]) for name in SCORES if line.get(name) is not None}
+                pictures[key], found[key] = picture, own or scores.get(id(picture), {})
             sampled |= {_key(modality, line): line for line in its.sampled}
         values = {}
         for key, picture in pictures.items():
@@ -105,7 +109,7 @@ class _Set:
             values[key] = judge.right(seen[id(picture)], labels[0]) if labels else {}
         whole = total(its.tally for its in made.values()).summary()
         names = ("requested", "accepted", "attempts", "attempts_per_accepted", "seconds_per_accepted")
-        return cls(pictures, records, sampled, values, {name: whole[name] for name in names})
+        return cls(pictures, found, sampled, values, {name: whole[name] for name in names})
 
 
 def _key(modality: str, line: Record) -> Key:
@@ -123,6 +127,7 @@ class _Group:
     sets: Mapping[str, _Set]
     real: np.ndarray  # features of held-out images [M, D]
     lot: int
+    _distances: dict[tuple[str, tuple[Key, ...]], Figure] = field(default_factory=dict)
 
     def own(self, arm: Arm) -> dict[str, Any]:
         """The figures of one arm, each of all of its images."""
@@ -130,7 +135,7 @@ class _Group:
         keys = _spread(list(its.pictures))
         prompts = _prompts(keys)
         drawn = paired.draws(prompts, self.lot)
-        figures = self._figures(arm.mode, keys)
+        figures = self._figures(arm.mode, keys, keys)
         told = {name: paired.estimate(figure, drawn, len(set(prompts))) for name, figure in figures.items()}
         return {**its.yields, "n": len(keys), "figures": told}
 
@@ -139,8 +144,9 @@ class _Group:
         first, second = self.sets[before.mode], self.sets[after.mode]
         keys = _spread([key for key in first.pictures if key in second.pictures])
         prompts = _prompts(keys)
-        drawn, of_both = paired.draws(prompts, self.lot), (self._figures(one.mode, keys) for one in (before, after))
-        old, new = of_both
+        drawn = paired.draws(prompts, self.lot)
+        both_scored = [key for key in keys if first.scores[key] and second.scores[key]]
+        old, new = (self._figures(one.mode, keys, both_scored) for one in (before, after))
         measures = {name: _change(old[name], new[name], drawn, prompts) for name in old if name in new}
         if len(keys) and len(self.real):
             was, now = (np.stack([its.pictures[key].features for key in keys]) for its in (first, second))
@@ -163,25 +169,37 @@ class _Group:
 
         return _change(of(first), of(second), paired.draws(prompts, self.lot), prompts)
 
-    def _figures(self, mode: str, keys: Sequence[Key]) -> dict[str, Figure]:
-        """What is measured of an arm's images `keys`."""
+    def _figures(self, mode: str, keys: Sequence[Key], scored_ones: Collection[Key]) -> dict[str, Figure]:
+        """What is measured of an arm's images `keys`, and of those whose scores count."""
         its, found = self.sets[mode], {}
         for name in ASPECTS:
             values = np.array([its.values[key].get(name, np.nan) for key in keys], float)
             if np.isfinite(values).any():
                 found[name] = paired.mean(values)
         if len(keys) > 1 and len(self.real) > 1:
-            found["distance"] = paired.distance(np.stack([its.pictures[key].features for key in keys]), self.real)
+            found["distance"] = self._distance(mode, tuple(keys))
         place = {key: number for number, key in enumerate(keys)}
         pairs = [(pair, value) for pair, value in self._unlike[mode] if place.keys() >= set(pair)]
         if pairs:
             ends = np.array([[place[key] for key in pair] for pair, _ in pairs])
             found["diversity"] = paired.over_pairs(ends, np.array([value for _, value in pairs]))
+        counted = set(scored_ones)
         for name in SCORES:
-            scores = np.array([_number(its.records[key].get(name)) for key in keys], float)
+            scores = np.array([its.scores[key].get(name, np.nan) if key in counted else np.nan for key in keys], float)
             if np.isfinite(scores).any():
                 found[name] = paired.mean(scores)
         return found
+
+    def _distance(self, mode: str, keys: tuple[Key, ...]) -> Figure:
+        """Kept for as long as the group: several steps begin or end with the same images."""
+        if (mode, keys) not in self._distances:
+            features = np.stack([self.sets[mode].pictures[key].features for key in keys])
+            self._distances[mode, keys] = paired.distance(features, self.real, self._among)
+        return self._distances[mode, keys]
+
+    @cached_property
+    def _among(self) -> float:
+        return paired.among(self.real)
 
     @cached_property
     def _unlike(self) -> dict[str, list[tuple[tuple[Key, Key], float]]]:
@@ -206,10 +224,6 @@ class _Group:
 def _unlike(one: Picture, other: Picture) -> float:
     first, second = (grey(shrink(picture.pixels, _SIDE)) for picture in (one, other))
     return 1 - float(structural_similarity(first, second, data_range=1.0))
-
-
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
 
 
 def _spread(keys: list[Key]) -> list[Key]:

@@ -111,7 +111,7 @@ def _answers(result: Mapping[str, Any], section: EvaluationSection, name: str) -
     yield _images(result, section, name)
     if any(arm["filters"] for arm in result["arms"]["arms"]):
         yield _selector(result, section, name)
-        yield _step(result, name, "filter", _FILTER_ARMS)
+        yield _step(result, name, "filter", _more_arms(result))
     if result["alignment"] is not None:
         yield _alignment(result, name)
     if (diversity := _diversity(result, section, name)) is not None:
@@ -169,7 +169,11 @@ def _selector(result: Mapping[str, Any], section: EvaluationSection, name: str) 
     return Answer("selector", "unclear", figure, _RATE)
 
 
-_FILTER_ARMS = "a campaign with generation.modes=[pretrained, finetuned, filtered] tells the filter from fine-tuning"
+def _more_arms(result: Mapping[str, Any]) -> str:
+    """The arms of which two differ in the filter alone."""
+    aligns = any(arm["weights"] == "aligned" for arm in result["arms"]["arms"])
+    modes = "pretrained, finetuned, aligned, filtered" if aligns else "pretrained, finetuned, filtered"
+    return f"a campaign with generation.modes=[{modes}] tells the filter from the rest"
 
 
 def _step(result: Mapping[str, Any], name: str, what: str, missing: str) -> Answer:

@@ -101,7 +101,7 @@ def _hours(seconds: float) -> str:
 
 def _images(status: Status) -> Iterator[Text]:
     images = figures.images(status)
-    width = max(map(len, images), default=0)
+    width = max(9, *map(len, images))
     for mode, its in images.items():
         if its.candidates:
             rate = f", {its.candidates / its.accepted:.2f} per accepted image" if its.accepted else ""
