@@ -32,9 +32,10 @@ from rich.table import Table
 
 from medsyn.campaign.state.campaign_file import Campaign
 from medsyn.config import Config
-from medsyn.evaluation import features, read_campaign
+from medsyn.evaluation import read_campaign
 from medsyn.generation.block_store import Item
 from medsyn.generation.sample.batch import ImageSampler, Recipe
+from medsyn.models import image_features as features
 from medsyn.models.stable_diffusion import SyntheticSystem
 
 

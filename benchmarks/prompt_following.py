@@ -32,12 +32,12 @@ from medsyn import config as configuration
 from medsyn import disk
 from medsyn.data.phantoms.phantom import CAMPAIGNS, KINDS, PRETRAINING, Phantom, draw_phantom
 from medsyn.evaluation import judge
-from medsyn.evaluation.features import shrink
 from medsyn.generation.block_store import Item
 from medsyn.generation.sample.batch import ImageSampler, Recipe
 from medsyn.generation.write.png import quantise
 from medsyn.models import weights
 from medsyn.models.device import choose_device
+from medsyn.models.image_features import shrink
 from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
 
 DEMANDED = {"modality": 0.9, "finding": 0.6}

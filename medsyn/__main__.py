@@ -28,6 +28,7 @@ _TABLE = {
     "single tasks, and single prompts": {
         "finetune": ("fine-tune the model of one modality", "tasks:finetune"),
         "rlhf": ("train Selector and Policy (--stage 1) or a modality's Policy (--stage 2)", "tasks:rlhf"),
+        "align": ("align a modality's generator with what its scorers learned from ratings", "tasks:align"),
         "generate": ("generate one shard of the prompt list, or with --prompt images of one prompt", "tasks:generate"),
         "evaluate": ("measure the campaign and write its report", "tasks:evaluate"),
         "worker": ("run one task of a prepared campaign; schedulers call it", "tasks:work"),
@@ -40,8 +41,9 @@ _TABLE = {
     "ratings": {
         "rate": ("ratings by experts: export a page, import answers, report agreement", "rate:main"),
     },
-    "scores": {
-        "score": ("score any images with a trained Selector and Policy", "score:main"),
+    "any images": {
+        "score": ("score them with a trained Selector and Policy", "score:main"),
+        "copies": ("search synthetic ones for copies of real ones", "copies:main"),
     },
     "tools": {
         "init": ("copy the configurations and site profiles that come with medsyn", "init:init"),

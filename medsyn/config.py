@@ -30,6 +30,7 @@ from pydantic import (
     model_validator,
 )
 
+from medsyn.arms import Arm, Mode, Weights, arm_of, filters, same
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.modality_names import MODALITIES, canonical_name
@@ -295,7 +296,11 @@ class FinetuneSection(Section):
 
 
 # at these values a campaign is what it was before there were such keys
-_LATER = {"data.text_chunks": None, "finetune.rare_captions": None, "finetune.together": False}
+_LATER: dict[str, Any] = {
+    **{"data.text_chunks": None, "finetune.rare_captions": None, "finetune.together": False},
+    **{"evaluation.min_images": 50, "evaluation.min_auroc": 0.5, "evaluation.min_diversity": 0.9},
+    "evaluation.fail_on": None,
+}
 _BESIDE = ("device.compile",)  # on record with each image (`records.ENVIRONMENT`), and nothing else depends on it
 GLOBAL_BATCH = "finetune.global_batch"  # what a step sees: no key to set, but what results depend on
 SHARED_OUT = ("train_batch_size", "gradient_accumulation_steps")  # whose product it is
@@ -305,6 +310,75 @@ FREE_OF_FINETUNE = (
     *("gradient_checkpointing", "validation_images"),
     *("gpus", *SHARED_OUT),
 )
+
+
+# of DPO the scale of the margin, of NFT the share of the new prediction, of AWM the weight of the distance to before
+_USUAL_BETA = {"dpo": 2000.0, "nft": 1.0, "awm": 1.0, "rejection": 1.0}
+
+
+class AlignSection(Section):
+    """Alignment of a modality's UNet with what its Selector and its Policy have learned from ratings."""
+
+    enabled: bool = False
+    method: Literal["dpo", "nft", "awm", "rejection"] = "dpo"
+    rounds: int = Field(1, ge=1, le=10)
+    prompts: int = Field(64, ge=2)  # of each modality and round
+    candidates: int = Field(8, ge=2, le=64)  # of each prompt
+    max_train_steps: int = Field(200, ge=1)  # of each round
+    train_batch_size: int = Field(4, ge=2)  # images in one forward pass, a pair at least
+    gradient_accumulation_steps: int = Field(8, ge=1)
+    learning_rate: float = Field(1e-5, gt=0)
+    lr_warmup_steps: int = Field(10, ge=0)
+    beta: float | None = Field(None, gt=0)  # how hard the method pulls; None: its usual value
+    real_share: float = Field(0.3, ge=0, lt=1)  # of each batch: well-rated real images
+    spread_weight: float = Field(1.0, ge=0)  # the reward is the scorers' mean minus so many of their spreads
+    judge_every: int = Field(25, ge=1)  # steps
+    judge_images: int = Field(64, ge=8, le=2000)
+    judge_share: float = Field(0.2, gt=0, le=0.5)  # of the rated groups, which no scorer learns from
+    min_diversity: float = Field(0.95, ge=0, le=1)
+    checkpointing_steps: int | None = Field(None, ge=1)
+    max_lost_minutes: float = Field(10, gt=0)
+    checkpoints_total_limit: int = Field(2, ge=1)
+    lora: LoraSection = LoraSection()
+
+    @model_validator(mode="after")
+    def _a_batch_has_candidates(self) -> AlignSection:
+        if self.learned < 2:
+            raise ValueError(
+                f"real_share {self.real_share:g} leaves {self.learned} of a batch's {self.global_batch} images for "
+                "candidates, and a pair is two: lower it, or raise train_batch_size"
+            )
+        return self
+
+    @property
+    def global_batch(self) -> int:
+        """Images of one optimizer step."""
+        return self.train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def strength(self) -> float:
+        """`beta`, or the method's usual value."""
+        return _USUAL_BETA[self.method] if self.beta is None else self.beta
+
+    @property
+    def real(self) -> int:
+        """Real images of one optimizer step."""
+        return round(self.global_batch * self.real_share)
+
+    @property
+    def learned(self) -> int:
+        """Candidates of one optimizer step: an even number, for they may come in pairs."""
+        return (self.global_batch - self.real) // 2 * 2
+
+    def as_finetuning(self, finetune: FinetuneSection) -> FinetuneSection:
+        """How a round trains, in the words of fine-tuning, whose noise schedule and loss weights it goes on with."""
+        own = (
+            *("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "learning_rate"),
+            *("lr_warmup_steps", "checkpointing_steps", "max_lost_minutes", "checkpoints_total_limit", "lora"),
+        )
+        without: dict[str, Any] = {"use_ema": False, "validate_every": None, "validation_images": None}
+        without |= {"keep_best": False, "keep_every": None, "gpus": 1, "lr_scheduler": "constant"}
+        return finetune.model_copy(update={name: getattr(self, name) for name in own} | without)
 
 
 class Stage1Section(Section):
@@ -339,6 +413,10 @@ class TrainingSection(Section):
     stage2: Stage2Section = Stage2Section()
     report_to: Literal["tensorboard", "wandb"] | None = None  # of fine-tuning, too
     checkpoints: RlhfCheckpointsSection = RlhfCheckpointsSection()
+
+
+# which change no sample that a step sees
+FREE_OF_ALIGN = ("enabled", "checkpointing_steps", "max_lost_minutes", "checkpoints_total_limit")
 
 
 class RatersSection(Section):
@@ -391,7 +469,7 @@ FREE_OF_SELECTOR = ("require_auroc",)  # changes no scorer
 class GenerationSection(Section):
     """Batch generation from the prompt list."""
 
-    modes: list[Literal["baseline", "filtered"]] = Field(["baseline", "filtered"], min_length=1)
+    modes: list[Mode] = Field(["baseline", "filtered"], min_length=1)
     baseline_model: Literal["pretrained", "finetuned"] = "pretrained"
     img_num: int = Field(1, ge=1, le=MOST_IMAGES)
     scheduler: SchedulerName = "dpm"
@@ -447,6 +525,11 @@ class GenerationSection(Section):
         return self
 
     @property
+    def filters(self) -> bool:
+        """Whether scorers choose the images of any mode."""
+        return any(map(filters, self.modes))
+
+    @property
     def shortcuts(self) -> Shortcuts:
         """What the sampler leaves out: what `fast` says, unless the key of a shortcut says otherwise."""
         usual = FAST if self.fast else Shortcuts()
@@ -490,6 +573,14 @@ class EvaluationSection(Section):
     kid_subsets: int = Field(50, ge=1)
     kid_subset_size: int = Field(100, ge=2)
     sheet_columns: int = Field(8, ge=1)
+    copies: bool = True  # search for copies of training images (docs/memorization.md)
+    copies_honest: int = Field(200, ge=4)  # real images of each modality that set the threshold
+    copies_planted: int = Field(20, ge=1)  # copies of each kind that are planted, in each modality
+    # what the verdict asks for
+    min_images: int = Field(50, ge=1)  # of a set, in one modality
+    min_auroc: float = Field(0.5, ge=0.5, lt=1)  # of the Selector on held-out ratings, with all of its interval
+    min_diversity: float = Field(0.9, ge=0, le=1)  # part of the held-out real images'
+    fail_on: Literal["bad", "unclear"] | None = None  # the verdict from which on evaluation fails
 
 
 class ClusterSection(Section):
@@ -529,14 +620,18 @@ class Config(Section):
     raters: RatersSection = RatersSection()
     selector: SelectorSection = SelectorSection()
     policy_model: PolicySection = PolicySection()
+    align: AlignSection = AlignSection()
     generation: GenerationSection = GenerationSection()
     evaluation: EvaluationSection = EvaluationSection()
     cluster: ClusterSection = ClusterSection()
 
     @model_validator(mode="after")
     def _filter_has_its_scorers(self) -> Config:
-        if "filtered" in self.generation.modes and not self.training.stage1.train_selector:
-            raise ValueError("generation.modes includes filtered, which needs training.stage1.train_selector")
+        filtering = [mode for mode in self.generation.modes if filters(mode)]
+        if filtering and not self.training.stage1.train_selector:
+            raise ValueError(f"generation.modes includes {filtering[0]}, which needs training.stage1.train_selector")
+        if self.align.enabled and not self.training.stage1.train_selector:
+            raise ValueError("align.enabled needs training.stage1.train_selector: its rewards are the scorers'")
         if self.device.compile and self.generation.shortcuts.leaves_out_layers:
             raise ValueError(
                 "device.compile compiles all of the UNet, and generation.fast, deep_cache_every and "
@@ -545,6 +640,40 @@ class Config(Section):
         if self.training.checkpoints.save_dir in ("selector", "policy", "tensorboard", "wandb"):
             raise ValueError("training.checkpoints.save_dir is a name that the stage uses itself; choose another")
         return self
+
+    @model_validator(mode="after")
+    def _arms_differ(self) -> Config:
+        if "aligned" in self.generation.modes and not self.aligns:
+            raise ValueError("generation.modes includes aligned, which needs align.enabled=true")
+        for one, other in same(self.arms):
+            names = f"{one.mode} twice" if one == other else f"{one.mode} and {other.mode}"
+            filtered = ", filtered" if one.filters else ""
+            what = f"which would be the same images (of the {one.weights} model{filtered}): leave one out"
+            hint = ""
+            if "baseline" in (one.mode, other.mode) and one != other:
+                hint = ", or choose another generation.baseline_model"
+            elif "finetuned-filtered" in (one.mode, other.mode) and one != other:
+                hint = ", or set align.enabled=true, after which filtered samples with the aligned model"
+            raise ValueError(f"generation.modes includes {names}, {what}{hint}")
+        return self
+
+    @property
+    def aligns(self) -> bool:
+        """Whether there are aligned models, by modality."""
+        return self.align.enabled
+
+    def arm(self, mode: str) -> Arm:
+        """What a mode of `generation.modes` stands for in this campaign."""
+        return arm_of(mode, self.generation.baseline_model, "aligned" if self.aligns else "finetuned")
+
+    @property
+    def arms(self) -> list[Arm]:
+        """All arms of the campaign, as `generation.modes` lists them."""
+        return [self.arm(mode) for mode in self.generation.modes]
+
+    def samples_with(self, weights: Weights) -> bool:
+        """Whether any arm samples with these weights."""
+        return any(arm.weights == weights for arm in self.arms)
 
     def section_fingerprint(self, *keys: str) -> str:
         """Fingerprint of the named sections or dotted keys: two configurations that agree on them agree here."""
@@ -620,7 +749,7 @@ def changes(before: Mapping[str, Any], after: Config) -> dict[str, tuple[Any, An
     old = dict(flatten(before))
     old[GLOBAL_BATCH] = math.prod(old.get(f"finetune.{key}", 0) for key in SHARED_OUT)
     new = dict(flatten(after.model_dump())) | {GLOBAL_BATCH: after.finetune.global_batch}
-    old = _LATER | old
+    old = dict(flatten(AlignSection().model_dump(), "align.")) | _LATER | old  # that of before there was the section
     return {key: (old.get(key), now) for key, now in new.items() if old.get(key) != now}
 
 

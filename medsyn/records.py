@@ -33,7 +33,7 @@ class ImageRecord(TypedDict):
     id: Annotated[str, About("the prompt's name, unique in its list")]
     prompt: Annotated[str, About("its text")]
     modality: Annotated[str, About("OCT, CT, X-Ray, MRI or Fundus, or with a part of the body: Brain MRI")]
-    mode: Annotated[str, About("`baseline` or `filtered`")]
+    mode: Annotated[str, About("the arm that made it: an entry of `generation.modes`")]
     replicate: Annotated[int, About("number of the image among those of its prompt, from 0")]
     seed: Annotated[int | None, About("the image's noise depends on it alone", wide=True)]
     accepted: Annotated[bool, About("whether a candidate passed the filter; always true without one")]

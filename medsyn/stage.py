@@ -21,7 +21,7 @@ _OF_A_CAMPAIGN = ("campaign.json", "ledger.jsonl")
 KEPT = "checkpoint-"  # begins the names of what finetune.keep_every keeps; no result of the campaign needs it
 REPORTS = ("tensorboard", "wandb")  # folders of a task: its metrics for these programs, and no result either
 GRACE_VARIABLE = "MEDSYN_GRACE_SECONDS"  # between a scheduler's signal to a task and its end
-STAGES = ("finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate")
+STAGES = ("finetune", "rlhf-stage1", "rlhf-stage2", "align", "generate", "evaluate")
 
 
 def slug(name: str) -> str:
@@ -138,6 +138,10 @@ class CampaignDirectory:
         """Directory with the fine-tuned `unet/` of a modality's task or that of `all` (`FinetuneSection.task_for`)."""
         return self.work("finetune", slug(task)) / "model"
 
+    def aligned_unet(self, modality: str) -> Path:
+        """Directory with the `unet/` of a modality after alignment; that of fine-tuning, if no other was better."""
+        return self.work("align", slug(modality)) / "model"
+
     def selector(self, modality: str | None = None) -> Path:
         """The trained Selector: of stage 2 for a modality, of stage 1 without one."""
         if modality is None:
@@ -194,6 +198,7 @@ class Control:
         self._grace_seconds = grace_seconds  # from a request to leave to the kill; None: nobody kills
         self.stop_requested = False
         self.together = False  # one of several processes, which agree on when to stop
+        self.about: dict[str, Any] = {}  # which part of its work the task is at, for every heartbeat
         self.kept: dict[str, Any] = {}  # what a stage leaves to the next task of this process, as loaded models
         self.asked: float | None = None  # when the stop was requested, in seconds since the epoch
         self.step: int | None = None  # the last step reported
@@ -247,7 +252,7 @@ class Control:
             return
         self._last_heartbeat = now
         where = {"time": time.time(), "host": os.uname().nodename}
-        facts = {"step": step, "total": total, "unit": unit, **where, **numbers}
+        facts = {"step": step, "total": total, "unit": unit, **where, **self.about, **numbers}
         if (account := time_use.current()) is not None:
             facts["use"] = account.as_dict()
         with suppress(OSError):  # a heartbeat is a hint; writing what must be on disk raises errors of its own

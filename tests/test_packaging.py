@@ -113,7 +113,7 @@ LAYERS: dict[str, list[set[str]]] = {
     "": [
         {"errors", "disk", "lease", "seeds", "schedulers", "config", "stage", "records", "specification", "text"}
         | {"progress", "modality_names", "prctl", "forks", "launcher", "ahead", "host_memory", "user_cache"}
-        | {"time_use", "efficiency", "own_ratings"},
+        | {"time_use", "efficiency", "own_ratings", "arms"},
         {"data"},
         {"models"},
         {"training", "generation", "evaluation", "rating", "scoring"},

@@ -24,10 +24,10 @@ from medsyn import config as configuration
 from medsyn.config import Config
 from medsyn.data.phantoms.phantom import CAMPAIGNS, parse_caption
 from medsyn.evaluation import judge
-from medsyn.evaluation.features import describe
 from medsyn.evaluation.metrics import kid, load_kernel_distance
 from medsyn.generation.block_store import Item
 from medsyn.generation.sample.batch import ImageSampler, Recipe
+from medsyn.models.image_features import describe
 from medsyn.models.scorers import load_policy, load_selector
 from medsyn.models.scores import Interval
 from medsyn.models.stable_diffusion import load_synthetic

@@ -18,8 +18,8 @@ from fast_modes import QualityJudge, through_autoencoder
 from medsyn import config as configuration
 from medsyn.data.phantoms.phantom import CAMPAIGNS, Label, parse_caption
 from medsyn.evaluation import judge
-from medsyn.evaluation.features import describe, shrink
 from medsyn.evaluation.metrics import nearest_distances
+from medsyn.models.image_features import describe, shrink
 from medsyn.models.stable_diffusion import load_synthetic
 from medsyn.stage import CampaignDirectory, Control, Task, slug
 from medsyn.training.finetune import stage as finetuning

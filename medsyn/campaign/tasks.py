@@ -1,7 +1,9 @@
 """What runs, in which order, and what each result depends on: pure functions of the configuration.
 
-finetune[modality] -> rlhf-stage2[modality] -> generate[modality, shard] -> evaluate
+finetune[modality] -> rlhf-stage2[modality] -> align[modality] -> generate[modality, shard] -> evaluate
 rlhf-stage1 -------/
+
+`align` is there where `align.enabled` says so.
 
 With `finetune.together` there is one `finetune` task, `all`, and every generate task reads its model.
 
@@ -19,11 +21,13 @@ from functools import cached_property
 from typing import Literal
 
 from medsyn.config import (
+    FREE_OF_ALIGN,
     FREE_OF_FINETUNE,
     FREE_OF_SELECTOR,
     GLOBAL_BATCH,
     SAMPLING,
     TOGETHER,
+    AlignSection,
     Config,
     FinetuneSection,
     GenerationSection,
@@ -84,8 +88,11 @@ RESHARDED_BY = ("generation.blocks_per_shard", "generation.shard_minutes", "clus
 
 
 def _samples_finetuned(config: Config) -> bool:
-    section = config.generation
-    return section.baseline_model == "finetuned" or any(mode != "baseline" for mode in section.modes)
+    return config.samples_with("finetuned")
+
+
+def _samples_aligned(config: Config) -> bool:
+    return config.samples_with("aligned")
 
 
 def _judges_samples(config: Config) -> bool:
@@ -95,11 +102,16 @@ def _judges_samples(config: Config) -> bool:
 
 
 def _filters(config: Config) -> bool:
-    return "filtered" in config.generation.modes
+    return config.generation.filters
 
 
 def _filters_by_modality(config: Config) -> bool:
     return _filters(config) and config.training.stage == 2
+
+
+def _kept_for_the_judge(config: Config) -> tuple[str, ...]:
+    """The share of the ratings that no scorer learns from is theirs to know, where there is a judge to keep it for."""
+    return ("align.judge_share",) if config.align.enabled else ()
 
 
 # Keys that name a file are not here: the file's content counts, not its path. Neither are those that only shard the
@@ -114,12 +126,25 @@ READS: dict[str, Reads] = {
         ("table", "weights"),
         also=lambda config: ("data.modalities",) if config.finetune.together else (),
     ),
-    "rlhf-stage1": Reads((*_RLHF, *_COLUMNS), _LEARNED_FROM),
+    "rlhf-stage1": Reads((*_RLHF, *_COLUMNS), _LEARNED_FROM, also=_kept_for_the_judge),
     "rlhf-stage2": Reads(
         (*_RLHF, *_COLUMNS, "training.stage2"),
         _LEARNED_FROM,
         (Result("rlhf-stage1"), Result("finetune", _judges_samples)),
-        also=lambda config: _SAMPLING if _judges_samples(config) else (),
+        also=lambda config: (*(_SAMPLING if _judges_samples(config) else ()), *_kept_for_the_judge(config)),
+    ),
+    "align": Reads(
+        (
+            *(*_ALWAYS, *_COLUMNS, *_SAMPLING, "data.modalities", "data.resolution", "data.text_chunks"),
+            *("data.held_out_fraction", "generation.quality_threshold", "selector.require_auroc"),
+            *(f"align.{key}" for key in AlignSection.model_fields if key not in FREE_OF_ALIGN),
+        ),
+        ("table", "ratings", "pairs", "prompts", "weights"),
+        (
+            Result("finetune"),
+            Result("rlhf-stage1", lambda config: config.training.stage == 1),
+            Result("rlhf-stage2", lambda config: config.training.stage == 2),
+        ),
     ),
     "generate": Reads(
         (
@@ -134,6 +159,7 @@ READS: dict[str, Reads] = {
             Result("finetune", _samples_finetuned),
             Result("rlhf-stage1", _filters),
             Result("rlhf-stage2", _filters_by_modality),
+            Result("align", _samples_aligned),
         ),
     ),
     "evaluate": Reads(
@@ -146,7 +172,10 @@ READS: dict[str, Reads] = {
             "evaluation",
         ),
         ("table", "ratings", "prompts", "weights"),
-        (Result("finetune"), Result("rlhf-stage1"), Result("rlhf-stage2"), Result("generate")),
+        (
+            *(Result("finetune"), Result("rlhf-stage1"), Result("rlhf-stage2")),
+            *(Result("align", lambda config: config.align.enabled), Result("generate")),
+        ),
         partial=True,
     ),
 }
@@ -302,6 +331,8 @@ def _tasks(
         return [Task(stage, 0, TOGETHER)]
     if stage == "rlhf-stage2" and config.training.stage == 1:
         return []
+    if stage == "align" and not config.align.enabled:
+        return []
     if stage == "finetune" and config.finetune.together:
         return [Task(stage, 0, TOGETHER)]
     if stage != "generate":
@@ -335,6 +366,8 @@ def stage_fingerprints(config: Config, inputs: Mapping[str, str]) -> dict[str, s
     # which rows a model learns from depends on the parts of the body that are listed beside it
     anatomies = [name for name in config.data.modalities if anatomy_of(name)]
     for stage in STAGES:
+        if stage == "align" and not config.aligns:  # so that campaigns of before there was the stage can be opened
+            continue
         reads = READS[stage]
         fingerprints[stage] = fingerprint(
             {

@@ -44,6 +44,7 @@ STAGE_FUNCTIONS = {
     "finetune": "medsyn.training.finetune.stage:run",
     "rlhf-stage1": "medsyn.training.scorers.stages:run_stage1",
     "rlhf-stage2": "medsyn.training.scorers.stages:run_stage2",
+    "align": "medsyn.training.alignment.stage:run",
     "generate": "medsyn.generation.stage:run",
     "evaluate": "medsyn.evaluation.evaluate:run",
 }

@@ -84,9 +84,9 @@ def measure(config: Config) -> Speed:
     from medsyn.generation.stage import memory_told
 
     section, size = config.generation, config.generation.images_per_batch
-    whole = {"baseline_model": "pretrained", "fast": False, "deep_cache_every": None, "text_attention_until": None}
+    whole = {"fast": False, "deep_cache_every": None, "text_attention_until": None}
     plain = config.model_copy(update={"generation": section.model_copy(update=whole)})
-    sampler = Loader(plain, config.data.modalities[0], CampaignDirectory(config.campaign.path)).sampler("baseline")
+    sampler = Loader(plain, config.data.modalities[0], CampaignDirectory(config.campaign.path)).sampler("pretrained")
     on_gpu = sampler.system.device.type == "cuda"
     with memory_told(config):
         sample(sampler, FEW)  # the first batch loads kernels and embeds the prompts

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
+from medsyn.arms import filters
 from medsyn.campaign.state import locks
 from medsyn.cli import app
 from medsyn.cli.image_folder import ImageFolder, check_folder, make_folder
@@ -101,7 +102,7 @@ def _collect(problems: list[Problem], sources: Mapping[str, str]) -> Iterator[No
 
 def of_generator(given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `medsyn.Generator` among what was given."""
-    count, candidates = given.get("count", 1), given.get("num_candidates", 3) if mode_of(given) == "filtered" else 1
+    count, candidates = given.get("count", 1), given.get("num_candidates", 3) if filters(mode_of(given)) else 1
     together = min(max(count * candidates, 1), 8) if isinstance(count, int) and isinstance(candidates, int) else 1
     of_images = {"prompts", "count", "modality", *(["finetuned"] if given["use_pretrained_only"] else [])}
     return {"batch_size": together} | {name: given[name] for name in OPTIONS if name in given and name not in of_images}

@@ -1,4 +1,4 @@
-"""Commands that run one task: `finetune`, `rlhf`, `generate`, `evaluate`, and `worker`, which schedulers call."""
+"""Commands that run one task: those named after stages, and `worker`, which schedulers call."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def run_stage(stage: str, program: str, arguments: Sequence[str]) -> int:
 
 finetune = partial(run_stage, "finetune")
 rlhf = partial(run_stage, "rlhf")
+align = partial(run_stage, "align")
 evaluate = partial(run_stage, "evaluate")
 
 

@@ -16,12 +16,26 @@ import numpy as np
 
 from medsyn import __version__, disk
 from medsyn.config import PHANTOMS, Config
-from medsyn.evaluation import coverage, features, judge, metrics, rated, read_campaign, report, selectors, tally
+from medsyn.evaluation import (
+    alignment,
+    copies,
+    coverage,
+    judge,
+    metrics,
+    rated,
+    read_campaign,
+    report,
+    selectors,
+    side_by_side,
+    tally,
+    verdict,
+)
 from medsyn.evaluation.generated import Picture
 from medsyn.evaluation.read_campaign import Gathered
 from medsyn.evaluation.report_tables import OVERALL
+from medsyn.models import image_features
 from medsyn.seeds import seed
-from medsyn.stage import CampaignDirectory, Control, Task
+from medsyn.stage import CampaignDirectory, Control, NoProgress, Task
 
 FORMAT = 1  # of metrics.json
 _PARTS = ("reading images", "training the judge", "measuring", "writing the report")
@@ -49,6 +63,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
 
     Raises:
         Saved: a stop was requested; a trained judge is kept, and the rest takes about a minute to repeat.
+        NoProgress: the report is written, and its verdict is as bad as `evaluation.fail_on` says.
     """
     work = directory.work(task.stage, task.name)
     part = 0
@@ -60,10 +75,10 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
     gathered = read_campaign.gather(config, directory, tick)
     groups = _groups(config, gathered)
     part = 1
-    following, judge_info = _prompt_following(groups, work / "judge", tick)
+    following, judge_info, seen = _prompt_following(groups, work / "judge", tick)
     part = 2
     distances, kid_info = _distances(config, groups, tick)
-    result = {
+    result: dict[str, Any] = {
         "format": FORMAT,
         "notice": report.NOTICE,
         "campaign": _describe_campaign(config, gathered),
@@ -81,6 +96,15 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
             }
             for name, group in groups.items()
         },
+        "arms": side_by_side.measure(
+            config,
+            gathered,
+            {name: gathered.modalities if name == OVERALL else [name] for name in groups},
+            seen,
+            tick,
+        ),
+        "alignment": alignment.read(config, directory) if config.aligns else None,
+        "copies": copies.measure(config, gathered, work / "copies", tick) if config.evaluation.copies else None,
         "achieved": coverage.measure(gathered, config.generation.modes, config.generation.img_num),
         "selectors": selectors.describe(config, directory),
         "rlhf": read_campaign.read_summaries(config, directory),
@@ -89,13 +113,18 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
         "stages": [asdict(time) for time in read_campaign.stage_times(directory) if time.stage != task.stage],
         "efficiency": read_campaign.read_efficiency(directory, but=task.stage).as_dict(),
     }
+    result["verdict"] = judged = verdict.judge(result, config.evaluation)
     disk.write_json(work / "metrics.json", result)
     part = 3
     tick()
     disk.write_atomic(
-        directory.report, report.render(config, gathered, read_campaign.read_curves(config, directory), result)
+        directory.report,
+        report.render(config, directory, gathered, read_campaign.read_curves(config, directory), result),
     )
     control.heartbeat(len(_PARTS), len(_PARTS), "part")
+    if verdict.fails(judged, config.evaluation):
+        limit = f"evaluation.fail_on is {config.evaluation.fail_on}"
+        raise NoProgress(f"{judged['summary']} ({limit}; the reasons are in {directory.report})")
 
 
 def _groups(config: Config, gathered: Gathered) -> dict[str, Group]:
@@ -129,7 +158,7 @@ def _distances(
     The references: `floor`, two halves of the held-out images; `other_modalities`, the held-out images of this modality
     against those of all others.
     """
-    info = {"available": True, "reason": None, "features": features.NAME, "meaningful_from": metrics.MEANINGFUL}
+    info = {"available": True, "reason": None, "features": image_features.NAME, "meaningful_from": metrics.MEANINGFUL}
     try:
         kernel_distance = metrics.load_kernel_distance()
     except metrics.NotAvailable as error:
@@ -157,7 +186,7 @@ def _similarity(config: Config, name: str, group: Group) -> dict[str, float | No
 
     def of(key: str, pictures: Sequence[Picture]) -> float | None:
         def image(place: int) -> np.ndarray:
-            return features.grey(features.shrink(pictures[place].pixels, _SSIM_SIDE))
+            return image_features.grey(image_features.shrink(pictures[place].pixels, _SSIM_SIDE))
 
         return metrics.pairwise_similarity(
             len(pictures), image, _SSIM_PAIRS, seed(config.campaign.seed, "ssim", name, key)
@@ -189,25 +218,25 @@ def _generation(config: Config, gathered: Gathered, name: str) -> dict[str, Any]
 
 def _prompt_following(
     groups: Mapping[str, Group], directory: Path, tick: Callable[[], None]
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Per group and set, how often the judge sees what the text says; and whether there is a judge at all."""
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any], judge.Seen]:
+    """Per group and set, how often the judge sees what the text says; whether there is a judge; and what it saw."""
     everything = [picture for pictures in groups[OVERALL].sets.values() for picture in pictures]
     if judge.labels_of([picture.text for picture in everything]) is None:
         reason = "only phantoms have a judge, because what they show can be drawn at will"
-        return {}, {"available": False, "reason": reason}
+        return {}, {"available": False, "reason": reason}, {}
     tick()
     expert = judge.load_or_train(directory, judge.RECIPE, progress=lambda *_: tick())
     info = {"available": True, "reason": None, "trained_on": judge.RECIPE.images_per_kind * len(judge.KINDS)}
+    verdicts = judge.look(expert, (picture.pixels for picture in everything))
+    seen = {id(picture): verdict for picture, verdict in zip(everything, verdicts, strict=True)}
     following = {
         name: {
-            key: judge.agreement(
-                judge.look(expert, (p.pixels for p in pictures)), judge.labels_of([p.text for p in pictures]) or []
-            )
+            key: judge.agreement([seen[id(p)] for p in pictures], judge.labels_of([p.text for p in pictures]) or [])
             for key, pictures in group.sets.items()
         }
         for name, group in groups.items()
     }
-    return following, info
+    return following, info, seen
 
 
 def _describe_campaign(config: Config, gathered: Gathered) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from PIL import Image
 from medsyn import disk
 from medsyn.config import Config
 from medsyn.data.prompts.store import PromptList
-from medsyn.evaluation.features import describe, shrink
 from medsyn.evaluation.tally import Tally
 from medsyn.generation.block_store import (
     ATTEMPTS,
@@ -33,6 +32,7 @@ from medsyn.generation.block_store import (
     recorded_shards,
 )
 from medsyn.generation.filter import SURPLUS
+from medsyn.models.image_features import describe, shrink
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, slug
 from medsyn.text import counted
@@ -57,6 +57,8 @@ class GeneratedImages:
 
     tally: Tally = field(default_factory=Tally)
     pictures: list[Picture] = field(default_factory=list)  # of a sample of the accepted images, in the prompts' order
+    records: list[Record] = field(default_factory=list)  # of the pictures
+    sampled: list[Record] = field(default_factory=list)  # of a sample of all items: the same ones in every mode
     shown: dict[str, tuple[Record, Picture | None]] = field(default_factory=dict)  # by prompt id, of the contact sheet
 
     @property
@@ -66,7 +68,7 @@ class GeneratedImages:
 
 
 class _Sample:
-    """The accepted images with the lowest hashes, independent of their number and order."""
+    """The images with the lowest hashes, independent of their number and order."""
 
     def __init__(self, most: int, campaign_seed: int) -> None:
         self._most, self._seed = most, campaign_seed
@@ -107,14 +109,14 @@ def read_generated(
     Args:
         config: the campaign's.
         directory: where it is.
-        mode: `baseline` or `filtered`.
+        mode: one of the configuration's.
         modality: one of the five.
         prompts: its prompts.
         chosen: the prompts of its contact sheet.
         tick: called before each block and each image.
     """
     made, lost = GeneratedImages(), dict[str, int]()
-    sample = _Sample(config.evaluation.max_images, config.campaign.seed)
+    sample, items = (_Sample(config.evaluation.max_images, config.campaign.seed) for _ in range(2))
     wanted = {item.prompt_id for item in chosen}
     shown: dict[str, tuple[Path, Record]] = {}
     blocks = Blocks(prompts, config.generation.img_num, config.generation.block_size)
@@ -129,11 +131,13 @@ def read_generated(
                 continue
             _count(made.tally, block, modality, manifest)
             for line in manifest:
+                items.add(block, line)
                 if line["accepted"] and line["file"] is not None:
                     sample.add(block, line)
                 if line["id"] in wanted and _is_better(line, shown.get(line["id"])):
                     shown[line["id"]] = block, line
     made.pictures = [_read(block, line, modality, tick) for block, line in sample]
+    made.records, made.sampled = ([line for _, line in its] for its in (sample, items))
     made.shown = {
         name: (line, None if line["file"] is None else _read(block, line, modality, tick))
         for name, (block, line) in shown.items()
@@ -157,7 +161,7 @@ def _read(block: Path, line: Record, modality: str, tick: Tick) -> Picture:
     tick()
     with Image.open(io.BytesIO(read_image_bytes(block, line))) as image:
         pixels = np.asarray(image.convert("RGB"))
-    return picture(pixels, modality, line["prompt"])
+    return picture(pixels, modality, line["prompt"], f"{block.parent.name}/{block.name}/{line['file']}")
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,8 @@ class Picture:
     text: str
     stored: np.ndarray  # uint8 [S, S, 1 or 3], S at most PICTURE_SIDE; one channel if all three are equal
     features: np.ndarray  # float32 [D]
+    name: str = ""  # its file, as the table or the campaign calls it
+    patient: str = ""  # of a real image: its group (`medsyn.data.tables.split`), which no output names
 
     @property
     def pixels(self) -> np.ndarray:
@@ -175,8 +181,9 @@ class Picture:
         return np.broadcast_to(self.stored, (*self.stored.shape[:2], 3)).copy()
 
 
-def picture(pixels: np.ndarray, modality: str, text: str) -> Picture:
+def picture(pixels: np.ndarray, modality: str, text: str, name: str = "", patient: str = "") -> Picture:
     """Shrink uint8 [H, W, 3] to a `Picture`."""
     small = shrink(pixels, min(PICTURE_SIDE, pixels.shape[0]))
     is_grey = bool((small == small[..., :1]).all())
-    return Picture(modality, text, (small[..., :1] if is_grey else small).copy(), describe(pixels))
+    stored = (small[..., :1] if is_grey else small).copy()
+    return Picture(modality, text, stored, describe(pixels), name, patient)

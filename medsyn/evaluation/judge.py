@@ -7,7 +7,7 @@ have no such judge, and the report then says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -36,8 +36,8 @@ from medsyn.data.phantoms.phantom import (
     parse_caption,
     render,
 )
-from medsyn.evaluation.features import shrink
 from medsyn.evaluation.metrics import proportion
+from medsyn.models.image_features import shrink
 from medsyn.seeds import seed
 
 SIDE = 64  # pixels the judge sees
@@ -210,6 +210,20 @@ class Verdict:
     kind: str
     finding: str
     side: str
+
+
+Seen = Mapping[int, Verdict]  # what the judge saw in pictures, by their `id`
+
+
+def right(verdict: Verdict, asked: Label) -> dict[str, float]:
+    """Whether an image shows what was asked for, 0 or 1: its finding, its side (NaN if none was asked for), and both.
+
+    A finding is right only on the right kind of image, and so is a side.
+    """
+    kind = verdict.kind == asked.kind
+    finding = float(kind and verdict.finding == asked.finding)
+    side = float("nan") if asked.side is None else float(kind and verdict.side == asked.side)
+    return {"finding": finding, "side": side, "right": finding * (1.0 if asked.side is None else side)}
 
 
 @torch.no_grad()

@@ -144,6 +144,26 @@ def stage2_curves(curves: Mapping[str, pd.DataFrame], colours: Mapping[str, str]
     return _svg("rlhf-stage2", "RLHF stage 2: loss, AUROC and rewards over epochs", 3, draw)
 
 
+def alignment_curves(curves: Mapping[str, pd.DataFrame], colours: Mapping[str, str] | None = None) -> str:
+    """Alignment over steps, one colour per modality: the scorers' reward, and what the judge says."""
+    chosen = colours or colours_of(curves)
+    titles = {
+        "reward": "Reward, of the scorers",
+        "quality": "Quality, by the judge",
+        "distance": "Distance to good images",
+        "diversity": "Diversity",
+    }
+    known = {name: title for name, title in titles.items() if any(name in curve for curve in curves.values())}
+
+    def draw(panels: Sequence[Axes]) -> None:
+        for axes, (name, title) in zip(panels, known.items(), strict=True):
+            for modality, curve in curves.items():
+                _line(axes, curve, name, color=chosen[modality], label=modality)
+            _finish(axes, title, "optimizer step")
+
+    return _svg("align", "Alignment: reward, quality, distance and diversity over steps", max(1, len(known)), draw)
+
+
 def score_histogram(passed: np.ndarray, rejected: np.ndarray, thresholds: Mapping[str, float]) -> str:
     """Histogram of the Selector scores of filtered generation's candidates, with the thresholds.
 

@@ -13,20 +13,25 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from medsyn.arms import steps
 from medsyn.config import PHANTOMS, Config
-from medsyn.evaluation import plots, report_tables, tally
-from medsyn.evaluation.contact_sheets import contact_sheet
+from medsyn.evaluation import alignment, arm_tables, copies, plots, report_tables, tally, verdict
+from medsyn.evaluation.contact_sheets import candidate_sheet, contact_sheet
 from medsyn.evaluation.read_campaign import Curves, Gathered
+from medsyn.stage import CampaignDirectory
 from medsyn.text import counted
 
 NOTICE = "All generated images are synthetic. Not for diagnosis."
 
 
-def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[str, Any]) -> str:
+def render(
+    config: Config, directory: CampaignDirectory, gathered: Gathered, curves: Curves, result: Mapping[str, Any]
+) -> str:
     """The report as HTML.
 
     Args:
         config: the campaign's configuration.
+        directory: where it is.
         gathered: the pictures and records that `result` was computed from.
         curves: the learning curves.
         result: the content of metrics.json.
@@ -60,7 +65,7 @@ def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[s
         rated_agreement=report_tables.agreement(result["rated"] or {}),
         rated_warnings=(result["rated"] or {"raters": {}})["raters"].get("warnings", []),
         rating_warnings=(result["raters"] or {}).get("warnings", []),
-        scores=_score_figure(gathered),
+        scores=_score_figure(gathered, report_tables.filtering(result)),
         generation=report_tables.generation(result),
         achieved=report_tables.achieved(result),
         dropped=result["achieved"]["dropped"],
@@ -70,8 +75,63 @@ def render(config: Config, gathered: Gathered, curves: Curves, result: Mapping[s
         queued=report_tables.duration(result["efficiency"]["queued"]),
         real=gathered.real,
         generated_left_out=campaign["generated_images_left_out"],
-        baseline_model=config.generation.baseline_model,
+        steps=arm_tables.steps(result),
+        arms=arm_tables.table(result),
+        told_apart=[what for _, _, what in steps(config.arms)],
+        verdict=result["verdict"],
+        questions=verdict.QUESTIONS,
+        answers=_answers(result["verdict"]),
+        marks=MARKS,
+        asked={one["question"] for its in result["verdict"]["modalities"].values() for one in its},
+        to_do=_to_do(result["verdict"]),
+        copies=copies.lines(result["copies"] or {}),
+        planted=copies.planted(result["copies"] or {}),
+        copied=copies.pairs(result["copies"] or {}, gathered),
+        alignment=alignment.table(result["alignment"] or {}),
+        candidates=[
+            sheet
+            for modality in result["alignment"] or {}
+            if (sheet := candidate_sheet(directory, modality, config.evaluation.sheet_columns))
+        ],
+        alignment_sentences={name: alignment.sentence(its) for name, its in (result["alignment"] or {}).items()},
+        alignment_figure=_alignment_figure(alignment.curves(result["alignment"] or {})),
     )
+
+
+MARKS = {"good": "●", "unclear": "◆", "bad": "■"}  # a shape each: colour alone is not seen by all
+
+
+def _answers(said: Mapping[str, Any]) -> list[tuple[str, dict[str, dict[str, str]]]]:
+    """By modality, the answer to each question that was asked: its level, mark, word and reason."""
+    return [
+        (
+            name,
+            {
+                one["question"]: one | {"mark": MARKS[one["level"]], "word": verdict.ANSWERS[one["level"]]}
+                for one in its
+            },
+        )
+        for name, its in said["modalities"].items()
+    ]
+
+
+def _to_do(said: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(level, question, what to do, of which modalities) of every answer that is not yes, the worst first."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for name, its in said["modalities"].items():
+        for one in its:
+            if one["level"] != "good" and one["next"]:
+                found.setdefault((one["level"], one["question"], one["next"]), []).append(name)
+    rows = [
+        (level, verdict.QUESTIONS[question], what, ", ".join(names)) for (level, question, what), names in found.items()
+    ]
+    return sorted(rows, key=lambda row: -verdict.LEVELS.index(row[0]))
+
+
+def _alignment_figure(curves: Mapping[str, Any]) -> Markup | None:
+    if not curves:
+        return None
+    return Markup(plots.alignment_curves(curves, plots.colours_of(curves)))
 
 
 def _header(campaign: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -103,8 +163,8 @@ def _training_figures(curves: Curves) -> list[tuple[str, Markup]]:
     return [(title, Markup(draw(data))) for title, draw, data in drawn if len(data)]
 
 
-def _score_figure(gathered: Gathered) -> Markup | None:
-    made = tally.total(modes["filtered"].tally for modes in gathered.made.values() if "filtered" in modes)
+def _score_figure(gathered: Gathered, mode: str | None) -> Markup | None:
+    made = tally.total(modes[mode].tally for modes in gathered.made.values() if mode in modes)
     passed, rejected = made.passed_scores, made.rejected_scores
     if not (passed.any() or rejected.any()):
         return None

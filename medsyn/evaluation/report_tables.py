@@ -9,12 +9,13 @@ from typing import Any
 
 import pandas as pd
 
+from medsyn.arms import MODES, filters, title
 from medsyn.efficiency import KINDS, Efficiency
 from medsyn.text import counted
 
 OVERALL = "all"  # the group of every modality together
 NONE = "–"
-SET_NAMES = {"held_out": "Real, held out", "baseline": "Baseline", "filtered": "Filtered"}
+SET_NAMES = {"held_out": "Real, held out", **{mode: title(mode) for mode in MODES}}
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,12 @@ def _share_cell(share: Mapping[str, Any] | None) -> TableCell:
 
 def headline(result: Mapping[str, Any]) -> ReportTable:
     """One row per modality: share accepted, distance from real images, how often the finding is right."""
-    modes = {mode: f"real, {mode}" for mode in result["groups"][OVERALL]["generation"]}
+    modes = {mode: f"real, {mode}" for mode in _ends(result)}
     distances = {"floor": "real, real", **modes, "other_modalities": "real, other modalities"}
     sets = {"held_out": "real", **{mode: mode for mode in modes}}
     with_kid, with_judge = result["kid"]["available"], result["judge"]["available"]
-    header, groups = ["", "accepted"], [("", 1), ("Filtered", 1)]
+    filtered = filtering(result)
+    header, groups = ["", "accepted"], [("", 1), (title(filtered or "filtered"), 1)]
     if with_kid:
         header += distances.values()
         groups.append(("KID", len(distances)))
@@ -94,13 +96,25 @@ def headline(result: Mapping[str, Any]) -> ReportTable:
     rows = []
     for name, group in result["groups"].items():
         counts = ", ".join(f"{group['n'][key]} {title}" for key, title in sets.items())
-        row = [_name_cell(name, counts), _accepted_cell(group["generation"].get("filtered"))]
+        row = [_name_cell(name, counts), _accepted_cell(group["generation"].get(filtered))]
         if with_kid:
             row += [_kid_cell(group["kid"][key]) for key in distances]
         if with_judge:
             row += [_share_cell(group["prompt_following"][key]["finding"]) for key in sets]
         rows.append(row)
     return ReportTable(header, rows, groups)
+
+
+def _ends(result: Mapping[str, Any]) -> list[str]:
+    """The first and the last arm; those between them have a section of their own."""
+    modes = [arm["mode"] for arm in result["arms"]["arms"]]
+    return modes if len(modes) <= 2 else [modes[0], modes[-1]]
+
+
+def filtering(result: Mapping[str, Any]) -> str | None:
+    """The last arm whose images scorers chose."""
+    chosen = [arm["mode"] for arm in result["arms"]["arms"] if arm["filters"]]
+    return chosen[-1] if chosen else None
 
 
 def _accepted_cell(made: Mapping[str, Any] | None) -> TableCell:
@@ -145,7 +159,7 @@ def selectors(result: Mapping[str, Any]) -> ReportTable | None:
         return None
     rows = []
     for modality, its in result["selectors"].items():
-        made = result["groups"].get(modality, {}).get("generation", {}).get("filtered", {})
+        made = result["groups"].get(modality, {}).get("generation", {}).get(filtering(result), {})
         rows.append(
             [
                 TableCell(modality),
@@ -254,25 +268,42 @@ def rated(result: Mapping[str, Any]) -> ReportTable | None:
     return ReportTable(["", "mean rating", "share rated 1", "Selector: AUROC"], rows)
 
 
-# per mode: headings over several columns, and the columns
-_COSTS: dict[str, tuple[list[tuple[str, int]], list[str]]] = {
-    "baseline": ([("Baseline", 1), ("Baseline, per image", 2)], ["images", "UNet rows", "time"]),
-    "filtered": (
-        [("Filtered", 2), ("Filtered, per accepted image", 3), ("Filtered, mean score", 2)],
+# of a mode that filters, or does not: headings over several columns, and the columns
+_COSTS: dict[bool, tuple[list[tuple[str, int]], list[str]]] = {
+    False: ([("{}", 1), ("{}, per image", 2)], ["images", "UNet rows", "time"]),
+    True: (
+        [("{}", 2), ("{}, per accepted image", 3), ("{}, mean score", 2)],
         ["accepted", "exhausted", "attempts", "UNet rows", "time", "Selector", "Policy"],
     ),
 }
 
 
 def generation(result: Mapping[str, Any]) -> ReportTable:
-    """Cost and yield of each mode, per modality; the baseline rejects nothing and scores nothing."""
-    modes = list(result["groups"][OVERALL]["generation"])
+    """Cost and yield of each mode, per modality; without a filter nothing is rejected or scored."""
+    modes = [arm["mode"] for arm in result["arms"]["arms"]]
+    if len(modes) > 2:
+        return _generation_by_row(result, modes)
     rows = [
         [_name_cell(name), *(cell for mode in modes for cell in _cost_cells(mode, group["generation"][mode]))]
         for name, group in result["groups"].items()
     ]
-    groups = [("", 1), *(group for mode in modes for group in _COSTS[mode][0])]
-    return ReportTable(["", *(title for mode in modes for title in _COSTS[mode][1])], rows, groups)
+    groups = [("", 1)]
+    groups += [(head.format(title(mode)), columns) for mode in modes for head, columns in _COSTS[filters(mode)][0]]
+    return ReportTable(["", *(column for mode in modes for column in _COSTS[filters(mode)][1])], rows, groups)
+
+
+def _generation_by_row(result: Mapping[str, Any], modes: Sequence[str]) -> ReportTable:
+    """The same with a row for each mode of each modality, where there are too many modes for columns."""
+    rows = []
+    for name, group in result["groups"].items():
+        for mode in modes:
+            cells = _cost_cells(mode, group["generation"][mode])
+            if not filters(mode):
+                images, *price = cells
+                cells = [images, TableCell(NONE), TableCell("1.0"), *price, TableCell(NONE), TableCell(NONE)]
+            rows.append([TableCell("All" if name == OVERALL else name, title(mode)), *cells])
+    groups = [("", 1), *((head.format("").strip(", ").capitalize(), count) for head, count in _COSTS[True][0])]
+    return ReportTable(["", *_COSTS[True][1]], rows, groups)
 
 
 def _cost_cells(mode: str, made: Mapping[str, Any]) -> list[TableCell]:
@@ -281,7 +312,7 @@ def _cost_cells(mode: str, made: Mapping[str, Any]) -> list[TableCell]:
         TableCell(number(evaluations / accepted, 2) if evaluations and accepted else NONE),
         TableCell(duration(made["seconds_per_accepted"])),
     ]
-    if mode == "baseline":
+    if not filters(mode):
         return [TableCell(str(accepted)), *price]
     return [
         TableCell(f"{accepted} of {made['requested']}"),

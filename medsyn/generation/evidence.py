@@ -8,7 +8,7 @@ from medsyn.config import Config
 from medsyn.data.images.own_sampling import differences
 from medsyn.errors import InputError
 from medsyn.generation.write.provenance import sampling
-from medsyn.models.cards import evidence_for, read_card
+from medsyn.models.cards import lacking, read_card
 
 
 def require_evidence(config: Config, selector: Path, modality: str) -> None:
@@ -16,22 +16,6 @@ def require_evidence(config: Config, selector: Path, modality: str) -> None:
     if reason := lacking(config, selector, modality):
         ways = f"more ratings of {modality} would tell; selector.require_auroc=null lets it choose all the same, "
         raise InputError(selector, f"{reason}: {ways}and generation.modes=[baseline] does without it")
-
-
-def lacking(config: Config, selector: Path, modality: str) -> str | None:
-    """Why a Selector is not to choose images of a modality; None if it may."""
-    least = config.selector.require_auroc
-    if least is None:
-        return None
-    whose, found = evidence_for(read_card(selector), modality)
-    what = f"held-out ratings of {whose or 'all modalities together'}"
-    must = f"and selector.require_auroc is {least:g}"
-    if found.value is None or found.low is None:
-        return f"nothing shows that it tells good images of {modality} from poor ones: too few {what}, {must}"
-    if found.low > least:
-        return None
-    figure = f"its AUROC on {what} is {found.value:.2f}, 95 % interval {found.low:.2f} to {found.high or 1:.2f}"
-    return f"{figure}, from {found.n} groups of images: not shown to be above {least:g} (selector.require_auroc)"
 
 
 def doubts(config: Config, selector: Path, modality: str) -> list[str]:

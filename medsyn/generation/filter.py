@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from medsyn.arms import filters
 from medsyn.config import GenerationSection
 
 # why a candidate is not the image
@@ -22,7 +23,7 @@ SURPLUS = "surplus"  # made to fill a batch after the item was settled: never co
 
 # what became of an item
 ACCEPTED = "accepted"
-UNFILTERED = "unfiltered"  # baseline: there is no filter to pass
+UNFILTERED = "unfiltered"  # there is no filter to pass
 FAILED = "exhausted-failed"
 SKIPPED = "exhausted-skipped"
 KEPT_BEST = "exhausted-kept-best"
@@ -36,20 +37,20 @@ class Rule:
 
     num_candidates: int
     max_attempts: int
-    quality_threshold: float | None  # None: no filter (baseline)
+    quality_threshold: float | None  # None: no filter
     min_policy_score: float | None
     on_exhausted: Literal["fail", "skip", "keep-best"]
 
     @classmethod
     def of(cls, section: GenerationSection, mode: str, threshold: float | None = None) -> Rule:
-        """The rule of a mode: `filtered` as configured, `baseline` takes attempt 0 as it is.
+        """The rule of a mode: as configured where scorers choose, elsewhere attempt 0 is the image.
 
         Args:
             section: what is configured.
-            mode: `filtered` or `baseline`.
+            mode: one of `medsyn.arms.MODES`.
             threshold: the Selector's own for the modality, which counts where `quality_threshold` is `auto`.
         """
-        if mode == "baseline":
+        if not filters(mode):
             return cls(1, 1, None, None, section.on_exhausted)
         least = threshold if section.quality_threshold == "auto" else section.quality_threshold
         assert least is not None, "where auto is configured, the Selector is asked"

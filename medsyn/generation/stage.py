@@ -103,7 +103,7 @@ def preload(config: Config, task: Task, directory: CampaignDirectory) -> None:
     modality = task.modality
     assert modality is not None, "a generate task has a modality"
     key = directory.root, modality
-    size = len(config.generation.modes) * _weights_bytes(config)
+    size = len({arm.weights for arm in config.arms}) * _weights_bytes(config)
     for other in [other for other in _preloaded if other != key]:
         if not _has_room(size):
             del _preloaded[other]

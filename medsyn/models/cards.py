@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from medsyn import disk
+from medsyn.config import Config
 from medsyn.errors import InputError
 from medsyn.modality_names import base_modality
 from medsyn.models.scores import Card, Interval, Threshold
@@ -42,6 +43,22 @@ def evidence_for(card: Card, modality: str | None) -> tuple[str | None, Interval
     if own is not None and own.low is not None:
         return name, own
     return None, card.evidence.auroc
+
+
+def lacking(config: Config, selector: Path, modality: str) -> str | None:
+    """Why a Selector is not to choose images of a modality (`selector.require_auroc`); None if it may."""
+    least = config.selector.require_auroc
+    if least is None:
+        return None
+    whose, found = evidence_for(read_card(selector), modality)
+    what = f"held-out ratings of {whose or 'all modalities together'}"
+    must = f"and selector.require_auroc is {least:g}"
+    if found.value is None or found.low is None:
+        return f"nothing shows that it tells good images of {modality} from poor ones: too few {what}, {must}"
+    if found.low > least:
+        return None
+    figure = f"its AUROC on {what} is {found.value:.2f}, 95 % interval {found.low:.2f} to {found.high or 1:.2f}"
+    return f"{figure}, from {found.n} groups of images: not shown to be above {least:g} (selector.require_auroc)"
 
 
 def threshold_of(card: Card, modality: str | None) -> Threshold | None:

@@ -33,19 +33,19 @@ def lora_parameters(shapes: Mapping[str, Sequence[int]], section: LoraSection) -
     return (section.rank or 0) * sum(map(sum, adapted_layers(shapes, section.targets).values()))
 
 
-def problems(source: str, section: LoraSection) -> list[Problem]:
+def problems(source: str, section: LoraSection, key: str = "finetune.lora") -> list[Problem]:
     """What keeps the adapters from being put on the UNet of `source`; nothing where its weights cannot be read."""
     directory = weights.locate(source)
     if section.rank is None or directory is None:
         return []
     try:
-        return misfits(read_shapes(directory / "unet" / weights.UNET_WEIGHTS), section)
+        return misfits(read_shapes(directory / "unet" / weights.UNET_WEIGHTS), section, key)
     except InputError:  # what checks the weights has told it
         return []
 
 
-def misfits(shapes: Mapping[str, Sequence[int]], section: LoraSection) -> list[Problem]:
-    """Targets that name no linear layer of the UNet, and a rank over the width of one."""
+def misfits(shapes: Mapping[str, Sequence[int]], section: LoraSection, key: str = "finetune.lora") -> list[Problem]:
+    """Targets that name no linear layer of the UNet, and a rank over the width of one; `key` is the section's."""
     linear, found = _linear_layers(shapes), []
     lost = [target for target in section.targets or ATTENTION if not adapted_layers(shapes, [target])]
     if lost:
@@ -53,7 +53,7 @@ def misfits(shapes: Mapping[str, Sequence[int]], section: LoraSection) -> list[P
         reason = (
             f"no linear layer of the UNet is named {' or '.join(lost)}; their names end in {and_more(list(ends), 8)}"
         )
-        found.append(Problem(CONFIGURATION, reason, key="finetune.lora.targets"))
+        found.append(Problem(CONFIGURATION, reason, key=f"{key}.targets"))
     narrow = {name: min(shape) for name, shape in adapted_layers(shapes, section.targets).items()}
     too_narrow = [name for name, width in narrow.items() if width < (section.rank or 0)]
     if too_narrow:
@@ -61,7 +61,7 @@ def misfits(shapes: Mapping[str, Sequence[int]], section: LoraSection) -> list[P
             f"{section.rank} is over the width of {and_more(too_narrow, 2)}; {min(narrow.values())} is the narrowest: "
             "a rank far below it is what saves memory"
         )
-        found.append(Problem(CONFIGURATION, reason, key="finetune.lora.rank"))
+        found.append(Problem(CONFIGURATION, reason, key=f"{key}.rank"))
     return found
 
 

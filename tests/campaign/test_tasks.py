@@ -113,6 +113,25 @@ def test_where_there_is_room_for_few_the_longest_chain_leads() -> None:
     ]
 
 
+ALIGNED = {"align": {"enabled": True}}
+WITHOUT = [stage for stage in STAGES if stage != "align"]
+
+
+def test_alignment_comes_between_the_scorers_and_generation_where_it_is_enabled() -> None:
+    of = {"data": {"modalities": ["CT"]}, "generation": {"batch_size": 4, "batches_per_block": 1}}
+    planned = {task.key: task for task in build(config(**of, **ALIGNED), {"CT": [4]}, {"CT": 1})}
+    assert planned["align", "ct"].needs == (FINETUNE, STAGE2)
+    assert planned["generate", "ct-00000"].needs == (STAGE1, STAGE2, ("align", "ct"))
+    assert ("align", "ct") in planned["evaluate", "all"].after
+    assert "align" not in {stage for stage, _ in keys(plan())}
+
+
+def test_whether_there_is_an_alignment_is_another_result_of_what_samples_with_it() -> None:
+    """The scorers', too: a part of the ratings is the judge's alone."""
+    assert changed(**ALIGNED) == list(STAGES[1:])
+    assert changed(**ALIGNED, training={"stage": 1}) == list(STAGES[1:])
+
+
 STAGE1, FINETUNE, STAGE2 = ("rlhf-stage1", "all"), ("finetune", "ct"), ("rlhf-stage2", "ct")
 
 
@@ -146,7 +165,7 @@ def test_one_line_says_what_a_stage_reads_and_the_order_follows(monkeypatch: pyt
     assert plan().by_key[STAGE1].after == (FINETUNE, ("finetune", "x-ray"))
     assert states({FINETUNE}, set())["rlhf-stage1 all"] == "waiting"
     assert states({FINETUNE}, {("finetune", "x-ray")})["rlhf-stage1 all"] == "ready"
-    assert changed(finetune={"learning_rate": 1e-4}) == list(STAGES)
+    assert changed(finetune={"learning_rate": 1e-4}) == WITHOUT
 
 
 def test_a_failed_modality_blocks_its_own_branch_only() -> None:
@@ -183,8 +202,11 @@ def fingerprints(inputs: dict[str, str] | None = None, **sections: dict[str, obj
 
 
 def changed(**sections: dict[str, object]) -> list[str]:
-    before, after = fingerprints(), fingerprints(**sections)
-    return [stage for stage in STAGES if before[stage] != after[stage]]
+    return differing(fingerprints(), fingerprints(**sections))
+
+
+def differing(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    return [stage for stage in STAGES if before.get(stage) != after.get(stage)]
 
 
 def test_a_changed_value_changes_the_stages_that_read_it_and_those_that_read_their_results() -> None:
@@ -193,8 +215,8 @@ def test_a_changed_value_changes_the_stages_that_read_it_and_those_that_read_the
     assert changed(generation={"guidance_scale": 5.0}) == ["rlhf-stage2", "generate", "evaluate"]
     assert changed(generation={"max_attempts": 11}) == ["generate", "evaluate"]
     assert changed(evaluation={"kid_subsets": 7}) == ["evaluate"]
-    assert changed(campaign={"seed": 1}) == list(STAGES)
-    assert changed(device={"cpu_threads": 3}) == list(STAGES)  # it changes bits
+    assert changed(campaign={"seed": 1}) == WITHOUT
+    assert changed(device={"cpu_threads": 3}) == WITHOUT  # it changes bits
 
 
 def test_what_changes_no_result_changes_no_fingerprint() -> None:
@@ -209,16 +231,16 @@ def test_what_changes_no_result_changes_no_fingerprint() -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("table", list(STAGES)),
+        ("table", WITHOUT),
         ("pairs", ["rlhf-stage1", "rlhf-stage2", "generate", "evaluate"]),
         ("ratings", ["rlhf-stage1", "rlhf-stage2", "generate", "evaluate"]),
         ("prompts", ["generate", "evaluate"]),
-        ("weights", list(STAGES)),
+        ("weights", WITHOUT),
     ],
 )
 def test_a_changed_file_changes_the_stages_that_read_it(name: str, expected: list[str]) -> None:
     after = fingerprints(INPUTS | {name: "other"})
-    assert [stage for stage in STAGES if fingerprints()[stage] != after[stage]] == expected
+    assert differing(fingerprints(), after) == expected
 
 
 def test_every_key_that_a_stage_reads_exists() -> None:
@@ -248,7 +270,8 @@ def test_every_configuration_key_is_read_or_known_to_change_no_result() -> None:
         *("finetune.gpus", "finetune.train_batch_size", "finetune.gradient_accumulation_steps"),  # but their product
         *("data.phantoms.prompts_per_kind", "data.phantoms.image_size"),
         *("training.report_to", "finetune.validation_images", "campaign.gate", "cluster.notify"),
-        "selector.require_auroc",
+        "align.enabled",  # but whether there is such a stage, whose results others read
+        *("align.checkpointing_steps", "align.max_lost_minutes", "align.checkpoints_total_limit"),
     }
     unread = {
         key for key, _ in flatten(Config().model_dump()) if not any(reads_key(stage, key, Config()) for stage in STAGES)
@@ -270,7 +293,7 @@ def test_reading_more_of_a_text_is_another_result_and_reading_as_before_is_none(
     """The fingerprints of a campaign of an earlier version, which had no such key, still hold."""
     before, longer = config(), config(data={"modalities": ["CT", "X-Ray"], "text_chunks": 2})
     were = stage_fingerprints(before, INPUTS)
-    assert all(stage_fingerprints(longer, INPUTS)[stage] != were[stage] for stage in STAGES)
+    assert all(stage_fingerprints(longer, INPUTS)[stage] != were[stage] for stage in WITHOUT)
     keys = [key for key in READS["finetune"].keys if key != "data.text_chunks"]
     assert before.section_fingerprint(*keys) == before.section_fingerprint(*READS["finetune"].keys)
 
@@ -306,6 +329,7 @@ def test_one_for_all_is_another_result_and_depends_on_which_those_are() -> None:
 
 def test_a_campaign_of_before_there_was_the_key_is_the_same() -> None:
     before = config().model_dump()
-    del before["finetune"]["together"]
+    del before["finetune"]["together"], before["align"]
     assert configuration.changes(before, config()) == {}
+    assert fingerprints().keys() == {*WITHOUT}  # else its record would not be what is read here
     assert configuration.changes(before, config(**TOGETHER)) == {"finetune.together": (False, True)}

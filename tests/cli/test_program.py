@@ -43,7 +43,7 @@ def test_it_is_the_same_program_whatever_it_is_started_as(started: str, tmp_path
 
 def test_every_command_belongs_to_something_that_users_do() -> None:
     assert {its.group for its in COMMANDS.values()} == {
-        *("a campaign", "single tasks, and single prompts", "data", "ratings", "scores", "tools"),
+        *("a campaign", "single tasks, and single prompts", "data", "ratings", "any images", "tools"),
     }
     assert all(its.help for its in COMMANDS.values())
 

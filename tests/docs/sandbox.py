@@ -30,6 +30,7 @@ from tests.helpers.small_campaign import SMALLER
 # All modalities stay: which a campaign has is what the documents show.
 CHEAP = [
     *(override for override in SMALLER if not override.startswith("data.modalities=")),
+    "align.enabled=false",
     *("finetune.max_train_steps=2", "training.max_epochs=1", "training.stage=1", "generation.num_candidates=1"),
     *("generation.max_attempts=1", "generation.batch_size=8", "generation.blocks_per_shard=50"),
 ]

@@ -80,7 +80,9 @@ def test_a_process_that_makes_several_shards_keeps_its_models_and_changes_no_byt
 ) -> None:
     loaded: list[str] = []
     real = load.Loader.sampler
-    monkeypatch.setattr(load.Loader, "sampler", lambda self, mode: (loaded.append(mode), real(self, mode))[1])
+    monkeypatch.setattr(
+        load.Loader, "sampler", lambda self, mode, *had: (loaded.append(mode), real(self, mode, *had))[1]
+    )
     control = Control()
     for blocks in ((2, 3), (1, 2), (0, 1)):
         campaign.run(blocks=blocks, control=control)
@@ -584,7 +586,7 @@ def test_one_model_for_all_is_what_every_modality_is_made_with(campaign: Campaig
         Campaign(config, unets).run(blocks=(0, 1))
     own(unets.finetuned_unet("CT") / "x").parent.parent.rename(unets.finetuned_unet("all").parent)
     for modality in PROMPTS:
-        assert Sources(config, modality, unets).finetuned("filtered") == unets.finetuned_unet("all")
+        assert Sources(config, modality, unets).unet("filtered") == unets.finetuned_unet("all")
     Campaign(config, unets).override(modes=["filtered"]).run(blocks=(0, 1))
     assert Campaign(config, unets).read("manifest.jsonl", "filtered")
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from medsyn.arms import filters
 from medsyn.campaign.estimate import architecture
 from medsyn.campaign.estimate import memory as estimate_memory
 from medsyn.campaign.estimate.architecture import Architecture, Count
@@ -40,6 +41,8 @@ CANDIDATES_PER_PASS = 1.5  # two of three candidates pass the Selector
 MEASURING_SECONDS = {True: 5e-9, False: 1e-6}  # a pixel's part of the quality metrics, with a card, and without
 VERSIONS = 4  # of each image that the scorers are shown, at most
 EVALUATION_SECONDS = 0.03  # for one image
+# For copies of training images: to describe a real one, and to look for the source of an image (docs/memorization.md).
+INDEX_SECONDS, COPY_SECONDS, PLANTED_KINDS = 0.04, 0.15, 18
 JUDGE_SECONDS = 15.0  # to train the judge of phantoms
 
 
@@ -172,6 +175,7 @@ class CostModel:
             "finetune": self._finetune,
             "rlhf-stage1": self._rlhf,
             "rlhf-stage2": self._rlhf,
+            "align": self._align,
             "generate": self._generate,
             "evaluate": self._evaluate,
         }[task.stage]
@@ -315,6 +319,29 @@ class CostModel:
         each += self._seconds(networks.decoder, size, estimate_memory.SAMPLED_PICTURES)
         return -(-count // size) * each
 
+    def _align(self, task: Task, work: Volume, _: float) -> float:
+        """Each round: candidates, what the model before it predicts, training, and the judge's looks."""
+        section, networks = self.config.align, self.networks
+        finetune = section.as_finetuning(self.config.finetune)
+        reference = min(section.max_train_steps, estimate_memory.LEVELS * section.prompts) * section.learned
+        looks = 1 + -(-section.max_train_steps // section.judge_every)
+        training = CostModel(self.config.model_copy(update={"finetune": finetune}), self.counts, self.on_gpu)
+        each = self._sampled(section.prompts * section.candidates) + looks * self._sampled(section.judge_images)
+        each += self._seconds(networks.unet, section.train_batch_size, reference / section.train_batch_size)
+        each += training.finetuning(Volume()).seconds
+        kept = estimate_memory.FLOAT * networks.unet.parameters / WRITE_BYTES_PER_SECOND
+        looked_at = self._measuring(min(work.images, estimate_memory.REAL_IMAGES))
+        return section.rounds * (each + looks * kept) + looked_at
+
+    def _sampled(self, images: int) -> float:
+        """So many images as the campaign samples them, decoded and scored."""
+        section = self.config.generation
+        guided, plain = unet_calls(section)
+        size = section.images_per_batch
+        members = self.config.selector.members
+        judging = members * sum(self._seconds(network, size) for network in estimate_memory.scorers(self.config))
+        return -(-images // size) * (self.batch(guided, plain) + judging) + self._measuring(2 * images)
+
     def _measuring(self, images: float) -> float:
         """The quality metrics of so many images."""
         return images * self.config.selector.image_size**2 * MEASURING_SECONDS[self.on_gpu]
@@ -328,7 +355,7 @@ class CostModel:
         batches = work.places / size
         seconds = self._seconds(networks.text, 1, work.asked / section.img_num)
         for mode in section.modes:
-            seconds += batches * (candidates * (batch + judging) if mode == "filtered" else batch)
+            seconds += batches * (candidates * (batch + judging) if filters(mode) else batch)
         return seconds
 
     def batch(self, guided: float, plain: float) -> float:
@@ -350,4 +377,17 @@ class CostModel:
     def _evaluate(self, task: Task, work: Volume, _: float) -> float:
         """On the processor, wherever the rest computes."""
         images = sum(self.counts.get("images", {}).values())
-        return JUDGE_SECONDS + EVALUATION_SECONDS * (images + work.asked * len(self.config.generation.modes))
+        modes = len(self.config.generation.modes)
+        seconds = JUDGE_SECONDS + EVALUATION_SECONDS * (images + work.asked * modes)
+        return seconds + self._copies(work.asked * modes)
+
+    def _copies(self, synthetic: int) -> float:
+        """To search for copies, among so many images at most."""
+        section = self.config.evaluation
+        if not section.copies:
+            return 0.0
+        real = [min(count, 2 * section.max_images) for count in self.counts.get("images", {}).values()]
+        honest = sum(2 * min(section.copies_honest, count) for count in real)
+        planted = sum(PLANTED_KINDS * min(section.copies_planted, count) for count in real)
+        most = len(self.config.data.modalities) * section.max_images * len(self.config.generation.modes)
+        return INDEX_SECONDS * sum(real) + COPY_SECONDS * (min(synthetic, most) + honest + planted)

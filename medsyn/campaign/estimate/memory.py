@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from medsyn.arms import filters
 from medsyn.campaign.estimate import architecture
 from medsyn.campaign.estimate.architecture import Architecture, Count
 from medsyn.campaign.estimate.workload import Volume
@@ -38,6 +39,8 @@ ORIGINALS, KINDS_PER_IMAGE, GRADES = (
 SAMPLED_RUNS, SAMPLED_CALLS, SAMPLED_PICTURES = 1.8, 5, 16
 EXAMINED = 512  # comparisons that are looked at after every epoch, of each kind, at most
 PULLS, COMPARED = 0.5, 2.0  # images that a step of the Selector sees for each rating besides it
+LEVELS = 8  # noise levels that a candidate is learned from at, at most
+REAL_IMAGES = 2048  # of a modality's training images, that the Selector looks at beside candidates, at most
 COLOURS = {"Fundus": 3}  # channels of a modality's PNG files; all others are grey
 
 PNG_BYTES_PER_VALUE = 0.8  # of a noisy grey or colour image; smooth ones need half of it
@@ -76,6 +79,8 @@ def memory(config: Config, stage: str, model: Architecture) -> int:
     """Peak bytes of GPU memory (of main memory where there is no GPU) that one task of a stage needs."""
     if stage == "finetune":
         return round(CONTEXT + max(_encoding(model, True), _finetuning(config, model)))
+    if stage == "align":
+        return round(CONTEXT + max(_aligning(config, model), _generating(config, model, True)))
     if stage == "generate":
         return round(CONTEXT + _generating(config, model))
     if stage == "evaluate":
@@ -90,8 +95,11 @@ def _encoding(model: Architecture, with_unet: bool) -> float:
     return FLOAT * (parameters + WORKING * model.decoder.widest)
 
 
-def _finetuning(config: Config, model: Architecture) -> float:
-    """Weights, gradients, optimizer, and what the backward pass needs; a moving average lies in the host's memory."""
+def _finetuning(config: Config, model: Architecture, images: int | None = None) -> float:
+    """Weights, gradients, optimizer, and what the backward pass needs; a moving average lies in the host's memory.
+
+    `images` are in a forward pass; None: as many as a batch has.
+    """
     section, unet = config.finetune, model.unet
     saved = unet.inputs + unet.block if section.gradient_checkpointing else unet.saved
     number = AUTOCAST_SAVED if config.device.precision in ("float16", "bfloat16") else FLOAT
@@ -99,11 +107,23 @@ def _finetuning(config: Config, model: Architecture) -> float:
     optimizer = ADAM_8BIT if section.use_8bit_adam else ADAM
     frozen = 0 if section.lora.rank is None else unet.parameters
     trained = trained_parameters(section, model)
-    batch = min(section.train_batch_size, -(-section.global_batch // ranks(section)))
+    batch = min(section.train_batch_size, -(-section.global_batch // ranks(section))) if images is None else images
     working: float = batch * saved * number
     if section.validation_images is not None:  # between two steps the VAE decodes, image by image
         working = max(working, FLOAT * (model.vae_parameters + WORKING * model.decoder.widest))
     return frozen * weights + trained * (weights + FLOAT + optimizer) + working
+
+
+def _aligning(config: Config, model: Architecture) -> float:
+    """Training as in fine-tuning, with what samples and judges beside it: VAE, text encoder, scorers."""
+    finetune = config.align.as_finetuning(config.finetune)
+    training = _finetuning(config.model_copy(update={"finetune": finetune}), model, 0)
+    learning = _finetuning(config.model_copy(update={"finetune": finetune}), model) - training
+    size = config.generation.images_per_batch
+    rows = size * (2 if config.generation.guidance_scale != 1 else 1)
+    sampling = FLOAT * WORKING * max(rows * model.unet.widest, size * model.decoder.widest)
+    beside = FLOAT * (model.vae_parameters + model.text.parameters + scorer_parameters(config))
+    return training + beside + max(learning, sampling)
 
 
 def ranks(section: FinetuneSection) -> int:
@@ -116,12 +136,15 @@ def trained_parameters(section: FinetuneSection, model: Architecture) -> int:
     return model.unet.parameters if section.lora.rank is None else lora_parameters(model.unet_shapes, section.lora)
 
 
-def _generating(config: Config, model: Architecture) -> float:
-    """The UNet counts as float32 in half precision too: a batch that overflows is repeated in float32."""
+def _generating(config: Config, model: Architecture, scores: bool = False) -> float:
+    """What sampling needs, with scorers beside it where a mode has them, or `scores`.
+
+    The UNet counts as float32 in half precision too: a batch that overflows is repeated in float32.
+    """
     section, size = config.generation, config.generation.images_per_batch
     rows = size * (2 if section.guidance_scale != 1 else 1)
     working = WORKING * max(rows * model.unet.widest, size * model.decoder.widest)
-    beside = scorer_parameters(config) if "filtered" in section.modes else 0
+    beside = scorer_parameters(config) if scores or section.filters else 0
     return FLOAT * (model.unet.parameters + model.vae_parameters + model.text.parameters + beside + working)
 
 
@@ -158,6 +181,8 @@ def disk(config: Config, task: Task, model: Architecture, work: Volume, candidat
         )
         saved = unets * (1 + kept_unets(config.finetune)) + parts.parameters
         return Disk(cache + FLOAT * saved + last, checkpoints)
+    if task.stage == "align":
+        return _aligned(config, task, model)
     if task.stage == "generate":
         return Disk(round(_images(config, task, work, candidates)))
     if task.stage == "evaluate":
@@ -170,6 +195,23 @@ def disk(config: Config, task: Task, model: Architecture, work: Volume, candidat
         cache += HALF * (work.rated * (pixels + model.text_width) + damaged(config, work, task.modality) * pixels)
     # in each: weights, the best ones so far, two averages
     return Disk(cache + weights, (SCORER_CHECKPOINTS + 1) * 4 * weights)
+
+
+def _aligned(config: Config, task: Task, model: Architecture) -> Disk:
+    """Candidates and the model are left; what is computed of candidates, checkpoints and rounds' UNets go."""
+    section = config.align
+    changed = config.model_copy(update={"finetune": section.as_finetuning(config.finetune)})
+    candidates = section.prompts * section.candidates
+    pictures = candidates * image_bytes(config, task.modality or "")
+    reference = min(section.max_train_steps * section.learned, LEVELS * candidates)
+    cache = FLOAT * model.latent * (candidates + reference) + candidates * COLOURS.get(task.modality or "", 1) * (
+        config.data.resolution**2
+    )
+    unet = FLOAT * model.unet.parameters
+    checkpoints = (section.checkpoints_total_limit + 1) * (checkpoint_bytes(changed, model) + unet)
+    parts = model.encoder + model.decoder + model.text  # at most: they are links where that is possible
+    kept = unet + FLOAT * parts.parameters + section.rounds * pictures
+    return Disk(round(kept), round(cache + checkpoints + (section.rounds - 1) * unet))
 
 
 def damaged(config: Config, work: Volume, modality: str | None) -> int:
@@ -214,7 +256,7 @@ def _images(config: Config, task: Task, work: Volume, candidates: float) -> floa
     blocks = work.places / config.generation.block_size
     total = 0.0
     for mode in config.generation.modes:
-        attempts = candidates if mode == "filtered" else 1
+        attempts = candidates if filters(mode) else 1
         kept = 1 + min(config.generation.keep_rejected, attempts - 1)  # not all are rejected: at most
         total += work.asked * (kept * image + attempts * ATTEMPT_RECORD) + blocks * BLOCK_FILES * DISK_BLOCK
     return total

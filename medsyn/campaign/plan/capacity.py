@@ -27,6 +27,12 @@ _REMEDIES: dict[str, tuple[tuple[str, Any], ...]] = {
         ("finetune.gradient_checkpointing", True),
         ("finetune.train_batch_size", 1),
     ),
+    "align": (
+        ("align.lora.rank", 16),
+        ("finetune.gradient_checkpointing", True),
+        ("align.train_batch_size", 2),
+        ("generation.batch_size", 1),
+    ),
     "generate": (("generation.batch_size", 1),),
     "rlhf-stage1": (("training.batch_size", 1),),
     "rlhf-stage2": (("generation.batch_size", 1), ("training.batch_size", 1), ("selector.artifact_detection", False)),

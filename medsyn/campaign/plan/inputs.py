@@ -443,7 +443,7 @@ def _read_pairs(config: Config, problems: list[Problem], tokens: TokenCount | No
 
 def _check_evidence(config: Config, ratings: Sequence[RatingRow]) -> list[Problem]:
     """A warning where held-out ratings can never show what the Selector is worth, which generation will ask for."""
-    if config.selector.require_auroc is None or "filtered" not in config.generation.modes or not ratings:
+    if config.selector.require_auroc is None or not config.generation.filters or not ratings:
         return []
     good = {row.path for row in ratings if row.rating >= _GOOD}
     poor = {row.path for row in ratings if row.rating < _GOOD}
@@ -459,7 +459,7 @@ def _check_evidence(config: Config, ratings: Sequence[RatingRow]) -> list[Proble
 
 def _check_sampling(config: Config, ratings: Sequence[RatingRow]) -> list[Problem]:
     """A warning where the images that the Selector will judge are sampled otherwise than all those that were rated."""
-    if "filtered" not in config.generation.modes or not ratings:
+    if not config.generation.filters or not ratings:
         return []
     files = list(dict.fromkeys(row.path for row in ratings))
     step = -(-len(files) // _SAMPLING_READ)
@@ -484,7 +484,7 @@ def _absent(config: Config, what: str, modalities: Sequence[str]) -> Problem:
         return Problem(data.table, f"it has no rows of {names}: remove them from data.modalities")
     nothing_at_all = len(modalities) == len(data.modalities)
     if what == "rated images":
-        by_itself = "filtered" in config.generation.modes and config.generation.quality_threshold == "auto"
+        by_itself = config.generation.filters and config.generation.quality_threshold == "auto"
         needed = nothing_at_all or config.training.stage == 2 or by_itself
         reason = f"it has no ratings of {names}, so their Policy has nothing to learn from"
         if by_itself:

@@ -26,13 +26,18 @@ def check(config: Config, given: ModelPathsSection) -> list[Problem]:
 
 def _check_model(config: Config, given: ModelPathsSection) -> list[Problem]:
     """What keeps the model from being used, or adapters from being put on its UNet."""
-    base, lora = config.model_paths.stable_diffusion, config.finetune.lora
+    base, adapters = config.model_paths.stable_diffusion, {"finetune.lora": config.finetune.lora}
+    if config.align.enabled:
+        adapters["align.lora"] = config.align.lora
     if not single_file.is_one(given.stable_diffusion):
-        return model_folder.problems(base) or lora_targets.problems(base, lora)
+        found = [one for key, lora in adapters.items() for one in lora_targets.problems(base, lora, key)]
+        return model_folder.problems(base) or found
     found = single_file.problems(absolute(given.stable_diffusion), config.model_paths.components)
-    if found or lora.rank is None:
+    wanted = {key: lora for key, lora in adapters.items() if lora.rank is not None}
+    if found or not wanted:
         return found
-    return lora_targets.misfits(single_file.unet_shapes(Path(str(config.model_paths.components))), lora)
+    shapes = single_file.unet_shapes(Path(str(config.model_paths.components)))
+    return [one for key, lora in wanted.items() for one in lora_targets.misfits(shapes, lora, key)]
 
 
 def has_gpu(config: Config, here: bool = False) -> bool:

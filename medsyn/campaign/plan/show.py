@@ -266,7 +266,7 @@ def cost_totals(checked: Checked) -> list[str]:
         *_last_checkpoints(checked),
     ]
     section = config.generation
-    if "filtered" in section.modes and estimate.of("generate"):
+    if section.filters and estimate.of("generate"):
         bounds = f"{section.num_candidates} to {section.max_attempts}"
         lines.append(f"a filtered image takes {bounds} candidates; {estimate.candidates:g} are assumed")
     if estimate.assumed:

@@ -2,6 +2,7 @@
 
 finetune[modality] -> gate per modality -->
 rlhf-stage1 -> gate --------------------> rlhf-stage2 per modality -> gate per modality
+    -> align per modality -> gate per modality (where align.enabled)
     -> generate[shard] per modality, in chunks of what one array may hold -> gate per modality -> evaluate
 
 The number of nodes depends on modalities and chunks, never on tasks or prompts. A gate comes after the tasks it looks

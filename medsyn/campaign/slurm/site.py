@@ -165,9 +165,9 @@ class Site(Resources):
     python: str | None = None  # interpreter of the compute nodes; None: the one that runs medsyn
     max_array_size: int | None = Field(None, ge=1)  # None: what the cluster says
     container: Container | None = None
-    stages: dict[Literal["finetune", "rlhf-stage1", "rlhf-stage2", "generate", "evaluate", "gate"], Resources] = Field(
-        {}
-    )
+    stages: dict[
+        Literal["finetune", "rlhf-stage1", "rlhf-stage2", "align", "generate", "evaluate", "gate"], Resources
+    ] = Field({})
 
     def resources(self, stage: str) -> Resources:
         """What the jobs of a stage (or `gate`) ask for: the site's values, replaced by the stage's own.

@@ -175,7 +175,7 @@ def check_inputs(campaign: Campaign, planned: PlannedTask) -> None:
 def why_refused(campaign: Campaign, planned: PlannedTask) -> str | None:
     """Why a task's Selector must not choose its images; None where it may, or is not there, or there is no task's."""
     config, modality = campaign.config, planned.task.modality
-    if planned.task.stage != "generate" or modality is None or "filtered" not in config.generation.modes:
+    if planned.task.stage != "generate" or modality is None or not config.generation.filters:
         return None
     try:
         selector, _ = Sources(config, modality, campaign.directory).scorers()

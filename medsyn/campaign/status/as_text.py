@@ -100,12 +100,14 @@ def _hours(seconds: float) -> str:
 
 
 def _images(status: Status) -> Iterator[Text]:
-    for mode, its in figures.images(status).items():
+    images = figures.images(status)
+    width = max(map(len, images), default=0)
+    for mode, its in images.items():
         if its.candidates:
             rate = f", {its.candidates / its.accepted:.2f} per accepted image" if its.accepted else ""
             strange = f", {its.unfamiliar} unfamiliar to the Selector" if its.unfamiliar else ""
             accepted = f"{its.accepted} of {its.asked} images accepted, {its.candidates} attempts"
-            yield _line(f"{mode:<9} {accepted}{rate}{strange}")
+            yield _line(f"{mode:<{width}} {accepted}{rate}{strange}")
 
 
 def _efficiency(status: Status) -> Iterator[Text]:

@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+from medsyn.arms import MODES, filters
 from medsyn.config import EMBEDDED, Config, DeviceSection
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.generation.api.defaults import origin
-from medsyn.generation.api.options import Mode, configuration, modality_of, mode_of
+from medsyn.generation.api.options import configuration, modality_of, mode_of
 from medsyn.generation.evidence import require_evidence
 from medsyn.generation.write.provenance import Sources, common
 from medsyn.modality_names import MODALITIES
@@ -31,7 +32,7 @@ class Settings:
     """The checked settings of a generator: everything exists and fits together."""
 
     config: Config
-    mode: Mode  # filtered: with scorers
+    mode: str  # one of `medsyn.arms.MODES`
     modality: str | None  # None: any
     unet: Path | None  # directory that holds a fine-tuned `unet/`
     selector: Path | None
@@ -86,16 +87,18 @@ def campaign_settings(config: Config, modality: Any, mode: Any) -> Settings:
         raise InputProblems([Problem("config", f"must be a campaign's configuration, got {config!r:.100}")])
     found = model_folder.problems(config.model_paths.stable_diffusion)
     name = modality_of(found, modality, config.data.modalities or MODALITIES)
-    if mode not in get_args(Mode):
-        found.append(Problem("mode", f"must be {' or '.join(get_args(Mode))}, got {mode!r:.100}"))
+    if mode not in MODES:
+        found.append(Problem("mode", f"must be one of {', '.join(MODES)}, got {mode!r:.100}"))
+    elif config.arm(mode).weights == "aligned" and not config.aligns:
+        found.append(Problem("mode", f"is {mode}, but this campaign aligns no model (align.enabled)"))
     if found or name is None:
         raise InputProblems(found)
     sources = Sources(config, name, CampaignDirectory(config.campaign.path))
     known, side = sources.facts(mode), config.data.resolution
-    selector, policy = (file.parent for file in sources.scorers()) if mode == "filtered" else (None, None)
+    selector, policy = (file.parent for file in sources.scorers()) if filters(mode) else (None, None)
     if selector is not None:
         require_evidence(config, selector, name)
-    models = sources.finetuned(mode), selector, policy
+    models = sources.unet(mode), selector, policy
     return Settings(config, mode, name, *models, choose_device(config.device), side, side, known)
 
 

@@ -49,7 +49,7 @@ def models_of(given: Mapping[str, Any], modality_of: Callable[[Config], str]) ->
         try:
             config = load(CampaignDirectory(Path(value)).config, environment={})
             sources = Sources(config, modality_of(config), CampaignDirectory(Path(value).absolute()))
-            unet = sources.finetuned("filtered") if argument == "finetuned" else None
+            unet = sources.unet("filtered") if argument == "finetuned" else None
             found[argument] = unet or sources.scorers()[argument == "policy"].parent
         except InputError as error:
             raise InputError(argument, f"{error.problem.source} {error.problem.reason}") from None

@@ -22,9 +22,10 @@ from typing import Any, Unpack
 import numpy as np
 
 from medsyn import disk
+from medsyn.arms import Mode
 from medsyn.config import Config, Precision
 from medsyn.generation.api.arguments import Settings, campaign_settings, given_settings
-from medsyn.generation.api.options import Mode, Sampling
+from medsyn.generation.api.options import Sampling
 from medsyn.generation.api.prompts import Wanted, check_prompts
 from medsyn.generation.block_store import Item
 from medsyn.generation.evidence import doubts
@@ -125,7 +126,8 @@ class Generator:
             config: the campaign's, with its directory as `campaign.dir`.
             modality: whose fine-tuned UNet and Policy are used; any usual spelling. The generator makes no other, and
                 prompts need not start with it.
-            mode: `filtered`, or `baseline` for the first candidate of `generation.baseline_model`, whatever it is.
+            mode: an arm (`medsyn.arms`): `filtered`, or `baseline` for the first candidate of
+                `generation.baseline_model`, whatever it is.
 
         Raises:
             InputProblems: `modality` or `mode` is unknown, or the pretrained weights are missing.

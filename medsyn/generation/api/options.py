@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+from medsyn.arms import Mode, filters
 from medsyn.config import EMBEDDED, Config, validate
 from medsyn.data.prompts.rows import wrong_negative
 from medsyn.errors import InputProblems, Problem
@@ -20,8 +21,6 @@ from medsyn.text import did_you_mean
 
 BATCH_SIZE, MOST_TOGETHER = 4, 1024  # candidates in a batch, by default and at most
 BATCHES_PER_BLOCK = 4  # packed together; a campaign may have far more, but here somebody waits for the first image
-
-Mode = Literal["baseline", "filtered"]
 
 
 class Sampling(TypedDict, total=False):
@@ -157,7 +156,7 @@ def _defaults(campaign: Config | None, given: Mapping[str, Any]) -> dict[str, An
 
 def _wrong_names(given: Mapping[str, Any]) -> Iterator[Problem]:
     """Unknown arguments, and those of a filter that is absent or incomplete."""
-    has_filter = mode_of(given) == "filtered"
+    has_filter = filters(mode_of(given))
     for name in given:
         if name not in OPTIONS:
             yield Problem(name, f"no such argument{did_you_mean(name, OPTIONS)}")

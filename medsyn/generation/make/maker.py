@@ -65,7 +65,7 @@ class Work:
 
 @dataclass
 class BlockMaker:
-    """The models and the blocks of one modality; only one mode's models are loaded at a time."""
+    """The models and the blocks of one modality; only one UNet is loaded at a time, and only once for all its modes."""
 
     config: Config
     loader: Loader
@@ -80,13 +80,17 @@ class BlockMaker:
 
     @property
     def modes(self) -> list[str]:
-        """All modes, first the one whose models are loaded."""
-        return sorted(self.facts, key=lambda mode: mode not in self._loaded)
+        """All modes, those of one UNet after one another, first those whose models are loaded."""
+        first = {mode: next(other for other in self.facts if self.loader.same_unet(mode, other)) for mode in self.facts}
+        order, ready = list(self.facts), {first[mode] for mode in self._loaded}
+        return sorted(
+            order, key=lambda mode: (first[mode] not in ready, order.index(first[mode]), mode not in self._loaded)
+        )
 
     def load(self) -> None:
         """Load the models of every mode: for who has the room."""
         for mode in self.facts:
-            self._loaded[mode] = self.loader.sampler(mode)
+            self._loaded[mode] = self.loader.sampler(mode, self._loaded)
 
     def of(self, config: Config, loader: Loader) -> BlockMaker:
         """The same with its models, for a configuration that computes the same."""
@@ -160,8 +164,9 @@ class BlockMaker:
 
     def _sampler(self, mode: str) -> ImageSampler:
         if mode not in self._loaded:
-            self._loaded.clear()  # before the others are loaded: a GPU has room for one mode's
-            self._loaded[mode] = self.loader.sampler(mode)
+            for other in [other for other in self._loaded if not self.loader.same_unet(mode, other)]:
+                del self._loaded[other]  # before the next is loaded: a GPU has room for one
+            self._loaded[mode] = self.loader.sampler(mode, self._loaded)
         return self._loaded[mode]
 
 

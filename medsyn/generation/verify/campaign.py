@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from medsyn.arms import filters
 from medsyn.config import Config
 from medsyn.errors import InputError
 from medsyn.generation.block_store import REJECTED, Blocks, parse_manifest
@@ -130,7 +131,7 @@ class Images:
     @cached_property
     def _threshold(self) -> float | None:
         """The Selector score that was needed: what its folder says, or where that is gone, what a block does."""
-        if self.mode == "baseline":
+        if not filters(self.mode):
             return None
         with suppress(InputError):
             selector, _ = provenance.Sources(self.config, self.modality, self.directory).scorers()
@@ -145,7 +146,7 @@ class Images:
 
     @cached_property
     def _shared(self) -> tuple[str, ...]:
-        scorers = ("scorers_fingerprint", "quality_threshold") if self.mode == "filtered" else ()
+        scorers = ("scorers_fingerprint", "quality_threshold") if filters(self.mode) else ()
         return ("model_fingerprint", *ENVIRONMENT, *scorers)
 
     def environments(self) -> set[tuple[str, ...]]:

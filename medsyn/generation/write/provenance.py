@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import medsyn
 from medsyn import disk
+from medsyn.arms import filters
 from medsyn.config import Config, GenerationSection
 from medsyn.errors import InputError
 from medsyn.models.cards import read_card, threshold_of
@@ -48,23 +49,22 @@ _SETTINGS = (
     "generation.batch_size",
     "generation.on_exhausted",
 )
-_MODE_SETTINGS = {
-    "baseline": ("generation.baseline_model",),
-    "filtered": (
-        "training.stage",
-        "generation.num_candidates",
-        "generation.quality_threshold",
-        "generation.min_policy_score",
-        "generation.max_attempts",
-    ),
-}
+_OF_BASELINE = ("generation.baseline_model",)
+_OF_FILTER = (
+    "training.stage",
+    "generation.num_candidates",
+    "generation.quality_threshold",
+    "generation.min_policy_score",
+    "generation.max_attempts",
+)
 
 ENVIRONMENT_FILE = "made-with.json"
 
 
 def config_fingerprint(config: Config, mode: str) -> str:
     """Fingerprint of every setting that an image of a mode depends on."""
-    return config.section_fingerprint(*_SETTINGS, *_MODE_SETTINGS[mode])
+    own = _OF_FILTER if filters(mode) else _OF_BASELINE if mode == "baseline" else ()
+    return config.section_fingerprint(*_SETTINGS, *own)
 
 
 def common(config: Config, modality: str, mode: str, model: str) -> dict[str, Any]:
@@ -176,10 +176,11 @@ class Sources:
         Raises:
             InputError: one of the models has not been made yet.
         """
-        unet = None if self.finetuned(mode) is None else self._sha256(self._unet)
-        model = model_fingerprint(self.config.model_paths.stable_diffusion, unet, self.finetuned(mode))
+        folder, made = self.unet(mode), self._unet(mode)
+        unet = None if made is None else self._sha256(made)
+        model = model_fingerprint(self.config.model_paths.stable_diffusion, unet, folder)
         found = common(self.config, self.modality, mode, model)
-        if mode == "filtered":
+        if filters(mode):
             found["scorers_fingerprint"] = disk.fingerprint([self._sha256(made) for made in self._scorers])
             found["quality_threshold"] = quality_threshold(self.config, self.scorers()[0].parent, self.modality)
         return found
@@ -189,21 +190,21 @@ class Sources:
         selector, policy = self._scorers
         return selector.file(), policy.file()
 
-    def finetuned(self, mode: str) -> Path | None:
-        """Directory of the fine-tuned `unet/` that a mode samples with, None for the pretrained one."""
-        if mode == "baseline" and self.config.generation.baseline_model == "pretrained":
+    def unet(self, mode: str) -> Path | None:
+        """Directory of the trained `unet/` that a mode samples with, None for the pretrained one."""
+        made = self._unet(mode)
+        return None if made is None else made.file().parent.parent
+
+    def _unet(self, mode: str) -> _Made | None:
+        weights = self.config.arm(mode).weights
+        if weights == "pretrained":
             return None
-        self._unet.file()
-        return self.directory.finetuned_unet(self._finetuning)
-
-    @property
-    def _finetuning(self) -> str:
-        return self.config.finetune.task_for(self.modality)
-
-    @property
-    def _unet(self) -> _Made:
-        path = self.directory.finetuned_unet(self._finetuning) / "unet" / UNET_WEIGHTS
-        return _Made(path, "finetune", slug(self._finetuning))
+        if weights == "aligned":
+            folder, task = self.directory.aligned_unet(self.modality), ("align", slug(self.modality))
+        else:
+            trained = self.config.finetune.task_for(self.modality)
+            folder, task = self.directory.finetuned_unet(trained), ("finetune", slug(trained))
+        return _Made(folder / "unet" / UNET_WEIGHTS, *task)
 
     @property
     def _scorers(self) -> tuple[_Made, _Made]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,10 +26,10 @@ from medsyn.training.finetune.speed import figures, training_flops
 from medsyn.training.finetune.state import TrainState
 from medsyn.training.finetune.validation import Validation, best_step, is_due
 from medsyn.training.finetune.watch import LossWatch
+from medsyn.training.micro_batches import configured, halved, unless_out_of_memory
 from medsyn.training.run import TrainingRun
 from medsyn.training.schedule import draws, learning_rate, samples_of_step
 
-logger = logging.getLogger(__name__)
 _ROWS_SHOWN = 8
 _METRICS_LINES = 100  # about enough for a curve; each one waits for the GPU
 
@@ -108,7 +106,7 @@ def train(
         require_finite()
         return state.tensors(done)
 
-    watch, micro_batch = LossWatch(), _micro_batch(section.train_batch_size, training)
+    watch, micro_batch = LossWatch(), configured(section.train_batch_size, training)
     conditions = {"precision": str(state.dtype).removeprefix("torch."), "train_batch_size": section.train_batch_size}
     training.note_conditions(start + 1, **conditions, micro_batch=micro_batch)
     clock, clock_step = time.monotonic(), start
@@ -117,10 +115,10 @@ def train(
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         while True:  # all ranks or none
-            parts = _unless_out_of_memory(gradients_of, inputs.result(), micro_batch)
+            parts = unless_out_of_memory(gradients_of, inputs.result(), min(micro_batch, -(-batch // team.size)))
             if not team.agree(training.control, out_of_memory=parts is None) and parts is not None:
                 break
-            micro_batch = _halved(min(micro_batch, -(-batch // team.size)))
+            micro_batch = halved(min(micro_batch, -(-batch // team.size)))
             training.note_conditions(step + 1, **conditions, micro_batch=micro_batch)
             team.zero_gradients(state.optimizer)
         step_loss = torch.zeros_like(state.loss_sum)
@@ -157,7 +155,7 @@ def train(
                 line |= validation.line(state, done)
                 if strips is not None:
                     strips.write(state, done)
-                kept += keep_best(state, done, training, validation) if section.keep_best else []
+                kept += keep_best(state, done, training, validation.losses()) if section.keep_best else []
             clock, clock_step = time.monotonic(), done
         save = functools.partial(state_to_save, done)
         numbers = {"epoch": -(-done * batch // len(dataset)), "loss": loss, "learning_rate": rate}
@@ -189,29 +187,3 @@ def _not_finite(
     names = and_more([dataset.names[sample] for rows in bad or [batch] for sample in rows], _ROWS_SHOWN)
     advice = "lower finetune.learning_rate or raise lr_warmup_steps, or look at these images"
     return f"the loss is {losses[0]} at step {step + 1}, on {names} of {config.data.table}: {advice}"
-
-
-def _micro_batch(configured: int, training: TrainingRun) -> int:
-    """What a run that was interrupted had come to, if its configuration is the same."""
-    last = training.conditions[-1] if training.conditions else {}
-    return int(last["micro_batch"]) if last.get("train_batch_size") == configured else configured
-
-
-def _unless_out_of_memory(
-    gradients_of: Callable[[tuple[Tensor, ...], int], list[Tensor]], inputs: tuple[Tensor, ...], micro_batch: int
-) -> list[Tensor] | None:
-    """What `gradients_of` returns; None if the GPU's memory does not suffice, and less at once might fit."""
-    try:
-        return gradients_of(inputs, micro_batch)
-    except torch.cuda.OutOfMemoryError as error:
-        if min(micro_batch, len(inputs[0])) == 1:
-            advice = "finetune.gradient_checkpointing=true, use_8bit_adam=true or a lower data.resolution takes less"
-            raise torch.cuda.OutOfMemoryError(f"one image at once is too much: {advice} ({error})") from None
-    torch.cuda.empty_cache()  # here, where the error no longer holds on to what was computed
-    return None
-
-
-def _halved(micro_batch: int) -> int:
-    """Half as many, at least 1."""
-    logger.warning("the GPU's memory does not hold %d images at once: trying half as many", micro_batch)
-    return max(1, micro_batch // 2)

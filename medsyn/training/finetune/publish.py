@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from medsyn import disk, time_use
@@ -16,7 +17,7 @@ from medsyn.stage import KEPT
 from medsyn.training.background_writer import Job, Tensors
 from medsyn.training.checkpoint import discard, saved_steps
 from medsyn.training.finetune.state import TrainState
-from medsyn.training.finetune.validation import Validation, best_step
+from medsyn.training.finetune.validation import best_step
 from medsyn.training.run import CONDITIONS, TrainingRun
 
 STEPS = "finetune.max_train_steps"
@@ -52,15 +53,14 @@ def keep_unet(state: TrainState, step: int, training: TrainingRun, config: Confi
     return Job(state.result(step), write)
 
 
-def keep_best(state: TrainState, step: int, training: TrainingRun, validation: Validation) -> list[Job]:
-    """Writes the UNet as it is now, after `step` steps, until the end of the run, if it is the best so far.
+def keep_best(state: TrainState, step: int, training: TrainingRun, losses: Mapping[int, float]) -> list[Job]:
+    """Writes the UNet as it is now, after `step` steps, until the end of the run, if its loss is the lowest so far.
 
     An earlier best goes only if no checkpoint is left from which a run that goes on there would need it.
     """
-    losses = validation.losses()
     if best_step(losses, step) != step:
         return []
-    path = _best(training, step)
+    path = best_folder(training, step)
 
     def write(trained: Tensors) -> None:
         if path.exists():
@@ -69,7 +69,7 @@ def keep_best(state: TrainState, step: int, training: TrainingRun, validation: V
             state.save_unet(temporary, trained)
         needed = {step, *(best_step(losses, saved) for saved in saved_steps(training.checkpoints))}
         for other in training.directory.glob(f"{_BEST}*"):
-            if other not in {_best(training, best) for best in needed if best is not None}:
+            if other not in {best_folder(training, best) for best in needed if best is not None}:
                 discard(other)
 
     return [Job(state.result(step), write)]
@@ -81,7 +81,8 @@ def discard_best(training: TrainingRun) -> None:
         discard(path)
 
 
-def _best(training: TrainingRun, step: int) -> Path:
+def best_folder(training: TrainingRun, step: int) -> Path:
+    """Where `keep_best` keeps the UNet after `step` steps."""
     return training.directory / f"{_BEST}{step}"
 
 
@@ -103,7 +104,7 @@ def publish(state: TrainState, config: Config, training: TrainingRun, model: Pat
             if best is None:
                 state.save_unet(temporary, state.result(config.finetune.max_train_steps))
             else:
-                shutil.copytree(_best(training, best), temporary, dirs_exist_ok=True)
+                shutil.copytree(best_folder(training, best), temporary, dirs_exist_ok=True)
         add_parts(directory, temporary)
         _write_schedule(config, temporary)
         write_index(temporary, str(model_folder.scheduler_config(str(temporary)).get("_class_name")))

@@ -100,7 +100,7 @@ def _lead(config: Config, task: Task, directory: CampaignDirectory, control: Con
         base, device = config.model_paths.stable_diffusion, team.device(config.device)
         if problems := model_folder.problems(base):
             raise InputProblems(problems)
-        scheduler, dtype = _scheduler(config), training_dtype(config.device, device)
+        scheduler, dtype = noise_scheduler(config), training_dtype(config.device, device)
         state = first_state(load_unet(base, device, torch.float32), section, training.key, dtype)
         start = state.resume(training)  # a run that cannot resume is refused before hours of encoding
         if start > section.max_train_steps:
@@ -197,7 +197,7 @@ def _follow(control: Control, team: Ranks) -> None:
         state.restore(load_exactly(training.checkpoints, start, sha256))
     dataset = LatentDataset(TensorCache(directory.root / "cache" / task.name), **told["dataset"])
     team.join({}, state.parameters, control)
-    train(config, state, start, _scheduler(config), dataset, training, team)
+    train(config, state, start, noise_scheduler(config), dataset, training, team)
 
 
 def _validated_rows(config: Config, task: Task, held_out: list[ImageRow]) -> list[ImageRow]:
@@ -236,7 +236,7 @@ def _plain(config: Config) -> Config:
     return config.model_copy(update={"finetune": section})
 
 
-def _scheduler(config: Config) -> DDPMScheduler:
+def noise_scheduler(config: Config) -> DDPMScheduler:
     """The noise schedule that is trained with.
 
     Raises:

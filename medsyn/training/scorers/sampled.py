@@ -21,11 +21,11 @@ from medsyn.config import Config
 from medsyn.data.degradations.graded import amount
 from medsyn.data.images.latent_cache import TensorCache
 from medsyn.data.prompts.attributes import at_best_quality
-from medsyn.models.pictures import quantise_all
-from medsyn.models.sampler import Guidance, Run, build_scheduler, finite_rows, initial_noise
+from medsyn.models.sampler import build_scheduler
 from medsyn.schedulers import SOLVERS
 from medsyn.seeds import seed
 from medsyn.stage import Control
+from medsyn.training.own_samples import Asked, paint, sample
 from medsyn.training.scorers.comparisons import Comparisons
 from medsyn.training.scorers.ways import WAYS, Resampled, Spoilt, Stopped, Wish
 
@@ -276,38 +276,25 @@ class _Plan:
     ) -> tuple[Tensor, list[bool]]:
         """Latents [N, c, h, w], and which are finite; `states` receives the latents after every step."""
         system, section = self.load_system(), self.config.generation
-        padded = [*rows, *[rows[-1]] * (section.images_per_batch - len(rows))]
-        seeds = [row.subject.image for row in padded]
-        hidden, negative = (
-            torch.stack([features for features, _ in system.embed_all(texts)])
-            for texts in ([row.wish.prompt for row in padded], [row.wish.negative for row in padded])
-        )
-        guidance = Guidance(torch.tensor([row.wish.guidance for row in padded]), negative, section.shortcuts)
-        noise = initial_noise(seeds, system.latent_shape(self.config.data.resolution))
-        noise *= torch.tensor([row.wish.noise for row in padded]).view(-1, 1, 1, 1)
+        asked = [
+            Asked(row.subject.image, row.wish.prompt, row.wish.negative, row.wish.guidance, row.wish.noise)
+            for row in rows
+        ]
 
         def scheduler() -> Any:
             fresh = build_scheduler(section.scheduler, system.scheduler_config, steps)
             return fresh if states is None else _watched(fresh, states)
 
         with spoil(system.unet):
-            run = Run(system.unet, scheduler, hidden, guidance, noise, seeds)
-            samples = run.finish(*run.begin())
-        return samples.latents[: len(rows)], samples.finite[: len(rows)]
+            return sample(system, section, self.config.data.resolution, asked, scheduler)
 
     def _pictures(self, latents: Tensor, finite: Sequence[bool]) -> dict[str, Tensor]:
         """What a batch of latents is decoded to, as it would be written, and which are finite."""
-        count, size = len(latents), self.config.generation.images_per_batch
         system = self.load_system()
-        # as the cache keeps them: what is spoilt is made of those
-        stored = latents.to(system.device, torch.float16).float().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        decoded = system.decode(torch.cat([stored, stored[-1:].expand(size - count, -1, -1, -1)]))[:count]
-        readable = finite_rows(decoded).tolist()
-        pictures = quantise_all(decoded.nan_to_num(nan=0.0), self.modality).permute(0, 3, 1, 2)
-        return {
-            "pixels": pictures,
-            "finite": torch.tensor([one and other for one, other in zip(finite, readable, strict=True)]),
-        }
+        stored = latents.to(system.device, torch.float16).float()  # as the cache keeps them: what is spoilt is of those
+        size = self.config.generation.images_per_batch
+        pictures, finite = paint(system, size, stored, finite, self.modality)
+        return {"pixels": pictures.permute(0, 3, 1, 2), "finite": torch.tensor(finite)}
 
 
 _STOPPED = next(name for name, way in WAYS.items() if isinstance(way, Stopped))

@@ -24,6 +24,7 @@ from medsyn.stage import CampaignDirectory, Control, Task
 from medsyn.training.scorers.captions import Captioned, Texts, collect_texts
 from medsyn.training.scorers.comparisons import Comparisons
 from medsyn.training.scorers.folds import split_into_folds
+from medsyn.training.scorers.judged import judged_groups
 from medsyn.training.scorers.rated import GOOD, Loading, RatedPairs, RatedSet, load_rated, rated_pairs, rated_rows
 from medsyn.training.scorers.remembered import Remembered
 
@@ -49,6 +50,10 @@ class Sources:
         self.config, self.modality = config, task.modality
         everything, every_pair, table = rated_rows(config), rated_pairs(config), _table_rows(config)
         self.group_of = groups([*everything, *table], ((row.a.file, row.b.file) for row in every_pair))
+        judged = judged_groups(config, everything, self.group_of)  # which are another's
+        everything = [row for row in everything if self.group_of[row.file] not in judged]
+        every_pair = [row for row in every_pair if self.group_of[row.a.file] not in judged]
+        table = [row for row in table if self.group_of[row.file] not in judged]
         self.ratings = [row for row in everything if self._belongs(row.modality)]
         self.pairs = [row for row in every_pair if self._belongs(row.modality)]
         self.captioned = [row for row in self._choose(table, CAPTIONED) if self._belongs(row.modality)]

@@ -56,11 +56,41 @@ def said(settings: Config) -> list[Problem]:
 
 
 def tiny_estimate() -> Estimate:
-    """Of the tiny configuration with its phantoms, without a GPU."""
-    settings = configuration.load(ROOT / "configs" / "tiny.yaml", environment={})
+    """Of the tiny configuration, without a GPU, and with the arms that it had when it was measured."""
+    arms = "generation.modes=[baseline, filtered]"
+    settings = configuration.load(ROOT / "configs" / "tiny.yaml", [arms], environment={})
     of_each = {modality: 120 if modality == "MRI" else 60 for modality in settings.data.modalities}
     counts = {"images": of_each, "rated images": of_each, "prompts": {key: n // 10 for key, n in of_each.items()}}
     return estimate(settings, counts, on_gpu=False)
+
+
+ALIGNED = {"align__enabled": "true"}
+MORE_ALIGNMENT = {"prompts": 128, "candidates": 16, "max_train_steps": 400, "judge_images": 300, "rounds": 2}
+
+
+class TestAlignment:
+    def test_a_round_on_12_gb_takes_adapters_and_less_than_four_hours_of_a_titan_xp(self) -> None:
+        """As configured: 512 candidates of 25 guided steps, 200 steps of 32, nine looks at 64 images."""
+        found = one("align", generation__batch_size=16, **ALIGNED)
+        assert found.seconds < 4 * 3600
+        assert found.memory < 11 * GIB
+        assert [p for p in said(config(generation__batch_size=16, **ALIGNED)) if p.severity == "error"] == []
+
+    def test_all_weights_are_refused_before_anything_is_queued_and_what_would_help_is_told(self) -> None:
+        settings = config(generation__batch_size=16, align__lora__rank="null", **ALIGNED)
+        problem = next(p for p in said(settings) if p.key == "align.lora.rank")
+        assert problem.reason.startswith("align is estimated to need 12.6 GiB of GPU memory, but a card has 12 GiB")
+        assert problem.reason.endswith("align.lora.rank=16 would need 7.8 GiB")
+
+    @pytest.mark.parametrize(("key", "value"), MORE_ALIGNMENT.items())
+    def test_more_of_it_takes_longer(self, key: str, value: int) -> None:
+        assert one("align", **ALIGNED, **{f"align__{key}": value}).seconds > one("align", **ALIGNED).seconds
+
+    def test_an_hour_is_its_candidates_its_steps_and_its_looks(self) -> None:
+        """180 GFLOP of the UNet twice in each of 25 steps of an image, 537 to learn from one and 180 to remember."""
+        images, steps = 512 + 9 * 64, 200 * 32
+        expected = (images * (50 * 180e9 + 622e9) + steps * (537e9 + 0.7 * 180e9) * 0.7) / 5.9e12
+        assert one("align", generation__batch_size=16, **ALIGNED).seconds == pytest.approx(expected, rel=0.3)
 
 
 class TestHours:
@@ -398,6 +428,7 @@ def test_tasks_that_are_done_are_found_by_their_markers(trial: Trial) -> None:
 
 def test_constants_that_are_repeated_are_the_same() -> None:
     from medsyn.modality_names import COLOUR_MODALITIES
+    from medsyn.training.alignment import lessons, real_images
     from medsyn.training.finetune import samples, validation
     from medsyn.training.scorers import loop, measured, selector_learner, sources, ways
 
@@ -406,6 +437,7 @@ def test_constants_that_are_repeated_are_the_same() -> None:
     assert memory.SCORER_CHECKPOINTS == loop.CHECKPOINTS_KEPT
     assert (memory.VALIDATED, memory.VALIDATED_ROWS) == (validation.MOST_IMAGES, validation._PER_IMAGE)
     assert samples._STEPS == memory.SAMPLE_STEPS
+    assert (memory.LEVELS, memory.REAL_IMAGES) == (lessons.LEVELS, real_images.MOST)
     assert (memory.ORIGINALS, memory.KINDS_PER_IMAGE) == (sources.ORIGINALS, sources.KINDS_PER_IMAGE)
     assert memory.EXAMINED == selector_learner.EXAMINED
     assert memory.PULLS == selector_learner.PULLS_PER_RATING

@@ -131,7 +131,7 @@ def trained(campaign: Campaign, tmp_path: Path) -> Loader:
     directory = CampaignDirectory(tmp_path / "trained")
     shutil.copytree(campaign.directory.root / "work", directory.root / "work")
     loader = Loader(campaign.config, "CT", directory)
-    for made in (loader._unet, *loader._scorers):
+    for made in (loader._unet("filtered"), *loader._scorers):
         output = {"path": str(made.path.relative_to(directory.root)), "size": made.path.stat().st_size}
         marker = directory.done(made.stage, made.name)
         outputs = disk.read_json(marker)["outputs"] if marker.exists() else []
@@ -183,7 +183,7 @@ def test_weights_that_are_not_what_the_marker_speaks_of_are_hashed(
     trained: Loader, hashed: list[Path], change: Callable[[Path, Path], None], which: int
 ) -> None:
     before = trained.facts("filtered")
-    made = (trained._unet, *trained._scorers)[which]
+    made = (trained._unet("filtered"), *trained._scorers)[which]
     change(made.path, trained.directory.done(made.stage, made.name))
     assert (trained.facts("filtered") != before) == (change in (replaced, longer))
     assert made.path.resolve() in hashed

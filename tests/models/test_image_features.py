@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from medsyn.data.phantoms.phantom import KINDS, draw_phantom
-from medsyn.evaluation.features import describe, grey, shrink
+from medsyn.models.image_features import describe, grey, shrink
 from tests.helpers.synthetic_campaign import phantom_pixels
 
 

@@ -1,0 +1,1 @@
+"""Whether synthetic images are copies of real ones: which, of what, and how sure that is."""

@@ -1,0 +1,1 @@
+"""Alignment: what raters taught the Selector and the Policy, taught to the generator."""

@@ -1,0 +1,107 @@
+"""The real images beside the candidates in every batch: what keeps the generator from running after its scorers.
+
+They are those that experts rated good, and training images that the modality's Selector and Policy accept. Latents are
+those of the fine-tuning, from its cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medsyn import disk
+from medsyn.config import Config
+from medsyn.data.images.latent_cache import TensorCache
+from medsyn.data.images.read import Image
+from medsyn.data.tables.read import ImageRow, RatingRow
+from medsyn.models.stable_diffusion import SyntheticSystem
+from medsyn.seeds import seed
+from medsyn.stage import Control
+from medsyn.training.alignment.candidates import Scorers, scores_of
+from medsyn.training.encode_rows import encode_rows
+from medsyn.training.finetune.dataset import LatentDataset, prepare_dataset
+from medsyn.training.scorers.rated import GOOD
+
+MOST = 2048  # training images that are looked at, by lot
+ACCEPTABLE = 0.5  # on the Policy's scale: a rating of 2 on that of 1 to 3
+_TOGETHER = 64
+
+
+def rated_good(ratings: Sequence[RatingRow]) -> list[ImageRow]:
+    """Images that all their raters called good, with the prompt they were rated under."""
+    poor = {row.path for row in ratings if row.rating < GOOD}
+    first = {row.path: row for row in reversed(ratings) if row.path not in poor}
+    good = sorted(first.values(), key=lambda row: row.row)
+    return [ImageRow(row.row, row.file, row.path, row.prompt, row.modality, None, row.volume) for row in good]
+
+
+def by_lot(rows: Sequence[ImageRow], campaign_seed: int) -> list[ImageRow]:
+    """At most `MOST` of the rows, in the table's order."""
+    drawn = sorted(rows, key=lambda row: (seed("real image", campaign_seed, row.file, row.text), row.row))
+    return sorted(drawn[:MOST], key=lambda row: row.row)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What says which images are good."""
+
+    config: Config
+    hashes: dict[Path, str]
+    load_system: Callable[[], SyntheticSystem]  # called only if something must be scored, as is the next
+    load_scorers: Callable[[], Scorers]
+    scorers: str  # fingerprint of their weights
+    threshold: float  # of the Selector
+    cache: TensorCache  # where pictures and scores are kept
+    control: Control
+
+
+def accepted(asking: Asking, rows: Sequence[ImageRow]) -> list[ImageRow]:
+    """The rows of one modality whose image the Selector accepts, and the Policy under the row's own caption.
+
+    A caption may be wrong, and a model that is to follow its prompts must not learn that. What the Policy accepts is
+    what it expects a rating of at least acceptable for (half of its scale), or the better half of the rows, if those
+    are more. Errors as for `encode_rows`.
+    """
+    if not rows:
+        return []
+
+    def keep(_: Image, pixels: Tensor) -> dict[str, Tensor]:
+        return {"picture": (pixels[0].permute(1, 2, 0) * 255).round().to(torch.uint8)}
+
+    config, cache = asking.config, asking.cache
+    its = (config, config.data.table, rows, asking.hashes, keep, cache, asking.control, config.data.allow_synthetic)
+    kept, _ = encode_rows(*its, ("picture",))
+    keys = [disk.fingerprint(["real image", asking.scorers, key, row.text]) for key, row in kept]
+    for start in range(0, len(kept), _TOGETHER):
+        part = slice(start, start + _TOGETHER)
+        if any(key not in cache for key in keys[part]):
+            pictures = torch.stack([cache.read(key, "picture") for key, _ in kept[part]])
+            texts = [row.text for _, row in kept[part]]
+            found = scores_of(asking.load_scorers(), asking.load_system(), rows[0].modality, texts, pictures)
+            cache.add({key: {"scores": found[place]} for place, key in enumerate(keys[part])})
+            asking.control.leave_if_asked()
+        asking.control.heartbeat(min(part.stop, len(kept)), len(kept), "real image")
+    quality, _, fit, _ = np.array([cache.read(key, "scores").tolist() for key in keys]).reshape(-1, 4).T
+    least = min(ACCEPTABLE, float(np.median(fit))) if len(fit) else ACCEPTABLE
+    passes = (quality >= asking.threshold) & (fit >= least)
+    return [row for (_, row), one in zip(kept, passes, strict=True) if one]
+
+
+def prepare(
+    config: Config,
+    rows: Sequence[ImageRow],
+    hashes: dict[Path, str],
+    load_system: Callable[[], SyntheticSystem],
+    cache: TensorCache,
+    control: Control,
+) -> LatentDataset:
+    """The rows' latents and text features, as fine-tuning has them; generated ones among them are left out."""
+    lenient = config.data.model_copy(update={"strict": False})  # fine-tuning and RLHF have told what is wrong
+    once = config.finetune.model_copy(update={"rare_captions": None})
+    changed = config.model_copy(update={"data": lenient, "finetune": once})
+    return prepare_dataset(changed, rows, hashes, load_system, cache, control)
