@@ -177,6 +177,7 @@ def of_tables(folder: Path, modalities: Sequence[str], changes: Sequence[str], s
     tables = [f"data.table={folder / 'metadata.csv'}", f"data.ratings_file={folder / 'ratings.csv'}"]
     listed = f"data.modalities=[{', '.join(modalities)}]"
     own = [f"campaign.seed={seed}", "training.stage1.train_selector=false", "generation.modes=[baseline]"]
+    own += ["align.enabled=false"]  # a judge would keep ratings for itself
     return configuration.load(TINY, [*changes, *tables, listed, *own])
 
 

@@ -122,6 +122,19 @@ def test_what_is_left_out_is_left_out_in_the_stage_and_only_there() -> None:
     assert stages.degraded_comparisons is whole
 
 
+def test_what_thresholds_let_through_is_told_by_what_it_is_and_by_modality() -> None:
+    from scoring import passing, selector
+    from scoring.images import Rating
+
+    answers = selector.Answers()
+    for number, way in enumerate(["two steps", "two steps", "shuffled"]):
+        image = Rating("", 3, "CT", 3, "", f"prompt {number}")
+        answers.add(0, image, f"{passing.BAD_SAMPLES}: {way}", 0.5, way == "two steps")
+    found = {one.name: one.interval.value for one in passing._described("auto", answers)}
+    whole = f"auto: {passing.BAD_SAMPLES}"
+    assert found == {whole: pytest.approx(2 / 3), f"{whole}, CT": pytest.approx(2 / 3)}
+
+
 def test_the_worst_of_figures_is_named() -> None:
     from scoring import figures
 

@@ -294,7 +294,9 @@ class CostModel:
         originals = estimate_memory.damaged(config, work, task.modality)
         sampled = estimate_memory.samples(config, task.stage) * estimate_memory.SAMPLED_PICTURES
         copies = originals * (1 + estimate_memory.KINDS_PER_IMAGE * estimate_memory.GRADES)
-        seconds += self._sampling(task) + self._measuring(VERSIONS * work.rated + VERSIONS / 2 * (copies + sampled))
+        seconds += self._sampling(task) + self._measuring(VERSIONS / 2 * sampled)
+        if task.stage == "rlhf-stage1":  # stage 2 finds them in the campaign's cache
+            seconds += self._measuring(VERSIONS * work.rated + VERSIONS / 2 * copies)
         steps = -(-work.ratings // section.batch_size)
         learning = max(1, config.selector.members - 1)  # none learns from the images that it is asked about
         networks = zip(estimate_memory.scorers(config), estimate_memory.seen_for_a_rating(config), strict=True)

@@ -74,6 +74,19 @@ def test_prompts_are_drawn_evenly_whatever_their_order() -> None:
     assert sampled.choose_subjects([], 7, 0, "CT") == []
 
 
+def test_what_asks_for_poor_images_is_no_example_of_good_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def batches(plan: object, subjects: list[sampled.Subject], ways: list[str]) -> list[object]:
+        asked.extend(subject.prompt for subject in subjects)
+        return []
+
+    monkeypatch.setattr(sampled._Plan, "batches", batches)
+    texts = [f"CT: {what} image quality" for what in ("a mass, poor", "a mass, excellent", "normal, acceptable")]
+    sampled.sampled_comparisons(config(), "CT", texts, 4, "w", generator, TensorCache(tmp_path), Control())
+    assert set(asked) == {f"CT: {what}, excellent image quality" for what in ("a mass", "normal")}
+
+
 def test_every_way_makes_pairs_with_the_good_image_of_its_prompt(everything: tuple[Path, Comparisons]) -> None:
     found = everything[1]
     for name, way in WAYS.items():
