@@ -573,6 +573,9 @@ class EvaluationSection(Section):
     kid_subsets: int = Field(50, ge=1)
     kid_subset_size: int = Field(100, ge=2)
     sheet_columns: int = Field(8, ge=1)
+    copies: bool = True  # search for copies of training images (docs/memorization.md)
+    copies_honest: int = Field(200, ge=4)  # real images of each modality that set the threshold
+    copies_planted: int = Field(20, ge=1)  # copies of each kind that are planted, in each modality
     # what the verdict asks for
     min_images: int = Field(50, ge=1)  # of a set, in one modality
     min_auroc: float = Field(0.5, ge=0.5, lt=1)  # of the Selector on held-out ratings, with all of its interval

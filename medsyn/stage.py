@@ -198,6 +198,7 @@ class Control:
         self._grace_seconds = grace_seconds  # from a request to leave to the kill; None: nobody kills
         self.stop_requested = False
         self.together = False  # one of several processes, which agree on when to stop
+        self.about: dict[str, Any] = {}  # which part of its work the task is at, for every heartbeat
         self.kept: dict[str, Any] = {}  # what a stage leaves to the next task of this process, as loaded models
         self.asked: float | None = None  # when the stop was requested, in seconds since the epoch
         self.step: int | None = None  # the last step reported
@@ -251,7 +252,7 @@ class Control:
             return
         self._last_heartbeat = now
         where = {"time": time.time(), "host": os.uname().nodename}
-        facts = {"step": step, "total": total, "unit": unit, **where, **numbers}
+        facts = {"step": step, "total": total, "unit": unit, **where, **self.about, **numbers}
         if (account := time_use.current()) is not None:
             facts["use"] = account.as_dict()
         with suppress(OSError):  # a heartbeat is a hint; writing what must be on disk raises errors of its own

@@ -46,7 +46,7 @@ class Sheet:
     rows: Sequence[tuple[str, str, Sequence[Frame]]]  # (name, what it is, frames)
 
 
-def _data_uri(pixels: np.ndarray) -> str:
+def data_uri(pixels: np.ndarray) -> str:
     """A PNG of uint8 [S, S, 3] as a data URI, with one channel if all three are equal."""
     is_grey = bool((pixels == pixels[..., :1]).all())
     stream = io.BytesIO()
@@ -76,7 +76,7 @@ def _real_frame(picture: Picture | None, prompt: str) -> Frame:
     if picture is None:
         return Frame(None, "no real image")
     return Frame(
-        _data_uri(picture.pixels), f"real image: {picture.text}", [] if picture.text == prompt else [picture.text]
+        data_uri(picture.pixels), f"real image: {picture.text}", [] if picture.text == prompt else [picture.text]
     )
 
 
@@ -90,7 +90,7 @@ def _generated_frame(images: GeneratedImages, prompt_id: str, mode: str) -> Fram
         notes.append(_FATES.get(line["reason"], str(line["reason"])).format(line["attempts"]))
     elif line["reason"] == ACCEPTED:
         notes.append(f"accepted, {line['attempt'] + 1} of {line['attempts']}")
-    image = None if picture is None else _data_uri(picture.pixels)
+    image = None if picture is None else data_uri(picture.pixels)
     return Frame(image, f"synthetic image, {mode}: {line['prompt']}", notes, accepted=bool(line["accepted"]))
 
 
@@ -120,7 +120,7 @@ def _candidate_frame(folder: Path, row: Mapping[str, str]) -> Frame:
         return Frame(None, "no picture", notes)
     with Image.open(path) as image:
         pixels = shrink(np.asarray(image.convert("RGB")), min(PICTURE_SIDE, image.height))
-    return Frame(_data_uri(pixels), f"synthetic image, candidate: {row['prompt']}", notes)
+    return Frame(data_uri(pixels), f"synthetic image, candidate: {row['prompt']}", notes)
 
 
 def contact_sheet(gathered: Gathered, modality: str, most: int) -> Sheet:
@@ -131,7 +131,7 @@ def contact_sheet(gathered: Gathered, modality: str, most: int) -> Sheet:
     real, origin = (held_out, "held out") if held_out else (training, "trained on")
     if not chosen:
         shown = real[:most]
-        frames = [Frame(_data_uri(picture.pixels), f"real image: {picture.text}") for picture in shown]
+        frames = [Frame(data_uri(picture.pixels), f"real image: {picture.text}") for picture in shown]
         return Sheet(modality, [picture.text for picture in shown], [("Real", origin, frames)])
     texts = [row.prompt for row in chosen]
     pairs = zip(closest_captions(texts, real), texts, strict=True)

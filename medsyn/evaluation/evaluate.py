@@ -18,6 +18,7 @@ from medsyn import __version__, disk
 from medsyn.config import PHANTOMS, Config
 from medsyn.evaluation import (
     alignment,
+    copies,
     coverage,
     judge,
     metrics,
@@ -103,6 +104,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
             tick,
         ),
         "alignment": alignment.read(config, directory) if config.aligns else None,
+        "copies": copies.measure(config, gathered, work / "copies", tick) if config.evaluation.copies else None,
         "achieved": coverage.measure(gathered, config.generation.modes, config.generation.img_num),
         "selectors": selectors.describe(config, directory),
         "rlhf": read_campaign.read_summaries(config, directory),

@@ -161,7 +161,7 @@ def _read(block: Path, line: Record, modality: str, tick: Tick) -> Picture:
     tick()
     with Image.open(io.BytesIO(read_image_bytes(block, line))) as image:
         pixels = np.asarray(image.convert("RGB"))
-    return picture(pixels, modality, line["prompt"])
+    return picture(pixels, modality, line["prompt"], f"{block.parent.name}/{block.name}/{line['file']}")
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,8 @@ class Picture:
     text: str
     stored: np.ndarray  # uint8 [S, S, 1 or 3], S at most PICTURE_SIDE; one channel if all three are equal
     features: np.ndarray  # float32 [D]
+    name: str = ""  # its file, as the table or the campaign calls it
+    patient: str = ""  # of a real image: its group (`medsyn.data.tables.split`), which no output names
 
     @property
     def pixels(self) -> np.ndarray:
@@ -179,8 +181,9 @@ class Picture:
         return np.broadcast_to(self.stored, (*self.stored.shape[:2], 3)).copy()
 
 
-def picture(pixels: np.ndarray, modality: str, text: str) -> Picture:
+def picture(pixels: np.ndarray, modality: str, text: str, name: str = "", patient: str = "") -> Picture:
     """Shrink uint8 [H, W, 3] to a `Picture`."""
     small = shrink(pixels, min(PICTURE_SIDE, pixels.shape[0]))
     is_grey = bool((small == small[..., :1]).all())
-    return Picture(modality, text, (small[..., :1] if is_grey else small).copy(), describe(pixels))
+    stored = (small[..., :1] if is_grey else small).copy()
+    return Picture(modality, text, stored, describe(pixels), name, patient)

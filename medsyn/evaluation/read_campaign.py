@@ -19,7 +19,7 @@ from medsyn.data.images.pixels import fit_square
 from medsyn.data.images.read import read_image
 from medsyn.data.prompts.store import PromptList, open_lists
 from medsyn.data.tables.read import ImageRow, dataset_of
-from medsyn.data.tables.split import hold_out
+from medsyn.data.tables.split import groups, hold_out
 from medsyn.efficiency import Efficiency, Record, add_up, summarize
 from medsyn.errors import InputError, InputProblems
 from medsyn.evaluation.generated import GeneratedImages, Missing, Picture, Tick, picture, read_generated, spread
@@ -102,7 +102,7 @@ def read_real(config: Config, tick: Tick) -> tuple[RealImages, list[Missing]]:
         return real, [Missing("the data set", "its table cannot be read")]
     real.patients_known = all(row.patient_id is not None for row in rows)
     is_held_out = hold_out(rows, data.held_out_fraction, config.campaign.seed)
-    missing = []
+    patients, missing = groups(rows), []
     for modality in config.data.modalities:
         images = {(row.path, row.volume): row for row in reversed(rows) if row.modality == modality}  # its first row
         members = sorted(images.values(), key=lambda row: row.row)
@@ -111,11 +111,14 @@ def read_real(config: Config, tick: Tick) -> tuple[RealImages, list[Missing]]:
             continue
         real.counts[modality] = len(members)
         for held_out, pictures in ((False, real.training), (True, real.held_out)):
-            pictures += _read_rows(config, [row for row in members if is_held_out(row) == held_out], real, tick)
+            part = [row for row in members if is_held_out(row) == held_out]
+            pictures += _read_rows(config, part, patients, real, tick)
     return real, missing
 
 
-def _read_rows(config: Config, rows: Sequence[ImageRow], real: RealImages, tick: Tick) -> Iterator[Picture]:
+def _read_rows(
+    config: Config, rows: Sequence[ImageRow], patients: Mapping[str, str], real: RealImages, tick: Tick
+) -> Iterator[Picture]:
     """The pictures of readable rows; unreadable and surplus ones are counted."""
     kept = _sample(rows, config.evaluation.max_images, config.campaign.seed)
     real.left_out += len(rows) - len(kept)
@@ -126,7 +129,8 @@ def _read_rows(config: Config, rows: Sequence[ImageRow], real: RealImages, tick:
         except InputError:
             real.unreadable += 1
             continue
-        yield picture(np.round(pixels * 255).astype(np.uint8), row.modality, row.text)
+        name = row.file if row.volume is None else f"{row.file} (volume {row.volume})"
+        yield picture(np.round(pixels * 255).astype(np.uint8), row.modality, row.text, name, patients[row.file])
 
 
 def _sample(rows: Sequence[ImageRow], most: int, campaign_seed: int) -> Sequence[ImageRow]:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from medsyn.arms import steps
 from medsyn.config import PHANTOMS, Config
-from medsyn.evaluation import alignment, arm_tables, plots, report_tables, tally, verdict
+from medsyn.evaluation import alignment, arm_tables, copies, plots, report_tables, tally, verdict
 from medsyn.evaluation.contact_sheets import candidate_sheet, contact_sheet
 from medsyn.evaluation.read_campaign import Curves, Gathered
 from medsyn.stage import CampaignDirectory
@@ -84,6 +84,9 @@ def render(
         marks=MARKS,
         asked={one["question"] for its in result["verdict"]["modalities"].values() for one in its},
         to_do=_to_do(result["verdict"]),
+        copies=copies.lines(result["copies"] or {}),
+        planted=copies.planted(result["copies"] or {}),
+        copied=copies.pairs(result["copies"] or {}, gathered),
         alignment=alignment.table(result["alignment"] or {}),
         candidates=[
             sheet

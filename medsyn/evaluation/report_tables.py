@@ -190,6 +190,8 @@ def _threshold_cell(its: Mapping[str, Any]) -> TableCell:
     if used != own["threshold"]:
         return TableCell(number(used, 2), f"configured; its own is {number(own['threshold'], 2)}")
     passing = f"{percent(own['good_passing'])} of good, {percent(own['poor_passing'])} of poor pass"
+    if own.get("samples_passing") is not None:
+        passing += f"; {percent(own['samples_passing'])} of samples, {percent(own['spoilt_passing'])} of bad ones"
     return TableCell(number(used, 2), passing)
 
 

@@ -15,6 +15,7 @@ from medsyn.evaluation import alignment
 from medsyn.evaluation.arm_tables import in_words, shown
 from medsyn.evaluation.report_tables import OVERALL, number
 from medsyn.evaluation.side_by_side import LOWER_IS_BETTER
+from medsyn.text import counted
 
 Level = Literal["good", "unclear", "bad"]
 LEVELS: tuple[Level, ...] = ("good", "unclear", "bad")  # from good to bad
@@ -25,6 +26,7 @@ QUESTIONS = {
     "filter": "Did the filter make images better?",
     "alignment": "Did alignment make images better?",
     "diversity": "Is diversity kept?",
+    "copies": "Free of copies of training images?",
 }
 _JUDGED = ("right", "distance")  # which measures say whether images got better; the first that is known
 
@@ -100,6 +102,8 @@ _SHORT = {
     ("alignment", "unclear"): "no difference by alignment",
     ("diversity", "bad"): "diversity is lost",
     ("diversity", "unclear"): "diversity is uncertain",
+    ("copies", "bad"): "there are copies of training images",
+    ("copies", "unclear"): "too little is known of copies",
 }
 
 
@@ -112,6 +116,8 @@ def _answers(result: Mapping[str, Any], section: EvaluationSection, name: str) -
         yield _alignment(result, name)
     if (diversity := _diversity(result, section, name)) is not None:
         yield diversity
+    if result["copies"] is not None:
+        yield _copies(result["copies"], name)
 
 
 def _last(result: Mapping[str, Any]) -> str:
@@ -229,3 +235,23 @@ def _diversity(result: Mapping[str, Any], section: EvaluationSection, name: str)
         "bad": "fewer fine-tuning or alignment steps, or a lower generation.guidance_scale",
     }
     return Answer("diversity", level, said, more[level])
+
+
+_LEAST_RECALL = 0.8  # of the copies planted on purpose, with the lower end of the interval
+
+
+def _copies(found: Mapping[str, Any], name: str) -> Answer:
+    """Whether any image of the modality is a copy; no copy means little where planted ones are not found."""
+    its = [one for one in found["copies"] if one["modality"] == name]
+    if its:
+        said = f"{counted(len(its), 'image')} of the {found['images']} that were searched in all"
+        return Answer("copies", "bad", said, "leave out what work/evaluate/all/copies/exclude.csv lists")
+    if name in found["unsearched"]:
+        return Answer("copies", "unclear", found["unsearched"][name], "more patients would tell")
+    recall = found["recall_of_all"]
+    if recall is None:
+        return Answer("copies", "unclear", "nothing was searched")
+    said = f"none found; of copies planted on purpose {recall['value']:.0%} [{recall['low']:.0%}, {recall['high']:.0%}]"
+    if recall["low"] < _LEAST_RECALL:
+        return Answer("copies", "unclear", said, "medsyn copies says which kinds it misses here")
+    return Answer("copies", "good", said)

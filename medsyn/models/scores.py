@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,14 +33,23 @@ class Interval(_Part):
     n: int = Field(0, ge=0)
 
 
+# what decided a threshold: rated images, the generated ones among them, or what the generator samples without raters
+Basis = Literal["rated", "rated samples", "samples"]
+
+
 class Threshold(_Part):
     """The score from which images of a modality pass, chosen on scores of members that had not seen them."""
 
     threshold: float = Field(ge=0, le=1)
-    good: int = Field(ge=0)  # images it was chosen on, and
+    basis: Basis = "rated"
+    good: int = Field(ge=0)  # rated images it was chosen on, and
     poor: int = Field(ge=0)
-    good_passing: float | None = None  # the share of them that passes
+    good_passing: float | None = None  # the share of the modality's that passes
     poor_passing: float | None = None
+    samples: int = Field(0, ge=0)  # of the modality's generator, sampled as the campaign does, and
+    spoilt: int = Field(0, ge=0)  # badly on purpose
+    samples_passing: float | None = None
+    spoilt_passing: float | None = None
 
 
 class Evidence(_Part):

@@ -15,7 +15,8 @@ from medsyn.config import EvaluationSection
 from medsyn.evaluation import contact_sheets, evaluate, judge, read_campaign
 from medsyn.evaluation.generated import Picture
 from medsyn.evaluation.read_campaign import Gathered
-from medsyn.evaluation.report_tables import duration, number, percent, stages
+from medsyn.evaluation.report_tables import _threshold_cell, duration, number, percent, stages
+from medsyn.models.scores import Threshold
 from medsyn.rating.sessions import SESSIONS_TABLE, write_sessions
 from medsyn.stage import Control, Task
 from tests.evaluation.test_rated import rate
@@ -211,3 +212,13 @@ def test_stages_of_no_time_do_not_divide_by_zero() -> None:
 
 def test_the_template_is_inside_the_package() -> None:
     assert resources.files("medsyn.evaluation").joinpath("templates", "report.html.j2").is_file()
+
+
+def test_what_a_threshold_costs_is_said() -> None:
+    own = Threshold(threshold=0.5, good=9, poor=9, good_passing=0.95, poor_passing=0.1)
+    lowered = own.model_copy(update={"basis": "samples", "samples_passing": 0.875, "spoilt_passing": 0.02})
+    said = [_threshold_cell({"threshold": 0.5, "own_threshold": one.model_dump()}) for one in (own, lowered)]
+    assert [one.detail for one in said] == [
+        "95 % of good, 10 % of poor pass",
+        "95 % of good, 10 % of poor pass; 88 % of samples, 2 % of bad ones",
+    ]

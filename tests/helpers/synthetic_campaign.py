@@ -73,7 +73,7 @@ class Builder:
                 "held_out_fraction": 0.4,
             },
             "generation": {"batch_size": 2, "batches_per_block": 1, "blocks_per_shard": 1},
-            "evaluation": {"kid_subsets": 4, "kid_subset_size": 20, "sheet_columns": 4},
+            "evaluation": {"kid_subsets": 4, "kid_subset_size": 20, "sheet_columns": 4, "copies": False},
         }
         for section, values in self.overrides.items():
             tree.setdefault(section, {}).update(values)

@@ -41,6 +41,8 @@ CANDIDATES_PER_PASS = 1.5  # two of three candidates pass the Selector
 MEASURING_SECONDS = {True: 5e-9, False: 1e-6}  # a pixel's part of the quality metrics, with a card, and without
 VERSIONS = 4  # of each image that the scorers are shown, at most
 EVALUATION_SECONDS = 0.03  # for one image
+# For copies of training images: to describe a real one, and to look for the source of an image (docs/memorization.md).
+INDEX_SECONDS, COPY_SECONDS, PLANTED_KINDS = 0.04, 0.15, 18
 JUDGE_SECONDS = 15.0  # to train the judge of phantoms
 
 
@@ -373,4 +375,17 @@ class CostModel:
     def _evaluate(self, task: Task, work: Volume, _: float) -> float:
         """On the processor, wherever the rest computes."""
         images = sum(self.counts.get("images", {}).values())
-        return JUDGE_SECONDS + EVALUATION_SECONDS * (images + work.asked * len(self.config.generation.modes))
+        modes = len(self.config.generation.modes)
+        seconds = JUDGE_SECONDS + EVALUATION_SECONDS * (images + work.asked * modes)
+        return seconds + self._copies(work.asked * modes)
+
+    def _copies(self, synthetic: int) -> float:
+        """To search for copies, among so many images at most."""
+        section = self.config.evaluation
+        if not section.copies:
+            return 0.0
+        real = [min(count, 2 * section.max_images) for count in self.counts.get("images", {}).values()]
+        honest = sum(2 * min(section.copies_honest, count) for count in real)
+        planted = sum(PLANTED_KINDS * min(section.copies_planted, count) for count in real)
+        most = len(self.config.data.modalities) * section.max_images * len(self.config.generation.modes)
+        return INDEX_SECONDS * sum(real) + COPY_SECONDS * (min(synthetic, most) + honest + planted)

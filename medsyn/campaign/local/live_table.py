@@ -103,7 +103,7 @@ class Display:
         elapsed = duration(self._elapsed(key))
         if heartbeat is None:
             return 0, None, f"starting, {elapsed}"
-        words = f"{heartbeat['step']}/{heartbeat['total']} {heartbeat['unit']}, {elapsed}"
+        words = f"{attempts.in_words(heartbeat)}, {elapsed}"
         return heartbeat["step"], heartbeat["total"], words
 
     def _stages(self, settled: Settled, running: Collection[Key]) -> Table:

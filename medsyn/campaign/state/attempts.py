@@ -83,6 +83,12 @@ def progress(directory: CampaignDirectory, key: Key) -> dict[str, Any] | None:
     return heartbeat
 
 
+def in_words(heartbeat: Mapping[str, Any]) -> str:
+    """How far a task is, as `5/20 step`, and in which of several rounds."""
+    its = f"round {heartbeat['round']} of {heartbeat['rounds']}, " if heartbeat.get("rounds", 1) > 1 else ""
+    return f"{its}{heartbeat['step']}/{heartbeat['total']} {heartbeat['unit']}"
+
+
 def start_attempt(directory: CampaignDirectory, key: Key, **facts: Any) -> int:
     """Record that an attempt starts, where, and further facts; return its number, counted from 1."""
     path = directory.attempts(*key)

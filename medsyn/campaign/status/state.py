@@ -215,7 +215,7 @@ class Status:
 
     def _progress(self, key: Key, evidence: Evidence) -> str:
         heartbeat = attempts.progress(self.campaign.directory, key)
-        said = [f"{heartbeat['step']}/{heartbeat['total']} {heartbeat['unit']}" if heartbeat else "starting"]
+        said = [attempts.in_words(heartbeat) if heartbeat else "starting"]
         if evidence.job:
             said += [
                 f"job {evidence.job.id}",

@@ -83,9 +83,10 @@ def _words(attribute: str, *words: str, before: str = "", after: str = "") -> _F
 
 
 _SIDES = _Family(SIDE, (("left", "OS", "LUL", "LLL"), ("right", "OD", "RUL", "RLL")))
+_QUALITIES = _words(QUALITY, "poor", "acceptable", "good", "excellent", after=r"(?= (?:image )?quality)")  # best last
 _FAMILIES = (
     _SIDES,
-    _words(QUALITY, "poor", "acceptable", "good", "excellent", after=r"(?= (?:image )?quality)"),
+    _QUALITIES,
     _words(SEVERITY, "mild", "moderate", "severe"),
     _words(SEVERITY, "small", "large"),
     _words(SEVERITY, "minimal", "extensive"),
@@ -123,6 +124,18 @@ def other_side(caption: str) -> str | None:
     """The caption with left for right, and right for left; None if it names no side, or both."""
     sides = _SIDES.found(caption)
     return _SIDES.replace(caption, sides[0], 1 - sides[0]) if len(sides) == 1 else None
+
+
+def at_best_quality(captions: Iterable[str]) -> list[str]:
+    """The captions, each with the best image quality that any of them names in place of its own, if it names one."""
+    captions = list(captions)
+    best = max((value for caption in captions for value in _QUALITIES.found(caption)), default=0)
+    changed = []
+    for caption in captions:
+        for value in _QUALITIES.found(caption):
+            caption = _QUALITIES.replace(caption, value, best)
+        changed.append(caption)
+    return changed
 
 
 def listed_swaps(caption: str) -> list[Swap]:

@@ -81,6 +81,7 @@ class Memorization:
             "threshold_is_uncertain": None if limit is None else limit.is_uncertain,
             "patients": None if limit is None else limit.patients,
             "false_positives": None if limit is None else limit.false_positives,
+            "recall_of_all": _share(*np.sum(list(self.recall.values()) or [(0, 0)], axis=0).tolist()),
             "recall": {kind: _share(*counts) for kind, counts in self.recall.items()},
             "nearest_honest": [list(each) for each in self.nearest_honest],
             "control_group": None if self.control is None else self.control.as_dict(),

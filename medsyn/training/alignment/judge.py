@@ -139,7 +139,7 @@ class Judge:
         return Look(
             distances=Distances.between(seen.features, self._real) if self.decides["distance"] else None,
             quality=None if quality is None else quality[:, 0],
-            prompt=None if prompt is None else nearer(prompt, self.texts),
+            prompt=None if prompt is None else nearer(prompt, self.texts, self.known.texts),
             similarity=similarities(seen.small),
             recalled=recalled(seen.features, self._real),
         )
@@ -255,19 +255,21 @@ def kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return found
 
 
-def nearer(told: np.ndarray, texts: np.ndarray) -> np.ndarray:
+def nearer(told: np.ndarray, texts: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
     """How many of the other texts are further from what an image is taken for than its own: [N] of 0..1; .5 is chance.
 
     Args:
         told: text features that the images are taken for [N, T].
         texts: their own [N, T]; equal ones are one text.
+        others: further texts [M, T].
     """
     own = ((told - texts) ** 2).sum(axis=1)
-    different, which = np.unique(texts, axis=0, return_inverse=True)
+    every = texts if others is None else np.concatenate([texts, others])
+    different, which = np.unique(every, axis=0, return_inverse=True)
     lengths = (different**2).sum(axis=1)
     distances = (told**2).sum(axis=1)[:, None] + lengths - 2 * told @ different.T
     wins = (distances > own[:, None] + 1e-9) + 0.5 * (np.abs(distances - own[:, None]) <= 1e-9)
-    wins[np.arange(len(texts)), which.reshape(-1)] = 0
+    wins[np.arange(len(texts)), which.reshape(-1)[: len(texts)]] = 0
     found: np.ndarray = wins.sum(axis=1) / max(1, len(different) - 1)
     return found
 

@@ -1,7 +1,7 @@
 """Looks at the model while it is aligned: the same prompts from the same noise every time, as the campaign samples.
 
 Every look is kept, so that a resumed run knows what was seen. One half of the images chooses the step; what is said of
-that step is found in the other half.
+that step is found in the other half. Where there is only one look to choose, all of them say it.
 """
 
 from __future__ import annotations
@@ -165,12 +165,17 @@ class Judging:
         return np.arange(len(self.seat.images))
 
     @property
+    def _chooses(self) -> bool:
+        """Whether there is more than one look after a step, if the round comes to its end."""
+        return self.seat.config.align.judge_every < self.seat.config.align.max_train_steps
+
+    @property
     def _choosing(self) -> np.ndarray:
-        return self._all[0::2]
+        return self._all[0::2] if self._chooses else self._all
 
     @property
     def _reporting(self) -> np.ndarray:
-        return self._all[1::2]
+        return self._all[1::2] if self._chooses else self._all
 
     def _lot(self, what: str) -> int:
         return seed(self.seat.config.campaign.seed, "judge", self.seat.modality, what)

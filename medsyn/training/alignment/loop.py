@@ -181,8 +181,8 @@ def train(
             clock, clock_step = time.monotonic(), done
         save = functools.partial(state_to_save, done)
         total = section.rounds * section.max_train_steps
-        numbers = {"round": this.number, "learning_rate": rate}
-        training.step_done(done, total, section.checkpointing_steps, save, line, section.global_batch, kept, **numbers)
+        samples, every = section.global_batch, section.checkpointing_steps
+        training.step_done(done, total, every, save, line, samples, kept, learning_rate=rate)
         if stops:
             return done
     return last

@@ -108,13 +108,16 @@ class Sources:
 
     @functools.cached_property
     def texts(self) -> list[str]:
-        """What prompts are chosen from: the training captions, and prompts of the campaign by lot."""
-        return [*dict.fromkeys(row.text for row in self.rows), *self._campaign_prompts("align")]
+        """What prompts are chosen from: those of the campaign, by lot; training captions where it has none.
+
+        Captions may ask for what nobody wants, as poor quality.
+        """
+        return self._campaign_prompts("align") or list(dict.fromkeys(row.text for row in self.rows))
 
     @functools.cached_property
     def judged_texts(self) -> list[str]:
-        """What the judge's prompts are chosen from: held-out captions, and prompts of the campaign by another lot."""
-        return [*dict.fromkeys(row.text for row in self.held_out), *self._campaign_prompts("judge")]
+        """What the judge's prompts are chosen from: those of the campaign by another lot, or held-out captions."""
+        return self._campaign_prompts("judge") or list(dict.fromkeys(row.text for row in self.held_out))
 
     def prompts(self, number: int) -> list[str]:
         """The prompts of a round."""

@@ -26,7 +26,7 @@ from medsyn.stage import CampaignDirectory, Control, Task
 from medsyn.training.alignment import real_images
 from medsyn.training.alignment.advantage import Rewards, Units, accepted, pairs, parts, rewards, weighted
 from medsyn.training.alignment.candidates import Sampler, Scored, choose_prompts, wanted
-from medsyn.training.alignment.judge import Judge
+from medsyn.training.alignment.judge import FEWEST, Judge
 from medsyn.training.alignment.judging import Judging, Seat
 from medsyn.training.alignment.known import known_to
 from medsyn.training.alignment.lessons import Lessons
@@ -109,6 +109,7 @@ class _Round:
 
     def run(self) -> None:
         """Leaves the round's folder."""
+        self.control.about = {"round": self.number, "rounds": self.section.rounds}
         for step in saved_steps(self.training.checkpoints):
             if step <= self.first:  # of the round before, killed on the way from its folder to here
                 discard(path_of(self.training.checkpoints, step))
@@ -214,7 +215,9 @@ class _Round:
     def _judging(self, load_system: functools._lru_cache_wrapper[SyntheticSystem]) -> Judging:
         sources, section = self.sources, self.section
         seen = {one for number in range(1, self.number + 1) for one in sources.prompts(number)}
-        texts = [text for text in sources.judged_texts if text not in seen] or sources.judged_texts
+        texts = [text for text in sources.judged_texts if text not in seen]
+        if len(set(texts)) < FEWEST:  # there are few at all: it has other noise, at least
+            texts = sources.judged_texts
         lot = self.config.campaign.seed, "judged", sources.modality
         images = wanted(choose_prompts(texts, section.judge_images, *lot), 1, *lot)
 

@@ -1,19 +1,17 @@
-"""What answers about unseen groups say of a scorer: figures with intervals, and thresholds."""
+"""What answers about unseen groups say of a scorer: figures with intervals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from medsyn.models.scores import Evidence, Interval, Threshold
+from medsyn.models.scores import Evidence, Interval
 from medsyn.seeds import seed
-from medsyn.training.metrics import calibration_error, threshold_keeping
+from medsyn.training.metrics import calibration_error
 
 DRAWS = 1000  # of the bootstrap
-KEPT_SHARE = 0.95  # of the good images, that reach a threshold
-FEWEST_GOOD = 8  # images of a modality for a threshold of its own
 FILTER_AT = 4  # of so many images the best by score is taken, where filtering is measured
 
 # of how often each of N values counts in each of D draws, [D, N], to [D]; NaN where it cannot be said
@@ -81,44 +79,6 @@ def evidence(scores: np.ndarray, target: np.ndarray, modality: np.ndarray, group
     )
 
 
-def thresholds(
-    scores: np.ndarray, good: np.ndarray, modality: np.ndarray, fold: np.ndarray, names: Sequence[str]
-) -> dict[str, Threshold]:
-    """For each modality the highest score that most good images reach; that of all where it has too few.
-
-    The shares that pass are of images whose fold did not choose the threshold.
-
-    Args:
-        scores: of unseen images, [M].
-        good: bool [M].
-        modality: str [M].
-        fold: int64 [M].
-        names: of the modalities.
-    """
-    if not good.any():
-        return {}
-    found = {}
-    for name in names:
-        its = modality == name
-        enough = int((its & good).sum()) >= FEWEST_GOOD
-        chosen_on = its if enough else np.ones(len(scores), dtype=bool)
-        passing = np.zeros(len(scores), dtype=bool)
-        known = np.zeros(len(scores), dtype=bool)
-        for one in np.unique(fold[its]):
-            others = chosen_on & good & (fold != one)
-            if others.any():
-                passing[fold == one] = scores[fold == one] >= threshold_keeping(scores[others], KEPT_SHARE)
-                known[fold == one] = True
-        found[name] = Threshold(
-            threshold=threshold_keeping(scores[chosen_on & good], KEPT_SHARE),
-            good=int((chosen_on & good).sum()),
-            poor=int((chosen_on & ~good).sum()),
-            good_passing=_share(passing[its & good & known]),
-            poor_passing=_share(passing[its & ~good & known]),
-        )
-    return found
-
-
 def best_of(scores: np.ndarray, quality: np.ndarray, size: int = FILTER_AT) -> float | None:
     """The expected quality of the best by score of `size` images drawn at random (Filter@k); None with fewer images."""
     count = len(scores)
@@ -145,7 +105,3 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     return (ends - (counts - 1) / 2)[places]
-
-
-def _share(passing: np.ndarray) -> float | None:
-    return float(passing.mean()) if len(passing) else None

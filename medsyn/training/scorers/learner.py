@@ -27,6 +27,7 @@ class Learner(ABC):
 
     members: nn.ModuleList
     exam: Exam
+    origin: np.ndarray | None = None  # int64 [M], of the exam's images (`thresholds`), where there are thresholds
 
     @abstractmethod
     def teach(self, step: Step) -> Tensor:

@@ -13,6 +13,7 @@ from medsyn.training.scorers.comparisons import Comparisons
 from medsyn.training.scorers.folds import Folds
 from medsyn.training.scorers.measured import VERSIONS, VERSIONS_COMPARED
 from medsyn.training.scorers.rated import RatedPairs, RatedSet
+from medsyn.training.scorers.thresholds import GENERATED, PHOTOGRAPH, SAMPLED, SPOILT
 
 RATED = "rated"  # the kind of a comparison by experts
 DECODED_WEIGHT = 0.5  # of a good image's passage through the decoder, relative to its rating
@@ -45,6 +46,7 @@ class Lessons:
     kind: np.ndarray  # str [P]
     sampled: np.ndarray  # bool [P]: both images are the generator's own
     familiar: np.ndarray  # bool [I]: an image as it may come, and not one that was damaged to learn from
+    origin: np.ndarray  # int64 [I], see `medsyn.training.scorers.thresholds`; of rated and of sampled images
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class _Part:
     kind: np.ndarray
     sampled: bool
     familiar: np.ndarray
+    origin: np.ndarray
 
 
 def lessons_of(
@@ -108,6 +111,7 @@ def lessons_of(
         kind=joined("kind").astype(str),
         sampled=each("sampled", "better"),
         familiar=joined("familiar"),
+        origin=joined("origin"),
     )
 
 
@@ -128,6 +132,7 @@ def _rated(rated: RatedSet, pairs: RatedPairs) -> _Part:
         np.full(int(decided.sum()), RATED),
         sampled=False,
         familiar=np.ones(len(rated.pixels), dtype=bool),
+        origin=np.where(rated.generated, GENERATED, PHOTOGRAPH),
     )
 
 
@@ -135,17 +140,19 @@ def _degraded(made: Comparisons) -> _Part:
     """Damaged copies: what any expert would call poor, and originals that are good; those alone are to be expected."""
     original = np.isin(np.arange(len(made.pixels)), made.worse, invert=True)
     pulls = [_pull(np.flatnonzero(original), 1.0), _pull(np.unique(made.worse[made.severe]), 0.0)]
-    return _part(made, pulls, False, original)
+    return _part(made, pulls, False, original, np.full(len(made.pixels), PHOTOGRAPH))
 
 
 def _sampled(made: Comparisons) -> _Part:
     """The generator's images: all are to be expected, and a well sampled one is not good for being well sampled."""
     pulls = [_pull(np.unique(made.worse[made.severe]), 0.0)]
-    return _part(made, pulls, True, np.ones(len(made.pixels), dtype=bool))
+    origin = np.full(len(made.pixels), SAMPLED)
+    origin[made.worse] = SPOILT
+    return _part(made, pulls, True, np.ones(len(made.pixels), dtype=bool), origin)
 
 
-def _part(made: Comparisons, pulls: list[Judged], sampled: bool, familiar: np.ndarray) -> _Part:
+def _part(made: Comparisons, pulls: list[Judged], sampled: bool, familiar: np.ndarray, origin: np.ndarray) -> _Part:
     return _Part(
         *(made.pixels, made.modality, made.group, VERSIONS_COMPARED, pulls, made.better, made.worse),
-        *(np.ones(len(made.better)), made.weight, made.kind, sampled, familiar),
+        *(np.ones(len(made.better)), made.weight, made.kind, sampled, familiar, origin),
     )

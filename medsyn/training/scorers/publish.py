@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from medsyn.models.ensemble import Ensemble
-from medsyn.models.scores import Card, Evidence, Interval
+from medsyn.models.scores import Card, Evidence, Interval, Threshold
 from medsyn.training.scorers.calibration import (
     Line,
     calibrated,
@@ -19,10 +19,11 @@ from medsyn.training.scorers.calibration import (
     set_calibration,
     set_familiarity,
 )
-from medsyn.training.scorers.evidence import evidence, interval, thresholds, weighted_mean
+from medsyn.training.scorers.evidence import evidence, interval, weighted_mean
 from medsyn.training.scorers.exam import Exam, Record, cross_entropy
 from medsyn.training.scorers.learner import Learner
 from medsyn.training.scorers.report import describe_scorer, win
+from medsyn.training.scorers.thresholds import GENERATED, Seen, thresholds
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,6 @@ def finish(
     images: tuple[np.ndarray, np.ndarray, np.ndarray],
     before: Sequence[Line] | None = None,
     sampling: dict[str, Any] | None = None,
-    with_thresholds: bool = False,
 ) -> dict[str, Any]:
     """Calibrate a scorer, say on its card what is known of it, and describe it for the summary.
 
@@ -58,7 +58,6 @@ def finish(
         images: metrics [I, F], modality [I] and group [I] of what it was trained on.
         before: lines of the calibration that it comes with, if it was calibrated before.
         sampling: for the card.
-        with_thresholds: whether the card has thresholds.
     """
     exam, modalities = learner.exam, scorer.card.modalities
     honest = judge(exam, record, modalities, before)
@@ -66,19 +65,37 @@ def finish(
     lines = fit_lines(honest.answers, exam, rated, modalities, before)
     set_calibration(scorer, lines)
     set_familiarity(scorer, *images)
-    final = calibrated(honest.answers, exam.modality, lines, modalities)
-    good = exam.target >= 0.5
+    found = _thresholds(learner, honest.answers, lines, modalities, modalities)
     scorer.card = Card(
         modalities=modalities,
-        thresholds=thresholds(final[rated], good[rated], exam.modality[rated], exam.fold[rated], modalities)
-        if with_thresholds
-        else {},
+        thresholds=found,
         evidence=evidence(honest.scores[rated], exam.target[rated], exam.modality[rated], exam.group[rated])
         if rated.any()
         else Evidence(),
         sampling=sampling,
     )
     return describe_scorer(learner, record, honest.chosen, honest.scores)
+
+
+def set_threshold(scorer: Ensemble, learner: Learner, record: Record, modality: str) -> Threshold | None:
+    """Choose a modality's threshold again, for a scorer as it was before training (epoch 0): more is known now."""
+    names, lines = scorer.card.modalities, lines_before(scorer)
+    found = _thresholds(learner, record.answers[0].astype(np.float64), lines, names, [modality])
+    scorer.card = scorer.card.model_copy(update={"thresholds": {**scorer.card.thresholds, **found}})
+    return found.get(modality)
+
+
+def _thresholds(
+    learner: Learner, answers: np.ndarray, lines: Sequence[Line], modalities: Sequence[str], wanted: Sequence[str]
+) -> dict[str, Threshold]:
+    """Those of the modalities `wanted`; `lines` are of `modalities`."""
+    exam, origin = learner.exam, learner.origin
+    if origin is None:
+        return {}
+    asked = (exam.rated | (origin > GENERATED)) & ~np.isnan(answers)
+    scores = calibrated(answers, exam.modality, lines, modalities)
+    good = exam.rated & (exam.target >= 0.5)
+    return thresholds(Seen(scores, good, origin, exam.modality, exam.fold).at(asked), wanted)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class RatedSet:
     pixels: Tensor  # uint8 [images, 3, R, R]: of the rows, of rated pairs, and as the decoder gives them back
     image_modality: np.ndarray  # str [images]
     image_group: np.ndarray  # str [images], see `medsyn.data.tables.split.groups`
+    generated: np.ndarray  # bool [images], as their files say; not those that only the decoder made
     decoded: np.ndarray  # int64, into pixels: good images as the decoder gives them back
     pooled: Tensor  # float32 [prompts, D]
     line: np.ndarray  # int64 [N], of the table: identifies a row in every stage
@@ -197,6 +198,7 @@ def load_rated(
         pixels=loading.pixels(of_image),
         image_modality=np.array([row.modality for row in of_image.values()]),
         image_group=np.array([group_of[row.file] for row in of_image.values()]),
+        generated=np.array([not loading.cache.read(key, "real").item() for key in of_image], dtype=bool),
         decoded=np.array([place[key] for key in copies], dtype=np.int64),
         pooled=loading.texts(prompts_of),
         line=table.row.to_numpy(),

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from medsyn.training.metrics import auroc, calibration_error, threshold_keeping
-from medsyn.training.scorers.evidence import FILTER_AT, KEPT_SHARE, best_of, spearman
+from medsyn.training.scorers.evidence import FILTER_AT, best_of, spearman
 from medsyn.training.scorers.exam import Exam, Record
 from medsyn.training.scorers.learner import Learner
 from medsyn.training.scorers.policy_learner import FALSE_PER_IMAGE, PolicyLearner
 from medsyn.training.scorers.questions import Asked
+from medsyn.training.scorers.thresholds import KEPT_SHARE
 
 NOTE = (
     "every figure is of members that were not trained on the image's group, at the epoch that the other groups chose. "

@@ -20,6 +20,7 @@ from medsyn import disk
 from medsyn.config import Config
 from medsyn.data.degradations.graded import amount
 from medsyn.data.images.latent_cache import TensorCache
+from medsyn.data.prompts.attributes import at_best_quality
 from medsyn.models.sampler import build_scheduler
 from medsyn.schedulers import SOLVERS
 from medsyn.seeds import seed
@@ -69,7 +70,8 @@ def sampled_comparisons(
     Args:
         config: the campaign's; good images are sampled by its settings.
         modality: whose generator it is.
-        texts: what prompts are chosen from, by lot.
+        texts: what prompts are chosen from, by lot, asking for the best quality that any of them names: what is asked
+            to be poor is not good for being well sampled.
         count: of good images; 0 for none.
         weights: fingerprint of the generator's weights (`medsyn.models.weights.model_fingerprint`).
         load_system: gives the generator; called only if something must be sampled.
@@ -84,7 +86,7 @@ def sampled_comparisons(
     Raises:
         Saved: a stop was requested; what has been sampled is in the cache.
     """
-    subjects = choose_subjects(texts, count, config.campaign.seed, modality)
+    subjects = choose_subjects(at_best_quality(texts), count, config.campaign.seed, modality)
     batches = _Plan(config, modality, weights, functools.cache(load_system), cache).batches(subjects, ways)
     for number, batch in enumerate(batches, 1):
         if batch.key not in cache:

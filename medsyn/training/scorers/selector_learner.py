@@ -34,6 +34,7 @@ class SelectorLearner(Learner):
         self._looks = encoder.looks
         self.images = MeasuredImages(lessons.pixels, lessons.group, lessons.versions, encoder, key, self._device)
         self._places, self.exam = _exam(lessons, key)
+        self.origin = lessons.origin[self._places]
 
     def learn_statistics(self) -> None:
         """Learn what standardises the quality metrics: of the rated images that a member is trained on."""

@@ -38,7 +38,7 @@ from medsyn.training.scorers.lessons import Lessons, lessons_of
 from medsyn.training.scorers.loop import CHECKPOINTS_KEPT, Keep, State, fit
 from medsyn.training.scorers.measured import TOGETHER
 from medsyn.training.scorers.policy_learner import PolicyLearner
-from medsyn.training.scorers.publish import finish, gain, lines_before
+from medsyn.training.scorers.publish import finish, gain, lines_before, set_threshold
 from medsyn.training.scorers.rated import Loading, RatedPairs, RatedSet
 from medsyn.training.scorers.report import ALONE, NOTE, auroc_after, figures_of_epoch
 from medsyn.training.scorers.sampled import sampled_comparisons
@@ -198,6 +198,8 @@ def _continue(
     for name, learner in learners.items():
         found = _decide(name, scorers, before[name], learner, state, sources.sampling(name == "selector"))
         summary |= found if name == "policy" else {"selector": {**found.pop(name, {}), **found}}
+    if "selector" in learners:
+        summary["thresholds"] = _thresholds(scorers["selector"].card)
     return summary
 
 
@@ -221,6 +223,8 @@ def _decide(
         found |= {"kept": "stage 2", "reason": "better on images that its members had not seen"}
         return found | {name: _finish(scorers[name], learner, record, sampling, lines)}
     scorers[name] = before
+    if name == "selector":
+        set_threshold(before, learner, record, str(learner.exam.modality[0]))
     return found | {"kept": "stage 1", "reason": "not better on images that its members had not seen"}
 
 
@@ -265,8 +269,7 @@ def _finish(
         its = np.arange(len(learner.rated.pixels))
         modality, group = learner.rated.image_modality, learner.rated.image_group
     metrics = learner.images.metrics[0, its].cpu().numpy()
-    images, with_thresholds = (metrics, modality, group), isinstance(learner, SelectorLearner)
-    return finish(scorer, learner, record, images, before, sampling, with_thresholds)
+    return finish(scorer, learner, record, (metrics, modality, group), before, sampling)
 
 
 def _policy_learner(

@@ -56,7 +56,7 @@ def said(settings: Config) -> list[Problem]:
 
 
 def tiny_estimate() -> Estimate:
-    """Of the tiny configuration with its phantoms, without a GPU, and with the arms that it was measured with."""
+    """Of the tiny configuration, without a GPU, and with the arms that it had when it was measured."""
     arms = "generation.modes=[baseline, filtered]"
     settings = configuration.load(ROOT / "configs" / "tiny.yaml", [arms], environment={})
     of_each = {modality: 120 if modality == "MRI" else 60 for modality in settings.data.modalities}

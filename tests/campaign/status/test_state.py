@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from medsyn.campaign.slurm.queue import NEVER, Job
-from medsyn.campaign.state.attempts import Attempts, summarize
+from medsyn.campaign.state.attempts import Attempts, in_words, summarize
 from medsyn.campaign.status.state import Evidence, judge
 
 TRIED = Attempts(begun=1)
@@ -13,6 +13,18 @@ RUNNING, COMPLETING, CONFIGURING = (Job("7_1", state, "None") for state in ("RUN
 WAITING = Job("7_1", "PENDING", "Resources")
 STUCK = Job("7_1", "PENDING", NEVER)
 REQUEUED = Job("7_1", "PENDING", "BeginTime")
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        ({}, "5/20 step"),
+        ({"round": 1, "rounds": 1}, "5/20 step"),
+        ({"round": 2, "rounds": 3}, "round 2 of 3, 5/20 step"),
+    ],
+)
+def test_a_running_task_says_how_far_it_is_and_in_which_round(about: dict[str, int], words: str) -> None:
+    assert in_words({"step": 5, "total": 20, "unit": "step", **about}) == words
 
 
 @pytest.mark.parametrize(

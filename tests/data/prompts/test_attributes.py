@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from medsyn.data.phantoms.phantom import FINDINGS, KINDS, draw_phantom, parse_caption
-from medsyn.data.prompts.attributes import CaptionAttributes, listed_swaps, other_side
+from medsyn.data.prompts.attributes import CaptionAttributes, at_best_quality, listed_swaps, other_side
 
 PHANTOMS = sorted({draw_phantom(kind, index, seed=3).caption for kind in KINDS for index in range(60)})
 ATTRIBUTES = CaptionAttributes(PHANTOMS)
@@ -53,6 +53,12 @@ def test_the_other_side(caption: str, expected: str | None) -> None:
 )
 def test_words_of_the_lists_are_exchanged(caption: str, expected: set[tuple[str, str]]) -> None:
     assert set(listed_swaps(caption)) == expected
+
+
+def test_captions_are_given_the_best_quality_that_any_names() -> None:
+    asked = ["CT: mass, poor image quality", "CT: Good quality, cyst", "CT: cyst", "CT: poor bowel preparation"]
+    assert at_best_quality(asked) == ["CT: mass, good image quality", asked[1], asked[2], asked[3]]
+    assert at_best_quality(asked[:1]) == asked[:1]
 
 
 def test_phrases_of_captions_that_differ_in_one_are_exchanged() -> None:

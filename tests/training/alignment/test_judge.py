@@ -107,6 +107,8 @@ def test_nearer_is_a_half_by_chance_and_texts_that_are_equal_do_not_count() -> N
     assert nearer(texts, texts).tolist() == [1.0] * 6
     assert nearer(np.zeros((6, 4)), texts).tolist() == [0.5] * 6
     assert nearer(np.roll(texts, 1, axis=1), texts).max() < 1
+    one = np.repeat(texts[:1], 3, axis=0)  # a campaign of one prompt: against those of the held-out images
+    assert nearer(one, one, texts).tolist() == [1.0] * 3
 
 
 def test_a_look_says_what_it_does_not_know() -> None:

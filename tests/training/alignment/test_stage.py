@@ -217,7 +217,9 @@ def test_what_is_not_better_is_not_published(data: Path, root: Path, monkeypatch
     strict = Judging.verdict
     reason = "the judge finds no difference in distance"
     monkeypatch.setattr(Judging, "verdict", lambda self, end: strict(self, end) | {"kept": False, "reason": reason})
-    run(config_of(data, rounds=3), root)
+    control = Control()
+    run(config_of(data, rounds=3), root, control)
+    assert control.about == {"round": 1, "rounds": 3}  # what `status` shows
     directory, told = CampaignDirectory(root), summary(root)
     assert unet_sha256(directory.aligned_unet("CT")) == unet_sha256(directory.finetuned_unet("CT"))
     assert (told["kept"], told["reason"], len(told["rounds"])) == (False, reason, 1)

@@ -23,6 +23,7 @@ def rated_set(**changes: Any) -> RatedSet:
         "pixels": torch.randint(0, 256, (10, 3, 32, 32), generator=generator, dtype=torch.uint8),
         "image_modality": np.array(["CT"] * 4 + ["MRI"] * 4 + ["CT", "MRI"]),
         "image_group": np.array([f"{image}.png" for image in range(10)]),
+        "generated": np.zeros(10, dtype=bool),
         "decoded": np.zeros(0, dtype=np.int64),
         "pooled": torch.randn(8, 6, generator=generator),
         "line": np.arange(2, 14),

@@ -630,6 +630,8 @@ def test_a_run_that_learns_from_everything_ends_in_the_same_bytes_wherever_it_is
     directory = CampaignDirectory(tmp_path / "whole")
     card = load_selector(directory.selector("CT"), CPU).card
     assert (card.sampling is not None) == (its["kept"] == "stage 2")
+    assert {name: one.model_dump() for name, one in card.thresholds.items()} == second["thresholds"]
+    assert second["thresholds"]["CT"]["samples"] == 2 and second["thresholds"]["CT"]["samples_passing"] is not None
 
     (run,) = (tmp_path / "whole/work/rlhf-stage1/all/checkpoints").iterdir()
     assert sorted(path.name for path in run.iterdir()) == ["epoch_1", "epoch_2"]
