@@ -26,6 +26,7 @@ from medsyn.stage import Control
 from medsyn.training.alignment import stage as alignment
 from medsyn.training.alignment.real_images import ACCEPTABLE
 from medsyn.training.finetune import stage as finetuning
+from medsyn.training.finetune.dataset import training_rows
 
 JUDGED = "judged"  # names the set of prompts and noise that every arm has
 ATTEMPTS = 4  # of best of 4
@@ -63,7 +64,7 @@ def plain(of: World) -> Made:
     config = of.config(
         f"data.table={table}",
         f"data.root={of.folder}",
-        "data.held_out_fraction=0",
+        "data.held_out_fraction=0.01",  # what alignment holds out is not in the table
         f"model_paths.stable_diffusion={of.directory().finetuned_unet(MODALITY)}",
         f"finetune.max_train_steps={section.max_train_steps * section.rounds}",
         f"finetune.train_batch_size={section.global_batch}",
@@ -136,8 +137,9 @@ def _write_well_rated(of: World, table: Path) -> None:
     policy = load_policy(directory.policy(MODALITY), CPU)
     system = load_synthetic(of.config().model_paths.stable_diffusion, CPU, with_unet=False)
     edge = threshold_of(selector.card, MODALITY)
+    kept_out = {row.file for row in training_rows(of.config(), MODALITY)[1]}
     with (of.folder / "metadata.csv").open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
+        rows = [row for row in csv.DictReader(lines) if row["path"] not in kept_out]
     pixels = torch.cat([_pixels(of.folder / row["path"]) for row in rows])
     pooled = torch.stack([pooled for _, pooled in system.embed_all([row["Text"] for row in rows])])
     quality = selector_scores(selector, pixels, MODALITY).score.numpy()

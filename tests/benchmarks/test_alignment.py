@@ -84,3 +84,13 @@ def test_raters_err_each_in_their_own_way_and_give_what_is_wrong_the_lowest_rati
     assert {1, 2, 3} == set(np.unique(votes))
     assert 0.4 < np.corrcoef(votes[0], votes[1])[0, 1] < 0.8
     assert votes[0][~right].mean() < 1.5 < 2.2 < votes[0][right & (quality == 2)].mean()
+
+
+def test_of_several_attempts_the_one_with_the_highest_reward_is_the_image() -> None:
+    from aligning.campaign import Candidates
+
+    def attempt(grey: int, rewards: list[float]) -> Candidates:
+        return Candidates(np.full((1, 2, 1, 4, 4), grey, np.uint8), np.zeros((1, 2)), np.array([rewards]), [])
+
+    best = attempt(1, [0.5, 0.1]).with_more(attempt(2, [0.4, 0.3])).best
+    assert best.shape == (2, 3, 4, 4) and best[:, 0, 0, 0].tolist() == [1, 2]
