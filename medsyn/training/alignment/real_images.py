@@ -1,7 +1,7 @@
 """The real images beside the candidates in every batch: what keeps the generator from running after its scorers.
 
-They are those that experts rated good, and training images that the modality's Selector and Policy accept. Latents are
-those of the fine-tuning, from its cache.
+They are those that experts rated good, and the better half of the training images by the modality's scorers. Latents
+are those of the fine-tuning, from its cache.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from medsyn.training.finetune.dataset import LatentDataset, prepare_dataset
 from medsyn.training.scorers.rated import GOOD
 
 MOST = 2048  # training images that are looked at, by lot
-ACCEPTABLE = 0.5  # on the Policy's scale: a rating of 2 on that of 1 to 3
 _TOGETHER = 64
 
 
@@ -61,15 +60,15 @@ class Asking:
 
 
 def accepted(asking: Asking, rows: Sequence[ImageRow]) -> list[ImageRow]:
-    """The rows of one modality whose image the Selector accepts, and the Policy under the row's own caption.
+    """The rows of one modality whose image the Selector accepts, and that are in the better half by both scorers.
 
-    A caption may be wrong, and a model that is to follow its prompts must not learn that. What the Policy accepts is
-    what it expects a rating of at least acceptable for (half of its scale), or the better half of the rows, if those
-    are more. Errors as for `encode_rows`.
+    The Policy is asked under the row's own caption: one may be wrong, and a model that is to follow its prompts must
+    not learn that. A threshold that most good images pass lets many poor ones pass, too, hence the better half (by
+    the product of the scores, as candidates are rewarded). Errors as for `encode_rows`.
     """
     kept, quality, fit = _scored(asking, rows)
-    least = min(ACCEPTABLE, float(np.median(fit))) if len(fit) else ACCEPTABLE
-    passes = (quality >= asking.threshold) & (fit >= least)
+    both = quality * fit
+    passes = (quality >= asking.threshold) & (both >= (np.median(both) if len(both) else 0))
     return [row for row, one in zip(kept, passes, strict=True) if one]
 
 
