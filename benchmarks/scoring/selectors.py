@@ -31,7 +31,8 @@ def settings(images: RatedImages, folder: Path, seed: int, changes: Sequence[str
     """configs/tiny.yaml on the tables that `RatedImages.write` left in `folder`."""
     paths = {"table": folder / "metadata.csv", "ratings_file": folder / "ratings.csv", "root": images.root}
     modalities = "[" + ", ".join(sorted({one.modality for one in images.ratings})) + "]"
-    own = ["align.enabled=false", *(f"data.{key}={path}" for key, path in paths.items())]  # its judge keeps ratings
+    own = ["align.enabled=false", "generation.modes=[baseline, filtered]"]  # an alignment's judge keeps ratings
+    own += [f"data.{key}={path}" for key, path in paths.items()]
     return configuration.load(TINY, [*own, f"data.modalities={modalities}", f"campaign.seed={seed}", *changes], {})
 
 
