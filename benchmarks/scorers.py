@@ -12,7 +12,8 @@ Rows of the Selector: `ratings` (AUROC of rating 1 against 2-3), `calibration`, 
 with 5 grey levels more), `rejected` (shuffled, stitched, white noise), `triples` (clean > mild > strong, of those whose
 severities change the image by amounts that differ), `kinds` (whole families of damage never shown, in turn), `faults`
 (generators' own: families of ways of sampling badly never shown, in turn) and `filtering` (what choosing by the scorers
-gains with a poor generator). `policy`: its win rates, by benchmarks/policy.py, which has further questions.
+gains with a poor generator). `passing` asks the Selectors of `--campaign DIRECTORY`, one of configs/tiny.yaml that is
+done, what their thresholds let through. `policy`: its win rates, by benchmarks/policy.py, which has further questions.
 `ways` (are bad samples really worse?) trains no scorer.
 """
 
@@ -26,7 +27,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from scoring import faults, filtering, policy, selector, worse
+from scoring import faults, filtering, passing, policy, selector, worse
 from scoring.figures import show
 from scoring.images import RatedImages, phantoms, real
 
@@ -34,7 +35,7 @@ from medsyn.data.degradations.kinds import DEGRADATIONS
 from medsyn.training.scorers.ways import WAYS
 
 CROSSED = ("ratings", "calibration", "clean", "rejected", "triples")
-ROWS = (*CROSSED, "kinds", "faults", "filtering", "policy", "ways")
+ROWS = (*CROSSED, "kinds", "faults", "passing", "filtering", "policy", "ways")
 ON_PHANTOMS = {"filtering": filtering.figures, "ways": worse.figures}  # whose truth is known
 POLICY_PHANTOMS = 48  # fresh ones of each kind
 FAMILIES = tuple(dict.fromkeys(kind.family for kind in DEGRADATIONS.values()))
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sets.insert(0, real(args.data))
         for images in sets:
             measure(console, images, args)
+        if args.campaign is not None and "passing" in args.rows:
+            show(console, f"passing: {args.campaign}", passing.figures(args.campaign))
         if "policy" in args.rows:
             ask_the_policy(console, args)
         for name in ON_PHANTOMS:
@@ -94,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     described = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     described.add_argument("--data", type=Path, help="real images")
+    described.add_argument("--campaign", type=Path, help="of configs/tiny.yaml, for `passing`")
     described.add_argument("--phantoms", type=int, default=60, help="of each kind; 0: none")
     described.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     described.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES, help="of damage, for `kinds`")

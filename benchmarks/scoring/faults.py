@@ -93,7 +93,7 @@ def _ask(
     for number, modality in enumerate(modalities):
         finetuning.run(config, Task("finetune", number, slug(modality), modality), directory, Control())
     stages.run_stage1(config, Task("rlhf-stage1", 0, "all"), directory, Control())
-    samples = {modality: sampled(images, config, directory, modality) for modality in modalities}
+    samples = {name: sampled(config, directory, name, texts_of(images, name)) for name in modalities}
     selector = load_selector(directory.selector(), CPU)
     for modality, its in samples.items():
         _answer(selector, its, modality, seed, tuple(WAYS), first)
@@ -109,10 +109,14 @@ def _ask(
         shutil.rmtree(directory.root / "work" / "rlhf-stage2")
 
 
-def sampled(images: RatedImages, config: Config, directory: CampaignDirectory, modality: str) -> Comparisons:
-    """Prompts of the data set, sampled well and badly by the modality's generator."""
+def texts_of(images: RatedImages, modality: str) -> list[str]:
+    """The captions of the data set."""
     with (images.root / "metadata.csv").open(newline="") as lines:
-        texts = [row["Text"] for row in csv.DictReader(lines) if row["modality"] == modality]
+        return [row["Text"] for row in csv.DictReader(lines) if row["modality"] == modality]
+
+
+def sampled(config: Config, directory: CampaignDirectory, modality: str, texts: Sequence[str]) -> Comparisons:
+    """Some of the texts, sampled well and badly by the modality's generator."""
     source, folder = config.model_paths.stable_diffusion, directory.finetuned_unet(modality)
     campaign = config.campaign.model_copy(update={"seed": config.campaign.seed + OTHER_SEED})
     return sampled_comparisons(

@@ -26,7 +26,7 @@ from medsyn.training.finetune import stage as finetuning
 from medsyn.training.scorers.comparisons import Comparisons
 from medsyn.training.scorers.evidence import weighted_mean
 from medsyn.training.scorers.ways import WAYS
-from scoring.faults import sampled
+from scoring.faults import sampled, texts_of
 from scoring.figures import Figure, figure
 from scoring.images import RatedImages
 from scoring.selectors import CPU, settings
@@ -90,7 +90,7 @@ def figures(images: RatedImages, seeds: int, changes: Sequence[str]) -> list[Fig
             directory = CampaignDirectory(Path(folder) / "campaign")
             for number, modality in enumerate(config.data.modalities):
                 finetuning.run(config, Task("finetune", number, slug(modality), modality), directory, Control())
-                rows += judges(sampled(images, config, directory, modality), seed)
+                rows += judges(sampled(config, directory, modality, texts_of(images, modality)), seed)
     return shares(rows)
 
 

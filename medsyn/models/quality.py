@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+METRICS = 1  # raise it when a picture's metrics become others
 EPSILON = 1e-4  # below one grey level of 8-bit (0.004): keeps logarithms of perfectly flat pictures finite
 LEVEL = 1.0 / 255.0
 STEP = 0.01  # a mean step between lines that is too small to be seen: added before ratios of steps are taken

@@ -64,6 +64,7 @@ ELSEWHERE = {
     r"^(set-aside|quarantine)(/|$)": "where verify --repair moves things",
     r"^\.\./shared/": "images for development, beside the checkout",
     r"^\.venv": "the environment that uv makes",
+    r"^(exclude\.csv|nearest-honest\.png|copies/|copies\.(json|png))": "what `medsyn copies` writes",
     r"^proctrack/": "a setting of Slurm's",
     r"^(unet/|config\.json|text_encoder/config\.json)$": "of a diffusers directory",
     r"^checkpoint-1000/unet$": "what a fine-tuning leaves that is asked to",
@@ -101,6 +102,7 @@ def test_every_path_exists_or_is_known_to_be_elsewhere(page: Path) -> None:
 NOT_IN_A_FINISHED_CAMPAIGN = (
     *("tasks/slurm", "images.tar", ".block-", ".dcm", "manifest.parquet", "attempts.parquet"),
     "finetune/all",  # of one with finetune.together
+    "evaluate/all/copies",  # of one with evaluation.copies
     "inputs/models/",  # of one whose weights are a single file
 )
 

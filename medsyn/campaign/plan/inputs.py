@@ -44,6 +44,7 @@ from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory
 from medsyn.text import counted
 
+FEWEST_JUDGED = 8  # `medsyn.training.alignment.judge.FEWEST`, which a login node does not import
 # A few minutes' work; what is more is read by `medsyn check`, and then known here. Files that are known do not count.
 IMAGES_READ_AT_MOST = 20_000
 BYTES_READ_AT_MOST = 4 * 2**30
@@ -258,6 +259,7 @@ def check(
     resolved = blocks.resolve(resolved, before, prompts.index, cost.CostModel(resolved, counts, on_gpu))
     if resolved.finetune.validate_every is not None:
         problems += _check_validated(resolved, images, counts["images"] if drawn_later else None)
+    problems += _check_judge(resolved, counts)
     problems += machine.check_here(resolved) if here else []
     sizes = _shard_sizes(resolved, before, asked, counts, prompts, on_gpu)
     is_planned = earlier is not None and (earlier.asked, earlier.blocks_per_shard) == (asked, sizes)
@@ -279,6 +281,22 @@ def _check_kept(section: FinetuneSection) -> list[Problem]:
         "after the last step is the model. Use less, or null"
     )
     return [Problem(CONFIGURATION, reason, key="finetune.keep_every", severity="warning")]
+
+
+def _check_judge(config: Config, counts: Mapping[str, Mapping[str, int]]) -> list[Problem]:
+    """A warning where an alignment's judge will have too few held-out images to say that anything is better."""
+    if not config.aligns:
+        return []
+    share, images = config.data.held_out_fraction, counts.get("images", {})
+    held_out = {name: round(share * images.get(name, 0)) for name in config.data.modalities}
+    few = [f"{name} ({number})" for name, number in held_out.items() if images.get(name) and number < FEWEST_JUDGED]
+    if not few:
+        return []
+    reason = (
+        f"an alignment's judge compares with held-out images, and of {', '.join(few)} there are fewer than "
+        f"{FEWEST_JUDGED}: it will hardly publish an aligned model. Raise it, or set align.enabled=false"
+    )
+    return [Problem(CONFIGURATION, reason, key="data.held_out_fraction", severity="warning")]
 
 
 def _check_rare(config: Config, images: Sequence[ImageRow]) -> list[Problem]:

@@ -52,7 +52,19 @@ def changed(before: Tensor, after: Tensor) -> bool:
 
 
 def degrade(image: Tensor, kind: str, severity: float, rng: np.random.Generator, other: Tensor | None = None) -> Tensor:
-    """The image with a damage.
+    """The image with a damage; see `graded`, which also says how strong it is."""
+    return graded(image, kind, severity, rng, other)[0]
+
+
+def graded(
+    image: Tensor,
+    kind: str,
+    severity: float,
+    rng: np.random.Generator,
+    other: Tensor | None = None,
+    strength: float | None = None,
+) -> tuple[Tensor, float]:
+    """The image with a damage, and the strength that was found to come to the severity.
 
     Args:
         image: [3, H, W], values 0..1, sides at least 16. Where its channels are equal, the result's are.
@@ -60,9 +72,10 @@ def degrade(image: Tensor, kind: str, severity: float, rng: np.random.Generator,
         severity: 0 (no damage) to 1; the amount of change is `severity * FULL`, within a tenth where the kind allows.
         rng: decides everything random. The same state gives the same damage, more of it at a higher severity.
         other: another image of the same shape, for the kind "stitched".
+        strength: what was found before for the same arguments; nothing is searched then.
 
     Returns:
-        [3, H, W], values 0..1.
+        [3, H, W], values 0..1, and the strength, 0 to 1.
 
     Raises:
         ValueError: severity is out of range, or "stitched" was given no other image.
@@ -72,7 +85,7 @@ def degrade(image: Tensor, kind: str, severity: float, rng: np.random.Generator,
     if kind == "stitched" and other is None:
         raise ValueError("the kind 'stitched' needs another image")
     if severity == 0:
-        return image
+        return image, 0.0
     is_grey = bool((image[0] == image[1]).all() and (image[0] == image[2]).all())
     if other is not None and is_grey:
         is_grey = bool((other[0] == other[1]).all() and (other[0] == other[2]).all())
@@ -87,15 +100,22 @@ def degrade(image: Tensor, kind: str, severity: float, rng: np.random.Generator,
         assert second is not None
         return stitched(picture, strength, own, second).clamp(0, 1)
 
-    return _search(picture, damaged, severity * FULL).expand_as(image).contiguous()
+    if strength is None:
+        found, strength = _search(picture, damaged, severity * FULL)
+    else:
+        found = damaged(strength)
+    return found.expand_as(image).contiguous(), strength
 
 
-def _search(picture: Tensor, damaged: Callable[[float], Tensor], wanted: float) -> Tensor:
-    """The damaged picture whose amount of change is closest to `wanted`: false position on a logarithmic scale."""
-    best = damaged(1.0)
+def _search(picture: Tensor, damaged: Callable[[float], Tensor], wanted: float) -> tuple[Tensor, float]:
+    """The damaged picture whose amount of change is closest to `wanted`, and its strength.
+
+    False position on a logarithmic scale.
+    """
+    best, chosen = damaged(1.0), 1.0
     low, high = (0.0, 0.0), (1.0, amount(picture, best))
     if high[1] <= wanted * (1 + _TOLERANCE):
-        return best
+        return best, chosen
     error = high[1] / wanted
     strength = 0.35  # most kinds reach half of what they can before a third of their strength
     for attempt in range(_TRIES):
@@ -103,7 +123,7 @@ def _search(picture: Tensor, damaged: Callable[[float], Tensor], wanted: float) 
         reached = max(amount(picture, trial), 1e-6)
         ratio = max(reached / wanted, wanted / reached)
         if ratio < error:
-            best, error = trial, ratio
+            best, chosen, error = trial, strength, ratio
         if ratio <= 1 + _TOLERANCE:
             break
         low, high = ((strength, reached), high) if reached < wanted else (low, (strength, reached))
@@ -114,7 +134,7 @@ def _search(picture: Tensor, damaged: Callable[[float], Tensor], wanted: float) 
         # every third step halves the bracket: amounts of kinds that change in steps are no straight line
         share = 0.5 if attempt % 3 == 2 else float(np.clip(share, 0.05, 0.95))
         strength = float(low[0] * (high[0] / low[0]) ** share)
-    return best
+    return best, chosen
 
 
 def _grey(picture: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ It is no network. It knows the features that the report measures distances in (`
 images of patients that are held out from training, and ratings of groups of images that no scorer learned from
 (`align.judge_share`). From those it has
 
-* `distance`: the kernel distance (KID's; Binkowski et al., ICLR 2018) to held-out good images;
+* `distance`: the kernel distance (KID's; Binkowski et al., ICLR 2018) to held-out good images. Which of them are good,
+  the Selector says: a real image that it rejects is no example. It says nothing of generated ones here;
 * `quality`: a ridge regression on its ratings;
 * `prompt`: a ridge regression from features to text features, on held-out images and their captions: how often the text
   that an image is taken for is nearer to its own prompt than to another one;
@@ -48,6 +49,7 @@ class Known:
     """What the judge knows of one modality."""
 
     real: Seen  # of held-out patients
+    example: np.ndarray  # bool [real], which are of good quality: by the Selector, which says nothing else here
     texts: np.ndarray  # float32 [real, T], features of their captions
     text_groups: Sequence[str]  # which stay together: of patients
     rated: np.ndarray  # float32 [rated, D], features of images that the judge alone knows the ratings of
@@ -86,11 +88,8 @@ class Judge:
         known = self.known
         self._quality, self._prompt = self._learned_quality(), self._learned_prompts()
         self.good = np.ones(len(known.real.features), dtype=bool)
-        if self._quality is not None and known.good.any() and not known.good.all():
-            scores = self._quality(known.real.features)[:, 0]
-            middle = float(self._quality(known.rated)[:, 0].mean())
-            if (scores >= middle).sum() >= FEWEST:
-                self.good = scores >= middle
+        if known.example.sum() >= FEWEST:
+            self.good = known.example
         self._real = known.real.features[self.good]
         self.decides = {
             "distance": len(self._real) >= FEWEST,
@@ -141,7 +140,7 @@ class Judge:
             quality=None if quality is None else quality[:, 0],
             prompt=None if prompt is None else nearer(prompt, self.texts, self.known.texts),
             similarity=similarities(seen.small),
-            recalled=recalled(seen.features, self._real),
+            covered=covered(seen.features, self._real),
         )
 
 
@@ -180,7 +179,12 @@ class Look:
     quality: np.ndarray | None  # float64 [N]
     prompt: np.ndarray | None  # float64 [N], 0..1
     similarity: np.ndarray  # float64 [N]
-    recalled: float | None
+    covered: np.ndarray | None  # bool [M], of each real image
+
+    @property
+    def recalled(self) -> float | None:
+        """The share of real images that are covered."""
+        return None if self.covered is None else float(self.covered.mean())
 
     def values(self, aspect: str, rows: np.ndarray) -> np.ndarray | None:
         """One figure of each of B sets of images, [B], from rows [B, n]."""
@@ -291,8 +295,8 @@ def diversity(small: np.ndarray) -> float:
     return 1 - float(similarities(small).mean())
 
 
-def recalled(images: np.ndarray, real: np.ndarray) -> float | None:
-    """The share of real images [M, D] that are nearer to some image [N, D] than its `NEIGHBOURS`-th neighbour is.
+def covered(images: np.ndarray, real: np.ndarray) -> np.ndarray | None:
+    """Which real images [M, D] are nearer to some image [N, D] than its `NEIGHBOURS`-th neighbour is: bool [M].
 
     None where there are too few of either.
     """
@@ -301,7 +305,8 @@ def recalled(images: np.ndarray, real: np.ndarray) -> float | None:
     own = squared_distances(images, images)
     np.fill_diagonal(own, np.inf)
     radius = np.partition(own, NEIGHBOURS - 1, axis=1)[:, NEIGHBOURS - 1]
-    return float((squared_distances(real, images) <= radius).any(axis=1).mean())
+    found: np.ndarray = (squared_distances(real, images) <= radius).any(axis=1)
+    return found
 
 
 def squared_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from medsyn import disk, time_use
 from medsyn.config import Config
+from medsyn.errors import InputError
 from medsyn.models.image_features import describe, grey, shrink
 from medsyn.models.stable_diffusion import SyntheticSystem
 from medsyn.seeds import seed
 from medsyn.stage import Control
 from medsyn.training.alignment.advantage import rewards
 from medsyn.training.alignment.candidates import Scorers, Wanted, sampled_pictures, scores_of
-from medsyn.training.alignment.judge import ASPECTS, Judge, Look, Seen, gains
+from medsyn.training.alignment.judge import ASPECTS, Judge, Look, Seen, draws, gains
 from medsyn.training.finetune.precision import autocast
 from medsyn.training.finetune.state import TrainState
 from medsyn.training.run import TrainingRun
@@ -73,7 +74,9 @@ class Judging:
             else:
                 self._take(step, load_file(path))
         if self.first not in self._looks:
-            assert start == self.first
+            if start > self.first:
+                reason = "has no look at what the round began with: remove the checkpoints beside it to begin anew"
+                raise InputError(self._folder, reason)
             self._see(state, self.first)
 
     def look(self, state: TrainState, step: int) -> dict[str, Any]:
@@ -151,14 +154,25 @@ class Judging:
         return {name: self._lines[step][name] for name in ("reward", "accepted")}
 
     def _why_not_diverse(self, step: int, rows: np.ndarray) -> str | None:
-        """Why the images are not diverse enough; None if they are."""
-        least = self.seat.config.align.min_diversity
-        now, before = (float(self._looks[one].value("diversity", rows) or 0) for one in (step, self.first))
-        real = self.seat.judge.notes["real_diversity"]
-        wanted = least * (before if real is None else min(before, real))
-        if now >= wanted:
+        """Why the images are not diverse enough; None if they are.
+
+        Wrong and noisy images are unlike one another, too, and getting better costs that kind of diversity: so it is
+        shown to have fallen, and fewer real images are covered besides.
+        """
+        least, now, before = self.seat.config.align.min_diversity, self._looks[step], self._looks[self.first]
+        real, was = self.seat.judge.notes["real_diversity"], before.value("diversity", rows) or 0.0
+        wanted = least * (was if real is None else min(was, real))
+        figure = now.figures(rows, self._lot("diversity"))["diversity"]
+        if figure[2] >= wanted:
             return None
-        return f"diversity {now:.3f} is below {wanted:.3f} (align.min_diversity)"
+        reason = f"diversity {figure[0]:.3f} (at most {figure[2]:.3f}) is below {wanted:.3f}"
+        if now.covered is not None and before.covered is not None:
+            fell = now.covered.astype(float) - least * before.covered
+            drawn = fell[draws(len(fell), self._lot("recall"))].mean(axis=1)
+            if np.percentile(drawn, 97.5) >= 0:
+                return None
+            reason += f", and recall fell from {before.recalled:.2f} to {now.recalled:.2f}"
+        return f"{reason} (align.min_diversity)"
 
     @property
     def _all(self) -> np.ndarray:

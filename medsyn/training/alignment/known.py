@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,9 +26,17 @@ Row = TypeVar("Row", ImageRow, RatingRow)
 MOST = 512  # real images that a judge compares with, by lot
 
 
+def by_lot(held_out: Sequence[ImageRow], campaign_seed: int) -> list[ImageRow]:
+    """At most `MOST` of the rows, each image once, in the table's order."""
+    once = {row.file: row for row in reversed(held_out)}.values()
+    drawn = sorted(once, key=lambda row: (seed("judge's image", campaign_seed, row.file), row.row))
+    return sorted(drawn[:MOST], key=lambda row: row.row)
+
+
 def known_to(
     config: Config,
     held_out: Sequence[ImageRow],
+    examples: Collection[str],
     judged: Sequence[RatingRow],
     group_of: Mapping[str, str],
     modality: str,
@@ -41,7 +49,8 @@ def known_to(
 
     Args:
         config: the campaign's.
-        held_out: images of the modality whose patients are not trained on.
+        held_out: images of the modality whose patients are not trained on, by lot.
+        examples: the files of those that are of good quality: what else is real is nothing to be near to.
         judged: ratings of every modality that no scorer learned from.
         group_of: the group of every file.
         modality: whose images will be judged.
@@ -50,10 +59,8 @@ def known_to(
         cache: where what is seen of an image is kept.
         control: receives progress.
     """
-    drawn = sorted(held_out, key=lambda row: (seed("judge's image", config.campaign.seed, row.file), row.row))
-    rows = sorted({row.file: row for row in reversed(drawn[:MOST])}.values(), key=lambda row: row.row)
     poor = {row.path for row in judged if row.rating < GOOD}
-    kept = _seen(config, config.data.table, [row for row in rows if row.path not in poor], hashes, cache, control)
+    kept = _seen(config, config.data.table, [row for row in held_out if row.path not in poor], hashes, cache, control)
     # an image is as good as its raters say together
     of_image: dict[str, list[RatingRow]] = {}
     for row in judged:
@@ -74,6 +81,7 @@ def known_to(
             if kept
             else np.zeros((0, 8, 8)),
         ),
+        example=np.array([row.file in examples for _, row in kept], dtype=bool),
         texts=embed([row.text for _, row in kept]) if kept else np.zeros((0, 1)),
         text_groups=[group_of[row.file] for _, row in kept],
         rated=features,

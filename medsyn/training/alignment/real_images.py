@@ -67,8 +67,22 @@ def accepted(asking: Asking, rows: Sequence[ImageRow]) -> list[ImageRow]:
     what it expects a rating of at least acceptable for (half of its scale), or the better half of the rows, if those
     are more. Errors as for `encode_rows`.
     """
+    kept, quality, fit = _scored(asking, rows)
+    least = min(ACCEPTABLE, float(np.median(fit))) if len(fit) else ACCEPTABLE
+    passes = (quality >= asking.threshold) & (fit >= least)
+    return [row for row, one in zip(kept, passes, strict=True) if one]
+
+
+def of_quality(asking: Asking, rows: Sequence[ImageRow]) -> list[ImageRow]:
+    """The rows of one modality whose image the Selector accepts, whatever their captions say."""
+    kept, quality, _ = _scored(asking, rows)
+    return [row for row, one in zip(kept, quality >= asking.threshold, strict=True) if one]
+
+
+def _scored(asking: Asking, rows: Sequence[ImageRow]) -> tuple[list[ImageRow], np.ndarray, np.ndarray]:
+    """The rows that can be used, and the scores of the Selector and of the Policy [N]."""
     if not rows:
-        return []
+        return [], np.zeros(0), np.zeros(0)
 
     def keep(_: Image, pixels: Tensor) -> dict[str, Tensor]:
         return {"picture": (pixels[0].permute(1, 2, 0) * 255).round().to(torch.uint8)}
@@ -86,10 +100,8 @@ def accepted(asking: Asking, rows: Sequence[ImageRow]) -> list[ImageRow]:
             cache.add({key: {"scores": found[place]} for place, key in enumerate(keys[part])})
             asking.control.leave_if_asked()
         asking.control.heartbeat(min(part.stop, len(kept)), len(kept), "real image")
-    quality, _, fit, _ = np.array([cache.read(key, "scores").tolist() for key in keys]).reshape(-1, 4).T
-    least = min(ACCEPTABLE, float(np.median(fit))) if len(fit) else ACCEPTABLE
-    passes = (quality >= asking.threshold) & (fit >= least)
-    return [row for (_, row), one in zip(kept, passes, strict=True) if one]
+    table = np.array([cache.read(key, "scores").tolist() for key in keys]).reshape(-1, 4)
+    return [row for _, row in kept], table[:, 0], table[:, 2]
 
 
 def prepare(

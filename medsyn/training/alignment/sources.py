@@ -23,7 +23,7 @@ from medsyn.models.stable_diffusion import SyntheticSystem, load_synthetic
 from medsyn.models.weights import UNET_WEIGHTS, model_fingerprint, unet_sha256, weights_fingerprint
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Task, slug
-from medsyn.training.alignment import real_images
+from medsyn.training.alignment import known, real_images
 from medsyn.training.alignment.candidates import Scorers, choose_prompts, scorers_sha256
 from medsyn.training.finetune.dataset import training_rows
 from medsyn.training.scorers.judged import judged_groups
@@ -50,18 +50,19 @@ class Sources:
         _require(self.finetuned / "unet" / UNET_WEIGHTS, f"finetune {finetuning}")
         _require(self._selector / WEIGHTS, scorers)
         _require(self._policy / WEIGHTS, scorers)
-        self.rows, self.held_out = training_rows(config, task.modality)
+        self.rows, held_out = training_rows(config, task.modality)
         everything, pairs = rated_rows(config), rated_pairs(config)
         files = ((row.a.file, row.b.file) for row in pairs)
-        self.group_of = groups([*everything, *self.rows, *self.held_out], files)
+        self.group_of = groups([*everything, *self.rows, *held_out], files)
+        self.held_out = known.by_lot(held_out, config.campaign.seed)
         judged = judged_groups(config, everything, self.group_of)
         self.judged = [row for row in everything if self.group_of[row.file] in judged]  # of every modality
         self.ratings = [
             row for row in everything if row.modality == task.modality and self.group_of[row.file] not in judged
         ]
         poor = {row.path for row in self.ratings} - {row.path for row in real_images.rated_good(self.ratings)}
-        known = [row for row in self.rows if row.path not in poor and self.group_of[row.file] not in judged]
-        self.candidates_for_real = real_images.by_lot(known, config.campaign.seed)
+        own = [row for row in self.rows if row.path not in poor and self.group_of[row.file] not in judged]
+        self.candidates_for_real = real_images.by_lot(own, config.campaign.seed)
         self.rated_good = real_images.rated_good(self.ratings)
         self.latents_folder = directory.root / "cache" / finetuning
         self.folder = directory.root / "cache" / f"align-{task.name}"

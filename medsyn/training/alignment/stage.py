@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,16 +201,19 @@ class _Round:
         sources = self.sources
         if not self.section.real:
             return None
-        asking = real_images.Asking(
-            *(self.config, sources.hashes, load_system, lambda: sources.scorers, sources.scorers_sha256),
-            *(sources.threshold, sources.cache, self.control),
-        )
-        passed = real_images.accepted(asking, sources.candidates_for_real)
+        passed = real_images.accepted(self._asking(load_system), sources.candidates_for_real)
         rows = passed + sources.rated_good
         if not rows:
             logger.warning("no real image of %s is known to be good: none is in the batches", sources.modality)
             return None
         return real_images.prepare(self.config, rows, sources.hashes, load_system, sources.latents, self.control)
+
+    def _asking(self, load_system: Callable[[], SyntheticSystem]) -> real_images.Asking:
+        sources = self.sources
+        return real_images.Asking(
+            *(self.config, sources.hashes, load_system, lambda: sources.scorers, sources.scorers_sha256),
+            *(sources.threshold, sources.cache, self.control),
+        )
 
     def _judging(self, load_system: functools._lru_cache_wrapper[SyntheticSystem]) -> Judging:
         sources, section = self.sources, self.section
@@ -224,8 +227,17 @@ class _Round:
         def embed(those: Sequence[str]) -> np.ndarray:
             return torch.stack([pooled for _, pooled in load_system().embed_all(those)]).float().cpu().numpy()
 
+        examples = {row.file for row in real_images.of_quality(self._asking(load_system), sources.held_out)}
         known = known_to(
-            *(self.config, sources.held_out, sources.judged, sources.group_of, sources.modality, sources.hashes),
+            *(
+                self.config,
+                sources.held_out,
+                examples,
+                sources.judged,
+                sources.group_of,
+                sources.modality,
+                sources.hashes,
+            ),
             *(embed, sources.cache, self.control),
         )
         judge = Judge(known, embed([one.prompt for one in images]), self.config.campaign.seed)

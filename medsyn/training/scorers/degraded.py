@@ -14,11 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsyn.data.degradations.graded import amount, changed, degrade
+from medsyn import disk
+from medsyn.data.degradations.graded import LEAST, amount, graded
 from medsyn.data.degradations.kinds import family_of, kinds_of
 from medsyn.seeds import seed
 from medsyn.training.scorers.comparisons import Comparisons
+from medsyn.training.scorers.remembered import Remembered
 
+VERSION = 1  # raise it when the same arguments give other strengths
 MILD = (0.06, 0.3)  # severities, uniform between the two
 SEVERE = (0.5, 1.0)
 APART = 1.5  # a severe change is at least this many times a mild one: else the two are no pair
@@ -34,6 +37,7 @@ class _Grades:
     mild: Tensor | None  # uint8 [3, R, R]; None: it changed nothing
     severe: Tensor | None
     poor: bool  # `severe` is
+    strengths: tuple[float, float]
 
 
 def degraded_comparisons(
@@ -44,6 +48,7 @@ def degraded_comparisons(
     campaign_seed: int,
     per_image: int,
     kinds: Collection[str] | None = None,
+    remembered: Remembered | None = None,
 ) -> Comparisons:
     """Every image is better than its mild damage, and that better than the severe one of the same kind.
 
@@ -55,6 +60,7 @@ def degraded_comparisons(
         campaign_seed: another seed draws other kinds, severities and places.
         per_image: kinds of each image, at most, all of different families.
         kinds: only these; all unless given.
+        remembered: where strengths are, and are put, once they are found: most of the work.
 
     Returns:
         The comparisons. The first N of its images are `pixels`, and the next N the same with harmless changes (a
@@ -69,7 +75,11 @@ def degraded_comparisons(
     for number, (image, its_modality, key) in enumerate(zip(pixels, modality, keys, strict=True)):
         for kind in _draw_kinds(str(its_modality), key, campaign_seed, per_image, kinds):
             rng = np.random.default_rng(seed("degraded", campaign_seed, key, kind))
-            grades = _grades(image, kind, rng)
+            name = disk.fingerprint(["strengths", VERSION, campaign_seed, key, kind])
+            known = None if remembered is None else remembered.get(name)
+            grades = _grades(image, kind, rng, None if known is None else known.tolist())
+            if remembered is not None and known is None:
+                remembered.put(name, torch.tensor(grades.strengths, dtype=torch.float64))
             better_ones = [number + len(pixels) * int(rng.random() < 0.5)]
             for damaged, poor in ((grades.mild, False), (grades.severe, grades.poor)):
                 if damaged is None:
@@ -104,20 +114,22 @@ def _draw_kinds(
     return [str(rng.choice(families[family])) for family in order]
 
 
-def _grades(image: Tensor, kind: str, rng: np.random.Generator) -> _Grades:
-    """A mild and a severe damage of an image [3, R, R], in the same places."""
+def _grades(image: Tensor, kind: str, rng: np.random.Generator, strengths: Sequence[float] | None) -> _Grades:
+    """A mild and a severe damage of an image [3, R, R], in the same places; their strengths may be known."""
     clean = _between_levels(image, rng)
     mild_severity, severe_severity = rng.uniform(*MILD), rng.uniform(*SEVERE)
     turned = torch.rot90(clean, int(rng.integers(1, 4)), dims=(-2, -1))
     state = rng.integers(2**63)
-    mild, severe = (
-        (degrade(clean, kind, severity, np.random.default_rng(state), turned) * 255).round().to(torch.uint8)
-        for severity in (mild_severity, severe_severity)
-    )
+    made = [
+        graded(clean, kind, severity, np.random.default_rng(state), turned, strength)
+        for severity, strength in zip((mild_severity, severe_severity), strengths or (None, None), strict=True)
+    ]
+    mild, severe = ((damaged * 255).round().to(torch.uint8) for damaged, _ in made)
     little, much = amount(clean, mild.float() / 255), amount(clean, severe.float() / 255)
-    has_mild = changed(clean, mild.float() / 255)
-    has_severe = changed(clean, severe.float() / 255) and (not has_mild or much >= APART * little)
-    return _Grades(mild if has_mild else None, severe if has_severe else None, much >= POOR)
+    has_mild = little >= LEAST
+    has_severe = much >= LEAST and (not has_mild or much >= APART * little)
+    found = made[0][1], made[1][1]
+    return _Grades(mild if has_mild else None, severe if has_severe else None, much >= POOR, found)
 
 
 def _between_levels(image: Tensor, rng: np.random.Generator) -> Tensor:

@@ -7,16 +7,19 @@ not a new one in every epoch: measuring costs more than a small network's step, 
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from medsyn import disk
 from medsyn.models.image_encoder import MeasuredImage
-from medsyn.models.quality import FEATURES
+from medsyn.models.quality import FEATURES, METRICS
 from medsyn.seeds import seed
 from medsyn.training.schedule import RandomKey
+from medsyn.training.scorers.remembered import Remembered
 
 GAIN, OFFSET = 0.05, 0.03  # how far augmentation changes contrast and brightness: less than a rater would notice
 SHIFT = 1 / 16  # of the picture's side
@@ -52,6 +55,11 @@ def _change(key: RandomKey, version: int, group: str, reach: int) -> tuple[float
     return gain, offset, down, right
 
 
+def versions_key(key: RandomKey) -> RandomKey:
+    """What versions of images depend on in a run with this key: the seed, so that they are the same in all stages."""
+    return key[:1]
+
+
 class MeasuredImages:
     """I images on the CPU, and the metrics of a few versions of each, where they are scored."""
 
@@ -63,6 +71,7 @@ class MeasuredImages:
         encoder: MeasuredImage,
         key: RandomKey,
         device: torch.device,
+        remembered: Remembered | None = None,
     ) -> None:
         """Measure images as an encoder sees them.
 
@@ -73,15 +82,41 @@ class MeasuredImages:
             encoder: any one of those that will see them.
             key: what the versions depend on.
             device: where they are scored.
+            remembered: where metrics are, and are put, once they are measured.
         """
         self._pixels, self._groups, self._encoder, self._key, self._device = pixels, groups, encoder, key, device
         self.versions = versions
         self.metrics = torch.zeros(int(versions.max(initial=1)), len(pixels), len(FEATURES), device=device)
         for version in range(len(self.metrics)):
             images = np.flatnonzero(versions > version)
+            if remembered is not None:
+                images = self._recall(remembered, images, version)
             for chunk in np.split(images, range(TOGETHER, len(images), TOGETHER)):
                 if len(chunk):
                     self.metrics[version, chunk] = encoder.measure(self._version(chunk, version))
+                    if remembered is not None:
+                        for image in chunk.tolist():
+                            remembered.put(self._name(image, version), self.metrics[version, image])
+        if remembered is not None:
+            remembered.save()  # at once: what is measured together may depend on what else is, to the last bit
+
+    def _recall(self, remembered: Remembered, images: np.ndarray, version: int) -> np.ndarray:
+        """Fill in the metrics that are remembered; the other images, int64."""
+        unknown = []
+        for image in images.tolist():
+            known = remembered.get(self._name(image, version))
+            if known is None:
+                unknown.append(image)
+            else:
+                self.metrics[version, image] = known.to(self._device)
+        return np.array(unknown, dtype=np.int64)
+
+    def _name(self, image: int, version: int) -> str:
+        """Of the metrics of an image's version: of all that they depend on."""
+        pixels, side = self._pixels[image], self._pixels.shape[-1]
+        content = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
+        change = _change(self._key, version, str(self._groups[image]), round(SHIFT * side)) if version else None
+        return disk.fingerprint(["metrics", METRICS, list(FEATURES), self._encoder.image_size, content, side, change])
 
     def training(self, images: np.ndarray, epoch: int, look: bool = True) -> tuple[Tensor, Tensor]:
         """Pixels and metrics of images [N], as for `seen`, each in the version that an epoch shows."""

@@ -13,9 +13,10 @@ from medsyn.training.scorers.exam import Comparison, Exam
 from medsyn.training.scorers.folds import Folds
 from medsyn.training.scorers.learner import Learner, Step, answer_by_fold, on
 from medsyn.training.scorers.loss import advantage_loss, bradley_terry, cross_entropy
-from medsyn.training.scorers.measured import TOGETHER, VERSIONS, VERSIONS_COMPARED, MeasuredImages
+from medsyn.training.scorers.measured import TOGETHER, VERSIONS, VERSIONS_COMPARED, MeasuredImages, versions_key
 from medsyn.training.scorers.questions import Questions
 from medsyn.training.scorers.rated import RatedPairs, RatedSet
+from medsyn.training.scorers.remembered import Remembered
 
 HELD_OUT_DRAWS = 2  # of false texts per held-out image, for steadier figures; the same in every epoch and stage
 FALSE_PER_IMAGE = HELD_OUT_DRAWS * (NEAR + ELSEWHERE)  # of a good one, in the exam, where there are enough
@@ -37,20 +38,22 @@ class PolicyLearner(Learner):
         key: RandomKey,
         mismatch: bool,
         measured: MeasuredImages | None = None,
+        remembered: Remembered | None = None,
     ) -> None:
         """Of ratings, of which only the rows `taught` (bool [N]) are learned from, and captioned images.
 
         `texts` begin with the prompts of the rated set. `measured` are images that begin with the rated ones, as this
-        Policy sees them, if they are known already. For `mismatch` see `Questions`.
+        Policy sees them, if they are known already. For `mismatch` see `Questions`, for `remembered` `MeasuredImages`.
         """
         self.members, self.rated, self.pairs, self.texts, self._key = policy.members, rated, pairs, texts, key
         self._device = next(policy.parameters()).device
         self.pooled = texts.pooled.to(self._device)
         self._taught, self._captioned = taught, len(captioned.text)
-        encoder, versions = policy.members[0].image, np.full(len(rated.pixels), VERSIONS)
-        self.images = measured or MeasuredImages(rated.pixels, rated.image_group, versions, encoder, key, self._device)
+        how = policy.members[0].image, versions_key(key), self._device, remembered
+        versions = np.full(len(rated.pixels), VERSIONS)
+        self.images = measured or MeasuredImages(rated.pixels, rated.image_group, versions, *how)
         versions = np.full(self._captioned, VERSIONS_COMPARED)
-        self._more = MeasuredImages(captioned.pixels, captioned.group, versions, encoder, key, self._device)
+        self._more = MeasuredImages(captioned.pixels, captioned.group, versions, *how)
         self._fold = folds.of([*rated.image_group.tolist(), *captioned.group.tolist()])
         self.questions = Questions(rated, captioned, texts, key, mismatch)
         self.asked = self.questions.exam(np.arange(len(rated.line)), HELD_OUT_DRAWS)

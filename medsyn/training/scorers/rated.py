@@ -27,6 +27,7 @@ from medsyn.errors import InputError
 from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import Control
 from medsyn.training.encode_rows import encode_rows
+from medsyn.training.scorers.remembered import Remembered
 
 if TYPE_CHECKING:
     from medsyn.models.stable_diffusion import SyntheticSystem
@@ -120,6 +121,7 @@ class Loading:
     load_system: Callable[[], SyntheticSystem]  # called only if something must be computed
     cache: TensorCache
     control: Control
+    remembered: Remembered
 
     def pictures(
         self, table: str, rows: Sequence[AnyRow], what: str, decoded: bool = False, allow_synthetic: bool = True

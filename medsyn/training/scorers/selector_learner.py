@@ -15,7 +15,8 @@ from medsyn.training.scorers.exam import Comparison, Exam
 from medsyn.training.scorers.learner import Learner, Step, answer_by_fold, on
 from medsyn.training.scorers.lessons import RATED, Judged, Lessons
 from medsyn.training.scorers.loss import advantage_loss, bradley_terry, cross_entropy
-from medsyn.training.scorers.measured import TOGETHER, MeasuredImages
+from medsyn.training.scorers.measured import TOGETHER, MeasuredImages, versions_key
+from medsyn.training.scorers.remembered import Remembered
 
 COMPARISONS_PER_RATING = 1.0  # in a step, and
 PULLS_PER_RATING = 0.5  # of images that are good or poor by assumption
@@ -27,12 +28,16 @@ EXAMINED = 512  # comparisons that are looked at after every epoch, at most, of 
 class SelectorLearner(Learner):
     """The members of a Selector, and its lessons."""
 
-    def __init__(self, selector: Selector, lessons: Lessons, key: RandomKey) -> None:
+    def __init__(
+        self, selector: Selector, lessons: Lessons, key: RandomKey, remembered: Remembered | None = None
+    ) -> None:
+        """Learns from `lessons`; for `remembered` see `MeasuredImages`."""
         self.members, self.lessons, self._key = selector.members, lessons, key
         self._device = next(selector.parameters()).device
         encoder = selector.members[0].image
         self._looks = encoder.looks
-        self.images = MeasuredImages(lessons.pixels, lessons.group, lessons.versions, encoder, key, self._device)
+        images = lessons.pixels, lessons.group, lessons.versions, encoder
+        self.images = MeasuredImages(*images, versions_key(key), self._device, remembered)
         self._places, self.exam = _exam(lessons, key)
         self.origin = lessons.origin[self._places]
 

@@ -26,6 +26,7 @@ from medsyn.training.scorers.comparisons import Comparisons
 from medsyn.training.scorers.folds import split_into_folds
 from medsyn.training.scorers.judged import judged_groups
 from medsyn.training.scorers.rated import GOOD, Loading, RatedPairs, RatedSet, load_rated, rated_pairs, rated_rows
+from medsyn.training.scorers.remembered import Remembered
 
 if TYPE_CHECKING:
     from medsyn.models.stable_diffusion import SyntheticSystem
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 CAPTIONED = 256  # images of the table, of a modality, that the Policy learns from, at most
 ORIGINALS = 64  # good images of a modality that are damaged to learn from, at most
 KINDS_PER_IMAGE = 4  # of damage
+SAVED_EVERY = 64  # damaged images: what a kill can cost
 
 
 class Sources:
@@ -144,7 +146,8 @@ class Sources:
 
             return load_synthetic(source, self.device, with_unet=False, text_chunks=chunks)
 
-        return Loading(self.config, self._hashes, load_system, TensorCache(self._folder), control)
+        remembered = Remembered(self._folder.with_name("numbers"))
+        return Loading(self.config, self._hashes, load_system, TensorCache(self._folder), control, remembered)
 
     @functools.cached_property
     def _rated_poor(self) -> set[Path]:
@@ -217,7 +220,10 @@ class Sources:
         for number, key in enumerate(keys, 1):  # one by one: a stop is obeyed in between
             row = good[key]
             its = np.array([row.modality]), np.array([self.group_of[row.file]]), [key]
-            made.append(damage(loading.pixels([key]), *its, self.config.campaign.seed, KINDS_PER_IMAGE))
+            pixels, drawn = loading.pixels([key]), (self.config.campaign.seed, KINDS_PER_IMAGE)
+            made.append(damage(pixels, *its, *drawn, remembered=loading.remembered))
+            if number % SAVED_EVERY == 0 or number == len(keys) or loading.control.stop_requested:
+                loading.remembered.save()
             loading.control.heartbeat(number, len(keys), "damaged image")
             loading.control.leave_if_asked()
         return made

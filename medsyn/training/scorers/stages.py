@@ -72,7 +72,7 @@ def run_stage1(config: Config, task: Task, directory: CampaignDirectory, control
             damaged = sources.degraded(loading, degraded_comparisons)
             lessons = lessons_of(rated, pairs, sources.folds, damaged, [])
             _require_both_kinds(config, lessons)
-            learners["selector"] = SelectorLearner(selector, lessons, run.key)
+            learners["selector"] = SelectorLearner(selector, lessons, run.key, loading.remembered)
         learners["policy"] = _policy_learner(
             scorers["policy"], config, sources, loading, rated, pairs, run.key, learners.get("selector")
         )
@@ -174,7 +174,7 @@ def _continue(
         "kept": "stage 1",
     }
     if isinstance(selector, Selector) and lessons.sampled.any():
-        learners["selector"] = SelectorLearner(selector, lessons, run.key)
+        learners["selector"] = SelectorLearner(selector, lessons, run.key, loading.remembered)
     if taught.sum() < FEWEST_ROWS:
         return {**summary, "reason": "too few ratings passed the Selector"}
     if sources.folds.count == 1:
@@ -292,6 +292,7 @@ def _policy_learner(
         *(policy, rated, pairs, captioned, texts, sources.folds, taught, key),
         config.raters.mismatch_negatives,
         measured,
+        loading.remembered,
     )
 
 

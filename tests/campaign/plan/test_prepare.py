@@ -617,6 +617,12 @@ def test_rare_captions_where_none_is_rare_are_told(trial: Trial) -> None:
     assert said not in reasons(trial.config(finetune__rare_captions=4), "warning")
 
 
+def test_a_judge_that_will_know_nothing_is_told(trial: Trial) -> None:
+    said = "data.held_out_fraction: an alignment's judge compares with held-out images"
+    assert said in reasons(trial.config(align__enabled=True), "warning")
+    assert said not in reasons(trial.config(), "warning")
+
+
 class TestPhantoms:
     @pytest.fixture
     def small(self) -> dict[str, Any]:

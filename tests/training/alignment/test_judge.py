@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from medsyn.training.alignment import judge
-from medsyn.training.alignment.judge import Judge, Known, Look, Seen, gains, nearer, recalled, similarities
+from medsyn.training.alignment.judge import Judge, Known, Look, Seen, covered, gains, nearer, similarities
 
 SIZE, TEXTS = 30, 6
 
@@ -30,7 +31,15 @@ def judge_of(informed: bool = True, held_out: int = SIZE) -> tuple[Judge, np.nda
     real = images(held_out, 0.0, rng, texts if informed else None)
     good = np.arange(24) % 2 == 0
     rated = np.concatenate([images(1, 0.0 if one or not informed else 3.0, rng).features for one in good])
-    known = Known(real, texts, [str(k) for k in range(held_out)], rated, good, [str(k) for k in range(24)])
+    known = Known(
+        real,
+        np.ones(held_out, dtype=bool),
+        texts,
+        [str(k) for k in range(held_out)],
+        rated,
+        good,
+        [str(k) for k in range(24)],
+    )
     asked = np.eye(TEXTS)[np.arange(SIZE) % 3].astype(np.float32)
     return Judge(known, asked, 0), asked
 
@@ -68,17 +77,14 @@ def test_with_few_real_images_there_is_no_distance() -> None:
     assert "distance" not in its.notes["decides"]
 
 
-def test_poor_real_images_are_nothing_to_be_near_to() -> None:
-    """Of a data set that is half poor, where the judge's own ratings tell which half."""
-    rng = np.random.default_rng(4)
+@pytest.mark.parametrize("examples", [SIZE, judge.FEWEST - 1])
+def test_poor_real_images_are_nothing_to_be_near_to(examples: int) -> None:
+    """Where enough others are there: a distance to a few images says nothing."""
     its, _ = judge_of()
-    mixed = Seen(*(np.concatenate(pair) for pair in zip(*[(s.features, s.small) for s in (
-        images(SIZE, 0.0, rng), images(SIZE, 3.0, rng))], strict=True)))  # fmt: skip
-    known = its.known
-    texts = np.concatenate([known.texts, known.texts])
-    again = Known(mixed, texts, [str(k) for k in range(2 * SIZE)], known.rated, known.good, known.rated_groups)
-    found = Judge(again, its.texts, 0)
-    assert found.good[:SIZE].mean() > 0.9 > 0.1 > found.good[SIZE:].mean()
+    known = replace(its.known, example=np.arange(SIZE) < examples)
+    assert Judge(known, its.texts, 0).notes["good_real_images"] == SIZE
+    some = replace(its.known, example=np.arange(SIZE) < judge.FEWEST)
+    assert Judge(some, its.texts, 0).notes["good_real_images"] == judge.FEWEST
 
 
 def test_the_distance_is_the_unbiased_one() -> None:
@@ -95,8 +101,10 @@ def test_copies_of_one_image_are_neither_diverse_nor_all_there_is() -> None:
     rng = np.random.default_rng(6)
     real = rng.normal(size=(40, 3))
     same = np.repeat(real[:1], 40, axis=0) + 1e-3 * rng.normal(size=(40, 3))
-    assert (recalled(same, real) or 0) < 0.1 < 0.6 < (recalled(rng.normal(size=(40, 3)), real) or 0)
-    assert recalled(same[:3], real) is None
+    few, most = covered(same, real), covered(rng.normal(size=(40, 3)), real)
+    assert few is not None and most is not None
+    assert few.mean() < 0.1 < 0.6 < most.mean()
+    assert covered(same[:3], real) is None
     small = rng.random((6, 16, 16)).astype(np.float32)
     assert similarities(np.repeat(small[:1], 6, axis=0)) == pytest.approx(1)
     assert similarities(small).mean() < 0.3
@@ -112,6 +120,6 @@ def test_nearer_is_a_half_by_chance_and_texts_that_are_equal_do_not_count() -> N
 
 
 def test_a_look_says_what_it_does_not_know() -> None:
-    look = Look(None, None, None, np.full(8, 0.4), 0.5)
+    look = Look(None, None, None, np.full(8, 0.4), np.arange(4) > 1)
     assert look.figures(np.arange(8), 0).keys() == {"recall", "diversity"}
     assert gains(look, look, np.arange(8), 0) == {}

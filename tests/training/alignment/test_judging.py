@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +18,16 @@ COUNT = 24
 EACH = np.random.default_rng(0).normal(size=COUNT)
 
 
+def covers(share: float) -> np.ndarray:
+    """Which of 20 real images are covered."""
+    return np.arange(20) < 20 * share
+
+
 def look(quality: float, diversity: float = 0.6, prompt: float | None = None) -> Look:
     """Images of such a mean quality, each a little off it, the same way in every look but for one."""
     noise = 0.05 * np.random.default_rng(int(1000 * abs(quality))).normal(size=COUNT)
     texts = None if prompt is None else np.clip(prompt + 0.1 * EACH + noise, 0, 1)
-    return Look(None, quality + 0.2 * EACH + noise, texts, np.full(COUNT, 1 - diversity), 0.5)
+    return Look(None, quality + 0.2 * EACH + noise, texts, np.full(COUNT, 1 - diversity), covers(0.5))
 
 
 def judging(
@@ -95,22 +101,29 @@ def test_no_difference_is_not_published(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "real", "kept"),
+    ("before", "after", "recall", "real", "kept"),
     [
-        (0.6, 0.58, 0.6, True),
-        (0.6, 0.5, 0.6, False),
-        (0.9, 0.6, 0.6, True),  # wrong images are diverse: what real ones have is enough
-        (0.6, 0.58, None, True),
-        (0.6, 0.5, None, False),
+        (0.6, 0.58, 0.1, 0.6, True),
+        (0.6, 0.5, 0.1, 0.6, False),
+        (0.6, 0.5, 0.5, 0.6, True),  # noise is gone, and what there is of real images is covered as before
+        (0.6, 0.5, None, 0.6, False),
+        (0.9, 0.6, 0.1, 0.6, True),  # wrong images are diverse: what real ones have is enough
+        (0.6, 0.58, 0.1, None, True),
+        (0.6, 0.5, 0.1, None, False),
     ],
 )
-def test_diversity_is_a_condition(tmp_path: Path, before: float, after: float, real: float | None, kept: bool) -> None:
-    told = judging(tmp_path, look(0.3, before), look(0.7, after), real=real).verdict(10)
+def test_diversity_is_a_condition(
+    tmp_path: Path, before: float, after: float, recall: float | None, real: float | None, kept: bool
+) -> None:
+    last = replace(look(0.7, after), covered=None if recall is None else covers(recall))
+    told = judging(tmp_path, look(0.3, before), last, real=real).verdict(10)
+    fell = "" if recall is None else f", and recall fell from 0.50 to {recall:.2f}"
+    limit = 0.95 * min(before, real or 1)
+    reason = f"diversity {after:.3f} (at most {after:.3f}) is below {limit:.3f}{fell} (align.min_diversity)"
     assert told["kept"] is kept
-    assert kept or told["reason"] == f"diversity {after:.3f} is below {0.95 * min(before, real or 1):.3f} " + (
-        "(align.min_diversity)"
-    )
+    assert kept or told["reason"] == reason
 
 
 def test_a_step_that_is_diverse_enough_is_chosen_before_a_better_one(tmp_path: Path) -> None:
-    assert judging(tmp_path, look(0.3), look(0.5), look(0.9, 0.2)).verdict(20)["step"] == 10
+    collapsed = replace(look(0.9, 0.2), covered=covers(0.1))
+    assert judging(tmp_path, look(0.3), look(0.5), collapsed).verdict(20)["step"] == 10
