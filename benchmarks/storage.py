@@ -128,7 +128,7 @@ def generate(
 ) -> Callable[[], None]:
     """A generate task that is ready to run."""
     config, directory = campaign(root, output, images, pictures[0].shape[0], batches_per_block)
-    sampler: Any = lambda self, mode: Stub(Recipe.of(self.config, self.modality), pictures)  # noqa: E731
+    sampler: Any = lambda self, mode, loaded: Stub(Recipe.of(self.config, self.modality), pictures)  # noqa: E731
     blocks = read_blocks(config, MODALITY)
     assert blocks.item_count == images, "the prompt list has another modality"
     task = Task("generate", 0, "mri-0", MODALITY, (0, blocks.count))

@@ -38,7 +38,7 @@ FIRST = (
     *("slurm/test_campaign.py", "training/test_finetune.py", "training/test_finetune_ranks.py"),
     *("slurm/test_pages.py", "generation/test_claim.py"),
     *("slurm/test_status_on_slurm.py", "campaign/test_repair.py"),
-    *("slurm/test_devcluster.py", "training/scorers/test_stages.py"),
+    *("slurm/test_devcluster.py", "training/scorers/test_stages.py", "training/alignment/test_stage.py"),
     *("slurm/test_in_container.py", "models/test_embedded_model.py"),
 )
 

@@ -32,7 +32,8 @@ class TestChoice:
         assert chosen(images, "generation.modes=[baseline]", "cluster.tflops=100") == number
 
     def test_those_of_all_modes_count(self) -> None:
-        assert chosen(10**6, "cluster.tflops=100") == 128
+        assert chosen(10**6, "cluster.tflops=100", "generation.modes=[baseline, filtered]") == 128
+        assert chosen(10**6, "cluster.tflops=100") == 256  # of four arms
 
     def test_a_file_for_each_image_leaves_nothing_to_save(self) -> None:
         assert chosen(10**6, "generation.output=png") == 4
