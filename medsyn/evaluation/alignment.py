@@ -19,7 +19,6 @@ from medsyn.text import counted
 
 CURVES = ("reward", "accepted", "quality", "prompt", "distance", "diversity")
 _ASPECTS = {"distance": "distance", "quality": "quality", "prompt": "prompt"}
-HACKING = "reward hacking"
 
 
 def read(config: Config, directory: CampaignDirectory) -> dict[str, dict[str, Any]]:

@@ -210,9 +210,8 @@ def _alignment(result: Mapping[str, Any], name: str) -> Answer:
     if summary is None:
         return Answer("alignment", "unclear", "it has not run", "medsyn resume CAMPAIGN")
     if not summary.get("kept"):
-        is_bad = alignment.HACKING in str(summary.get("reason") or "")
-        level: Level = "bad" if is_bad else "unclear"
-        return Answer("alignment", level, alignment.sentence(summary), _MORE["alignment"])
+        # no image is worse for it: what the judge refused, reward hacking too, is not in use
+        return Answer("alignment", "unclear", alignment.sentence(summary), _MORE["alignment"])
     step = _step(result, name, "alignment", "")
     if step.reason.startswith("no two arms"):
         return Answer("alignment", "good", alignment.sentence(summary))

@@ -191,7 +191,7 @@ def test_two_arms_that_differ_in_two_things_tell_neither(result: dict[str, Any])
 def test_an_aligned_model_that_is_not_kept_is_told_with_its_reason(result: dict[str, Any]) -> None:
     result["alignment"]["CT"] = summary(**HACKED, rounds=[ROUND, HACKED])
     its = answers(result)["alignment"]
-    assert its["level"] == "bad" and "the fine-tuned model stays in use (reward hacking" in its["reason"]
+    assert its["level"] == "unclear" and "the fine-tuned model stays in use (reward hacking" in its["reason"]
     result["alignment"]["CT"] = summary(kept=False, reason="the judge finds no difference in quality")
     assert answers(result)["alignment"]["level"] == "unclear"
     result["alignment"] = None
