@@ -24,7 +24,6 @@ from medsyn.models.scorers import load_policy, load_selector
 from medsyn.models.stable_diffusion import load_synthetic
 from medsyn.stage import Control
 from medsyn.training.alignment import stage as alignment
-from medsyn.training.alignment.real_images import ACCEPTABLE
 from medsyn.training.finetune import stage as finetuning
 from medsyn.training.finetune.dataset import training_rows
 
@@ -131,7 +130,7 @@ def _link(of: World, at: str, base: str) -> None:
 
 
 def _write_well_rated(of: World, table: Path) -> None:
-    """The training images that alignment has in its batches: the Selector accepts the image, the Policy its caption."""
+    """The training images that alignment has in its batches: accepted, and of the better half by both scorers."""
     directory = of.directory()
     selector = load_selector(directory.selector(MODALITY), CPU)
     policy = load_policy(directory.policy(MODALITY), CPU)
@@ -144,7 +143,8 @@ def _write_well_rated(of: World, table: Path) -> None:
     pooled = torch.stack([pooled for _, pooled in system.embed_all([row["Text"] for row in rows])])
     quality = selector_scores(selector, pixels, MODALITY).score.numpy()
     fit = policy_scores(policy, pixels, pooled, MODALITY).score.numpy()
-    passes = (quality >= (edge.threshold if edge else 0.5)) & (fit >= min(ACCEPTABLE, float(np.median(fit))))
+    both = quality * fit
+    passes = (quality >= (edge.threshold if edge else 0.5)) & (both >= np.median(both))
     kept: list[dict[str, object]] = [dict(row) for row, one in zip(rows, passes, strict=True) if one]
     table.parent.mkdir(parents=True, exist_ok=True)
     write_table(table, kept)

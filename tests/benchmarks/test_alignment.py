@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,3 +95,11 @@ def test_of_several_attempts_the_one_with_the_highest_reward_is_the_image() -> N
 
     best = attempt(1, [0.5, 0.1]).with_more(attempt(2, [0.4, 0.3])).best
     assert best.shape == (2, 3, 4, 4) and best[:, 0, 0, 0].tolist() == [1, 2]
+
+
+def test_the_arms_that_aims_compare_are_made() -> None:
+    """Importing them shows as well that the stages they call are called what they are."""
+    from aligning import aims, arms
+
+    named = {word for word in arms.ARMS if word in Path(aims.__file__).read_text()}
+    assert {"before", "aligned", "plain fine-tune", "best of 4"} <= named
