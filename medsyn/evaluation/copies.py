@@ -37,7 +37,10 @@ def measure(config: Config, gathered: Gathered, directory: Path, tick: Tick) -> 
     effort = Effort(section.copies_honest, section.copies_planted)
     found = assess(trained, controls, synthetic, config.campaign.seed, effort, tick)
     results.write(directory, found, _by_name(trained) | _by_name(controls), _by_name(synthetic))
-    return found.as_dict() | {"patients_known": gathered.real.patients_known, "lines": list(results.lines(found))}
+    return found.as_dict() | {
+        "patients_known": gathered.real.patients_known,
+        "sentences": list(results.sentences(found)),
+    }
 
 
 def _generated(gathered: Gathered, modes: list[str]) -> Iterator[tuple[str, Picture]]:
@@ -57,13 +60,12 @@ def _by_name(pictures: list[search.Picture]) -> dict[str, search.Picture]:
     return {picture.name: picture for picture in pictures}
 
 
-def lines(found: Mapping[str, Any]) -> list[str]:
-    """What was found, in sentences; nothing if it was not searched for."""
+def sentences(found: Mapping[str, Any]) -> list[str]:
+    """What was found; nothing if it was not searched for."""
     if not found:
         return []
-    said = [line.strip() for line in found["lines"] if not line.startswith("  ") or "not searched" in line]
     unknown = "The data set has no column of patients: each image counts as a patient's own."
-    return [*[line for line in said if not line.endswith(":")], *([] if found["patients_known"] else [unknown])]
+    return [*found["sentences"], *([] if found["patients_known"] else [unknown])]
 
 
 def planted(found: Mapping[str, Any]) -> ReportTable:

@@ -84,7 +84,7 @@ def render(
         marks=MARKS,
         asked={one["question"] for its in result["verdict"]["modalities"].values() for one in its},
         to_do=_to_do(result["verdict"]),
-        copies=copies.lines(result["copies"] or {}),
+        copies=copies.sentences(result["copies"] or {}),
         planted=copies.planted(result["copies"] or {}),
         copied=copies.pairs(result["copies"] or {}, gathered),
         alignment=alignment.table(result["alignment"] or {}),

@@ -41,7 +41,7 @@ class Effort:
         """How often an image is looked at, about: each once, and those that are asked about on top of that."""
         real: Counter[str] = Counter(picture.modality for pictures in sets[:-1] for picture in pictures)
         asked = {picture.modality for picture in sets[-1]} & real.keys()
-        kinds = len(planted.CHANGES) + 1
+        kinds = len(planted.kinds())
         beside = sum(2 * min(self.honest, real[name]) + kinds * min(self.planted, real[name]) for name in asked)
         return beside + sum(real[name] for name in asked) + sum(picture.modality in asked for picture in sets[-1])
 

@@ -114,6 +114,11 @@ CHANGES: dict[str, Change] = {
 HALF = "left half"  # of the source, beside the right half of another image
 
 
+def kinds() -> tuple[str, ...]:
+    """The names of all kinds of copies."""
+    return *CHANGES, HALF
+
+
 def half_of(source: Pixels, other: Pixels) -> Pixels:
     """The left half of one image beside the right half of another of the same size."""
     joined = other.copy()

@@ -12,7 +12,8 @@ from PIL import Image
 
 from medsyn import disk
 from medsyn.evaluation.memorization.assess import Memorization
-from medsyn.evaluation.memorization.search import Finding, Picture
+from medsyn.evaluation.memorization.control import Control
+from medsyn.evaluation.memorization.search import Finding, Picture, Threshold
 from medsyn.text import counted
 
 RESULTS, EXCLUDE = "copies.json", "exclude.csv"
@@ -21,27 +22,51 @@ _SHOWN, _SIDE, _GAP = 20, 128, 4
 
 
 def lines(found: Memorization) -> Iterator[str]:
-    """What was found, and how much that means."""
-    copies = "1 copy" if len(found.findings) == 1 else f"{len(found.findings)} copies"
-    yield f"{copies} among {counted(found.images, 'synthetic image')}"
-    for modality, reason in found.unsearched.items():
-        yield f"  {modality}: not searched, {reason}"
+    """What was found, and how much that means, for a terminal."""
+    yield _count(found)
+    yield from (f"  {said}" for said in _unsearched(found))
     for one in found.findings[:_SHOWN]:
         yield f"  {one.name}: {one.kind}, {one.source} ({one.evidence} {one.score:.1f})"
     if len(found.findings) > _SHOWN:
         yield f"  and {len(found.findings) - _SHOWN} more"
     if found.of_controls:
         yield f"  {found.of_controls} more would be of controls, which cannot have been copied"
-    if (limit := found.limit) is None:
+    if found.limit is None:
         return
-    share = limit.false_positives
-    said = f"{share['value']:.1%} [{share['low']:.1%}, {share['high']:.1%}] of honest images"
-    unsure = f"; of {limit.patients} patients, too few to be sure of that" if limit.is_uncertain else ""
-    yield f"threshold {limit.score:.1f}, passed by {said} of patients that did not set it{unsure}"
+    yield _passing(found.limit)
     yield "copies planted on purpose that it finds:"
     for kind, (hits, planted) in found.recall.items():
         yield f"  {kind:<32} {hits} of {planted}"
-    if (control := found.control) is not None:
+    yield from _nearer(found.control)
+
+
+def sentences(found: Memorization) -> Iterator[str]:
+    """The same for a report, which shows copies as pictures and the planted ones as a table."""
+    yield _count(found)
+    yield from _unsearched(found)
+    if found.limit is not None:
+        yield _passing(found.limit)
+        yield from _nearer(found.control)
+
+
+def _count(found: Memorization) -> str:
+    copies = "1 copy" if len(found.findings) == 1 else f"{len(found.findings)} copies"
+    return f"{copies} among {counted(found.images, 'synthetic image')}"
+
+
+def _unsearched(found: Memorization) -> Iterator[str]:
+    return (f"{modality}: not searched, {reason}" for modality, reason in found.unsearched.items())
+
+
+def _passing(limit: Threshold) -> str:
+    share = limit.false_positives
+    said = f"{share['value']:.1%} [{share['low']:.1%}, {share['high']:.1%}] of honest images"
+    unsure = f"; of {limit.patients} patients, too few to be sure of that" if limit.is_uncertain else ""
+    return f"threshold {limit.score:.1f}, passed by {said} of patients that did not set it{unsure}"
+
+
+def _nearer(control: Control | None) -> Iterator[str]:
+    if control is not None:
         yield (
             f"nearer to the {control.trained} patients of the training data than to {control.controls} controls: "
             f"p = {control.p:.3f}, z = {control.z:.1f} (one copied patient alone could not bring p below "

@@ -77,6 +77,25 @@ class Library:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """The honest margins' median, and their spread above it, of each of the `WAYS` [6]."""
+
+    median: np.ndarray
+    spread: np.ndarray
+
+    @classmethod
+    def of(cls, honest: np.ndarray) -> Scale:
+        """The scale of honest margins [N, 6]."""
+        median, high = np.quantile(honest, [0.5, 0.9], axis=0)
+        return cls(median, high - median)
+
+    def of_margins(self, margins: np.ndarray) -> np.ndarray:
+        """Margins [..., 6] in spreads above the median; the largest of them is an image's score."""
+        scaled: np.ndarray = (margins - self.median) / (self.spread + _STEADY)
+        return scaled
+
+
+@dataclass(frozen=True)
 class Honest:
     """What honest images of a modality look like: two of each real image that was asked, the second one perturbed."""
 
@@ -92,9 +111,10 @@ class Honest:
         first = set(order[: len(order) // 2])
         return np.array([patient in first for patient in self.patients])
 
-    def scores(self, margins: np.ndarray) -> np.ndarray:
-        """Scores [M] of margins [M, 6]: the largest, in spreads of the honest ones above their median."""
-        return _scores(margins, self.margins)
+    @cached_property
+    def scale(self) -> Scale:
+        """What the margins of other images are measured in."""
+        return Scale.of(self.margins)
 
     @cached_property
     def crossed(self) -> np.ndarray:
@@ -103,19 +123,13 @@ class Honest:
         for half in (False, True):
             its = self._half == half
             if its.any() and not its.all():
-                scores[its] = _scores(self.margins[its], self.margins[~its])
+                scores[its] = Scale.of(self.margins[~its]).of_margins(self.margins[its]).max(axis=1)
         return scores
 
     @property
     def by_half(self) -> tuple[np.ndarray, np.ndarray]:
         """The same, of each half."""
         return self.crossed[self._half], self.crossed[~self._half]
-
-
-def _scores(margins: np.ndarray, honest: np.ndarray) -> np.ndarray:
-    median, high = np.quantile(honest, [0.5, 0.9], axis=0)
-    scores: np.ndarray = ((margins - median) / (high - median + _STEADY)).max(axis=1)
-    return scores
 
 
 def honest(library: Library, most: int, campaign_seed: int, tick: Tick = lambda: None) -> Honest | None:
@@ -205,30 +219,26 @@ def findings(
     library: Library, known: Honest, limit: Threshold, pictures: Sequence[Picture], matches: Sequence[Match]
 ) -> list[Finding]:
     """Those of the pictures that count as copies, the most certain first."""
-    if not len(matches):
-        return []
-    margins = np.stack([one.margins for one in matches])
-    median, high = np.quantile(known.margins, [0.5, 0.9], axis=0)
-    each = (margins - median) / (high - median + _STEADY)
     found = []
-    for picture, one, values in zip(pictures, matches, each, strict=True):
+    for picture, one in zip(pictures, matches, strict=True):
+        values = known.scale.of_margins(one.margins)
         way = int(values.argmax())
         best = one.source_of(way)
         if best is not None and values[way] > limit.score:
-            kind = _kind(one, best, way, float(median[way]), float(high[way]))
+            kind = _kind(one, best, way, float(known.scale.spread[way]))
             source = library.pictures[best.source].name
             found.append(Finding(picture.name, source, picture.modality, kind, WAYS[way], round(float(values[way]), 3)))
     return sorted(found, key=lambda finding: -finding.score)
 
 
-def _kind(one: Match, best: Registered, way: int, median: float, high: float) -> str:
+def _kind(one: Match, best: Registered, way: int, spread: float) -> str:
     """Whether the source stands out among the other images of its own patient, too."""
     siblings = [
         float(other.values[way])
         for other in one.registered
         if other.patient == best.patient and other.source != best.source
     ]
-    stands_out = not siblings or float(best.values[way]) - max(siblings) > high - median
+    stands_out = not siblings or float(best.values[way]) - max(siblings) > spread
     return COPY if stands_out else SAME_PATIENT
 
 
@@ -252,7 +262,7 @@ def planted_recall(
         tick: see `Tick`.
     """
     kinds, queries = [], []
-    for kind in (*planted.CHANGES, planted.HALF):
+    for kind in planted.kinds():
         lot = sorted(library.pictures, key=lambda picture: seed(campaign_seed, "planted", kind, picture.name))
         for number, picture in enumerate(lot[:copies]):
             random = np.random.default_rng(seed(campaign_seed, "planted", kind, picture.name, "change"))
@@ -263,8 +273,8 @@ def planted_recall(
             queries.append(Query(changed))
             kinds.append(kind)
     found = library.search(queries, tick)
-    counts = dict.fromkeys((*planted.CHANGES, planted.HALF), (0, 0))
+    counts = dict.fromkeys(planted.kinds(), (0, 0))
     for kind, one in zip(kinds, found, strict=True):
-        passes = bool(known.scores(one.margins[None])[0] > limit.score)
+        passes = bool(known.scale.of_margins(one.margins).max() > limit.score)
         counts[kind] = counts[kind][0] + passes, counts[kind][1] + 1
     return counts
