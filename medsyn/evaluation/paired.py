@@ -11,9 +11,10 @@ from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
+from medsyn.models.feature_distances import NEIGHBOURS, covered, kernel, own_kernel, squared_distances
+
 RESAMPLES = 1000
 FEWEST = 10  # prompts; with fewer no interval is given
-NEIGHBOURS = 3  # of recall
 _HALVES = 40
 
 Draws = np.ndarray  # float32 [R, N]: how often each of N images is in each of R draws
@@ -74,33 +75,18 @@ def ratio(above: np.ndarray, below: np.ndarray) -> Figure:
     return figure
 
 
-def among(real: np.ndarray) -> float:
-    """The mean of KID's kernel over the pairs of different images of features [M, D]; NaN of fewer than two."""
-    if len(real) < 2:
-        return float("nan")
-    found = _kernel(real, real)
-    np.fill_diagonal(found, 0)
-    return float(found.sum()) / (len(real) * (len(real) - 1))
-
-
 def distance(images: np.ndarray, real: np.ndarray, constant: float) -> Figure:
     """Unbiased squared MMD with KID's kernel (Binkowski et al. 2018) of features [N, D] to those of real images [M, D].
 
     Two copies of an image in a draw are no pair. The real images are not drawn; `constant` is `among` them.
     """
-    own = _kernel(images, images)
-    np.fill_diagonal(own, 0)
-    to_real = _kernel(images, real).mean(axis=1)
+    own = own_kernel(images)
+    to_real = kernel(images, real).mean(axis=1)
 
     def figure(drawn: Draws) -> np.ndarray:
         return _of_pairs(drawn, own) + constant - 2 * (drawn @ to_real) / np.maximum(drawn.sum(axis=1), 1)
 
     return figure
-
-
-def _kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    found: np.ndarray = (first.astype(np.float64) @ second.astype(np.float64).T / max(1, first.shape[1]) + 1) ** 3
-    return found
 
 
 def _of_pairs(drawn: Draws, values: np.ndarray) -> np.ndarray:
@@ -130,10 +116,7 @@ def recall(distances: np.ndarray, own: np.ndarray) -> float:
     """
     if len(own) <= NEIGHBOURS or not distances.shape[1]:
         return float("nan")
-    ranked = own.copy()
-    np.fill_diagonal(ranked, np.inf)
-    radius = np.partition(ranked, NEIGHBOURS - 1, axis=1)[:, NEIGHBOURS - 1]
-    return float((distances <= radius[:, None]).any(axis=0).mean())
+    return float(covered(distances, own).mean())
 
 
 def recall_change(
@@ -144,7 +127,7 @@ def recall_change(
     A draw with copies has neighbours at no distance, so the interval is of a delete-half jackknife over prompts (Shao
     and Wu 1989): 1.96 times the spread of the difference over random halves.
     """
-    tables = [(_squared(its, real), _squared(its, its)) for its in (before, after)]
+    tables = [(squared_distances(its, real), squared_distances(its, its)) for its in (before, after)]
     first, second = (recall(*table) for table in tables)
     change, low, high = second - first, np.nan, np.nan
     names = sorted(set(map(str, prompts)))
@@ -158,8 +141,3 @@ def recall_change(
         low, high = change - spread, change + spread
     named = {"before": first, "after": second, "change": change, "low": low, "high": high}
     return {name: _or_none(its) for name, its in named.items()}
-
-
-def _squared(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    left, right = first.astype(np.float64), second.astype(np.float64)
-    return np.maximum((left**2).sum(1)[:, None] + (right**2).sum(1) - 2 * left @ right.T, 0)

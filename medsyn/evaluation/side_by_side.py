@@ -22,6 +22,7 @@ from medsyn.evaluation.generated import GeneratedImages, Picture, Record
 from medsyn.evaluation.paired import Figure
 from medsyn.evaluation.read_campaign import Gathered
 from medsyn.evaluation.tally import total
+from medsyn.models import feature_distances
 from medsyn.models.image_features import grey, shrink
 from medsyn.seeds import seed
 
@@ -199,7 +200,7 @@ class _Group:
 
     @cached_property
     def _among(self) -> float:
-        return paired.among(self.real)
+        return feature_distances.among(self.real)
 
     @cached_property
     def _unlike(self) -> dict[str, list[tuple[tuple[Key, Key], float]]]:

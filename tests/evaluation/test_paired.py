@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from medsyn.evaluation import paired
+from medsyn.models.feature_distances import among
 
 
 def features(shift: float = 0.0, count: int = 60, of: int = 0) -> np.ndarray:
@@ -13,7 +14,7 @@ def features(shift: float = 0.0, count: int = 60, of: int = 0) -> np.ndarray:
 
 
 def distance(images: np.ndarray, real: np.ndarray) -> paired.Figure:
-    return paired.distance(images, real, paired.among(real))
+    return paired.distance(images, real, among(real))
 
 
 def test_a_draw_has_all_images_of_a_prompt_alike_and_as_many_prompts_as_there_are() -> None:

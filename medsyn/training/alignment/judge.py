@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 from skimage.metrics import structural_similarity
 
+from medsyn.models import feature_distances
+from medsyn.models.feature_distances import NEIGHBOURS, among, kernel, own_kernel, squared_distances
 from medsyn.seeds import seed
 from medsyn.training.metrics import auroc
 
 RESAMPLES = 400
 FEWEST = 8  # images, real or rated, that say anything
-NEIGHBOURS = 3  # of recall
 COMPARED = 4  # others that an image's structural similarity is taken to
 RIDGE = 0.1  # of the kernel's mean diagonal
 _FOLDS = 5
@@ -155,10 +156,7 @@ class Distances:
     @classmethod
     def between(cls, images: np.ndarray, real: np.ndarray) -> Distances:
         """Of features [N, D] and [M, D]."""
-        own, among = kernel(images, images), kernel(real, real)
-        np.fill_diagonal(own, 0)
-        np.fill_diagonal(among, 0)
-        return cls(own, kernel(images, real).mean(axis=1), float(among.sum() / (len(real) * (len(real) - 1))))
+        return cls(own_kernel(images), kernel(images, real).mean(axis=1), among(real))
 
     def of(self, rows: np.ndarray) -> np.ndarray:
         """The squared distances [B] of B sets of images, rows [B, n]; one that is there twice is no two images."""
@@ -253,12 +251,6 @@ def out_of_fold(inputs: np.ndarray, outputs: np.ndarray, groups: Sequence[str], 
     return told
 
 
-def kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """KID's: (x.y / D + 1)^3, [N, M]."""
-    found: np.ndarray = (first.astype(np.float64) @ second.astype(np.float64).T / first.shape[1] + 1) ** 3
-    return found
-
-
 def nearer(told: np.ndarray, texts: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
     """How many of the other texts are further from what an image is taken for than its own: [N] of 0..1; .5 is chance.
 
@@ -302,14 +294,4 @@ def covered(images: np.ndarray, real: np.ndarray) -> np.ndarray | None:
     """
     if min(len(images), len(real)) <= NEIGHBOURS:
         return None
-    own = squared_distances(images, images)
-    np.fill_diagonal(own, np.inf)
-    radius = np.partition(own, NEIGHBOURS - 1, axis=1)[:, NEIGHBOURS - 1]
-    found: np.ndarray = (squared_distances(real, images) <= radius).any(axis=1)
-    return found
-
-
-def squared_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """[N, M] of features [N, D] and [M, D]."""
-    left, right = first.astype(np.float64), second.astype(np.float64)
-    return np.maximum((left**2).sum(1)[:, None] + (right**2).sum(1) - 2 * left @ right.T, 0)
+    return feature_distances.covered(squared_distances(real, images).T, squared_distances(images, images))

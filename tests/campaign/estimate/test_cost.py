@@ -427,6 +427,7 @@ def test_tasks_that_are_done_are_found_by_their_markers(trial: Trial) -> None:
 
 
 def test_constants_that_are_repeated_are_the_same() -> None:
+    from medsyn.evaluation.memorization import planted
     from medsyn.modality_names import COLOUR_MODALITIES
     from medsyn.training.alignment import judge, lessons, real_images
     from medsyn.training.finetune import samples, validation
@@ -439,6 +440,7 @@ def test_constants_that_are_repeated_are_the_same() -> None:
     assert samples._STEPS == memory.SAMPLE_STEPS
     assert (memory.LEVELS, memory.REAL_IMAGES) == (lessons.LEVELS, real_images.MOST)
     assert judge.FEWEST == inputs.FEWEST_JUDGED
+    assert len(planted.kinds()) == cost.PLANTED_KINDS
     assert (memory.ORIGINALS, memory.KINDS_PER_IMAGE) == (sources.ORIGINALS, sources.KINDS_PER_IMAGE)
     assert memory.EXAMINED == selector_learner.EXAMINED
     assert memory.PULLS == selector_learner.PULLS_PER_RATING
