@@ -33,7 +33,7 @@ def add_parts(base: Path, directory: Path) -> None:
         if part != "unet":
             (directory / part).mkdir()
             for file in _files(base / part):
-                _link_or_copy(file, directory / part / file.name)
+                link_or_copy(file, directory / part / file.name)
     load_as_float32(directory / "text_encoder")
     _limit_length(directory)
     settings = model_folder.scheduler_config(str(directory))
@@ -47,7 +47,7 @@ def _files(part: Path) -> list[Path]:
     return sorted(file for file in part.iterdir() if file.is_file() and file.suffix in (".json", ".txt"))
 
 
-def _link_or_copy(file: Path, to: Path) -> None:
+def link_or_copy(file: Path, to: Path) -> None:
     """`to` has the content of `file`, for good: a hub cache's files are links to others, and the cache may go."""
     source = file.resolve(strict=True)
     if source.stat().st_size >= _WORTH_A_LINK:

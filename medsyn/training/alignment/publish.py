@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,7 @@ from PIL import PngImagePlugin
 
 from medsyn import disk, time_use
 from medsyn.data.images.read import SYNTHETIC_KEY
-from medsyn.models import model_folder
-from medsyn.models.pipeline_folder import add_parts, write_index
+from medsyn.models.pipeline_folder import add_parts, link_or_copy
 from medsyn.models.scorers import PROVENANCE
 from medsyn.training.alignment.advantage import Rewards
 from medsyn.training.alignment.candidates import Sampler, Scored
@@ -101,7 +97,6 @@ def publish(model: Path, finetuned: Path, aligned: Path | None, training: Traini
         if aligned is not None and (aligned / ADAPTER_WEIGHTS).is_file():
             _link(aligned / ADAPTER_WEIGHTS, temporary / ADAPTER_WEIGHTS)
         add_parts(finetuned, temporary)
-        write_index(temporary, str(model_folder.scheduler_config(str(temporary)).get("_class_name")))
         disk.write_json(temporary / PROVENANCE, training.provenance | {CONDITIONS: training.conditions})
 
 
@@ -112,14 +107,9 @@ def discard_rounds(work: Path) -> None:
 
 
 def _link(source: Path, to: Path) -> None:
-    """Files of ours, whole already: a hard link takes no space; a copy where there are none."""
-    if source.is_dir():
-        to.mkdir(exist_ok=True)
-        for child in sorted(source.iterdir()):
-            _link(child, to / child.name)
-        return
-    with suppress(OSError):
-        os.link(source, to)
-        return
-    with disk.writing(to):
-        shutil.copyfile(source, to)
+    """A file, or a folder and all that is in it."""
+    if not source.is_dir():
+        return link_or_copy(source, to)
+    to.mkdir(exist_ok=True)
+    for child in sorted(source.iterdir()):
+        _link(child, to / child.name)
