@@ -643,7 +643,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _arms_differ(self) -> Config:
-        if "aligned" in self.generation.modes and not self.aligns:
+        if "aligned" in self.generation.modes and not self.align.enabled:
             raise ValueError(
                 "generation.modes includes aligned, which needs align.enabled=true: set it, or leave aligned out"
             )
@@ -659,14 +659,9 @@ class Config(Section):
             raise ValueError(f"generation.modes includes {names}, {what}{hint}")
         return self
 
-    @property
-    def aligns(self) -> bool:
-        """Whether there are aligned models, by modality."""
-        return self.align.enabled
-
     def arm(self, mode: str) -> Arm:
         """What a mode of `generation.modes` stands for in this campaign."""
-        return arm_of(mode, self.generation.baseline_model, "aligned" if self.aligns else "finetuned")
+        return arm_of(mode, self.generation.baseline_model, "aligned" if self.align.enabled else "finetuned")
 
     @property
     def arms(self) -> list[Arm]:

@@ -366,7 +366,7 @@ def stage_fingerprints(config: Config, inputs: Mapping[str, str]) -> dict[str, s
     # which rows a model learns from depends on the parts of the body that are listed beside it
     anatomies = [name for name in config.data.modalities if anatomy_of(name)]
     for stage in STAGES:
-        if stage == "align" and not config.aligns:  # so that campaigns of before there was the stage can be opened
+        if stage == "align" and not config.align.enabled:  # campaigns of before there was the stage can be opened
             continue
         reads = READS[stage]
         fingerprints[stage] = fingerprint(

@@ -24,7 +24,7 @@ _ASPECTS = {"distance": "distance", "quality": "quality", "prompt": "prompt"}
 def read(config: Config, directory: CampaignDirectory) -> dict[str, dict[str, Any]]:
     """The summary of each modality that was aligned, for metrics.json; nothing where the campaign aligns nothing."""
     found = {}
-    for modality in in_order(config.data.modalities) if config.aligns else ():
+    for modality in in_order(config.data.modalities) if config.align.enabled else ():
         path = directory.work("align", slug(modality)) / "summary.json"
         if path.is_file():
             found[modality] = disk.read_json(path)

@@ -105,7 +105,7 @@ def run(config: Config, task: Task, directory: CampaignDirectory, control: Contr
             scored.score(config, directory, gathered.made, tick),
             tick,
         ),
-        "alignment": alignment.read(config, directory) if config.aligns else None,
+        "alignment": alignment.read(config, directory) if config.align.enabled else None,
         "copies": copies.measure(config, gathered, work / "copies", tick) if config.evaluation.copies else None,
         "achieved": coverage.measure(gathered, config.generation.modes, config.generation.img_num),
         "selectors": selectors.describe(config, directory),

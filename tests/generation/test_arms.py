@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medsyn.config import Config
 from medsyn.errors import InputError
 from medsyn.generation.block_store import read_rejected, rejected_directory
 from medsyn.generation.make import maker
@@ -79,11 +78,9 @@ def test_an_arm_without_a_filter_has_no_scores_and_names_its_model(campaign: Cam
     assert "scorers_fingerprint" in facts["filtered"] and "scorers_fingerprint" not in facts["finetuned"]
 
 
-def test_an_aligned_arm_names_the_task_that_makes_its_model(
-    campaign: Campaign, finetuned_unets: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Config, "aligns", property(lambda config: True))
-    config = campaign.override(modes=["aligned", "filtered", "finetuned"]).config
+def test_an_aligned_arm_names_the_task_that_makes_its_model(campaign: Campaign, finetuned_unets: list[Path]) -> None:
+    align = {"align": campaign.config.align.model_copy(update={"enabled": True})}
+    config = campaign.override(modes=["aligned", "filtered", "finetuned"]).config.model_copy(update=align)
     sources = Sources(config, "CT", campaign.directory)
     for mode in ("aligned", "filtered"):
         with pytest.raises(InputError, match="the task 'align ct' makes it"):

@@ -285,7 +285,7 @@ def _check_kept(section: FinetuneSection) -> list[Problem]:
 
 def _check_judge(config: Config, counts: Mapping[str, Mapping[str, int]]) -> list[Problem]:
     """A warning where an alignment's judge will have too few held-out images to say that anything is better."""
-    if not config.aligns:
+    if not config.align.enabled:
         return []
     share, images = config.data.held_out_fraction, counts.get("images", {})
     held_out = {name: round(share * images.get(name, 0)) for name in config.data.modalities}

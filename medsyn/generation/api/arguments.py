@@ -89,7 +89,7 @@ def campaign_settings(config: Config, modality: Any, mode: Any) -> Settings:
     name = modality_of(found, modality, config.data.modalities or MODALITIES)
     if mode not in MODES:
         found.append(Problem("mode", f"must be one of {', '.join(MODES)}, got {mode!r:.100}"))
-    elif config.arm(mode).weights == "aligned" and not config.aligns:
+    elif config.arm(mode).weights == "aligned" and not config.align.enabled:
         found.append(Problem("mode", f"is {mode}, but this campaign aligns no model (align.enabled)"))
     if found or name is None:
         raise InputProblems(found)
