@@ -19,7 +19,7 @@ from medsyn.data.images.pixels import fit_square
 from medsyn.data.images.read import read_image
 from medsyn.data.prompts.store import PromptList, open_lists
 from medsyn.data.tables.read import ImageRow, dataset_of
-from medsyn.data.tables.split import groups, hold_out
+from medsyn.data.tables.split import by_lot, groups, hold_out
 from medsyn.efficiency import Efficiency, Record, add_up, summarize
 from medsyn.errors import InputError, InputProblems
 from medsyn.evaluation.generated import GeneratedImages, Missing, Picture, Tick, picture, read_generated, spread
@@ -137,8 +137,7 @@ def _sample(rows: Sequence[ImageRow], most: int, campaign_seed: int) -> Sequence
     """At most `most` of `rows`, chosen independent of their order; in table order."""
     if len(rows) <= most:
         return rows
-    lowest = sorted(rows, key=lambda row: seed(campaign_seed, "evaluate", row.file))[:most]
-    return sorted(lowest, key=lambda row: row.row)
+    return by_lot(rows, most, lambda row: seed(campaign_seed, "evaluate", row.file))
 
 
 def prompts_by_modality(config: Config) -> dict[str, PromptList]:
@@ -168,7 +167,7 @@ def missing_models(config: Config, directory: CampaignDirectory) -> list[Missing
         for modality in config.data.modalities:
             name = f"rlhf-stage2 {slug(modality)}"
             expected[name] = (directory.policy(modality), f"the Policy of {modality}")
-    for modality in config.data.modalities if config.aligns else ():
+    for modality in config.data.modalities if config.align.enabled else ():
         expected[f"align {slug(modality)}"] = (directory.aligned_unet(modality), f"the aligned UNet of {modality}")
     return [Missing(task, what) for task, (path, what) in expected.items() if not path.is_dir()]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,13 @@ from medsyn.config import GenerationSection
 from medsyn.models.pictures import quantise_all
 from medsyn.models.sampler import Guidance, Run, finite_rows, initial_noise
 from medsyn.models.stable_diffusion import SyntheticSystem
+from medsyn.seeds import seed
+
+
+def choose_prompts(texts: Iterable[str], count: int, *lot: str | int) -> list[str]:
+    """`count` of the different texts by lot, each as often as any other: a function of their set and the lot."""
+    order = sorted(set(texts), key=lambda text: (seed(*lot, text), text))
+    return [order[place % len(order)] for place in range(count if order else 0)]
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from medsyn.data.tables.read import ImageRow, RatingRow
 from medsyn.seeds import seed
 
 Row = ImageRow | RatingRow
+TableRow = TypeVar("TableRow", ImageRow, RatingRow)
 
 
 def hold_out(rows: Iterable[Row], fraction: float, campaign_seed: int) -> Callable[[Row], bool]:
@@ -29,6 +31,12 @@ def hold_out(rows: Iterable[Row], fraction: float, campaign_seed: int) -> Callab
     images = {(row.file, _stratum(row)) for row in rows}
     chosen = held_out_groups(((group_of[file], stratum) for file, stratum in images), fraction, campaign_seed)
     return lambda row: group_of[row.file] in chosen
+
+
+def by_lot(rows: Iterable[TableRow], most: int, lot: Callable[[TableRow], int]) -> list[TableRow]:
+    """At most `most` of the rows, those with the lowest lots, in the table's order."""
+    drawn = sorted(rows, key=lambda row: (lot(row), row.row))[:most]
+    return sorted(drawn, key=lambda row: row.row)
 
 
 def groups(rows: Iterable[Row], together: Iterable[tuple[str, str]] = ()) -> dict[str, str]:

@@ -30,7 +30,7 @@ from medsyn.stage import Control
 from medsyn.training.own_samples import Asked, paint, sample
 
 VERSION = 1  # raise it when the same settings give other candidates
-_SCORES = ("selector", "selector_spread", "policy", "policy_spread")
+SCORES = ("selector", "selector_spread", "policy", "policy_spread")  # of `scores_of`, in this order
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,6 @@ class Scorers:
     selector: Selector
     policy: Policy
     sha256: str
-
-
-def choose_prompts(texts: Sequence[str], count: int, *lot: str | int) -> list[str]:
-    """`count` of the different texts by lot, each as often as any other: a function of their set and the lot."""
-    order = sorted(set(texts), key=lambda text: (seed(*lot, text), text))
-    return [order[place % len(order)] for place in range(count if order else 0)]
 
 
 def wanted(prompts: Sequence[str], each: int, *lot: str | int) -> list[Wanted]:
@@ -119,7 +113,7 @@ class Sampler:
             control.heartbeat(number, len(batches), "batch")
         table = torch.stack(scores).double().numpy()
         is_finite = np.array(finite) & np.isfinite(table).all(axis=1)
-        return Scored(images, keys, {name: table[:, place] for place, name in enumerate(_SCORES)}, is_finite)
+        return Scored(images, keys, {name: table[:, place] for place, name in enumerate(SCORES)}, is_finite)
 
     def picture(self, key: str) -> np.ndarray:
         """uint8 [H, W, 1 or 3] of a sampled image."""

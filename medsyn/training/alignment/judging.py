@@ -24,7 +24,7 @@ from medsyn.models.stable_diffusion import SyntheticSystem
 from medsyn.seeds import seed
 from medsyn.stage import Control
 from medsyn.training.alignment.advantage import rewards
-from medsyn.training.alignment.candidates import Scorers, Wanted, sampled_pictures, scores_of
+from medsyn.training.alignment.candidates import SCORES, Scorers, Wanted, sampled_pictures, scores_of
 from medsyn.training.alignment.judge import ASPECTS, Judge, Look, Seen, draws, gains
 from medsyn.training.finetune.precision import autocast
 from medsyn.training.finetune.state import TrainState
@@ -207,8 +207,7 @@ class Judging:
         seen = Seen(tensors["features"].numpy(), tensors["small"].float().numpy() / 255)
         look = self.seat.judge.look(seen)
         self._looks[step] = look
-        names = ("selector", "selector_spread", "policy", "policy_spread")
-        told = {name: tensors["scores"][:, place].double().numpy() for place, name in enumerate(names)}
+        told = {name: tensors["scores"][:, place].double().numpy() for place, name in enumerate(SCORES)}
         group = np.array([one.group for one in self.seat.images])
         found = rewards(told, tensors["finite"].numpy(), group, self.seat.config.align.spread_weight)
         line: dict[str, Any] = {

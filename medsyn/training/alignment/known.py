@@ -13,6 +13,7 @@ from torch import Tensor
 from medsyn.config import Config
 from medsyn.data.images.latent_cache import TensorCache
 from medsyn.data.images.read import Image
+from medsyn.data.tables import split
 from medsyn.data.tables.read import ImageRow, RatingRow
 from medsyn.models.image_features import NAME
 from medsyn.seeds import seed
@@ -29,8 +30,7 @@ MOST = 512  # real images that a judge compares with, by lot
 def by_lot(held_out: Sequence[ImageRow], campaign_seed: int) -> list[ImageRow]:
     """At most `MOST` of the rows, each image once, in the table's order."""
     once = {row.file: row for row in reversed(held_out)}.values()
-    drawn = sorted(once, key=lambda row: (seed("judge's image", campaign_seed, row.file), row.row))
-    return sorted(drawn[:MOST], key=lambda row: row.row)
+    return split.by_lot(once, MOST, lambda row: seed("judge's image", campaign_seed, row.file))
 
 
 def known_to(

@@ -18,6 +18,7 @@ from medsyn import disk
 from medsyn.config import Config
 from medsyn.data.images.latent_cache import TensorCache
 from medsyn.data.images.read import Image
+from medsyn.data.tables import split
 from medsyn.data.tables.read import ImageRow, RatingRow
 from medsyn.models.stable_diffusion import SyntheticSystem
 from medsyn.seeds import seed
@@ -41,8 +42,7 @@ def rated_good(ratings: Sequence[RatingRow]) -> list[ImageRow]:
 
 def by_lot(rows: Sequence[ImageRow], campaign_seed: int) -> list[ImageRow]:
     """At most `MOST` of the rows, in the table's order."""
-    drawn = sorted(rows, key=lambda row: (seed("real image", campaign_seed, row.file, row.text), row.row))
-    return sorted(drawn[:MOST], key=lambda row: row.row)
+    return split.by_lot(rows, MOST, lambda row: seed("real image", campaign_seed, row.file, row.text))
 
 
 @dataclass(frozen=True)

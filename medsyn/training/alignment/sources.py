@@ -24,8 +24,9 @@ from medsyn.models.weights import UNET_WEIGHTS, model_fingerprint, unet_sha256, 
 from medsyn.seeds import seed
 from medsyn.stage import CampaignDirectory, Task, slug
 from medsyn.training.alignment import known, real_images
-from medsyn.training.alignment.candidates import Scorers, choose_prompts, scorers_sha256
+from medsyn.training.alignment.candidates import Scorers, scorers_sha256
 from medsyn.training.finetune.dataset import training_rows
+from medsyn.training.own_samples import choose_prompts
 from medsyn.training.scorers.judged import judged_groups
 from medsyn.training.scorers.rated import rated_pairs, rated_rows
 

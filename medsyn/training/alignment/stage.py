@@ -25,7 +25,7 @@ from medsyn.models.weights import weights_fingerprint
 from medsyn.stage import CampaignDirectory, Control, Task
 from medsyn.training.alignment import real_images
 from medsyn.training.alignment.advantage import Rewards, Units, accepted, pairs, parts, rewards, weighted
-from medsyn.training.alignment.candidates import Sampler, Scored, choose_prompts, wanted
+from medsyn.training.alignment.candidates import Sampler, Scored, wanted
 from medsyn.training.alignment.judge import FEWEST, Judge
 from medsyn.training.alignment.judging import Judging, Seat
 from medsyn.training.alignment.known import known_to
@@ -46,6 +46,7 @@ from medsyn.training.finetune.precision import training_dtype
 from medsyn.training.finetune.publish import best_folder, discard_best
 from medsyn.training.finetune.stage import noise_scheduler
 from medsyn.training.finetune.state import first_state
+from medsyn.training.own_samples import choose_prompts
 from medsyn.training.run import CONDITIONS, TrainingRun
 
 logger = logging.getLogger(__name__)

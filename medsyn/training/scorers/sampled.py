@@ -7,6 +7,7 @@ depends on, so that a killed task goes on where it was and ends with the same bi
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from medsyn.models.sampler import build_scheduler
 from medsyn.schedulers import SOLVERS
 from medsyn.seeds import seed
 from medsyn.stage import Control
-from medsyn.training.own_samples import Asked, paint, sample
+from medsyn.training.own_samples import Asked, choose_prompts, paint, sample
 from medsyn.training.scorers.comparisons import Comparisons
 from medsyn.training.scorers.ways import WAYS, Resampled, Spoilt, Stopped, Wish
 
@@ -49,9 +50,12 @@ class Subject:
 
 def choose_subjects(texts: Sequence[str], count: int, campaign_seed: int, modality: str) -> list[Subject]:
     """`count` prompts of `texts` by lot, each as often as any other; a function of the set of texts and the seed."""
-    order = sorted(set(texts), key=lambda text: (seed(campaign_seed, "sampled prompt", modality, text), text))
-    chosen = [(order[place % len(order)], place // len(order)) for place in range(count if order else 0)]
-    return [Subject(*one, seed(campaign_seed, "sampled", modality, *one)) for one in chosen]
+    times, subjects = Counter[str](), []
+    for prompt in choose_prompts(texts, count, campaign_seed, "sampled prompt", modality):
+        its = prompt, times[prompt]
+        subjects.append(Subject(*its, seed(campaign_seed, "sampled", modality, *its)))
+        times[prompt] += 1
+    return subjects
 
 
 def sampled_comparisons(
