@@ -12,9 +12,9 @@ from functools import cached_property
 
 import numpy as np
 
+from medsyn.models.feature_distances import covered, kernel, squared_distances
 from medsyn.seeds import seed
 
-NEIGHBOURS = 3  # of recall
 DRAWS = 1000  # of the bootstrap
 FIGURES = ("right", "good", "KID", "recall", "diversity", "accepted")
 
@@ -53,17 +53,17 @@ class Seen:
     @cached_property
     def _kernels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         first, second = self.features, self.reference
-        return tuple(_cubic(*pair) for pair in ((first, first), (second, second), (first, second)))  # type: ignore[return-value]
+        return tuple(kernel(*pair) for pair in ((first, first), (second, second), (first, second)))  # type: ignore[return-value]
 
     @cached_property
     def _distances(self) -> np.ndarray:
-        return distances(self.features, self.features)
+        return np.asarray(np.sqrt(squared_distances(self.features, self.features)))
 
     @cached_property
     def _covered(self) -> np.ndarray:
-        """bool [R]: recall (Kynkäänniemi et al. 2019): a good phantom is as near to an image as its third neighbour."""
-        radius = np.sort(self._distances, axis=1)[:, NEIGHBOURS]
-        return np.asarray((distances(self.reference, self.features) <= radius[None]).any(axis=1))
+        """bool [R]: the good phantoms that the images cover, of which recall is the share."""
+        own, to_reference = (squared_distances(its, self.features) for its in (self.features, self.reference))
+        return covered(to_reference.T, own)
 
 
 @dataclass(frozen=True)
@@ -126,17 +126,6 @@ def gain(arm: str, other: str, figure: str) -> Combine:
 def share(arm: str, other: str, figure: str) -> Combine:
     """A figure of one arm in parts of another's."""
     return lambda arms: arms[arm][figure] / arms[other][figure]
-
-
-def distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Euclidean distances [N, M] of [N, D] and [M, D]."""
-    first, second = first.astype(np.float64), second.astype(np.float64)
-    squares = (first**2).sum(1)[:, None] + (second**2).sum(1)[None] - 2 * first @ second.T
-    return np.asarray(np.sqrt(np.maximum(squares, 0)))
-
-
-def _cubic(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    return np.asarray((first.astype(np.float64) @ second.T.astype(np.float64) / first.shape[1] + 1) ** 3)
 
 
 def _mean_of_pairs(matrix: np.ndarray, times: np.ndarray) -> float:
