@@ -18,7 +18,7 @@ from medsyn.stage import CampaignDirectory, slug
 from medsyn.text import counted
 
 CURVES = ("reward", "accepted", "quality", "prompt", "distance", "diversity")
-_ASPECTS = {"distance": "distance", "quality": "quality", "prompt": "prompt"}
+_ASPECTS = ("distance", "quality", "prompt")
 
 
 def read(config: Config, directory: CampaignDirectory) -> dict[str, dict[str, Any]]:
@@ -54,26 +54,24 @@ def curves(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, pd.DataFrame
 def sentence(summary: Mapping[str, Any]) -> str:
     """What alignment did for a modality, and why."""
     told = "; ".join(_gains(summary))
-    reason = str(summary.get("reason") or "no reason is on record")
-    which = f" ({reason})" if reason else ""
-    if summary.get("kept"):
-        return f"the aligned model is used{which}" + (f": {told}" if told else "")
-    return f"the fine-tuned model stays in use{which}" + (f": {told}" if told else "")
+    reason = summary.get("reason") or "no reason is on record"
+    used = "the aligned model is used" if summary.get("kept") else "the fine-tuned model stays in use"
+    return f"{used} ({reason})" + (f": {told}" if told else "")
 
 
 def _gains(summary: Mapping[str, Any]) -> Iterator[str]:
-    for name, label in _ASPECTS.items():
+    for name in _ASPECTS:
         gain = (summary.get("gains") or {}).get(name)
         if gain is None or gain[0] is None:
             continue
         value, low, high = gain[:3]
         if low is None or high is None:
-            yield f"{label}: too few images to say"
+            yield f"{name}: too few images to say"
         elif low <= 0 <= high:
-            yield f"{label}: no difference shown"
+            yield f"{name}: no difference shown"
         else:
             what = "better" if low > 0 else "worse"
-            yield f"{label} {what} by {number(abs(value), 2)} [{number(low, 2)}, {number(high, 2)}]"
+            yield f"{name} {what} by {number(abs(value), 2)} [{number(low, 2)}, {number(high, 2)}]"
 
 
 def table(summaries: Mapping[str, Mapping[str, Any]]) -> ReportTable | None:

@@ -111,7 +111,8 @@ def _answers(result: Mapping[str, Any], section: EvaluationSection, name: str) -
     yield _images(result, section, name)
     if any(arm["filters"] for arm in result["arms"]["arms"]):
         yield _selector(result, section, name)
-        yield _step(result, name, "filter", _more_arms(result))
+        alone = Answer("filter", "unclear", "no two arms differ in this alone", _more_arms(result))
+        yield _step(result, name, "filter") or alone
     if result["alignment"] is not None:
         yield _alignment(result, name)
     if (diversity := _diversity(result, section, name)) is not None:
@@ -176,13 +177,16 @@ def _more_arms(result: Mapping[str, Any]) -> str:
     return f"a campaign with generation.modes=[{modes}] tells the filter from the rest"
 
 
-def _step(result: Mapping[str, Any], name: str, what: str, missing: str) -> Answer:
-    """Whether the steps of this name made images better, as far as the judge or the distance to real images say."""
+def _step(result: Mapping[str, Any], name: str, what: str) -> Answer | None:
+    """Whether the last step of this name made images better, as far as the judge or the distance to real images say.
+
+    None where no two arms differ in it alone.
+    """
     steps = [
         step for step in result["arms"]["groups"][name]["steps"] if step["name"].split(" on ")[0].split(",")[0] == what
     ]
     if not steps:
-        return Answer(what, "unclear", "no two arms differ in this alone", missing)
+        return None
     step = steps[-1]
     measures = step["measures"]
     measure = next((one for one in _JUDGED if measures.get(one) and measures[one]["change"] is not None), None)
@@ -212,10 +216,7 @@ def _alignment(result: Mapping[str, Any], name: str) -> Answer:
     if not summary.get("kept"):
         # no image is worse for it: what the judge refused, reward hacking too, is not in use
         return Answer("alignment", "unclear", alignment.sentence(summary), _MORE["alignment"])
-    step = _step(result, name, "alignment", "")
-    if step.reason.startswith("no two arms"):
-        return Answer("alignment", "good", alignment.sentence(summary))
-    return step
+    return _step(result, name, "alignment") or Answer("alignment", "good", alignment.sentence(summary))
 
 
 def _diversity(result: Mapping[str, Any], section: EvaluationSection, name: str) -> Answer | None:
