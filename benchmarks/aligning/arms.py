@@ -140,7 +140,7 @@ def _write_well_rated(of: World, table: Path) -> None:
     with (of.folder / "metadata.csv").open(newline="") as lines:
         rows = [row for row in csv.DictReader(lines) if row["path"] not in kept_out]
     pixels = torch.cat([_pixels(of.folder / row["path"]) for row in rows])
-    pooled = torch.stack([pooled for _, pooled in system.embed_all([row["Text"] for row in rows])])
+    pooled = system.pool_all([row["Text"] for row in rows])
     quality = selector_scores(selector, pixels, MODALITY).score.numpy()
     fit = policy_scores(policy, pixels, pooled, MODALITY).score.numpy()
     both = quality * fit

@@ -90,7 +90,7 @@ class _Scorers:
         """The scores of images that are of one size."""
         images = [_read(block, line) for block, line in zip(blocks, records, strict=True)]
         pixels = to_pixels(torch.from_numpy(np.stack(images)), self._system.device)
-        pooled = torch.stack([pooled for _, pooled in self._system.embed_all([line["prompt"] for line in records])])
+        pooled = self._system.pool_all([line["prompt"] for line in records])
         selector = selector_scores(self._selector, pixels, self._modality).score.tolist()
         policy = policy_scores(self._policy, pixels, pooled, self._modality).score.tolist()
         return [

@@ -79,6 +79,10 @@ class SyntheticSystem:
             self._embedded.popitem(last=False)
         return [features[prompt] for prompt in prompts]
 
+    def pool_all(self, prompts: Sequence[str]) -> Tensor:
+        """The pooled vectors of prompts, [N, D]: what a Policy takes."""
+        return torch.stack([pooled for _, pooled in self.embed_all(prompts)])
+
     def forget_prompts(self) -> None:
         """Encode every prompt anew from now on."""
         self._embedded.clear()

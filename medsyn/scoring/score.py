@@ -148,7 +148,7 @@ def _by_prompt(scorers: Scorers, pictures: Sequence[_Picture], pixels: Tensor) -
     prompted = [place for place, picture in enumerate(pictures) if picture.caption.prompt]
     for modality, places in _groups(scorers, pictures, prompted).items():
         prompts = [str(pictures[place].caption.prompt) for place in places]
-        pooled = torch.stack([pooled for _, pooled in scorers.system.embed_all(prompts)])
+        pooled = scorers.system.pool_all(prompts)
         found |= _rows(places, policy_scores(scorers.policy, pixels[places], pooled, modality))
     return found
 

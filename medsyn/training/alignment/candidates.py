@@ -167,7 +167,7 @@ def scores_of(
     scorers: Scorers, system: SyntheticSystem, modality: str, prompts: Sequence[str], pictures: Tensor
 ) -> Tensor:
     """Float32 [N, 4], on the CPU: selector, selector_spread, policy, policy_spread of pictures [N, H, W, 1 or 3]."""
-    pooled = torch.stack([pooled for _, pooled in system.embed_all(prompts)])
+    pooled = system.pool_all(prompts)
     pixels = to_pixels(pictures, system.device)
     quality = selector_scores(scorers.selector, pixels, modality)
     fit = policy_scores(scorers.policy, pixels, pooled, modality)

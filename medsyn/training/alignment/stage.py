@@ -226,7 +226,7 @@ class _Round:
         images = wanted(choose_prompts(texts, section.judge_images, *lot), 1, *lot)
 
         def embed(those: Sequence[str]) -> np.ndarray:
-            return torch.stack([pooled for _, pooled in load_system().embed_all(those)]).float().cpu().numpy()
+            return load_system().pool_all(those).float().cpu().numpy()
 
         examples = {row.file for row in real_images.of_quality(self._asking(load_system), sources.held_out)}
         known = known_to(
