@@ -17,6 +17,7 @@ Mode = Literal["baseline", "filtered", "pretrained", "finetuned", "finetuned-fil
 MODES: tuple[str, ...] = get_args(Mode)
 FILTERING = ("filtered", "finetuned-filtered")
 _ORDER: tuple[str, ...] = get_args(Weights)
+WEIGHTS_IN_WORDS = {"pretrained": "pretrained", "finetuned": "fine-tuned", "aligned": "aligned"}
 _TITLES = {
     "baseline": "Baseline",
     "filtered": "Filtered",
@@ -96,7 +97,7 @@ def steps(arms: Iterable[Arm]) -> list[tuple[Arm, Arm, str]]:
 def _single(before: Arm, after: Arm, arms: Iterable[Arm]) -> str | None:
     """The one step between two arms; None if there are more, or another arm lies between."""
     if before.weights == after.weights:
-        return f"filter on the {before.weights.replace('finetuned', 'fine-tuned')} model"
+        return f"filter on the {WEIGHTS_IN_WORDS[before.weights]} model"
     if before.filters != after.filters:
         return None
     between = [one for one in arms if one.filters == before.filters and before.step < one.step < after.step]

@@ -30,7 +30,7 @@ from pydantic import (
     model_validator,
 )
 
-from medsyn.arms import Arm, Mode, Weights, arm_of, filters, same
+from medsyn.arms import WEIGHTS_IN_WORDS, Arm, Mode, Weights, arm_of, filters, same
 from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems, Problem
 from medsyn.modality_names import MODALITIES, canonical_name
@@ -649,7 +649,7 @@ class Config(Section):
             )
         for one, other in same(self.arms):
             names = f"{one.mode} twice" if one == other else f"{one.mode} and {other.mode}"
-            model = one.weights.replace("finetuned", "fine-tuned") + (" model, filtered" if one.filters else " model")
+            model = WEIGHTS_IN_WORDS[one.weights] + (" model, filtered" if one.filters else " model")
             what = f"which would be the same images (of the {model}): leave one out"
             hint = ""
             if "baseline" in (one.mode, other.mode) and one != other:

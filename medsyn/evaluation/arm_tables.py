@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medsyn.arms import title
+from medsyn.arms import WEIGHTS_IN_WORDS, title
 from medsyn.evaluation.report_tables import NONE, OVERALL, ReportTable, TableCell, duration, number, percent
 from medsyn.evaluation.side_by_side import ASPECTS, SCORES
 from medsyn.text import counted
 
-WEIGHTS = {"pretrained": "pretrained", "finetuned": "fine-tuned", "aligned": "aligned"}
 # what a step can change, in the order in which it is told
 MEASURES = {
     "right": "right finding and side",
@@ -93,7 +92,8 @@ def table(result: Mapping[str, Any]) -> ReportTable:
             continue
         for arm in arms:
             its = group["arms"][arm["mode"]]
-            what = f"{WEIGHTS[arm['weights']]}{', filtered' if arm['filters'] else ''}; {counted(its['n'], 'image')}"
+            model = WEIGHTS_IN_WORDS[arm["weights"]] + (", filtered" if arm["filters"] else "")
+            what = f"{model}; {counted(its['n'], 'image')}"
             label = title(arm["mode"]) if name == OVERALL else f"{name}: {title(arm['mode']).lower()}"
             row = [TableCell(label, what)]
             row += [_figure_cell(column, its["figures"].get(column)) for column in columns]
