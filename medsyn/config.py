@@ -299,7 +299,8 @@ class FinetuneSection(Section):
 _LATER: dict[str, Any] = {
     **{"data.text_chunks": None, "finetune.rare_captions": None, "finetune.together": False},
     **{"evaluation.min_images": 50, "evaluation.min_auroc": 0.5, "evaluation.min_diversity": 0.9},
-    "evaluation.fail_on": None,
+    **{"evaluation.fail_on": None, "evaluation.copies": False},
+    **{"evaluation.copies_honest": 200, "evaluation.copies_planted": 20},
 }
 _BESIDE = ("device.compile",)  # on record with each image (`records.ENVIRONMENT`), and nothing else depends on it
 GLOBAL_BATCH = "finetune.global_batch"  # what a step sees: no key to set, but what results depend on

@@ -8,6 +8,7 @@ import pytest
 
 from medsyn import config, specification
 from medsyn.config import Config
+from medsyn.disk import fingerprint
 from medsyn.errors import InputError, InputProblems
 from tests.helpers.paths import ROOT
 
@@ -337,3 +338,11 @@ def test_a_long_value_is_shown_short(tmp_path: Path) -> None:
     with pytest.raises(InputProblems) as caught:
         config.load(path, environment={})
     assert len(str(caught.value)) < 500
+
+
+def test_an_evaluation_without_what_came_later_is_the_same_as_before_it_came() -> None:
+    section = {"max_images": 1000, "kid_subsets": 50, "kid_subset_size": 100, "sheet_columns": 8}
+    before = fingerprint({f"evaluation.{key}": value for key, value in section.items()})
+    without = config.validate({"evaluation": {"copies": False}}, "test")
+    assert without.section_fingerprint("evaluation") == before
+    assert Config().section_fingerprint("evaluation") != before
