@@ -47,6 +47,7 @@ from medsyn.training.finetune.loss import denoising_loss, min_snr_weights
 from medsyn.training.finetune.validation import Validation
 from medsyn.training.schedule import draws, samples_of_step
 from tests.helpers.event_files import assert_as_metrics
+from tests.helpers.small_unet import small_unet
 
 TASK = Task("finetune", 0, "ct", "CT")
 MEASURED = ("samples_per_second", "tflops", "peak_memory_gib")  # no two runs have the same
@@ -57,18 +58,7 @@ STEPS = 6
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Stable Diffusion with an even smaller UNet than the tiny one: these tests train it many times."""
     directory = tiny.build_random(tmp_path_factory.mktemp("weights"))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=tiny.TEXT_WIDTH,
-            attention_head_dim=4,
-            norm_num_groups=4,
-        ).save_pretrained(directory / "unet")
+    small_unet().save_pretrained(directory / "unet")
     return directory
 
 

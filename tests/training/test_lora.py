@@ -22,23 +22,9 @@ from medsyn.models.lora_targets import lora_parameters, misfits
 from medsyn.models.tensors import unet as unet_shapes
 from medsyn.training.finetune.lora import ADAPTER_WEIGHTS, add_adapters, merged, save_adapter, without_adapters
 from tests.helpers.paths import ROOT
+from tests.helpers.small_unet import small_unet
 
 KEY = (0, "finetune", "ct")
-
-
-def build() -> UNet2DConditionModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=tiny.TEXT_WIDTH,
-            attention_head_dim=4,
-            norm_num_groups=4,
-        )
 
 
 def predict(unet: torch.nn.Module) -> Tensor:
@@ -51,7 +37,7 @@ def predict(unet: torch.nn.Module) -> Tensor:
 
 def disturbed(section: LoraSection) -> UNet2DConditionModel:
     """A UNet whose adapters do something."""
-    unet = build()
+    unet = small_unet()
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for value in add_adapters(unet, section, KEY).values():
@@ -67,7 +53,7 @@ def shapes(unet: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     ("targets", "layers"), [(None, 32), (["to_q"], 8), (["attn2.to_k", "ff.net.2"], 8), (["time_emb_proj"], 8)]
 )
 def test_adapters_are_on_the_targets_and_nothing_else_is_trained(targets: list[str] | None, layers: int) -> None:
-    unet, section = build(), LoraSection(rank=2, targets=targets)
+    unet, section = small_unet(), LoraSection(rank=2, targets=targets)
     before = predict(unet)
     count = lora_parameters(shapes(unet), section)
     trained = add_adapters(unet, section, KEY)
@@ -82,10 +68,10 @@ def test_adapters_are_on_the_targets_and_nothing_else_is_trained(targets: list[s
 def test_the_first_values_follow_from_the_seed_and_the_layer_alone() -> None:
     section = LoraSection(rank=2)
     torch.manual_seed(3)
-    first = add_adapters(build(), section, KEY)
+    first = add_adapters(small_unet(), section, KEY)
     torch.manual_seed(4)
-    fewer = add_adapters(build(), LoraSection(rank=2, targets=["to_v"]), KEY)
-    other = add_adapters(build(), section, (1, *KEY[1:]))
+    fewer = add_adapters(small_unet(), LoraSection(rank=2, targets=["to_v"]), KEY)
+    other = add_adapters(small_unet(), section, (1, *KEY[1:]))
     down = [name for name in fewer if ".lora.down." in name]
     assert down and all(torch.equal(first[name], fewer[name]) for name in fewer)
     assert not any(torch.equal(first[name], other[name]) for name in down)
@@ -96,8 +82,8 @@ def test_the_first_values_follow_from_the_seed_and_the_layer_alone() -> None:
 
 @pytest.mark.parametrize("alpha", [None, 6.0])
 def test_merged_and_adapted_predict_the_same_and_switched_off_the_base(alpha: float | None, tmp_path: Path) -> None:
-    unet, base = disturbed(LoraSection(rank=3, alpha=alpha)), build()
-    adapted, plain = predict(unet), build()
+    unet, base = disturbed(LoraSection(rank=3, alpha=alpha)), small_unet()
+    adapted, plain = predict(unet), small_unet()
     assert (adapted - predict(base)).abs().max() > 0.01
     tensors = merged(unet, {})
     assert tensors.keys() == base.state_dict().keys()
@@ -117,12 +103,12 @@ def test_merged_and_adapted_predict_the_same_and_switched_off_the_base(alpha: fl
 def test_an_average_takes_the_place_of_the_weights() -> None:
     unet = disturbed(LoraSection(rank=2))
     nothing = {name: torch.zeros_like(value) for name, value in unet.named_parameters() if value.requires_grad}
-    base = build().state_dict()
+    base = small_unet().state_dict()
     assert all(torch.equal(value, base[name]) for name, value in merged(unet, nothing).items())
 
 
 def test_a_unet_without_adapters_has_no_adapter_file(tmp_path: Path) -> None:
-    save_adapter(build(), {}, tmp_path)
+    save_adapter(small_unet(), {}, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -170,7 +156,7 @@ def test_what_does_not_fit_is_one_line(section: dict, key: str, said: str) -> No
 
 def test_the_task_refuses_it_as_well() -> None:
     with pytest.raises(InputProblems, match="17 is over the width"):
-        add_adapters(build(), LoraSection(rank=17), KEY)
+        add_adapters(small_unet(), LoraSection(rank=17), KEY)
 
 
 PEFT = """
@@ -199,8 +185,8 @@ def test_diffusers_loads_the_adapter_and_predicts_what_the_merged_model_does(tmp
     if subprocess.run(fetch, cwd=ROOT, check=False, capture_output=True, timeout=120).returncode:
         pytest.skip("peft cannot be fetched here")
     base = tiny.build_random(tmp_path / "base")
-    build().save_pretrained(base / "unet")
-    unet, plain = disturbed(LoraSection(rank=3, alpha=6.0)), build()
+    small_unet().save_pretrained(base / "unet")
+    unet, plain = disturbed(LoraSection(rank=3, alpha=6.0)), small_unet()
     (tmp_path / "adapter").mkdir()
     save_adapter(unet, {}, tmp_path / "adapter")
     plain.load_state_dict(merged(unet, {}))
@@ -209,4 +195,4 @@ def test_diffusers_loads_the_adapter_and_predicts_what_the_merged_model_does(tmp
     subprocess.run(command, env=environment, check=True, timeout=240)
     predicted = torch.load(tmp_path / "adapter" / "predicted.pt", weights_only=True)
     assert torch.allclose(predicted, predict(plain), atol=1e-5)
-    assert not torch.allclose(predicted, predict(build()), atol=1e-2)
+    assert not torch.allclose(predicted, predict(small_unet()), atol=1e-2)

@@ -7,10 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from medsyn.config import Config, validate
@@ -19,18 +16,11 @@ from medsyn.stage import CampaignDirectory, Control, Task
 from medsyn.training.finetune import stage as finetuning
 from medsyn.training.scorers import stages
 from tests.helpers.once import once
+from tests.helpers.rated_pictures import picture
+from tests.helpers.small_unet import small_unet
 
 SCORER = {"image_size": 32, "patch_size": 16, "hidden_dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16}
 SCORER |= {"members": 2}
-
-
-def picture(number: int, rating: int) -> np.ndarray:
-    """A blob on grey, uint8 [32, 32]: rated 3 as it is, 2 with a little noise, 1 with a lot."""
-    rng = np.random.default_rng(number)
-    y, x = np.mgrid[:32, :32]
-    cy, cx = rng.uniform(8, 24, 2)
-    clean = 90 + 100 * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / rng.uniform(20, 60))
-    return (clean + rng.normal(size=(32, 32)) * {3: 1, 2: 4, 1: 25}[rating]).clip(0, 255).astype(np.uint8)
 
 
 def config_of(data: Path, **changes: Any) -> Config:
@@ -92,18 +82,7 @@ def _write_tables(data: Path) -> None:
 
 def _write_weights(data: Path) -> None:
     directory = tiny.build_random(data / "weights")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=tiny.TEXT_WIDTH,
-            attention_head_dim=4,
-            norm_num_groups=4,
-        ).save_pretrained(directory / "unet")
+    small_unet().save_pretrained(directory / "unet")
 
 
 def _prepare(base: Path) -> None:

@@ -32,6 +32,7 @@ from medsyn.training.scorers.policy_learner import PolicyLearner
 from medsyn.training.scorers.publish import Gain
 from medsyn.training.scorers.sources import Sources
 from tests.helpers.event_files import assert_as_metrics
+from tests.helpers.rated_pictures import picture
 
 STAGE1 = Task("rlhf-stage1", 0, "all")
 STAGE2 = Task("rlhf-stage2", 0, "ct", "CT")
@@ -47,15 +48,6 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.build_random(tmp_path_factory.mktemp("weights"))
-
-
-def picture(number: int, rating: int) -> np.ndarray:
-    """A blob on grey, uint8 [32, 32]: rated 3 as it is, 2 with a little noise, 1 with a lot."""
-    rng = np.random.default_rng(number)
-    y, x = np.mgrid[:32, :32]
-    cy, cx = rng.uniform(8, 24, 2)
-    clean = 90 + 100 * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / rng.uniform(20, 60))
-    return (clean + rng.normal(size=(32, 32)) * {3: 1, 2: 4, 1: 25}[rating]).clip(0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
